@@ -1,0 +1,43 @@
+import 'graphiql/setup-workers/vite'
+import 'graphiql/style.css'
+import './style.css'
+
+import { createLocalStorage } from '@graphiql/toolkit'
+import { GraphiQL, type GraphiQLProps } from 'graphiql'
+import { createRoot } from 'react-dom/client'
+
+import { exampleTabs } from './examples'
+import { pageFetcher } from './fetcher'
+
+// A namespace of our own: another project's GraphiQL on the same host and port would hide the examples behind its tabs.
+const storage = createLocalStorage({ namespace: 'headwater' })
+
+function stored(key: string): string | null {
+  return storage.getItem(`graphiql:${key}`)
+}
+
+async function firstVisit(): Promise<Pick<GraphiQLProps, 'defaultTabs' | 'initialVariables'>> {
+  const defaultTabs = await exampleTabs(`${import.meta.env.BASE_URL}examples.json`)
+  // GraphiQL 5.4 fills the editors from the first default tab, except the variables.
+  return { defaultTabs, initialVariables: defaultTabs[0]?.variables ?? '' }
+}
+
+async function start(element: HTMLElement): Promise<void> {
+  const tabs = stored('tabState') === null ? await firstVisit() : {}
+  createRoot(element).render(
+    <GraphiQL
+      fetcher={pageFetcher(window.location)}
+      storage={storage}
+      isHeadersEditorEnabled
+      // GraphiQL forgets the user's choice on reload unless it is handed back.
+      shouldPersistHeaders={stored('shouldPersistHeaders') === 'true'}
+      showPersistHeadersSettings
+      {...tabs}
+    >
+      <GraphiQL.Logo>Headwater</GraphiQL.Logo>
+    </GraphiQL>,
+  )
+}
+
+const element = document.getElementById('explorer')
+if (element) void start(element)

@@ -1,0 +1,8 @@
+"""Alembic's entry: `headwater migrate` hands over an open connection in the configuration."""
+
+from alembic import context
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, version_table="schema_version", version_table_schema="public", transaction_per_migration=True)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,196 @@
+"""Accounts: what may happen to one, and what has. Read from top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, TypeAlias, assert_never
+from uuid import UUID
+
+from msgspec import Meta
+
+from bank.users.domain import AlreadyExists
+from headwater import Command, Decider, Event, Exact, Refused
+
+Money: TypeAlias = Annotated[Decimal, Exact(above=0, places=2, digits=18)]
+Currency: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Z]{3}$")]
+
+
+class AccountStatus(Enum):
+    """Whether money may move."""
+
+    OPEN = "OPEN"
+    FROZEN = "FROZEN"
+    CLOSED = "CLOSED"
+
+
+class AccountNotFound(Refused):
+    """There is no such account."""
+
+    account_id: UUID
+
+
+class AccountNotOpen(Refused):
+    """The account is frozen or closed."""
+
+    status: AccountStatus
+
+
+class InsufficientFunds(Refused):
+    """The account does not hold that much."""
+
+    balance: Decimal
+
+
+class AccountNotEmpty(Refused):
+    """Only an empty account can be closed."""
+
+    balance: Decimal
+
+
+class OpenAccount(Command, creates=True, refuses=[AlreadyExists]):
+    """Open an account for an owner in one currency, with nothing in it."""
+
+    account_id: UUID
+    owner_id: UUID
+    currency: Currency
+
+
+class Deposit(Command, refuses=[AccountNotFound, AccountNotOpen]):
+    """Put money into an account."""
+
+    account_id: UUID
+    amount: Money
+
+
+class Withdraw(Command, refuses=[AccountNotFound, AccountNotOpen, InsufficientFunds]):
+    """Take money out of an account."""
+
+    account_id: UUID
+    amount: Money
+
+
+class FreezeAccount(Command, refuses=[AccountNotFound, AccountNotOpen]):
+    """Let no money move on an account until it is unfrozen."""
+
+    account_id: UUID
+
+
+class UnfreezeAccount(Command, refuses=[AccountNotFound, AccountNotOpen]):
+    """Let money move on a frozen account again."""
+
+    account_id: UUID
+
+
+class CloseAccount(Command, refuses=[AccountNotFound, AccountNotOpen, AccountNotEmpty]):
+    """Close an empty account for good."""
+
+    account_id: UUID
+
+
+AccountCommand: TypeAlias = OpenAccount | Deposit | Withdraw | FreezeAccount | UnfreezeAccount | CloseAccount
+
+
+class AccountOpened(Event):
+    account_id: UUID
+    owner_id: UUID
+    currency: str
+
+
+class MoneyDeposited(Event):
+    account_id: UUID
+    amount: Decimal
+    balance: Decimal
+
+
+class MoneyWithdrawn(Event):
+    account_id: UUID
+    amount: Decimal
+    balance: Decimal
+
+
+class AccountFrozen(Event):
+    account_id: UUID
+
+
+class AccountUnfrozen(Event):
+    account_id: UUID
+
+
+class AccountClosed(Event):
+    account_id: UUID
+
+
+AccountEvent: TypeAlias = (
+    AccountOpened | MoneyDeposited | MoneyWithdrawn | AccountFrozen | AccountUnfrozen | AccountClosed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a decision about an account needs. No status: it was never opened."""
+
+    status: AccountStatus | None = None
+    balance: Decimal = Decimal(0)
+
+
+def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
+    match command:
+        case OpenAccount():
+            if account.status is not None:
+                raise AlreadyExists()
+            return [
+                AccountOpened(account_id=command.account_id, owner_id=command.owner_id, currency=command.currency)
+            ]
+        case Deposit():
+            _require(account, command.account_id, AccountStatus.OPEN)
+            balance = account.balance + command.amount
+            return [MoneyDeposited(account_id=command.account_id, amount=command.amount, balance=balance)]
+        case Withdraw():
+            _require(account, command.account_id, AccountStatus.OPEN)
+            if command.amount > account.balance:
+                raise InsufficientFunds(balance=account.balance)
+            balance = account.balance - command.amount
+            return [MoneyWithdrawn(account_id=command.account_id, amount=command.amount, balance=balance)]
+        case FreezeAccount():
+            _require(account, command.account_id, AccountStatus.OPEN)
+            return [AccountFrozen(account_id=command.account_id)]
+        case UnfreezeAccount():
+            _require(account, command.account_id, AccountStatus.OPEN, AccountStatus.FROZEN)
+            if account.status is AccountStatus.OPEN:
+                return []
+            return [AccountUnfrozen(account_id=command.account_id)]
+        case CloseAccount():
+            _require(account, command.account_id, AccountStatus.OPEN)
+            if account.balance:
+                raise AccountNotEmpty(balance=account.balance)
+            return [AccountClosed(account_id=command.account_id)]
+        case _:
+            assert_never(command)
+
+
+def _require(account: Account, account_id: UUID, *wanted: AccountStatus) -> None:
+    if account.status is None:
+        raise AccountNotFound(account_id=account_id)
+    if account.status not in wanted:
+        raise AccountNotOpen(status=account.status)
+
+
+def evolve(account: Account, event: AccountEvent) -> Account:
+    match event:
+        case AccountOpened():
+            return Account(status=AccountStatus.OPEN)
+        case MoneyDeposited() | MoneyWithdrawn():
+            return replace(account, balance=event.balance)
+        case AccountFrozen():
+            return replace(account, status=AccountStatus.FROZEN)
+        case AccountUnfrozen():
+            return replace(account, status=AccountStatus.OPEN)
+        case AccountClosed():
+            return replace(account, status=AccountStatus.CLOSED)
+        case _:
+            assert_never(event)
+
+
+accounts = Decider(category="account", key="account_id", initial=Account(), decide=decide, evolve=evolve)

@@ -1,0 +1,7 @@
+"""Accounts: what this folder brings."""
+
+from bank.accounts.domain import accounts as accounts_decider
+from bank.accounts.views import account_view
+from headwater import Feature
+
+accounts = Feature(deciders=[accounts_decider], views=[account_view])

@@ -1,0 +1,12 @@
+"""The bank: `headwater dev --app bank.main:app`."""
+
+from pathlib import Path
+
+from bank.accounts.feature import accounts
+from bank.users.feature import users
+from headwater import App, Example
+
+app = App(
+    features=[users, accounts],
+    examples=Example.from_folder(Path(__file__).parent / "examples"),
+)

@@ -1,0 +1,110 @@
+"""Users: what may happen to one, and what has. Read from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, TypeAlias, assert_never
+from uuid import UUID
+
+from msgspec import Meta
+
+from headwater import Command, Decider, Event, Refused, Release, Take
+
+Email: TypeAlias = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
+
+
+class EmailTaken(Refused):
+    """Another user has this e-mail address."""
+
+    email: str
+
+
+class UserNotFound(Refused):
+    """There is no such user."""
+
+    user_id: UUID
+
+
+class AlreadyExists(Refused):
+    """There already is something with this id."""
+
+
+class RegisterUser(Command, creates=True, refuses=[EmailTaken, AlreadyExists]):
+    """Register a user under an e-mail address that nobody else has."""
+
+    user_id: UUID
+    email: Email
+    name: Name
+
+
+class ChangeEmail(Command, refuses=[UserNotFound, EmailTaken]):
+    """Give a user another e-mail address that nobody else has."""
+
+    user_id: UUID
+    email: Email
+
+
+UserCommand: TypeAlias = RegisterUser | ChangeEmail
+
+
+class UserRegistered(Event):
+    user_id: UUID
+    email: str
+    name: str
+
+
+class EmailChanged(Event):
+    user_id: UUID
+    email: str
+
+
+UserEvent: TypeAlias = UserRegistered | EmailChanged
+
+
+@dataclass(frozen=True)
+class User:
+    """What a decision about a user needs."""
+
+    email: str | None = None
+
+    @property
+    def registered(self) -> bool:
+        return self.email is not None
+
+
+def decide(command: UserCommand, user: User) -> list[UserEvent]:
+    match command:
+        case RegisterUser():
+            if user.registered:
+                raise AlreadyExists()
+            return [UserRegistered(user_id=command.user_id, email=command.email, name=command.name)]
+        case ChangeEmail():
+            if not user.registered:
+                raise UserNotFound(user_id=command.user_id)
+            if command.email == user.email:
+                return []
+            return [EmailChanged(user_id=command.user_id, email=command.email)]
+        case _:
+            assert_never(command)
+
+
+def evolve(user: User, event: UserEvent) -> User:
+    match event:
+        case UserRegistered() | EmailChanged():
+            return replace(user, email=event.email)
+        case _:
+            assert_never(event)
+
+
+def claims(user: User, event: UserEvent) -> Sequence[Take | Release]:
+    """An e-mail address belongs to one user, whatever its capitals."""
+    old, new = (user.email or "").casefold(), event.email.casefold()
+    if old == new:
+        return ()
+    take = Take("email", new, otherwise=EmailTaken(email=event.email))
+    return (Release("email", old), take) if old else (take,)
+
+
+users = Decider(category="user", key="user_id", initial=User(), decide=decide, evolve=evolve, claims=claims)

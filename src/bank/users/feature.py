@@ -1,0 +1,7 @@
+"""Users: what this folder brings."""
+
+from bank.users.domain import users as users_decider
+from bank.users.views import user_view
+from headwater import Feature
+
+users = Feature(deciders=[users_decider], views=[user_view])

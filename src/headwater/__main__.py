@@ -1,0 +1,7 @@
+"""`python -m headwater` is `headwater`."""
+
+import sys
+
+from headwater.cli import main
+
+sys.exit(main())

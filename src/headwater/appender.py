@@ -1,0 +1,214 @@
+"""Group commit: while one append is in flight, commands queue up and go together in the next one.
+
+One connection, one task, one batch at a time. States:
+
+    connecting -> idle -> writing -> settling -> idle ...
+                     \\-> (connection lost) -> connecting -> writing the same batch again
+
+Writing a batch again is safe and tells the truth: commands whose events were committed before the connection was lost
+come back as done, with their first result; the others are judged now, for the first time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from headwater.database import LOST, Database
+from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
+from headwater.log import Append, Appended, Verdict, append
+from headwater.positions import LOG, Positions
+from headwater.supervisor import backoff
+
+logger = logging.getLogger("headwater.appender")
+
+
+@dataclass(slots=True, eq=False)
+class Chain:
+    """Commands of one stream that were decided one on another before any was written. When one loses, those behind it
+    stand on nothing, and are not sent."""
+
+    broken: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    append: Append
+    chain: Chain
+    answer: asyncio.Future[Appended]
+
+
+@dataclass
+class Tally:
+    """What the appender has done since the start."""
+
+    batches: int = 0
+    commands: int = 0
+    verdicts: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(Verdict, 0))
+
+
+class Appender:
+    """The process's one writer of the log.
+
+    queue: commands that may wait, at most. batch: commands in one append, at most. patience: seconds to wait for a lost
+    database before those who wait are told.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        positions: Positions,
+        *,
+        queue: int = 10_000,
+        batch: int = 500,
+        patience: float = 10.0,
+    ) -> None:
+        self._database = database
+        self._positions = positions
+        self._limit = queue
+        self._batch = batch
+        self._patience = patience
+        self._queue: deque[_Waiting] = deque()
+        self._writing: list[_Waiting] = []
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self.tally = Tally()
+
+    def submit(self, command: Append, chain: Chain) -> asyncio.Future[Appended]:
+        """Queue a command for the next append.
+
+        Raises:
+            Overloaded: too many are waiting.  Unavailable: the process is shutting down.
+        The answer raises Unavailable (nothing was written) or OutcomeUnknown when the database stays away.
+        """
+        if self._closing:
+            raise Unavailable("The server is shutting down; nothing was written. Try again.")
+        if len(self._queue) >= self._limit:
+            raise Overloaded(f"{len(self._queue)} commands are waiting; nothing was written. Try again later.")
+        answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(command, chain, answer))
+        self._arrived.set()
+        return answer
+
+    async def drain(self) -> None:
+        """Take no more commands, and return when all that wait have their answer."""
+        self._closing = True
+        answers = [waiting.answer for waiting in (*self._writing, *self._queue)]
+        if answers:
+            await asyncio.wait(answers)
+
+    async def run(self, well: Callable[[], None] = lambda: None) -> None:
+        """Connect, write batches, connect again. Runs under a supervisor, which is told when a loss is got over."""
+        while True:
+            connection = await self._connect()
+            try:
+                well()
+                await self._write_batches(connection)
+            except LOST as error:
+                logger.warning("the log's connection was lost (%s); connecting again", error or type(error).__name__)
+            finally:
+                connection.terminate()
+
+    async def _connect(self) -> asyncpg.Connection:
+        loop = asyncio.get_running_loop()
+        failures, since = 0, loop.time()
+        while True:
+            try:
+                return await self._database.connect("appender")
+            except LOST as error:
+                failures += 1
+                logger.warning("cannot connect to the log (%s), attempt %d", error or type(error).__name__, failures)
+                if loop.time() - since > self._patience:
+                    self._give_up(str(error))
+                await asyncio.sleep(backoff(failures))
+
+    def _give_up(self, reason: str) -> None:
+        """Tell everyone who waits what is known: what is queued was not written, what was being written may have been."""
+        logger.error("the log is away: %d commands unwritten, %d unknown", len(self._queue), len(self._writing))
+        for waiting in self._writing:
+            self._fail(waiting, OutcomeUnknown(OutcomeUnknown.__doc__))
+        for waiting in self._queue:
+            self._fail(waiting, Unavailable(f"The log cannot be reached ({reason}); nothing was written."))
+        self._writing = []
+        self._queue.clear()
+
+    async def _write_batches(self, connection: asyncpg.Connection) -> None:
+        while True:
+            if not self._writing:
+                await self._take()
+            await self._write(connection)
+
+    async def _take(self) -> None:
+        """Wait for commands, and take a batch of those whose chain still holds."""
+        while not self._writing:
+            while not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+            while self._queue and len(self._writing) < self._batch:
+                waiting = self._queue.popleft()
+                if waiting.chain.broken:
+                    self._settle(waiting, _behind(waiting.append))
+                else:
+                    self._writing.append(waiting)
+
+    async def _write(self, connection: asyncpg.Connection) -> None:
+        batch = self._writing
+        try:
+            answers = await append(connection, [waiting.append for waiting in batch])
+        except LOST:
+            raise
+        except (asyncpg.PostgresError, asyncpg.DataError, ValueError, TypeError, OverflowError) as error:
+            await self._write_singly(connection, error)
+            return
+        self._writing = []
+        self._settle_batch(batch, answers)
+
+    async def _write_singly(self, connection: asyncpg.Connection, error: Exception) -> None:
+        """PostgreSQL refused the whole call: find whose fault it was, so that nobody else pays for it."""
+        batch = self._writing
+        if len(batch) == 1:
+            self._writing = []
+            self._fail(batch[0], error)
+            return
+        logger.warning("an append of %d commands failed (%s); writing them one by one", len(batch), error)
+        while batch:
+            self._writing = batch[:1]
+            if batch[0].chain.broken:
+                self._writing = []
+                self._settle(batch[0], _behind(batch[0].append))
+            else:
+                try:
+                    await self._write(connection)
+                except LOST:
+                    self._writing = batch
+                    raise
+            batch = batch[1:]
+
+    def _settle_batch(self, batch: list[_Waiting], answers: list[Appended]) -> None:
+        tally = self.tally
+        tally.batches += 1
+        tally.commands += len(batch)
+        for waiting, appended in zip(batch, answers, strict=True):
+            tally.verdicts[appended.verdict] += 1
+            self._settle(waiting, appended)
+        self._positions.report(LOG, max((a.position for a in answers if a.verdict is Verdict.ACCEPTED), default=0))
+
+    def _settle(self, waiting: _Waiting, appended: Appended) -> None:
+        if appended.verdict is not Verdict.ACCEPTED:
+            waiting.chain.broken = True
+        if not waiting.answer.done():  # its caller may have gone
+            waiting.answer.set_result(appended)
+
+    def _fail(self, waiting: _Waiting, error: Exception) -> None:
+        waiting.chain.broken = True
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)
+
+
+def _behind(command: Append) -> Appended:
+    return Appended(Verdict.BEHIND, 0, 0, command.stream_id)

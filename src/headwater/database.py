@@ -1,0 +1,76 @@
+"""The way to PostgreSQL: one pool for reads, and connections of their own for those that must not share one."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any
+
+import asyncpg
+
+LOST: tuple[type[BaseException], ...] = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    TimeoutError,
+)
+"""What is raised when a connection is lost or cannot be had: try again, the statement is not at fault."""
+
+CONNECT_SECONDS = 10.0
+
+
+class Database:
+    """One database. Opened once a process: `async with Database(dsn) as database`.
+
+    dsn: `postgresql://...`. pool_size: connections for reads and projections, at most. statement_timeout: seconds that
+    a statement of the pool may take.
+    """
+
+    def __init__(self, dsn: str, *, pool_size: int = 10, statement_timeout: float = 10.0) -> None:
+        self._dsn = dsn
+        self._pool_size = pool_size
+        self._statement_timeout = statement_timeout
+        self._pool: asyncpg.Pool | None = None
+
+    @property
+    def pool(self) -> asyncpg.Pool:
+        """Connections for reads, each statement under the timeout."""
+        assert self._pool is not None, "the database is not open"
+        return self._pool
+
+    async def __aenter__(self) -> Database:
+        self._pool = await asyncpg.create_pool(
+            self._dsn,
+            min_size=1,
+            max_size=self._pool_size,
+            timeout=CONNECT_SECONDS,
+            server_settings=self._server_settings("headwater")
+            | {"statement_timeout": str(int(self._statement_timeout * 1000))},
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            await asyncio.wait_for(pool.close(), 2)
+        except TimeoutError:
+            pool.terminate()
+
+    async def connect(self, name: str) -> asyncpg.Connection:
+        """A connection outside the pool, shown to the operator as `headwater <name>`. The caller closes it."""
+        return await asyncpg.connect(
+            self._dsn, timeout=CONNECT_SECONDS, server_settings=self._server_settings(f"headwater {name}")
+        )
+
+    @staticmethod
+    def _server_settings(name: str) -> dict[str, Any]:
+        # Every statement is short and repeated; compiling one costs more than it can save.
+        return {"application_name": name, "jit": "off", "timezone": "UTC"}

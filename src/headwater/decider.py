@@ -1,0 +1,119 @@
+"""A decider: how one kind of stream decides on commands and evolves by events. Three pure functions and a start.
+
+After Jérémie Chassaing's Decider: `decide(command, state) -> events`, `evolve(state, event) -> state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+
+from headwater.errors import DefinitionError
+from headwater.fields import Kind, fields_of, union_arms
+from headwater.messages import Command, Event, Refused
+
+C = TypeVar("C", bound=Command)
+S = TypeVar("S")
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True)
+class Take:
+    """Make `value` belong to the stream among all values of `name`, or be refused with `otherwise`."""
+
+    name: str
+    value: str
+    otherwise: Refused
+
+
+@dataclass(frozen=True)
+class Release:
+    """Give `value` of `name` back, if the stream holds it."""
+
+    name: str
+    value: str
+
+
+def no_claims(state: Any, event: Any) -> Sequence[Take | Release]:
+    """The claims of a decider that has none."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Decider(Generic[C, S, E]):
+    """One kind of stream.
+
+    category: the streams' kind, as stored. key: the field of each command and event that names the stream, a UUID.
+    initial: the state before the first event. claims: what an event makes unique across streams, seen from the state
+    before it.
+
+    Commands and events are taken from the annotations of `decide` and `evolve`.
+    """
+
+    category: str
+    key: str
+    initial: S
+    decide: Callable[[C, S], Sequence[E]]
+    evolve: Callable[[S, E], S]
+    claims: Callable[[S, E], Sequence[Take | Release]] = no_claims
+    commands: tuple[type[Command], ...] = field(init=False)
+    events: tuple[type[Event], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        commands, decided = self._read_decide()
+        events = self._read_evolve()
+        forgotten = [event.__name__ for event in decided if event not in events]
+        if forgotten:
+            raise DefinitionError(
+                f"{self._name(self.evolve)} does not take {', '.join(forgotten)}, which {self._name(self.decide)} gives;"
+                " add it to the annotation of its event and to its match"
+            )
+        for message in (*commands, *events):
+            self._require_key(message)
+        object.__setattr__(self, "commands", commands)
+        object.__setattr__(self, "events", events)
+
+    def _read_decide(self) -> tuple[tuple[type[Command], ...], tuple[type[Event], ...]]:
+        command, _, answer = _annotations(self.decide, 2)
+        if not get_args(answer) or not issubclass(get_origin(answer) or object, Sequence):
+            raise DefinitionError(f"{self._name(self.decide)} must be annotated to return a list of events")
+        return (
+            self._arms(self.decide, command, Command),
+            self._arms(self.decide, get_args(answer)[0], Event),
+        )
+
+    def _read_evolve(self) -> tuple[type[Event], ...]:
+        _, event, _ = _annotations(self.evolve, 2)
+        return self._arms(self.evolve, event, Event)
+
+    def _arms(self, function: Callable[..., Any], annotation: Any, root: type[Any]) -> tuple[type[Any], ...]:
+        arms = union_arms(annotation)
+        for arm in arms:
+            if not (isinstance(arm, type) and issubclass(arm, root)):
+                raise DefinitionError(f"{self._name(function)}: {arm} is not {root.__name__} of Headwater")
+        return arms
+
+    def _require_key(self, message: type[Any]) -> None:
+        for each in fields_of(message):
+            if each.name == self.key and each.kind is Kind.UUID and not each.optional and not each.many:
+                return
+        raise DefinitionError(f"{message.__name__} needs a field `{self.key}: UUID`, the key of {self.category} streams")
+
+    @staticmethod
+    def _name(function: Callable[..., Any]) -> str:
+        return f"{function.__module__}.{function.__qualname__}"
+
+
+def _annotations(function: Callable[..., Any], parameters: int) -> tuple[Any, Any, Any]:
+    """The annotations of a function's two parameters and of what it returns."""
+    where = f"{function.__module__}.{function.__qualname__}"
+    try:
+        hints = get_type_hints(function)
+    except Exception as error:
+        raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
+    answer = hints.pop("return", None)
+    if len(hints) != parameters or answer is None:
+        raise DefinitionError(f"{where} must have {parameters} parameters, each annotated, and an annotated result")
+    first, second = hints.values()
+    return first, second, answer

@@ -1,0 +1,270 @@
+"""From a command to its place in the log: state, decision, append, and again when another was quicker.
+
+A stream's state is kept in memory and runs ahead of the log: a second command on a stream is decided on the state that
+the first will leave, and travels in the same batch. When the first loses, those behind it decide again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from headwater.appender import Appender, Chain
+from headwater.codec import encode
+from headwater.decider import Decider, Release, Take
+from headwater.errors import CommandIdReused, Contended
+from headwater.feature import Domain
+from headwater.ids import new_id
+from headwater.log import Append, Appended, Log, Verdict
+from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refused, VersionConflict
+
+ATTEMPTS = 12
+"""Decisions of one command before it is given up: each one after the first means that another writer was quicker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A command's place in the log: the stream's version and the log's position after its last event."""
+
+    command_id: UUID
+    stream_id: UUID
+    version: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a command comes from, kept with each of its events.
+
+    correlation_id: what all that follows from one request has in common; the command's own id when left out.
+    causation_id: the event or command that led to it.
+    """
+
+    correlation_id: UUID | None = None
+    causation_id: UUID | None = None
+    actor: str | None = None
+    tenant: str | None = None
+    traceparent: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """A stream as this process knows it. `version` and `state` run ahead of the log by what is on its way there;
+    `written_version` and `written_state` are what the log has confirmed."""
+
+    category: str
+    written_version: int
+    written_state: Any
+    version: int = field(init=False)
+    state: Any = field(init=False)
+    chain: Chain = field(default_factory=Chain)
+    last: asyncio.Future[Appended] | None = None
+
+    def __post_init__(self) -> None:
+        self.version, self.state = self.written_version, self.written_state
+
+    @property
+    def ahead(self) -> bool:
+        return self.last is not None and not self.last.done()
+
+
+class Dispatcher:
+    """Decides commands. One a process.
+
+    cache: streams whose state is kept in memory, at most.
+    """
+
+    def __init__(self, domain: Domain, log: Log, appender: Appender, *, cache: int = 100_000) -> None:
+        self._domain = domain
+        self._log = log
+        self._appender = appender
+        self._limit = cache
+        self._streams: OrderedDict[UUID, _Stream] = OrderedDict()
+        self._loading: dict[UUID, asyncio.Task[_Stream]] = {}
+
+    async def execute(
+        self,
+        command: Command,
+        *,
+        command_id: UUID | None = None,
+        expected_version: int | None = None,
+        origin: Origin = Origin(),  # noqa: B008 - frozen
+    ) -> Accepted:
+        """Decide a command and append its events.
+
+        command_id: an idempotency key; an id that was accepted before gives its first result and appends nothing.
+        expected_version: the stream's version that the caller has seen. The command's fields are taken as valid:
+        whoever builds one from foreign input uses `headwater.validation`.
+
+        Raises:
+            Refused: the decision's no, `VersionConflict` among them.
+            Overloaded, Unavailable, Contended: nothing was written.  OutcomeUnknown: it may have been.
+            CommandIdReused: the id belongs to another stream's command.
+        """
+        decider = self._domain.decider_of[type(command)]
+        try:
+            return await self._execute(decider, command, command_id or new_id(), expected_version, origin)
+        except Refused as refusal:
+            if command_id is not None:
+                # A command that is sent again may find its own first run in the way.
+                done = await self._log.result_of(command_id)
+                if done is not None:
+                    return self._answer(command_id, getattr(command, decider.key), done)
+            if not isinstance(refusal, (*command.refuses, *EVERY_COMMAND_REFUSES)):
+                raise RuntimeError(
+                    f"{command.command_name} was refused with {type(refusal).__name__}, which it does not declare in "
+                    "`refuses=[...]`"
+                ) from refusal
+            raise
+
+    async def _execute(
+        self,
+        decider: Decider[Any, Any, Any],
+        command: Command,
+        command_id: UUID,
+        expected_version: int | None,
+        origin: Origin,
+    ) -> Accepted:
+        stream_id: UUID = getattr(command, decider.key)
+        known: _Stream | None = None
+        for attempt in range(ATTEMPTS):
+            if attempt > 2:
+                await asyncio.sleep(random.uniform(0, 0.001 * 2**attempt))
+            stream = self._streams.get(stream_id)
+            if stream is None or stream.chain.broken:
+                stream, fresh = await self._load(decider, stream_id, known or stream)
+            else:
+                self._streams.move_to_end(stream_id)
+                fresh = False
+                if stream.category != decider.category:
+                    raise _wrong_category(decider, stream_id, stream.category)
+            known = stream
+            try:
+                if expected_version is not None and expected_version != stream.version:
+                    raise VersionConflict(expected_version, stream.version)
+                events = decider.decide(command, stream.state)
+                claims, state = _outcome(decider, stream.state, events)
+            except Refused:
+                if await self._is_true(stream, fresh):
+                    raise
+                self._forget(stream_id, stream)
+                continue
+            answer = self._submit(decider, stream, command_id, stream_id, events, claims, origin)
+            version, stream.version, stream.state = stream.version, stream.version + len(events), state
+            appended = await answer
+            if appended.verdict is Verdict.ACCEPTED:
+                if appended.version > stream.written_version:
+                    stream.written_version, stream.written_state = appended.version, state
+                return Accepted(command_id, stream_id, appended.version, appended.position)
+            self._forget(stream_id, stream)
+            if appended.verdict is Verdict.DONE:
+                return self._answer(command_id, stream_id, appended)
+            if appended.verdict is Verdict.TAKEN:
+                assert appended.blocker is not None
+                raise appended.blocker.otherwise
+            if appended.verdict is Verdict.CONFLICT and expected_version is not None:
+                raise VersionConflict(version, appended.version)
+        raise Contended(f"{ATTEMPTS} attempts met changes of the same stream by others; nothing was written. Try again.")
+
+    def _submit(
+        self,
+        decider: Decider[Any, Any, Any],
+        stream: _Stream,
+        command_id: UUID,
+        stream_id: UUID,
+        events: list[Event],
+        claims: list[Take | Release],
+        origin: Origin,
+    ) -> asyncio.Future[Appended]:
+        answer = self._appender.submit(
+            Append(
+                command_id,
+                stream_id,
+                decider.category,
+                stream.version,
+                [(event.event_name, event.event_version, encode(event)) for event in events],
+                origin.correlation_id or command_id,
+                origin.causation_id,
+                origin.actor,
+                origin.tenant,
+                origin.traceparent,
+                claims,
+            ),
+            stream.chain,
+        )
+        stream.last = answer
+        return answer
+
+    @staticmethod
+    def _answer(command_id: UUID, stream_id: UUID, done: Appended) -> Accepted:
+        if done.stream_id != stream_id:
+            raise CommandIdReused(f"commandId {command_id} was used before, for {done.stream_id}; nothing was written.")
+        return Accepted(command_id, stream_id, done.version, done.position)
+
+    @staticmethod
+    async def _is_true(stream: _Stream, fresh: bool) -> bool:
+        """Whether a no that was decided on the stream's state holds of the log, not only of what this process remembers.
+
+        It does when the state was read for this very command, or when the last command on its way, on which the state
+        stands, is accepted.
+        """
+        last = stream.last
+        if last is None or last.done():
+            return fresh
+        await asyncio.wait([last])
+        settled = not last.cancelled() and last.exception() is None
+        return settled and last.result().verdict is Verdict.ACCEPTED
+
+    def _forget(self, stream_id: UUID, stream: _Stream) -> None:
+        if self._streams.get(stream_id) is stream:
+            del self._streams[stream_id]
+
+    async def _load(
+        self, decider: Decider[Any, Any, Any], stream_id: UUID, known: _Stream | None
+    ) -> tuple[_Stream, bool]:
+        """The stream from the log, and whether it was read just for this call, not for another that asked before."""
+        loading = self._loading.get(stream_id)
+        if loading is not None:
+            return await asyncio.shield(loading), False
+        loading = asyncio.create_task(self._read(decider, stream_id, known))
+        self._loading[stream_id] = loading
+        loading.add_done_callback(lambda _: self._loading.pop(stream_id, None))
+        return await asyncio.shield(loading), True
+
+    async def _read(self, decider: Decider[Any, Any, Any], stream_id: UUID, known: _Stream | None) -> _Stream:
+        version, state = (known.written_version, known.written_state) if known else (0, decider.initial)
+        async for category, event in self._log.read_stream(stream_id, version):
+            if category != decider.category:
+                raise _wrong_category(decider, stream_id, category)
+            version, state = event.version, decider.evolve(state, event.data)
+        stream = _Stream(decider.category, version, state)
+        self._streams[stream_id] = stream
+        if len(self._streams) > self._limit:
+            self._evict()
+        return stream
+
+    def _evict(self) -> None:
+        """Drop the stream that was not asked for the longest. One with commands on their way is kept."""
+        for stream_id, stream in self._streams.items():
+            if not stream.ahead:
+                del self._streams[stream_id]
+                return
+
+
+def _outcome(
+    decider: Decider[Any, Any, Any], state: Any, events: list[Event]
+) -> tuple[list[Take | Release], Any]:
+    """The claims that the events make, and the state that they leave."""
+    claims: list[Take | Release] = []
+    for event in events:
+        claims.extend(decider.claims(state, event))
+        state = decider.evolve(state, event)
+    return claims, state
+
+
+def _wrong_category(decider: Decider[Any, Any, Any], stream_id: UUID, category: str) -> InvalidInput:
+    return InvalidInput([decider.key], f"{stream_id} is the id of another thing, in {category}, not in {decider.category}")

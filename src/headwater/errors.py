@@ -1,0 +1,70 @@
+"""What can go wrong, as classes: a docstring says what the reader of the error is told, fields are the facts.
+
+A *refusal* is a business no and is data (`headwater.Refused`); an *error* is a fault or a mistake and is raised.
+"""
+
+from __future__ import annotations
+
+
+class HeadwaterError(Exception):
+    """The root of every error that Headwater raises."""
+
+
+class DefinitionError(HeadwaterError):
+    """The app's own declarations are wrong; the start stops with a sentence that names the class and the field."""
+
+
+class SettingsError(HeadwaterError):
+    """A setting has a value that cannot be used; the sentence says which, and what to change."""
+
+
+class LogError(HeadwaterError):
+    """The log holds something that this code cannot read, or was asked for something impossible."""
+
+
+class PublicError(HeadwaterError):
+    """An error that a client may read: `code` is stable and in CONSTANT_CASE, the message is a sentence."""
+
+    code = "ERROR"
+
+
+class Overloaded(PublicError):
+    """The server has as many commands waiting as it accepts; nothing was written. Try again later."""
+
+    code = "OVERLOADED"
+
+
+class Unavailable(PublicError):
+    """The log cannot be reached; nothing was written. Try again later."""
+
+    code = "UNAVAILABLE"
+
+
+class OutcomeUnknown(PublicError):
+    """The log was lost while the command was being written, and stayed away: send it again with the same commandId."""
+
+    code = "OUTCOME_UNKNOWN"
+
+
+class Contended(PublicError):
+    """Other commands changed the same stream each time this one was decided; nothing was written. Try again."""
+
+    code = "CONTENDED"
+
+
+class CommandIdReused(PublicError):
+    """This commandId has already been used for another stream; nothing was written. Choose a new one."""
+
+    code = "COMMAND_ID_REUSED"
+
+
+class ProjectionBehind(PublicError):
+    """The read model has not reached the asked position in time. What was written is safe; ask again."""
+
+    code = "PROJECTION_BEHIND"
+
+
+class BadRequest(PublicError):
+    """The request is not one that can be answered."""
+
+    code = "BAD_USER_INPUT"

@@ -1,0 +1,89 @@
+"""A feature: what one folder of a domain brings, as lists that one can read. An app is a list of features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headwater.codec import Codec
+from headwater.decider import Decider
+from headwater.errors import DefinitionError
+from headwater.fields import fields_of
+from headwater.messages import Command, Event
+from headwater.view import View
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a part of a domain brings."""
+
+    deciders: Sequence[Decider[Any, Any, Any]] = ()
+    views: Sequence[View[Any]] = ()
+
+
+class Domain:
+    """Everything that an app's features bring, checked once against each other.
+
+    Raises:
+        DefinitionError: two things have one name, or something refers to what no feature brings.
+    """
+
+    def __init__(self, features: Iterable[Feature]) -> None:
+        features = tuple(features)
+        self.deciders = tuple(decider for feature in features for decider in feature.deciders)
+        self.views = tuple(view for feature in features for view in feature.views)
+        self.decider_of = self._commands()
+        self.category_of = self._events()
+        self.view_of = {view.model: view for view in self.views}
+        self.codec = Codec(self.category_of)
+        self._check_names()
+        self._check_views()
+
+    def _commands(self) -> dict[type[Command], Decider[Any, Any, Any]]:
+        owners: dict[type[Command], Decider[Any, Any, Any]] = {}
+        for decider in self.deciders:
+            for command in decider.commands:
+                if command in owners:
+                    raise DefinitionError(
+                        f"{command.__name__} is decided by both {owners[command].category} and {decider.category}"
+                    )
+                owners[command] = decider
+                fields_of(command)
+                for refusal in command.refuses:
+                    fields_of(refusal)
+        return owners
+
+    def _events(self) -> dict[type[Event], str]:
+        owners: dict[type[Event], str] = {}
+        for decider in self.deciders:
+            for event in decider.events:
+                if event in owners:
+                    raise DefinitionError(f"{event.__name__} belongs to both {owners[event]} and {decider.category}")
+                owners[event] = decider.category
+        return owners
+
+    def _check_names(self) -> None:
+        _refuse_twice("category", [decider.category for decider in self.deciders])
+        _refuse_twice("command", [command.command_name for command in self.decider_of])
+        _refuse_twice("read model", [view.name for view in self.views])
+
+    def _check_views(self) -> None:
+        for view in self.views:
+            for event in view.events:
+                if event not in self.category_of:
+                    raise DefinitionError(f"{view.name} folds {event.__name__}, which no decider's evolve takes")
+            for name, link in view.links.items():
+                if link.to not in self.view_of:
+                    raise DefinitionError(
+                        f"{view.model.__name__}.{name} links to {link.to.__name__}, which no feature brings"
+                    )
+
+
+def _refuse_twice(what: str, names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        # Compared without case, since names become tables, fields and channels.
+        if name.casefold() in seen:
+            raise DefinitionError(f"Two of the app's features bring a {what} named {name!r}")
+        seen[name.casefold()] = name

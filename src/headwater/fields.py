@@ -1,0 +1,120 @@
+"""The fields of a message or read model, and the one list of types that Headwater carries from Python to SQL and GraphQL.
+
+A type that is not on the list stops the start with a sentence that names the class and the field.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+import msgspec
+
+from headwater.errors import DefinitionError
+from headwater.messages import Exact
+
+
+class Kind(enum.Enum):
+    """What a value is, wherever it stands. The member's value is the Python type."""
+
+    TEXT = str
+    INT = int
+    FLOAT = float
+    BOOL = bool
+    DECIMAL = Decimal
+    UUID = UUID
+    TIME = datetime
+    DATE = date
+    ENUM = enum.Enum
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: its Python name, what it holds, and whether it may be None, a list, or left out."""
+
+    name: str
+    kind: Kind
+    optional: bool
+    many: bool
+    required: bool
+    enum: type[enum.Enum] | None = None
+    exact: Exact | None = None
+
+
+def fields_of(cls: type[Any]) -> tuple[Field, ...]:
+    """The fields of a struct or refusal, in their order.
+
+    Raises:
+        DefinitionError: an annotation cannot be resolved, or its type is not one that Headwater carries.
+    """
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except Exception as error:
+        raise DefinitionError(f"{cls.__name__}: an annotation cannot be resolved: {error}") from error
+    return tuple(_field(cls, name, hints[name], required) for name, required in _names(cls))
+
+
+def _names(cls: type[Any]) -> list[tuple[str, bool]]:
+    if issubclass(cls, msgspec.Struct):
+        return [(f.name, f.required) for f in msgspec.structs.fields(cls)]
+    return [(name, True) for name in getattr(cls, "__dataclass_fields__", {})]
+
+
+def _field(cls: type[Any], name: str, annotation: Any, required: bool) -> Field:
+    inner, optional, exact = _unwrap(annotation)
+    many = get_origin(inner) is list
+    if many:
+        inner, inner_optional, exact = _unwrap(*get_args(inner))
+        if inner_optional:
+            raise DefinitionError(f"{cls.__name__}.{name}: a list of optional values is not carried; leave None out")
+    kind = _kind(inner)
+    if kind is None:
+        raise DefinitionError(
+            f"{cls.__name__}.{name}: {_spell(annotation)} is a type that GraphQL and SQL cannot both carry; use one of "
+            "str, int, float, bool, Decimal, UUID, datetime, date, an Enum of strings, or a list of these"
+        )
+    if exact is not None and kind is not Kind.DECIMAL:
+        raise DefinitionError(f"{cls.__name__}.{name}: Exact bounds a Decimal, not {_spell(inner)}")
+    chosen = inner if kind is Kind.ENUM else None
+    return Field(name, kind, optional, many, required, chosen, exact)
+
+
+def _unwrap(annotation: Any) -> tuple[Any, bool, Exact | None]:
+    """The type inside Annotated and Optional, whether it was optional, and the bounds of a Decimal."""
+    optional, exact = False, None
+    while True:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            annotation, *extras = get_args(annotation)
+            exact = next((extra for extra in extras if isinstance(extra, Exact)), exact)
+        elif origin in (Union, types.UnionType) and type(None) in get_args(annotation):
+            rest = [arm for arm in get_args(annotation) if arm is not type(None)]
+            annotation, optional = (rest[0] if len(rest) == 1 else Union[tuple(rest)]), True  # noqa: UP007 - at run time
+        else:
+            return annotation, optional, exact
+
+
+def _kind(annotation: Any) -> Kind | None:
+    if isinstance(annotation, type):
+        if issubclass(annotation, enum.Enum):
+            return Kind.ENUM if all(isinstance(member.value, str) for member in annotation) else None
+        for kind in Kind:
+            if annotation is kind.value:
+                return kind
+    return None
+
+
+def _spell(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def union_arms(annotation: Any) -> tuple[type[Any], ...]:
+    """The classes of `A | B`, or the one class."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(arm for inner in get_args(annotation) for arm in union_arms(inner))
+    return (annotation,)

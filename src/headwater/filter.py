@@ -1,0 +1,144 @@
+"""Filters on read models: one tree, compiled twice, to SQL for queries and to a Python predicate for live changes.
+
+Both are two-valued: a comparison with a missing value is false, and `ne` and `notIn` are the exact opposites of `eq` and
+`in`, so that a row is either in or out, whichever side looks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, assert_never
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Compare:
+    """One column against one value (a tuple for `in`; a bool for `is_null`), as stored."""
+
+    column: str
+    operator: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class All:
+    """Every part holds; true when there is none."""
+
+    parts: tuple[Filter, ...] = ()
+
+
+@dataclass(frozen=True)
+class Some:
+    """At least one part holds; false when there is none."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    """The part does not hold."""
+
+    part: Filter
+
+
+Filter: TypeAlias = Compare | All | Some | Not
+
+EVERYTHING = All()
+
+OPERATORS = ("eq", "ne", "in", "not_in", "lt", "lte", "gt", "gte", "contains", "starts_with", "is_null")
+
+_ORDERED = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
+
+
+def to_sql(tree: Filter, columns: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[bool]:
+    """The condition of a WHERE clause. Values are bound, names come from the columns given."""
+    match tree:
+        case Compare():
+            return _compare_sql(columns[tree.column], tree.operator, tree.value)
+        case All():
+            return sa.and_(sa.true(), *(to_sql(part, columns) for part in tree.parts))
+        case Some():
+            return sa.or_(sa.false(), *(to_sql(part, columns) for part in tree.parts))
+        case Not():
+            return sa.not_(sa.func.coalesce(to_sql(tree.part, columns), False))
+        case _:
+            assert_never(tree)
+
+
+def _compare_sql(column: sa.ColumnElement[Any], name: str, value: Any) -> sa.ColumnElement[bool]:
+    match name:
+        case "eq":
+            return _known(column, column == value)
+        case "ne":
+            return column.is_distinct_from(value)
+        case "in":
+            return _known(column, column == sa.any_(_array(column, value)))
+        case "not_in":
+            return sa.func.coalesce(column != sa.all_(_array(column, value)), True)
+        case "lt" | "lte" | "gt" | "gte":
+            return _known(column, _ORDERED[name](column, value))
+        case "contains":
+            return _known(column, sa.func.strpos(column, value) > 0)
+        case "starts_with":
+            return _known(column, sa.func.starts_with(column, value))
+        case "is_null":
+            return column.is_(None) if value else column.is_not(None)
+        case _:
+            raise ValueError(f"no operator {name!r}")
+
+
+def _known(column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """False, not unknown, where the column has no value. An index on the column can still be used."""
+    return sa.and_(column.is_not(None), condition) if getattr(column, "nullable", True) else condition
+
+
+def _array(column: sa.ColumnElement[Any], values: tuple[Any, ...]) -> sa.ColumnElement[Any]:
+    # One parameter however many values there are, so that the statement stays the same.
+    return sa.literal(list(values), postgresql.ARRAY(column.type))
+
+
+def to_predicate(tree: Filter) -> Callable[[Row], bool]:
+    """The same condition on a stored row."""
+    match tree:
+        case Compare():
+            return _compare(tree.column, tree.operator, tree.value)
+        case All():
+            every = tuple(map(to_predicate, tree.parts))
+            return lambda row: all(part(row) for part in every)
+        case Some():
+            some = tuple(map(to_predicate, tree.parts))
+            return lambda row: any(part(row) for part in some)
+        case Not():
+            part = to_predicate(tree.part)
+            return lambda row: not part(row)
+        case _:
+            assert_never(tree)
+
+
+def _compare(column: str, name: str, value: Any) -> Callable[[Row], bool]:
+    match name:
+        case "eq":
+            return lambda row: bool(row[column] == value)
+        case "ne":
+            return lambda row: bool(row[column] != value)
+        case "in":
+            return lambda row: row[column] in value
+        case "not_in":
+            return lambda row: row[column] not in value
+        case "lt" | "lte" | "gt" | "gte":
+            ordered = _ORDERED[name]
+            return lambda row: row[column] is not None and ordered(row[column], value)
+        case "contains":
+            return lambda row: row[column] is not None and value in row[column]
+        case "starts_with":
+            return lambda row: row[column] is not None and row[column].startswith(value)
+        case "is_null":
+            return lambda row: (row[column] is None) is value
+        case _:
+            raise ValueError(f"no operator {name!r}")

@@ -1,0 +1,132 @@
+"""Commands as mutations: an input, and a union of what was accepted and what may be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Union
+from uuid import UUID
+
+import strawberry
+
+from headwater.dispatch import Accepted as Appended
+from headwater.feature import Domain
+from headwater.fields import fields_of
+from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, resolver
+from headwater.graphql.interfaces import Accepted, Refusal
+from headwater.graphql.rows import RowType, RowTypes
+from headwater.graphql.scalars import Position
+from headwater.ids import derived_id, new_id
+from headwater.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
+from headwater.validation import command_from
+
+
+class Mutations:
+    """The mutation fields of an app."""
+
+    def __init__(self, domain: Domain, rows: RowTypes) -> None:
+        self._domain = domain
+        self._rows = rows
+        self._refusals: dict[type[Refused], Any] = {}
+
+    def fields(self) -> dict[str, Any]:
+        """A field for each command."""
+        return {camel(command.command_name): self._field(command) for command in self._domain.decider_of}
+
+    def _field(self, command: type[Command]) -> Any:
+        accepted = self._accepted(command)
+        refusals = [self._refusal(refused) for refused in (*command.refuses, *EVERY_COMMAND_REFUSES)]
+        result = Annotated[
+            Union[(accepted, *refusals)],  # noqa: UP007 - made at run time
+            strawberry.union(name=f"{command.command_name}Result"),
+        ]
+        resolve = self._resolver(command, accepted)
+        return strawberry.mutation(
+            resolver=resolver(
+                resolve,
+                result,
+                input=self._input(command),
+                expected_version=Omittable(int),
+                command_id=Omittable(UUID),
+            ),
+            description=sentence_of(command),
+        )
+
+    def _resolver(self, command: type[Command], accepted: type[Any]) -> Callable[..., Any]:
+        key = self._domain.decider_of[command].key
+
+        async def resolve(
+            root: Any, info: Info, input: Any, expected_version: int | None = None, command_id: UUID | None = None
+        ) -> Any:
+            try:
+                values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
+                if command.creates and values.get(key) is None:
+                    values[key] = new_id() if command_id is None else derived_id(command_id, command.command_name)
+                done = await info.context.serving.dispatcher.execute(
+                    command_from(command, values), command_id=command_id, expected_version=expected_version
+                )
+            except Refused as refused:
+                return self._refused(refused)
+            return _accept(accepted, done)
+
+        return resolve
+
+    def _input(self, command: type[Command]) -> type[Any]:
+        cls = new_class(f"{command.command_name}Input")
+        key = self._domain.decider_of[command].key
+        for each in fields_of(command):
+            made = command.creates and each.name == key
+            needed = each.required and not made
+            cls.__annotations__[each.name] = annotation(each) if needed else annotation(each) | None
+            if not needed:
+                setattr(cls, each.name, strawberry.UNSET)
+        return strawberry.input(cls)
+
+    def _accepted(self, command: type[Command]) -> type[Any]:
+        """`DepositAccepted`: the command's place in the log, and the read models with the stream's key."""
+        cls = new_class(f"{command.command_name}Accepted", Accepted)
+        for rows in self._rows.all():
+            if rows.view.key == self._domain.decider_of[command].key:
+                field = strawberry.field(
+                    resolver=_row_after(rows), description="Read at the command's position: it shows what you wrote."
+                )
+                setattr(cls, rows.name, field)
+        return strawberry.type(cls)
+
+    def _refusal(self, refused: type[Refused]) -> type[Any]:
+        """The type of a refusal: its code, its message, and its facts. Made once, however many commands have it."""
+        if refused not in self._refusals:
+            cls = new_class(refused.__name__, Refusal)
+            for each in fields_of(refused):
+                if each.name not in _HIDDEN.get(refused, ()):
+                    cls.__annotations__[each.name] = annotation(each)
+            self._refusals[refused] = strawberry.type(cls, description=sentence_of(refused))
+        return self._refusals[refused]
+
+    def _refused(self, refused: Refused) -> Any:
+        cls = self._refusals[type(refused)]
+        facts: Mapping[str, Any] = {
+            name: value for name, value in refused.facts.items() if name not in _HIDDEN.get(type(refused), ())
+        }
+        if isinstance(refused, InvalidInput):
+            facts = {"path": [camel(step) for step in refused.path]}
+        return cls(code=refused.code, message=refused.message, **facts)
+
+
+_HIDDEN: dict[type[Refused], tuple[str, ...]] = {InvalidInput: ("complaint",)}
+"""Facts that are told otherwise: the complaint is the message."""
+
+
+def _accept(cls: type[Any], done: Appended) -> Any:
+    return cls(
+        command_id=done.command_id, stream_id=done.stream_id, version=done.version, position=Position(done.position)
+    )
+
+
+def _row_after(rows: RowType) -> Callable[..., Any]:
+    async def resolve(root: Any, info: Info) -> Any:
+        reader = info.context.reader(rows.model)
+        await reader.reach(root.position)
+        row, _ = await reader.row(root.stream_id)
+        return rows.wrap(row)
+
+    return resolver(resolve, rows.object | None)

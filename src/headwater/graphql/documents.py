@@ -1,0 +1,117 @@
+"""Documents: parsed and validated once, then remembered, the refused ones too."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphql import (
+    ASTValidationRule,
+    DocumentNode,
+    GraphQLError,
+    GraphQLSchema,
+    OperationDefinitionNode,
+    parse,
+    specified_rules,
+    validate,
+)
+from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
+from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
+
+from headwater.graphql.result import Result, refused
+
+# What Strawberry itself validates with (strawberry.schema.schema.validate_document, which cannot hide suggestions).
+RULES: tuple[type[ASTValidationRule], ...] = (*specified_rules, MaybeNullValidationRule, OneOfInputValidationRule)
+
+# A parsed document takes up to 280 bytes for each character of its text, so the cache is bounded by characters as well
+# as by entries: about 70 MB at worst, whatever clients send.
+MAX_CACHED_CHARACTERS = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A valid document and its operations."""
+
+    node: DocumentNode
+    operations: tuple[OperationDefinitionNode, ...]
+
+    def operation(self, name: str | None) -> OperationDefinitionNode | None:
+        """The operation of that name, or the only one; None when there is no such choice."""
+        if name is None:
+            return self.operations[0] if len(self.operations) == 1 else None
+        return next((each for each in self.operations if each.name and each.name.value == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a document may be. `source_length` is in characters, `tokens` counts comments too."""
+
+    source_length: int
+    tokens: int
+    documents: int
+
+
+class Documents:
+    """From query text to its document, or to the result that refuses it. Bounded: the least recently used go first."""
+
+    def __init__(
+        self,
+        schema: GraphQLSchema,
+        limits: Limits,
+        *,
+        guards: Sequence[type[ASTValidationRule]],
+        hide_suggestions: bool,
+    ) -> None:
+        self._schema = schema
+        self._limits = limits
+        self._guards = tuple(guards)
+        self._hide_suggestions = hide_suggestions
+        self._known: OrderedDict[str, Document | Result] = OrderedDict()
+        self._characters = 0
+
+    def get(self, source: str) -> Document | Result:
+        known = self._known.get(source)
+        if known is not None:
+            self._known.move_to_end(source)
+            return known
+        read = self._read(source)
+        self._remember(source, read)
+        return read
+
+    def _read(self, source: str) -> Document | Result:
+        try:
+            node = self._parse(source)
+        except GraphQLError as error:
+            return refused([error], "GRAPHQL_PARSE_FAILED")
+        errors = self._validate(node)
+        if errors:
+            return refused(errors, "GRAPHQL_VALIDATION_FAILED")
+        return Document(node, tuple(each for each in node.definitions if isinstance(each, OperationDefinitionNode)))
+
+    def _parse(self, source: str) -> DocumentNode:
+        return parse(
+            source,
+            max_source_length=self._limits.source_length,
+            max_tokens=self._limits.tokens,
+            # graphql-core 3.3 takes `{ }` by default; the specification does not.
+            allow_empty_selection_sets=False,
+        )
+
+    def _validate(self, node: DocumentNode) -> list[GraphQLError]:
+        # Guards judge cost, so they run alone and first: the specified rules are quadratic on hostile documents.
+        return self._broken(node, self._guards) or self._broken(node, RULES)
+
+    def _broken(self, node: DocumentNode, rules: tuple[type[ASTValidationRule], ...]) -> list[GraphQLError]:
+        if not rules:
+            return []
+        return validate(
+            self._schema, node, rules, hide_suggestions=self._hide_suggestions, allow_empty_selection_sets=False
+        )
+
+    def _remember(self, source: str, read: Document | Result) -> None:
+        if len(source) > self._limits.source_length:
+            return  # Refused by its length alone, which costs nothing to find out again.
+        self._known[source] = read
+        self._characters += len(source)
+        while len(self._known) > self._limits.documents or self._characters > MAX_CACHED_CHARACTERS:
+            forgotten, _ = self._known.popitem(last=False)
+            self._characters -= len(forgotten)

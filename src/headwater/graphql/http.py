@@ -1,0 +1,197 @@
+"""GraphQL over HTTP: POST, and GET for queries, in both of the specification's media types."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+
+import msgspec
+from graphql import OperationType
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from headwater.errors import PublicError
+from headwater.graphql.context import ContextFactory
+from headwater.graphql.engine import Engine
+from headwater.graphql.media import preferred
+from headwater.graphql.request import BadRequest, GraphQLRequest, decode_json
+from headwater.graphql.result import Result, failed
+
+JSON = "application/json"
+GRAPHQL = "application/graphql-response+json"
+HTML = "text/html"
+
+# A page of another site cannot send any of these without asking first (CORS preflight), so their presence is the proof.
+PREFLIGHT_HEADERS = ("x-headwater", "graphql-require-preflight", "apollo-require-preflight")
+GET_PARAMETERS = ("query", "operationName", "variables", "extensions")
+
+Explorer = Callable[[Request], Awaitable[Response]]
+
+
+class Refusal(Exception):
+    """A request that HTTP itself refuses, before GraphQL sees it."""
+
+    def __init__(self, status: HTTPStatus, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = dict(headers or {})
+
+
+class GraphQLHTTP:
+    """The endpoint, an ASGI application: `Route("/graphql", GraphQLHTTP(engine, context))`.
+
+    `max_body` is in bytes. `explorer` answers a GET that prefers HTML and carries no query.
+    """
+
+    def __init__(
+        self, engine: Engine, context: ContextFactory, *, max_body: int = 1024 * 1024, explorer: Explorer | None = None
+    ) -> None:
+        self._engine = engine
+        self._context = context
+        self._max_body = max_body
+        self._explorer = explorer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            response = await self._respond(request)
+        except ClientDisconnect:
+            return  # It went away while it sent its body: there is nobody to answer.
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        accept = ", ".join(request.headers.getlist("accept"))
+        if self._explorer is not None and _wants_page(request, accept):
+            return await self._explorer(request)
+        media_type = preferred(accept, (JSON, GRAPHQL))
+        try:
+            return await self._answer(request, media_type)
+        except Refusal as refusal:
+            return _error(refusal.status, refusal.code, str(refusal), media_type, refusal.headers)
+        except BadRequest as error:
+            return _error(HTTPStatus.BAD_REQUEST, error.code, str(error), media_type)
+
+    async def _answer(self, request: Request, media_type: str | None) -> Response:
+        if media_type is None:
+            raise Refusal(HTTPStatus.NOT_ACCEPTABLE, "NOT_ACCEPTABLE", f"Available: {JSON} and {GRAPHQL}.")
+        _require_method(request)
+        try:
+            context = self._context(request, None)
+        except PublicError as error:
+            raise _at_the_door(error) from error
+        except Exception as error:  # noqa: BLE001 - the user's code: masked like a resolver's fault
+            return _json(HTTPStatus.INTERNAL_SERVER_ERROR, failed(error).json, media_type)
+        operation = await self._read(request)
+        self._require_runnable(request, operation)
+        result = await self._engine.execute(operation, context)
+        return _json(_status(result, media_type), result.json, media_type)
+
+    async def _read(self, request: Request) -> GraphQLRequest:
+        if request.method == "GET":
+            return GraphQLRequest.from_json(_parameters(request))
+        return GraphQLRequest.from_json(decode_json(await self._body(request), "body"))
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, refused as soon as it is known to be too large: the rest is never read."""
+        if int(request.headers.get("content-length", "0")) > self._max_body:
+            raise self._too_large()
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._max_body:
+                raise self._too_large()
+        return bytes(body)
+
+    def _too_large(self) -> Refusal:
+        # The connection still carries the unread rest, so it cannot be used again.
+        message = f"The body may have {self._max_body} bytes at most."
+        return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "BODY_TOO_LARGE", message, {"connection": "close"})
+
+    def _require_runnable(self, request: Request, operation: GraphQLRequest) -> None:
+        kind = self._engine.kind(operation)
+        if kind is OperationType.MUTATION and request.method == "GET":
+            message = "Mutations are sent by POST."
+            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message, {"allow": "POST"})
+        if kind is OperationType.SUBSCRIPTION:
+            message = "Subscriptions run over a WebSocket at this address, sub-protocol graphql-transport-ws."
+            raise Refusal(HTTPStatus.BAD_REQUEST, "SUBSCRIPTION_NEEDS_WEBSOCKET", message)
+
+
+def _wants_page(request: Request, accept: str) -> bool:
+    """`*/*` is not a wish for a page: JSON is offered before it."""
+    return (
+        request.method == "GET"
+        and "query" not in request.query_params
+        and preferred(accept, (JSON, GRAPHQL, HTML)) == HTML
+    )
+
+
+def _require_method(request: Request) -> None:
+    """GET or POST, and neither sent by another site on a user's behalf."""
+    match request.method:
+        case "GET":
+            _require_same_site(request)
+        case "POST":
+            _require_json(request)
+        case _:
+            message = "GraphQL is served by GET and POST."
+            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message, {"allow": "GET, POST"})
+
+
+def _require_same_site(request: Request) -> None:
+    """A GET could come from an image tag of another site with the user's cookies: it has to show that it does not."""
+    if request.headers.get("sec-fetch-site") in ("same-origin", "none"):
+        return
+    if not any(name in request.headers for name in PREFLIGHT_HEADERS):
+        names = ", ".join(PREFLIGHT_HEADERS)
+        raise Refusal(HTTPStatus.FORBIDDEN, "CSRF", f"A GET needs one of these headers, with any value: {names}.")
+
+
+def _require_json(request: Request) -> None:
+    """Only JSON: a form of another site can post text/plain, urlencoded and multipart, but not this."""
+    media_types = request.headers.getlist("content-type")
+    if len(media_types) != 1 or not _is_utf8_json(media_types[0]) or "content-encoding" in request.headers:
+        message = f"The body must be {JSON} in UTF-8, without a content encoding."
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", message, {"accept-post": JSON})
+
+
+def _is_utf8_json(content_type: str) -> bool:
+    media_type, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    charsets = [each.removeprefix("charset=").strip('"') for each in parameters if each.startswith("charset=")]
+    return media_type == JSON and all(charset == "utf-8" for charset in charsets)
+
+
+def _parameters(request: Request) -> dict[str, object]:
+    """The query string as the object that a POST would carry."""
+    found: dict[str, object] = {}
+    for name, text in request.query_params.multi_items():
+        if name not in GET_PARAMETERS:
+            continue
+        if name in found:
+            raise BadRequest(f'"{name}" is given twice.')
+        found[name] = decode_json(text, f'"{name}"') if name in ("variables", "extensions") else text
+    return found
+
+
+def _at_the_door(error: PublicError) -> Refusal:
+    if error.code == "UNAUTHENTICATED":
+        return Refusal(HTTPStatus.UNAUTHORIZED, error.code, str(error), {"www-authenticate": "Bearer"})
+    return Refusal(HTTPStatus.FORBIDDEN, error.code, str(error))
+
+
+def _status(result: Result, media_type: str) -> HTTPStatus:
+    # application/json cannot tell a GraphQL answer from that of a proxy, so the specification keeps its status at 200.
+    return HTTPStatus.OK if result.executed or media_type == JSON else HTTPStatus.BAD_REQUEST
+
+
+def _error(
+    status: HTTPStatus, code: str, message: str, media_type: str | None, headers: Mapping[str, str] | None = None
+) -> Response:
+    body = msgspec.json.encode({"errors": [{"message": message, "extensions": {"code": code}}]})
+    return _json(status, body, media_type or JSON, headers)
+
+
+def _json(status: HTTPStatus, body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> Response:
+    # The answer depends on who asks and on Accept: no cache between us and the client may keep it.
+    fixed = {"content-type": f"{media_type}; charset=utf-8", "cache-control": "no-store", "vary": "accept"}
+    return Response(body, status, {**fixed, **(headers or {})})

@@ -1,0 +1,291 @@
+"""Read models as GraphQL: the object type, by-key fields, connections, and the three kinds of subscription."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+from uuid import UUID
+
+import strawberry
+
+from headwater.errors import BadRequest
+from headwater.fields import Kind
+from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, plural, resolver
+from headwater.graphql.filters import Filters, filter_of
+from headwater.graphql.interfaces import Node, PageInfo
+from headwater.graphql.scalars import Position
+from headwater.live.subscriptions import watch_changes, watch_row
+from headwater.messages import sentence_of
+from headwater.reader import Order, Page, Reader
+from headwater.tables import reader_of
+from headwater.view import Link, ReadModel, View
+
+Row = Mapping[str, Any]
+
+
+class RowTypes:
+    """The GraphQL types of an app's read models. They may refer to each other, so all exist before any is filled."""
+
+    def __init__(self, views: Sequence[View[Any]]) -> None:
+        self._filters = Filters()
+        self._objects: dict[type[ReadModel], type[Any]] = {view.model: _empty(view) for view in views}
+        self._of = {view.model: RowType(view, self._objects, self._filters) for view in views}
+
+    def __getitem__(self, model: type[ReadModel]) -> RowType:
+        return self._of[model]
+
+    def all(self) -> list[RowType]:
+        """Every read model's types, in the app's order."""
+        return list(self._of.values())
+
+
+def _empty(view: View[Any]) -> type[Any]:
+    """The object type, still without fields. Its instances wrap a stored row and read what is asked for."""
+    readers: dict[str, Callable[[Any], Any]] = {each.name: reader_of(each) for each in view.fields}
+    readers["position"] = int
+
+    def read(self: Any, name: str) -> Any:
+        try:
+            return readers[name](self.row[name])
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def identify(self: Any) -> str:
+        return str(self.row[view.key])
+
+    return new_class(view.name, Node, __getattr__=read, id=strawberry.field(resolver=_identity(identify)))
+
+
+def _identity(identify: Callable[[Any], str]) -> Callable[..., Any]:
+    return resolver(lambda root, info: identify(root), strawberry.ID)
+
+
+class RowType:
+    """One read model's GraphQL types and fields."""
+
+    def __init__(self, view: View[Any], objects: Mapping[type[ReadModel], type[Any]], filters: Filters) -> None:
+        self.view = view
+        self.model = view.model
+        self.name = camel(view.name)
+        self.object = _fill(view, objects)
+        self.filter = filters.of(view)
+        self.order = _order_of(view)
+        self.connection = _connection(view, self.object)
+        self.changes = _changes(view, self.object)
+
+    def wrap(self, row: Row | None) -> Any:
+        """A stored row as the object type's instance."""
+        return _wrap(self.object, row)
+
+    def query_fields(self) -> dict[str, Any]:
+        """`account` and `accounts`."""
+        return {
+            self.name: strawberry.field(resolver=self._by_key(), description=f"One {self.name} by its key."),
+            plural(self.name): strawberry.field(
+                resolver=self._list(), description=f"{plural(self.view.name)} in pages. Without an order, by key."
+            ),
+        }
+
+    def subscription_fields(self) -> dict[str, Any]:
+        """`account` and `accountChanges`."""
+        return {
+            self.name: strawberry.subscription(
+                resolver=self._watch_row(),
+                description="The row now, and each time it changes; null when there is none.",
+            ),
+            f"{self.name}Changes": strawberry.subscription(
+                resolver=self._watch_changes(),
+                description="A snapshot of what matches, then batches of changes. Resume with the last position seen.",
+            ),
+        }
+
+    def _by_key(self) -> Callable[..., Any]:
+        async def resolve(root: Any, info: Info, at_least: int | None = None, **key: UUID) -> Any:
+            reader = info.context.reader(self.model)
+            if at_least is not None:
+                await reader.reach(at_least)
+            row, _ = await reader.row(key[self.view.key])
+            return self.wrap(row)
+
+        return resolver(resolve, self.object | None, **{self.view.key: UUID}, at_least=Omittable(Position))
+
+    def _list(self) -> Callable[..., Any]:
+        async def resolve(
+            root: Any, info: Info, filter: Any = None, order_by: Any = None, at_least: int | None = None, **page: Any
+        ) -> Any:
+            reader = info.context.reader(self.model)
+            if at_least is not None:
+                await reader.reach(at_least)
+            order = [Order(*each.value) for each in order_by or ()]
+            return await self._page(info, reader, filter, order, **page)
+
+        return resolver(
+            resolve,
+            self.connection,
+            filter=Omittable(self.filter),
+            order_by=Omittable(list[self.order]),  # type: ignore[name-defined]  # made above
+            first=Omittable(int),
+            after=Omittable(str),
+            last=Omittable(int),
+            before=Omittable(str),
+            at_least=Omittable(Position),
+        )
+
+    async def _page(
+        self,
+        info: Info,
+        reader: Reader,
+        given: Any,
+        order: list[Order],
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> Any:
+        where = filter_of(self.view, given)
+        first = _page_size(info, first, last, before)
+        # Before the rows, so that changes after this position are all that the rows can lack.
+        position = await reader.checkpoint()
+        page = await reader.page(where, order, first=first, after=after, last=last, before=before)
+        connection = self.connection()
+        connection.complete_to = position
+        connection.reader, connection.where, connection.order, connection.page = reader, where, order, page
+        return connection
+
+    def _watch_row(self) -> Callable[..., Any]:
+        async def resolve(root: Any, info: Info, **key: UUID) -> AsyncGenerator[Any, None]:
+            async with aclosing(watch_row(info.context.feed(self.model), key[self.view.key])) as rows:
+                async for row in rows:
+                    yield self.wrap(row)
+
+        returns = AsyncGenerator[self.object | None, None]  # type: ignore[name-defined]  # made above
+        return resolver(resolve, returns, **{self.view.key: UUID})
+
+    def _watch_changes(self) -> Callable[..., Any]:
+        async def resolve(root: Any, info: Info, filter: Any = None, after: int | None = None) -> AsyncGenerator[Any, None]:
+            feed, limit = info.context.feed(self.model), info.context.serving.outbox
+            where = filter_of(self.view, filter)
+            async with aclosing(watch_changes(feed, where, after, limit=limit)) as messages:
+                async for message in messages:
+                    yield self.changes(
+                        reset=message.reset,
+                        upserted=[self.wrap(row) for row in message.upserted],
+                        removed=[str(key) for key in message.removed],
+                        position=message.position,
+                    )
+
+        returns = AsyncGenerator[self.changes, None]  # type: ignore[name-defined]  # made above
+        return resolver(resolve, returns, filter=Omittable(self.filter), after=Omittable(Position))
+
+
+def _wrap(cls: type[Any], row: Row | None) -> Any:
+    if row is None:
+        return None
+    wrapped = cls.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
+    wrapped.row = row
+    return wrapped
+
+
+def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type[Any]:
+    cls = objects[view.model]
+    for each in view.fields:
+        cls.__annotations__[each.name] = annotation(each)
+    for name, link in view.links.items():
+        setattr(cls, name, strawberry.field(resolver=_link(link, objects[link.to])))
+    cls.__annotations__["position"] = Position
+    return strawberry.type(cls, name=view.name, description=sentence_of(view.model))
+
+
+def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
+    async def resolve(root: Any, info: Info) -> Any:
+        key = root.row[link.by]
+        return None if key is None else _wrap(target, await info.context.linked(link.to, key))
+
+    return resolver(resolve, target | None)
+
+
+def _order_of(view: View[Any]) -> Any:
+    """`AccountOrder`: each scalar column, both ways."""
+    members = {
+        f"{each.name.upper()}_{'DESC' if descending else 'ASC'}": (each.name, descending)
+        for each in view.fields
+        if not each.many and each.kind is not Kind.BOOL
+        for descending in (False, True)
+    }
+    return strawberry.enum(enum.Enum(f"{view.name}Order", members))  # type: ignore[arg-type]  # made from a mapping
+
+
+def _page_size(info: Info, first: int | None, last: int | None, before: str | None) -> int | None:
+    """How many rows the page has when it goes forward; None when it goes backward."""
+    if first is not None and last is not None:
+        raise BadRequest("Ask with first or with last, not with both.")
+    if last is None and before is not None:
+        raise BadRequest("Ask for what is before a cursor with last.")
+    size, most = first if last is None else last, info.context.serving.max_page
+    if size is not None and not 0 <= size <= most:
+        raise BadRequest(f"A page has 0 to {most} rows; {size} were asked for.")
+    if last is not None:
+        return None
+    return info.context.serving.default_page if first is None else first
+
+
+def _connection(view: View[Any], row: type[Any]) -> type[Any]:
+    """`AccountConnection`, whose instances hold a page and read the rest when it is asked for."""
+    edge = _edge(view, row)
+
+    def edges(root: Any, info: Info) -> list[Any]:
+        return [
+            edge(cursor=root.reader.cursor(root.order, each), node=_wrap(row, each)) for each in root.page.rows
+        ]
+
+    def nodes(root: Any, info: Info) -> list[Any]:
+        return [_wrap(row, each) for each in root.page.rows]
+
+    def page_info(root: Any, info: Info) -> PageInfo:
+        return _page_info(root.reader, root.order, root.page)
+
+    async def total_count(root: Any, info: Info) -> int:
+        count: int = await root.reader.count(root.where)
+        return count
+
+    cls = new_class(
+        f"{view.name}Connection",
+        edges=strawberry.field(resolver=resolver(edges, list[edge])),  # type: ignore[valid-type]  # made here
+        nodes=strawberry.field(resolver=resolver(nodes, list[row])),  # type: ignore[valid-type]  # made here
+        page_info=strawberry.field(resolver=resolver(page_info, PageInfo)),
+        total_count=strawberry.field(
+            resolver=resolver(total_count, int), description="How many match, on all pages together."
+        ),
+        position=strawberry.field(
+            resolver=resolver(lambda root, info: root.complete_to, Position),
+            description=f"The read model's position: start {camel(view.name)}Changes(after:) from here.",
+        ),
+    )
+    return strawberry.type(cls, description=f"A page of {plural(view.name)}.")
+
+
+def _page_info(reader: Reader, order: list[Order], page: Page) -> PageInfo:
+    return PageInfo(
+        has_next_page=page.has_next,
+        has_previous_page=page.has_previous,
+        start_cursor=reader.cursor(order, page.rows[0]) if page.rows else None,
+        end_cursor=reader.cursor(order, page.rows[-1]) if page.rows else None,
+    )
+
+
+def _edge(view: View[Any], row: type[Any]) -> Any:
+    cls = new_class(f"{view.name}Edge")
+    cls.__annotations__.update(cursor=str, node=row)
+    return strawberry.type(cls, description=f"One {view.name} and its place in the order.")
+
+
+def _changes(view: View[Any], row: type[Any]) -> Any:
+    cls = new_class(f"{view.name}Changes")
+    cls.__annotations__.update(reset=bool, upserted=list[row], removed=list[strawberry.ID], position=Position)  # type: ignore[valid-type]  # made above
+    return strawberry.type(
+        cls,
+        description="Put upserted over what you hold by id, drop removed; when reset, drop everything first. Complete up "
+        "to position.",
+    )

@@ -1,0 +1,73 @@
+"""Scalars as the contract has them. Decimals and positions are strings, so that no client rounds them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, NewType
+
+import strawberry
+from strawberry.types.scalar import ScalarDefinition
+
+Position = NewType("Position", int)
+
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
+_POSITION = re.compile(r"\d{1,18}")
+_LONGEST_DECIMAL = 60
+
+
+def parse_decimal(value: Any) -> Decimal:
+    """A plain decimal number as a string, or an integer. Neither floats, which are not exact, nor exponents."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or len(value) > _LONGEST_DECIMAL or not _DECIMAL.fullmatch(value):
+        raise ValueError('Expected a decimal as a string, such as "12.50"')
+    try:
+        return Decimal(value)
+    except InvalidOperation as error:
+        raise ValueError("Expected a decimal") from error
+
+
+def parse_time(value: Any) -> datetime:
+    """RFC 3339 with an offset."""
+    try:
+        time = datetime.fromisoformat(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError('Expected a time such as "2026-01-31T12:00:00Z"') from error
+    if time.tzinfo is None:
+        raise ValueError("Expected a time with an offset, such as Z or +01:00")
+    return time.astimezone(UTC)
+
+
+def spell_time(time: datetime) -> str:
+    """RFC 3339 in UTC."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def parse_position(value: Any) -> int:
+    """A decimal string."""
+    if isinstance(value, str) and _POSITION.fullmatch(value):
+        return int(value)
+    raise ValueError('Expected a position as a decimal string, such as "42"')
+
+
+def spell_decimal(value: Decimal) -> str:
+    """In plain digits, never with an exponent."""
+    return format(value, "f")
+
+
+SCALARS: dict[object, ScalarDefinition] = {
+    Decimal: strawberry.scalar(
+        name="Decimal", description="Exact decimal, as a string.", serialize=spell_decimal, parse_value=parse_decimal
+    ),
+    datetime: strawberry.scalar(
+        name="DateTime", description="RFC 3339 with offset, UTC.", serialize=spell_time, parse_value=parse_time
+    ),
+    Position: strawberry.scalar(
+        name="Position",
+        description="A place in the log, as a decimal string: greater is later. Contiguous, in commit order.",
+        serialize=str,
+        parse_value=parse_position,
+    ),
+}

@@ -1,0 +1,58 @@
+"""The GraphQL schema of an app, generated from its domain."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import strawberry
+from strawberry.schema.config import StrawberryConfig
+
+from headwater.errors import BadRequest
+from headwater.feature import Domain
+from headwater.graphql.building import Info, new_class, resolver
+from headwater.graphql.commands import Mutations
+from headwater.graphql.interfaces import Node
+from headwater.graphql.rows import RowTypes
+from headwater.graphql.scalars import SCALARS
+
+
+def schema_of(domain: Domain) -> strawberry.Schema:
+    """Types, inputs, filters and docs, all from the domain's Python types and docstrings."""
+    rows = RowTypes(domain.views)
+    query = {"node": _node(rows)}
+    subscription = {}
+    for each in rows.all():
+        query |= each.query_fields()
+        subscription |= each.subscription_fields()
+    return strawberry.Schema(
+        query=_root("Query", query),
+        mutation=_root("Mutation", Mutations(domain, rows).fields()),
+        subscription=_root("Subscription", subscription),
+        types=[each.object for each in rows.all()],
+        config=StrawberryConfig(scalar_map=SCALARS, disable_field_suggestions=True),
+    )
+
+
+def print_schema(schema: strawberry.Schema) -> str:
+    """The schema as SDL, as it stands in `schema.graphql`."""
+    return schema.as_str().rstrip() + "\n"
+
+
+def _root(name: str, fields: dict[str, Any]) -> Any:
+    return strawberry.type(new_class(name, **fields)) if fields else None
+
+
+def _node(rows: RowTypes) -> Any:
+    async def resolve(root: Any, info: Info, id: strawberry.ID) -> Any:
+        try:
+            key = UUID(id)
+        except ValueError as error:
+            raise BadRequest("An id is a UUID.") from error
+        for each in rows.all():
+            row, _ = await info.context.reader(each.model).row(key)
+            if row is not None:
+                return each.wrap(row)
+        return None
+
+    return strawberry.field(resolver=resolver(resolve, Node | None, id=strawberry.ID), description="Anything by its id.")

@@ -1,0 +1,1 @@
+"""Live: what changes in a read model, to those who watch it."""

@@ -1,0 +1,82 @@
+"""The feed of a read model: what changed is read once a process, however many watch, and handed to each watcher.
+
+    idle (nobody watches: nothing is read) -> following: wait for the doorbell -> read changes -> hand out -> ...
+
+No gap and no duplicate: a watcher first registers, so that it is handed everything from the feed's position on, then
+reads its snapshot, which is at least as new, and drops what the snapshot already holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from headwater.live.watcher import Watcher
+from headwater.positions import Positions
+from headwater.reader import Changes, Reader
+
+
+class Feed:
+    """Follows one read model for all of a process's watchers. poll: seconds between looks though nothing rang."""
+
+    def __init__(self, reader: Reader, positions: Positions, *, poll: float = 1.0) -> None:
+        self.reader = reader
+        self._positions = positions
+        self._poll = poll
+        self._position = 0
+        self._everything: set[Watcher] = set()
+        self._by_key: dict[UUID, set[Watcher]] = {}
+        self._watched = asyncio.Event()
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._everything) + sum(map(len, self._by_key.values()))
+
+    async def run(self, well: Callable[[], None] = lambda: None) -> None:
+        """Follow while anyone watches. Runs under a supervisor, which is told when a failure is got over."""
+        while True:
+            await self._watched.wait()
+            changes = await self.reader.changes(self._position)
+            well()
+            self._hand_out(changes)
+            if changes.position == self._position:
+                await self._positions.moved(self.reader.view.name, self._position, self._poll)
+            self._position = max(self._position, changes.position)
+            if not self.watchers:
+                self._watched.clear()
+
+    @asynccontextmanager
+    async def watch(self, watcher: Watcher, key: UUID | None = None) -> AsyncIterator[None]:
+        """Hand the changes of one key, or of all, to a watcher until it leaves."""
+        if not self.watchers:
+            # The feed has been idle: it goes on from here, and what is older is in every snapshot.
+            self._position = max(self._position, await self.reader.checkpoint())
+        group = self._everything if key is None else self._by_key.setdefault(key, set())
+        group.add(watcher)
+        self._watched.set()
+        try:
+            yield
+        finally:
+            group.discard(watcher)
+            if key is not None and not group:
+                self._by_key.pop(key, None)
+
+    def _hand_out(self, changes: Changes) -> None:
+        if not changes.rows and not changes.removed:
+            return
+        for watcher in self._everything:
+            watcher.offer(changes)
+        if self._by_key:
+            self._hand_out_by_key(changes)
+
+    def _hand_out_by_key(self, changes: Changes) -> None:
+        key_column = self.reader.view.key
+        for row in changes.rows:
+            for watcher in self._by_key.get(row[key_column], ()):
+                watcher.offer(Changes((row,), (), changes.position))
+        for key, at in changes.removed:
+            for watcher in self._by_key.get(key, ()):
+                watcher.offer(Changes((), ((key, at),), changes.position))

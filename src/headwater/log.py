@@ -1,0 +1,188 @@
+"""The log: append in commit order, read by stream or by position. Everything else is a fold over it.
+
+Positions are contiguous and become visible in their own order, so a reader that has seen N has seen everything up to N.
+How that is done is in `headwater.append` (migrations/versions/0001_log.sql).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from headwater import sql
+from headwater.codec import Codec
+from headwater.decider import Release, Take
+from headwater.messages import Event, Recorded
+
+_SQL = sql.load(__file__)
+
+NEW = 0
+"""Expected version of a stream that must not exist yet."""
+
+
+class Verdict(enum.Enum):
+    """What became of a command in an append."""
+
+    ACCEPTED = b"a"
+    DONE = b"d"
+    CONFLICT = b"c"
+    TAKEN = b"t"
+    BEHIND = b"b"
+
+
+_VERDICTS = {verdict.value: verdict for verdict in Verdict}
+
+
+@dataclass(slots=True)
+class Append:
+    """One command's events on their way into the log.
+
+    expected: the stream's version, `NEW`, or None for any. events: (type, schema version, JSON text) each.
+    """
+
+    command_id: UUID
+    stream_id: UUID
+    category: str
+    expected: int | None
+    events: Sequence[tuple[str, int, str]]
+    correlation_id: UUID
+    causation_id: UUID | None = None
+    actor: str | None = None
+    tenant: str | None = None
+    traceparent: str | None = None
+    claims: Sequence[Take | Release] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """A verdict and its facts.
+
+    ACCEPTED and DONE: the stream's version and the position after the command (of its first run, when DONE), and the
+    stream it went to. CONFLICT: the actual version. TAKEN: `blocker` is the claim that another stream holds. BEHIND:
+    an earlier command of the same call on the same stream lost, or shares a claim or command id: decide again.
+    """
+
+    verdict: Verdict
+    version: int
+    position: int
+    stream_id: UUID
+    blocker: Take | None = None
+
+
+async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> list[Appended]:
+    """Append a batch in one call and one transaction; a verdict for each, in order. A loser harms no neighbour."""
+    claims = [(place, claim) for place, each in enumerate(batch, 1) for claim in each.claims]
+    row = await connection.fetchrow(_SQL["append"], *_columns(batch), *_claim_columns(claims))
+    assert row is not None  # a function with OUT parameters gives one row
+    verdicts, versions, positions, streams, blockers = row
+    if blockers is None:
+        blockers = [None] * len(batch)
+    return [
+        Appended(_VERDICTS[verdict], version, position, stream_id, _claim_at(claims, blocker))
+        for verdict, version, position, stream_id, blocker in zip(
+            verdicts, versions, positions, streams, blockers, strict=True
+        )
+    ]
+
+
+def _columns(batch: Sequence[Append]) -> tuple[list[Any], ...]:
+    events = [event for each in batch for event in each.events]
+    return (
+        [each.command_id for each in batch],
+        [each.stream_id for each in batch],
+        [each.category for each in batch],
+        [each.expected for each in batch],
+        [len(each.events) for each in batch],
+        [each.correlation_id for each in batch],
+        [each.causation_id for each in batch],
+        [each.actor for each in batch],
+        [each.tenant for each in batch],
+        [each.traceparent for each in batch],
+        [event[0] for event in events],
+        [event[1] for event in events],
+        [event[2] for event in events],
+    )
+
+
+def _claim_columns(claims: Sequence[tuple[int, Take | Release]]) -> tuple[list[Any], ...]:
+    return (
+        [place for place, _ in claims],
+        [isinstance(claim, Take) for _, claim in claims],
+        [claim.name for _, claim in claims],
+        [claim.value for _, claim in claims],
+    )
+
+
+def _claim_at(claims: Sequence[tuple[int, Take | Release]], place: int | None) -> Take | None:
+    if place is None:
+        return None
+    claim = claims[place - 1][1]
+    assert isinstance(claim, Take)  # nothing else can be refused
+    return claim
+
+
+class Log:
+    """Reading the log. Events come out as the classes that the codec knows.
+
+    Raises, from every read:
+        LogError: a stored event that no class of the app reads.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, codec: Codec) -> None:
+        self._pool = pool
+        self._codec = codec
+
+    async def head(self) -> int:
+        """The position of the last event; 0 in an empty log."""
+        return await self._pool.fetchval(_SQL["head"])  # type: ignore[no-any-return]  # bigint
+
+    async def read(
+        self,
+        after: int,
+        upto: int,
+        *,
+        categories: Sequence[str] | None = None,
+        types: Sequence[str] | None = None,
+        limit: int = 1000,
+    ) -> list[Recorded[Event]]:
+        """A page of the log: events after a position, to another at most, of some categories and types or of all."""
+        rows = await self._pool.fetch(_SQL["read"], after, upto, categories, types, limit)
+        return [self._recorded(row) for row in rows]
+
+    async def read_stream(
+        self, stream_id: UUID, after_version: int = 0, *, page: int = 1000
+    ) -> AsyncIterator[tuple[str, Recorded[Event]]]:
+        """A stream's events after a version, in pages, each with the category of the stream."""
+        while True:
+            rows = await self._pool.fetch(_SQL["read_stream"], stream_id, after_version, page)
+            for row in rows:
+                yield row["category"], self._recorded(row)
+            if len(rows) < page:
+                return
+            after_version = rows[-1]["version"]
+
+    async def result_of(self, command_id: UUID) -> Appended | None:
+        """What an accepted command came to, or None when it never was accepted."""
+        row = await self._pool.fetchrow(_SQL["result_of"], command_id)
+        return row and Appended(Verdict.DONE, row["version"], row["position"], row["stream_id"])
+
+    def _recorded(self, row: asyncpg.Record) -> Recorded[Event]:
+        (position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id) = row[:8]
+        recorded_at, _, name, actor, data = row[8:]
+        return Recorded(
+            self._codec.decode(name, schema_version, data),
+            position,
+            stream_id,
+            version,
+            recorded_at,
+            event_id,
+            command_id,
+            correlation_id,
+            causation_id,
+            actor,
+        )

@@ -1,0 +1,201 @@
+"""Commands, events and refusals: what may happen, what has, and why not. Plain typed data, no database and no web.
+
+`Command` and `Event` are msgspec structs, frozen and keyword-only. Class keywords carry what belongs to the class:
+`class MoneyWithdrawn(Event, version=2)`. An event's stored name is its class name unless `name=` says otherwise, and
+never its module, so that code can move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from uuid import UUID
+
+import msgspec
+from typing_extensions import dataclass_transform
+
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+E_co = TypeVar("E_co", bound="Event", covariant=True)
+
+
+def constant_case(name: str) -> str:
+    """`InsufficientFunds` as `INSUFFICIENT_FUNDS`."""
+    return _WORD.sub("_", name).upper()
+
+
+def sentence_of(cls: type) -> str:
+    """The class's own docstring as one paragraph; empty when it has none."""
+    doc = cls.__dict__.get("__doc__")
+    return " ".join(cleandoc(doc).split("\n\n")[0].split()) if doc else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """The bounds of a Decimal field: `Annotated[Decimal, Exact(above=0, places=2)]`.
+
+    digits: significant digits at most. places: decimal places at most. above/at_least/at_most: as they say.
+    """
+
+    digits: int = 28
+    places: int | None = None
+    above: Decimal | int | None = None
+    at_least: Decimal | int | None = None
+    at_most: Decimal | int | None = None
+
+    def complaint(self, value: Decimal) -> str | None:
+        """Why the value is out of bounds, or None."""
+        if not value.is_finite():
+            return "Expected a finite decimal"
+        _, digits, exponent = value.as_tuple()
+        assert isinstance(exponent, int)  # finite
+        whole = max(len(digits) + exponent, 0)
+        if whole + max(-exponent, 0) > self.digits:
+            return f"Expected at most {self.digits} digits"
+        if self.places is not None and -exponent > self.places:
+            return f"Expected at most {self.places} decimal places"
+        if self.above is not None and not value > self.above:
+            return f"Expected more than {self.above}"
+        if self.at_least is not None and value < self.at_least:
+            return f"Expected at least {self.at_least}"
+        if self.at_most is not None and value > self.at_most:
+            return f"Expected at most {self.at_most}"
+        return None
+
+
+@dataclass_transform()
+class Refused(Exception):  # noqa: N818 - a refusal is a business no, not an error
+    """A command's typed no. The subclass's docstring is what the client reads; its fields are the facts.
+
+    Subclasses are dataclasses: `class InsufficientFunds(Refused): balance: Decimal`. The GraphQL type has the class's
+    name, and `code` is that name in CONSTANT_CASE.
+    """
+
+    code: ClassVar[str] = "REFUSED"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.code = constant_case(cls.__name__)
+        dataclasses.dataclass(eq=False)(cls)  # an exception stays hashable, by identity
+
+    @property
+    def message(self) -> str:
+        """What the client reads."""
+        return sentence_of(type(self)) or self.code
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]  # see above
+
+
+class InvalidInput(Refused):
+    """The input breaks a rule of its type."""
+
+    path: list[str]
+    complaint: str
+
+    @property
+    def message(self) -> str:
+        return self.complaint
+
+
+class VersionConflict(Refused):
+    """The stream has changed since the version that was expected."""
+
+    expected_version: int
+    actual_version: int
+
+
+EVERY_COMMAND_REFUSES: tuple[type[Refused], ...] = (InvalidInput, VersionConflict)
+"""What any command may answer, whatever it declares."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
+class _MessageMeta(msgspec.StructMeta):
+    """Takes Headwater's class keywords out before msgspec sees them, since it refuses those it does not know."""
+
+    def __new__(
+        mcls, class_name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **keywords: Any
+    ) -> _MessageMeta:
+        known = {k for base in bases for k in getattr(base, "__headwater_keywords__", ())}
+        own = {k: keywords.pop(k) for k in known & keywords.keys()}
+        cls = super().__new__(mcls, class_name, bases, namespace, **keywords)
+        if known:
+            cls.__declare__(**own)  # type: ignore[attr-defined]  # each root below defines it
+        return cls
+
+    def __init__(cls, class_name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **keywords: Any) -> None:
+        super().__init__(class_name, bases, namespace)
+
+
+class Event(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, gc=False):
+    """Something that has happened. Class keywords: `version` (of its shape, from 1) and `name` (as stored)."""
+
+    __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "version")
+    event_name: ClassVar[str] = "Event"
+    event_version: ClassVar[int] = 1
+
+    if TYPE_CHECKING:  # class keywords reach the metaclass; type checkers look here
+
+        def __init_subclass__(cls, *, name: str | None = None, version: int = 1, **keywords: Any) -> None: ...
+
+    @classmethod
+    def __declare__(cls, *, name: str | None = None, version: int = 1) -> None:
+        cls.event_name = name or cls.__name__
+        cls.event_version = version
+
+
+class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, gc=False):
+    """Something that is asked for. Its docstring describes the mutation.
+
+    Class keywords: `refuses` (the refusals that its decision may raise, which become members of the result union),
+    `creates` (it starts a stream: its key may be left out and is then made) and `name`.
+    """
+
+    __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "refuses", "creates")
+    command_name: ClassVar[str] = "Command"
+    creates: ClassVar[bool] = False
+    refuses: ClassVar[tuple[type[Refused], ...]] = ()
+
+    if TYPE_CHECKING:
+
+        def __init_subclass__(
+            cls,
+            *,
+            name: str | None = None,
+            refuses: Sequence[type[Refused]] = (),
+            creates: bool = False,
+            **keywords: Any,
+        ) -> None: ...
+
+    @classmethod
+    def __declare__(
+        cls, *, name: str | None = None, refuses: Sequence[type[Refused]] = (), creates: bool = False
+    ) -> None:
+        cls.command_name = name or cls.__name__
+        cls.refuses = tuple(refuses)
+        cls.creates = creates
+
+
+class Recorded(msgspec.Struct, Generic[E_co], frozen=True, gc=False):
+    """An event as it stands in the log. `position` is its place among all events, `version` among its stream's."""
+
+    data: E_co
+    position: int
+    stream_id: UUID
+    version: int
+    recorded_at: datetime
+    event_id: UUID
+    command_id: UUID
+    correlation_id: UUID
+    causation_id: UUID | None = None
+    actor: str | None = None

@@ -1,0 +1,70 @@
+"""Bringing a database's schema to what this version needs. Alembic runs the scripts of `migrations/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from headwater.errors import HeadwaterError
+from headwater.tables import prepare
+from headwater.view import View
+
+# Two deployments may migrate at the same moment; the number is any that nobody else uses.
+_LOCK = text("select pg_advisory_xact_lock(4811962031)")
+
+
+class SchemaMissing(HeadwaterError):
+    """The database has no Headwater schema, or an older one than this version needs: run `headwater migrate`."""
+
+
+def scripts() -> Path:
+    """Where the migrations lie: inside the installed package, or at the top of a clone."""
+    package = Path(__file__).parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent.parent / "migrations"
+
+
+async def migrate(dsn: str) -> None:
+    """Bring the schema up to date. Safe to run again, and at the same time from several places."""
+    # asyncpg reads the DSN itself, so that every option it knows means the same here as when serving.
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(dsn, timeout=10), poolclass=NullPool
+    )
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(_LOCK)
+            await connection.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+async def prepare_views(dsn: str, views: Sequence[View[Any]]) -> None:
+    """Make the read models' tables, and make those again whose declaration has changed."""
+    connection = await asyncpg.connect(dsn, timeout=10)
+    try:
+        for view in views:
+            await prepare(connection, view, replace=True)
+    finally:
+        await connection.close()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    # A percent sign in a path would be read as an interpolation.
+    config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def require_schema(pool: asyncpg.Pool) -> None:
+    """Raise SchemaMissing unless the log's tables are there."""
+    if await pool.fetchval("select to_regclass('headwater.events') is null"):
+        raise SchemaMissing(SchemaMissing.__doc__)

@@ -1,0 +1,53 @@
+"""Where the log and each projection stand, as far as this process has heard, and waiting for one to move.
+
+What is heard may be late, never wrong: positions only grow. Whoever waits also looks for himself now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+LOG = "log"
+"""The log's own name among the positions."""
+
+
+class Positions:
+    """Positions by name (`LOG`, or a projection), with waiters."""
+
+    def __init__(self) -> None:
+        self._known: defaultdict[str, int] = defaultdict(int)
+        self._waiting: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
+
+    def known(self, name: str) -> int:
+        """The greatest position heard of; 0 when none was."""
+        return self._known[name]
+
+    def report(self, name: str, position: int) -> None:
+        """Something has come this far: wake those who wait for it."""
+        if position > self._known[name]:
+            self._known[name] = position
+            self._wake(name)
+
+    def wake_everyone(self) -> None:
+        """Something may have been missed: let everyone look for himself."""
+        for name in list(self._waiting):
+            self._wake(name)
+
+    async def moved(self, name: str, after: int, timeout: float) -> None:
+        """Return when the position is heard to be beyond `after`, when everyone is woken, or after the timeout."""
+        if self._known[name] > after:
+            return
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting[name].add(waiting)
+        try:
+            await asyncio.wait_for(waiting, timeout)
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting[name].discard(waiting)
+
+    def _wake(self, name: str) -> None:
+        for waiting in self._waiting[name]:
+            if not waiting.done():
+                waiting.set_result(None)

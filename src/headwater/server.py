@@ -1,0 +1,146 @@
+"""HTTP: the routes of a node, and a uvicorn that says goodbye to sockets before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+
+from headwater.config import Settings
+from headwater.console import console_routes, explorer
+from headwater.graphql.engine import Engine
+from headwater.graphql.http import GraphQLHTTP
+from headwater.graphql.scope import Scope
+from headwater.graphql.websocket import GraphQLSocket
+from headwater.node import Node
+
+logger = logging.getLogger("headwater.server")
+
+LARGEST_FRAME = 256 * 1024
+
+
+def health_routes(node: Node) -> list[BaseRoute]:
+    """`/health/live`: the process runs. `/health/ready`: the database answers and every task is well."""
+
+    async def live(request: Request) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def ready(request: Request) -> Response:
+        troubles = await node.troubles()
+        # Names only: what is wrong with them stands in the log, not on the network.
+        if troubles:
+            return JSONResponse({"status": "not ready", "troubles": sorted(troubles)}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    return [Route("/health/live", live), Route("/health/ready", ready)]
+
+
+class Web:
+    """A serving node as an ASGI application, with the farewell that it needs."""
+
+    def __init__(self, node: Node) -> None:
+        def scope(connection: HTTPConnection, init: Mapping[str, object] | None) -> Scope:
+            return Scope(node.serving)
+
+        async def home(request: Request) -> Response:
+            return RedirectResponse("/graphql")
+
+        engine = Engine(node.app.schema)
+        self._socket = GraphQLSocket(engine, scope, allowed_origins=node.settings.allowed_origins or None)
+        self.app = Starlette(
+            routes=[
+                Route("/graphql", GraphQLHTTP(engine, scope, explorer=explorer)),
+                WebSocketRoute("/graphql", self._socket),
+                Route("/", home),
+                *console_routes(node.app.examples),
+                *health_routes(node),
+            ]
+        )
+
+    async def farewell(self) -> None:
+        """Close every socket with 1001, so that clients know to come back."""
+        await self._socket.close_all()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a farewell before it shuts down and signals left to `stopping`."""
+
+    def __init__(self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._farewell = farewell
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]  # sockets pass through
+        for server in self.servers:
+            server.close()  # nobody new comes in while the others are sent away
+        await self._farewell()
+        await super().shutdown(sockets)  # type: ignore[arg-type]  # see above
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def server_of(app: Starlette, settings: Settings, farewell: Callable[[], Awaitable[None]]) -> Server:
+    """A server on the settings' host and port, not started."""
+    return Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=LARGEST_FRAME,
+            # It costs 50 KiB a socket, and lets a small frame become a large one.
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.shutdown_seconds),
+        ),
+        farewell,
+    )
+
+
+@asynccontextmanager
+async def stopping() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for each in signals:
+        loop.add_signal_handler(each, stop.set)
+    try:
+        yield stop
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)
+
+
+async def run(server: Server, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        OSError: the address is taken, or not ours.
+    """
+    serving = asyncio.create_task(server.serve())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        while not server.started and not serving.done():
+            await asyncio.wait([serving], timeout=0.01)
+        if server.started:
+            started()
+        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+    finally:
+        stopped.cancel()

@@ -1,0 +1,77 @@
+"""Owners for background tasks: a death is logged, shows in readiness, and is followed by a new start with backoff."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+
+logger = logging.getLogger("headwater.supervisor")
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 10.0
+STEADY_SECONDS = 30.0
+"""A task that ran this long had recovered: its next failure starts from the first pause again."""
+
+
+def backoff(failures: int, *, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> float:
+    """Seconds to wait after so many failures in a row: doubling, capped, and spread so that many do not return at once."""
+    return min(longest, first * 2.0 ** min(failures - 1, 20)) * random.uniform(0.5, 1.0)
+
+
+class Supervisor:
+    """Runs tasks by name until it is closed: `async with Supervisor() as supervisor: supervisor.start("listener", run)`."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._troubles: dict[str, str] = {}
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """What is not well now: task name to its last error. Empty when all run."""
+        return dict(self._troubles)
+
+    def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop that should never end by itself."""
+        self._tasks[name] = asyncio.create_task(self._keep(name, run), name=name)
+
+    def well(self, name: str) -> None:
+        """Said by a task that has got over its trouble."""
+        self._troubles.pop(name, None)
+
+    async def stop(self, name: str) -> None:
+        """End one task and wait for its end."""
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            self._troubles.pop(name, None)
+
+    async def __aenter__(self) -> Supervisor:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in reversed(list(self._tasks)):
+            await self.stop(name)
+
+    async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            started = loop.time()
+            steady = loop.call_later(STEADY_SECONDS, self.well, name)
+            try:
+                await run()
+                raise RuntimeError("it ended by itself")
+            except Exception as error:
+                failures = 1 if loop.time() - started > STEADY_SECONDS else failures + 1
+                pause = backoff(failures)
+                self._troubles[name] = f"{type(error).__name__}: {error}"
+                logger.exception("%s died; it starts again in %.1f s (failure %d)", name, pause, failures)
+            finally:
+                steady.cancel()
+            await asyncio.sleep(pause)

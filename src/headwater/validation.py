@@ -1,0 +1,73 @@
+"""From foreign input to a command: every rule of its type holds, or `InvalidInput` says which does not and where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from headwater.fields import Field, Kind, fields_of
+from headwater.messages import Command, Exact, InvalidInput
+
+C = TypeVar("C", bound=Command)
+
+_ANY_DECIMAL = Exact()
+_AT = re.compile(r"^(?P<complaint>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_STEP = re.compile(r"\.?([^.\[\]]+)")
+_UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")
+"""What PostgreSQL's text cannot hold: NUL, and halves of surrogate pairs."""
+
+
+def command_from(command: type[C], values: Mapping[str, Any]) -> C:
+    """Build a command from values by field name.
+
+    Raises:
+        InvalidInput: with the path to the first value that breaks a rule.
+    """
+    for name, check in _checks(command):
+        value = values.get(name)
+        complaint = check(value) if value is not None else None
+        if complaint:
+            raise InvalidInput([name], complaint)
+    try:
+        return msgspec.convert(values, command)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from error
+
+
+def _invalid(error: msgspec.ValidationError) -> InvalidInput:
+    found = _AT.match(str(error))
+    assert found is not None  # the pattern takes any text
+    return InvalidInput(_STEP.findall(found["path"] or ""), found["complaint"])
+
+
+@cache
+def _checks(command: type[Command]) -> tuple[tuple[str, Callable[[Any], str | None]], ...]:
+    """The rules that msgspec does not know, by field."""
+    return tuple((each.name, _check_of(each)) for each in fields_of(command) if each.kind in (Kind.TEXT, Kind.DECIMAL))
+
+
+def _check_of(each: Field) -> Callable[[Any], str | None]:
+    one = _text if each.kind is Kind.TEXT else _decimal(each)
+    if not each.many:
+        return one
+    return lambda values: next(filter(None, map(one, values)), None)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, str) and _UNWRITABLE.search(value):
+        return "Expected text without NUL characters and lone surrogates"
+    return None
+
+
+def _decimal(each: Field) -> Callable[[Any], str | None]:
+    bounds = each.exact or _ANY_DECIMAL
+
+    def check(value: Any) -> str | None:
+        return bounds.complaint(value) if isinstance(value, Decimal) else None
+
+    return check

@@ -1,0 +1,162 @@
+"""Read models: what people look at. A row is the fold of the events that are routed to its key.
+
+Inside a fold there is nothing but the row and the event, no clock and no I/O: that is what makes rebuild and verify true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_type_hints
+from uuid import UUID
+
+import msgspec
+from typing_extensions import dataclass_transform
+
+from headwater.errors import DefinitionError
+from headwater.fields import Field, Kind, fields_of, union_arms
+from headwater.messages import Event, Recorded, _MessageMeta
+
+M = TypeVar("M", bound="ReadModel")
+
+
+@dataclass(frozen=True)
+class Link:
+    """Another read model that a row points at: `owner = Link(UserView, by="owner_id")`.
+
+    Not annotated, so that neither msgspec nor a type checker takes it for a field that a fold must fill.
+    """
+
+    to: type[ReadModel]
+    by: str
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
+class _ReadModelMeta(_MessageMeta):
+    """A message's metaclass, for rows."""
+
+
+class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=True, gc=False):
+    """A row that clients read. Its docstring describes the GraphQL type.
+
+    Class keywords: `key` (the field that identifies a row, a UUID), `name` (the GraphQL type; the class name by
+    default), `version` (raise it when the fold changes, so that the rows are made again) and `indexes` (columns, or
+    tuples of columns, that are filtered by often).
+    """
+
+    __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "key", "version", "indexes")
+    model_name: ClassVar[str] = "ReadModel"
+    model_key: ClassVar[str] = ""
+    model_version: ClassVar[int] = 1
+    model_indexes: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+    if TYPE_CHECKING:  # class keywords reach the metaclass; type checkers look here
+
+        def __init_subclass__(
+            cls,
+            *,
+            key: str,
+            name: str | None = None,
+            version: int = 1,
+            indexes: Sequence[str | tuple[str, ...]] = (),
+            **keywords: Any,
+        ) -> None: ...
+
+    @classmethod
+    def __declare__(
+        cls,
+        *,
+        key: str = "",
+        name: str | None = None,
+        version: int = 1,
+        indexes: Sequence[str | tuple[str, ...]] = (),
+    ) -> None:
+        cls.model_name = name or cls.__name__
+        cls.model_key = key
+        cls.model_version = version
+        cls.model_indexes = tuple((index,) if isinstance(index, str) else tuple(index) for index in indexes)
+
+
+@dataclass(frozen=True)
+class View(Generic[M]):
+    """A read model with its fold: `fold(row or None, event) -> row or None`; None removes the row.
+
+    The events are taken from the fold's annotation `Recorded[A | B]`. Each goes to the row that `route` names; left
+    out, that is the event's field with the name of the model's key.
+    """
+
+    model: type[M]
+    fold: Callable[[M | None, Any], M | None]
+    route: Callable[[Any], UUID] | None = None
+    events: tuple[type[Event], ...] = field(init=False)
+    fields: tuple[Field, ...] = field(init=False)
+    links: dict[str, Link] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", _events_of(self.fold))
+        object.__setattr__(self, "fields", fields_of(self.model))
+        links = {name: value for name, value in vars(self.model).items() if isinstance(value, Link)}
+        object.__setattr__(self, "links", links)
+        self._check()
+
+    @property
+    def name(self) -> str:
+        """The read model's name, as in GraphQL."""
+        return self.model.model_name
+
+    @property
+    def key(self) -> str:
+        """The field that identifies a row."""
+        return self.model.model_key
+
+    def route_of(self, event: type[Event]) -> Callable[[Any], UUID]:
+        """How to find the row of an event of this type."""
+        if self.route is not None:
+            return self.route
+        return _attribute(self.key)
+
+    def _check(self) -> None:
+        columns = {each.name: each for each in self.fields}
+        where = self.model.__name__
+        key = columns.get(self.key)
+        if key is None or key.kind is not Kind.UUID or key.optional or key.many:
+            raise DefinitionError(f"{where}: its key `{self.key}` must be one of its fields, of type UUID")
+        for reserved in ("id", "position"):
+            if reserved in columns:
+                raise DefinitionError(f"{where}.{reserved}: Headwater gives each row a `{reserved}` of its own; rename it")
+        for index in self.model.model_indexes:
+            for column in index:
+                if column not in columns:
+                    raise DefinitionError(f"{where}: the index on `{column}` names no field of it")
+        for name, link in self.links.items():
+            if link.by not in columns or columns[link.by].kind is not Kind.UUID:
+                raise DefinitionError(f"{where}.{name}: `by={link.by}` must be a field of it, of type UUID")
+        if self.route is None:
+            for event in self.events:
+                if self.key not in {each.name for each in msgspec.structs.fields(event)}:
+                    raise DefinitionError(
+                        f"{event.__name__} has no field `{self.key}` to find its {self.name} row by; give the View a route"
+                    )
+
+
+def _attribute(name: str) -> Callable[[Any], UUID]:
+    def route(event: Any) -> UUID:
+        return getattr(event, name)  # type: ignore[no-any-return]  # _check has seen that it is a UUID field
+
+    return route
+
+
+def _events_of(fold: Callable[..., Any]) -> tuple[type[Event], ...]:
+    where = f"{fold.__module__}.{fold.__qualname__}"
+    try:
+        hints = get_type_hints(fold)
+    except Exception as error:
+        raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
+    recorded = [hint for name, hint in hints.items() if name != "return" and _is_recorded(hint)]
+    if len(recorded) != 1:
+        raise DefinitionError(f"{where}: its second parameter must be annotated Recorded[...] with the events it folds")
+    return union_arms(get_args(recorded[0])[0])
+
+
+def _is_recorded(hint: Any) -> bool:
+    return getattr(hint, "__origin__", None) is Recorded

@@ -1,0 +1,93 @@
+"""A real PostgreSQL for the tests: one server a run, one template database, and a clone of it for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+
+import asyncpg
+import pytest
+
+from bank.main import app as bank
+from headwater import App, embedded
+from headwater.config import Settings
+from headwater.embedded import EmbeddedPostgres
+from headwater.migrate import migrate, prepare_views
+from headwater.node import Node
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """A server of this run's own. It need not outlive the machine, so it does not wait for the disk."""
+    options = {"fsync": "off", "full_page_writes": "off", "max_connections": "200", "max_prepared_transactions": "10"}
+    with embedded.temporary(options=options) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def empty_template(postgres: EmbeddedPostgres) -> str:
+    """A migrated database with the bank's read-model tables, to be cloned."""
+
+    async def make() -> None:
+        await _execute(postgres.dsn(), "create database template_bank")
+        await migrate(postgres.dsn("template_bank"))
+        await prepare_views(postgres.dsn("template_bank"), bank.domain.views)
+
+    asyncio.run(make())
+    return "template_bank"
+
+
+@pytest.fixture
+async def blank_dsn(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """A database with nothing in it."""
+    async for dsn in _created(postgres, "template0"):
+        yield dsn
+
+
+@pytest.fixture
+async def dsn(postgres: EmbeddedPostgres, empty_template: str) -> AsyncIterator[str]:
+    """A migrated database of the test's own, with an empty log and the bank's tables."""
+    async for dsn in _created(postgres, empty_template):
+        yield dsn
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the test's database."""
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
+    """Starts nodes of the bank, or of another app, on the test's database, and stops them after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            app: App = bank, *, settings: Settings | None = None, serve: bool = True, work: bool = True
+        ) -> Node:
+            return await stack.enter_async_context(Node(app, settings or Settings(), dsn, serve=serve, work=work))
+
+        yield start
+
+
+async def _created(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    name = f"test_{next(_names)}"
+    await _execute(postgres.dsn(), f"create database {name} template {template}")
+    try:
+        yield postgres.dsn(name)
+    finally:
+        await _execute(postgres.dsn(), f"drop database {name} with (force)")
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
