@@ -81,10 +81,13 @@ create index claims_stream on headwater.claims (stream_id);
 -- Verdicts: a accepted, d done before (with the first result), c conflict (with the actual version), t a claim is
 -- taken (with the claim's place), b behind: an earlier command of the same call touched the same stream and lost, or
 -- the same claim or command id; nothing is known of it but that it must be decided again.
+--
+-- What most calls have alike is left out of them, since each element of an array costs both sides: counts is null when
+-- each command has one event, kinds when all events are of the first kind, and the metadata that nobody gave.
 create function headwater.append(
-  command_ids uuid[], stream_ids uuid[], categories text[], expected integer[], counts integer[],
+  command_ids uuid[], stream_ids uuid[], expected integer[], counts integer[],
+  kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[],
   correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[],
-  types text[], schema_versions smallint[], payloads text[],
   claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[],
   out verdicts "char"[], out versions integer[], out positions bigint[], out streams uuid[], out blockers integer[]
 ) language plpgsql volatile
@@ -97,12 +100,17 @@ declare
   base bigint;
   moment timestamptz;
   behind boolean[];
+  places integer[];
+  ordinals integer[];
+  any_without_events boolean;
   appended integer;
 begin
   -- Everything below sees what every earlier append has left, since each waits here for the one before it.
   select position, greatest(recorded_at, clock_timestamp()) into strict base, moment from head for update;
+  any_without_events := exists (select from commands);
 
-  if cardinality(claim_commands) > 0 or cardinality(command_ids) > 1 then
+  if cardinality(claim_commands) > 0
+     or (select count(distinct id) from unnest(command_ids) as id) < cardinality(command_ids) then
     -- The first command of a call to name a claim or a command id goes on; the others are behind it.
     select array_agg(
              c.place > c.first_place
@@ -110,7 +118,7 @@ begin
                select from unnest(claim_commands, claim_names, claim_values) as later(command, name, value)
                join unnest(claim_commands, claim_names, claim_values) as earlier(command, name, value)
                  on earlier.name = later.name and earlier.value = later.value
-               where cardinality(claim_commands) > 0 and later.command = c.place and earlier.command < c.place
+               where later.command = c.place and earlier.command < c.place
              ) order by c.place)
       into behind
       from (select u.place, min(u.place) over (partition by u.command_id) as first_place
@@ -132,12 +140,10 @@ begin
 
   -- Each command is judged as if those before it in its stream were accepted, and falls with the first that is not.
   -- LEFT JOIN LATERAL ... LIMIT 1 holds the plan to index look-ups, however long the log is.
-  select array_agg(v.verdict order by v.place), array_agg(v.version order by v.place),
-         array_agg(base + v.reached order by v.place), array_agg(v.stream_id order by v.place)
+  select array_agg(v.verdict), array_agg(v.version), array_agg(base + v.reached), array_agg(v.stream_id)
     into verdicts, versions, positions, streams
     from (
-      select w.place,
-             case when w.done then 'd' when w.behind or not w.clear then 'b' when w.wrong then 'c'
+      select case when w.done then 'd' when w.wrong then 'c' when w.behind or not w.clear then 'b'
                   when w.taken then 't' else 'a' end::"char" as verdict,
              case when w.done then w.done_version when w.clear and w.ok then w.actual + w.n else w.actual end as version,
              case when w.done then w.done_position - base
@@ -152,22 +158,39 @@ begin
               select c.place, c.stream_id, c.n, s.actual, d.*, b.*,
                      not d.done and not b.behind and not b.wrong and not b.taken as ok
                 from (
-                  select u.place, u.command_id, u.stream_id, u.expected, u.n,
-                         (sum(u.n) over (partition by u.stream_id order by u.place) - u.n)::integer as before
+                  select u.place, u.command_id, u.stream_id, u.expected, coalesce(u.n, 1) as n,
+                         (sum(coalesce(u.n, 1)) over (partition by u.stream_id order by u.place rows unbounded preceding)
+                          - coalesce(u.n, 1))::integer as before
                     from unnest(command_ids, stream_ids, expected, counts) with ordinality
                       as u(command_id, stream_id, expected, n, place)
                 ) c
+                -- The stream stands at the expected version when that one is there and the next is not: two points of
+                -- the index, where its end would be a page of them on a long stream. The end is sought when it does not.
                 left join lateral (
-                  select e.version from events e where e.stream_id = c.stream_id order by e.version desc limit 1
+                  select true as there from events e
+                   where e.stream_id = c.stream_id and e.version = c.expected - c.before limit 1
+                ) it on c.expected > c.before
+                left join lateral (
+                  select true as there from events e
+                   where e.stream_id = c.stream_id and e.version = c.expected - c.before + 1 limit 1
+                ) next on true
+                cross join lateral (
+                  select coalesce(c.expected >= c.before and (c.expected = c.before or it.there) and next.there is null,
+                                  false) as fits
+                ) f
+                left join lateral (
+                  select e.version from events e
+                   where not f.fits and e.stream_id = c.stream_id order by e.version desc limit 1
                 ) last on true
                 left join lateral (
                   select e.version, e.position, e.stream_id from events e
                    where e.command_id = c.command_id order by e.ordinal desc limit 1
                 ) left_events on true
                 left join lateral (
-                  select q.version, q.position, q.stream_id from commands q where q.command_id = c.command_id limit 1
+                  select q.version, q.position, q.stream_id from commands q
+                   where here.any_without_events and q.command_id = c.command_id limit 1
                 ) left_none on true
-                cross join lateral (select coalesce(last.version, 0) + c.before as actual) s
+                cross join lateral (select case when f.fits then c.expected else coalesce(last.version, 0) + c.before end as actual) s
                 cross join lateral (
                   select coalesce(left_events.position, left_none.position) is not null as done,
                          coalesce(left_events.version, left_none.version) as done_version,
@@ -176,30 +199,35 @@ begin
                 ) d
                 cross join lateral (
                   select coalesce(here.behind[c.place], false) as behind,
-                         c.expected is not null and c.expected <> s.actual as wrong,
+                         c.expected is not null and not f.fits as wrong,
                          append.blockers[c.place] is not null as taken
                 ) b
             ) j
         ) w
+       order by w.place
     ) v;
+
+  if counts is not null then
+    select array_agg(u.place order by u.place, o), array_agg(o order by u.place, o) into places, ordinals
+      from unnest(counts) with ordinality as u(n, place), generate_series(1, u.n) as o;
+  end if;
 
   insert into events (position, stream_id, version, ordinal, schema_version, event_id, command_id, correlation_id,
                       causation_id, recorded_at, category, type, actor, tenant, traceparent, data)
-  select c.reached - c.n + k, c.stream_id, c.version - c.n + k, k, schema_versions[c.skip + k], uuidv7(), c.command_id,
-         c.correlation_id, c.causation_id, moment, c.category, types[c.skip + k], c.actor, c.tenant, c.traceparent,
-         payloads[c.skip + k]::json
+  select positions[e.place] - e.n + e.ordinal, stream_ids[e.place], versions[e.place] - e.n + e.ordinal, e.ordinal,
+         kind_versions[e.kind], uuidv7(), command_ids[e.place],
+         coalesce(correlation_ids[e.place], command_ids[e.place]), causation_ids[e.place], moment,
+         kind_categories[e.kind], kind_types[e.kind], actors[e.place], tenants[e.place], traceparents[e.place],
+         e.payload::json
     from (
-      select u.*, (sum(u.n) over (order by u.place) - u.n)::integer as skip
-        from unnest(command_ids, stream_ids, categories, counts, correlation_ids, causation_ids, actors, tenants,
-                    traceparents, verdicts, versions, positions) with ordinality
-          as u(command_id, stream_id, category, n, correlation_id, causation_id, actor, tenant, traceparent, verdict,
-               version, reached, place)
-    ) c
-    cross join lateral generate_series(1, c.n) as k
-   where c.verdict = 'a';
+      select coalesce(u.place, u.k)::integer as place, coalesce(u.ordinal, 1) as ordinal, coalesce(u.kind, 1) as kind,
+             u.payload, case when counts is null then 1 else counts[u.place] end as n
+        from unnest(payloads, places, ordinals, kinds) with ordinality as u(payload, place, ordinal, kind, k)
+    ) e
+   where verdicts[e.place] = 'a';
   get diagnostics appended = row_count;
 
-  if 0 = any(counts) then
+  if counts is not null and 0 = any(counts) then
     insert into commands (command_id, stream_id, version, position)
     select u.command_id, u.stream_id, u.version, u.position
       from unnest(command_ids, stream_ids, counts, verdicts, versions, positions)

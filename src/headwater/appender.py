@@ -27,6 +27,9 @@ from headwater.supervisor import backoff
 
 logger = logging.getLogger("headwater.appender")
 
+SMALL_BATCH = 32
+"""Commands that are written together even if that leaves nobody to decide meanwhile: below, the disk sets the pace."""
+
 
 @dataclass(slots=True, eq=False)
 class Chain:
@@ -75,6 +78,7 @@ class Appender:
         self._patience = patience
         self._queue: deque[_Waiting] = deque()
         self._writing: list[_Waiting] = []
+        self._share = SMALL_BATCH
         self._arrived = asyncio.Event()
         self._closing = False
         self.tally = Tally()
@@ -149,7 +153,8 @@ class Appender:
             while not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
-            while self._queue and len(self._writing) < self._batch:
+            room = min(self._share, self._batch)
+            while self._queue and len(self._writing) < room:
                 waiting = self._queue.popleft()
                 if waiting.chain.broken:
                     self._settle(waiting, _behind(waiting.append))
@@ -166,6 +171,9 @@ class Appender:
             await self._write_singly(connection, error)
             return
         self._writing = []
+        # Those who get their answer now will ask again, beside those who wait. Half of them a batch, so that the next is
+        # on its way while they decide: both cores work, where one batch of all would have them take turns.
+        self._share = max(SMALL_BATCH, (len(batch) + len(self._queue) + 1) // 2)
         self._settle_batch(batch, answers)
 
     async def _write_singly(self, connection: asyncpg.Connection, error: Exception) -> None:

@@ -2,13 +2,11 @@
 
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import urlsplit, urlunsplit
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -27,7 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path, Meta(description="Directory of the PostgreSQL that `headwater dev` starts; kept between runs.")
     ] = Path(".headwater")
     host: Annotated[
-        str, Meta(description="Address to listen on. `0.0.0.0` is every address of the machine, also those that others reach.")
+        str, Meta(description="Address to listen on; `0.0.0.0` is all of them, so that other machines reach it.")
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")] = 8000
     log_level: Annotated[
@@ -37,9 +35,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=1000, description="Connections of a process that answer queries, beside a few fixed ones.")
     ] = 10
     append_queue: Annotated[
-        int, Meta(ge=1, description="Commands that may wait for the log; past that, commands are answered `OVERLOADED`.")
+        int,
+        Meta(ge=1, description="Commands that may wait for the log; past that, commands are answered `OVERLOADED`."),
     ] = 10_000
-    append_batch: Annotated[int, Meta(ge=1, le=10_000, description="Commands written in one transaction at most.")] = 500
+    append_batch: Annotated[int, Meta(ge=1, le=10_000, description="Commands written in one transaction at most.")] = (
+        500
+    )
     stream_cache: Annotated[
         int, Meta(ge=0, description="Streams whose state is kept in memory, so that deciding reads nothing.")
     ] = 100_000
@@ -48,16 +49,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 2_000
     projection_cache: Annotated[int, Meta(ge=0, description="Rows that each projection keeps in memory.")] = 100_000
     poll_seconds: Annotated[
-        float, Meta(gt=0, le=60, description="Longest time until a change is noticed whose doorbell was lost.")
+        float, Meta(gt=0, le=60, description="Seconds until a change is noticed whose doorbell was lost.")
     ] = 1.0
     statement_timeout_seconds: Annotated[
-        float, Meta(gt=0, le=3600, description="Longest time that a query of a client may take in PostgreSQL.")
+        float, Meta(gt=0, le=3600, description="Seconds that a client's query may take in PostgreSQL.")
     ] = 10.0
     at_least_seconds: Annotated[
-        float, Meta(gt=0, le=300, description="Longest time that a read waits for the position it was asked for.")
+        float, Meta(gt=0, le=300, description="Seconds that a read waits at most for the position it was asked for.")
     ] = 10.0
     shutdown_seconds: Annotated[
-        float, Meta(gt=0, le=300, description="Time for what is under way to end after Ctrl-C or SIGTERM.")
+        float, Meta(gt=0, le=300, description="Seconds for what is under way to end after Ctrl-C or SIGTERM.")
     ] = 4.0
     default_page: Annotated[int, Meta(ge=1, description="Rows of a page when `first` is not given.")] = 50
     max_page: Annotated[int, Meta(ge=1, le=10_000, description="Rows of a page at most; more are refused.")] = 500
@@ -89,9 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return settings
 
     def __repr__(self) -> str:
-        """Without the password: settings are printed and logged."""
-        values = {name: getattr(self, name) for name in self.__struct_fields__}
-        values["database_url"] = self.database_url and without_password(self.database_url)
+        """Without the database's password: settings are printed and logged."""
+        values = msgspec.structs.asdict(self) | {"database_url": self.database_url and "***"}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
@@ -109,8 +109,8 @@ def is_ours(name: str) -> bool:
 
 
 def misspelt(name: str) -> str:
-    near = difflib.get_close_matches(name, VARIABLES, n=1)
-    advice = f"did you mean {near[0]}?" if near else "remove it; docs/settings.md lists those there are"
+    fields = difflib.get_close_matches(name.removeprefix("HEADWATER_").lower(), Settings.__struct_fields__, n=1)
+    advice = f"did you mean {variable(fields[0])}?" if fields else "remove it; docs/settings.md lists those there are"
     return f"{name} is not a setting of Headwater: {advice}"
 
 
@@ -119,11 +119,10 @@ def read(name: str, text: str) -> Any:
     reader = READERS.get(field, as_written)
     try:
         value = msgspec.convert(reader(text.strip()), TYPES[field], strict=False, dec_hook=path)
-    except (msgspec.ValidationError, ValueError):
-        value = None
-    if value is None or (isinstance(value, float) and not isfinite(value)):
-        got = "is not usable" if field == "database_url" else f"is {text!r}"
-        raise SettingsError(f"{name} {got}: {advice(field, text)}")
+    except ValueError as error:  # msgspec's ValidationError is one
+        raise SettingsError(f"{name} {got(field, text)}: {advice(field, text)}") from error
+    if isinstance(value, float) and not isfinite(value):
+        raise SettingsError(f"{name} {got(field, text)}: {advice(field, text)}")
     return value
 
 
@@ -137,9 +136,8 @@ def origins(text: str) -> list[str]:
 
 def database_url(text: str) -> str:
     scheme, _, rest = text.partition("://")
-    parts = urlsplit(f"postgresql://{rest}")
-    if scheme not in ("postgresql", "postgres") or not rest or parts.port == 0:
-        raise ValueError(scheme)
+    if scheme not in ("postgresql", "postgres") or not rest:
+        raise ValueError("not a URL of PostgreSQL")
     return f"postgresql://{rest}"
 
 
@@ -154,43 +152,7 @@ READERS: Mapping[str, Callable[[str], object]] = {
 }
 
 
-def without_password(url: str) -> str:
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    query = re.sub(r"(?<=\bpassword=)[^&]*", "***", parts.query)
-    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + host, query=query))
-
-
 # What may be written, in words: for the sentence of an error, and for docs/settings.md
-
-
-def advice(field: str, text: str) -> str:
-    if text.startswith("tcp://"):
-        return "Kubernetes sets it for a service named headwater; give the pod `enableServiceLinks: false`"
-    if field == "database_url" and "+" in text.partition("://")[0]:
-        return "write postgresql:// without a driver"
-    return f"it must be {values_of(field)}; without it, it would be {default_of(field) or 'unset'}"
-
-
-def values_of(field: str) -> str:
-    """`a whole number from 1 to 1000`, from the field's type."""
-    if field in WORDS:
-        return WORDS[field]
-    match msgspec.inspect.type_info(TYPES[field]):
-        case msgspec.inspect.Metadata(type=inner):
-            pass
-        case inner:
-            pass
-    match inner:
-        case msgspec.inspect.IntType(ge=low, le=high):
-            return f"a whole number {between(low, high)}"
-        case msgspec.inspect.FloatType(gt=low, le=high):
-            return f"a number of seconds above {low:g}, at most {high:g}"
-        case msgspec.inspect.LiteralType(values=values):
-            return "one of " + ", ".join(map(str, values))
-        case _:
-            return "text"
-
 
 WORDS: Mapping[str, str] = {
     "allowed_origins": "a list such as https://one.example,https://two.example:8443",
@@ -200,8 +162,34 @@ WORDS: Mapping[str, str] = {
 }
 
 
-def between(low: int | None, high: int | None) -> str:
-    return f"from {low} to {high}" if high is not None else f"of at least {low}"
+def got(field: str, text: str) -> str:
+    """What was found, but nothing of what may hold a password."""
+    if field != "database_url":
+        return f"is {text!r}"
+    scheme, separator, _ = text.partition("://")
+    return f"begins with {scheme}://" if separator else "is not a URL"
+
+
+def advice(field: str, text: str) -> str:
+    if text.startswith("tcp://"):
+        return "Kubernetes sets it for a service named headwater; give the pod `enableServiceLinks: false`"
+    if field == "database_url" and text.startswith("postgresql+"):
+        return "write postgresql:// without a driver"
+    default = default_of(field)
+    return f"it must be {values_of(field)}" + (f", and is {default} when it is not set" if default else "")
+
+
+def values_of(field: str) -> str:
+    """`a whole number from 1 to 1000`, from the field's type."""
+    if field in WORDS:
+        return WORDS[field]
+    kind, limits = get_args(TYPES[field])
+    if kind is float:
+        return f"a number above {limits.gt}, at most {limits.le}"
+    if kind is int:
+        most = "" if limits.le is None else f", at most {limits.le}"
+        return f"a whole number, at least {limits.ge}{most}"
+    return "one of " + ", ".join(get_args(kind))
 
 
 def default_of(field: str) -> str:
@@ -211,9 +199,12 @@ def default_of(field: str) -> str:
 
 def settings_table() -> str:
     """The table of docs/settings.md; `python -m headwater.config` prints it."""
-    rows = ["| variable | default | value | what it is |", "|---|---|---|---|"]
+    rows = ["| variable | what it is | value | default |", "|---|---|---|---|"]
     for name, field in VARIABLES.items():
-        default = default_of(field)
-        about = msgspec.inspect.type_info(TYPES[field])
-        rows.append(f"| `{name}` | {f'`{default}`' if default else ''} | {values_of(field)} | {description(about)} |")
+        default = default_of(field) and f"`{default_of(field)}`"
+        rows.append(f"| `{name}` | {TYPES[field].__metadata__[0].description} | {values_of(field)} | {default} |")
     return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_table())

@@ -90,23 +90,36 @@ async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
     ]
 
 
-def _columns(batch: Sequence[Append]) -> tuple[list[Any], ...]:
+def _columns(batch: Sequence[Append]) -> tuple[Any, ...]:
+    """The call's arrays. What all commands have alike is left out: see the function's comment."""
     events = [event for each in batch for event in each.events]
+    kinds: dict[tuple[str, str, int], int] = {}
+    kind_of = [
+        kinds.setdefault((each.category, event[0], event[1]), len(kinds) + 1)
+        for each in batch
+        for event in each.events
+    ]
+    counts = [len(each.events) for each in batch]
     return (
         [each.command_id for each in batch],
         [each.stream_id for each in batch],
-        [each.category for each in batch],
         [each.expected for each in batch],
-        [len(each.events) for each in batch],
-        [each.correlation_id for each in batch],
-        [each.causation_id for each in batch],
-        [each.actor for each in batch],
-        [each.tenant for each in batch],
-        [each.traceparent for each in batch],
-        [event[0] for event in events],
-        [event[1] for event in events],
+        None if counts.count(1) == len(counts) else counts,
+        [category for category, _, _ in kinds],
+        [name for _, name, _ in kinds],
+        [version for _, _, version in kinds],
+        None if len(kinds) < 2 else kind_of,
         [event[2] for event in events],
+        _unless_none([None if each.correlation_id == each.command_id else each.correlation_id for each in batch]),
+        _unless_none([each.causation_id for each in batch]),
+        _unless_none([each.actor for each in batch]),
+        _unless_none([each.tenant for each in batch]),
+        _unless_none([each.traceparent for each in batch]),
     )
+
+
+def _unless_none(values: list[Any]) -> list[Any] | None:
+    return None if values.count(None) == len(values) else values
 
 
 def _claim_columns(claims: Sequence[tuple[int, Take | Release]]) -> tuple[list[Any], ...]:

@@ -1,7 +1,7 @@
 -- name: append
 -- Many commands in one call, and a verdict for each. See the function's comment.
 select verdicts, versions, positions, streams, blockers
-  from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+  from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 
 -- name: head
 -- Where the log ends.

@@ -104,8 +104,8 @@ def clear_away(home: Home) -> None:
         if pid and is_server(pid, home.cluster):
             os.kill(pid, signal.SIGQUIT)
             wait_for(partial(is_dead, pid), 10, f"the process {pid}, a PostgreSQL whose data was removed,")
-        elif pid and psutil.pid_exists(pid):
-            lock.unlink()
+        if pid and psutil.pid_exists(pid):
+            lock.unlink(missing_ok=True)
 
 
 def end(cluster: Path, wait: float) -> None:

@@ -1,0 +1,91 @@
+# `make help` says what there is. Needs Python 3.11 or newer with its `venv`, and nothing else.
+# All paths are relative: the clone may lie in a directory with a space in its name.
+
+MAKEFLAGS += --no-print-directory
+export PIP_ROOT_USER_ACTION = ignore
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_INPUT = 1
+unexport PYTHONHOME PYTHONPATH  # another project's modules are not ours
+
+# The first one that runs, is new enough and can make an environment. `make PYTHON=...` takes another.
+PYTHONS = python3.13 python3.12 python3.11 python3
+ABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help
+help: ## Say what there is.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: dev
+dev: console ## Start everything on http://127.0.0.1:8000/graphql, with a PostgreSQL of its own. PORT=8001 changes the port.
+	@exec .venv/bin/headwater dev $${PORT:+--port "$$PORT"}
+
+.PHONY: test
+test: console ## Run every test. ARGS="-k money" chooses.
+	@.venv/bin/python -m pytest $(ARGS)
+
+.PHONY: check
+check: venv ## Lint, types, imports, and whether the written schemas are up to date.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/headwater schema --check
+	.venv/bin/python -m pytest -q tests/migrations
+
+.PHONY: bench
+bench: venv ## Measure, and print ratios to what PostgreSQL does alone. ARGS chooses.
+	@.venv/bin/python -m benchmarks $(ARGS)
+
+.PHONY: schema
+schema: venv ## Write schema.graphql from the bank.
+	@.venv/bin/headwater schema > schema.graphql.new || { rm schema.graphql.new; exit 1; }
+	@mv schema.graphql.new schema.graphql
+
+.PHONY: console
+console: venv ## Build the explorer (GraphiQL) if its sources changed.
+	@.venv/bin/python console/build.py
+
+.PHONY: lock
+lock: venv ## Pin the newest versions that pyproject.toml allows, with their hashes.
+	@.venv/bin/uv $(COMPILE) --upgrade --extra dev --output-file requirements.txt pyproject.toml
+	@.venv/bin/uv $(COMPILE) --constraints requirements.txt --no-annotate --output-file requirements-runtime.txt pyproject.toml
+
+COMPILE = pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
+
+.PHONY: clean
+clean: ## Remove what was installed and built. The data in .headwater stays.
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf console/node_modules console/.node console/.lock src/headwater/console/static
+	find src tests migrations -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment is made anew for other requirements, another place (scripts name it) or a lost Python, and Headwater is
+# installed into it again when pyproject.toml changes. The two files in .venv say what they were made for.
+.PHONY: venv
+venv:
+	@made="$$(cksum < requirements.txt) $$(uname -sm) $$(pwd -P)"; \
+	if [ "$$(cat .venv/.made-for 2>&1)" != "$$made" ] || ! .venv/bin/python -c '' 2>/dev/null; then \
+		$(find_python); \
+		echo "making .venv with $$("$$python" --version); the first time takes a minute"; \
+		rm -rf .venv && "$$python" -m venv .venv || exit 1; \
+		.venv/bin/python -m pip install -qq --require-hashes --only-binary :all: -r requirements.txt || exit 1; \
+		echo "$$made" > .venv/.made-for; \
+	fi; \
+	installed="$$(cksum < pyproject.toml)"; \
+	if [ "$$(cat .venv/.installed 2>&1)" != "$$installed" ]; then \
+		.venv/bin/python -m pip install -qq --no-deps --no-build-isolation --editable . || exit 1; \
+		echo "$$installed" > .venv/.installed; \
+	fi
+
+define find_python
+python="$(PYTHON)"; \
+if [ -z "$$python" ]; then \
+	for each in $(PYTHONS); do \
+		if "$$each" -c '$(ABLE)' 2>/dev/null; then python="$$each"; break; fi; \
+	done; \
+fi; \
+if [ -z "$$python" ]; then \
+	echo "Headwater needs Python 3.11 or newer with venv (on Debian: apt-get install python3 python3-venv)." >&2; \
+	echo "None of $(PYTHONS) is one; make PYTHON=/path/to/python takes yours." >&2; \
+	exit 1; \
+fi
+endef

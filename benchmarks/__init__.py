@@ -1,0 +1,1 @@
+"""Headwater beside its floor, in one run, as ratios: `make bench`."""

@@ -1,0 +1,34 @@
+"""`make bench`, or `python -m benchmarks [NAME ...]`: runs the benchmarks and prints each beside its floor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+from datetime import date
+
+import uvloop
+
+from benchmarks import appending, projecting, subscribing
+from benchmarks.ground import server
+
+BENCHMARKS = {
+    "appending": appending.run,
+    "flat": appending.run_flat,
+    "projecting": projecting.run,
+    "subscribing": subscribing.run,
+}
+
+
+async def main(names: list[str]) -> None:
+    """Run the named benchmarks, or all."""
+    print(f"\n  {date.today()}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}\n")
+    with server() as postgres:
+        for name in names or BENCHMARKS:
+            for figure in await BENCHMARKS[name](postgres):
+                print(figure, flush=True)
+
+
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(main(sys.argv[1:]))

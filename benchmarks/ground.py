@@ -1,0 +1,117 @@
+"""The ground that a benchmark stands on: a server that waits for the disk, databases, and the bank's history in them."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+
+from bank.accounts.domain import Deposit, OpenAccount
+from bank.main import app
+from headwater import embedded
+from headwater.config import Settings
+from headwater.embedded import EmbeddedPostgres
+from headwater.ids import new_id
+from headwater.migrate import migrate, prepare_views
+from headwater.node import Node
+
+FLOOR = Path(__file__).parent
+CENT = Decimal("0.01")
+
+
+@dataclass
+class Figure:
+    """A line of the report: what was measured, and beside what."""
+
+    name: str
+    value: str
+    beside: str = ""
+    ratio: float | None = None
+    wanted: float | None = None
+
+    def __str__(self) -> str:
+        ratio = "" if self.ratio is None else f"{self.ratio:6.2f} x"
+        wanted = "" if self.wanted is None else f"(wanted {self.wanted:g} x)"
+        return f"  {self.name:<52} {self.value:>22}  {self.beside:<34} {ratio:>8} {wanted}"
+
+
+@contextmanager
+def server() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL as in production: every commit is on the disk before it is answered."""
+    options = {"fsync": "on", "shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
+    with embedded.temporary(options=options) as postgres:
+        yield postgres
+
+
+async def create(postgres: EmbeddedPostgres, name: str) -> str:
+    """A migrated database, with the bank's tables."""
+    connection = await asyncpg.connect(postgres.dsn())
+    await connection.execute(f"drop database if exists {name} with (force)")
+    await connection.execute(f"create database {name}")
+    await connection.close()
+    dsn = postgres.dsn(name)
+    await migrate(dsn)
+    await prepare_views(dsn, app.domain.views)
+    return dsn
+
+
+@asynccontextmanager
+async def node(dsn: str, *, serve: bool = True, work: bool = False) -> AsyncIterator[Node]:
+    """A node of the bank in this process."""
+    async with Node(app, Settings(), dsn, serve=serve, work=work) as running:
+        yield running
+
+
+async def open_accounts(running: Node, count: int) -> list[UUID]:
+    """Accounts to put money into."""
+    ids = [new_id() for _ in range(count)]
+    owner = new_id()
+    await asyncio.gather(
+        *(running.dispatcher.execute(OpenAccount(account_id=each, owner_id=owner, currency="EUR")) for each in ids)
+    )
+    return ids
+
+
+async def fill(dsn: str, events: int, streams: int) -> None:
+    """A log of deposits, by SQL: event n is on stream n mod `streams`."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute((FLOOR / "fill.sql").read_text().format(events=events, streams=streams))
+    await connection.execute("vacuum analyze headwater.events")
+    await connection.execute("checkpoint")
+    await connection.close()
+
+
+async def rate(callers: int, seconds: float, call: Callable[[int], Awaitable[object]]) -> float:
+    """Calls a second, with so many callers that each wait for their answer."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    done = 0
+
+    async def caller(number: int) -> None:
+        nonlocal done
+        while loop.time() < end:
+            await call(number)
+            done += 1
+
+    started = time.perf_counter()
+    await asyncio.gather(*(caller(number) for number in range(callers)))
+    return done / (time.perf_counter() - started)
+
+
+def median(values: list[float]) -> float:
+    """The middle of several rounds: the machine is noisy."""
+    return statistics.median(values)
+
+
+def deposit(account: UUID) -> Deposit:
+    """A command of one event."""
+    return Deposit(account_id=account, amount=CENT)
+

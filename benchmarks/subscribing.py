@@ -1,0 +1,2 @@
+"""x"""
+async def run(p): return iter([])
