@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 import sys
-from datetime import date
+from datetime import UTC, datetime
 
 import uvloop
 
@@ -23,7 +23,8 @@ BENCHMARKS = {
 
 async def main(names: list[str]) -> None:
     """Run the named benchmarks, or all."""
-    print(f"\n  {date.today()}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}\n")
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    print(f"\n  {datetime.now(UTC).date()}, {machine}\n")
     with server() as postgres:
         for name in names or BENCHMARKS:
             for figure in await BENCHMARKS[name](postgres):

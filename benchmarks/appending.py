@@ -52,7 +52,9 @@ async def run_flat(postgres: EmbeddedPostgres) -> Iterator[Figure]:
         for dsn, results in rates.items():
             results.append(await dispatch(dsn, 128))
     s, g = median(rates[short]), median(rates[long])
-    return iter([Figure("commands, 2,000,000 events in the log", f"{g:,.0f}/s", f"10,000 events: {s:,.0f}/s", g / s, 0.85)])
+    return iter(
+        [Figure("commands, 2,000,000 events in the log", f"{g:,.0f}/s", f"10,000 events: {s:,.0f}/s", g / s, 0.85)]
+    )
 
 
 async def dispatch(dsn: str, callers: int, *, streams: int | None = None) -> float:

@@ -1,4 +1,4 @@
-"""The ground that a benchmark stands on: a server that waits for the disk, databases, and the bank's history in them."""
+"""What a benchmark stands on: a server that waits for the disk, databases, and the bank's history in them."""
 
 from __future__ import annotations
 
@@ -114,4 +114,3 @@ def median(values: list[float]) -> float:
 def deposit(account: UUID) -> Deposit:
     """A command of one event."""
     return Deposit(account_id=account, amount=CENT)
-

@@ -43,7 +43,8 @@ async def copy_rows(dsn: str) -> float:
     started = time.perf_counter()
     await connection.execute(
         """
-        insert into copied (account_id, owner_id, currency, status, balance, entry_count, opened_at, updated_at, position)
+        insert into copied (account_id, owner_id, currency, status, balance, entry_count, opened_at, updated_at,
+                            position)
         select stream_id, stream_id, 'EUR', 'OPEN',
                (array_agg(coalesce((data->>'balance')::numeric, 0) order by version desc))[1],
                count(*) - 1, min(recorded_at), max(recorded_at), max(position)

@@ -1,2 +1,5 @@
 """x"""
-async def run(p): return iter([])
+
+
+async def run(p):
+    return iter([])

@@ -143,7 +143,7 @@ begin
   select array_agg(v.verdict), array_agg(v.version), array_agg(base + v.reached), array_agg(v.stream_id)
     into verdicts, versions, positions, streams
     from (
-      select case when w.done then 'd' when w.wrong then 'c' when w.behind or not w.clear then 'b'
+      select case when w.done then 'd' when w.behind or not w.clear then 'b' when w.wrong then 'c'
                   when w.taken then 't' else 'a' end::"char" as verdict,
              case when w.done then w.done_version when w.clear and w.ok then w.actual + w.n else w.actual end as version,
              case when w.done then w.done_position - base

@@ -1,11 +1,17 @@
 """Headwater: event sourcing for Python on PostgreSQL, served live over GraphQL."""
 
-from headwater.app import App, Example
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from headwater.decider import Decider, Release, Take
 from headwater.errors import HeadwaterError, PublicError
 from headwater.feature import Feature
 from headwater.messages import Command, Event, Exact, Recorded, Refused
 from headwater.view import Link, ReadModel, View
+
+if TYPE_CHECKING:
+    from headwater.app import App
+    from headwater.console import Example
 
 __all__ = [
     "App",
@@ -25,3 +31,12 @@ __all__ = [
     "Take",
     "View",
 ]
+
+# These bring the database and the web with them: a domain that imports Command must stay free of both.
+_HEAVY = {"App": "headwater.app", "Example": "headwater.console"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HEAVY[name]), name)

@@ -114,7 +114,9 @@ class Appender:
                 well()
                 await self._write_batches(connection)
             except LOST as error:
-                logger.warning("the log's connection was lost (%s); connecting again", error or type(error).__name__)
+                logger.warning(
+                    "the log's connection was lost (%s); connecting again", str(error) or type(error).__name__
+                )
             finally:
                 connection.terminate()
 
@@ -126,13 +128,15 @@ class Appender:
                 return await self._database.connect("appender")
             except LOST as error:
                 failures += 1
-                logger.warning("cannot connect to the log (%s), attempt %d", error or type(error).__name__, failures)
+                logger.warning(
+                    "cannot connect to the log (%s), attempt %d", str(error) or type(error).__name__, failures
+                )
                 if loop.time() - since > self._patience:
                     self._give_up(str(error))
                 await asyncio.sleep(backoff(failures))
 
     def _give_up(self, reason: str) -> None:
-        """Tell everyone who waits what is known: what is queued was not written, what was being written may have been."""
+        """Tell those who wait what is known: what is queued was not written, what was being written may have been."""
         logger.error("the log is away: %d commands unwritten, %d unknown", len(self._queue), len(self._writing))
         for waiting in self._writing:
             self._fail(waiting, OutcomeUnknown(OutcomeUnknown.__doc__))
@@ -171,8 +175,8 @@ class Appender:
             await self._write_singly(connection, error)
             return
         self._writing = []
-        # Those who get their answer now will ask again, beside those who wait. Half of them a batch, so that the next is
-        # on its way while they decide: both cores work, where one batch of all would have them take turns.
+        # Those who get their answer now will ask again, beside those who wait. Half of them a batch, so that the next
+        # is on its way while they decide: both cores work, where one batch of all would have them take turns.
         self._share = max(SMALL_BATCH, (len(batch) + len(self._queue) + 1) // 2)
         self._settle_batch(batch, answers)
 

@@ -52,13 +52,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     app = argparse.ArgumentParser(add_help=False)
-    app.add_argument("--app", metavar="MODULE:NAME", help="the App to run; left out: [tool.headwater] app in pyproject.toml")
+    app.add_argument(
+        "--app", metavar="MODULE:NAME", help="the App to run; left out: [tool.headwater] app in pyproject.toml"
+    )
     address = argparse.ArgumentParser(add_help=False)
     address.add_argument("--host", help="the address to listen on; left out: HEADWATER_HOST")
     address.add_argument("--port", type=int, help="the port to listen on; left out: HEADWATER_PORT")
 
     for name, command, parents, text in (
-        ("dev", _dev, [app, address], "everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set"),
+        (
+            "dev",
+            _dev,
+            [app, address],
+            "everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set",
+        ),
         ("serve", _serve, [app, address], "the API: commands, queries, subscriptions"),
         ("work", _work, [app, address], "the read models; listens for health checks only"),
         ("migrate", _migrate, [app], "bring the database's schema up to date"),
@@ -116,7 +123,10 @@ def _schema(chosen: argparse.Namespace, settings: Settings) -> int:
     held = Path(chosen.check)
     if held.is_file() and held.read_text(encoding="utf-8") == printed:
         return 0
-    print(f"headwater: {held} holds another schema than the app; write it with `headwater schema > {held}`", file=sys.stderr)
+    print(
+        f"headwater: {held} holds another schema than the app; write it with `headwater schema > {held}`",
+        file=sys.stderr,
+    )
     return 1
 
 
@@ -213,7 +223,8 @@ def _announce(settings: Settings, everything: bool) -> None:
     url = _url(settings)
     lines = [
         "",
-        "  Headwater is running" + (", with its read models." if everything else "; `headwater work` keeps its read models."),
+        "  Headwater is running"
+        + (", with its read models." if everything else "; `headwater work` keeps its read models."),
         "",
         f"  GraphiQL       {url}/graphql          (in a browser)",
         f"  GraphQL        {url}/graphql          (HTTP POST and GET)",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+"""A connection, of the pool or outside it."""
 
 LOST: tuple[type[BaseException], ...] = (
     OSError,

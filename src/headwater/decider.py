@@ -66,8 +66,8 @@ class Decider(Generic[C, S, E]):
         forgotten = [event.__name__ for event in decided if event not in events]
         if forgotten:
             raise DefinitionError(
-                f"{self._name(self.evolve)} does not take {', '.join(forgotten)}, which {self._name(self.decide)} gives;"
-                " add it to the annotation of its event and to its match"
+                f"{self._name(self.evolve)} does not take {', '.join(forgotten)}, which {self._name(self.decide)} gives"
+                "; add it to the annotation of its event and to its match"
             )
         for message in (*commands, *events):
             self._require_key(message)
@@ -76,7 +76,7 @@ class Decider(Generic[C, S, E]):
 
     def _read_decide(self) -> tuple[tuple[type[Command], ...], tuple[type[Event], ...]]:
         command, _, answer = _annotations(self.decide, 2)
-        if not get_args(answer) or not issubclass(get_origin(answer) or object, Sequence):
+        if not get_args(answer) or not _is_sequence(get_origin(answer)):
             raise DefinitionError(f"{self._name(self.decide)} must be annotated to return a list of events")
         return (
             self._arms(self.decide, command, Command),
@@ -98,7 +98,9 @@ class Decider(Generic[C, S, E]):
         for each in fields_of(message):
             if each.name == self.key and each.kind is Kind.UUID and not each.optional and not each.many:
                 return
-        raise DefinitionError(f"{message.__name__} needs a field `{self.key}: UUID`, the key of {self.category} streams")
+        raise DefinitionError(
+            f"{message.__name__} needs a field `{self.key}: UUID`, the key of {self.category} streams"
+        )
 
     @staticmethod
     def _name(function: Callable[..., Any]) -> str:
@@ -117,3 +119,7 @@ def _annotations(function: Callable[..., Any], parameters: int) -> tuple[Any, An
         raise DefinitionError(f"{where} must have {parameters} parameters, each annotated, and an annotated result")
     first, second = hints.values()
     return first, second, answer
+
+
+def _is_sequence(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Sequence)

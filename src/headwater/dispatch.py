@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -92,7 +93,7 @@ class Dispatcher:
         *,
         command_id: UUID | None = None,
         expected_version: int | None = None,
-        origin: Origin = Origin(),  # noqa: B008 - frozen
+        origin: Origin = Origin(),
     ) -> Accepted:
         """Decide a command and append its events.
 
@@ -168,7 +169,9 @@ class Dispatcher:
                 raise appended.blocker.otherwise
             if appended.verdict is Verdict.CONFLICT and expected_version is not None:
                 raise VersionConflict(version, appended.version)
-        raise Contended(f"{ATTEMPTS} attempts met changes of the same stream by others; nothing was written. Try again.")
+        raise Contended(
+            f"{ATTEMPTS} attempts met changes of the same stream by others; nothing was written. Try again."
+        )
 
     def _submit(
         self,
@@ -176,7 +179,7 @@ class Dispatcher:
         stream: _Stream,
         command_id: UUID,
         stream_id: UUID,
-        events: list[Event],
+        events: Sequence[Event],
         claims: list[Take | Release],
         origin: Origin,
     ) -> asyncio.Future[Appended]:
@@ -207,7 +210,7 @@ class Dispatcher:
 
     @staticmethod
     async def _is_true(stream: _Stream, fresh: bool) -> bool:
-        """Whether a no that was decided on the stream's state holds of the log, not only of what this process remembers.
+        """Whether a no decided on the stream's state holds of the log, not only of what this process remembers.
 
         It does when the state was read for this very command, or when the last command on its way, on which the state
         stands, is accepted.
@@ -255,9 +258,7 @@ class Dispatcher:
                 return
 
 
-def _outcome(
-    decider: Decider[Any, Any, Any], state: Any, events: list[Event]
-) -> tuple[list[Take | Release], Any]:
+def _outcome(decider: Decider[Any, Any, Any], state: Any, events: Sequence[Event]) -> tuple[list[Take | Release], Any]:
     """The claims that the events make, and the state that they leave."""
     claims: list[Take | Release] = []
     for event in events:
@@ -267,4 +268,6 @@ def _outcome(
 
 
 def _wrong_category(decider: Decider[Any, Any, Any], stream_id: UUID, category: str) -> InvalidInput:
-    return InvalidInput([decider.key], f"{stream_id} is the id of another thing, in {category}, not in {decider.category}")
+    return InvalidInput(
+        [decider.key], f"{stream_id} is the id of another thing, in {category}, not in {decider.category}"
+    )

@@ -65,11 +65,16 @@ class PostgresBell(BroadcastBackend):
         return Ring(CHANNEL, self._rings.pop(name))
 
     async def listen(self, well: Callable[[], None] = lambda: None) -> None:
-        """Hear rings until the connection is lost, then raise. Runs under a supervisor, which calls it again and is told
-        when a loss is got over."""
+        """Hear rings until the connection is lost, then raise. Runs under a supervisor, which calls it again and is
+        told when a loss is got over."""
         connection = await self._database.connect("listener")
         lost = asyncio.get_running_loop().create_future()
-        connection.add_termination_listener(lambda *_: lost.done() or lost.set_result(None))
+
+        def lose(*_: object) -> None:
+            if not lost.done():
+                lost.set_result(None)
+
+        connection.add_termination_listener(lose)
         try:
             await connection.add_listener(CHANNEL, self._hear)
             # Only after LISTEN has been answered: what was committed before it did not ring for us.

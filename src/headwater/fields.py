@@ -1,4 +1,4 @@
-"""The fields of a message or read model, and the one list of types that Headwater carries from Python to SQL and GraphQL.
+"""The fields of messages and read models, and the one list of types carried from Python to SQL and GraphQL.
 
 A type that is not on the list stops the start with a sentence that names the class and the field.
 """
@@ -113,7 +113,7 @@ def _spell(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def union_arms(annotation: Any) -> tuple[type[Any], ...]:
+def union_arms(annotation: Any) -> tuple[Any, ...]:
     """The classes of `A | B`, or the one class."""
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(arm for inner in get_args(annotation) for arm in union_arms(inner))

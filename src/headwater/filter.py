@@ -1,20 +1,27 @@
 """Filters on read models: one tree, compiled twice, to SQL for queries and to a Python predicate for live changes.
 
-Both are two-valued: a comparison with a missing value is false, and `ne` and `notIn` are the exact opposites of `eq` and
-`in`, so that a row is either in or out, whichever side looks.
+Both are two-valued: a comparison with a missing value is false, and `ne` and `notIn` are the exact opposites of `eq`
+and `in`, so that a row is either in or out, whichever side looks.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, assert_never
+from typing import Any, Protocol, TypeAlias, assert_never
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-Row: TypeAlias = Mapping[str, Any]
+
+class Row(Protocol):
+    """A stored row: its values by column, `position` among them."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+Columns: TypeAlias = sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ OPERATORS = ("eq", "ne", "in", "not_in", "lt", "lte", "gt", "gte", "contains", "
 _ORDERED = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
 
 
-def to_sql(tree: Filter, columns: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[bool]:
+def to_sql(tree: Filter, columns: Columns) -> sa.ColumnElement[bool]:
     """The condition of a WHERE clause. Values are bound, names come from the columns given."""
     match tree:
         case Compare():

@@ -95,9 +95,7 @@ def _columns(batch: Sequence[Append]) -> tuple[Any, ...]:
     events = [event for each in batch for event in each.events]
     kinds: dict[tuple[str, str, int], int] = {}
     kind_of = [
-        kinds.setdefault((each.category, event[0], event[1]), len(kinds) + 1)
-        for each in batch
-        for event in each.events
+        kinds.setdefault((each.category, event[0], event[1]), len(kinds) + 1) for each in batch for event in each.events
     ]
     counts = [len(each.events) for each in batch]
     return (
@@ -182,7 +180,7 @@ class Log:
     async def result_of(self, command_id: UUID) -> Appended | None:
         """What an accepted command came to, or None when it never was accepted."""
         row = await self._pool.fetchrow(_SQL["result_of"], command_id)
-        return row and Appended(Verdict.DONE, row["version"], row["position"], row["stream_id"])
+        return None if row is None else Appended(Verdict.DONE, row["version"], row["position"], row["stream_id"])
 
     def _recorded(self, row: asyncpg.Record) -> Recorded[Event]:
         (position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id) = row[:8]

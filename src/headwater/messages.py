@@ -69,7 +69,7 @@ class Exact:
 
 
 @dataclass_transform()
-class Refused(Exception):  # noqa: N818 - a refusal is a business no, not an error
+class Refused(Exception):
     """A command's typed no. The subclass's docstring is what the client reads; its fields are the facts.
 
     Subclasses are dataclasses: `class InsufficientFunds(Refused): balance: Decimal`. The GraphQL type has the class's

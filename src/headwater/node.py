@@ -110,9 +110,7 @@ class Node:
             feed = feeds[view.model] = Feed(reader, self.positions, poll=settings.poll_seconds)
             name = f"feed {view.name}"
             self.supervisor.start(name, partial(feed.run, partial(self.supervisor.well, name)))
-        self.serving = Serving(
-            self.dispatcher, feeds, settings.default_page, settings.max_page, settings.outbox
-        )
+        self.serving = Serving(self.dispatcher, feeds, settings.default_page, settings.max_page, settings.outbox)
 
     def _start_working(self) -> None:
         for view in self.app.domain.views:

@@ -34,14 +34,14 @@ class Positions:
         for name in list(self._waiting):
             self._wake(name)
 
-    async def moved(self, name: str, after: int, timeout: float) -> None:
-        """Return when the position is heard to be beyond `after`, when everyone is woken, or after the timeout."""
+    async def moved(self, name: str, after: int, seconds: float) -> None:
+        """Return when the position is heard to be beyond `after`, when everyone is woken, or after so many seconds."""
         if self._known[name] > after:
             return
         waiting = asyncio.get_running_loop().create_future()
         self._waiting[name].add(waiting)
         try:
-            await asyncio.wait_for(waiting, timeout)
+            await asyncio.wait_for(waiting, seconds)
         except TimeoutError:
             pass
         finally:

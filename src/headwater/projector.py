@@ -33,6 +33,10 @@ M = TypeVar("M", bound=ReadModel)
 class FoldFailed(HeadwaterError):
     """A read model's fold raised; the projection stands still before that event."""
 
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
 
 class Displaced(Exception):
     """Another process moved the checkpoint; what was folded here is void."""
@@ -60,7 +64,7 @@ class Progress:
 class Projector(Generic[M]):
     """Keeps one read model's rows.
 
-    batch: events folded in one transaction, at most. cache: rows kept in memory, at most; the loop is their only writer.
+    batch: events folded in one transaction, at most. cache: rows kept in memory, at most; only the loop writes them.
     poll: seconds after which it looks at the log though nothing rang.
     """
 
@@ -119,10 +123,20 @@ class Projector(Generic[M]):
                 continue
             events = await self._log.read(position, head, types=self._types, limit=self._batch)
             reached = events[-1].position if len(events) == self._batch else head
-            changed = await self._fold(connection, events)
-            await self._commit(connection, standing, position, reached, changed)
-            position = reached
-            self._settle(changed, position, len(events))
+            failure: FoldFailed | None = None
+            try:
+                changed = await self._fold(connection, events)
+            except FoldFailed as error:
+                # What came before it stands in no one's way, and is written.
+                failure, reached = error, error.position - 1
+                events = [event for event in events if event.position <= reached]
+                changed = await self._fold(connection, events)
+            if reached > position:
+                await self._commit(connection, standing, position, reached, changed)
+                position = reached
+                self._settle(changed, position, len(events))
+            if failure is not None:
+                raise failure
 
     async def _fold(self, connection: asyncpg.Connection, events: list[Recorded[Event]]) -> dict[UUID, _Row[M]]:
         """Fold a batch in memory; the rows that it changed."""
@@ -141,7 +155,8 @@ class Projector(Generic[M]):
             except Exception as error:
                 raise FoldFailed(
                     f"{self._view.name}: the fold of {event.data.event_name} at position {event.position} on row {key} "
-                    f"raised {type(error).__name__}: {error}"
+                    f"raised {type(error).__name__}: {error}",
+                    event.position,
                 ) from error
             if model is not row.model:
                 row.model, row.position = model, event.position
@@ -189,7 +204,9 @@ class Projector(Generic[M]):
             if removed:
                 keys = list(removed)
                 await connection.execute(self._write.delete, keys)
-                await connection.execute(_SQL["bury"], name, generation, keys, [row.position for row in removed.values()])
+                await connection.execute(
+                    _SQL["bury"], name, generation, keys, [row.position for row in removed.values()]
+                )
 
     def _arrays(self, rows: dict[UUID, _Row[M]]) -> list[list[Any]]:
         models = [row.model for row in rows.values()]

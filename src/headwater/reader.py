@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as sa_asyncpg
 from headwater import sql
 from headwater.errors import BadRequest, ProjectionBehind
 from headwater.fields import Field, Kind
-from headwater.filter import EVERYTHING, Filter, to_sql
+from headwater.filter import EVERYTHING, Filter, Row, to_sql
 from headwater.positions import Positions
 from headwater.tables import SCHEMA, snake_case, table_of
 from headwater.view import View
@@ -43,17 +43,17 @@ class Order:
 class Page:
     """Rows in order, with whether there are more before and after."""
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     has_next: bool
     has_previous: bool
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed after a position: the rows as they are now, the removed keys with the positions of their removal, and
-    what this is complete up to."""
+    """What changed after a position: the rows as they are now, the removed keys with the positions of their removal,
+    and what this is complete up to."""
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     removed: Sequence[tuple[UUID, int]]
     position: int
 
@@ -62,7 +62,7 @@ class Changes:
 class Snapshot:
     """Rows as they were at a position."""
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     position: int
 
 
@@ -111,14 +111,14 @@ class Reader:
                 )
             await self._positions.moved(name, max(position - 1, reached), min(left, self._poll))
 
-    async def row(self, key: UUID) -> tuple[Mapping[str, Any] | None, int]:
+    async def row(self, key: UUID) -> tuple[Row | None, int]:
         """The row of a key, if there is one, and the checkpoint of that moment."""
         record = await self._pool.fetchrow(self._row_sql, self.view.name, key)
         if record is None:
             return None, 0
         return (record if record[self.view.key] is not None else None), record["complete_to"]
 
-    async def rows(self, keys: Sequence[UUID]) -> dict[UUID, Mapping[str, Any]]:
+    async def rows(self, keys: Sequence[UUID]) -> dict[UUID, Row]:
         """The rows of some keys, by key."""
         records = await self._pool.fetch(self._rows_sql, keys)
         return {record[self.view.key]: record for record in records}
@@ -161,7 +161,7 @@ class Reader:
             return Page(rows[::-1], await self._any_beyond(where, order, before, rows[:1]), more)
         return Page(rows, more, await self._any_beyond(where, _reverse(order), after, rows[:1]))
 
-    def cursor(self, order: Sequence[Order], row: Mapping[str, Any]) -> str:
+    def cursor(self, order: Sequence[Order], row: Row) -> str:
         """Where a row stands in an order, to go on from."""
         order = self._total(order)
         values = [_SPELL.get(type(row[each.column]), _as_is)(row[each.column]) for each in order]
@@ -171,8 +171,9 @@ class Reader:
     async def snapshot(self, where: Filter = EVERYTHING) -> Snapshot:
         """The rows that match, and the position that they are complete up to, of one moment."""
         statement = sa.select(self._table).where(to_sql(where, self._table.c)).order_by(self._table.c.position)
-        async with self._pool.acquire() as connection, connection.transaction(
-            isolation="repeatable_read", readonly=True
+        async with (
+            self._pool.acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             position = await connection.fetchval(_SQL["checkpoint"], self.view.name) or 0
             return Snapshot(await connection.fetch(*_compiled(statement)), position)
@@ -208,9 +209,7 @@ class Reader:
             arms.append(sa.and_(*same, _later(self._table.c[each.column], values[place], each.descending)))
         return sa.or_(*arms)
 
-    async def _any_beyond(
-        self, where: Filter, order: Sequence[Order], cursor: str | None, rows: Sequence[Mapping[str, Any]]
-    ) -> bool:
+    async def _any_beyond(self, where: Filter, order: Sequence[Order], cursor: str | None, rows: Sequence[Row]) -> bool:
         """Whether a row stands on the other side of the page. None does when the page starts where all rows start."""
         if cursor is None or not rows:
             return cursor is not None

@@ -17,12 +17,12 @@ STEADY_SECONDS = 30.0
 
 
 def backoff(failures: int, *, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> float:
-    """Seconds to wait after so many failures in a row: doubling, capped, and spread so that many do not return at once."""
+    """Seconds to wait after so many failures in a row: doubling, capped, and spread so that not all return at once."""
     return min(longest, first * 2.0 ** min(failures - 1, 20)) * random.uniform(0.5, 1.0)
 
 
 class Supervisor:
-    """Runs tasks by name until it is closed: `async with Supervisor() as supervisor: supervisor.start("listener", run)`."""
+    """Runs tasks by name until it is closed: `async with Supervisor() as s: s.start("listener", run)`."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}

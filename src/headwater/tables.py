@@ -11,14 +11,15 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from headwater import sql
+from headwater.database import Connection
 from headwater.errors import DefinitionError
 from headwater.fields import Field, Kind
 from headwater.view import ReadModel, View
@@ -41,6 +42,9 @@ _TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {
     Kind.DATE: sa.Date(),
     Kind.ENUM: _TEXT,
 }
+
+
+_FROM_JSON: dict[Kind, Callable[[str], Any]] = {Kind.TIME: datetime.fromisoformat, Kind.DATE: date.fromisoformat}
 
 
 def snake_case(name: str) -> str:
@@ -91,7 +95,7 @@ def _indexed(view: View[Any]) -> list[tuple[str, ...]]:
     return [columns for columns in dict.fromkeys(wanted) if columns != (view.key,)]
 
 
-async def prepare(connection: asyncpg.Connection, view: View[Any], *, replace: bool) -> Standing:
+async def prepare(connection: Connection, view: View[Any], *, replace: bool) -> Standing:
     """Where the projection stands, its table and view made if they are not there.
 
     When the declaration has changed and `replace` is given, the rows are made again from the beginning of the log, in a
@@ -119,21 +123,17 @@ async def prepare(connection: asyncpg.Connection, view: View[Any], *, replace: b
         return await _make(connection, view, row["generation"] + 1)
 
 
-async def _make(connection: asyncpg.Connection, view: View[Any], generation: int) -> Standing:
+async def _make(connection: Connection, view: View[Any], generation: int) -> Standing:
     name = f"{snake_case(view.name)}_{generation}"
     table = table_of(view, name)
     await connection.execute(f"create schema if not exists {SCHEMA}")
     await connection.execute(str(CreateTable(table).compile(dialect=_DIALECT)))
-    for columns in _indexed(view):
-        index = sa.Index(f"{name}_{'_'.join(columns)}"[:63], *(table.c[column] for column in columns))
+    for indexed in _indexed(view):
+        index = sa.Index(f"{name}_{'_'.join(indexed)}"[:63], *(table.c[column] for column in indexed))
         await connection.execute(str(CreateIndex(index).compile(dialect=_DIALECT)))
     columns = ", ".join(_quoted_name(column.name) for column in table.columns)
-    await connection.execute(
-        f"create view {_quoted(snake_case(view.name))} as select {columns} from {_quoted(name)}"
-    )
-    await connection.execute(
-        _SQL["register"], view.name, generation, view.model.model_version, fingerprint(view), name
-    )
+    await connection.execute(f"create view {_quoted(snake_case(view.name))} as select {columns} from {_quoted(name)}")
+    await connection.execute(_SQL["register"], view.name, generation, view.model.model_version, fingerprint(view), name)
     return Standing(generation, name, 0, 0)
 
 
@@ -143,7 +143,9 @@ def upsert_sql(view: View[Any], table: str) -> str:
     names = [_quoted_name(column.name) for column in columns]
     # JSON travels as text: asyncpg gives and takes jsonb so.
     arrays = [f"${place}::{_array_type(column)}[]" for place, column in enumerate(columns, 1)]
-    casts = [f"u.{name}::jsonb" if _is_json(column) else f"u.{name}" for name, column in zip(names, columns, strict=True)]
+    casts = [
+        f"u.{name}::jsonb" if _is_json(column) else f"u.{name}" for name, column in zip(names, columns, strict=True)
+    ]
     changes = ", ".join(f"{name} = excluded.{name}" for name in names if name != _quoted_name(view.key))
     return (
         f"insert into {_quoted(table)} ({', '.join(names)}) select {', '.join(casts)} "
@@ -199,9 +201,8 @@ def _element_reader(field: Field) -> Callable[[Any], Any]:
     """From an element of a JSON list. Decimals, times and ids were written as text."""
     if field.enum is not None:
         return field.enum
-    if field.kind in (Kind.TIME, Kind.DATE):
-        return field.kind.value.fromisoformat  # type: ignore[no-any-return, attr-defined]  # datetime and date have it
-    return field.kind.value
+    chosen: Callable[[Any], Any] = _FROM_JSON.get(field.kind, field.kind.value)
+    return chosen
 
 
 def _same(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Read models: what people look at. A row is the fold of the events that are routed to its key.
 
-Inside a fold there is nothing but the row and the event, no clock and no I/O: that is what makes rebuild and verify true.
+Inside a fold there is nothing but the row and the event, no clock and no I/O: that is what makes rebuild and verify
+true.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ class View(Generic[M]):
             raise DefinitionError(f"{where}: its key `{self.key}` must be one of its fields, of type UUID")
         for reserved in ("id", "position"):
             if reserved in columns:
-                raise DefinitionError(f"{where}.{reserved}: Headwater gives each row a `{reserved}` of its own; rename it")
+                raise DefinitionError(
+                    f"{where}.{reserved}: Headwater gives each row a `{reserved}` of its own; rename it"
+                )
         for index in self.model.model_indexes:
             for column in index:
                 if column not in columns:
@@ -135,7 +138,8 @@ class View(Generic[M]):
             for event in self.events:
                 if self.key not in {each.name for each in msgspec.structs.fields(event)}:
                     raise DefinitionError(
-                        f"{event.__name__} has no field `{self.key}` to find its {self.name} row by; give the View a route"
+                        f"{event.__name__} has no field `{self.key}` to find its {self.name} row by; give the View a "
+                        "route"
                     )
 
 

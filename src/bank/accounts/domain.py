@@ -140,9 +140,7 @@ def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
         case OpenAccount():
             if account.status is not None:
                 raise AlreadyExists()
-            return [
-                AccountOpened(account_id=command.account_id, owner_id=command.owner_id, currency=command.currency)
-            ]
+            return [AccountOpened(account_id=command.account_id, owner_id=command.owner_id, currency=command.currency)]
         case Deposit():
             _require(account, command.account_id, AccountStatus.OPEN)
             balance = account.balance + command.amount

@@ -45,7 +45,7 @@ class Example:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "list[Example]":
-        """The `.graphql` files of a folder, in the order of their names. The first line of each, a comment, is its name."""
+        """The `.graphql` files of a folder, by file name. The first line of each, a comment, is its name."""
         return [cls._from_text(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.graphql"))]
 
     @classmethod

@@ -79,7 +79,11 @@ def start(data: Path, *, options: Mapping[str, str] = NO_OPTIONS, wait: float = 
         account = account_for(data / "postgres")
         with locked(data / "lock"):
             home = home_of(data, account)
-            found = bring_up(home, arguments(home.socket, options), deadline)
+            try:
+                found = bring_up(home, arguments(home.socket, options), deadline)
+            except EmbeddedError:
+                remove_socket_folder(home.socket)
+                raise
             use = Use(data / "used")
     except OSError as error:
         raise EmbeddedError(

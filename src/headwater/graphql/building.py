@@ -42,7 +42,7 @@ def python_type(each: Field) -> Any:
 def annotation(each: Field) -> Any:
     """The annotation of a field as Strawberry reads it."""
     inner = python_type(each)
-    whole = list[inner] if each.many else inner
+    whole = list[inner] if each.many else inner  # type: ignore[valid-type]  # known at run time
     return whole | None if each.optional else whole
 
 
@@ -79,7 +79,7 @@ class Omittable:
 
 
 def resolver(function: Callable[..., Any], returns: Any, **arguments: Any) -> Callable[..., Any]:
-    """A resolver with a signature that Strawberry can read: `info`, then the arguments by name with their annotations."""
+    """A resolver with a signature that Strawberry can read: `info`, then the arguments with their annotations."""
 
     def of(name: str, what: Any) -> inspect.Parameter:
         kind = inspect.Parameter.KEYWORD_ONLY if name in arguments else inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -90,24 +90,27 @@ def resolver(function: Callable[..., Any], returns: Any, **arguments: Any) -> Ca
     parameters = [of("root", Any), of("info", Info), *(of(name, what) for name, what in arguments.items())]
     signature = inspect.Signature(parameters, return_annotation=returns)
 
-    if inspect.isasyncgenfunction(function):
-
-        async def resolve(root: Any, info: Info, **values: Any) -> Any:
-            # Closed with this one, not when it is collected: a subscription that ends leaves its feed at once.
-            async with aclosing(function(root, info, **values)) as source:
-                async for value in source:
-                    yield value
-
-    elif inspect.iscoroutinefunction(function):
-
-        async def resolve(root: Any, info: Info, **values: Any) -> Any:
-            return await function(root, info, **values)
-
-    else:
-
-        def resolve(root: Any, info: Info, **values: Any) -> Any:
-            return function(root, info, **values)
-
+    resolve = _with_values(function)
     resolve.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect
     resolve.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": returns}
     return resolve
+
+
+def _with_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the same kind of its own, to be given another signature."""
+
+    async def stream(root: Any, info: Info, **values: Any) -> Any:
+        # Closed with this one, not when it is collected: a subscription that ends leaves its feed at once.
+        async with aclosing(function(root, info, **values)) as source:
+            async for value in source:
+                yield value
+
+    async def later(root: Any, info: Info, **values: Any) -> Any:
+        return await function(root, info, **values)
+
+    def now(root: Any, info: Info, **values: Any) -> Any:
+        return function(root, info, **values)
+
+    if inspect.isasyncgenfunction(function):
+        return stream
+    return later if inspect.iscoroutinefunction(function) else now

@@ -34,11 +34,9 @@ class Mutations:
 
     def _field(self, command: type[Command]) -> Any:
         accepted = self._accepted(command)
-        refusals = [self._refusal(refused) for refused in (*command.refuses, *EVERY_COMMAND_REFUSES)]
-        result = Annotated[
-            Union[(accepted, *refusals)],  # noqa: UP007 - made at run time
-            strawberry.union(name=f"{command.command_name}Result"),
-        ]
+        members = (accepted, *(self._refusal(refused) for refused in (*command.refuses, *EVERY_COMMAND_REFUSES)))
+        either: Any = Union.__getitem__(members)  # known at run time only
+        result = Annotated[either, strawberry.union(name=f"{command.command_name}Result")]
         resolve = self._resolver(command, accepted)
         return strawberry.mutation(
             resolver=resolver(
@@ -100,7 +98,8 @@ class Mutations:
                 if each.name not in _HIDDEN.get(refused, ()):
                     cls.__annotations__[each.name] = annotation(each)
             self._refusals[refused] = strawberry.type(cls, description=sentence_of(refused))
-        return self._refusals[refused]
+        made: type[Any] = self._refusals[refused]
+        return made
 
     def _refused(self, refused: Refused) -> Any:
         cls = self._refusals[type(refused)]

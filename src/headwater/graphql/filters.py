@@ -84,9 +84,7 @@ def filter_of(view: View[Any], given: Any, depth: int = 0) -> Filter:
     if depth > _DEEPEST:
         raise BadRequest(f"A filter may be nested {_DEEPEST} deep.")
     parts = [
-        part
-        for each in _filterable(view)
-        for part in _column_parts(each, _given(getattr(given, each.name), each.name))
+        part for each in _filterable(view) for part in _column_parts(each, _given(getattr(given, each.name), each.name))
     ]
     for name, combine in (("and", All), ("or", Some)):
         inner = _given(getattr(given, f"{name}_"), name)
@@ -104,7 +102,9 @@ def _column_parts(each: Field, comparisons: Any) -> list[Filter]:
     given: Mapping[str, Any] = {name.rstrip("_"): value for name, value in vars(comparisons).items()}
     return [
         Compare(each.name, operator, _stored(value))
-        for operator, value in ((name, _given(value, f"{camel(each.name)}.{camel(name)}")) for name, value in given.items())
+        for operator, value in (
+            (name, _given(value, f"{camel(each.name)}.{camel(name)}")) for name, value in given.items()
+        )
         if value is not strawberry.UNSET
     ]
 

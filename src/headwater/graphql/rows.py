@@ -12,6 +12,7 @@ import strawberry
 
 from headwater.errors import BadRequest
 from headwater.fields import Kind
+from headwater.filter import Row
 from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, plural, resolver
 from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
@@ -21,8 +22,6 @@ from headwater.messages import sentence_of
 from headwater.reader import Order, Page, Reader
 from headwater.tables import reader_of
 from headwater.view import Link, ReadModel, View
-
-Row = Mapping[str, Any]
 
 
 class RowTypes:
@@ -164,7 +163,9 @@ class RowType:
         return resolver(resolve, returns, **{self.view.key: UUID})
 
     def _watch_changes(self) -> Callable[..., Any]:
-        async def resolve(root: Any, info: Info, filter: Any = None, after: int | None = None) -> AsyncGenerator[Any, None]:
+        async def resolve(
+            root: Any, info: Info, filter: Any = None, after: int | None = None
+        ) -> AsyncGenerator[Any, None]:
             feed, limit = info.context.feed(self.model), info.context.serving.outbox
             where = filter_of(self.view, filter)
             async with aclosing(watch_changes(feed, where, after, limit=limit)) as messages:
@@ -183,7 +184,7 @@ class RowType:
 def _wrap(cls: type[Any], row: Row | None) -> Any:
     if row is None:
         return None
-    wrapped = cls.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
+    wrapped = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
     wrapped.row = row
     return wrapped
 
@@ -214,7 +215,8 @@ def _order_of(view: View[Any]) -> Any:
         if not each.many and each.kind is not Kind.BOOL
         for descending in (False, True)
     }
-    return strawberry.enum(enum.Enum(f"{view.name}Order", members))  # type: ignore[arg-type]  # made from a mapping
+    made: Any = enum.Enum(f"{view.name}Order", members)  # type: ignore[misc]  # from a mapping
+    return strawberry.enum(made)
 
 
 def _page_size(info: Info, first: int | None, last: int | None, before: str | None) -> int | None:
@@ -236,9 +238,7 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
     edge = _edge(view, row)
 
     def edges(root: Any, info: Info) -> list[Any]:
-        return [
-            edge(cursor=root.reader.cursor(root.order, each), node=_wrap(row, each)) for each in root.page.rows
-        ]
+        return [edge(cursor=root.reader.cursor(root.order, each), node=_wrap(row, each)) for each in root.page.rows]
 
     def nodes(root: Any, info: Info) -> list[Any]:
         return [_wrap(row, each) for each in root.page.rows]
@@ -286,6 +286,6 @@ def _changes(view: View[Any], row: type[Any]) -> Any:
     cls.__annotations__.update(reset=bool, upserted=list[row], removed=list[strawberry.ID], position=Position)  # type: ignore[valid-type]  # made above
     return strawberry.type(
         cls,
-        description="Put upserted over what you hold by id, drop removed; when reset, drop everything first. Complete up "
-        "to position.",
+        description="Put upserted over what you hold by id, drop removed; when reset, drop everything first. "
+        "Complete up to position.",
     )

@@ -20,8 +20,8 @@ from headwater.graphql.scalars import SCALARS
 def schema_of(domain: Domain) -> strawberry.Schema:
     """Types, inputs, filters and docs, all from the domain's Python types and docstrings."""
     rows = RowTypes(domain.views)
-    query = {"node": _node(rows)}
-    subscription = {}
+    query: dict[str, Any] = {"node": _node(rows)}
+    subscription: dict[str, Any] = {}
     for each in rows.all():
         query |= each.query_fields()
         subscription |= each.subscription_fields()
@@ -55,4 +55,6 @@ def _node(rows: RowTypes) -> Any:
                 return each.wrap(row)
         return None
 
-    return strawberry.field(resolver=resolver(resolve, Node | None, id=strawberry.ID), description="Anything by its id.")
+    return strawberry.field(
+        resolver=resolver(resolve, Node | None, id=strawberry.ID), description="Anything by its id."
+    )

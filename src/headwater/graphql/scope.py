@@ -10,6 +10,7 @@ from uuid import UUID
 from strawberry.dataloader import DataLoader
 
 from headwater.dispatch import Dispatcher
+from headwater.filter import Row
 from headwater.live.feed import Feed
 from headwater.reader import Reader
 from headwater.view import ReadModel
@@ -34,7 +35,7 @@ class Scope:
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
-        self._loaders: dict[type[ReadModel], DataLoader[UUID, Mapping[str, Any] | None]] = {}
+        self._loaders: dict[type[ReadModel], DataLoader[UUID, Row | None]] = {}
 
     def feed(self, model: type[ReadModel]) -> Feed:
         """The feed of a read model."""
@@ -44,7 +45,7 @@ class Scope:
         """The reader of a read model."""
         return self.serving.feeds[model].reader
 
-    async def linked(self, model: type[ReadModel], key: UUID) -> Mapping[str, Any] | None:
+    async def linked(self, model: type[ReadModel], key: UUID) -> Row | None:
         """The row that a link points at."""
         loader = self._loaders.get(model)
         if loader is None:
@@ -53,7 +54,7 @@ class Scope:
 
 
 def _loading(reader: Reader) -> Any:
-    async def load(keys: list[UUID]) -> list[Mapping[str, Any] | None]:
+    async def load(keys: list[UUID]) -> list[Row | None]:
         rows = await reader.rows(keys)
         return [rows.get(key) for key in keys]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-from headwater.filter import EVERYTHING, Filter, to_predicate
+from headwater.filter import EVERYTHING, Filter, Row, to_predicate
 from headwater.live.feed import Feed
 from headwater.live.watcher import Batch, Watcher
 from headwater.reader import Changes
@@ -24,12 +23,12 @@ class Message:
     """
 
     reset: bool
-    upserted: Sequence[Mapping[str, Any]]
+    upserted: Sequence[Row]
     removed: Sequence[UUID]
     position: int
 
 
-async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Mapping[str, Any] | None, None]:
+async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Row | None, None]:
     """The row of a key now, and each time it changes; None when there is none."""
     watcher = Watcher(feed.reader.view.key)
     async with feed.watch(watcher, key):
@@ -45,7 +44,8 @@ async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Mapping[str, Any] |
 async def watch_changes(
     feed: Feed, where: Filter = EVERYTHING, after: int | None = None, *, limit: int = 10_000
 ) -> AsyncGenerator[Message, None]:
-    """What matches now, or what has changed since `after`; then batches of changes. limit: keys held for a slow reader."""
+    """What matches now, or what has changed since `after`; then batches of changes. limit: keys held for a slow
+    reader."""
     watcher = Watcher(feed.reader.view.key, limit=limit)
     selection = _Selection(feed, where)
     async with feed.watch(watcher):
@@ -59,8 +59,8 @@ async def watch_changes(
                 async with aclosing(selection.snapshot(watcher)) as again:
                     async for message in again:
                         yield message
-            elif (message := selection.sift(batch)) is not None:
-                yield message
+            elif (sifted := selection.sift(batch)) is not None:
+                yield sifted
 
 
 class _Selection:
@@ -117,12 +117,12 @@ class _Selection:
         return Message(False, upserted, removed, batch.position) if upserted or removed else None
 
 
-def _chunks(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """The rows in parts; one empty part when there are none."""
     yield rows[:ROWS_AT_ONCE]
     for start in range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE):
         yield rows[start : start + ROWS_AT_ONCE]
 
 
-def _always(row: Mapping[str, Any]) -> bool:
+def _always(row: Row) -> bool:
     return True

@@ -6,11 +6,11 @@ A slow reader so gets fewer, newer messages. Past a bound of keys it is told to 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
+from headwater.filter import Row
 from headwater.reader import Changes
 
 
@@ -19,7 +19,7 @@ class Batch:
     """What a watcher takes: rows as they are now, removed keys, and what this is complete up to. `overflowed`: too much
     has changed to be held; read a snapshot instead."""
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     removed: Sequence[UUID]
     position: int
     overflowed: bool = False
@@ -31,7 +31,7 @@ class Watcher:
     def __init__(self, key: str, *, limit: int = 10_000) -> None:
         self._key = key
         self._limit = limit
-        self._dirty: dict[UUID, tuple[int, Mapping[str, Any] | None]] = {}
+        self._dirty: dict[UUID, tuple[int, Row | None]] = {}
         self._after = -1
         self._position = -1
         self._overflowed = False
@@ -55,10 +55,11 @@ class Watcher:
     def start(self, position: int) -> None:
         """The reader holds everything up to here: forget what is not after it."""
         self._after = position
-        self._overflowed = False
+        # What did not fit may be newer than what the reader holds: then it has to start again.
+        self._overflowed = self._overflowed and self._position > position
         self._dirty = {key: held for key, held in self._dirty.items() if held[0] > position}
 
-    def _hold(self, key: UUID, position: int, row: Mapping[str, Any] | None) -> None:
+    def _hold(self, key: UUID, position: int, row: Row | None) -> None:
         if position > self._after:
             self._dirty[key] = (position, row)
 
