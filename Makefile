@@ -37,9 +37,11 @@ bench: venv ## Measure, and print ratios to what PostgreSQL does alone. ARGS cho
 	@.venv/bin/python -m benchmarks $(ARGS)
 
 .PHONY: schema
-schema: venv ## Write schema.graphql from the bank.
+schema: venv ## Write schema.graphql from the bank, and migrations/schema.sql from the migrations.
 	@.venv/bin/headwater schema > schema.graphql.new || { rm schema.graphql.new; exit 1; }
 	@mv schema.graphql.new schema.graphql
+	@.venv/bin/python migrations/dump.py > schema.sql.new || { rm schema.sql.new; exit 1; }
+	@mv schema.sql.new migrations/schema.sql
 
 .PHONY: console
 console: venv ## Build the explorer (GraphiQL) if its sources changed.

@@ -236,13 +236,19 @@ begin
   end if;
 
   if cardinality(claim_commands) > 0 then
-    delete from claims using unnest(claim_commands, claim_takes, claim_names, claim_values) as k(command, take, name, value)
-     where not k.take and verdicts[k.command] = 'a'
-       and claims.name = k.name and claims.value = k.value and claims.stream_id = stream_ids[k.command];
+    -- Of all that a command says of one claim, the last word holds.
+    with last_word as (
+      select distinct on (k.command, k.name, k.value) k.take, k.name, k.value, stream_ids[k.command] as stream_id
+        from unnest(claim_commands, claim_takes, claim_names, claim_values) with ordinality
+          as k(command, take, name, value, place)
+       where verdicts[k.command] = 'a'
+       order by k.command, k.name, k.value, k.place desc
+    ), released as (
+      delete from claims using last_word l
+       where not l.take and claims.name = l.name and claims.value = l.value and claims.stream_id = l.stream_id
+    )
     insert into claims (name, value, stream_id)
-    select k.name, k.value, stream_ids[k.command]
-      from unnest(claim_commands, claim_takes, claim_names, claim_values) as k(command, take, name, value)
-     where k.take and verdicts[k.command] = 'a'
+    select l.name, l.value, l.stream_id from last_word l where l.take
     -- Its own stream may hold it already; another stream's would have been verdict t.
     on conflict (name, value) do nothing;
   end if;

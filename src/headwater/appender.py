@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
-from headwater.database import LOST, Database
+from headwater.database import LOST, UNREACHABLE, Database
 from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
 from headwater.log import Append, Appended, Verdict, append
 from headwater.positions import LOG, Positions
@@ -126,7 +126,7 @@ class Appender:
         while True:
             try:
                 return await self._database.connect("appender")
-            except LOST as error:
+            except UNREACHABLE as error:
                 failures += 1
                 logger.warning(
                     "cannot connect to the log (%s), attempt %d", str(error) or type(error).__name__, failures

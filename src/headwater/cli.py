@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib
 import logging
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from starlette.applications import Starlette
 from headwater import embedded
 from headwater.app import App
 from headwater.config import Settings
-from headwater.database import LOST
+from headwater.database import UNREACHABLE
 from headwater.errors import HeadwaterError, SettingsError
 from headwater.graphql.schema import print_schema
 from headwater.migrate import migrate, prepare_views
 from headwater.node import Node
-from headwater.server import Web, health_routes, run, server_of, stopping
+from headwater.server import Web, health_routes, listen, run, server_of, stopping, url_of
 
 logger = logging.getLogger("headwater.cli")
 
@@ -38,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(chosen)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        # It narrates each start; what it changed is said by the command.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         return chosen.command(chosen, settings) or 0
     except HeadwaterError as error:
         print(f"headwater: {error}", file=sys.stderr)
@@ -138,7 +139,10 @@ async def _serve_node(app: App, settings: Settings, dsn: str, *, work: bool) -> 
         await _migrated(app, dsn)
     async with stopping() as stop, _node(app, settings, dsn, serve=True, work=work) as node:
         web = Web(node)
-        await run(server_of(web.app, settings, web.farewell), stop, lambda: _announce(settings, work))
+        listening = listen(settings)
+        await run(
+            server_of(web.app, settings, web.farewell), listening, stop, lambda: _announce(url_of(listening), work)
+        )
 
 
 async def _work_node(app: App, settings: Settings, dsn: str) -> None:
@@ -147,25 +151,34 @@ async def _work_node(app: App, settings: Settings, dsn: str) -> None:
 
     async with stopping() as stop, _node(app, settings, dsn, serve=False, work=True) as node:
         server = server_of(Starlette(routes=health_routes(node)), settings, farewell)
-        await run(server, stop, lambda: print(f"Working. Health: {_url(settings)}/health/ready", flush=True))
+        listening = listen(settings)
+        await run(
+            server, listening, stop, lambda: print(f"Working. Health: {url_of(listening)}/health/ready", flush=True)
+        )
 
 
 async def _migrated(app: App, dsn: str) -> None:
-    await migrate(dsn)
-    await prepare_views(dsn, app.domain.views)
+    with _reaching():
+        await migrate(dsn)
+        await prepare_views(dsn, app.domain.views)
 
 
 @asynccontextmanager
 async def _node(app: App, settings: Settings, dsn: str, *, serve: bool, work: bool) -> AsyncIterator[Node]:
+    async with AsyncExitStack() as stack:
+        with _reaching():
+            node = await stack.enter_async_context(Node(app, settings, dsn, serve=serve, work=work))
+        yield node
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
     try:
-        node = await Node(app, settings, dsn, serve=serve, work=work).__aenter__()
-    except LOST as error:
+        yield
+    except UNREACHABLE as error:
         raise SettingsError(
             f"DATABASE_URL: the database cannot be reached ({error}); start it, or change the setting"
         ) from error
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_exit(node)
-        yield node
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -219,8 +232,7 @@ def _configured() -> str:
     return name
 
 
-def _announce(settings: Settings, everything: bool) -> None:
-    url = _url(settings)
+def _announce(url: str, everything: bool) -> None:
     lines = [
         "",
         "  Headwater is running"
@@ -232,14 +244,9 @@ def _announce(settings: Settings, everything: bool) -> None:
         f"  Health         {url}/health/ready",
         "",
         "  Anyone who reaches this address may do everything: there are no permissions yet."
-        if settings.host not in ("127.0.0.1", "::1", "localhost")
+        if not url.startswith(("http://127.0.0.1:", "http://[::1]:"))
         else "  It listens on this machine only, since there are no permissions yet.",
         "  Ctrl-C stops it.",
         "",
     ]
     print("\n".join(lines), flush=True)
-
-
-def _url(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{settings.port}"

@@ -23,6 +23,14 @@ LOST: tuple[type[BaseException], ...] = (
 )
 """What is raised when a connection is lost or cannot be had: try again, the statement is not at fault."""
 
+UNREACHABLE: tuple[type[BaseException], ...] = (
+    *LOST,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+)
+"""What is raised when a connection cannot be made; beside a loss, a database that lets nobody in, or not us."""
+
 CONNECT_SECONDS = 10.0
 
 

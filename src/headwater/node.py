@@ -14,7 +14,7 @@ from types import TracebackType
 from headwater.app import App
 from headwater.appender import Appender
 from headwater.config import Settings
-from headwater.database import LOST, Database
+from headwater.database import UNREACHABLE, Database
 from headwater.dispatch import Dispatcher
 from headwater.doorbell import Doorbell, PostgresBell
 from headwater.graphql.scope import Serving
@@ -138,6 +138,6 @@ class Node:
         troubles = self.supervisor.troubles
         try:
             await self.database.pool.fetchval("select 1", timeout=HEALTH_SECONDS)
-        except LOST as error:
+        except UNREACHABLE as error:
             troubles["database"] = f"{type(error).__name__}: {error}"
         return troubles

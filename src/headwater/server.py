@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -17,6 +19,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from headwater.config import Settings
 from headwater.console import console_routes, explorer
+from headwater.errors import SettingsError
 from headwater.graphql.engine import Engine
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
@@ -26,6 +29,7 @@ from headwater.node import Node
 logger = logging.getLogger("headwater.server")
 
 LARGEST_FRAME = 256 * 1024
+BACKLOG = 2048
 
 
 def health_routes(node: Node) -> list[BaseRoute]:
@@ -78,11 +82,11 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._farewell = farewell
 
-    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]  # sockets pass through
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()  # nobody new comes in while the others are sent away
         await self._farewell()
-        await super().shutdown(sockets)  # type: ignore[arg-type]  # see above
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -90,12 +94,10 @@ class Server(uvicorn.Server):
 
 
 def server_of(app: Starlette, settings: Settings, farewell: Callable[[], Awaitable[None]]) -> Server:
-    """A server on the settings' host and port, not started."""
+    """A server that is not started."""
     return Server(
         uvicorn.Config(
             app,
-            host=settings.host,
-            port=settings.port,
             http="httptools",
             ws="websockets-sansio",
             ws_max_size=LARGEST_FRAME,
@@ -126,19 +128,36 @@ async def stopping() -> AsyncIterator[asyncio.Event]:
             loop.remove_signal_handler(each)
 
 
-async def run(server: Server, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
-    """Serve until told to stop.
+def listen(settings: Settings) -> socket.socket:
+    """The socket to serve on. Port 0 takes any that is free.
 
     Raises:
-        OSError: the address is taken, or not ours.
+        SettingsError: the address is taken, or not ours.
     """
-    serving = asyncio.create_task(server.serve())
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host}, port {settings.port}: {os.strerror(error.errno or 0)}; choose another with "
+            "--host and --port, or HEADWATER_HOST and HEADWATER_PORT"
+        ) from error
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where a socket is reached, as a URL."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def run(server: Server, listening: socket.socket, stop: asyncio.Event, started: Callable[[], None]) -> None:
+    """Serve on a socket until told to stop. `started` is called when requests are answered."""
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     stopped = asyncio.create_task(stop.wait())
     try:
         while not server.started and not serving.done():
             await asyncio.wait([serving], timeout=0.01)
-        if server.started:
-            started()
+        started()
         await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving

@@ -1,0 +1,42 @@
+"""What the migrations make, as SQL: `python migrations/dump.py` prints `schema.sql`, whose diff a review can read."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+
+import asyncpg
+
+from headwater import embedded
+from headwater.embedded import EmbeddedPostgres
+from headwater.migrate import migrate
+
+# What differs between two dumps of one schema: versions, a random token, session settings.
+_NOISE = re.compile(r"^(--.*|SET .*|SELECT pg_catalog\.set_config.*|\\(un)?restrict .*|)$\n?", re.MULTILINE)
+
+
+def dump(postgres: EmbeddedPostgres, database: str) -> str:
+    """The schema of a database as statements, without what differs from one dump to the next."""
+    command = [postgres.binaries / "pg_dump", "--schema-only", "--no-owner", "--no-privileges", "--schema=headwater"]
+    done = subprocess.run([*command, postgres.dsn(database)], capture_output=True, text=True, check=True)  # noqa: S603 - our own
+    return _NOISE.sub("", done.stdout)
+
+
+async def _migrated(postgres: EmbeddedPostgres) -> None:
+    connection = await asyncpg.connect(postgres.dsn())
+    await connection.execute("create database dumped")
+    await connection.close()
+    await migrate(postgres.dsn("dumped"))
+
+
+def main() -> None:
+    """Print the schema of a database that the migrations have just made."""
+    with embedded.temporary() as postgres:
+        asyncio.run(_migrated(postgres))
+        sys.stdout.write(dump(postgres, "dumped"))
+
+
+if __name__ == "__main__":
+    main()

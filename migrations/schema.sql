@@ -1,0 +1,309 @@
+CREATE SCHEMA headwater;
+COMMENT ON SCHEMA headwater IS 'Headwater''s own tables: the log, and what is kept beside it.';
+CREATE FUNCTION headwater.append(command_ids uuid[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) RETURNS record
+    LANGUAGE plpgsql
+    SET jit TO 'off'
+    SET search_path TO 'headwater', 'pg_temp'
+    AS $$
+<<here>>
+declare
+  base bigint;
+  moment timestamptz;
+  behind boolean[];
+  places integer[];
+  ordinals integer[];
+  any_without_events boolean;
+  appended integer;
+begin
+  -- Everything below sees what every earlier append has left, since each waits here for the one before it.
+  select position, greatest(recorded_at, clock_timestamp()) into strict base, moment from head for update;
+  any_without_events := exists (select from commands);
+  if cardinality(claim_commands) > 0
+     or (select count(distinct id) from unnest(command_ids) as id) < cardinality(command_ids) then
+    -- The first command of a call to name a claim or a command id goes on; the others are behind it.
+    select array_agg(
+             c.place > c.first_place
+             or exists (
+               select from unnest(claim_commands, claim_names, claim_values) as later(command, name, value)
+               join unnest(claim_commands, claim_names, claim_values) as earlier(command, name, value)
+                 on earlier.name = later.name and earlier.value = later.value
+               where later.command = c.place and earlier.command < c.place
+             ) order by c.place)
+      into behind
+      from (select u.place, min(u.place) over (partition by u.command_id) as first_place
+              from unnest(command_ids) with ordinality as u(command_id, place)) c;
+  end if;
+  if cardinality(claim_commands) > 0 then
+    select array_agg(b.blocker order by c.place) into blockers
+      from generate_series(1, cardinality(command_ids)) as c(place)
+      left join lateral (
+        select k.place::integer as blocker
+          from unnest(claim_commands, claim_takes, claim_names, claim_values) with ordinality
+            as k(command, take, name, value, place)
+          join claims on claims.name = k.name and claims.value = k.value
+         where k.command = c.place and k.take and claims.stream_id <> stream_ids[c.place]
+         order by k.place limit 1
+      ) b on true;
+  end if;
+  -- Each command is judged as if those before it in its stream were accepted, and falls with the first that is not.
+  -- LEFT JOIN LATERAL ... LIMIT 1 holds the plan to index look-ups, however long the log is.
+  select array_agg(v.verdict), array_agg(v.version), array_agg(base + v.reached), array_agg(v.stream_id)
+    into verdicts, versions, positions, streams
+    from (
+      select case when w.done then 'd' when w.behind or not w.clear then 'b' when w.wrong then 'c'
+                  when w.taken then 't' else 'a' end::"char" as verdict,
+             case when w.done then w.done_version when w.clear and w.ok then w.actual + w.n else w.actual end as version,
+             case when w.done then w.done_position - base
+                  else coalesce(sum(w.n) filter (where w.clear and w.ok) over (order by w.place), 0) end as reached,
+             case when w.done then w.done_stream else w.stream_id end as stream_id
+        from (
+          select j.*,
+                 coalesce(bool_and(j.ok) over (
+                   partition by j.stream_id order by j.place rows between unbounded preceding and 1 preceding), true)
+                   as clear
+            from (
+              select c.place, c.stream_id, c.n, s.actual, d.*, b.*,
+                     not d.done and not b.behind and not b.wrong and not b.taken as ok
+                from (
+                  select u.place, u.command_id, u.stream_id, u.expected, coalesce(u.n, 1) as n,
+                         (sum(coalesce(u.n, 1)) over (partition by u.stream_id order by u.place rows unbounded preceding)
+                          - coalesce(u.n, 1))::integer as before
+                    from unnest(command_ids, stream_ids, expected, counts) with ordinality
+                      as u(command_id, stream_id, expected, n, place)
+                ) c
+                -- The stream stands at the expected version when that one is there and the next is not: two points of
+                -- the index, where its end would be a page of them on a long stream. The end is sought when it does not.
+                left join lateral (
+                  select true as there from events e
+                   where e.stream_id = c.stream_id and e.version = c.expected - c.before limit 1
+                ) it on c.expected > c.before
+                left join lateral (
+                  select true as there from events e
+                   where e.stream_id = c.stream_id and e.version = c.expected - c.before + 1 limit 1
+                ) next on true
+                cross join lateral (
+                  select coalesce(c.expected >= c.before and (c.expected = c.before or it.there) and next.there is null,
+                                  false) as fits
+                ) f
+                left join lateral (
+                  select e.version from events e
+                   where not f.fits and e.stream_id = c.stream_id order by e.version desc limit 1
+                ) last on true
+                left join lateral (
+                  select e.version, e.position, e.stream_id from events e
+                   where e.command_id = c.command_id order by e.ordinal desc limit 1
+                ) left_events on true
+                left join lateral (
+                  select q.version, q.position, q.stream_id from commands q
+                   where here.any_without_events and q.command_id = c.command_id limit 1
+                ) left_none on true
+                cross join lateral (select case when f.fits then c.expected else coalesce(last.version, 0) + c.before end as actual) s
+                cross join lateral (
+                  select coalesce(left_events.position, left_none.position) is not null as done,
+                         coalesce(left_events.version, left_none.version) as done_version,
+                         coalesce(left_events.position, left_none.position) as done_position,
+                         coalesce(left_events.stream_id, left_none.stream_id) as done_stream
+                ) d
+                cross join lateral (
+                  select coalesce(here.behind[c.place], false) as behind,
+                         c.expected is not null and not f.fits as wrong,
+                         append.blockers[c.place] is not null as taken
+                ) b
+            ) j
+        ) w
+       order by w.place
+    ) v;
+  if counts is not null then
+    select array_agg(u.place order by u.place, o), array_agg(o order by u.place, o) into places, ordinals
+      from unnest(counts) with ordinality as u(n, place), generate_series(1, u.n) as o;
+  end if;
+  insert into events (position, stream_id, version, ordinal, schema_version, event_id, command_id, correlation_id,
+                      causation_id, recorded_at, category, type, actor, tenant, traceparent, data)
+  select positions[e.place] - e.n + e.ordinal, stream_ids[e.place], versions[e.place] - e.n + e.ordinal, e.ordinal,
+         kind_versions[e.kind], uuidv7(), command_ids[e.place],
+         coalesce(correlation_ids[e.place], command_ids[e.place]), causation_ids[e.place], moment,
+         kind_categories[e.kind], kind_types[e.kind], actors[e.place], tenants[e.place], traceparents[e.place],
+         e.payload::json
+    from (
+      select coalesce(u.place, u.k)::integer as place, coalesce(u.ordinal, 1) as ordinal, coalesce(u.kind, 1) as kind,
+             u.payload, case when counts is null then 1 else counts[u.place] end as n
+        from unnest(payloads, places, ordinals, kinds) with ordinality as u(payload, place, ordinal, kind, k)
+    ) e
+   where verdicts[e.place] = 'a';
+  get diagnostics appended = row_count;
+  if counts is not null and 0 = any(counts) then
+    insert into commands (command_id, stream_id, version, position)
+    select u.command_id, u.stream_id, u.version, u.position
+      from unnest(command_ids, stream_ids, counts, verdicts, versions, positions)
+        as u(command_id, stream_id, n, verdict, version, position)
+     where u.verdict = 'a' and u.n = 0;
+  end if;
+  if cardinality(claim_commands) > 0 then
+    -- Of all that a command says of one claim, the last word holds.
+    with last_word as (
+      select distinct on (k.command, k.name, k.value) k.take, k.name, k.value, stream_ids[k.command] as stream_id
+        from unnest(claim_commands, claim_takes, claim_names, claim_values) with ordinality
+          as k(command, take, name, value, place)
+       where verdicts[k.command] = 'a'
+       order by k.command, k.name, k.value, k.place desc
+    ), released as (
+      delete from claims using last_word l
+       where not l.take and claims.name = l.name and claims.value = l.value and claims.stream_id = l.stream_id
+    )
+    insert into claims (name, value, stream_id)
+    select l.name, l.value, l.stream_id from last_word l where l.take
+    -- Its own stream may hold it already; another stream's would have been verdict t.
+    on conflict (name, value) do nothing;
+  end if;
+  if appended > 0 then
+    update head set position = base + appended, recorded_at = moment;
+    perform pg_notify('headwater', 'log:' || base + appended);
+  end if;
+end $$;
+COMMENT ON FUNCTION headwater.append(command_ids uuid[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) IS 'Appends many commands'' events in one call: contiguous positions, a verdict for each command, one doorbell.';
+CREATE FUNCTION headwater.refuse_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+  raise exception 'headwater.% is append-only: % is refused', tg_table_name, lower(tg_op)
+    using errcode = 'insufficient_privilege', hint = 'Append an event that says what has changed.';
+end $$;
+CREATE TABLE headwater.claims (
+    name text NOT NULL COLLATE pg_catalog."C",
+    value text NOT NULL COLLATE pg_catalog."C",
+    stream_id uuid NOT NULL
+);
+COMMENT ON TABLE headwater.claims IS 'Values that belong to one stream at a time, such as an e-mail address. Taken and released in the append of the events that say so.';
+CREATE TABLE headwater.commands (
+    command_id uuid NOT NULL,
+    stream_id uuid NOT NULL,
+    version integer NOT NULL,
+    "position" bigint NOT NULL
+);
+COMMENT ON TABLE headwater.commands IS 'Accepted commands that left no event; those that did are found by events_command_ordinal_key.';
+CREATE TABLE headwater.dead_letters (
+    projection text NOT NULL COLLATE pg_catalog."C",
+    key uuid NOT NULL,
+    "position" bigint NOT NULL,
+    parked_at timestamp with time zone DEFAULT now() NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    error text,
+    traceback_hash text
+);
+COMMENT ON TABLE headwater.dead_letters IS 'Events that a fold failed on, and those of the same key that wait behind them, in order (error is null).';
+CREATE TABLE headwater.events (
+    "position" bigint NOT NULL,
+    stream_id uuid NOT NULL,
+    version integer NOT NULL,
+    ordinal smallint NOT NULL,
+    schema_version smallint NOT NULL,
+    event_id uuid NOT NULL,
+    command_id uuid NOT NULL,
+    correlation_id uuid NOT NULL,
+    causation_id uuid,
+    recorded_at timestamp with time zone NOT NULL,
+    category text NOT NULL COLLATE pg_catalog."C",
+    type text NOT NULL COLLATE pg_catalog."C",
+    actor text,
+    tenant text,
+    traceparent text,
+    data json NOT NULL,
+    CONSTRAINT events_ordinal_check CHECK ((ordinal > 0)),
+    CONSTRAINT events_schema_version_check CHECK ((schema_version > 0)),
+    CONSTRAINT events_version_check CHECK ((version > 0))
+);
+COMMENT ON TABLE headwater.events IS 'Every fact, once, for ever. There is no index on category or type: readers follow by position, and an index that is rarely read would be paid for by every append.';
+COMMENT ON COLUMN headwater.events."position" IS 'Contiguous from 1, in commit order.';
+COMMENT ON COLUMN headwater.events.version IS 'The event''s place in its stream, from 1: optimistic concurrency.';
+COMMENT ON COLUMN headwater.events.ordinal IS 'The event''s place in its command, from 1: with command_id it is the idempotency key, and finds a command''s last event.';
+COMMENT ON COLUMN headwater.events.data IS 'json, not jsonb: kept as it was written, and cheaper both to write and to read.';
+CREATE TABLE headwater.head (
+    singleton boolean DEFAULT true NOT NULL,
+    "position" bigint NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    CONSTRAINT head_position_check CHECK (("position" >= 0)),
+    CONSTRAINT head_singleton_check CHECK (singleton)
+);
+COMMENT ON TABLE headwater.head IS 'One row: where the log ends. append() holds its lock to the commit, so positions become visible in their own order: whoever has seen N has seen everything up to N.';
+COMMENT ON COLUMN headwater.head.recorded_at IS 'When the last event was recorded; time never goes back from one position to the next, even when a clock does.';
+CREATE TABLE headwater.projections (
+    name text NOT NULL COLLATE pg_catalog."C",
+    generation integer NOT NULL,
+    version integer NOT NULL,
+    fingerprint text NOT NULL,
+    table_name text NOT NULL,
+    "position" bigint DEFAULT 0 NOT NULL,
+    live boolean NOT NULL,
+    owner text,
+    fence bigint DEFAULT 0 NOT NULL,
+    lease_until timestamp with time zone,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT projections_generation_check CHECK ((generation > 0))
+);
+COMMENT ON TABLE headwater.projections IS 'How far each projection has come. The position moves by compare-and-swap in the transaction that writes the rows: that is what makes them exactly once.';
+COMMENT ON COLUMN headwater.projections.generation IS 'The physical table of the rows; clients read a view on the live one.';
+COMMENT ON COLUMN headwater.projections.fingerprint IS 'Of the declared columns: another means the rows are made again.';
+COMMENT ON COLUMN headwater.projections.fence IS 'Rises with each lease, so that a holder that slept cannot commit.';
+CREATE TABLE headwater.snapshots (
+    stream_id uuid NOT NULL,
+    fold_version integer NOT NULL,
+    version integer NOT NULL,
+    taken_at timestamp with time zone DEFAULT now() NOT NULL,
+    state json NOT NULL
+);
+COMMENT ON TABLE headwater.snapshots IS 'States of long streams; one of another fold_version is not used.';
+CREATE TABLE headwater.subject_keys (
+    subject_id uuid NOT NULL,
+    key bytea,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    forgotten_at timestamp with time zone,
+    CONSTRAINT subject_keys_forgotten CHECK (((key IS NULL) = (forgotten_at IS NOT NULL)))
+);
+COMMENT ON TABLE headwater.subject_keys IS 'The key that a person''s fields are encrypted with; forgetting the person is dropping the key, never an event.';
+CREATE TABLE headwater.timers (
+    timer_id uuid NOT NULL,
+    stream_id uuid NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    message json NOT NULL
+);
+COMMENT ON TABLE headwater.timers IS 'What falls due, derived from the streams of sagas.';
+CREATE TABLE headwater.tombstones (
+    projection text NOT NULL COLLATE pg_catalog."C",
+    generation integer NOT NULL,
+    key uuid NOT NULL,
+    "position" bigint NOT NULL,
+    removed_at timestamp with time zone DEFAULT now() NOT NULL
+);
+COMMENT ON TABLE headwater.tombstones IS 'Removed rows, so that a client that was away learns of them.';
+ALTER TABLE ONLY headwater.claims
+    ADD CONSTRAINT claims_pkey PRIMARY KEY (name, value);
+ALTER TABLE ONLY headwater.commands
+    ADD CONSTRAINT commands_pkey PRIMARY KEY (command_id);
+ALTER TABLE ONLY headwater.dead_letters
+    ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (projection, key, "position");
+ALTER TABLE ONLY headwater.events
+    ADD CONSTRAINT events_command_ordinal_key UNIQUE (command_id, ordinal);
+ALTER TABLE ONLY headwater.events
+    ADD CONSTRAINT events_pkey PRIMARY KEY ("position");
+ALTER TABLE ONLY headwater.events
+    ADD CONSTRAINT events_stream_version_key UNIQUE (stream_id, version);
+ALTER TABLE ONLY headwater.head
+    ADD CONSTRAINT head_pkey PRIMARY KEY (singleton);
+ALTER TABLE ONLY headwater.projections
+    ADD CONSTRAINT projections_pkey PRIMARY KEY (name, generation);
+ALTER TABLE ONLY headwater.snapshots
+    ADD CONSTRAINT snapshots_pkey PRIMARY KEY (stream_id, fold_version);
+ALTER TABLE ONLY headwater.subject_keys
+    ADD CONSTRAINT subject_keys_pkey PRIMARY KEY (subject_id);
+ALTER TABLE ONLY headwater.timers
+    ADD CONSTRAINT timers_pkey PRIMARY KEY (timer_id);
+ALTER TABLE ONLY headwater.tombstones
+    ADD CONSTRAINT tombstones_pkey PRIMARY KEY (projection, generation, key);
+CREATE INDEX claims_stream ON headwater.claims USING btree (stream_id);
+CREATE UNIQUE INDEX projections_live ON headwater.projections USING btree (name) WHERE live;
+CREATE INDEX timers_due ON headwater.timers USING btree (due_at);
+CREATE INDEX tombstones_position ON headwater.tombstones USING btree (projection, generation, "position");
+CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON headwater.events FOR EACH STATEMENT EXECUTE FUNCTION headwater.refuse_change();
+ALTER TABLE headwater.events ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE ONLY headwater.tombstones
+    ADD CONSTRAINT tombstones_projection_fkey FOREIGN KEY (projection, generation) REFERENCES headwater.projections(name, generation) ON DELETE CASCADE;

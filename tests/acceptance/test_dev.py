@@ -1,0 +1,92 @@
+"""`headwater dev`: everything in one process, from an empty folder."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+REGISTER = """
+mutation($email: String!) {
+  registerUser(input: { email: $email, name: "Ada" }) {
+    ... on RegisterUserAccepted { streamId user { email } }
+    ... on EmailTaken { code email }
+  }
+}
+"""
+OPEN = """
+mutation($owner: UUID!) {
+  openAccount(input: { ownerId: $owner, currency: "EUR" }) {
+    ... on OpenAccountAccepted { streamId account { balance } }
+  }
+}
+"""
+DEPOSIT = """
+mutation($account: UUID!, $amount: Decimal!) {
+  deposit(input: { accountId: $account, amount: $amount }) { ... on DepositAccepted { account { balance } } }
+}
+"""
+WATCH = "subscription($account: UUID!) { account(accountId: $account) { balance } }"
+
+
+async def test_a_newcomer_sees_a_deposit_at_once(headwater: Callable[..., Any], sockets: Callable[..., Any]) -> None:
+    dev = await headwater("dev")
+    user = (await dev.graphql(REGISTER, email="ada@example.org"))["registerUser"]
+    assert user["user"] == {"email": "ada@example.org"}
+    account = (await dev.graphql(OPEN, owner=user["streamId"]))["openAccount"]["streamId"]
+    socket = await sockets(dev)
+    await socket.subscribe(WATCH, account=account)
+    assert await socket.next() == {"account": {"balance": "0"}}
+
+    deposited = await dev.graphql(DEPOSIT, account=account, amount="12.50")
+
+    assert deposited == {"deposit": {"account": {"balance": "12.50"}}}
+    assert await socket.next() == {"account": {"balance": "12.50"}}
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
+async def test_it_stops_cleanly(
+    headwater: Callable[..., Any], sockets: Callable[..., Any], with_signal: signal.Signals
+) -> None:
+    dev = await headwater("dev")
+    socket = await sockets(dev)
+    await socket.subscribe(WATCH, account="01980000-0000-7000-8000-000000000001")
+    assert await socket.next() == {"account": None}
+
+    assert await dev.stop(with_signal) == 0
+
+    with pytest.raises(ConnectionClosed) as closed:
+        await socket.receive()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
+
+
+async def test_what_was_written_is_there_after_a_kill(headwater: Callable[..., Any]) -> None:
+    first = await headwater("dev")
+    await first.graphql(REGISTER, email="ada@example.org")
+    first.process.kill()
+    await first.process.wait()
+
+    second = await headwater("dev")
+
+    taken = await second.graphql(REGISTER, email="ADA@example.org")
+    assert taken == {"registerUser": {"code": "EMAIL_TAKEN", "email": "ADA@example.org"}}
+    assert await second.graphql("{ users { nodes { email } } }") == {"users": {"nodes": [{"email": "ada@example.org"}]}}
+
+
+async def test_it_says_what_is_where_and_that_nothing_is_protected(headwater: Callable[..., Any]) -> None:
+    dev = await headwater("dev")
+    printed = "".join(dev.printed)
+    assert f"{dev.url}/graphql" in printed
+    assert (await dev.get("/health/live")).json() == {"status": "live"}
+    assert (await dev.get("/health/ready")).json() == {"status": "ready"}
+    assert (await dev.get("/")).headers["location"] == "/graphql"
+
+
+async def test_a_path_with_a_space(headwater: Callable[..., Any], tmp_path: Path) -> None:
+    dev = await headwater("dev", HEADWATER_DATA=str(tmp_path / "my data"))
+    assert await dev.graphql("{ users { totalCount } }") == {"users": {"totalCount": 0}}
