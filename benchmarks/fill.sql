@@ -2,9 +2,8 @@
 insert into headwater.events (position, stream_id, version, ordinal, schema_version, event_id, command_id, correlation_id,
                               recorded_at, category, type, data)
 select n, s.id, ((n - 1) / {streams}) + 1, 1, 1, uuidv7(), c.id, c.id, now(), 'account', k.type, k.data
-  from generate_series(1, {events}) as n
+  from (select n, uuidv7() as id from generate_series(1, {events}) as n) c
  cross join lateral (select lpad(to_hex(n % {streams}), 32, '0')::uuid as id) s
- cross join lateral (select uuidv7() as id) c
  cross join lateral (
    select case when n <= {streams} then 'AccountOpened' else 'MoneyDeposited' end as type,
           case when n <= {streams}

@@ -27,6 +27,9 @@ from headwater.supervisor import backoff
 
 logger = logging.getLogger("headwater.appender")
 
+AT_FAULT = (asyncpg.PostgresError, ValueError, TypeError, OverflowError)
+"""What is raised when a call holds something that PostgreSQL does not take, or that cannot be sent to it."""
+
 SMALL_BATCH = 32
 """Commands that are written together even if that leaves nobody to decide meanwhile: below, the disk sets the pace."""
 
@@ -171,7 +174,7 @@ class Appender:
             answers = await append(connection, [waiting.append for waiting in batch])
         except LOST:
             raise
-        except (asyncpg.PostgresError, asyncpg.DataError, ValueError, TypeError, OverflowError) as error:
+        except AT_FAULT as error:
             await self._write_singly(connection, error)
             return
         self._writing = []
@@ -182,24 +185,22 @@ class Appender:
 
     async def _write_singly(self, connection: asyncpg.Connection, error: Exception) -> None:
         """PostgreSQL refused the whole call: find whose fault it was, so that nobody else pays for it."""
-        batch = self._writing
-        if len(batch) == 1:
-            self._writing = []
-            self._fail(batch[0], error)
-            return
-        logger.warning("an append of %d commands failed (%s); writing them one by one", len(batch), error)
-        while batch:
-            self._writing = batch[:1]
-            if batch[0].chain.broken:
-                self._writing = []
-                self._settle(batch[0], _behind(batch[0].append))
+        if len(self._writing) > 1:
+            logger.warning("an append of %d commands failed (%s); writing them one by one", len(self._writing), error)
+        while self._writing:
+            first, *others = self._writing
+            if first.chain.broken:
+                self._settle(first, _behind(first.append))
             else:
                 try:
-                    await self._write(connection)
+                    answers = await append(connection, [first.append])
                 except LOST:
-                    self._writing = batch
                     raise
-            batch = batch[1:]
+                except AT_FAULT as fault:
+                    self._fail(first, fault)
+                else:
+                    self._settle_batch([first], answers)
+            self._writing = others  # until here the first is still under way: who drains, or gives up, finds it
 
     def _settle_batch(self, batch: list[_Waiting], answers: list[Appended]) -> None:
         tally = self.tally

@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(chosen)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        # It narrates each start; what it changed is said by the command.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        # They narrate each start and each socket; what matters of it is said by the command.
+        for name in ("alembic", "uvicorn"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         return chosen.command(chosen, settings) or 0
     except HeadwaterError as error:
         print(f"headwater: {error}", file=sys.stderr)

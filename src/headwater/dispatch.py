@@ -85,7 +85,7 @@ class Dispatcher:
         self._appender = appender
         self._limit = cache
         self._streams: OrderedDict[UUID, _Stream] = OrderedDict()
-        self._loading: dict[UUID, asyncio.Task[_Stream]] = {}
+        self._loading: dict[tuple[str, UUID], asyncio.Task[_Stream]] = {}
 
     async def execute(
         self,
@@ -136,13 +136,11 @@ class Dispatcher:
             if attempt > 2:
                 await asyncio.sleep(random.uniform(0, 0.001 * 2**attempt))
             stream = self._streams.get(stream_id)
-            if stream is None or stream.chain.broken:
+            if stream is None or stream.chain.broken or stream.category != decider.category:
                 stream, fresh = await self._load(decider, stream_id, known or stream)
             else:
                 self._streams.move_to_end(stream_id)
                 fresh = False
-                if stream.category != decider.category:
-                    raise _wrong_category(decider, stream_id, stream.category)
             known = stream
             try:
                 if expected_version is not None and expected_version != stream.version:
@@ -230,16 +228,19 @@ class Dispatcher:
         self, decider: Decider[Any, Any, Any], stream_id: UUID, known: _Stream | None
     ) -> tuple[_Stream, bool]:
         """The stream from the log, and whether it was read just for this call, not for another that asked before."""
-        loading = self._loading.get(stream_id)
+        asked = decider.category, stream_id  # two categories may be asked for one id: the log knows whose it is
+        loading = self._loading.get(asked)
         if loading is not None:
             return await asyncio.shield(loading), False
         loading = asyncio.create_task(self._read(decider, stream_id, known))
-        self._loading[stream_id] = loading
-        loading.add_done_callback(lambda _: self._loading.pop(stream_id, None))
+        self._loading[asked] = loading
+        loading.add_done_callback(lambda _: self._loading.pop(asked, None))
         return await asyncio.shield(loading), True
 
     async def _read(self, decider: Decider[Any, Any, Any], stream_id: UUID, known: _Stream | None) -> _Stream:
-        version, state = (known.written_version, known.written_state) if known else (0, decider.initial)
+        version, state = 0, decider.initial
+        if known is not None and known.category == decider.category:
+            version, state = known.written_version, known.written_state
         async for category, event in self._log.read_stream(stream_id, version):
             if category != decider.category:
                 raise _wrong_category(decider, stream_id, category)

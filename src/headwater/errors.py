@@ -64,7 +64,7 @@ class ProjectionBehind(PublicError):
     code = "PROJECTION_BEHIND"
 
 
-class BadRequest(PublicError):
-    """The request is not one that can be answered."""
+class BadUserInput(PublicError):
+    """An argument breaks a rule that the schema cannot say."""
 
     code = "BAD_USER_INPUT"

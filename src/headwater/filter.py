@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol, TypeAlias, assert_never
 
 import sqlalchemy as sa
@@ -139,8 +140,7 @@ def _compare(column: str, name: str, value: Any) -> Callable[[Row], bool]:
         case "not_in":
             return lambda row: row[column] not in value
         case "lt" | "lte" | "gt" | "gte":
-            ordered = _ORDERED[name]
-            return lambda row: row[column] is not None and ordered(row[column], value)
+            return _compare_order(column, name, value)
         case "contains":
             return lambda row: row[column] is not None and value in row[column]
         case "starts_with":
@@ -149,3 +149,18 @@ def _compare(column: str, name: str, value: Any) -> Callable[[Row], bool]:
             return lambda row: (row[column] is None) is value
         case _:
             raise ValueError(f"no operator {name!r}")
+
+
+def _compare_order(column: str, name: str, value: Any) -> Callable[[Row], bool]:
+    ordered = _ORDERED[name]
+    if not isinstance(value, float | Decimal):
+        return lambda row: row[column] is not None and ordered(row[column], value)
+
+    def holds(row: Row) -> bool:
+        found = row[column]
+        if found is None:
+            return False
+        # A NaN, which only a fold can make, is greater than every number to PostgreSQL, and to Python it is nothing.
+        return name in ("gt", "gte") if found != found else ordered(found, value)  # noqa: PLR0124 - that is what NaN is
+
+    return holds

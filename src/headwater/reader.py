@@ -18,7 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg as sa_asyncpg
 
 from headwater import sql
-from headwater.errors import BadRequest, ProjectionBehind
+from headwater.database import Connection
+from headwater.errors import BadUserInput, ProjectionBehind
 from headwater.fields import Field, Kind
 from headwater.filter import EVERYTHING, Filter, Row, to_sql
 from headwater.positions import Positions
@@ -116,7 +117,7 @@ class Reader:
         record = await self._pool.fetchrow(self._row_sql, self.view.name, key)
         if record is None:
             return None, 0
-        return (record if record[self.view.key] is not None else None), record["complete_to"]
+        return (record if record[self.view.key] is not None else None), record["complete to"]
 
     async def rows(self, keys: Sequence[UUID]) -> dict[UUID, Row]:
         """The rows of some keys, by key."""
@@ -126,7 +127,7 @@ class Reader:
     async def count(self, where: Filter) -> int:
         """How many rows there are."""
         statement = sa.select(sa.func.count()).select_from(self._table).where(to_sql(where, self._table.c))
-        return await self._pool.fetchval(*_compiled(statement))  # type: ignore[no-any-return]  # count(*)
+        return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # count(*)
 
     async def page(
         self,
@@ -141,7 +142,7 @@ class Reader:
         """A page by keyset: `first` rows after a cursor, or the `last` before one.
 
         Raises:
-            BadRequest: a cursor of another order.
+            BadUserInput: a cursor of another order.
         """
         order = self._total(order)
         backward = last is not None
@@ -155,7 +156,7 @@ class Reader:
             statement = statement.where(self._beyond(_reverse(order), self._parse(order, before)))
         for each in _reverse(order) if backward else order:
             statement = statement.order_by(columns[each.column].desc() if each.descending else columns[each.column])
-        rows = await self._pool.fetch(*_compiled(statement.limit(limit + 1)))
+        rows = await _select(self._pool, statement.limit(limit + 1))
         more, rows = len(rows) > limit, rows[:limit]
         if backward:
             return Page(rows[::-1], await self._any_beyond(where, order, before, rows[:1]), more)
@@ -176,23 +177,23 @@ class Reader:
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             position = await connection.fetchval(_SQL["checkpoint"], self.view.name) or 0
-            return Snapshot(await connection.fetch(*_compiled(statement)), position)
+            return Snapshot(await _select(connection, statement), position)
 
     async def keys(self, where: Filter) -> set[UUID]:
         """The keys of the rows that match."""
         key = self._table.c[self.view.key]
         statement = sa.select(key).where(to_sql(where, self._table.c))
-        return {record[0] for record in await self._pool.fetch(*_compiled(statement))}
+        return {record[0] for record in await _select(self._pool, statement)}
 
     async def changes(self, after: int) -> Changes:
         """What changed after a position, up to so many rows; ask again from the position that comes back."""
         records = await self._pool.fetch(self._changes_sql, self.view.name, after, CHANGES_AT_ONCE)
         if not records:
             return Changes((), (), after)
-        cut = len(records) == CHANGES_AT_ONCE
-        position = records[-1]["position"] if cut else max(records[0]["complete_to"], after)
         rows = [record for record in records if record["position"] is not None]
-        buried = msgspec.json.decode(records[0]["removed"], type=list[tuple[UUID, int]])
+        cut = len(rows) == CHANGES_AT_ONCE
+        position = rows[-1]["position"] if cut else max(records[0]["complete to"], after)
+        buried = msgspec.json.decode(records[0]["removed keys"], type=list[tuple[UUID, int]])
         return Changes(rows, [(key, at) for key, at in buried if at <= position], position)
 
     def _total(self, order: Sequence[Order]) -> tuple[Order, ...]:
@@ -216,7 +217,7 @@ class Reader:
         values = [rows[0][each.column] for each in order]
         condition = sa.and_(to_sql(where, self._table.c), self._beyond(order, values))
         statement = sa.select(sa.exists(sa.select(sa.literal(1)).select_from(self._table).where(condition)))
-        return await self._pool.fetchval(*_compiled(statement))  # type: ignore[no-any-return]  # exists
+        return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # exists
 
     def _parse(self, order: Sequence[Order], cursor: str) -> list[Any]:
         kinds = {each.name: each for each in self.view.fields}
@@ -225,8 +226,20 @@ class Reader:
             if signature != _signature(order) or len(values) != len(order):
                 raise ValueError("another order")
             return [_parse_value(kinds.get(each.column), v) for each, v in zip(order, values, strict=True)]
-        except (ValueError, TypeError, ArithmeticError) as error:
-            raise BadRequest("The cursor does not belong to this order; start again without it.") from error
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise BadUserInput("The cursor does not belong to this order; start again without it.") from error
+
+
+async def _select(connection: Connection | asyncpg.Pool, statement: sa.sql.ClauseElement) -> list[asyncpg.Record]:
+    """A statement's rows.
+
+    Raises:
+        BadUserInput: it compares with a value that PostgreSQL cannot hold.
+    """
+    try:
+        return await connection.fetch(*_compiled(statement))
+    except asyncpg.DataError as error:
+        raise BadUserInput("The filter or the cursor holds a value that no row can have.") from error
 
 
 def _compiled(statement: sa.sql.ClauseElement) -> tuple[Any, ...]:

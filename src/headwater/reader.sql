@@ -4,21 +4,24 @@ select position from headwater.projections where name = $1 and live
 
 -- name: changes
 -- What changed after a position, the removed keys and the checkpoint, all of one moment. {table} is the read model's view.
--- One row with nulls when only the checkpoint has moved.
-select p.position as complete_to,
-       (select coalesce(json_agg(json_build_array(t.key, t.position)), '[]')
-          from headwater.tombstones t
-         where t.projection = p.name and t.generation = p.generation and t.position > $2)::text as removed,
+-- One row with nulls when only the checkpoint has moved. The keys stand in the first row only: gathered and sent for each,
+-- they would cost far more than the rows. The names with a space are none that a read model's column can have.
+select p.position as "complete to",
+       case when row_number() over (order by changed.position) = 1 then
+         (select coalesce(json_agg(json_build_array(t.key, t.position)), '[]')
+            from headwater.tombstones t
+           where t.projection = p.name and t.generation = p.generation and t.position > $2)::text
+       end as "removed keys",
        changed.*
   from headwater.projections p
-  left join {table} changed on changed.position > $2
+  -- LATERAL ... LIMIT keeps to the index on the position, however many rows come after.
+  left join lateral (select * from {table} where position > $2 order by position limit $3) changed on true
  where p.name = $1 and p.live
  order by changed.position
- limit $3
 
 -- name: row
 -- A row and the checkpoint, of one moment; nulls when there is no row.
-select p.position as complete_to, found.*
+select p.position as "complete to", found.*
   from headwater.projections p
   left join {table} found on found.{key} = $2
  where p.name = $1 and p.live

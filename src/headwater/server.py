@@ -139,8 +139,8 @@ def listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on {settings.host}, port {settings.port}: {os.strerror(error.errno or 0)}; choose another with "
-            "--host and --port, or HEADWATER_HOST and HEADWATER_PORT"
+            f"cannot listen on {settings.host}, port {settings.port}: {os.strerror(error.errno or 0)}; choose another "
+            "with --host and --port, or HEADWATER_HOST and HEADWATER_PORT"
         ) from error
 
 

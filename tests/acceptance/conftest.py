@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,8 @@ import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
+
+from headwater import embedded
 
 ROOT = Path(__file__).parents[2]
 STARTS_WITHIN = 60.0
@@ -78,7 +82,18 @@ class Socket:
 
 
 @pytest.fixture
-async def headwater(tmp_path: Path, clean_environ: dict[str, str]) -> AsyncIterator[Callable[..., Any]]:
+def data() -> Iterator[Path]:
+    """Where `headwater dev` keeps its PostgreSQL. A path with a space; as root, the server's own user can reach it."""
+    folder = Path(tempfile.mkdtemp(prefix="headwater test "))
+    folder.chmod(0o711)
+    yield folder / "data"
+    if (folder / "data").exists():
+        embedded.start(folder / "data").stop()  # a test that kills `headwater dev` leaves its server running
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def headwater(data: Path, clean_environ: dict[str, str]) -> AsyncIterator[Callable[..., Any]]:
     """Starts `headwater ...` on a free port and waits until it says that it is ready; killed after the test."""
     processes: list[asyncio.subprocess.Process] = []
 
@@ -86,7 +101,7 @@ async def headwater(tmp_path: Path, clean_environ: dict[str, str]) -> AsyncItera
         process = await asyncio.create_subprocess_exec(
             *(python, "-m", "headwater", *arguments, "--port", "0"),
             cwd=cwd,
-            env=clean_environ | {"HEADWATER_DATA": str(tmp_path / "data"), **environ},
+            env=clean_environ | {"HEADWATER_DATA": str(data), **environ},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

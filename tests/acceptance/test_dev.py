@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,9 +49,9 @@ async def test_a_newcomer_sees_a_deposit_at_once(headwater: Callable[..., Any], 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
 async def test_it_stops_cleanly(
-    headwater: Callable[..., Any], sockets: Callable[..., Any], with_signal: signal.Signals
+    headwater: Callable[..., Any], sockets: Callable[..., Any], with_signal: signal.Signals, blank_dsn: str
 ) -> None:
-    dev = await headwater("dev")
+    dev = await headwater("dev", DATABASE_URL=blank_dsn)
     socket = await sockets(dev)
     await socket.subscribe(WATCH, account="01980000-0000-7000-8000-000000000001")
     assert await socket.next() == {"account": None}
@@ -78,15 +77,12 @@ async def test_what_was_written_is_there_after_a_kill(headwater: Callable[..., A
     assert await second.graphql("{ users { nodes { email } } }") == {"users": {"nodes": [{"email": "ada@example.org"}]}}
 
 
-async def test_it_says_what_is_where_and_that_nothing_is_protected(headwater: Callable[..., Any]) -> None:
-    dev = await headwater("dev")
+async def test_it_says_what_is_where_and_that_nothing_is_protected(
+    headwater: Callable[..., Any], blank_dsn: str
+) -> None:
+    dev = await headwater("dev", DATABASE_URL=blank_dsn)
     printed = "".join(dev.printed)
     assert f"{dev.url}/graphql" in printed
     assert (await dev.get("/health/live")).json() == {"status": "live"}
     assert (await dev.get("/health/ready")).json() == {"status": "ready"}
     assert (await dev.get("/")).headers["location"] == "/graphql"
-
-
-async def test_a_path_with_a_space(headwater: Callable[..., Any], tmp_path: Path) -> None:
-    dev = await headwater("dev", HEADWATER_DATA=str(tmp_path / "my data"))
-    assert await dev.graphql("{ users { totalCount } }") == {"users": {"totalCount": 0}}

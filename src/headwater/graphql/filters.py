@@ -11,7 +11,7 @@ from uuid import UUID
 
 import strawberry
 
-from headwater.errors import BadRequest
+from headwater.errors import BadUserInput
 from headwater.fields import Field, Kind
 from headwater.filter import EVERYTHING, All, Compare, Filter, Not, Some
 from headwater.graphql.building import camel, graphql_enum, new_class
@@ -77,12 +77,12 @@ def filter_of(view: View[Any], given: Any, depth: int = 0) -> Filter:
     """The tree of a filter input.
 
     Raises:
-        BadRequest: an explicit null where a value must stand, a list that is too long, or nesting that is too deep.
+        BadUserInput: an explicit null where a value must stand, a list that is too long, or nesting that is too deep.
     """
     if given is None or given is strawberry.UNSET:
         return EVERYTHING
     if depth > _DEEPEST:
-        raise BadRequest(f"A filter may be nested {_DEEPEST} deep.")
+        raise BadUserInput(f"A filter may be nested {_DEEPEST} deep.")
     parts = [
         part for each in _filterable(view) for part in _column_parts(each, _given(getattr(given, each.name), each.name))
     ]
@@ -112,7 +112,7 @@ def _column_parts(each: Field, comparisons: Any) -> list[Filter]:
 def _given(value: Any, name: str) -> Any:
     # A null is what a client sends whose variable was not set: taken as "no filter" it would show everything.
     if value is None:
-        raise BadRequest(f"filter: {name} is null. Leave it out, or ask with isNull.")
+        raise BadUserInput(f"filter: {name} is null. Leave it out, or ask with isNull.")
     return value
 
 
@@ -120,6 +120,6 @@ def _stored(value: Any) -> Any:
     """A value as it is stored."""
     if isinstance(value, list):
         if len(value) > _LARGEST_LIST:
-            raise BadRequest(f"A list in a filter may hold {_LARGEST_LIST} values.")
+            raise BadUserInput(f"A list in a filter may hold {_LARGEST_LIST} values.")
         return tuple(map(_stored, value))
     return value.value if isinstance(value, enum.Enum) else value

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import strawberry
 
-from headwater.errors import BadRequest
+from headwater.errors import BadUserInput
 from headwater.fields import Kind
 from headwater.filter import Row
 from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, plural, resolver
@@ -222,12 +222,12 @@ def _order_of(view: View[Any]) -> Any:
 def _page_size(info: Info, first: int | None, last: int | None, before: str | None) -> int | None:
     """How many rows the page has when it goes forward; None when it goes backward."""
     if first is not None and last is not None:
-        raise BadRequest("Ask with first or with last, not with both.")
+        raise BadUserInput("Ask with first or with last, not with both.")
     if last is None and before is not None:
-        raise BadRequest("Ask for what is before a cursor with last.")
+        raise BadUserInput("Ask for what is before a cursor with last.")
     size, most = first if last is None else last, info.context.serving.max_page
     if size is not None and not 0 <= size <= most:
-        raise BadRequest(f"A page has 0 to {most} rows; {size} were asked for.")
+        raise BadUserInput(f"A page has 0 to {most} rows; {size} were asked for.")
     if last is not None:
         return None
     return info.context.serving.default_page if first is None else first

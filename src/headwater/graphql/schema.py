@@ -8,7 +8,7 @@ from uuid import UUID
 import strawberry
 from strawberry.schema.config import StrawberryConfig
 
-from headwater.errors import BadRequest
+from headwater.errors import BadUserInput
 from headwater.feature import Domain
 from headwater.graphql.building import Info, new_class, resolver
 from headwater.graphql.commands import Mutations
@@ -48,7 +48,7 @@ def _node(rows: RowTypes) -> Any:
         try:
             key = UUID(id)
         except ValueError as error:
-            raise BadRequest("An id is a UUID.") from error
+            raise BadUserInput("An id is a UUID.") from error
         for each in rows.all():
             row, _ = await info.context.reader(each.model).row(key)
             if row is not None:

@@ -52,8 +52,10 @@ class Feed:
     async def watch(self, watcher: Watcher, key: UUID | None = None) -> AsyncIterator[None]:
         """Hand the changes of one key, or of all, to a watcher until it leaves."""
         if not self.watchers:
-            # The feed has been idle: it goes on from here, and what is older is in every snapshot.
-            self._position = max(self._position, await self.reader.checkpoint())
+            checkpoint = await self.reader.checkpoint()
+            if not self.watchers:  # another may have come meanwhile, who must not miss what is before this
+                # The feed has been idle: it goes on from here, and what is older is in every snapshot.
+                self._position = max(self._position, checkpoint)
         group = self._everything if key is None else self._by_key.setdefault(key, set())
         group.add(watcher)
         self._watched.set()

@@ -102,6 +102,7 @@ class _Selection:
         upserted = [row for row in changes.rows if matches(row)]
         removed = [row[self._key] for row in changes.rows if not matches(row)]
         self._shown.update(row[self._key] for row in upserted)
+        self._shown.difference_update(removed, (key for key, _ in changes.removed))
         return Message(False, upserted, [*removed, *(key for key, _ in changes.removed)], changes.position)
 
     def sift(self, batch: Batch) -> Message | None:

@@ -1,0 +1,150 @@
+"""Settings are read from the environment, and what cannot be used is refused in a sentence that helps."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from headwater.config import VARIABLES, Settings, settings_table
+from headwater.errors import SettingsError
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    settings = Settings.from_environment({})
+    assert settings == Settings()
+    assert (settings.host, settings.port, settings.data) == ("127.0.0.1", 8000, Path(".headwater"))
+    assert settings.database_url is None
+    assert settings.allowed_origins == ()
+
+
+def test_every_kind_of_value() -> None:
+    assert Settings.from_environment(
+        {
+            "DATABASE_URL": "postgres://me:secret@db.example:5433/bank?sslmode=require",
+            "HEADWATER_DATA": "/a path/with spaces",
+            "HEADWATER_HOST": "::1",
+            "HEADWATER_PORT": " 9000 ",
+            "HEADWATER_POLL_SECONDS": "0.25",
+            "HEADWATER_SHUTDOWN_SECONDS": "10",
+            "HEADWATER_ALLOWED_ORIGINS": "https://one.example, http://localhost:3000,",
+            "HEADWATER_LOG_LEVEL": "WARNING",
+            "PATH": "/bin",
+        }
+    ) == Settings(
+        database_url="postgresql://me:secret@db.example:5433/bank?sslmode=require",
+        data=Path("/a path/with spaces"),
+        host="::1",
+        port=9000,
+        poll_seconds=0.25,
+        shutdown_seconds=10.0,
+        allowed_origins=("https://one.example", "http://localhost:3000"),
+        log_level="warning",
+    )
+
+
+def test_an_empty_value_counts_as_not_set() -> None:
+    environ = dict.fromkeys([*VARIABLES, "HEADWATER_WHATEVER"], "")
+    assert Settings.from_environment(environ) == Settings()
+
+
+@pytest.mark.parametrize(
+    "name, value, sentence",
+    [
+        (
+            "HEADWATER_PORT",
+            "eighty",
+            "HEADWATER_PORT is 'eighty': it must be a whole number, at least 0, at most 65535,"
+            " and is 8000 when it is not set",
+        ),
+        (
+            "HEADWATER_PORT",
+            "65536",
+            "HEADWATER_PORT is '65536': it must be a whole number, at least 0, at most 65535,"
+            " and is 8000 when it is not set",
+        ),
+        (
+            "HEADWATER_PORT",
+            "tcp://10.0.0.1:8000",
+            "HEADWATER_PORT is 'tcp://10.0.0.1:8000': Kubernetes sets it for a service named headwater;"
+            " give the pod `enableServiceLinks: false`",
+        ),
+        (
+            "HEADWATER_APPEND_QUEUE",
+            "0",
+            "HEADWATER_APPEND_QUEUE is '0': it must be a whole number, at least 1, and is 10000 when it is not set",
+        ),
+        (
+            "HEADWATER_LOG_LEVEL",
+            "loud",
+            "HEADWATER_LOG_LEVEL is 'loud': it must be one of debug, info, warning, error,"
+            " and is info when it is not set",
+        ),
+        (
+            "HEADWATER_ALLOWED_ORIGINS",
+            "https://one.example,two.example",
+            "HEADWATER_ALLOWED_ORIGINS is 'https://one.example,two.example': it must be a list such as"
+            " https://one.example,https://two.example:8443",
+        ),
+        (
+            "HEADWATER_POOLSIZE",
+            "3",
+            "HEADWATER_POOLSIZE is not a setting of Headwater: did you mean HEADWATER_POOL_SIZE?",
+        ),
+        (
+            "HEADWATER_XYZZY",
+            "3",
+            "HEADWATER_XYZZY is not a setting of Headwater: remove it; docs/settings.md lists those there are",
+        ),
+        (
+            "HEADWATER_MAX_PAGE",
+            "20",
+            "HEADWATER_DEFAULT_PAGE is 50, more than HEADWATER_MAX_PAGE, which is 20: lower the one or raise the other",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(name: str, value: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({name: value})
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "61", "1 s", "1,5"])
+def test_seconds_are_positive_and_finite(value: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(f"HEADWATER_POLL_SECONDS is {value!r}: it must be a number")):
+        Settings.from_environment({"HEADWATER_POLL_SECONDS": value})
+
+
+@pytest.mark.parametrize(
+    "url, sentence",
+    [
+        ("mysql://me:secret@db/bank", "DATABASE_URL begins with mysql://: it must be a URL such as"),
+        ("me:secret@db/bank", "DATABASE_URL is not a URL: it must be a URL such as"),
+        ("postgresql://", "DATABASE_URL begins with postgresql://: it must be a URL such as"),
+        (
+            "postgresql+asyncpg://me:secret@db/bank",
+            "DATABASE_URL begins with postgresql+asyncpg://: write postgresql://",
+        ),
+    ],
+)
+def test_a_wrong_database_is_refused_without_its_password(url: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"DATABASE_URL": url})
+    assert str(caught.value).startswith(sentence)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(caught.value.__cause__)
+
+
+def test_settings_can_be_printed() -> None:
+    settings = Settings.from_environment({"DATABASE_URL": "postgresql://me:sec/ret@db/bank"})
+    assert "ret" not in repr(settings)
+    assert "database_url='***'" in repr(settings)
+    assert "database_url=None" in repr(Settings())
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    page = PAGE.read_text()
+    assert page[page.index("| variable") :] == settings_table(), (
+        "replace it by what `python -m headwater.config` prints"
+    )

@@ -1,0 +1,65 @@
+"""What the documents say, held equal to what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from headwater.cli import main
+from headwater.errors import HeadwaterError, PublicError
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands_of_the_cli(capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    return set(re.findall(r"^ {4}(\w+) ", capsys.readouterr().out, re.MULTILINE))
+
+
+def test_the_readme_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = set(re.findall(r"^\| `headwater (\w+)`", README, re.MULTILINE))
+    assert listed == commands_of_the_cli(capsys)
+
+
+def test_the_readme_names_make_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake (\w+)", README))
+    assert {"dev", "test"} <= named <= targets
+
+
+@pytest.mark.parametrize("document", sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/**/*.md")), ids=str)
+def test_files_that_documents_name_exist(document: Path) -> None:
+    _links_exist(ROOT / document)
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    _links_exist(ROOT / "README.md")
+
+
+def test_tests_that_the_operators_guide_names_exist() -> None:
+    named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs" / "operating.md").read_text()))
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert named <= there
+
+
+def test_the_api_guide_lists_the_error_codes() -> None:
+    listed = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", (ROOT / "docs" / "api.md").read_text()))
+    assert {error.code for error in _all(PublicError)} - {"ERROR"} <= listed
+
+
+def _all(cls: type[PublicError]) -> list[type[PublicError]]:
+    return [each for sub in cls.__subclasses__() for each in (sub, *_all(sub))]
+
+
+def _links_exist(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+def test_every_error_says_what_it_is() -> None:
+    for error in HeadwaterError.__subclasses__():
+        assert error.__doc__, error
