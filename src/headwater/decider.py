@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from headwater.errors import DefinitionError
-from headwater.fields import Kind, fields_of, union_arms
+from headwater.fields import fields_of, union_arms
 from headwater.messages import Command, Event, Refused
 
 C = TypeVar("C", bound=Command)
@@ -95,9 +95,8 @@ class Decider(Generic[C, S, E]):
         return arms
 
     def _require_key(self, message: type[Any]) -> None:
-        for each in fields_of(message):
-            if each.name == self.key and each.kind is Kind.UUID and not each.optional and not each.many:
-                return
+        if any(each.name == self.key and each.is_key for each in fields_of(message)):
+            return
         raise DefinitionError(
             f"{message.__name__} needs a field `{self.key}: UUID`, the key of {self.category} streams"
         )

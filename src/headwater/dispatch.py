@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from headwater.appender import Appender, Chain
 from headwater.codec import encode
+from headwater.database import UNREACHABLE
 from headwater.decider import Decider, Release, Take
-from headwater.errors import CommandIdReused, Contended
+from headwater.errors import CommandIdReused, Contended, Unavailable
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Appended, Log, Verdict
@@ -112,7 +114,8 @@ class Dispatcher:
         except Refused as refusal:
             if command_id is not None:
                 # A command that is sent again may find its own first run in the way.
-                done = await self._log.result_of(command_id)
+                with _reading():
+                    done = await self._log.result_of(command_id)
                 if done is not None:
                     return self._answer(command_id, getattr(command, decider.key), done)
             if not isinstance(refusal, (*command.refuses, *EVERY_COMMAND_REFUSES)):
@@ -241,10 +244,11 @@ class Dispatcher:
         version, state = 0, decider.initial
         if known is not None and known.category == decider.category:
             version, state = known.written_version, known.written_state
-        async for category, event in self._log.read_stream(stream_id, version):
-            if category != decider.category:
-                raise _wrong_category(decider, stream_id, category)
-            version, state = event.version, decider.evolve(state, event.data)
+        with _reading():
+            async for category, event in self._log.read_stream(stream_id, version):
+                if category != decider.category:
+                    raise _wrong_category(decider, stream_id, category)
+                version, state = event.version, decider.evolve(state, event.data)
         stream = _Stream(decider.category, version, state)
         self._streams[stream_id] = stream
         if len(self._streams) > self._limit:
@@ -257,6 +261,16 @@ class Dispatcher:
             if not stream.ahead:
                 del self._streams[stream_id]
                 return
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """A log that cannot be read is said to be away, as one that cannot be written is."""
+    try:
+        yield
+    except UNREACHABLE as error:
+        reason = str(error) or type(error).__name__
+        raise Unavailable(f"The log cannot be reached ({reason}); nothing was written.") from error
 
 
 def _outcome(decider: Decider[Any, Any, Any], state: Any, events: Sequence[Event]) -> tuple[list[Take | Release], Any]:

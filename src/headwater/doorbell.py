@@ -30,6 +30,7 @@ _SQL = sql.load(__file__)
 CHANNEL = "headwater"
 HEARTBEAT_SECONDS = 5.0
 _EVERYONE = ""
+_LONGEST_POSITION = 19  # digits of a bigint
 
 
 class PostgresBell(BroadcastBackend):
@@ -119,7 +120,7 @@ class Doorbell:
         name, _, position = message.partition(":")
         if not name:
             self._positions.wake_everyone()
-        elif position.isdecimal():
+        elif position.isdecimal() and len(position) <= _LONGEST_POSITION:
             self._positions.report(name, int(position))
         else:
             logger.warning("a ring that is not ours on channel %s: %.80r", CHANNEL, message)

@@ -45,6 +45,11 @@ class Field:
     enum: type[enum.Enum] | None = None
     exact: Exact | None = None
 
+    @property
+    def is_key(self) -> bool:
+        """Whether it can name a stream or a row: one UUID, always there."""
+        return self.kind is Kind.UUID and not self.optional and not self.many
+
 
 def fields_of(cls: type[Any]) -> tuple[Field, ...]:
     """The fields of a struct or refusal, in their order.

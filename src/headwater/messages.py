@@ -19,6 +19,11 @@ from uuid import UUID
 import msgspec
 from typing_extensions import dataclass_transform
 
+from headwater.errors import DefinitionError
+
+MAX_EVENT_VERSION = 32_767
+"""The log keeps it in two bytes."""
+
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 E_co = TypeVar("E_co", bound="Event", covariant=True)
@@ -81,7 +86,9 @@ class Refused(Exception):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.code = constant_case(cls.__name__)
+        doc = cls.__doc__
         dataclasses.dataclass(eq=False)(cls)  # an exception stays hashable, by identity
+        cls.__doc__ = doc  # a dataclass makes one up where there is none
 
     @property
     def message(self) -> str:
@@ -119,7 +126,6 @@ EVERY_COMMAND_REFUSES: tuple[type[Refused], ...] = (InvalidInput, VersionConflic
 """What any command may answer, whatever it declares."""
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class _MessageMeta(msgspec.StructMeta):
     """Takes Headwater's class keywords out before msgspec sees them, since it refuses those it does not know."""
 
@@ -128,6 +134,7 @@ class _MessageMeta(msgspec.StructMeta):
     ) -> _MessageMeta:
         known = {k for base in bases for k in getattr(base, "__headwater_keywords__", ())}
         own = {k: keywords.pop(k) for k in known & keywords.keys()}
+        keywords.setdefault("kw_only", True)  # which msgspec does not inherit
         cls = super().__new__(mcls, class_name, bases, namespace, **keywords)
         if known:
             cls.__declare__(**own)  # type: ignore[attr-defined]  # each root below defines it
@@ -137,6 +144,7 @@ class _MessageMeta(msgspec.StructMeta):
         super().__init__(class_name, bases, namespace)
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, gc=False):
     """Something that has happened. Class keywords: `version` (of its shape, from 1) and `name` (as stored)."""
 
@@ -150,10 +158,13 @@ class Event(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, g
 
     @classmethod
     def __declare__(cls, *, name: str | None = None, version: int = 1) -> None:
+        if not 1 <= version <= MAX_EVENT_VERSION:
+            raise DefinitionError(f"{cls.__name__}: version={version} must be from 1 to {MAX_EVENT_VERSION}")
         cls.event_name = name or cls.__name__
         cls.event_version = version
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, gc=False):
     """Something that is asked for. Its docstring describes the mutation.
 

@@ -52,11 +52,12 @@ class Page:
 @dataclass(frozen=True)
 class Changes:
     """What changed after a position: the rows as they are now, the removed keys with the positions of their removal,
-    and what this is complete up to."""
+    and what this is complete up to. `cut`: that is not all yet; ask again from there."""
 
     rows: Sequence[Row]
     removed: Sequence[tuple[UUID, int]]
     position: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Reader:
         cut = len(rows) == CHANGES_AT_ONCE
         position = rows[-1]["position"] if cut else max(records[0]["complete to"], after)
         buried = msgspec.json.decode(records[0]["removed keys"], type=list[tuple[UUID, int]])
-        return Changes(rows, [(key, at) for key, at in buried if at <= position], position)
+        return Changes(rows, [(key, at) for key, at in buried if at <= position], position, cut)
 
     def _total(self, order: Sequence[Order]) -> tuple[Order, ...]:
         """The order made total by the key, so that no two rows stand in one place."""

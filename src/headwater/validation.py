@@ -28,15 +28,17 @@ def command_from(command: type[C], values: Mapping[str, Any]) -> C:
     Raises:
         InvalidInput: with the path to the first value that breaks a rule.
     """
+    try:
+        made = msgspec.convert(values, command)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from error
+    # On what was made, not on what was given: a decimal may come as text or as a whole number.
     for name, check in _checks(command):
-        value = values.get(name)
+        value = getattr(made, name)
         complaint = check(value) if value is not None else None
         if complaint:
             raise InvalidInput([name], complaint)
-    try:
-        return msgspec.convert(values, command)
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from error
+    return made
 
 
 def _invalid(error: msgspec.ValidationError) -> InvalidInput:

@@ -32,11 +32,11 @@ class Link:
     by: str
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class _ReadModelMeta(_MessageMeta):
     """A message's metaclass, for rows."""
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=True, gc=False):
     """A row that clients read. Its docstring describes the GraphQL type.
 
@@ -120,7 +120,7 @@ class View(Generic[M]):
         columns = {each.name: each for each in self.fields}
         where = self.model.__name__
         key = columns.get(self.key)
-        if key is None or key.kind is not Kind.UUID or key.optional or key.many:
+        if key is None or not key.is_key:
             raise DefinitionError(f"{where}: its key `{self.key}` must be one of its fields, of type UUID")
         for reserved in ("id", "position"):
             if reserved in columns:
@@ -136,10 +136,10 @@ class View(Generic[M]):
                 raise DefinitionError(f"{where}.{name}: `by={link.by}` must be a field of it, of type UUID")
         if self.route is None:
             for event in self.events:
-                if self.key not in {each.name for each in msgspec.structs.fields(event)}:
+                if not any(each.name == self.key and each.is_key for each in fields_of(event)):
                     raise DefinitionError(
-                        f"{event.__name__} has no field `{self.key}` to find its {self.name} row by; give the View a "
-                        "route"
+                        f"{event.__name__} has no field `{self.key}: UUID` to find its {self.name} row by; give the "
+                        "View a route"
                     )
 
 

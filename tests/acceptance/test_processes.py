@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,12 @@ ROOT = Path(__file__).parents[2]
 REGISTER = """
 mutation($email: String!) {
   registerUser(input: { email: $email, name: "Ada" }) { ... on RegisterUserAccepted { position user { email } } }
+}
+"""
+
+REGISTER_ONLY = """
+mutation($email: String!) {
+  registerUser(input: { email: $email, name: "Ada" }) { ... on RegisterUserAccepted { streamId } }
 }
 """
 
@@ -129,3 +136,38 @@ async def test_readiness_shows_a_database_that_went_away(
     async with asyncio.timeout(30):
         while (await serve.get("/health/ready")).status_code != 200:
             pass  # each look is a request, so this waits
+
+
+async def test_requests_under_way_get_their_answer(
+    headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
+) -> None:
+    assert (await run("migrate", **environ))[0] == 0
+    serve = await headwater("serve", DATABASE_URL=blank_dsn)
+    async with httpx.AsyncClient(base_url=serve.url, limits=httpx.Limits(max_connections=20)) as client:
+        answered: list[str] = []
+        refused = asyncio.Event()
+
+        async def register(number: int) -> None:
+            while not refused.is_set():
+                email = f"{number}.{len(answered)}@example.org"
+                try:
+                    response = await client.post(
+                        "/graphql", json={"query": REGISTER_ONLY, "variables": {"email": email}}
+                    )
+                except httpx.ConnectError:  # nobody new is let in
+                    refused.set()
+                except httpx.RemoteProtocolError:  # a kept connection that was closed before it was used again
+                    refused.set()
+                else:
+                    assert response.status_code == 200, response.text
+                    answered.append(response.json()["data"]["registerUser"]["streamId"])
+
+        clients = [asyncio.create_task(register(number)) for number in range(20)]
+        while len(answered) < 100:
+            await asyncio.wait(clients, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
+        assert await serve.stop(signal.SIGTERM) == 0
+        await asyncio.gather(*clients)
+    connection = await asyncpg.connect(blank_dsn)
+    written = await connection.fetch("select stream_id from headwater.events")
+    await connection.close()
+    assert {str(row[0]) for row in written} == set(answered)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from headwater.embedded import EmbeddedError, EmbeddedPostgres, start, temporary
-from headwater.embedded.postmaster import postmaster
+from headwater.embedded.postmaster import is_dead, postmaster
 
 QUICK = {"fsync": "off", "shared_buffers": "16MB"}
 STARTER = """
@@ -53,16 +54,17 @@ def clean_up(data: Path) -> None:
     cluster = (data / "postgres").resolve()
     found = postmaster(cluster)
     if found is not None:
-        os.kill(found.pid, signal.SIGQUIT)
-        wait_until_dead(found.pid, cluster)
+        kill(found.pid)
         shutil.rmtree(found.socket, ignore_errors=True)
     if (data / "postgres").is_symlink():
         shutil.rmtree(cluster.parent)
 
 
-def wait_until_dead(pid: int, cluster: Path) -> None:
+def kill(pid: int) -> None:
+    """As a crash would, and not before it is dead."""
+    os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while (found := postmaster(cluster)) is not None and found.pid == pid:
+    while not is_dead(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -166,36 +168,48 @@ def test_a_killed_server_comes_back_with_what_was_committed(data: Path) -> None:
     server = start(data, options=QUICK)
     ask(server, "create table kept as select 42 as answer")
     for _ in range(3):
-        os.kill(pid_of(server), signal.SIGKILL)
-        wait_until_dead(0, server.cluster)
+        kill(pid_of(server))
         assert not server.running()
         server = start(data, options=QUICK)
         assert ask(server, "select answer from kept") == "42"
 
 
-def test_a_busy_server_that_is_killed_comes_back(data: Path) -> None:
-    """Its last processes hold the shared memory until they notice."""
+def test_a_process_of_the_killed_server_that_lives_on_is_waited_for(data: Path) -> None:
+    """It holds the old shared memory, so that a new server refuses to start."""
     server = start(data, options=QUICK)
-    psql = (server.binaries / "psql", "--quiet", "--dbname", server.dsn())
-    busy = [subprocess.Popen([*psql, "-c", "select pg_sleep(30)"], stderr=subprocess.DEVNULL) for _ in range(5)]
-    while ask(server, "select count(*) from pg_stat_activity where wait_event = 'PgSleep'") != "5":
+    psql = (server.binaries / "psql", "--quiet", "--dbname", server.dsn(), "--command", "select pg_sleep(60)")
+    busy = subprocess.Popen(psql, stderr=subprocess.DEVNULL)
+    find = "select max(pid) from pg_stat_activity where wait_event = 'PgSleep'"
+    while (backend := ask(server, find)) == "None":
         time.sleep(0.01)
-    os.kill(pid_of(server), signal.SIGKILL)
+    os.kill(int(backend), signal.SIGSTOP)  # or else it would notice and go
+    kill(pid_of(server))
+    release = threading.Timer(1, os.kill, (int(backend), signal.SIGKILL))
+    release.start()
     assert ask(start(data, options=QUICK), "select 1") == "1"
-    for process in busy:
-        process.wait()
+    assert "is still in use" in (server.cluster / "server.log").read_text()
+    release.join()
+    busy.wait()
 
 
-@pytest.mark.parametrize("number", ["1", "me"], ids=["process 1", "a process of ours"])
-def test_a_process_number_that_was_used_again_does_not_stop_the_start(data: Path, number: str) -> None:
+@pytest.mark.parametrize("whose", ["the system's", "our own", "another server's"])
+def test_a_process_number_that_was_used_again_does_not_stop_the_start(folder: Path, data: Path, whose: str) -> None:
     server = start(data, options=QUICK)
+    kill(pid_of(server))
     lock = server.cluster / "postmaster.pid"
-    old = lock.read_text()
-    ours = int(number) if number == "1" else os.getpid()
-    os.kill(pid_of(server), signal.SIGKILL)
-    wait_until_dead(0, server.cluster)
-    lock.write_text("\n".join([str(ours), *old.splitlines()[1:]]) + "\n")
-    assert ask(start(data, options=QUICK), "select 1") == "1"
+    rest = lock.read_text().splitlines()[1:]
+    match whose:
+        case "the system's":
+            number = 1
+        case "our own":
+            number = os.getpid()
+        case _:
+            number = pid_of(start(folder / "other", options=QUICK))
+    lock.write_text("\n".join([str(number), *rest]) + "\n")
+    try:
+        assert ask(start(data, options=QUICK, wait=10), "select 1") == "1"
+    finally:
+        clean_up(folder / "other")
 
 
 def test_a_server_whose_data_was_removed_makes_way(data: Path) -> None:

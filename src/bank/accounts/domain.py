@@ -14,7 +14,7 @@ from bank.users.domain import AlreadyExists
 from headwater import Command, Decider, Event, Exact, Refused
 
 Money: TypeAlias = Annotated[Decimal, Exact(above=0, places=2, digits=18)]
-Currency: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Z]{3}$")]
+Currency: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
 
 
 class AccountStatus(Enum):

@@ -93,7 +93,7 @@ class _Selection:
             watcher.start(changes.position)
             if changes.rows or changes.removed:
                 yield self._replayed(changes)
-            if changes.position == after:
+            if not changes.cut:
                 return
             after = changes.position
 

@@ -1,0 +1,472 @@
+"""The appender: many commands a commit, and a truthful answer for each, whatever becomes of the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from headwater.appender import Appender, Chain
+from headwater.database import Database
+from headwater.decider import Take
+from headwater.embedded import EmbeddedPostgres
+from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
+from headwater.ids import new_id
+from headwater.log import Append, Appended, Verdict, append
+from headwater.messages import Refused
+from headwater.positions import LOG, Positions
+from headwater.supervisor import Supervisor
+
+Answer = asyncio.Future[Appended]
+
+
+class Held(Refused):
+    """Another stream has it."""
+
+
+HELD = Held()
+
+
+def command(
+    stream_id: UUID | None = None, expected: int | None = None, *, events: int = 1, data: str = "{}", claim: str = ""
+) -> Append:
+    command_id = new_id()
+    claims = [Take("letter", claim, HELD)] if claim else []
+    return Append(
+        command_id,
+        stream_id or new_id(),
+        "thing",
+        expected,
+        [("Happened", 1, data)] * events,
+        command_id,
+        claims=claims,
+    )
+
+
+@asynccontextmanager
+async def appending(
+    dsn: str, *, queue: int = 10_000, batch: int = 500, patience: float = 10.0
+) -> AsyncIterator[Appender]:
+    async with Database(dsn, pool_size=1) as database, Supervisor() as supervisor:
+        appender = Appender(database, Positions(), queue=queue, batch=batch, patience=patience)
+        supervisor.start("appender", appender.run)
+        yield appender
+
+
+class Gate:
+    """Holds the log's lock: an append that is sent waits in PostgreSQL until the gate opens."""
+
+    def __init__(self, holder: asyncpg.Connection, watcher: asyncpg.Connection) -> None:
+        self._watcher = watcher
+        self._transaction = holder.transaction()
+        self._holder = holder
+
+    async def close(self) -> None:
+        await self._transaction.start()
+        await self._holder.execute("select from headwater.head for update")
+
+    async def open(self) -> None:
+        await self._transaction.rollback()
+
+    async def waiting(self) -> int:
+        """Wait until the appender stands before the gate; its backend."""
+        while True:
+            pid: int | None = await self._watcher.fetchval(
+                "select pid from pg_stat_activity where application_name = 'headwater appender'"
+                " and datname = current_database() and wait_event_type = 'Lock'"
+            )
+            if pid is not None:
+                return pid
+
+
+@pytest.fixture
+async def gate(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Gate]:
+    """A gate that is closed."""
+    holder = await asyncpg.connect(dsn)
+    gate = Gate(holder, connection)
+    await gate.close()
+    yield gate
+    await holder.close()
+
+
+async def logged(connection: asyncpg.Connection) -> dict[UUID, list[tuple[int, int]]]:
+    """The log by command: the version and position of each event. It has no gap."""
+    rows = await connection.fetch("select command_id, version, position from headwater.events order by position")
+    assert [row["position"] for row in rows] == list(range(1, len(rows) + 1))
+    found: dict[UUID, list[tuple[int, int]]] = {}
+    for row in rows:
+        found.setdefault(row["command_id"], []).append((row["version"], row["position"]))
+    return found
+
+
+def accepted(answer: Answer) -> tuple[int, int]:
+    assert answer.result().verdict in (Verdict.ACCEPTED, Verdict.DONE)
+    return answer.result().version, answer.result().position
+
+
+# ------------------------------------------------------------------------------------------------------------- batching
+
+
+async def test_what_arrives_while_one_is_in_flight_goes_together(
+    dsn: str, connection: asyncpg.Connection, gate: Gate
+) -> None:
+    async with appending(dsn) as appender:
+        first = appender.submit(command(), Chain())
+        await gate.waiting()
+        others = [appender.submit(command(), Chain()) for _ in range(30)]
+        await gate.open()
+        await asyncio.gather(first, *others)
+        assert (appender.tally.batches, appender.tally.commands) == (2, 31)
+        assert appender.tally.verdicts[Verdict.ACCEPTED] == 31
+        assert [accepted(answer) for answer in (first, *others)] == [(1, position) for position in range(1, 32)]
+        assert len(await logged(connection)) == 31
+
+
+async def test_a_batch_has_a_bound(dsn: str) -> None:
+    async with appending(dsn, batch=10) as appender:
+        await asyncio.gather(*(appender.submit(command(), Chain()) for _ in range(95)))
+        assert (appender.tally.batches, appender.tally.commands) == (10, 95)
+
+
+async def test_it_says_how_far_the_log_has_come(dsn: str) -> None:
+    async with Database(dsn) as database, Supervisor() as supervisor:
+        positions = Positions()
+        appender = Appender(database, positions)
+        supervisor.start("appender", appender.run)
+        await appender.submit(command(events=3), Chain())
+        assert positions.known(LOG) == 3
+        assert (await appender.submit(command(expected=7), Chain())).verdict is Verdict.CONFLICT
+        assert positions.known(LOG) == 3
+
+
+async def test_a_full_queue_is_said_and_harms_nobody(dsn: str, connection: asyncpg.Connection, gate: Gate) -> None:
+    async with appending(dsn, queue=3) as appender:
+        first = appender.submit(command(), Chain())
+        await gate.waiting()
+        waiting = [appender.submit(command(), Chain()) for _ in range(3)]
+        with pytest.raises(Overloaded, match="3 commands are waiting; nothing was written"):
+            appender.submit(command(), Chain())
+        await gate.open()
+        await asyncio.gather(first, *waiting)
+        await appender.submit(command(), Chain())
+        assert len(await logged(connection)) == 5
+
+
+# --------------------------------------------------------------------------------------------------- losers and poison
+
+
+async def test_those_behind_a_loser_are_not_sent(dsn: str, connection: asyncpg.Connection, gate: Gate) -> None:
+    stream, chain = new_id(), Chain()
+    async with appending(dsn) as appender:
+        loser = appender.submit(command(stream, expected=4), chain)
+        await gate.waiting()
+        behind = appender.submit(command(stream, expected=5), chain)
+        other = appender.submit(command(stream, expected=0), Chain())
+        await gate.open()
+        await asyncio.gather(loser, behind, other)
+        verdicts = [answer.result().verdict for answer in (loser, behind, other)]
+        assert verdicts == [Verdict.CONFLICT, Verdict.BEHIND, Verdict.ACCEPTED]
+        assert appender.tally.commands == 2
+        assert len(await logged(connection)) == 1
+
+
+POISON = [
+    command(data='{"name":"\0"}'),
+    command(data='{"name":"\ud800"}'),
+    command(data="{"),
+    command(expected=2**40),
+    Append(new_id(), new_id(), "\0", None, [("Happened", 1, "{}")], new_id()),
+]
+
+
+@pytest.mark.parametrize("poison", POISON, ids=["NUL", "surrogate", "no JSON", "overflow", "category"])
+async def test_a_poisoned_command_harms_no_neighbour(
+    dsn: str, connection: asyncpg.Connection, poison: Append, gate: Gate
+) -> None:
+    async with appending(dsn) as appender:
+        first = appender.submit(command(), Chain())
+        await gate.waiting()
+        chain = Chain()
+        before = [appender.submit(command(), Chain()) for _ in range(3)]
+        poisoned = appender.submit(poison, chain)
+        behind = appender.submit(command(poison.stream_id, 1), chain)
+        after = [appender.submit(command(), Chain()) for _ in range(3)]
+        await gate.open()
+        await asyncio.wait([first, *before, poisoned, behind, *after])
+        assert isinstance(poisoned.exception(), asyncpg.DataError)
+        assert behind.result().verdict is Verdict.BEHIND
+        assert [accepted(answer) for answer in (first, *before, *after)] == [(1, place) for place in range(1, 8)]
+        assert len(await logged(connection)) == 7
+        # And alone, with nobody beside it.
+        with pytest.raises(asyncpg.DataError):
+            await appender.submit(poison, Chain())
+        assert accepted_now(await appender.submit(command(), Chain())) == (1, 8)
+
+
+def accepted_now(answer: Appended) -> tuple[int, int]:
+    assert answer.verdict is Verdict.ACCEPTED
+    return answer.version, answer.position
+
+
+async def test_a_caller_who_goes_harms_nobody(dsn: str, connection: asyncpg.Connection, gate: Gate) -> None:
+    stream, chain = new_id(), Chain()
+    async with appending(dsn) as appender:
+        in_flight = appender.submit(command(stream, 0), chain)
+        await gate.waiting()
+        queued = appender.submit(command(stream, 1), chain)
+        neighbour = appender.submit(command(stream, 2), chain)
+        in_flight.cancel()
+        queued.cancel()
+        await gate.open()
+        assert accepted_now(await neighbour) == (3, 3)
+        assert accepted_now(await appender.submit(command(stream, 3), chain)) == (4, 4)
+        assert len(await logged(connection)) == 4
+
+
+# ----------------------------------------------------------------------------------------------------------- shutdown
+
+
+async def test_draining_answers_all_who_wait_and_takes_no_more(
+    dsn: str, connection: asyncpg.Connection, gate: Gate
+) -> None:
+    async with appending(dsn, batch=7) as appender:
+        answers = [appender.submit(command(), Chain()) for _ in range(50)]
+        await gate.waiting()
+        draining = asyncio.create_task(appender.drain())
+        await asyncio.sleep(0)  # let it begin
+        with pytest.raises(Unavailable, match="shutting down; nothing was written"):
+            appender.submit(command(), Chain())
+        assert not draining.done()
+        await gate.open()
+        await draining
+        assert [accepted(answer) for answer in answers] == [(1, place) for place in range(1, 51)]
+        assert len(await logged(connection)) == 50
+
+
+async def test_draining_waits_for_those_who_are_written_one_by_one(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a poisoned command, the rest of its batch is still to be written when the process is asked to end."""
+    calls = 0
+    singly, go_on = asyncio.Event(), asyncio.Event()
+
+    async def counting(connection: asyncpg.Connection, batch: list[Append]) -> list[Appended]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            singly.set()
+            await go_on.wait()
+        return await append(connection, batch)
+
+    monkeypatch.setattr("headwater.appender.append", counting)
+    async with appending(dsn) as appender:
+        answers = [appender.submit(each, Chain()) for each in (command(), command(data="{"), command(), command())]
+        await singly.wait()
+        draining = asyncio.create_task(appender.drain())
+        go_on.set()
+        await draining
+        assert all(answer.done() for answer in answers)
+        assert [accepted(answer) for answer in (answers[0], *answers[2:])] == [(1, 1), (1, 2), (1, 3)]
+        assert answers[1].exception() is not None
+
+
+async def test_draining_with_nobody_waiting_returns_at_once(dsn: str) -> None:
+    async with appending(dsn) as appender:
+        await appender.drain()
+
+
+# ---------------------------------------------------------------------------------------------------- lost connections
+
+
+async def test_answers_stay_true_while_the_connection_is_cut_again_and_again(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    streams = [new_id() for _ in range(5)]
+    sent: dict[UUID, Appended] = {}
+    enough = asyncio.Condition()
+    async with appending(dsn, batch=20) as appender:
+
+        async def call() -> None:
+            for place in range(40):
+                one = command(streams[place % len(streams)], events=1 + place % 3)
+                sent[one.command_id] = await appender.submit(one, Chain())
+                async with enough:
+                    enough.notify_all()
+
+        async def cut() -> None:
+            for place in range(1, 11):
+                async with enough:
+                    while len(sent) < 90 * place:
+                        await enough.wait()
+                await connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity"
+                    " where application_name = 'headwater appender' and datname = current_database()"
+                )
+
+        await asyncio.gather(cut(), *(call() for _ in range(30)))
+    log = await logged(connection)
+    assert {answer.verdict for answer in sent.values()} <= {Verdict.ACCEPTED, Verdict.DONE}
+    assert {command_id: events[-1] for command_id, events in log.items()} == {
+        command_id: (answer.version, answer.position) for command_id, answer in sent.items()
+    }
+
+
+async def test_a_backend_that_is_ended_before_it_wrote(dsn: str, connection: asyncpg.Connection, gate: Gate) -> None:
+    async with appending(dsn) as appender:
+        answer = appender.submit(command(), Chain())
+        pid = await gate.waiting()
+        await connection.execute("select pg_terminate_backend($1, 5000)", pid)
+        await gate.open()
+        assert accepted_now(await answer) == (1, 1)
+        assert len(await logged(connection)) == 1
+
+
+class Proxy:
+    """Stands between the appender and PostgreSQL, on a Unix socket, and breaks what it is told to break."""
+
+    def __init__(self, dsn: str, folder: Path) -> None:
+        where = parse_qs(urlsplit(dsn).query)
+        self._name = f".s.PGSQL.{where['port'][0]}"
+        self._server = str(Path(where["host"][0]) / self._name)
+        self._folder = folder
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.dsn = dsn.replace(quote(where["host"][0], safe=""), quote(str(folder), safe=""))
+        self.swallow_replies = False
+        self.swallowed = asyncio.Event()
+
+    async def listen(self) -> None:
+        self._listening = await asyncio.start_unix_server(self._serve, str(self._folder / self._name))
+
+    async def go_away(self) -> None:
+        """Refuse new connections and break those there are."""
+        self._listening.close()
+        (self._folder / self._name).unlink()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        self._listening.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_unix_connection(self._server)
+        self._writers |= {writer, server_writer}
+        for source, target, is_reply in ((reader, server_writer, False), (server_reader, writer, True)):
+            task = asyncio.create_task(self._pass_on(source, target, is_reply))
+            self._tasks.add(task)
+
+    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, is_reply: bool) -> None:
+        try:
+            while data := await source.read(65536):
+                if is_reply and self.swallow_replies:
+                    self.swallow_replies = False
+                    self.swallowed.set()
+                    break
+                target.write(data)
+                await target.drain()
+        except OSError:
+            pass
+        finally:
+            target.transport.abort()
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    with tempfile.TemporaryDirectory(prefix="hw-") as folder:  # a socket's path has to be short
+        proxy = Proxy(dsn, Path(folder))
+        await proxy.listen()
+        yield proxy
+        await proxy.close()
+
+
+async def test_a_commit_whose_answer_was_lost_gives_its_first_result(
+    proxy: Proxy, connection: asyncpg.Connection
+) -> None:
+    async with appending(proxy.dsn) as appender:
+        taken = new_id()
+        await appender.submit(command(taken, claim="a"), Chain())  # and the statement is prepared
+        proxy.swallow_replies = True
+        chain, stream = Chain(), new_id()
+        batch = [
+            appender.submit(command(stream, 0, events=2), chain),
+            appender.submit(command(stream, 2, events=0), chain),
+            appender.submit(command(stream, 2, claim="b"), chain),
+            appender.submit(command(taken, 5), Chain()),
+            appender.submit(command(claim="a"), Chain()),
+            appender.submit(command(claim="c"), Chain()),
+        ]
+        answers = await asyncio.gather(*batch)
+        assert proxy.swallowed.is_set()
+        assert [(a.verdict, a.version, a.position) for a in (*answers[:3], answers[5])] == [
+            (Verdict.DONE, 2, 3),
+            (Verdict.DONE, 2, 3),
+            (Verdict.DONE, 3, 4),
+            (Verdict.DONE, 1, 5),
+        ]
+        assert (answers[3].verdict, answers[3].version) == (Verdict.CONFLICT, 1)
+        assert (answers[4].verdict, answers[4].blocker) == (Verdict.TAKEN, Take("letter", "a", HELD))
+        assert sorted((await logged(connection)).values()) == [[(1, 1)], [(1, 2), (2, 3)], [(1, 5)], [(3, 4)]]
+        assert await connection.fetchval("select count(*) from headwater.commands") == 1
+
+
+async def test_a_database_that_stays_away(proxy: Proxy, connection: asyncpg.Connection, gate: Gate) -> None:
+    """What was in flight may have been written, as it was here; what waited was not. Then all is well again."""
+    async with appending(proxy.dsn, patience=0.2) as appender:
+        sent = command()
+        in_flight = appender.submit(sent, Chain())
+        await gate.waiting()
+        queued = appender.submit(command(), Chain())
+        await proxy.go_away()
+        with pytest.raises(OutcomeUnknown):
+            await in_flight
+        with pytest.raises(Unavailable, match=r"cannot be reached.*nothing was written"):
+            await queued
+        with pytest.raises(Unavailable):
+            await appender.submit(command(), Chain())
+        await gate.open()
+        await logged_once(connection, sent.command_id)
+        await proxy.listen()
+        again = await appender.submit(sent, Chain())
+        assert (again.verdict, again.version, again.position) == (Verdict.DONE, 1, 1)
+        assert accepted_now(await appender.submit(command(), Chain())) == (1, 2)
+        assert next(iter(await logged(connection))) == sent.command_id
+
+
+async def logged_once(connection: asyncpg.Connection, command_id: UUID) -> None:
+    """Wait until a command of a lost connection has been committed."""
+    while await connection.fetchval("select count(*) from headwater.events where command_id = $1", command_id) != 1:
+        pass
+
+
+async def test_a_database_that_takes_no_connections(
+    postgres: EmbeddedPostgres, dsn: str, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the reason for which it cannot be had, those who wait are told, and no task dies of it."""
+    name = urlsplit(dsn).path.removeprefix("/")
+    outside = await asyncpg.connect(postgres.dsn())
+    try:
+        async with appending(dsn, patience=0.2) as appender:
+            in_flight = appender.submit(command(), Chain())
+            pid = await gate.waiting()
+            queued = appender.submit(command(), Chain())
+            await outside.execute(f"alter database {name} allow_connections false")
+            await outside.execute("select pg_terminate_backend($1, 5000)", pid)
+            with pytest.raises(OutcomeUnknown):
+                await in_flight
+            with pytest.raises(Unavailable, match="not currently accepting connections"):
+                await queued
+            await outside.execute(f"alter database {name} allow_connections true")
+            await gate.open()
+            assert accepted_now(await appender.submit(command(), Chain())) == (1, 1)
+    finally:
+        await outside.close()
+    assert "died" not in caplog.text

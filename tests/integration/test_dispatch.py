@@ -1,0 +1,584 @@
+"""Dispatch: each command has one truthful answer, however often it is sent, whoever else writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import headwater.dispatch
+from bank.accounts.domain import (
+    Account,
+    AccountNotFound,
+    AccountStatus,
+    CloseAccount,
+    Deposit,
+    FreezeAccount,
+    InsufficientFunds,
+    OpenAccount,
+    UnfreezeAccount,
+    Withdraw,
+    accounts,
+)
+from bank.main import app
+from bank.users.domain import AlreadyExists, ChangeEmail, EmailTaken, RegisterUser, UserNotFound
+from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Take
+from headwater.appender import Appender
+from headwater.database import Database
+from headwater.dispatch import Accepted, Dispatcher, Origin
+from headwater.embedded import EmbeddedPostgres
+from headwater.errors import CommandIdReused, Contended, Unavailable
+from headwater.feature import Domain
+from headwater.ids import new_id
+from headwater.log import Log
+from headwater.messages import InvalidInput, VersionConflict
+from headwater.positions import Positions
+from headwater.supervisor import Supervisor
+
+
+class CountingLog(Log):
+    """Counts how often each stream was read."""
+
+    def __init__(self, pool: asyncpg.Pool, domain: Domain) -> None:
+        super().__init__(pool, domain.codec)
+        self.reads: Counter[UUID] = Counter()
+
+    def read_stream(
+        self, stream_id: UUID, after_version: int = 0, *, page: int = 1000
+    ) -> AsyncIterator[tuple[str, Recorded[Event]]]:
+        self.reads[stream_id] += 1
+        return super().read_stream(stream_id, after_version, page=page)
+
+
+@dataclass
+class Process:
+    """What one process of an app has of its own."""
+
+    dispatcher: Dispatcher
+    appender: Appender
+    log: CountingLog
+
+    async def __call__(self, command: Command, **options: Any) -> Accepted:
+        return await self.dispatcher.execute(command, **options)
+
+
+Start: TypeAlias = Callable[..., Coroutine[Any, Any, Process]]
+
+
+@pytest.fixture
+async def process(dsn: str) -> AsyncIterator[Start]:
+    """Starts processes on the test's database."""
+    async with AsyncExitStack() as stack:
+
+        async def start(domain: Domain = app.domain, *, cache: int = 1000) -> Process:
+            database = await stack.enter_async_context(Database(dsn, pool_size=4))
+            supervisor = await stack.enter_async_context(Supervisor())
+            appender = Appender(database, Positions())
+            supervisor.start("appender", appender.run)
+            log = CountingLog(database.pool, domain)
+            return Process(Dispatcher(domain, log, appender, cache=cache), appender, log)
+
+        yield start
+
+
+@pytest.fixture
+async def bank(process: Start) -> Process:
+    """One process of the bank."""
+    return await process()
+
+
+@pytest.fixture
+async def other(process: Start) -> Process:
+    """Another process of the bank, on the same log."""
+    return await process()
+
+
+async def opened(bank: Process, balance: int = 0) -> UUID:
+    """An account that is open and holds so much."""
+    account_id = new_id()
+    await bank(OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR"))
+    if balance:
+        await bank(deposit(account_id, balance))
+    return account_id
+
+
+def deposit(account_id: UUID, amount: int) -> Deposit:
+    return Deposit(account_id=account_id, amount=Decimal(amount))
+
+
+def withdraw(account_id: UUID, amount: int) -> Withdraw:
+    return Withdraw(account_id=account_id, amount=Decimal(amount))
+
+
+def register(email: str, user_id: UUID | None = None) -> RegisterUser:
+    return RegisterUser(user_id=user_id or new_id(), email=email, name="Ada")
+
+
+async def stream(bank: Process, stream_id: UUID) -> list[Event]:
+    """The events of a stream; their versions are 1 to n."""
+    found = [event async for _, event in bank.log.read_stream(stream_id)]
+    assert [event.version for event in found] == list(range(1, len(found) + 1))
+    return [event.data for event in found]
+
+
+async def state(bank: Process, account_id: UUID) -> Account:
+    """The fold of an account's events, in which no balance is ever below zero."""
+    account: Account = accounts.initial
+    for event in await stream(bank, account_id):
+        account = accounts.evolve(account, event)  # type: ignore[arg-type]  # an account's stream
+        assert account.balance >= 0
+    return account
+
+
+async def refusal_of(answer: Coroutine[Any, Any, Accepted]) -> tuple[type[Refused], dict[str, Any]]:
+    with pytest.raises(Refused) as caught:
+        await answer
+    return type(caught.value), caught.value.facts
+
+
+# ------------------------------------------------------------------------------------------------------- idempotency
+
+
+async def test_a_command_sent_again_gives_its_first_result(bank: Process, other: Process) -> None:
+    account_id, command_id = await opened(bank), new_id()
+    first = await bank(deposit(account_id, 5), command_id=command_id)
+    assert (first.command_id, first.stream_id, first.version) == (command_id, account_id, 2)
+    await bank(deposit(account_id, 1))
+    assert await bank(deposit(account_id, 5), command_id=command_id) == first
+    assert await other(deposit(account_id, 5), command_id=command_id) == first
+    assert (await bank(deposit(account_id, 1))).version == 4
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(7))
+
+
+async def test_a_creation_sent_again_finds_itself_not_in_the_way(bank: Process, other: Process) -> None:
+    command, command_id = register("ada@example.org"), new_id()
+    first = await bank(command, command_id=command_id)
+    assert await bank(command, command_id=command_id) == first
+    assert await other(command, command_id=command_id, expected_version=0) == first
+    assert await refusal_of(bank(command, command_id=new_id())) == (AlreadyExists, {})
+    assert await refusal_of(bank(command)) == (AlreadyExists, {})
+
+
+async def test_a_command_that_decided_nothing_is_remembered(
+    bank: Process, other: Process, connection: asyncpg.Connection
+) -> None:
+    account_id, command_id = await opened(bank), new_id()
+    command = UnfreezeAccount(account_id=account_id)
+    first = await bank(command, command_id=command_id)
+    assert (first.version, first.position) == (1, 1)
+    await bank(FreezeAccount(account_id=account_id))
+    # It would decide something now.
+    assert await bank(command, command_id=command_id) == first
+    assert await other(command, command_id=command_id) == first
+    assert (await state(bank, account_id)).status is AccountStatus.FROZEN
+    assert await connection.fetchval("select position from headwater.head") == 2
+
+
+async def test_a_command_sent_many_times_at_once_happens_once(bank: Process, other: Process) -> None:
+    account_id = await opened(bank, 10)
+    command_id = new_id()
+    # The account is empty after the first.
+    answers = [each(withdraw(account_id, 10), command_id=command_id) for each in (bank, other) for _ in range(20)]
+    assert set(await asyncio.gather(*answers)) == {Accepted(command_id, account_id, 3, 3)}
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(0))
+
+
+async def test_an_id_of_another_streams_command_is_refused(bank: Process, connection: asyncpg.Connection) -> None:
+    one, two, command_id = await opened(bank), await opened(bank), new_id()
+    await bank(deposit(one, 5), command_id=command_id)
+    for command in (deposit(two, 5), withdraw(two, 5), deposit(new_id(), 5)):
+        with pytest.raises(CommandIdReused, match=f"{command_id} was used before, for {one}; nothing was written"):
+            await bank(command, command_id=command_id)
+    assert await connection.fetchval("select count(*) from headwater.events") == 3
+
+
+# -------------------------------------------------------------------------------------------------- expected versions
+
+
+async def test_an_expected_version_that_is_wrong_says_what_it_is(bank: Process) -> None:
+    account_id = await opened(bank, 5)
+    assert (await bank(deposit(account_id, 1), expected_version=2)).version == 3
+    for expected in (0, 2, 4):
+        assert await refusal_of(bank(deposit(account_id, 1), expected_version=expected)) == (
+            VersionConflict,
+            {"expected_version": expected, "actual_version": 3},
+        )
+    assert await refusal_of(bank(deposit(new_id(), 1), expected_version=1)) == (
+        VersionConflict,
+        {"expected_version": 1, "actual_version": 0},
+    )
+
+
+async def test_an_expected_version_is_the_logs_not_that_of_this_process(bank: Process, other: Process) -> None:
+    account_id = await opened(bank)
+    await other(deposit(account_id, 5))
+    assert await refusal_of(bank(deposit(account_id, 1), expected_version=1)) == (
+        VersionConflict,
+        {"expected_version": 1, "actual_version": 2},
+    )
+    await other(deposit(account_id, 5))
+    assert (await bank(deposit(account_id, 1), expected_version=3)).version == 4
+
+
+async def test_of_many_who_expect_one_version_one_wins(bank: Process, other: Process) -> None:
+    account_id = await opened(bank)
+    answers = await asyncio.gather(
+        *(each(deposit(account_id, 1), expected_version=1) for each in (bank, other) for _ in range(10)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(answer, Accepted) for answer in answers) == 1
+    losers = [answer for answer in answers if isinstance(answer, VersionConflict)]
+    assert len(losers) == 19
+    assert {tuple(loser.facts.values()) for loser in losers} == {(1, 2)}
+
+
+# ------------------------------------------------------------------------------------------------ beside other writers
+
+
+async def test_a_conflict_decides_again_on_what_the_other_wrote(bank: Process, other: Process) -> None:
+    account_id = await opened(bank, 10)
+    assert (await other(deposit(account_id, 5))).version == 3
+    assert (await bank(withdraw(account_id, 12))).version == 4
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(3))
+    # And what is no longer allowed is refused with the log's facts.
+    assert await refusal_of(other(withdraw(account_id, 12))) == (InsufficientFunds, {"balance": Decimal(3)})
+
+
+async def test_a_stale_no_is_never_given(bank: Process, other: Process) -> None:
+    account_id, missing = await opened(bank), new_id()
+    assert await refusal_of(bank(deposit(missing, 1))) == (AccountNotFound, {"account_id": missing})
+    await other(OpenAccount(account_id=missing, owner_id=new_id(), currency="EUR"))
+    assert (await bank(deposit(missing, 1))).version == 2
+    await other(deposit(account_id, 10))
+    assert (await bank(withdraw(account_id, 10))).version == 3
+    await other(FreezeAccount(account_id=account_id))
+    await other(UnfreezeAccount(account_id=account_id))
+    await other(CloseAccount(account_id=account_id))
+    assert (await refusal_of(bank(deposit(account_id, 1))))[1] == {"status": AccountStatus.CLOSED}
+
+
+async def test_a_no_on_what_is_on_its_way_waits_for_it(bank: Process) -> None:
+    """Ten at once want 30 of 100: three are given it, and seven read the balance that those leave."""
+    account_id = await opened(bank, 100)
+    answers = await asyncio.gather(*(bank(withdraw(account_id, 30)) for _ in range(10)), return_exceptions=True)
+    assert sum(isinstance(answer, Accepted) for answer in answers) == 3
+    refusals = [answer for answer in answers if isinstance(answer, InsufficientFunds)]
+    assert len(refusals) == 7
+    assert {refusal.balance for refusal in refusals} == {Decimal(10)}
+
+
+async def test_one_who_never_wins_is_told(
+    bank: Process, other: Process, monkeypatch: pytest.MonkeyPatch, connection: asyncpg.Connection
+) -> None:
+    monkeypatch.setattr(headwater.dispatch, "ATTEMPTS", 3)
+    account_id = await opened(other)
+
+    async def blind(*_: object, **__: object) -> AsyncIterator[tuple[str, Recorded[Event]]]:
+        for nothing in list[tuple[str, Recorded[Event]]]():
+            yield nothing
+
+    monkeypatch.setattr(bank.log, "read_stream", blind)
+    with pytest.raises(Contended, match=r"3 attempts met changes.*nothing was written"):
+        await bank(OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR"))
+    assert await connection.fetchval("select count(*) from headwater.events") == 1
+
+
+async def test_a_log_that_cannot_be_read_is_said(bank: Process, postgres: EmbeddedPostgres, dsn: str) -> None:
+    account_id = await opened(bank)
+    name = urlsplit(dsn).path.removeprefix("/")
+    outside = await asyncpg.connect(postgres.dsn())
+    try:
+        await outside.execute(f"alter database {name} allow_connections false")
+        await outside.execute("select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = $1", name)
+        # One is not in memory, the other would be refused on what is.
+        for command in (deposit(new_id(), 1), withdraw(account_id, 1)):
+            with pytest.raises(Unavailable, match=r"cannot be reached \(.*\); nothing was written"):
+                await bank(command)
+        await outside.execute(f"alter database {name} allow_connections true")
+        assert (await bank(deposit(account_id, 1))).version == 2
+    finally:
+        await outside.close()
+
+
+# --------------------------------------------------------------------------------------------------------- hot streams
+
+
+async def test_a_hot_stream_is_pipelined(bank: Process) -> None:
+    account_id = await opened(bank)
+    before = bank.appender.tally.batches
+    answers = await asyncio.gather(*(bank(deposit(account_id, 1)) for _ in range(200)))
+    assert [answer.version for answer in answers] == list(range(2, 202))
+    assert bank.appender.tally.batches - before < 15
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(200))
+
+
+async def test_a_hot_stream_with_another_writer_keeps_its_balance(bank: Process, other: Process) -> None:
+    account_id = await opened(bank)
+    answers = await asyncio.gather(
+        *(bank(deposit(account_id, 1)) for _ in range(150)), *(other(deposit(account_id, 1)) for _ in range(10))
+    )
+    assert sorted(answer.version for answer in answers) == list(range(2, 162))
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(160))
+
+
+async def test_a_caller_who_goes_leaves_the_stream_in_order(bank: Process) -> None:
+    account_id = await opened(bank)
+    callers = [asyncio.create_task(bank(deposit(account_id, 1))) for _ in range(30)]
+    await asyncio.sleep(0)  # all are decided, none is answered
+    for caller in callers[::2]:
+        caller.cancel()
+    answers = await asyncio.gather(*callers, return_exceptions=True)
+    assert [answer.version for answer in answers if isinstance(answer, Accepted)] == list(range(3, 32, 2))
+    assert (await bank(withdraw(account_id, 30))).version == 32
+
+
+# ----------------------------------------------------------------------------------------- ids that name other things
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["cached", "uncached"])
+async def test_an_id_of_another_kind_of_thing_is_invalid(bank: Process, other: Process, known: bool) -> None:
+    account_id = await opened(bank)
+    asked = bank if known else other
+    for command in (ChangeEmail(user_id=account_id, email="a@b.c"), register("a@b.c", account_id)):
+        with pytest.raises(InvalidInput) as caught:
+            await asked(command)
+        assert caught.value.path == ["user_id"]
+        assert caught.value.complaint == f"{account_id} is the id of another thing, in account, not in user"
+    assert (await asked(deposit(account_id, 1))).version == 2
+
+
+async def test_an_id_of_another_kind_of_thing_while_it_is_being_read(bank: Process, other: Process) -> None:
+    account_id = await opened(bank)
+    for one, two in ((0, 1), (1, 0)):
+        commands = deposit(account_id, 1), ChangeEmail(user_id=account_id, email="a@b.c")
+        fresh = Process(Dispatcher(app.domain, other.log, other.appender), other.appender, other.log)
+        answers = await asyncio.gather(fresh(commands[one]), fresh(commands[two]), return_exceptions=True)
+        assert isinstance(answers[one], Accepted)
+        assert isinstance(answers[two], InvalidInput)
+
+
+async def test_an_id_of_another_kind_of_thing_after_a_failure(bank: Process) -> None:
+    """The stream's state has to be read again, and there is nothing new to read."""
+    account_id = await opened(bank, 5)
+    with pytest.raises(asyncpg.DataError):
+        await bank(deposit(account_id, 1), origin=Origin(actor="\0"))
+    with pytest.raises(InvalidInput):
+        await bank(ChangeEmail(user_id=account_id, email="a@b.c"))
+    assert (await bank(withdraw(account_id, 5))).version == 3
+
+
+async def test_an_id_that_was_only_asked_about_is_free(bank: Process) -> None:
+    """Nothing has this id, whatever was looked for under it."""
+    thing = new_id()
+    assert await refusal_of(bank(ChangeEmail(user_id=thing, email="a@b.c"))) == (UserNotFound, {"user_id": thing})
+    assert (await bank(OpenAccount(account_id=thing, owner_id=new_id(), currency="EUR"))).version == 1
+
+
+async def test_an_id_that_two_kinds_of_things_want_goes_to_one(bank: Process) -> None:
+    thing = new_id()
+    answers = await asyncio.gather(
+        bank(OpenAccount(account_id=thing, owner_id=new_id(), currency="EUR")),
+        bank(register("a@b.c", thing)),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [Accepted, InvalidInput]
+
+
+# ------------------------------------------------------------------------------------------------------------- claims
+
+
+async def test_an_address_belongs_to_one_user(bank: Process, other: Process) -> None:
+    answers = await asyncio.gather(
+        *(each(register("ada@example.org")) for each in (bank, other) for _ in range(5)), return_exceptions=True
+    )
+    assert sum(isinstance(answer, Accepted) for answer in answers) == 1
+    refusals = [answer for answer in answers if isinstance(answer, EmailTaken)]
+    assert len(refusals) == 9
+    assert {refusal.email for refusal in refusals} == {"ada@example.org"}
+    assert await refusal_of(bank(register("ADA@example.org"))) == (EmailTaken, {"email": "ADA@example.org"})
+
+
+async def test_a_change_of_address_gives_the_old_one_back(bank: Process, connection: asyncpg.Connection) -> None:
+    ada, grace = new_id(), new_id()
+    await bank(register("ada@example.org", ada))
+    await bank(register("grace@example.org", grace))
+    assert await refusal_of(bank(ChangeEmail(user_id=grace, email="ada@example.org"))) == (
+        EmailTaken,
+        {"email": "ada@example.org"},
+    )
+    await bank(ChangeEmail(user_id=ada, email="lovelace@example.org"))
+    await bank(ChangeEmail(user_id=ada, email="Lovelace@example.org"))  # only its capitals
+    await bank(ChangeEmail(user_id=grace, email="ada@example.org"))
+    claims = await connection.fetch("select name, value, stream_id from headwater.claims order by value")
+    assert [tuple(claim) for claim in claims] == [
+        ("email", "ada@example.org", grace),
+        ("email", "lovelace@example.org", ada),
+    ]
+
+
+async def test_two_users_exchange_their_addresses_through_a_third(bank: Process) -> None:
+    """Claims that depend on each other, all at once: each is answered, and no address is held twice or lost."""
+    users = [new_id() for _ in range(6)]
+    await asyncio.gather(*(bank(register(f"{place}@example.org", user)) for place, user in enumerate(users)))
+    answers = await asyncio.gather(
+        *(bank(ChangeEmail(user_id=user, email=f"{place + 1}@example.org")) for place, user in enumerate(users)),
+        return_exceptions=True,
+    )
+    assert {type(answer) for answer in answers} <= {Accepted, EmailTaken}
+    assert isinstance(answers[-1], Accepted)
+    now = [(await stream(bank, user))[-1].email for user in users]  # type: ignore[attr-defined]  # a user's events
+    assert len(set(now)) == 6
+
+
+# ----------------------------------------------------------------------------------------------------------- metadata
+
+
+async def test_an_event_says_where_it_comes_from(bank: Process, connection: asyncpg.Connection) -> None:
+    account_id, command_id, correlation, causation = new_id(), new_id(), new_id(), new_id()
+    await bank(OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR"), command_id=command_id)
+    origin = Origin(correlation, causation, "ada", "north", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    answer = await bank(deposit(account_id, 1), origin=origin)
+    rows = await connection.fetch(
+        "select command_id, correlation_id, causation_id, actor, tenant, traceparent from headwater.events"
+        " order by position"
+    )
+    assert [tuple(row) for row in rows] == [
+        (command_id, command_id, None, None, None, None),
+        (answer.command_id, correlation, causation, "ada", "north", origin.traceparent),
+    ]
+    _, (_, recorded) = [each async for each in bank.log.read_stream(account_id)]
+    assert (recorded.correlation_id, recorded.causation_id, recorded.actor) == (correlation, causation, "ada")
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+async def test_a_stream_is_read_once_while_the_cache_holds_it(process: Start) -> None:
+    bank = await process(cache=2)
+    one, two, three = [await opened(bank) for _ in range(3)]
+    for account_id in (three, two, three, two):
+        await bank(deposit(account_id, 1))
+    assert bank.log.reads == {one: 1, two: 1, three: 1}
+    await bank(deposit(one, 1))  # which drops `three`, that was not asked for the longest
+    await bank(deposit(two, 1))
+    await bank(deposit(three, 1))
+    assert bank.log.reads == {one: 2, two: 1, three: 2}
+    assert await state(bank, two) == Account(AccountStatus.OPEN, Decimal(3))
+
+
+async def test_a_small_cache_with_many_callers_loses_nothing(process: Start) -> None:
+    bank = await process(cache=1)
+    ids = [await opened(bank) for _ in range(4)]
+    await asyncio.gather(*(bank(deposit(ids[place % 4], 1)) for place in range(80)))
+    assert [(await state(bank, account_id)).balance for account_id in ids] == [20] * 4
+
+
+async def test_many_who_ask_for_one_stream_read_it_once(bank: Process, other: Process) -> None:
+    account_id = await opened(bank)
+    await asyncio.gather(*(other(deposit(account_id, 1)) for _ in range(20)))
+    assert other.log.reads == {account_id: 1}
+
+
+# ------------------------------------------------------------------------------------------------------- own deciders
+
+
+class Full(Refused):
+    """There is no room."""
+
+
+class Book(Command):
+    """Take seats one after another, each in place of the one before."""
+
+    trip_id: UUID
+    seats: list[str]
+
+
+class SeatTaken(Event):
+    trip_id: UUID
+    seat: str
+
+
+def decide(command: Book, seat: str) -> list[SeatTaken]:
+    if not command.seats:
+        raise Full()
+    return [SeatTaken(trip_id=command.trip_id, seat=seat) for seat in command.seats]
+
+
+def evolve(seat: str, event: SeatTaken) -> str:
+    return event.seat
+
+
+def claims(seat: str, event: SeatTaken) -> Sequence[Take | Release]:
+    take = Take("seat", event.seat, Full())
+    return (Release("seat", seat), take) if seat else (take,)
+
+
+TRIPS = Domain([Feature(deciders=[Decider("trip", "trip_id", "", decide, evolve, claims)])])
+
+
+async def test_a_refusal_that_was_not_declared_is_a_mistake(process: Start) -> None:
+    trips = await process(TRIPS)
+    with pytest.raises(
+        RuntimeError, match=r"Book was refused with Full, which it does not declare in `refuses=\[...\]`"
+    ):
+        await trips(Book(trip_id=new_id(), seats=[]))
+    await trips(Book(trip_id=new_id(), seats=["1a"]))
+    with pytest.raises(RuntimeError, match="Book was refused with Full"):  # by a claim
+        await trips(Book(trip_id=new_id(), seats=["1a"]))
+
+
+async def test_claims_of_several_events_follow_one_another(process: Start, connection: asyncpg.Connection) -> None:
+    trips, trip_id = await process(TRIPS), new_id()
+    await trips(Book(trip_id=trip_id, seats=["1a", "1b", "1a", "1c", "1c"]))
+    assert [tuple(row) for row in await connection.fetch("select * from headwater.claims")] == [("seat", "1c", trip_id)]
+
+
+# ---------------------------------------------------------------------------------------------------------- all at once
+
+ACTIONS = st.tuples(
+    st.integers(0, 1),  # the process
+    st.integers(0, 2),  # the account
+    st.integers(-40, 40).filter(bool),  # taken out or put in
+    st.integers(0, 30),  # the command id: some come twice
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(callers=st.lists(st.lists(ACTIONS, min_size=1, max_size=6), min_size=1, max_size=12))
+async def test_many_callers_of_two_processes_leave_what_they_were_told(
+    bank: Process, other: Process, connection: asyncpg.Connection, callers: list[list[tuple[int, int, int, int]]]
+) -> None:
+    ids = [await opened(bank, 50) for _ in range(3)]
+    commands = [new_id() for _ in range(31)]
+    told: list[Accepted] = []
+    refused: list[tuple[Decimal, Decimal]] = []
+
+    async def call(actions: list[tuple[int, int, int, int]]) -> None:
+        for process, account, amount, place in actions:
+            command = deposit(ids[account], amount) if amount > 0 else withdraw(ids[account], -amount)
+            try:
+                told.append(await (bank, other)[process](command, command_id=commands[place]))
+            except InsufficientFunds as refusal:
+                refused.append((refusal.balance, Decimal(-amount)))
+            except CommandIdReused:
+                pass  # for another account
+
+    await asyncio.gather(*(call(actions) for actions in callers))
+    rows = await connection.fetch(
+        "select command_id, stream_id, version, position from headwater.events where command_id = any($1)", commands
+    )
+    assert set(told) == {Accepted(*row) for row in rows}
+    assert all(0 <= balance < asked for balance, asked in refused)
+    for account_id in ids:
+        await state(bank, account_id)

@@ -1,0 +1,285 @@
+"""The doorbell: what rings is heard at once, and what is not heard is found all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from decimal import Decimal
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+
+from bank.accounts.domain import Deposit, OpenAccount
+from bank.accounts.views import AccountView
+from headwater import supervisor
+from headwater.config import Settings
+from headwater.database import Database
+from headwater.doorbell import CHANNEL, Doorbell, PostgresBell
+from headwater.live.subscriptions import Message, watch_changes
+from headwater.node import Node
+from headwater.positions import LOG, Positions
+
+Start: TypeAlias = Callable[..., Awaitable[Node]]
+
+RUNG = replace(Settings(), poll_seconds=3600)
+"""Nobody looks for himself before the test is over."""
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def opened(node: Node) -> UUID:
+    account = uuid4()
+    await node.dispatcher.execute(OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+    return account
+
+
+async def deposit(node: Node, account: UUID) -> int:
+    return (await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)))).position
+
+
+async def listening(connection: asyncpg.Connection, nodes: int) -> None:
+    """Wait until the listeners of so many nodes have asked where everything stands, which they do when they listen."""
+    async with asyncio.timeout(10):
+        while nodes != await connection.fetchval(
+            "select count(*) from pg_stat_activity where application_name = 'headwater listener' "
+            "and datname = current_database() and state = 'idle' and query like '%headwater.projections%'"
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def kill_listeners(connection: asyncpg.Connection) -> int:
+    """How many there were."""
+    return int(
+        await connection.fetchval(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+            "where application_name = 'headwater listener' and datname = current_database()"
+        )
+    )
+
+
+class Subscriber:
+    """Counts the entries of accounts, as it is told of them."""
+
+    def __init__(self, node: Node) -> None:
+        self._messages: AsyncGenerator[Message, None] = watch_changes(node.serving.feeds[AccountView])
+        self.position = 0
+        self.entries: dict[UUID, int] = {}
+
+    async def told(self, position: int, seconds: float = 15) -> None:
+        """Read until what it has is complete up to a position."""
+        async with asyncio.timeout(seconds):
+            while self.position < position:
+                message: Any = await anext(self._messages)
+                self.position = message.position
+                self.entries |= {row["account_id"]: row["entry_count"] for row in message.upserted}
+
+    async def aclose(self) -> None:
+        await self._messages.aclose()
+
+
+@pytest.fixture
+async def nodes(start: Start) -> tuple[Node, Node]:
+    """One that serves and one that works, as two processes."""
+    return await start(settings=RUNG, work=False), await start(settings=RUNG, serve=False)
+
+
+# Heard -------------------------------------------------------------------------------------------------------------
+
+
+async def test_nodes_hear_each_other(nodes: tuple[Node, Node], connection: asyncpg.Connection) -> None:
+    serves, works = nodes
+    async with aclosing(Subscriber(serves)) as subscriber:
+        account = await opened(serves)
+        for entries in range(1, 20):
+            position = await deposit(serves, account)
+            await subscriber.told(position, seconds=5)
+            assert subscriber.entries == {account: entries}
+    assert works.positions.known(LOG) == serves.positions.known("Account") == position
+    assert await kill_listeners(connection) == 2, "one connection a process, however much is heard"
+
+
+async def test_a_killed_listener_loses_nothing(
+    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.3)
+    serves, works = nodes
+    account, entries = await opened(serves), 0
+    await listening(connection, 2)
+    async with aclosing(Subscriber(serves)) as subscriber:
+        await subscriber.told(1)
+        for _ in range(3):
+            assert await kill_listeners(connection) == 2
+            for node in nodes:
+                await eventually(lambda node=node: "listener" in node.supervisor.troubles)  # type: ignore[misc]  # early
+            # Neither hears this; what it hears is that it is connected again.
+            position = await deposit(serves, account)
+            assert all("listener" in node.supervisor.troubles for node in nodes)
+            entries += 1
+            await subscriber.told(position)
+            assert subscriber.entries == {account: entries}
+            for node in nodes:
+                await eventually(lambda node=node: not node.supervisor.troubles)  # type: ignore[misc]  # bound early
+
+
+async def test_listeners_that_are_killed_in_the_middle_of_changes_lose_nothing(
+    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.01)
+    serves, _ = nodes
+    accounts = [await opened(serves) for _ in range(5)]
+    killed = 0
+    await listening(connection, 2)
+    async with aclosing(Subscriber(serves)) as subscriber:
+        for round_ in range(30):
+            waiting = [asyncio.create_task(deposit(serves, account)) for account in accounts for _ in range(4)]
+            if round_ % 3 == 0:
+                killed += await kill_listeners(connection)
+            position = max(await asyncio.gather(*waiting))
+            if round_ % 2:
+                await subscriber.told(position)
+        await subscriber.told(position)
+    assert subscriber.entries == dict.fromkeys(accounts, 30 * 4)
+    assert killed > 10
+
+
+# Not heard ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_poll_finds_what_no_bell_told(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(Settings(), poll_seconds=0.05)
+    serves, _ = await start(settings=settings, work=False), await start(settings=settings, serve=False)
+    await listening(connection, 2)
+    deaf = []
+    monkeypatch.setattr(Doorbell, "hear", lambda self, message: deaf.append(message))
+    async with aclosing(Subscriber(serves)) as subscriber:
+        account = await opened(serves)
+        for entries in range(1, 6):
+            await subscriber.told(await deposit(serves, account))
+            assert subscriber.entries == {account: entries}
+    assert serves.positions.known("Account") == 0
+    assert deaf, "it did ring"
+
+
+async def test_without_bell_and_poll_nothing_is_found(
+    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the tests above are known to test something."""
+    serves, _ = nodes
+    await listening(connection, 2)
+    monkeypatch.setattr(Doorbell, "hear", lambda self, message: None)
+    async with aclosing(Subscriber(serves)) as subscriber:
+        await opened(serves)
+        with pytest.raises(TimeoutError):
+            await subscriber.told(1, seconds=0.5)
+
+
+# The listener ------------------------------------------------------------------------------------------------------
+
+
+async def test_it_connects_again_with_longer_and_longer_pauses(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await start(settings=RUNG)
+    pauses: list[float] = []
+    choose = supervisor.backoff
+
+    def backoff(failures: int) -> float:
+        pauses.append(choose(failures))
+        return 0.001
+
+    connect, refused = Database.connect, 0
+
+    async def refuse(self: Database, name: str) -> Any:
+        nonlocal refused
+        if name == "listener" and refused < 4:
+            refused += 1
+            raise ConnectionRefusedError("no")
+        return await connect(self, name)
+
+    await listening(connection, 1)
+    monkeypatch.setattr(supervisor, "backoff", backoff)
+    monkeypatch.setattr(Database, "connect", refuse)
+    assert await kill_listeners(connection) == 1
+    await eventually(lambda: refused == 4 and not node.supervisor.troubles)
+    assert len(pauses) == 5
+    assert all(0.05 * 2**n <= pause <= 0.1 * 2**n for n, pause in enumerate(pauses))
+    said = [record.getMessage() for record in caplog.records if record.name == "headwater.supervisor"]
+    assert [line.partition(" died")[0] for line in said] == ["listener"] * 5
+    assert said[0].endswith("(failure 1)")
+    assert said[4].endswith("(failure 5)")
+    async with aclosing(Subscriber(node)) as subscriber:
+        await opened(node)
+        await subscriber.told(1)
+
+
+async def test_rings_that_come_faster_than_they_are_read_are_merged() -> None:
+    bell = PostgresBell(None)  # type: ignore[arg-type]  # it connects to nothing here
+    for payload in ("log:1", "Account:1", "log:2", "User:1", "log:3", "Account:3"):
+        bell._hear(None, 1, CHANNEL, payload)
+    async with asyncio.timeout(5):
+        assert [(await bell.next_published()).message for _ in range(3)] == ["User:1", "log:3", "Account:3"]
+        waiting = asyncio.create_task(bell.next_published())
+        await asyncio.wait([waiting], timeout=0)
+        assert not waiting.done()
+        bell._hear(None, 1, CHANNEL, "log:4")
+        assert (await waiting).message == "log:4"
+
+
+@pytest.mark.parametrize(
+    "payload", ["", ":", ":5", "nonsense", "log:", "log:x", "log:-1", "log:1:2", "log:²", "log:1.5", "log:" + "9" * 5000]
+)
+async def test_rings_that_are_not_ours_do_no_harm(
+    start: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture, payload: str
+) -> None:
+    node = await start(settings=RUNG)
+    account = await opened(node)
+    async with aclosing(Subscriber(node)) as subscriber:
+        await subscriber.told(1)
+        await connection.execute("select pg_notify('headwater', $1)", payload)
+        await connection.execute("select pg_notify('headwater', 'Marker:7')")
+        await eventually(lambda: node.positions.known("Marker") == 7)
+        assert node.positions.known(LOG) == 1
+        await subscriber.told(await deposit(node, account))
+    assert node.supervisor.troubles == {}
+    warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warned) == (not payload.startswith(":") and payload != "")
+    assert all(line.startswith("a ring that is not ours on channel headwater: ") and len(line) < 150 for line in warned)
+
+
+# Positions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_who_waits_is_woken_by_a_later_position_only() -> None:
+    positions = Positions()
+    positions.report("log", 5)
+    await asyncio.wait_for(positions.moved("log", 4, 60), 1)
+    waiting = asyncio.create_task(positions.moved("log", 5, 60))
+    other = asyncio.create_task(positions.moved("Account", 0, 60))
+    await asyncio.wait([waiting, other], timeout=0)
+    positions.report("log", 4)
+    positions.report("log", 5)
+    await asyncio.wait([waiting, other], timeout=0)
+    assert (waiting.done(), other.done(), positions.known("log")) == (False, False, 5)
+    positions.report("log", 6)
+    await asyncio.wait_for(waiting, 1)
+    assert not other.done()
+    positions.wake_everyone()
+    await asyncio.wait_for(other, 1)
+    assert not any(positions._waiting.values())
+
+
+async def test_who_waits_too_long_may_look_for_himself() -> None:
+    positions = Positions()
+    await asyncio.wait_for(positions.moved("log", 0, 0.01), 1)
+    assert not any(positions._waiting.values())

@@ -1,0 +1,708 @@
+"""Subscriptions: a snapshot, then changes, with no gap and no duplicate, to the quick and to the slow."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from decimal import Decimal
+from typing import Any, TypeAlias, assert_never
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+
+from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
+from bank.accounts.views import AccountView, account_view
+from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, Refused, View
+from headwater.config import Settings
+from headwater.filter import EVERYTHING, All, Compare, Filter, Not, Some, to_predicate
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.result import Result
+from headwater.graphql.scope import Scope
+from headwater.live import subscriptions
+from headwater.live.feed import Feed
+from headwater.live.subscriptions import Message, watch_changes, watch_row
+from headwater.live.watcher import Watcher
+from headwater.node import Node
+from headwater.positions import Positions
+from headwater.reader import Changes, Reader
+
+Start: TypeAlias = Callable[..., Awaitable[Node]]
+
+RUNG = replace(Settings(), poll_seconds=60, projection_batch=50)
+"""With such a poll it is the doorbell or nothing."""
+
+OPEN = Compare("status", "eq", "OPEN")
+RICH = Compare("balance", "gte", Decimal(50))
+FILTERS: dict[str, Filter] = {
+    "everything": EVERYTHING,
+    "open": OPEN,
+    "rich and open": All((OPEN, RICH)),
+    "poor or frozen": Some((Not(RICH), Not(OPEN))),
+    "euros": Compare("currency", "eq", "EUR"),
+}
+
+
+# A thing that comes and goes ---------------------------------------------------------------------------------------
+
+
+class Count(Command):
+    thing_id: UUID
+
+
+class Remove(Command):
+    thing_id: UUID
+
+
+class Counted(Event):
+    thing_id: UUID
+
+
+class Removed(Event):
+    thing_id: UUID
+
+
+class Tally(ReadModel, key="thing_id"):
+    """How often a thing was counted since it was there."""
+
+    thing_id: UUID
+    count: int
+
+
+def decide(command: Count | Remove, state: None) -> list[Counted | Removed]:
+    match command:
+        case Count():
+            return [Counted(thing_id=command.thing_id)]
+        case Remove():
+            return [Removed(thing_id=command.thing_id)]
+        case _:
+            assert_never(command)
+
+
+def evolve(state: None, event: Counted | Removed) -> None:
+    return None
+
+
+def fold(row: Tally | None, event: Recorded[Counted | Removed]) -> Tally | None:
+    if isinstance(event.data, Removed):
+        return None
+    return Tally(thing_id=event.data.thing_id, count=(row.count if row else 0) + 1)
+
+
+things = Decider(category="thing", key="thing_id", initial=None, decide=decide, evolve=evolve)
+tally_view = View(Tally, fold)
+things_app = App([Feature([things], [tally_view])])
+
+
+# Clients -----------------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """What a client holds that does as it is told, and the rules that what it is told must keep.
+
+    where: the filter that it asked with.
+    """
+
+    def __init__(self, key: str, where: Filter) -> None:
+        self.rows: dict[UUID, dict[str, Any]] = {}
+        self.position = -1
+        self.away_until = -1
+        self.resets = 0
+        self.broken: BaseException | None = None
+        self.messages: list[Message] = []
+        self.earlier: list[Client] = []
+        self._key = key
+        self._where = where
+        self._matches = to_predicate(where)
+        self._delivered: set[tuple[UUID, int]] = set()
+
+    def take(self, message: Message) -> None:
+        assert message.reset or self.position >= 0, "a snapshot comes first"
+        assert message.position == 0 or message.position >= self.position, "positions never fall"
+        assert message.reset or message.upserted or message.removed or message.position, "an empty message"
+        if message.reset:
+            self.rows.clear()
+            self._delivered.clear()
+            self.resets += 1
+        for row in message.upserted:
+            assert self._matches(row), "it did not ask for this"
+            place = (row[self._key], row["position"])
+            assert place not in self._delivered, "no duplicate"
+            assert row["position"] <= message.position or message.position == 0
+            self._delivered.add(place)
+            stored: Any = row
+            self.rows[row[self._key]] = {name: value for name, value in stored.items() if " " not in name}
+        for key in message.removed:
+            # Of a change while it was away, the server cannot know what it held; without a filter it remembers nothing.
+            if self.position >= self.away_until and self._where != EVERYTHING:
+                assert key in self.rows, "it never had this"
+            self.rows.pop(key, None)
+        self.position = max(self.position, message.position)
+        self.messages.append(message)
+        self.earlier.append(self.copy(message.position))
+
+    def copy(self, position: int) -> Client:
+        """Another that holds the same, to resume with."""
+        copy = Client(self._key, self._where)
+        copy.rows, copy.position, copy.away_until = dict(self.rows), position, self.away_until
+        return copy
+
+    async def holds(self, rows: dict[UUID, dict[str, Any]]) -> None:
+        """Wait until it holds just these."""
+
+        def does() -> bool:
+            if self.broken is not None:
+                raise AssertionError("a rule was broken, or the subscription ended") from self.broken
+            return self.rows == rows
+
+        await eventually(does)
+
+
+@asynccontextmanager
+async def following(client: Client, source: AsyncGenerator[Message, None]) -> AsyncIterator[None]:
+    """The client takes what comes."""
+
+    async def follow() -> None:
+        try:
+            async with aclosing(source):
+                async for message in source:
+                    client.take(message)
+            raise AssertionError("the subscription ended")
+        except Exception as error:  # noqa: BLE001 - told by `holds`
+            client.broken = error
+
+    task = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if client.broken is not None:
+        raise AssertionError("a rule was broken, or the subscription ended") from client.broken
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def reached(node: Node, view: View[Any], position: int) -> None:
+    async with asyncio.timeout(30):
+        while node.positions.known(view.name) < position:
+            await node.positions.moved(view.name, position - 1, 30)
+
+
+async def execute(node: Node, *commands: Command) -> int:
+    """The position after them."""
+    done = [await node.dispatcher.execute(command) for command in commands]
+    return done[-1].position
+
+
+async def table(connection: asyncpg.Connection, view: View[Any], where: Filter) -> dict[UUID, dict[str, Any]]:
+    """The rows that match, as the table has them."""
+    matches = to_predicate(where)
+    records = await connection.fetch(f'select * from read."{view.name.lower()}"')
+    return {record[view.key]: dict(record) for record in records if matches(record)}
+
+
+class Load:
+    """Random commands on the bank's accounts, a batch at a time."""
+
+    def __init__(self, node: Node, seed: int) -> None:
+        self._node = node
+        self._dice = random.Random(seed)
+        self._accounts: list[UUID] = []
+
+    def _draw(self) -> Command:
+        dice = self._dice
+        if len(self._accounts) < 8 or dice.random() < 0.05:
+            account = uuid4()
+            self._accounts.append(account)
+            return OpenAccount(account_id=account, owner_id=uuid4(), currency=dice.choice(["EUR", "USD"]))
+        account, amount = dice.choice(self._accounts), Decimal(dice.randrange(1, 4000)) / 100
+        match dice.randrange(8):
+            case 0:
+                return FreezeAccount(account_id=account)
+            case 1 | 2:
+                return UnfreezeAccount(account_id=account)
+            case 3 | 4:
+                return Withdraw(account_id=account, amount=amount)
+            case _:
+                return Deposit(account_id=account, amount=amount)
+
+    async def some(self, commands: int) -> None:
+        async def one(command: Command) -> None:
+            try:
+                await self._node.dispatcher.execute(command)
+            except Refused:
+                pass
+
+        await asyncio.gather(*(one(self._draw()) for _ in range(commands)))
+
+    async def settled(self) -> int:
+        """When the read model has everything; where that is."""
+        head = await self._node.log.head()
+        await reached(self._node, account_view, head)
+        return head
+
+
+# Consistency -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_clients_hold_what_the_table_holds(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 7)
+    dice = random.Random(seed)
+    node = await start(settings=RUNG)
+    feed, load = node.serving.feeds[AccountView], Load(node, seed)
+    await load.some(30)
+    wheres = [*FILTERS.values()] * 3
+    dice.shuffle(wheres)
+    clients = [Client("account_id", where) for where in wheres]
+    # A small bound now and then, so that some are reset on the way.
+    sources = [watch_changes(feed, where, limit=dice.choice([1, 4, 10_000])) for where in wheres]
+    async with asyncio.TaskGroup() as group:
+        enough = asyncio.Event()
+
+        async def subscribe(client: Client, source: AsyncGenerator[Message, None]) -> None:
+            async with following(client, source):
+                await enough.wait()
+
+        for client, source in zip(clients, sources, strict=True):
+            # Not waited for: it subscribes while these are written.
+            group.create_task(subscribe(client, source))
+            for _ in range(dice.randrange(1, 4)):
+                await load.some(dice.randrange(1, 40))
+        await load.settled()
+        expected = [await table(connection, account_view, where) for where in wheres]
+        for client, rows in zip(clients, expected, strict=True):
+            await client.holds(rows)
+        enough.set()
+    assert feed.watchers == 0
+    assert sum(client.resets for client in clients) > len(clients), "some were too slow for their bound"
+    assert sum(len(client.messages) for client in clients) > 100
+    assert all(expected)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+async def test_resuming_after_any_message_leads_to_the_same_rows(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("headwater.reader.CHANGES_AT_ONCE", 6)
+    where = FILTERS[name]
+    node = await start(settings=RUNG)
+    feed, load = node.serving.feeds[AccountView], Load(node, 3)
+    await load.some(60)
+    await load.settled()
+    client = Client("account_id", where)
+    async with following(client, watch_changes(feed, where)):
+        for _ in range(12):
+            await load.some(15)
+            await load.settled()
+        rows = await table(connection, account_view, where)
+        await client.holds(rows)
+    nothing = Client("account_id", where).copy(0)
+    held = [nothing, *client.earlier]
+    assert len({each.position for each in held}) > 5
+    assert name == "rich and open" or sum(each.position == 0 for each in held) > 1, "in the middle of a snapshot, too"
+    await load.some(60)
+    head = await load.settled()
+    rows = await table(connection, account_view, where)
+    for each in held:
+        each.away_until = head
+        async with following(each, watch_changes(feed, where, each.position)):
+            await each.holds(rows)
+    # And goes on from there.
+    resumed = held[len(held) // 2]
+    async with following(resumed, watch_changes(feed, where, resumed.position)):
+        await load.some(40)
+        await load.settled()
+        rows = await table(connection, account_view, where)
+        await resumed.holds(rows)
+    assert resumed.resets == 0
+
+
+async def test_resuming_reads_what_it_missed_once_though_the_log_moves_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await start(settings=RUNG)
+    feed, load = node.serving.feeds[AccountView], Load(node, 4)
+    await load.some(30)
+    await load.settled()
+    reading, reads = feed.reader.changes, []
+
+    async def changes(after: int) -> Changes:
+        changes = await reading(after)
+        if asyncio.current_task() is this_test:
+            reads.append(after)
+            await load.some(3)  # busy: it would never be done if it waited for silence
+            await load.settled()
+        return changes
+
+    this_test = asyncio.current_task()
+    monkeypatch.setattr(feed.reader, "changes", changes)
+    client = Client("account_id", EVERYTHING).copy(0)
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, EVERYTHING, 0)) as messages:
+        while client.position < await feed.reader.checkpoint():
+            client.take(await anext(messages))
+    assert reads == [0]
+    assert client.rows.keys() == (await feed.reader.keys(EVERYTHING))
+
+
+# Through GraphQL ---------------------------------------------------------------------------------------------------
+
+CHANGES = """
+subscription ($filter: AccountFilter, $after: Position) {
+  accountChanges(filter: $filter, after: $after) {
+    reset removed position upserted { id accountId ownerId currency status balance entryCount updatedAt position }
+  }
+}
+"""
+NODES = "{ accounts(first: 500, filter: %s) { nodes { id accountId ownerId currency status balance entryCount updatedAt position } } }"
+
+
+async def subscribed(node: Node, query: str, **variables: Any) -> AsyncGenerator[Any, None]:
+    """The data of each result; the errors, when there are any, as an AssertionError."""
+    request = GraphQLRequest(query, variables=variables)
+    source = await Engine(node.app.schema).subscribe(request, Scope(node.serving))
+    assert not isinstance(source, Result), source
+    async with aclosing(source):
+        async for result in source:
+            assert not result.errors, result.errors
+            yield result.data
+
+
+async def test_a_subscription_through_graphql_holds_what_the_query_gives(start: Start) -> None:
+    node = await start(settings=RUNG)
+    load = Load(node, 5)
+    await load.some(40)
+    head = await load.settled()
+    held: dict[str, Any] = {}
+    heard: list[Any] = []
+
+    async def follow(source: AsyncGenerator[Any, None]) -> None:
+        async with aclosing(source):
+            async for data in source:
+                changes = data["accountChanges"]
+                heard.append(changes)
+                if changes["reset"]:
+                    held.clear()
+                held.update({row["id"]: row for row in changes["upserted"]})
+                for key in changes["removed"]:
+                    held.pop(key, None)
+
+    async def query() -> dict[str, Any]:
+        request = GraphQLRequest(NODES % '{status: {eq: OPEN}, balance: {gte: "10.00"}}')
+        result = await Engine(node.app.schema).execute(request, Scope(node.serving))
+        rows: Any = result.data
+        return {row["id"]: row for row in rows["accounts"]["nodes"]}
+
+    where = {"status": {"eq": "OPEN"}, "balance": {"gte": "10.00"}}
+    task = asyncio.create_task(follow(subscribed(node, CHANGES, filter=where)))
+    await eventually(lambda: bool(heard))
+    assert (heard[0]["reset"], heard[0]["position"]) == (True, str(head))
+    assert held == await query()
+    for _ in range(5):
+        await load.some(40)
+    await load.settled()
+    rows = await query()
+    await eventually(lambda: held == rows)
+    assert any(changes["removed"] for changes in heard)
+    task.cancel()
+    await asyncio.wait([task])
+    assert node.serving.feeds[AccountView].watchers == 0
+
+    await load.some(40)
+    await load.settled()
+    rows = await query()
+    task = asyncio.create_task(follow(subscribed(node, CHANGES, filter=where, after=heard[-1]["position"])))
+    await eventually(lambda: held == rows)
+    assert not heard[-1]["reset"]
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_one_row_through_graphql(start: Start) -> None:
+    node = await start(settings=RUNG)
+    account = uuid4()
+    query = "subscription ($id: UUID!) { account(accountId: $id) { balance position owner { name } } }"
+    async with aclosing(subscribed(node, query, id=str(account))) as rows:
+        assert await anext(rows) == {"account": None}
+        await execute(node, OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+        assert await anext(rows) == {"account": {"balance": "0", "position": "1", "owner": None}}
+        await execute(node, Deposit(account_id=account, amount=Decimal("2.50")))
+        assert await anext(rows) == {"account": {"balance": "2.50", "position": "2", "owner": None}}
+
+
+async def test_a_wrong_filter_ends_the_subscription_with_a_reason(start: Start) -> None:
+    node = await start(settings=RUNG)
+    engine, scope = Engine(node.app.schema), Scope(node.serving)
+    request = GraphQLRequest(CHANGES, variables={"filter": {"status": None}})
+    source = await engine.subscribe(request, scope)
+    assert not isinstance(source, Result)
+    (result,) = [result async for result in source]
+    assert not result.executed
+    assert [(error["message"], error["extensions"]) for error in result.errors] == [
+        ("filter: status is null. Leave it out, or ask with isNull.", {"code": "BAD_USER_INPUT"})
+    ]
+    assert node.serving.feeds[AccountView].watchers == 0
+
+
+# One row -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_row_that_comes_and_goes_and_comes_again(start: Start) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, one, other = node.serving.feeds[Tally], uuid4(), uuid4()
+    seen = []
+    async with aclosing(watch_row(feed, one)) as rows:
+        async with asyncio.timeout(10):
+            assert await anext(rows) is None
+            for command in (Count, Count, Remove, Count):
+                await execute(node, Count(thing_id=other), command(thing_id=one))
+                row = await anext(rows)
+                seen.append(row and (row["count"], row["position"]))
+    assert seen == [(1, 2), (2, 4), None, (1, 8)]
+    assert feed.watchers == 0
+
+
+async def test_changes_tell_of_rows_that_come_and_go(start: Start, connection: asyncpg.Connection) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(6)]
+    dice, wheres = random.Random(6), [EVERYTHING, Compare("count", "gt", 2)]
+    clients = [Client("thing_id", where) for where in wheres]
+    resumed = [Client("thing_id", where).copy(0) for where in wheres]
+    async with asyncio.timeout(20):
+        async with following(clients[0], watch_changes(feed, wheres[0])):
+            async with following(clients[1], watch_changes(feed, wheres[1])):
+                for _ in range(40):
+                    command: type[Count | Remove] = Remove if dice.random() < 0.25 else Count
+                    await reached(node, tally_view, await execute(node, command(thing_id=dice.choice(keys))))
+                for client, where in zip(clients, wheres, strict=True):
+                    rows = await table(connection, tally_view, where)
+                    await client.holds(rows)
+        for client, where in zip(resumed, wheres, strict=True):
+            client.away_until = node.positions.known(tally_view.name)
+            rows = await table(connection, tally_view, where)
+            async with following(client, watch_changes(feed, where, 0)):
+                await client.holds(rows)
+    assert all(any(message.removed for message in client.messages) for client in clients)
+
+
+async def test_a_row_that_no_longer_matches_is_removed_where_it_was(start: Start) -> None:
+    node = await start(settings=RUNG)
+    feed, account = node.serving.feeds[AccountView], uuid4()
+    head = await execute(node, OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+    await reached(node, account_view, head)
+    frozen = Compare("status", "eq", "FROZEN")
+    async with (
+        asyncio.timeout(10),
+        aclosing(watch_changes(feed, OPEN)) as of_open,
+        aclosing(watch_changes(feed, frozen)) as of_frozen,
+        aclosing(watch_changes(feed, RICH)) as of_rich,
+    ):
+        assert [len((await anext(each)).upserted) for each in (of_open, of_frozen, of_rich)] == [1, 0, 0]
+        position = await execute(node, FreezeAccount(account_id=account))
+        assert await anext(of_open) == Message(False, [], [account], position)
+        message = await anext(of_frozen)
+        assert ([row["account_id"] for row in message.upserted], message.removed) == ([account], [])
+        await execute(node, UnfreezeAccount(account_id=account))
+        message = await anext(of_open)
+        assert ([row["account_id"] for row in message.upserted], message.removed) == ([account], [])
+        assert (await anext(of_frozen)).removed == [account]
+        # Of all this those who never had it hear nothing: what comes first is that it is theirs now.
+        position = await execute(node, Deposit(account_id=account, amount=Decimal(60)))
+        message = await anext(of_rich)
+        assert ([row["balance"] for row in message.upserted], message.position) == ([Decimal(60)], position)
+        position = await execute(node, Withdraw(account_id=account, amount=Decimal(20)))
+        assert await anext(of_rich) == Message(False, [], [account], position)
+
+
+# Size and speed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(0, [0]), (4, [4]), (5, [4, 1]), (12, [4, 4, 4])])
+async def test_a_snapshot_comes_in_parts_of_a_bounded_size(
+    start: Start, monkeypatch: pytest.MonkeyPatch, rows: int, sizes: Sequence[int]
+) -> None:
+    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 4)
+    node = await start(things_app, settings=RUNG)
+    if rows:
+        await reached(node, tally_view, await execute(node, *(Count(thing_id=uuid4()) for _ in range(rows))))
+    async with aclosing(watch_changes(node.serving.feeds[Tally])) as messages:
+        parts = [await anext(messages) for _ in sizes]
+    assert [len(part.upserted) for part in parts] == sizes
+    assert [part.reset for part in parts] == [True] + [False] * (len(sizes) - 1)
+    assert [part.position for part in parts] == [0] * (len(sizes) - 1) + [rows]
+
+
+async def test_a_slow_reader_gets_the_latest_not_a_queue(start: Start) -> None:
+    node = await start(things_app, settings=RUNG)
+    key = uuid4()
+    async with asyncio.timeout(10), aclosing(watch_changes(node.serving.feeds[Tally])) as messages:
+        assert (await anext(messages)).reset
+        for _ in range(5):
+            position = await execute(node, Count(thing_id=key))
+            await reached(node, tally_view, position)
+        message = await anext(messages)
+        while message.position < position:  # the feed may have been half-way
+            message = await anext(messages)
+        assert [(row["count"], row["position"]) for row in message.upserted] == [(5, 5)]
+        assert len(node.serving.feeds[Tally]._everything) == 1
+
+
+async def test_a_reader_that_is_too_slow_starts_again_from_a_snapshot(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, key = node.serving.feeds[Tally], uuid4()
+    slow, quick = Client("thing_id", EVERYTHING), Client("thing_id", EVERYTHING)
+    async with following(quick, watch_changes(feed)), aclosing(watch_changes(feed, limit=3)) as messages:
+        slow.take(await anext(messages))
+        position = await execute(node, *(Count(thing_id=uuid4()) for _ in range(4)), Count(thing_id=key))
+        await eventually(lambda: quick.position == position)  # the feed has handed it out
+        slow.take(await asyncio.wait_for(anext(messages), 10))
+        assert (slow.resets, slow.position) == (2, position)
+        assert slow.rows == quick.rows == await table(connection, tally_view, EVERYTHING)
+        position = await execute(node, Count(thing_id=key))
+        slow.take(await asyncio.wait_for(anext(messages), 10))
+        assert (slow.resets, slow.position) == (2, position)
+
+
+def changes(*positions: int, to: int) -> Changes:
+    return Changes([{"key": UUID(int=position), "position": position} for position in positions], (), to)
+
+
+async def test_what_overflows_while_a_snapshot_is_read_is_not_lost() -> None:
+    watcher = Watcher("key", limit=2)
+    watcher.offer(changes(11, 12, 13, to=13))
+    watcher.start(10)  # the snapshot is older than what did not fit
+    assert (await asyncio.wait_for(watcher.take(), 1)).overflowed
+    watcher.offer(changes(14, 15, 16, to=16))
+    watcher.start(16)  # the snapshot holds it all
+    watcher.offer(changes(17, to=17))
+    batch = await asyncio.wait_for(watcher.take(), 1)
+    assert ([row["position"] for row in batch.rows], batch.position, batch.overflowed) == ([17], 17, False)
+
+
+async def test_what_the_snapshot_holds_is_not_sent_again() -> None:
+    watcher = Watcher("key")
+    watcher.offer(changes(9, 11, to=11))
+    watcher.start(10)
+    watcher.offer(changes(12, to=12))
+    watcher.offer(changes(8, to=8))  # a feed that lags behind the snapshot
+    batch = await asyncio.wait_for(watcher.take(), 1)
+    assert ([row["position"] for row in batch.rows], batch.position) == ([11, 12], 12)
+
+
+# The feed ----------------------------------------------------------------------------------------------------------
+
+
+async def test_leaving_cleans_up_at_once(start: Start) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, key = node.serving.feeds[Tally], uuid4()
+    sources: list[AsyncGenerator[Any, None]] = [watch_row(feed, key), watch_row(feed, key), watch_changes(feed)]
+    for source in sources:
+        await anext(source)
+    assert (feed.watchers, len(feed._by_key)) == (3, 1)
+    for left, source in enumerate(sources, 1):
+        # Gone while it waits for more, as when a socket closes.
+        waiting = asyncio.ensure_future(anext(source))
+        await asyncio.wait([waiting], timeout=0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert feed.watchers == 3 - left
+    assert (feed._by_key, feed._everything) == ({}, set())
+
+
+async def test_a_feed_reads_once_for_all_who_watch_and_nothing_when_nobody_does(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, key = node.serving.feeds[Tally], uuid4()
+    reading, reads = feed.reader.changes, []
+
+    async def changes(after: int) -> Changes:
+        reads.append(after)
+        return await reading(after)
+
+    monkeypatch.setattr(feed.reader, "changes", changes)
+    for _ in range(3):
+        await reached(node, tally_view, await execute(node, Count(thing_id=key)))
+    assert reads == []
+    sources = [watch_changes(feed) for _ in range(20)]
+    for source in sources:
+        assert (await anext(source)).position == 3
+    await execute(node, Count(thing_id=key))
+    for source in sources:
+        assert (await asyncio.wait_for(anext(source), 10)).position == 4
+    assert set(reads) <= {3, 4}, "from where it was when they came"
+    assert len(reads) <= 4, "once, however many they are"
+    for source in sources:
+        await source.aclose()
+    before = len(reads)
+    for _ in range(3):
+        await reached(node, tally_view, await execute(node, Count(thing_id=key)))
+    assert len(reads) == before
+    async with aclosing(watch_row(feed, key)) as rows:
+        row = await anext(rows)
+        assert row is not None
+        assert row["count"] == 7
+        await execute(node, Count(thing_id=key))
+        row = await asyncio.wait_for(anext(rows), 10)
+        assert row is not None
+        assert row["count"] == 8
+    assert reads[before] >= 7, "what nobody watched is not read again"
+
+
+class SlowReader(Reader):
+    """A reader whose checkpoint is told by the test."""
+
+    def __init__(self) -> None:
+        super().__init__(None, tally_view, Positions())  # type: ignore[arg-type]  # it asks no database
+        self.asked: list[asyncio.Future[int]] = []
+        self.read = asyncio.Event()
+        self.after: list[int] = []
+
+    async def checkpoint(self) -> int:
+        self.asked.append(asyncio.get_running_loop().create_future())
+        return await self.asked[-1]
+
+    async def changes(self, after: int) -> Changes:
+        self.after.append(after)
+        self.read.set()
+        return Changes([{"thing_id": UUID(int=11), "position": 11}] if after < 11 else [], (), max(after, 12))
+
+
+async def test_one_who_comes_late_takes_nothing_from_one_who_came_at_the_same_time() -> None:
+    reader = SlowReader()
+    feed = Feed(reader, Positions())
+    watchers, leave = [Watcher("thing_id"), Watcher("thing_id")], asyncio.Event()
+
+    async def watch(watcher: Watcher) -> None:
+        async with feed.watch(watcher):
+            await leave.wait()
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        for watcher in watchers:
+            group.create_task(watch(watcher))
+        await eventually(lambda: len(reader.asked) == 2)
+        reader.asked[0].set_result(10)
+        await eventually(lambda: feed.watchers == 1)
+        watchers[0].start(10)  # its snapshot
+        reader.asked[1].set_result(12)
+        await eventually(lambda: feed.watchers == 2)
+        running = asyncio.create_task(feed.run())
+        batch = await watchers[0].take()
+        running.cancel()
+        leave.set()
+    assert reader.after[0] == 10
+    assert [row["position"] for row in batch.rows] == [11]

@@ -1,0 +1,459 @@
+"""A mistake in an app's declarations stops the start with a sentence that names the class and the field."""
+# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+
+import enum
+import re
+import types
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import UUID
+
+import pytest
+
+from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refused, View
+from headwater.errors import DefinitionError
+from headwater.feature import Domain
+from headwater.fields import Field, Kind, fields_of
+
+
+class Number(enum.Enum):
+    ONE = 1
+
+
+class Colour(enum.Enum):
+    RED = "RED"
+
+
+class Open(Command):
+    thing_id: UUID
+
+
+class Opened(Event):
+    thing_id: UUID
+
+
+class Closed(Event):
+    thing_id: UUID
+
+
+class State:
+    pass
+
+
+def decide(command: Open, state: State) -> list[Opened]:
+    return [Opened(thing_id=command.thing_id)]
+
+
+def evolve(state: State, event: Opened) -> State:
+    return state
+
+
+def decider(
+    decide: Callable[..., Any] = decide,
+    evolve: Callable[..., Any] = evolve,
+    *,
+    category: str = "thing",
+    key: str = "thing_id",
+) -> Decider[Any, Any, Any]:
+    return Decider(category=category, key=key, initial=State(), decide=decide, evolve=evolve)
+
+
+class Thing(ReadModel, key="thing_id"):
+    thing_id: UUID
+
+
+def fold(row: Any, event: Recorded[Opened]) -> Any:
+    """For any read model."""
+    return row
+
+
+def says(sentence: str) -> Any:
+    """A DefinitionError whose message is just this; `...` stands for a module's name or what Python says."""
+    return pytest.raises(DefinitionError, match="^" + re.escape(sentence).replace(r"\.\.\.", "[^;]*") + "$")
+
+
+def domain(*deciders: Decider[Any, Any, Any], views: list[View[Any]] | None = None) -> Domain:
+    return Domain([Feature(deciders=[decider], views=[]) for decider in deciders] + [Feature(views=views or [])])
+
+
+def test_what_is_right_is_taken() -> None:
+    made = domain(decider(), views=[View(Thing, fold)])
+    assert made.decider_of.keys() == {Open}
+    assert made.category_of == {Opened: "thing"}
+    assert made.view_of.keys() == {Thing}
+
+
+# ------------------------------------------------------------------------------------------------------------- deciders
+
+
+def test_an_event_that_nobody_evolves() -> None:
+    def decide(command: Open, state: State) -> list[Opened | Closed]:
+        return []
+
+    with says(
+        "...evolve does not take Closed, which ...decide gives; add it to the annotation of its event and to its match"
+    ):
+        decider(decide)
+
+
+def test_a_message_without_its_key() -> None:
+    class Rename(Command):
+        name: str
+
+    class Renamed(Event):
+        thing_id: UUID | None
+
+    def decide_rename(command: Open | Rename, state: State) -> list[Opened]:
+        return []
+
+    def evolve_renamed(state: State, event: Opened | Renamed) -> State:
+        return state
+
+    with says("Rename needs a field `thing_id: UUID`, the key of thing streams"):
+        decider(decide_rename)
+    with says("Renamed needs a field `thing_id: UUID`, the key of thing streams"):
+        decider(evolve=evolve_renamed)
+    with says("Open needs a field `id: UUID`, the key of thing streams"):
+        decider(key="id")
+
+
+def test_annotations_that_are_not_there() -> None:
+    def bare(command, state):  # type: ignore[no-untyped-def]
+        return []
+
+    def half(command: Open, state) -> list[Opened]:  # type: ignore[no-untyped-def]
+        return []
+
+    def unsaid(command: Open, state: State):  # type: ignore[no-untyped-def]
+        return []
+
+    for function in (bare, half, unsaid):
+        with says("... must have 2 parameters, each annotated, and an annotated result"):
+            decider(function)
+        with says("... must have 2 parameters, each annotated, and an annotated result"):
+            decider(evolve=function)
+
+
+def test_annotations_that_mean_nothing_here() -> None:
+    def one(command: Open, state: State) -> Opened:
+        raise NotImplementedError
+
+    def nothing(command: Open, state: State) -> None:
+        return None
+
+    def by_name(command: Open, state: State) -> dict[str, Opened]:
+        return {}
+
+    for function in (one, nothing, by_name):
+        with says(f"...{function.__name__} must be annotated to return a list of events"):
+            decider(function)
+
+    def unknown(command: "Nowhere", state: State) -> list[Opened]:  # type: ignore[name-defined]  # noqa: F821
+        return []
+
+    with says("...unknown: an annotation cannot be resolved: name 'Nowhere' is not defined"):
+        decider(unknown)
+
+
+def test_messages_that_are_none() -> None:
+    def text(command: str, state: State) -> list[Opened]:
+        return []
+
+    def swapped(command: Opened, state: State) -> list[Opened]:
+        return []
+
+    def numbers(command: Open, state: State) -> list[Opened | int]:
+        return []
+
+    def evolve_commands(state: State, event: Opened | Open) -> State:
+        return state
+
+    with says("...text: <class 'str'> is not Command of Headwater"):
+        decider(text)
+    with says("...swapped: <class '...Opened'> is not Command of Headwater"):
+        decider(swapped)
+    with says("...numbers: <class 'int'> is not Event of Headwater"):
+        decider(numbers)
+    with says("...evolve_commands: <class '...Open'> is not Event of Headwater"):
+        decider(evolve=evolve_commands)
+
+
+@pytest.mark.parametrize("version", [0, -1, 40_000])
+def test_a_version_that_cannot_be_stored(version: int) -> None:
+    with says(f"Odd: version={version} must be from 1 to 32767"):
+
+        class Odd(Event, version=version):
+            thing_id: UUID
+
+
+# --------------------------------------------------------------------------------------------------------------- fields
+
+WORDS = (
+    " is a type that GraphQL and SQL cannot both carry; use one of str, int, float, bool, Decimal, UUID, datetime,"
+    " date, an Enum of strings, or a list of these"
+)
+
+
+@pytest.mark.parametrize(
+    "annotation, spelled",
+    [
+        (bytes, "bytes"),
+        (dict[str, int], "dict[str, int]"),
+        (int | str, "int | str"),
+        (list[list[int]], "list[list[int]]"),
+        (tuple[int, ...], "tuple[int, ...]"),
+        (Number, "Number"),
+        (State, "State"),
+        (Any, "Any"),
+        (bytes | None, "bytes | None"),
+    ],
+)
+def test_a_field_that_cannot_be_carried(annotation: Any, spelled: str) -> None:
+    class Odd(Event):
+        thing_id: UUID
+        value: annotation
+
+    def evolve_odd(state: State, event: Odd) -> State:
+        return state
+
+    def decide_odd(command: Open, state: State) -> list[Odd]:
+        return []
+
+    with pytest.raises(DefinitionError, match=re.escape(f"Odd.value: {spelled}{WORDS}")):
+        decider(decide_odd, evolve_odd)
+
+
+def test_a_field_that_cannot_be_carried_in_a_command_a_refusal_and_a_read_model() -> None:
+    class Odd(Command):
+        thing_id: UUID
+        value: bytes
+
+    class NotSo(Refused):
+        value: bytes
+
+    class Close(Command, refuses=[NotSo]):
+        thing_id: UUID
+
+    class OddThing(ReadModel, key="thing_id"):
+        thing_id: UUID
+        value: bytes
+
+    def decide_odd(command: Odd, state: State) -> list[Opened]:
+        return []
+
+    def decide_close(command: Close, state: State) -> list[Opened]:
+        return []
+
+    with says(f"Odd.value: bytes{WORDS}"):
+        decider(decide_odd)
+    with says(f"NotSo.value: bytes{WORDS}"):
+        domain(decider(decide_close))
+    with says(f"OddThing.value: bytes{WORDS}"):
+        View(OddThing, fold)
+
+
+def test_a_list_of_optional_values() -> None:
+    class Odd(Command):
+        thing_id: UUID
+        values: list[int | None]
+
+    with says("Odd.values: a list of optional values is not carried; leave None out"):
+        fields_of(Odd)
+
+
+def test_bounds_of_what_is_no_decimal() -> None:
+    class Odd(Command):
+        value: Annotated[int, Exact(above=0)]
+
+    with says("Odd.value: Exact bounds a Decimal, not int"):
+        fields_of(Odd)
+
+
+def test_a_field_whose_annotation_is_unknown() -> None:
+    class Odd(Command):
+        value: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
+
+    with says("Odd: an annotation cannot be resolved: name 'Nowhere' is not defined"):
+        fields_of(Odd)
+
+
+def test_the_fields_of_a_class() -> None:
+    class Full(Command):
+        thing_id: UUID
+        amount: Annotated[Decimal, Exact(places=2)]
+        note: str | None = None
+        colours: list[Colour]
+        amounts: list[Annotated[Decimal, Exact(places=1)]] | None = None
+
+    assert fields_of(Full) == (
+        Field("thing_id", Kind.UUID, optional=False, many=False, required=True),
+        Field("amount", Kind.DECIMAL, optional=False, many=False, required=True, exact=Exact(places=2)),
+        Field("note", Kind.TEXT, optional=True, many=False, required=False),
+        Field("colours", Kind.ENUM, optional=False, many=True, required=True, enum=Colour),
+        Field("amounts", Kind.DECIMAL, optional=True, many=True, required=False, exact=Exact(places=1)),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- names, and the app
+
+
+def test_two_events_with_one_name() -> None:
+    class Other(Event, name="Opened"):
+        other_id: UUID
+
+    class Do(Command):
+        other_id: UUID
+
+    def decide_other(command: Do, state: State) -> list[Other]:
+        return []
+
+    def evolve_other(state: State, event: Other) -> State:
+        return state
+
+    with says("...Opened and ...Other are both stored as 'Opened'; give one of them another `name=`"):
+        domain(decider(), decider(decide_other, evolve_other, category="other", key="other_id"))
+
+
+def test_a_message_of_two_deciders() -> None:
+    class Do(Command):
+        thing_id: UUID
+
+    def decide_other(command: Do, state: State) -> list[Opened]:
+        return []
+
+    with says("Open is decided by both thing and other"):
+        domain(decider(), decider(category="other"))
+    with says("Opened belongs to both thing and other"):
+        domain(decider(), decider(decide_other, category="other"))
+
+
+def test_two_things_with_one_name() -> None:
+    class Open2(Command, name="open"):
+        thing_id: UUID
+
+    class Opened2(Event):
+        thing_id: UUID
+
+    class Thing2(ReadModel, key="thing_id", name="THING"):
+        thing_id: UUID
+
+    def decide2(command: Open2, state: State) -> list[Opened2]:
+        return []
+
+    def evolve2(state: State, event: Opened2) -> State:
+        return state
+
+    with says("Two of the app's features bring a category named 'Thing'"):
+        domain(decider(), decider(decide2, evolve2, category="Thing"))
+    with says("Two of the app's features bring a command named 'open'"):
+        domain(decider(), decider(decide2, evolve2, category="other"))
+    with says("Two of the app's features bring a read model named 'THING'"):
+        domain(decider(), views=[View(Thing, fold), View(Thing2, fold)])
+
+
+# ---------------------------------------------------------------------------------------------------------- read models
+
+
+def test_a_fold_without_its_events() -> None:
+    def bare(row, event):  # type: ignore[no-untyped-def]
+        return row
+
+    def naked(row: Thing | None, event: Opened) -> Thing | None:
+        return row
+
+    def unknown(row: Thing | None, event: "Recorded[Nowhere]") -> Thing | None:  # type: ignore[name-defined]  # noqa: F821
+        return row
+
+    for function in (bare, naked):
+        with says(
+            f"...{function.__name__}: its second parameter must be annotated Recorded[...] with the events it folds"
+        ):
+            View(Thing, function)
+    with says("...unknown: an annotation cannot be resolved: name 'Nowhere' is not defined"):
+        View(Thing, unknown)
+
+
+def test_a_fold_of_an_event_that_does_not_happen() -> None:
+    def fold_closed(row: Thing | None, event: Recorded[Opened | Closed]) -> Thing | None:
+        return row
+
+    with says("Thing folds Closed, which no decider's evolve takes"):
+        domain(decider(), views=[View(Thing, fold_closed)])
+
+
+def test_a_read_model_without_its_key() -> None:
+    class Keyless(ReadModel, key="other_id"):
+        thing_id: UUID
+
+    class Named(ReadModel, key="name"):
+        name: str
+
+    class Maybe(ReadModel, key="thing_id"):
+        thing_id: UUID | None
+
+    with says("Keyless: its key `other_id` must be one of its fields, of type UUID"):
+        View(Keyless, fold)
+    with says("Named: its key `name` must be one of its fields, of type UUID"):
+        View(Named, fold)
+    with says("Maybe: its key `thing_id` must be one of its fields, of type UUID"):
+        View(Maybe, fold)
+
+
+def test_an_event_that_finds_no_row() -> None:
+    class Owner(ReadModel, key="owner_id"):
+        owner_id: UUID
+
+    class Owned(Event):
+        owner_id: str
+
+    def fold_owned(row: Owner | None, event: Recorded[Owned]) -> Owner | None:
+        return row
+
+    with says("Opened has no field `owner_id: UUID` to find its Owner row by; give the View a route"):
+        View(Owner, fold)
+    with says("Owned has no field `owner_id: UUID` to find its Owner row by; give the View a route"):
+        View(Owner, fold_owned)
+    assert View(Owner, fold, route=lambda event: event.thing_id).events == (Opened,)
+
+
+@pytest.mark.parametrize("name", ["id", "position"])
+def test_a_column_that_headwater_gives(name: str) -> None:
+    namespace = {"__annotations__": {"thing_id": UUID, name: int}, "__module__": __name__}
+    model: type[ReadModel] = types.new_class(
+        "Odd", (ReadModel,), {"key": "thing_id"}, lambda body: body.update(namespace)
+    )
+    with says(f"Odd.{name}: Headwater gives each row a `{name}` of its own; rename it"):
+        View(model, fold)
+
+
+def test_an_index_on_nothing() -> None:
+    class Odd(ReadModel, key="thing_id", indexes=["thing_id", ("thing_id", "colour")]):
+        thing_id: UUID
+
+    with says("Odd: the index on `colour` names no field of it"):
+        View(Odd, fold)
+
+
+def test_a_link_to_nothing() -> None:
+    class Linked(ReadModel, key="thing_id"):
+        thing_id: UUID
+        name: str
+        other = Link(Thing, by="other_id")
+
+    class LinkedByName(ReadModel, key="thing_id"):
+        thing_id: UUID
+        name: str
+        other = Link(Thing, by="name")
+
+    class Right(ReadModel, key="thing_id"):
+        thing_id: UUID
+        other = Link(Thing, by="thing_id")
+
+    with says("Linked.other: `by=other_id` must be a field of it, of type UUID"):
+        View(Linked, fold)
+    with says("LinkedByName.other: `by=name` must be a field of it, of type UUID"):
+        View(LinkedByName, fold)
+    with says("Right.other links to Thing, which no feature brings"):
+        domain(decider(), views=[View(Right, fold)])
+    assert domain(decider(), views=[View(Right, fold), View(Thing, fold)]).view_of.keys() == {Right, Thing}

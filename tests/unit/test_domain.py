@@ -1,0 +1,237 @@
+"""The bank's decisions, in its own words: given these events, when this command, then those events or that refusal."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from hypothesis import given as examples
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from bank.accounts.domain import (
+    AccountClosed,
+    AccountCommand,
+    AccountEvent,
+    AccountFrozen,
+    AccountNotEmpty,
+    AccountNotFound,
+    AccountNotOpen,
+    AccountOpened,
+    AccountStatus,
+    AccountUnfrozen,
+    CloseAccount,
+    Deposit,
+    FreezeAccount,
+    InsufficientFunds,
+    MoneyDeposited,
+    MoneyWithdrawn,
+    OpenAccount,
+    UnfreezeAccount,
+    Withdraw,
+    accounts,
+)
+from bank.users.domain import (
+    AlreadyExists,
+    ChangeEmail,
+    EmailChanged,
+    EmailTaken,
+    RegisterUser,
+    User,
+    UserNotFound,
+    UserRegistered,
+    claims,
+    users,
+)
+from headwater import Command, Event, Refused, Release, Take
+from headwater.testing import given
+
+A, B = UUID(int=1), UUID(int=2)
+
+OPENED = AccountOpened(account_id=A, owner_id=B, currency="EUR")
+FROZEN = AccountFrozen(account_id=A)
+CLOSED = AccountClosed(account_id=A)
+REGISTERED = UserRegistered(user_id=A, email="ada@example.org", name="Ada")
+
+
+def deposited(amount: str, balance: str) -> MoneyDeposited:
+    return MoneyDeposited(account_id=A, amount=Decimal(amount), balance=Decimal(balance))
+
+
+def withdrawn(amount: str, balance: str) -> MoneyWithdrawn:
+    return MoneyWithdrawn(account_id=A, amount=Decimal(amount), balance=Decimal(balance))
+
+
+def deposit(amount: str) -> Deposit:
+    return Deposit(account_id=A, amount=Decimal(amount))
+
+
+def withdraw(amount: str) -> Withdraw:
+    return Withdraw(account_id=A, amount=Decimal(amount))
+
+
+# ------------------------------------------------------------------------------------------------------------ accounts
+
+
+@pytest.mark.parametrize(
+    "history, command, events",
+    [
+        ([], OpenAccount(account_id=A, owner_id=B, currency="EUR"), [OPENED]),
+        ([OPENED], deposit("0.10"), [deposited("0.10", "0.10")]),
+        ([OPENED, deposited("0.10", "0.10")], deposit("0.20"), [deposited("0.20", "0.30")]),
+        ([OPENED, deposited("5", "5")], withdraw("2.5"), [withdrawn("2.5", "2.5")]),
+        ([OPENED, deposited("5", "5")], withdraw("5"), [withdrawn("5", "0")]),
+        ([OPENED, FROZEN, AccountUnfrozen(account_id=A)], deposit("1"), [deposited("1", "1")]),
+        ([OPENED], FreezeAccount(account_id=A), [FROZEN]),
+        ([OPENED, FROZEN], UnfreezeAccount(account_id=A), [AccountUnfrozen(account_id=A)]),
+        ([OPENED], UnfreezeAccount(account_id=A), []),
+        ([OPENED], CloseAccount(account_id=A), [CLOSED]),
+        ([OPENED, deposited("5", "5"), withdrawn("5", "0.00")], CloseAccount(account_id=A), [CLOSED]),
+    ],
+)
+def test_an_account_decides(history: list[AccountEvent], command: AccountCommand, events: list[AccountEvent]) -> None:
+    given(accounts, history).when(command).then(events)
+
+
+MOVES: list[AccountCommand] = [
+    deposit("1"),
+    withdraw("1"),
+    FreezeAccount(account_id=A),
+    UnfreezeAccount(account_id=A),
+    CloseAccount(account_id=A),
+]
+
+
+@pytest.mark.parametrize("command", MOVES)
+def test_an_account_that_was_never_opened_is_not_found(command: AccountCommand) -> None:
+    given(accounts).when(command).refused(AccountNotFound, account_id=A)
+
+
+@pytest.mark.parametrize("command", MOVES)
+def test_a_closed_account_is_not_open(command: AccountCommand) -> None:
+    given(accounts, [OPENED, CLOSED]).when(command).refused(AccountNotOpen, status=AccountStatus.CLOSED)
+
+
+@pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, UnfreezeAccount)])
+def test_a_frozen_account_is_not_open(command: AccountCommand) -> None:
+    given(accounts, [OPENED, FROZEN]).when(command).refused(AccountNotOpen, status=AccountStatus.FROZEN)
+
+
+@pytest.mark.parametrize("history", [[OPENED], [OPENED, FROZEN], [OPENED, CLOSED]])
+def test_an_account_is_opened_once(history: list[AccountEvent]) -> None:
+    again = OpenAccount(account_id=A, owner_id=B, currency="USD")
+    given(accounts, history).when(again).refused(AlreadyExists)
+
+
+def test_nobody_takes_out_more_than_there_is() -> None:
+    given(accounts, [OPENED]).when(withdraw("0.01")).refused(InsufficientFunds, balance=Decimal(0))
+    rich = given(accounts, [OPENED, deposited("5", "5")])
+    rich.when(withdraw("5.01")).refused(InsufficientFunds, balance=Decimal(5))
+
+
+def test_only_an_empty_account_is_closed() -> None:
+    rich = given(accounts, [OPENED, deposited("0.01", "0.01")])
+    rich.when(CloseAccount(account_id=A)).refused(AccountNotEmpty, balance=Decimal("0.01"))
+
+
+AMOUNTS = st.decimals(min_value="0.01", max_value=100, places=2)
+COMMANDS = st.one_of(
+    st.builds(OpenAccount, account_id=st.just(A), owner_id=st.just(B), currency=st.just("EUR")),
+    st.builds(Deposit, account_id=st.just(A), amount=AMOUNTS),
+    st.builds(Withdraw, account_id=st.just(A), amount=AMOUNTS),
+    *(st.just(kind(account_id=A)) for kind in (FreezeAccount, UnfreezeAccount, CloseAccount)),
+)
+
+
+@settings(max_examples=100)
+@examples(st.lists(COMMANDS, max_size=30))
+def test_whatever_is_asked_the_books_balance(commands: list[AccountCommand]) -> None:
+    history: list[Event] = []
+    for command in commands:  # `when` refuses a refusal that is not declared, and an event that evolve does not take
+        history.extend(given(accounts, history).when(command).events)
+    moved = [event for event in history if isinstance(event, MoneyDeposited | MoneyWithdrawn)]
+    balance = Decimal(0)
+    for event in moved:
+        balance += event.amount if isinstance(event, MoneyDeposited) else -event.amount
+        assert event.balance == balance >= 0
+    assert given(accounts, history).state.balance == balance
+
+
+# --------------------------------------------------------------------------------------------------------------- users
+
+
+def test_a_user_registers() -> None:
+    given(users).when(RegisterUser(user_id=A, email="ada@example.org", name="Ada")).then([REGISTERED])
+
+
+def test_a_user_registers_once() -> None:
+    again = RegisterUser(user_id=A, email="other@example.org", name="Ada")
+    given(users, [REGISTERED]).when(again).refused(AlreadyExists)
+
+
+def test_a_user_changes_the_address() -> None:
+    changed = EmailChanged(user_id=A, email="lovelace@example.org")
+    given(users, [REGISTERED]).when(ChangeEmail(user_id=A, email="lovelace@example.org")).then([changed])
+    given(users, [REGISTERED, changed]).when(ChangeEmail(user_id=A, email="lovelace@example.org")).then([])
+    given(users, [REGISTERED]).when(ChangeEmail(user_id=A, email="ada@example.org")).then([])
+
+
+def test_nobody_else_changes_an_address() -> None:
+    given(users).when(ChangeEmail(user_id=B, email="b@example.org")).refused(UserNotFound, user_id=B)
+
+
+def test_an_address_is_claimed_whatever_its_capitals() -> None:
+    (take,) = claims(User(), UserRegistered(user_id=A, email="Straße@Example.org", name="Ada"))
+    assert isinstance(take, Take)
+    assert (take.name, take.value) == ("email", "strasse@example.org")
+    assert isinstance(take.otherwise, EmailTaken)
+    assert take.otherwise.facts == {"email": "Straße@Example.org"}
+
+
+def test_a_new_address_gives_the_old_one_back() -> None:
+    release, take = claims(User("Ada@Example.org"), EmailChanged(user_id=A, email="b@example.org"))
+    assert release == Release("email", "ada@example.org")
+    assert isinstance(take, Take)
+    assert take.value == "b@example.org"
+    assert claims(User("Ada@Example.org"), EmailChanged(user_id=A, email="ada@example.org")) == ()
+
+
+# -------------------------------------------------------------------------------------------------------- the contract
+
+REFUSALS: list[tuple[type[Command], set[type[Refused]]]] = [
+    (RegisterUser, {EmailTaken, AlreadyExists}),
+    (ChangeEmail, {UserNotFound, EmailTaken}),
+    (OpenAccount, {AlreadyExists}),
+    (Deposit, {AccountNotFound, AccountNotOpen}),
+    (Withdraw, {AccountNotFound, AccountNotOpen, InsufficientFunds}),
+    (FreezeAccount, {AccountNotFound, AccountNotOpen}),
+    (UnfreezeAccount, {AccountNotFound, AccountNotOpen}),
+    (CloseAccount, {AccountNotFound, AccountNotOpen, AccountNotEmpty}),
+]
+
+
+@pytest.mark.parametrize("command, refusals", REFUSALS)
+def test_a_command_declares_its_refusals(command: type[Command], refusals: set[type[Refused]]) -> None:
+    assert set(command.refuses) == refusals
+
+
+def test_every_command_is_in_the_table_above() -> None:
+    assert {command for command, _ in REFUSALS} == {*accounts.commands, *users.commands}
+
+
+# ------------------------------------------------------------------------------------------------- the words themselves
+
+
+def test_the_words_fail_when_something_else_happened() -> None:
+    opened = given(accounts, [OPENED])
+    with pytest.raises(AssertionError, match="expected"):
+        opened.when(deposit("1")).then([])
+    with pytest.raises(AssertionError, match="expected AccountNotOpen; got"):
+        opened.when(deposit("1")).refused(AccountNotOpen, status=AccountStatus.FROZEN)
+    with pytest.raises(AssertionError, match="refused with InsufficientFunds"):
+        opened.when(withdraw("1")).then([])
+    with pytest.raises(AssertionError, match="expected AccountNotOpen; got"):
+        opened.when(withdraw("1")).refused(AccountNotOpen, status=AccountStatus.FROZEN)
+    with pytest.raises(AssertionError, match="'balance': Decimal"):
+        opened.when(withdraw("1")).refused(InsufficientFunds)
