@@ -10,14 +10,16 @@ from datetime import UTC, datetime
 
 import uvloop
 
-from benchmarks import appending, projecting, subscribing
+from benchmarks import appending, projecting, rebuilding, snapshots, subscribing
 from benchmarks.ground import server
 
 BENCHMARKS = {
     "appending": appending.run,
     "flat": appending.run_flat,
     "projecting": projecting.run,
+    "rebuilding": rebuilding.run,
     "subscribing": subscribing.run,
+    "snapshots": snapshots.run,
 }
 
 

@@ -181,16 +181,29 @@ CREATE TABLE headwater.commands (
     "position" bigint NOT NULL
 );
 COMMENT ON TABLE headwater.commands IS 'Accepted commands that left no event; those that did are found by events_command_ordinal_key.';
+CREATE TABLE headwater.counted (
+    singleton boolean DEFAULT true NOT NULL,
+    "position" bigint NOT NULL,
+    CONSTRAINT counted_singleton_check CHECK (singleton)
+);
+COMMENT ON TABLE headwater.counted IS 'One row: how far headwater.kinds has counted the log.';
 CREATE TABLE headwater.dead_letters (
     projection text NOT NULL COLLATE pg_catalog."C",
+    generation integer NOT NULL,
     key uuid NOT NULL,
     "position" bigint NOT NULL,
     parked_at timestamp with time zone DEFAULT now() NOT NULL,
     attempts integer DEFAULT 0 NOT NULL,
     error text,
-    traceback_hash text
+    traceback_hash text,
+    next_attempt_at timestamp with time zone,
+    discarded boolean DEFAULT false NOT NULL,
+    CONSTRAINT dead_letters_attempts_check CHECK ((attempts >= 0)),
+    CONSTRAINT dead_letters_error_check CHECK ((octet_length(error) <= 2048))
 );
 COMMENT ON TABLE headwater.dead_letters IS 'Events that a fold failed on, and those of the same key that wait behind them, in order (error is null).';
+COMMENT ON COLUMN headwater.dead_letters.next_attempt_at IS 'When the key is tried again, on its first letter; null there means parked until a person acts.';
+COMMENT ON COLUMN headwater.dead_letters.discarded IS 'The worker passes over it, and removes it, with the next attempt.';
 CREATE TABLE headwater.events (
     "position" bigint NOT NULL,
     stream_id uuid NOT NULL,
@@ -226,6 +239,15 @@ CREATE TABLE headwater.head (
 );
 COMMENT ON TABLE headwater.head IS 'One row: where the log ends. append() holds its lock to the commit, so positions become visible in their own order: whoever has seen N has seen everything up to N.';
 COMMENT ON COLUMN headwater.head.recorded_at IS 'When the last event was recorded; time never goes back from one position to the next, even when a clock does.';
+CREATE TABLE headwater.kinds (
+    category text NOT NULL COLLATE pg_catalog."C",
+    type text NOT NULL COLLATE pg_catalog."C",
+    schema_version smallint NOT NULL,
+    count bigint NOT NULL,
+    first_position bigint NOT NULL,
+    last_position bigint NOT NULL
+);
+COMMENT ON TABLE headwater.kinds IS 'What kinds of events the log holds, as far as headwater.counted says: whether the code reads all of them is asked at each start, and each time only the new end of the log is counted. Derived: may be emptied together with counted.';
 CREATE TABLE headwater.projections (
     name text NOT NULL COLLATE pg_catalog."C",
     generation integer NOT NULL,
@@ -233,25 +255,47 @@ CREATE TABLE headwater.projections (
     fingerprint text NOT NULL,
     table_name text NOT NULL,
     "position" bigint DEFAULT 0 NOT NULL,
-    live boolean NOT NULL,
-    owner text,
+    state text NOT NULL COLLATE pg_catalog."C",
+    repairs integer DEFAULT 0 NOT NULL,
+    edition bigint GENERATED ALWAYS AS ((((generation)::bigint << 32) + repairs)) STORED NOT NULL,
+    live_since bigint,
+    retired_at timestamp with time zone,
+    failure text,
+    verified_at timestamp with time zone,
+    differences bigint,
+    owner uuid,
     fence bigint DEFAULT 0 NOT NULL,
-    lease_until timestamp with time zone,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT projections_generation_check CHECK ((generation > 0))
+    CONSTRAINT projections_generation_check CHECK ((generation > 0)),
+    CONSTRAINT projections_state_check CHECK ((state = ANY (ARRAY['live'::text, 'building'::text, 'retired'::text])))
 );
 COMMENT ON TABLE headwater.projections IS 'How far each projection has come. The position moves by compare-and-swap in the transaction that writes the rows: that is what makes them exactly once.';
 COMMENT ON COLUMN headwater.projections.generation IS 'The physical table of the rows; clients read a view on the live one.';
 COMMENT ON COLUMN headwater.projections.fingerprint IS 'Of the declared columns: another means the rows are made again.';
+COMMENT ON COLUMN headwater.projections.state IS 'live: clients read it. building: made beside the live one. retired: was live, or was given up; its table is dropped after a time, the row stays, so that older code that starts again does not take its own declaration for a new one.';
+COMMENT ON COLUMN headwater.projections.repairs IS 'How often rows were changed by events that the position had passed long before: dead letters that were folded after all.';
+COMMENT ON COLUMN headwater.projections.edition IS 'Another one means that rows may differ though no position says so: readers start again from a snapshot.';
+COMMENT ON COLUMN headwater.projections.live_since IS 'The position at which it took the place of another, or was last repaired: cursors from up to there are of other rows.';
+COMMENT ON COLUMN headwater.projections.failure IS 'Why it stands still, while it is built.';
+COMMENT ON COLUMN headwater.projections.differences IS 'Found by `headwater verify` at verified_at.';
+COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases it. It is free when there is none, or when that worker''s own lease has run out.';
 COMMENT ON COLUMN headwater.projections.fence IS 'Rises with each lease, so that a holder that slept cannot commit.';
 CREATE TABLE headwater.snapshots (
     stream_id uuid NOT NULL,
     fold_version integer NOT NULL,
     version integer NOT NULL,
+    event_id uuid NOT NULL,
     taken_at timestamp with time zone DEFAULT now() NOT NULL,
-    state json NOT NULL
+    shape text NOT NULL,
+    seal text NOT NULL,
+    state json NOT NULL,
+    CONSTRAINT snapshots_version_check CHECK ((version > 0))
 );
-COMMENT ON TABLE headwater.snapshots IS 'States of long streams; one of another fold_version is not used.';
+COMMENT ON TABLE headwater.snapshots IS 'States of long streams, to go on from instead of the start. Derived: any may be deleted at any time.';
+COMMENT ON COLUMN headwater.snapshots.fold_version IS 'Of the decider that took it; one of another is not used.';
+COMMENT ON COLUMN headwater.snapshots.event_id IS 'The event of that version that it stands after; when the stream has another there, or none, it is not used.';
+COMMENT ON COLUMN headwater.snapshots.shape IS 'Of the state''s fields: a code with others does not use it.';
+COMMENT ON COLUMN headwater.snapshots.seal IS 'Of the row as it was written: a row that was changed is not used.';
 CREATE TABLE headwater.subject_keys (
     subject_id uuid NOT NULL,
     key bytea,
@@ -275,12 +319,23 @@ CREATE TABLE headwater.tombstones (
     removed_at timestamp with time zone DEFAULT now() NOT NULL
 );
 COMMENT ON TABLE headwater.tombstones IS 'Removed rows, so that a client that was away learns of them.';
+CREATE TABLE headwater.workers (
+    worker_id uuid NOT NULL,
+    name text NOT NULL,
+    runs text[] NOT NULL COLLATE pg_catalog."C",
+    lease_until timestamp with time zone NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL
+);
+COMMENT ON TABLE headwater.workers IS 'One row, and one heartbeat, for each process that keeps projections, however many it keeps.';
+COMMENT ON COLUMN headwater.workers.runs IS 'What its code can keep: name and fingerprint of each read model, so that old and new code share out only what is theirs.';
 ALTER TABLE ONLY headwater.claims
     ADD CONSTRAINT claims_pkey PRIMARY KEY (name, value);
 ALTER TABLE ONLY headwater.commands
     ADD CONSTRAINT commands_pkey PRIMARY KEY (command_id);
+ALTER TABLE ONLY headwater.counted
+    ADD CONSTRAINT counted_pkey PRIMARY KEY (singleton);
 ALTER TABLE ONLY headwater.dead_letters
-    ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (projection, key, "position");
+    ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (projection, generation, key, "position");
 ALTER TABLE ONLY headwater.events
     ADD CONSTRAINT events_command_ordinal_key UNIQUE (command_id, ordinal);
 ALTER TABLE ONLY headwater.events
@@ -289,6 +344,8 @@ ALTER TABLE ONLY headwater.events
     ADD CONSTRAINT events_stream_version_key UNIQUE (stream_id, version);
 ALTER TABLE ONLY headwater.head
     ADD CONSTRAINT head_pkey PRIMARY KEY (singleton);
+ALTER TABLE ONLY headwater.kinds
+    ADD CONSTRAINT kinds_pkey PRIMARY KEY (category, type, schema_version);
 ALTER TABLE ONLY headwater.projections
     ADD CONSTRAINT projections_pkey PRIMARY KEY (name, generation);
 ALTER TABLE ONLY headwater.snapshots
@@ -299,11 +356,17 @@ ALTER TABLE ONLY headwater.timers
     ADD CONSTRAINT timers_pkey PRIMARY KEY (timer_id);
 ALTER TABLE ONLY headwater.tombstones
     ADD CONSTRAINT tombstones_pkey PRIMARY KEY (projection, generation, key);
+ALTER TABLE ONLY headwater.workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
 CREATE INDEX claims_stream ON headwater.claims USING btree (stream_id);
-CREATE UNIQUE INDEX projections_live ON headwater.projections USING btree (name) WHERE live;
+CREATE INDEX dead_letters_due ON headwater.dead_letters USING btree (projection, generation, next_attempt_at) WHERE (next_attempt_at IS NOT NULL);
+CREATE INDEX events_correlation ON headwater.events USING btree (correlation_id, "position") WHERE (correlation_id <> command_id);
+CREATE UNIQUE INDEX projections_live ON headwater.projections USING btree (name) WHERE (state = 'live'::text);
 CREATE INDEX timers_due ON headwater.timers USING btree (due_at);
 CREATE INDEX tombstones_position ON headwater.tombstones USING btree (projection, generation, "position");
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON headwater.events FOR EACH STATEMENT EXECUTE FUNCTION headwater.refuse_change();
 ALTER TABLE headwater.events ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE ONLY headwater.dead_letters
+    ADD CONSTRAINT dead_letters_projection_fkey FOREIGN KEY (projection, generation) REFERENCES headwater.projections(name, generation) ON DELETE CASCADE;
 ALTER TABLE ONLY headwater.tombstones
     ADD CONSTRAINT tombstones_projection_fkey FOREIGN KEY (projection, generation) REFERENCES headwater.projections(name, generation) ON DELETE CASCADE;

@@ -47,6 +47,10 @@ comment on column headwater.events.ordinal is
   'The event''s place in its command, from 1: with command_id it is the idempotency key, and finds a command''s last event.';
 comment on column headwater.events.data is 'json, not jsonb: kept as it was written, and cheaper both to write and to read.';
 
+-- Only what was caused by another request's command stands in it: a command that nothing caused is its own correlation,
+-- and is found by events_command_ordinal_key. So ordinary commands do not pay for it.
+create index events_correlation on headwater.events (correlation_id, position) where correlation_id <> command_id;
+
 create function headwater.refuse_change() returns trigger language plpgsql as $$
 begin
   raise exception 'headwater.% is append-only: % is refused', tg_table_name, lower(tg_op)
@@ -261,6 +265,26 @@ end $$;
 comment on function headwater.append is
   'Appends many commands'' events in one call: contiguous positions, a verdict for each command, one doorbell.';
 
+create table headwater.kinds (
+  category text collate "C" not null,
+  type text collate "C" not null,
+  schema_version smallint not null,
+  count bigint not null,
+  first_position bigint not null,
+  last_position bigint not null,
+  constraint kinds_pkey primary key (category, type, schema_version)
+);
+comment on table headwater.kinds is
+  'What kinds of events the log holds, as far as headwater.counted says: whether the code reads all of them is asked at '
+  'each start, and each time only the new end of the log is counted. Derived: may be emptied together with counted.';
+
+create table headwater.counted (
+  singleton boolean primary key default true check (singleton),
+  position bigint not null
+);
+comment on table headwater.counted is 'One row: how far headwater.kinds has counted the log.';
+insert into headwater.counted (singleton, position) values (true, 0);
+
 -- -------------------------------------------------------------------------------------------------------- projections
 
 create table headwater.projections (
@@ -270,10 +294,16 @@ create table headwater.projections (
   fingerprint text not null,
   table_name text not null,
   position bigint not null default 0,
-  live boolean not null,
-  owner text,
+  state text collate "C" not null check (state in ('live', 'building', 'retired')),
+  repairs integer not null default 0,
+  edition bigint not null generated always as ((generation::bigint << 32) + repairs) stored,
+  live_since bigint,
+  retired_at timestamptz,
+  failure text,
+  verified_at timestamptz,
+  differences bigint,
+  owner uuid,
   fence bigint not null default 0,
-  lease_until timestamptz,
   updated_at timestamptz not null default now(),
   constraint projections_pkey primary key (name, generation)
 );
@@ -282,8 +312,21 @@ comment on table headwater.projections is
   'that is what makes them exactly once.';
 comment on column headwater.projections.generation is 'The physical table of the rows; clients read a view on the live one.';
 comment on column headwater.projections.fingerprint is 'Of the declared columns: another means the rows are made again.';
+comment on column headwater.projections.owner is
+  'The worker that leases it. It is free when there is none, or when that worker''s own lease has run out.';
 comment on column headwater.projections.fence is 'Rises with each lease, so that a holder that slept cannot commit.';
-create unique index projections_live on headwater.projections (name) where live;
+comment on column headwater.projections.state is
+  'live: clients read it. building: made beside the live one. retired: was live, or was given up; its table is dropped after a time, the '
+  'row stays, so that older code that starts again does not take its own declaration for a new one.';
+comment on column headwater.projections.repairs is
+  'How often rows were changed by events that the position had passed long before: dead letters that were folded after all.';
+comment on column headwater.projections.edition is
+  'Another one means that rows may differ though no position says so: readers start again from a snapshot.';
+comment on column headwater.projections.live_since is
+  'The position at which it took the place of another, or was last repaired: cursors from up to there are of other rows.';
+comment on column headwater.projections.failure is 'Why it stands still, while it is built.';
+comment on column headwater.projections.differences is 'Found by `headwater verify` at verified_at.';
+create unique index projections_live on headwater.projections (name) where state = 'live';
 
 create table headwater.tombstones (
   projection text collate "C" not null,
@@ -298,30 +341,61 @@ create table headwater.tombstones (
 comment on table headwater.tombstones is 'Removed rows, so that a client that was away learns of them.';
 create index tombstones_position on headwater.tombstones (projection, generation, position);
 
+create table headwater.workers (
+  worker_id uuid primary key,
+  name text not null,
+  runs text[] collate "C" not null,
+  lease_until timestamptz not null,
+  started_at timestamptz not null default now()
+);
+comment on table headwater.workers is
+  'One row, and one heartbeat, for each process that keeps projections, however many it keeps.';
+comment on column headwater.workers.runs is
+  'What its code can keep: name and fingerprint of each read model, so that old and new code share out only what is theirs.';
+
 create table headwater.dead_letters (
   projection text collate "C" not null,
+  generation integer not null,
   key uuid not null,
   position bigint not null,
   parked_at timestamptz not null default now(),
-  attempts integer not null default 0,
-  error text,
+  attempts integer not null default 0 check (attempts >= 0),
+  error text check (octet_length(error) <= 2048),
   traceback_hash text,
-  constraint dead_letters_pkey primary key (projection, key, position)
+  next_attempt_at timestamptz,
+  discarded boolean not null default false,
+  constraint dead_letters_pkey primary key (projection, generation, key, position),
+  constraint dead_letters_projection_fkey foreign key (projection, generation)
+    references headwater.projections (name, generation) on delete cascade
 );
 comment on table headwater.dead_letters is
   'Events that a fold failed on, and those of the same key that wait behind them, in order (error is null).';
+comment on column headwater.dead_letters.next_attempt_at is
+  'When the key is tried again, on its first letter; null there means parked until a person acts.';
+comment on column headwater.dead_letters.discarded is 'The worker passes over it, and removes it, with the next attempt.';
+create index dead_letters_due on headwater.dead_letters (projection, generation, next_attempt_at)
+  where next_attempt_at is not null;
 
 -- ------------------------------------------------------------------------------------------------------------ streams
 
 create table headwater.snapshots (
   stream_id uuid not null,
   fold_version integer not null,
-  version integer not null,
+  version integer not null check (version > 0),
+  event_id uuid not null,
   taken_at timestamptz not null default now(),
+  shape text not null,
+  seal text not null,
   state json not null,
   constraint snapshots_pkey primary key (stream_id, fold_version)
 );
-comment on table headwater.snapshots is 'States of long streams; one of another fold_version is not used.';
+comment on table headwater.snapshots is
+  'States of long streams, to go on from instead of the start. Derived: any may be deleted at any time.';
+comment on column headwater.snapshots.fold_version is 'Of the decider that took it; one of another is not used.';
+comment on column headwater.snapshots.event_id is
+  'The event of that version that it stands after; when the stream has another there, or none, it is not used.';
+comment on column headwater.snapshots.shape is 'Of the state''s fields: a code with others does not use it.';
+comment on column headwater.snapshots.seal is 'Of the row as it was written: a row that was changed is not used.';
 
 create table headwater.timers (
   timer_id uuid primary key,

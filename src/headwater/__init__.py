@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.decider import Decider, Release, Take
 from headwater.errors import HeadwaterError, PublicError
+from headwater.failure import Park, Retry, Stop
 from headwater.feature import Feature
 from headwater.messages import Command, Event, Exact, Recorded, Refused
+from headwater.upcasters import Upcaster
 from headwater.view import Link, ReadModel, View
 
 if TYPE_CHECKING:
@@ -23,12 +25,16 @@ __all__ = [
     "Feature",
     "HeadwaterError",
     "Link",
+    "Park",
     "PublicError",
     "ReadModel",
     "Recorded",
     "Refused",
     "Release",
+    "Retry",
+    "Stop",
     "Take",
+    "Upcaster",
     "View",
 ]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
 from headwater.log import Append, Appended, Verdict, append
 from headwater.positions import LOG, Positions
 from headwater.supervisor import backoff
+from headwater.telemetry import SECONDS, SIZES, Distribution
 
 logger = logging.getLogger("headwater.appender")
 
@@ -51,11 +53,14 @@ class _Waiting:
 
 @dataclass
 class Tally:
-    """What the appender has done since the start."""
+    """What the appender has done since the start. sizes: commands in an append. seconds: that one took."""
 
     batches: int = 0
     commands: int = 0
+    events: int = 0
     verdicts: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(Verdict, 0))
+    sizes: Distribution = field(default_factory=lambda: Distribution(SIZES))
+    seconds: Distribution = field(default_factory=lambda: Distribution(SECONDS))
 
 
 class Appender:
@@ -85,6 +90,11 @@ class Appender:
         self._arrived = asyncio.Event()
         self._closing = False
         self.tally = Tally()
+
+    @property
+    def waiting(self) -> int:
+        """Commands that wait for the next append."""
+        return len(self._queue)
 
     def submit(self, command: Append, chain: Chain) -> asyncio.Future[Appended]:
         """Queue a command for the next append.
@@ -169,7 +179,7 @@ class Appender:
                     self._writing.append(waiting)
 
     async def _write(self, connection: asyncpg.Connection) -> None:
-        batch = self._writing
+        batch, started = self._writing, time.perf_counter()
         try:
             answers = await append(connection, [waiting.append for waiting in batch])
         except LOST:
@@ -177,6 +187,7 @@ class Appender:
         except AT_FAULT as error:
             await self._write_singly(connection, error)
             return
+        self.tally.seconds.observe(time.perf_counter() - started)
         self._writing = []
         # Those who get their answer now will ask again, beside those who wait. Half of them a batch, so that the next
         # is on its way while they decide: both cores work, where one batch of all would have them take turns.
@@ -206,8 +217,11 @@ class Appender:
         tally = self.tally
         tally.batches += 1
         tally.commands += len(batch)
+        tally.sizes.observe(len(batch))
         for waiting, appended in zip(batch, answers, strict=True):
             tally.verdicts[appended.verdict] += 1
+            if appended.verdict is Verdict.ACCEPTED:
+                tally.events += len(waiting.append.events)
             self._settle(waiting, appended)
         self._positions.report(LOG, max((a.position for a in answers if a.verdict is Verdict.ACCEPTED), default=0))
 

@@ -48,6 +48,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=100_000, description="Events that a projection folds in one transaction at most.")
     ] = 2_000
     projection_cache: Annotated[int, Meta(ge=0, description="Rows that each projection keeps in memory.")] = 100_000
+    lease_seconds: Annotated[
+        float, Meta(gt=0, le=600, description="Seconds until another worker takes over from one that says nothing more.")
+    ] = 6.0
+    rebuild_pause_seconds: Annotated[
+        float,
+        Meta(ge=0, le=60, description="Seconds of rest after each write of a rebuild, for other work."),
+    ] = 0.0
+    retired_seconds: Annotated[
+        float, Meta(ge=0, le=86_400, description="Seconds until the rows of a replaced generation are dropped.")
+    ] = 60.0
     poll_seconds: Annotated[
         float, Meta(gt=0, le=60, description="Seconds until a change is noticed whose doorbell was lost.")
     ] = 1.0
@@ -57,6 +67,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     at_least_seconds: Annotated[
         float, Meta(gt=0, le=300, description="Seconds that a read waits at most for the position it was asked for.")
     ] = 10.0
+    ready_lag_seconds: Annotated[
+        float,
+        Meta(gt=0, le=1_000_000, description="Seconds that a projection may be behind before `/health/ready` says no."),
+    ] = 30.0
     shutdown_seconds: Annotated[
         float, Meta(gt=0, le=300, description="Seconds for what is under way to end after Ctrl-C or SIGTERM.")
     ] = 4.0
@@ -185,7 +199,8 @@ def values_of(field: str) -> str:
         return WORDS[field]
     kind, limits = get_args(TYPES[field])
     if kind is float:
-        return f"a number above {limits.gt}, at most {limits.le}"
+        least = f"at least {limits.ge}" if limits.gt is None else f"above {limits.gt}"
+        return f"a number {least}, at most {limits.le}"
     if kind is int:
         most = "" if limits.le is None else f", at most {limits.le}"
         return f"a whole number, at least {limits.ge}{most}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
+from headwater.codec import StateCodec
 from headwater.errors import DefinitionError
 from headwater.fields import fields_of, union_arms
 from headwater.messages import Command, Event, Refused
@@ -35,9 +36,21 @@ class Release:
     value: str
 
 
+SNAPSHOT_EVERY = 1000
+"""Events of a stream from one snapshot to the next, where a decider says nothing."""
+
+
 def no_claims(state: Any, event: Any) -> Sequence[Take | Release]:
     """The claims of a decider that has none."""
     return ()
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """How a decider's states are kept: after so many events of a stream each, and as what."""
+
+    every: int
+    codec: StateCodec
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,11 @@ class Decider(Generic[C, S, E]):
     initial: the state before the first event. claims: what an event makes unique across streams, seen from the state
     before it.
 
+    snapshot_every: events of a stream from one kept state to the next, so that a long one need not be read from its
+    start; 0 is never. Left out: 1000, where the state can be kept as JSON. fold_version: raise it when `evolve`, or an
+    upcaster, comes to another state by the same events; what was kept before is then left alone. A change of the
+    state's fields is noticed without.
+
     Commands and events are taken from the annotations of `decide` and `evolve`.
     """
 
@@ -57,8 +75,11 @@ class Decider(Generic[C, S, E]):
     decide: Callable[[C, S], Sequence[E]]
     evolve: Callable[[S, E], S]
     claims: Callable[[S, E], Sequence[Take | Release]] = no_claims
+    snapshot_every: int | None = None
+    fold_version: int = 1
     commands: tuple[type[Command], ...] = field(init=False)
     events: tuple[type[Event], ...] = field(init=False)
+    snapshots: Snapshots | None = field(init=False)
 
     def __post_init__(self) -> None:
         commands, decided = self._read_decide()
@@ -73,6 +94,7 @@ class Decider(Generic[C, S, E]):
             self._require_key(message)
         object.__setattr__(self, "commands", commands)
         object.__setattr__(self, "events", events)
+        object.__setattr__(self, "snapshots", self._read_snapshots())
 
     def _read_decide(self) -> tuple[tuple[type[Command], ...], tuple[type[Event], ...]]:
         command, _, answer = _annotations(self.decide, 2)
@@ -86,6 +108,19 @@ class Decider(Generic[C, S, E]):
     def _read_evolve(self) -> tuple[type[Event], ...]:
         _, event, _ = _annotations(self.evolve, 2)
         return self._arms(self.evolve, event, Event)
+
+    def _read_snapshots(self) -> Snapshots | None:
+        if self.fold_version < 1 or (self.snapshot_every or 0) < 0:
+            raise DefinitionError(f"{self.category}: fold_version begins at 1, and snapshot_every at 0, which is never")
+        if self.snapshot_every == 0:
+            return None
+        state, _, _ = _annotations(self.evolve, 2)
+        try:
+            return Snapshots(self.snapshot_every or SNAPSHOT_EVERY, StateCodec(state))
+        except DefinitionError as error:
+            if self.snapshot_every is None:
+                return None  # nobody asked for them
+            raise DefinitionError(f"{self.category}: its state cannot have snapshots: {error}") from error
 
     def _arms(self, function: Callable[..., Any], annotation: Any, root: type[Any]) -> tuple[type[Any], ...]:
         arms = union_arms(annotation)

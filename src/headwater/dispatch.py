@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -24,9 +24,16 @@ from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Appended, Log, Verdict
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refused, VersionConflict
+from headwater.snapshots import Point, Snapshots
 
 ATTEMPTS = 12
 """Decisions of one command before it is given up: each one after the first means that another writer was quicker."""
+
+FIRST_LOOK = 200
+"""Events of a stream that are read before a snapshot is sought: most streams are shorter, and pay for none."""
+
+PAGE = 1000
+"""Events of a stream that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +64,12 @@ class Origin:
 @dataclass(slots=True, eq=False)
 class _Stream:
     """A stream as this process knows it. `version` and `state` run ahead of the log by what is on its way there;
-    `written_version` and `written_state` are what the log has confirmed."""
+    `written_version` and `written_state` are what the log has confirmed; the state has been kept at `kept_version`."""
 
     category: str
     written_version: int
     written_state: Any
+    kept_version: int
     version: int = field(init=False)
     state: Any = field(init=False)
     chain: Chain = field(default_factory=Chain)
@@ -78,13 +86,23 @@ class _Stream:
 class Dispatcher:
     """Decides commands. One a process.
 
-    cache: streams whose state is kept in memory, at most.
+    cache: streams whose state is kept in memory, at most. snapshots: where states of long streams are kept; left out,
+    each stream is read from its start.
     """
 
-    def __init__(self, domain: Domain, log: Log, appender: Appender, *, cache: int = 100_000) -> None:
+    def __init__(
+        self,
+        domain: Domain,
+        log: Log,
+        appender: Appender,
+        *,
+        snapshots: Snapshots | None = None,
+        cache: int = 100_000,
+    ) -> None:
         self._domain = domain
         self._log = log
         self._appender = appender
+        self._snapshots = snapshots
         self._limit = cache
         self._streams: OrderedDict[UUID, _Stream] = OrderedDict()
         self._loading: dict[tuple[str, UUID], asyncio.Task[_Stream]] = {}
@@ -161,6 +179,7 @@ class Dispatcher:
             if appended.verdict is Verdict.ACCEPTED:
                 if appended.version > stream.written_version:
                     stream.written_version, stream.written_state = appended.version, state
+                    self._keep(decider, stream, stream_id, appended.position)
                 return Accepted(command_id, stream_id, appended.version, appended.position)
             self._forget(stream_id, stream)
             if appended.verdict is Verdict.DONE:
@@ -241,19 +260,56 @@ class Dispatcher:
         return await asyncio.shield(loading), True
 
     async def _read(self, decider: Decider[Any, Any, Any], stream_id: UUID, known: _Stream | None) -> _Stream:
-        version, state = 0, decider.initial
-        if known is not None and known.category == decider.category:
-            version, state = known.written_version, known.written_state
         with _reading():
-            async for category, event in self._log.read_stream(stream_id, version):
-                if category != decider.category:
-                    raise _wrong_category(decider, stream_id, category)
-                version, state = event.version, decider.evolve(state, event.data)
-        stream = _Stream(decider.category, version, state)
+            if known is not None and known.category == decider.category:
+                kept = known.kept_version
+                point = Point(known.written_version, 0, known.written_state)
+                point = await self._advance(decider, stream_id, point)
+            else:
+                point, kept = await self._read_from_start(decider, stream_id)
+        stream = _Stream(decider.category, point.version, point.state, kept)
+        self._keep(decider, stream, stream_id, point.position)
         self._streams[stream_id] = stream
         if len(self._streams) > self._limit:
             self._evict()
         return stream
+
+    async def _read_from_start(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> tuple[Point, int]:
+        """The end of a stream, by way of its snapshot if it has one, and that one's version or 0."""
+        point = Point(0, 0, decider.initial)
+        if self._snapshots is None or decider.snapshots is None:
+            return await self._advance(decider, stream_id, point), 0
+        first_look = min(FIRST_LOOK, decider.snapshots.every)
+        point = await self._advance(decider, stream_id, point, upto=first_look)
+        if point.version < first_look:
+            return point, 0
+        snapshot = await self._snapshots.load(decider, stream_id)
+        if snapshot is None:
+            return await self._advance(decider, stream_id, point), 0
+        return await self._advance(decider, stream_id, snapshot), snapshot.version
+
+    async def _advance(
+        self, decider: Decider[Any, Any, Any], stream_id: UUID, point: Point, *, upto: int | None = None
+    ) -> Point:
+        """Fold the events of a stream after a point, to a version or to the end."""
+        version, position, state = point.version, point.position, point.state
+        page = PAGE if upto is None else upto - version
+        async with aclosing(self._log.read_stream(stream_id, version, page=page)) as events:
+            async for category, event in events:
+                if category != decider.category:
+                    raise _wrong_category(decider, stream_id, category)
+                version, position, state = event.version, event.position, decider.evolve(state, event.data)
+                if version == upto:
+                    break
+        return Point(version, position, state)
+
+    def _keep(self, decider: Decider[Any, Any, Any], stream: _Stream, stream_id: UUID, position: int) -> None:
+        """Offer the state for a snapshot when so many events have come since the last one."""
+        if self._snapshots is None or decider.snapshots is None:
+            return
+        if stream.written_version - stream.kept_version >= decider.snapshots.every and position:
+            stream.kept_version = stream.written_version
+            self._snapshots.offer(decider, stream_id, Point(stream.written_version, position, stream.written_state))
 
     def _evict(self) -> None:
         """Drop the stream that was not asked for the longest. One with commands on their way is kept."""

@@ -64,6 +64,24 @@ class ProjectionBehind(PublicError):
     code = "PROJECTION_BEHIND"
 
 
+class ReadModelRebuilding(PublicError):
+    """The field is of another version of the read model than the one that is live now; it is there with the other."""
+
+    code = "READ_MODEL_REBUILDING"
+
+
+class AsOfUnsupported(PublicError):
+    """The read model's rows gather events of several streams, so the past of one cannot be read from its own stream."""
+
+    code = "AS_OF_UNSUPPORTED"
+
+
+class SearchTooWide(PublicError):
+    """The search went through too much of the log in the time it has. Narrow it by stream, correlation or time."""
+
+    code = "SEARCH_TOO_WIDE"
+
+
 class BadUserInput(PublicError):
     """An argument breaks a rule that the schema cannot say."""
 

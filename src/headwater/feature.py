@@ -8,9 +8,10 @@ from typing import Any
 
 from headwater.codec import Codec
 from headwater.decider import Decider
-from headwater.errors import DefinitionError
+from headwater.errors import DefinitionError, LogError
 from headwater.fields import fields_of
 from headwater.messages import Command, Event
+from headwater.upcasters import Upcaster
 from headwater.view import View
 
 
@@ -20,6 +21,7 @@ class Feature:
 
     deciders: Sequence[Decider[Any, Any, Any]] = ()
     views: Sequence[View[Any]] = ()
+    upcasters: Sequence[Upcaster] = ()
 
 
 class Domain:
@@ -36,9 +38,22 @@ class Domain:
         self.decider_of = self._commands()
         self.category_of = self._events()
         self.view_of = {view.model: view for view in self.views}
-        self.codec = Codec(self.category_of)
+        self.codec = Codec(self.category_of, (upcaster for feature in features for upcaster in feature.upcasters))
         self._check_names()
         self._check_views()
+
+    def complaint_about(self, category: str, name: str, version: int) -> str | None:
+        """Why events that are stored so cannot be read by this app; None when they can."""
+        if all(decider.category != category for decider in self.deciders):
+            return f"no feature of this app brings the category {category!r}"
+        try:
+            classes = self.codec.classes_of(name, version)
+        except LogError as error:
+            return str(error)
+        for event in classes:
+            if self.category_of[event] != category:
+                return f"it would be read as {event.__name__}, which belongs to {self.category_of[event]} in this app"
+        return None
 
     def _commands(self) -> dict[type[Command], Decider[Any, Any, Any]]:
         owners: dict[type[Command], Decider[Any, Any, Any]] = {}
@@ -62,6 +77,10 @@ class Domain:
                     raise DefinitionError(f"{event.__name__} belongs to both {owners[event]} and {decider.category}")
                 owners[event] = decider.category
         return owners
+
+    def view_named(self, name: str) -> View[Any]:
+        """The view of that name. Raises KeyError when there is none."""
+        return {view.name: view for view in self.views}[name]
 
     def _check_names(self) -> None:
         _refuse_twice("category", [decider.category for decider in self.deciders])

@@ -22,7 +22,10 @@ class Row(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
 
 
-Columns: TypeAlias = sa.sql.base.ReadOnlyColumnCollection[str, sa.Column[Any]]
+class Columns(Protocol):
+    """Columns by name."""
+
+    def __getitem__(self, name: str, /) -> sa.ColumnElement[Any]: ...
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ How that is done is in `headwater.append` (migrations/versions/0001_log.sql).
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,9 +19,13 @@ import asyncpg
 from headwater import sql
 from headwater.codec import Codec
 from headwater.decider import Release, Take
+from headwater.errors import LogError
 from headwater.messages import Event, Recorded
 
 _SQL = sql.load(__file__)
+
+STREAM_PAGE = 2_000
+"""Positions in a page of `Log.stream`: what else the process does waits while one is folded, some 20 ms."""
 
 NEW = 0
 """Expected version of a stream that must not exist yet."""
@@ -148,6 +154,10 @@ class Log:
         self._pool = pool
         self._codec = codec
 
+    def stored_names(self, events: Collection[type[Event]]) -> list[str]:
+        """The names to read for events of these classes; see `Codec.stored_names` on what else may come with them."""
+        return self._codec.stored_names(events)
+
     async def head(self) -> int:
         """The position of the last event; 0 in an empty log."""
         return await self._pool.fetchval(_SQL["head"])  # type: ignore[no-any-return]  # bigint
@@ -165,9 +175,48 @@ class Log:
         rows = await self._pool.fetch(_SQL["read"], after, upto, categories, types, limit)
         return [self._recorded(row) for row in rows]
 
+    async def stream(
+        self,
+        connection: asyncpg.Connection,
+        after: int,
+        upto: int,
+        *,
+        types: Sequence[str],
+        page: int = STREAM_PAGE,
+        of: Callable[[UUID], bool] | None = None,
+    ) -> AsyncGenerator[tuple[int, Iterator[Recorded[Event]]], None]:
+        """All of the log in one ordered stream, on a connection that nobody else uses meanwhile: page after page, with
+        the position that it reaches and its events. While one page is folded, the next is on its way. of: leaves out
+        streams before their events are decoded."""
+
+        def fetch(after: int) -> asyncio.Task[list[asyncpg.Record]]:
+            # By position, not by count, so that a page costs the same however few of its events are wanted.
+            page_of = connection.fetch(_SQL["read"], after, min(after + page, upto), None, types, None)
+            return asyncio.create_task(page_of)
+
+        fetching = fetch(after)
+        try:
+            while after < upto:
+                rows = await fetching
+                after = min(after + page, upto)
+                if after < upto:
+                    fetching = fetch(after)
+                    # Two turns of the loop, so that it is asked for before the fold takes the loop: in the first the
+                    # task writes, in the second uvloop sends.
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+                yield after, (self._recorded(row) for row in rows if of is None or of(row[1]))
+        finally:
+            fetching.cancel()
+            await asyncio.wait([fetching])
+
+    async def at(self, positions: Sequence[int]) -> list[Recorded[Event]]:
+        """The events at some positions, in the log's order."""
+        return [self._recorded(row) for row in await self._pool.fetch(_SQL["at"], positions)]
+
     async def read_stream(
         self, stream_id: UUID, after_version: int = 0, *, page: int = 1000
-    ) -> AsyncIterator[tuple[str, Recorded[Event]]]:
+    ) -> AsyncGenerator[tuple[str, Recorded[Event]], None]:
         """A stream's events after a version, in pages, each with the category of the stream."""
         while True:
             rows = await self._pool.fetch(_SQL["read_stream"], stream_id, after_version, page)
@@ -177,6 +226,16 @@ class Log:
                 return
             after_version = rows[-1]["version"]
 
+    async def position_at(self, moment: datetime, *, before: bool = False) -> int:
+        """The last position recorded at a moment or before it, only before it if so asked; 0 when none was.
+
+        Times never fall with the position, so it is a binary search over the primary key.
+        """
+        position: int | None = await self._pool.fetchval(_SQL["position_at"], moment, before)
+        if position is None:
+            raise LogError("The log has a gap in its positions: it was changed by other means than append()")
+        return position
+
     async def result_of(self, command_id: UUID) -> Appended | None:
         """What an accepted command came to, or None when it never was accepted."""
         row = await self._pool.fetchrow(_SQL["result_of"], command_id)
@@ -185,8 +244,12 @@ class Log:
     def _recorded(self, row: asyncpg.Record) -> Recorded[Event]:
         (position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id) = row[:8]
         recorded_at, _, name, actor, data = row[8:]
+        try:
+            event = self._codec.decode(name, schema_version, data)
+        except LogError as error:
+            raise LogError(f"{error} (position {position}, version {version} of stream {stream_id})") from error
         return Recorded(
-            self._codec.decode(name, schema_version, data),
+            event,
             position,
             stream_id,
             version,

@@ -27,6 +27,14 @@ select position, stream_id, version, schema_version, event_id, command_id, corre
  order by position
  limit $5
 
+-- name: at
+-- The events at some positions.
+select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
+       category, type, actor, data
+  from headwater.events
+ where position = any($1::bigint[])
+ order by position
+
 -- name: result_of
 -- What an accepted command came to; no row for one that was not accepted.
 select stream_id, version, position from headwater.events where command_id = $1
@@ -34,3 +42,18 @@ select stream_id, version, position from headwater.events where command_id = $1
 select stream_id, version, position from headwater.commands where command_id = $1
  order by position desc
  limit 1
+
+-- name: position_at
+-- The last position recorded at $1 or before it; only before it when $2. No row when positions have a gap. About as many
+-- look-ups in the primary key as the last position has binary digits: an index on the time would burden every append.
+with recursive search(low, high) as (
+  select 0::bigint, position from headwater.head
+   union all
+  select case when e.in_time then s.middle else s.low end, case when e.in_time then s.high else s.middle - 1 end
+    from (select low, high, (low + high + 1) / 2 as middle from search where low < high) s
+   cross join lateral (
+     select recorded_at < $1 or (recorded_at = $1 and not $2) as in_time
+       from headwater.events where position = s.middle limit 1
+   ) e
+)
+select low from search where low = high

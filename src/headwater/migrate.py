@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from headwater.errors import HeadwaterError
-from headwater.tables import prepare
+from headwater.tables import prepare, renew
 from headwater.view import View
 
 # Two deployments may migrate at the same moment; the number is any that nobody else uses.
@@ -47,11 +47,12 @@ async def migrate(dsn: str) -> None:
 
 
 async def prepare_views(dsn: str, views: Sequence[View[Any]]) -> None:
-    """Make the read models' tables, and make those again whose declaration has changed."""
+    """Make the read models' tables, and register the next generation of those whose declaration has changed."""
     connection = await asyncpg.connect(dsn, timeout=10)
     try:
         for view in views:
-            await prepare(connection, view, replace=True)
+            await prepare(connection, view)
+            await renew(connection, view, insist=True)
     finally:
         await connection.close()
 

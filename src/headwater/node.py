@@ -10,22 +10,32 @@ import logging
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 from headwater.app import App
 from headwater.appender import Appender
+from headwater.check import require_readable
 from headwater.config import Settings
 from headwater.database import UNREACHABLE, Database
 from headwater.dispatch import Dispatcher
 from headwater.doorbell import Doorbell, PostgresBell
 from headwater.graphql.scope import Serving
+from headwater.history import History, has_history
+from headwater.leases import Leases, Unit
 from headwater.live.feed import Feed
 from headwater.log import Log
 from headwater.migrate import require_schema
 from headwater.positions import Positions
 from headwater.projector import Projector
 from headwater.reader import Reader
+from headwater.rebuild import Rebuild, Retired
+from headwater.snapshots import Snapshots
+from headwater.standings import read_standings
 from headwater.supervisor import Supervisor
-from headwater.tables import prepare
+from headwater.tables import prepare, renew
+from headwater.telemetry import Telemetry
+from headwater.trail import Trail
+from headwater.view import View
 
 logger = logging.getLogger("headwater.node")
 
@@ -37,7 +47,7 @@ class Node:
 
     Raises, from entering:
         SchemaMissing: the database is not migrated.
-        DefinitionError: a read model's table is another than this app declares, and this process may not make it again.
+        LogUnreadable: the log holds events that this app cannot read.
     """
 
     def __init__(self, app: App, settings: Settings, dsn: str, *, serve: bool, work: bool) -> None:
@@ -45,6 +55,8 @@ class Node:
         self.settings = settings
         self.positions = Positions()
         self.supervisor = Supervisor()
+        self.telemetry = Telemetry()
+        self.projectors: dict[str, Projector[Any]] = {}
         self.database = Database(
             dsn, pool_size=settings.pool_size, statement_timeout=settings.statement_timeout_seconds
         )
@@ -70,6 +82,7 @@ class Node:
     async def _open(self) -> None:
         await self._stack.enter_async_context(self.database)
         await require_schema(self.database.pool)
+        await require_readable(self.database.pool, self.app.domain)
         await self._prepare()
         self.log = Log(self.database.pool, self.app.domain.codec)
         await self._stack.enter_async_context(self.supervisor)
@@ -77,13 +90,15 @@ class Node:
         if self._serve:
             self._start_serving()
         if self._work:
-            self._start_working()
+            await self._start_working()
 
     async def _prepare(self) -> None:
         """The read models' tables are there before anyone asks for them."""
         async with self.database.pool.acquire() as connection:
             for view in self.app.domain.views:
-                await prepare(connection, view, replace=self._work)
+                await prepare(connection, view)
+                if self._work:
+                    await renew(connection, view)
 
     def _start_doorbell(self) -> None:
         bell = PostgresBell(self.database)
@@ -96,7 +111,11 @@ class Node:
         self.appender = Appender(
             self.database, self.positions, queue=settings.append_queue, batch=settings.append_batch
         )
-        self.dispatcher = Dispatcher(self.app.domain, self.log, self.appender, cache=settings.stream_cache)
+        self.snapshots = Snapshots(self.database)
+        self.supervisor.start("snapshots", partial(self.snapshots.run, partial(self.supervisor.well, "snapshots")))
+        self.dispatcher = Dispatcher(
+            self.app.domain, self.log, self.appender, snapshots=self.snapshots, cache=settings.stream_cache
+        )
         self.supervisor.start("appender", partial(self.appender.run, partial(self.supervisor.well, "appender")))
         feeds = {}
         for view in self.app.domain.views:
@@ -110,21 +129,67 @@ class Node:
             feed = feeds[view.model] = Feed(reader, self.positions, poll=settings.poll_seconds)
             name = f"feed {view.name}"
             self.supervisor.start(name, partial(feed.run, partial(self.supervisor.well, name)))
-        self.serving = Serving(self.dispatcher, feeds, settings.default_page, settings.max_page, settings.outbox)
+        histories = {view.model: History(self.app.domain, view, self.log) for view in self.app.domain.views}
+        trail = Trail(self.database.pool, self.log, self.positions, poll=settings.poll_seconds)
+        self.serving = Serving(
+            self.dispatcher,
+            feeds,
+            histories,
+            self.log,
+            trail,
+            settings.default_page,
+            settings.max_page,
+            settings.outbox,
+            self.telemetry,
+        )
 
-    def _start_working(self) -> None:
-        for view in self.app.domain.views:
-            projector = Projector(
-                self.database,
-                self.log,
-                view,
-                self.positions,
-                batch=self.settings.projection_batch,
-                cache=self.settings.projection_cache,
-                poll=self.settings.poll_seconds,
-            )
-            name = f"projection {view.name}"
-            self.supervisor.start(name, partial(projector.run, partial(self.supervisor.well, name)))
+    async def _start_working(self) -> None:
+        settings, views = self.settings, self.app.domain.views
+        self.projectors = {view.name: self._projector(view) for view in views}
+        self.leases = Leases(
+            self.database,
+            views,
+            self.positions,
+            self.supervisor,
+            run_unit=self._run_unit,
+            lease=settings.lease_seconds,
+        )
+        retired = Retired(self.database, seconds=settings.retired_seconds)
+        self.supervisor.start("retired", partial(retired.run, partial(self.supervisor.well, "retired")))
+        # Left before the supervisor is: what this process has is given back at once.
+        await self._stack.enter_async_context(self.leases)
+
+    def _projector(self, view: View[Any]) -> Projector[Any]:
+        return Projector(
+            self.database,
+            self.log,
+            view,
+            self.positions,
+            batch=self.settings.projection_batch,
+            cache=self.settings.projection_cache,
+            poll=self.settings.poll_seconds,
+            lease=self.settings.lease_seconds,
+        )
+
+    def _rebuild(self, view: View[Any]) -> Rebuild[Any]:
+        return Rebuild(
+            self.database,
+            self.log,
+            view,
+            cache=self.settings.projection_cache,
+            pause=self.settings.rebuild_pause_seconds,
+            poll=self.settings.poll_seconds,
+            by_stream=has_history(self.app.domain, view),
+            lease=self.settings.lease_seconds,
+        )
+
+    async def _run_unit(self, unit: Unit) -> None:
+        """Keep what was leased, until it is another's."""
+        well = partial(self.supervisor.well, unit.task)
+        if unit.building:
+            await self._rebuild(self.app.domain.view_named(unit.name)).run(unit.standing, well)
+        else:
+            await self.projectors[unit.name].run(unit.standing, well)
 
     async def _drain(self) -> None:
         """Those whose commands are on their way get their answer."""
@@ -133,11 +198,22 @@ class Node:
         except TimeoutError:
             logger.error("the log did not answer in time; commands were left without an answer")
 
+    @property
+    def serves(self) -> bool:
+        """Whether it takes commands and answers queries: then it has `serving` and `appender`."""
+        return self._serve
+
     async def troubles(self) -> dict[str, str]:
-        """What is not well: the name of a task, or `database`, and its last error. Empty when ready."""
+        """What is not well: the name of a task, `database`, or a projection that is too far behind, and why. Empty when
+        ready."""
         troubles = self.supervisor.troubles
+        tolerance = self.settings.ready_lag_seconds
         try:
-            await self.database.pool.fetchval("select 1", timeout=HEALTH_SECONDS)
+            async with asyncio.timeout(HEALTH_SECONDS):
+                standings = await read_standings(self.database.pool)
         except UNREACHABLE as error:
             troubles["database"] = f"{type(error).__name__}: {error}"
+        else:
+            for name in standings.late(tolerance):
+                troubles.setdefault(f"projection {name}", f"it is more than {tolerance:g} s behind the log")
         return troubles

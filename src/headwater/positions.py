@@ -12,6 +12,11 @@ LOG = "log"
 """The log's own name among the positions."""
 
 
+def generation_of(name: str) -> str:
+    """What a projection's live generation is known as: a number that only grows, too."""
+    return f"{name} generation"
+
+
 class Positions:
     """Positions by name (`LOG`, or a projection), with waiters."""
 

@@ -1,33 +1,49 @@
 """The projection loop: from the log to a read model's rows, exactly once.
 
-    standing -> catching up: read -> route -> fold -> commit -> ... -> waiting -> catching up ...
-                    \\-> displaced (another moved the checkpoint) -> standing
+    leased -> catching up: read -> route -> fold -> commit -> ... -> waiting -> catching up ...
+                    \\-> a fold failed: its key set aside, all others go on -> due -> tried again, in order
+                    \\-> displaced (another moved the checkpoint) -> leased still: from there; or no longer: end
 
-Rows and checkpoint are written in one transaction, which moves the checkpoint by compare-and-swap: a batch is committed
-once or not at all, whoever else tries. A lease (`fence`) is checked in the same place.
+Rows, checkpoint and dead letters are written in one transaction, which moves the checkpoint by compare-and-swap: a
+batch is committed once or not at all, whoever else tries. A lease (`fence`) is checked in the same place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import asyncpg
 
 from headwater import sql
-from headwater.database import Database
+from headwater.database import LOST, Database
+from headwater.deadletters import DeadLetters, Letter, described
 from headwater.errors import HeadwaterError
+from headwater.failure import Stop, policy_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.positions import LOG, Positions
-from headwater.tables import Standing, delete_sql, load_sql, model_reader, prepare, upsert_sql, writer_of
+from headwater.tables import Standing, delete_sql, load_sql, model_reader, upsert_sql, writer_of
+from headwater.telemetry import SECONDS, SIZES, Distribution
 from headwater.view import ReadModel, View
 
 _SQL = sql.load(__file__)
 
 M = TypeVar("M", bound=ReadModel)
+
+TRANSIENT: tuple[type[BaseException], ...] = (
+    *LOST,
+    asyncpg.TransactionRollbackError,  # serialization failures and deadlocks
+    asyncpg.InvalidTransactionStateError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,
+)
+"""Faults of the database, not of a fold: they pass, and are neither counted nor parked."""
 
 
 class FoldFailed(HeadwaterError):
@@ -51,21 +67,42 @@ class _Row(Generic[M]):
     stored: bool
 
 
+@dataclass(slots=True)
+class _Folded(Generic[M]):
+    """What a batch came to: the rows that it changed, and what it set aside, in order. failed: keys that a fold has now
+    failed on."""
+
+    changed: dict[UUID, _Row[M]] = field(default_factory=dict)
+    aside: list[Letter] = field(default_factory=list)
+    failed: set[UUID] = field(default_factory=set)
+
+
 @dataclass
 class Progress:
-    """What a projector has done since the start."""
+    """What a projector has done since the start. parked_keys: those set aside now, while it holds the lease; retries:
+    attempts after a first failure. sizes: events in a batch. delays: seconds from an event's recording to the
+    commit."""
 
     position: int = 0
     events: int = 0
     batches: int = 0
     displaced: int = 0
+    retries: int = 0
+    parked_keys: int = 0
+    sizes: Distribution = field(default_factory=lambda: Distribution(SIZES))
+    delays: Distribution = field(default_factory=lambda: Distribution(SECONDS))
+
+
+_Routed = Sequence[tuple[UUID, Recorded[Event]]]
 
 
 class Projector(Generic[M]):
     """Keeps one read model's rows.
 
     batch: events folded in one transaction, at most. cache: rows kept in memory, at most; only the loop writes them.
-    poll: seconds after which it looks at the log though nothing rang.
+    poll: seconds after which it looks at the log though nothing rang. lease: of this process, in seconds; PostgreSQL
+    ends a transaction that it leaves standing for half of that, so that it holds no lock against whoever takes over.
+    sleep: how it waits between attempts where the policy is to stop.
     """
 
     def __init__(
@@ -78,6 +115,8 @@ class Projector(Generic[M]):
         batch: int = 2000,
         cache: int = 100_000,
         poll: float = 1.0,
+        lease: float = 6.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
         self._log = log
@@ -86,81 +125,242 @@ class Projector(Generic[M]):
         self._batch = batch
         self._cache = cache
         self._poll = poll
-        self._types = [event.event_name for event in view.events]
+        self._lease = lease
+        self._sleep = sleep
+        self._policy = policy_of(view.on_failure)
+        self._types = log.stored_names(view.events)
         self._route = {event: view.route_of(event) for event in view.events}
         self._columns = [(each.name, writer_of(each)) for each in view.fields]
         self._read_row = model_reader(view)
         self._rows: dict[UUID, _Row[M]] = {}
+        self._parked: set[UUID] = set()
+        self._look_at = 0.0
         self.progress = Progress()
 
-    async def run(self, well: Callable[[], None] = lambda: None) -> None:
-        """Follow the log until cancelled. Runs under a supervisor, which is told when a failure is got over."""
+    async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+        """Follow the log until cancelled, or until the lease with this fence is another's. Runs under a supervisor,
+        which is told when a failure is got over."""
         connection = await self._database.connect(f"projection {self._view.name}")
         try:
-            while True:
+            while (held := await self._stand(connection, standing)) is not None:
                 try:
-                    await self._follow(connection, await self._stand(connection), well)
+                    await self._follow(connection, held, well)
                 except Displaced:
                     self.progress.displaced += 1
         finally:
+            self._forget()
             connection.terminate()
 
-    async def _stand(self, connection: asyncpg.Connection) -> Standing:
-        """Find out what is written, and forget what was only thought of."""
+    async def _stand(self, connection: asyncpg.Connection, standing: Standing) -> Standing | None:
+        """Find out what is written, and forget what was only thought of. None when the lease is another's."""
+        self._forget()
+        position = await connection.fetchval(_SQL["held"], self._view.name, standing.generation, standing.fence)
+        if position is None:
+            return None
+        self._write = _Statements(self._view, standing.table)
+        self._letters = DeadLetters(self._view.name, standing.generation)
+        self._set_parked(await self._letters.parked(connection))
+        self.progress.position = position
+        self._positions.report(self._view.name, position)
+        return replace(standing, position=position)
+
+    def _forget(self) -> None:
         self._rows.clear()
-        standing = await prepare(connection, self._view, replace=True)
-        self._positions.report(self._view.name, standing.position)
-        return standing
+        self._set_parked(set())
+
+    def _set_parked(self, keys: set[UUID]) -> None:
+        self._parked = keys
+        self._look_at = 0.0
+        self.progress.parked_keys = len(keys)
 
     async def _follow(self, connection: asyncpg.Connection, standing: Standing, well: Callable[[], None]) -> None:
-        self._write = _Statements(self._view, standing.table)
-        position = standing.position
+        position, attempts = standing.position, 0
         while True:
+            if self._parked and asyncio.get_running_loop().time() >= self._look_at:
+                await self._try_again(connection, standing)
             head = await self._log.head()
             if head == position:
                 well()
-                await self._positions.moved(LOG, position, self._poll)
+                await self._wait(position)
                 continue
-            events = await self._log.read(position, head, types=self._types, limit=self._batch)
-            reached = events[-1].position if len(events) == self._batch else head
-            failure: FoldFailed | None = None
             try:
-                changed = await self._fold(connection, events)
-            except FoldFailed as error:
+                position = await self._advance(connection, standing, position, head)
+                attempts = 0
+            except FoldFailed as failure:
                 # What came before it stands in no one's way, and is written.
-                failure, reached = error, error.position - 1
-                events = [event for event in events if event.position <= reached]
-                changed = await self._fold(connection, events)
-            if reached > position:
-                await self._commit(connection, standing, position, reached, changed)
-                position = reached
-                self._settle(changed, position, len(events))
-            if failure is not None:
-                raise failure
+                if failure.position - 1 > position:
+                    position = await self._advance(connection, standing, position, failure.position - 1)
+                    attempts = 0
+                attempts += 1
+                await self._pause(failure, attempts)
 
-    async def _fold(self, connection: asyncpg.Connection, events: list[Recorded[Event]]) -> dict[UUID, _Row[M]]:
-        """Fold a batch in memory; the rows that it changed."""
-        routed = [(self._route[type(event.data)](event.data), event) for event in events]
-        await self._load(connection, {key for key, _ in routed})
-        changed: dict[UUID, _Row[M]] = {}
-        fold = self._view.fold
+    async def _wait(self, position: int) -> None:
+        """Until the log moves, or it is time to look all the same."""
+        patience = self._poll
+        if self._parked:
+            patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
+        await self._positions.moved(LOG, position, patience)
+        if self._positions.known(LOG) <= position:
+            self._look_at = 0.0  # time is up, or a person rang
+
+    async def _pause(self, failure: FoldFailed, attempts: int) -> None:
+        """The policy is to stop, after some attempts: everything waits before the event."""
+        pause = self._policy.pause(attempts)
+        if pause is None:
+            raise failure
+        self.progress.retries += 1
+        await self._sleep(pause)
+
+    async def _advance(self, connection: asyncpg.Connection, standing: Standing, position: int, head: int) -> int:
+        """Fold a batch of what lies between two positions, and commit it. How far that came."""
+        events = await self._log.read(position, head, types=self._types, limit=self._batch)
+        reached = events[-1].position if len(events) == self._batch else head
+
+        async def write(folded: _Folded[M]) -> None:
+            if not await connection.fetch(_SQL["move"], *self._of(standing), position, reached):
+                raise Displaced
+            await self._write_rows(connection, standing, folded.changed)
+            if folded.aside:
+                await self._letters.park(connection, folded.aside)
+
+        folded = await self._commit(connection, self._routed(events), write, parked=self._parked)
+        self._settle(folded)
+        if folded.failed:
+            self._set_parked(self._parked | folded.failed)
+        self.progress.position = reached
+        self.progress.events += len(events)
+        self.progress.batches += 1
+        if events:
+            self.progress.sizes.observe(len(events))
+            self.progress.delays.ages([event.recorded_at for event in events], time.time())
+        self._positions.report(self._view.name, reached)
+        return reached
+
+    async def _try_again(self, connection: asyncpg.Connection, standing: Standing) -> None:
+        """Fold what waits for the keys that are due, in order: with the row, in one transaction."""
+        keys, next_due = await self._letters.due(connection)
+        if not keys:
+            pause = self._poll if next_due is None else min(self._poll, next_due)
+            self._look_at = asyncio.get_running_loop().time() + pause
+            return
+        waiting = await self._letters.waiting(connection, keys, self._batch)
+        tried = [letter for letter in waiting if not letter.discarded]
+        key_of = {letter.position: letter.key for letter in tried}
+        events = await self._log.at(list(key_of))
+        more: set[UUID] = set()
+
+        async def write(folded: _Folded[M]) -> None:
+            if not await connection.fetch(_SQL["repair"], *self._of(standing), int(bool(folded.changed))):
+                raise Displaced
+            await self._write_rows(connection, standing, folded.changed)
+            behind = {(letter.key, letter.position) for letter in folded.aside}
+            done = [letter for letter in waiting if (letter.key, letter.position) not in behind]
+            await self._letters.remove(connection, done)
+            await self._letters.park(connection, [letter for letter in folded.aside if letter.error is not None])
+            more.update(await self._letters.go_on(connection, set(keys) - folded.failed))
+
+        attempts = {letter.position: letter.attempts for letter in tried if letter.attempts}
+        routed = [(key_of[event.position], event) for event in events if type(event.data) in self._route]
+        folded = await self._commit(connection, routed, write, attempts=attempts)
+        self._settle(folded)
+        self.progress.retries += len(attempts)
+        self._set_parked(self._parked - (set(keys) - folded.failed - more))
+
+    async def _commit(
+        self,
+        connection: asyncpg.Connection,
+        routed: _Routed,
+        write: Callable[[_Folded[M]], Awaitable[None]],
+        *,
+        parked: Set[UUID] = frozenset(),
+        attempts: Mapping[int, int] | None = None,
+    ) -> _Folded[M]:
+        """Fold and write in one transaction. A row that the database does not take is a failed fold, too."""
+        folded = await self._fold(connection, routed, parked, attempts, {})
+        try:
+            await self._transact(connection, write, folded)
+        except Exception as error:
+            if not _refusal(error):
+                raise
+            refused = await self._refused(connection, routed, folded)
+            if not refused:
+                raise
+            folded = await self._fold(connection, routed, parked, attempts, refused)
+            await self._transact(connection, write, folded)
+        return folded
+
+    async def _transact(
+        self, connection: asyncpg.Connection, write: Callable[[_Folded[M]], Awaitable[None]], folded: _Folded[M]
+    ) -> None:
+        async with connection.transaction():
+            await connection.execute(_SQL["derived"], str(int(self._lease * 500)))
+            await write(folded)
+
+    # ------------------------------------------------------------------------------------------------------------ fold
+
+    def _routed(self, events: Sequence[Recorded[Event]]) -> _Routed:
+        """Each event with the key of its row. Under an old name there may come what this view does not fold."""
+        routed = []
+        for event in events:
+            route = self._route.get(type(event.data))
+            if route is None:
+                continue
+            try:
+                routed.append((route(event.data), event))
+            except Exception as error:  # whose key is not known cannot be set aside
+                raise self._failure("route", "", event, error) from error
+        return routed
+
+    async def _fold(
+        self,
+        connection: asyncpg.Connection,
+        routed: _Routed,
+        parked: Set[UUID],
+        attempts: Mapping[int, int] | None,
+        refused: Mapping[int, Exception],
+    ) -> _Folded[M]:
+        """Fold a batch in memory. attempts: given for letters, how often each failed before."""
+        await self._load(connection, {key for key, _ in routed} - parked)
+        folded: _Folded[M] = _Folded()
+        changed, failed, fold = folded.changed, folded.failed, self._view.fold
         for key, event in routed:
+            if (parked and key in parked) or (failed and key in failed):
+                folded.aside.append(Letter(key, event.position))
+                continue
             row = changed.get(key)
             if row is None:
                 known = self._rows[key]
                 # A copy: what is folded becomes what is known only when it is committed.
                 row = changed[key] = _Row(known.model, known.position, known.stored)
             try:
+                if refused and event.position in refused:
+                    raise refused[event.position]
                 model = fold(row.model, event)
             except Exception as error:
-                raise FoldFailed(
-                    f"{self._view.name}: the fold of {event.data.event_name} at position {event.position} on row {key} "
-                    f"raised {type(error).__name__}: {error}",
-                    event.position,
-                ) from error
+                if _transient(error):
+                    raise
+                folded.aside.append(self._set_aside(key, event, error, attempts))
+                failed.add(key)
+                continue
             if model is not row.model:
                 row.model, row.position = model, event.position
-        return {key: row for key, row in changed.items() if row.position != self._rows[key].position}
+        folded.changed = {key: row for key, row in changed.items() if row.position != self._rows[key].position}
+        return folded
+
+    def _set_aside(
+        self, key: UUID, event: Recorded[Event], error: Exception, attempts: Mapping[int, int] | None
+    ) -> Letter:
+        if attempts is None and isinstance(self._policy.then, Stop):
+            raise self._failure("fold", f" on row {key}", event, error) from error
+        failures = (attempts or {}).get(event.position, 0) + 1
+        return Letter(key, event.position, failures, *described(error), self._policy.pause(failures))
+
+    def _failure(self, what: str, where: str, event: Recorded[Event], error: Exception) -> FoldFailed:
+        return FoldFailed(
+            f"{self._view.name}: the {what} of {event.data.event_name} at position {event.position}{where} raised "
+            f"{type(error).__name__}: {error}",
+            event.position,
+        )
 
     async def _load(self, connection: asyncpg.Connection, keys: set[UUID]) -> None:
         rows = self._rows
@@ -180,50 +380,98 @@ class Projector(Generic[M]):
             if key not in rows:
                 rows[key] = _Row(None, 0, False)
 
-    async def _commit(
-        self,
-        connection: asyncpg.Connection,
-        standing: Standing,
-        position: int,
-        reached: int,
-        changed: dict[UUID, _Row[M]],
+    # ----------------------------------------------------------------------------------------------------------- write
+
+    async def _write_rows(
+        self, connection: asyncpg.Connection, standing: Standing, changed: Mapping[UUID, _Row[M]]
     ) -> None:
         name, generation = self._view.name, standing.generation
         upserted = {key: row for key, row in changed.items() if row.model is not None}
         removed = {key: row for key, row in changed.items() if row.model is None and row.stored}
         again = [key for key, row in upserted.items() if not row.stored]
-        async with connection.transaction():
-            # Rows can be folded again from the log; only the log must outlive a crash.
-            await connection.execute("set local synchronous_commit = off")
-            if not await connection.fetch(_SQL["move"], name, generation, position, reached, standing.fence):
-                raise Displaced
-            if upserted:
-                await connection.execute(self._write.upsert, *self._arrays(upserted))
-            if again:
-                await connection.execute(_SQL["unbury"], name, generation, again)
-            if removed:
-                keys = list(removed)
-                await connection.execute(self._write.delete, keys)
-                await connection.execute(
-                    _SQL["bury"], name, generation, keys, [row.position for row in removed.values()]
-                )
+        if upserted:
+            await connection.execute(self._write.upsert, *self._arrays(upserted))
+        if again:
+            await connection.execute(_SQL["unbury"], name, generation, again)
+        if removed:
+            keys = list(removed)
+            await connection.execute(self._write.delete, keys)
+            await connection.execute(_SQL["bury"], name, generation, keys, [row.position for row in removed.values()])
 
-    def _arrays(self, rows: dict[UUID, _Row[M]]) -> list[list[Any]]:
+    def _arrays(self, rows: Mapping[UUID, _Row[M]]) -> list[list[Any]]:
         models = [row.model for row in rows.values()]
         arrays = [[write(getattr(model, name)) for model in models] for name, write in self._columns]
         return [*arrays, [row.position for row in rows.values()]]
 
-    def _settle(self, changed: dict[UUID, _Row[M]], position: int, events: int) -> None:
+    def _settle(self, folded: _Folded[M]) -> None:
         """The batch is committed: what was folded is known now."""
-        for key, row in changed.items():
+        for key, row in folded.changed.items():
             row.stored = row.model is not None
             self._rows[key] = row
         while len(self._rows) > self._cache:
             del self._rows[next(iter(self._rows))]
-        self.progress.position = position
-        self.progress.events += events
-        self.progress.batches += 1
-        self._positions.report(self._view.name, position)
+
+    def _of(self, standing: Standing) -> tuple[str, int, int]:
+        return self._view.name, standing.generation, standing.fence
+
+    # ---------------------------------------------------------------------------------- rows that the database refuses
+
+    async def _refused(
+        self, connection: asyncpg.Connection, routed: _Routed, folded: _Folded[M]
+    ) -> dict[int, Exception]:
+        """The first event of each key that leads to a row which the database does not take, with what it said."""
+        rows = {key: row for key, row in folded.changed.items() if row.model is not None}
+        refused = {}
+        for key in await self._misfits(connection, rows):
+            known = self._rows[key]
+            row = _Row(known.model, known.position, known.stored)
+            for event in (event for each, event in routed if each == key):
+                model = self._view.fold(row.model, event)
+                if model is not None and model is not row.model:
+                    error = await self._objection(connection, {key: _Row(model, event.position, row.stored)})
+                    if error is not None:
+                        refused[event.position] = error
+                        break
+                row.model = model
+        return refused
+
+    async def _misfits(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> list[UUID]:
+        """Which of the rows are refused, found by halving."""
+        if not rows or await self._objection(connection, rows) is None:
+            return []
+        if len(rows) == 1:
+            return list(rows)
+        each = list(rows.items())
+        halves = each[: len(each) // 2], each[len(each) // 2 :]
+        return [key for half in halves for key in await self._misfits(connection, dict(half))]
+
+    async def _objection(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> Exception | None:
+        """What the database says to these rows, without writing them."""
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await connection.execute(self._write.upsert, *self._arrays(rows))
+        except Exception as error:
+            if not _refusal(error):
+                raise
+            return error
+        finally:
+            await transaction.rollback()
+        return None
+
+
+def _transient(error: Exception) -> bool:
+    # What does not fit a column is to asyncpg a misuse of its interface, which LOST counts among the losses.
+    return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
+
+
+def _refusal(error: Exception) -> bool:
+    """Whether the rows are at fault, rather than the database, its schema, or another worker."""
+    if isinstance(error, asyncpg.PostgresError):
+        return isinstance(
+            error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
+        )
+    return not isinstance(error, Displaced) and not _transient(error)
 
 
 class _Statements:

@@ -1,11 +1,31 @@
+-- name: held
+-- Where a generation stands, if its lease is still the one with this fence.
+select position from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'live'
+
+-- name: derived
+-- Of a transaction that writes rows: they can be folded again from the log, and only the log must outlive a crash. A worker
+-- that is stopped in the middle keeps no lock against the one that takes over.
+select set_config('synchronous_commit', 'off', true), set_config('idle_in_transaction_session_timeout', $1, true)
+
 -- name: move
 -- Compare-and-swap of the checkpoint, and the doorbell with it. No row: another has moved it, and nothing may be written.
 with moved as (
-  update headwater.projections set position = $4, updated_at = now()
-   where name = $1 and generation = $2 and position = $3 and fence = $5
+  update headwater.projections set position = $5, updated_at = now()
+   where name = $1 and generation = $2 and position = $4 and fence = $3 and state = 'live'
   returning name, position
 )
 select pg_notify('headwater', name || ':' || position) from moved
+
+-- name: repair
+-- Under the lease, held to the end of the transaction: rows change of which the checkpoint says nothing, if any do ($4).
+-- Whoever shows them reads them anew: everyone is woken. No row: the lease is another's.
+with repaired as (
+  update headwater.projections
+     set repairs = repairs + $4::int, live_since = case when $4::int > 0 then position else live_since end
+   where name = $1 and generation = $2 and fence = $3 and state = 'live'
+  returning name
+)
+select case when $4::int > 0 then pg_notify('headwater', '') end from repaired
 
 -- name: bury
 -- A tombstone for each removed row.

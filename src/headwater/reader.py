@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -22,14 +22,25 @@ from headwater.database import Connection
 from headwater.errors import BadUserInput, ProjectionBehind
 from headwater.fields import Field, Kind
 from headwater.filter import EVERYTHING, Filter, Row, to_sql
-from headwater.positions import Positions
-from headwater.tables import SCHEMA, snake_case, table_of
+from headwater.positions import Positions, generation_of
+from headwater.shape import Columns, Shape, shape_of
+from headwater.tables import SCHEMA, snake_case
 from headwater.view import View
 
 _SQL = sql.load(__file__)
 _DIALECT = sa_asyncpg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 CHANGES_AT_ONCE = 5_000
+
+SWAPPED: tuple[type[Exception], ...] = (
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedTableError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
+"""What a statement meets that was made for the columns of a generation before."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,20 +63,28 @@ class Page:
 @dataclass(frozen=True)
 class Changes:
     """What changed after a position: the rows as they are now, the removed keys with the positions of their removal,
-    and what this is complete up to. `cut`: that is not all yet; ask again from there."""
+    and what this is complete up to. `cut`: that is not all yet; ask again from there.
+
+    edition: of the rows; another one means that rows may differ though no position says so, since another generation
+    is live, or dead letters were folded after all. live_since: the position at which that was last so, if it was: what
+    was read up to there may differ from what it would be now.
+    """
 
     rows: Sequence[Row]
     removed: Sequence[tuple[UUID, int]]
     position: int
     cut: bool = False
+    edition: int = 0
+    live_since: int | None = None
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rows as they were at a position."""
+    """Rows as they were at a position, and the edition that they are of; see `Changes`."""
 
     rows: Sequence[Row]
     position: int
+    edition: int = 0
 
 
 class Reader:
@@ -83,15 +102,35 @@ class Reader:
         self._positions = positions
         self._patience = patience
         self._poll = poll
-        self._table = table_of(view)
-        names = {"table": f'{SCHEMA}."{snake_case(view.name)}"', "key": f'"{view.key}"'}
-        self._changes_sql = _SQL["changes"].format(**names)
-        self._row_sql = _SQL["row"].format(**names)
-        self._rows_sql = _SQL["rows"].format(**names)
+        self._generation_name = generation_of(view.name)
+        self._known: Shape | None = None
+
+    async def _shape(self) -> Shape:
+        """What can be read now, as far as this process has heard."""
+        known = self._known
+        if known is None or known.generation < self._positions.known(self._generation_name):
+            known = self._known = await shape_of(self._pool, self.view)
+            self._positions.report(self._generation_name, known.generation)
+        return known
+
+    async def _reading(self, read: Callable[[Shape], Awaitable[T]]) -> T:
+        """Read, and read again when another generation has become live under it."""
+        try:
+            return await read(await self._shape())
+        except SWAPPED:
+            self._known = None
+            return await read(await self._shape())
 
     async def checkpoint(self) -> int:
         """Up to which position the rows are complete."""
-        return await self._pool.fetchval(_SQL["checkpoint"], self.view.name) or 0
+        return (await self._checkpoint(self._pool))[0]
+
+    async def _checkpoint(self, connection: Connection | asyncpg.Pool) -> tuple[int, int]:
+        """The position, and the edition that it is of."""
+        row = await connection.fetchrow(_SQL["checkpoint"], self.view.name)
+        position, generation, edition = (0, 0, 0) if row is None else row
+        self._positions.report(self._generation_name, generation)
+        return position, edition
 
     async def reach(self, position: int) -> None:
         """Wait until the rows are complete up to a position.
@@ -115,20 +154,41 @@ class Reader:
 
     async def row(self, key: UUID) -> tuple[Row | None, int]:
         """The row of a key, if there is one, and the checkpoint of that moment."""
-        record = await self._pool.fetchrow(self._row_sql, self.view.name, key)
-        if record is None:
-            return None, 0
-        return (record if record[self.view.key] is not None else None), record["complete to"]
+        found = await self.snapshot_of(key)
+        return (found.rows[0] if found.rows else None), found.position
+
+    async def snapshot_of(self, key: UUID) -> Snapshot:
+        """The row of a key, if there is one, at the checkpoint of that moment."""
+
+        async def read(shape: Shape) -> Snapshot:
+            shape.columns[self.view.key]
+            record = await self._pool.fetchrow(_SQL["row"].format(**shape.names), self.view.name, key)
+            if record is None:
+                return Snapshot((), 0)
+            self._positions.report(self._generation_name, record["live generation"])
+            there = [record] if record["position"] is not None else []
+            return Snapshot(shape.rows(there), record["complete to"], record["live edition"])
+
+        return await self._reading(read)
 
     async def rows(self, keys: Sequence[UUID]) -> dict[UUID, Row]:
         """The rows of some keys, by key."""
-        records = await self._pool.fetch(self._rows_sql, keys)
-        return {record[self.view.key]: record for record in records}
+
+        async def read(shape: Shape) -> dict[UUID, Row]:
+            shape.columns[self.view.key]
+            records = await self._pool.fetch(_SQL["rows"].format(**shape.names), keys)
+            return {row[self.view.key]: row for row in shape.rows(records)}
+
+        return await self._reading(read)
 
     async def count(self, where: Filter) -> int:
         """How many rows there are."""
-        statement = sa.select(sa.func.count()).select_from(self._table).where(to_sql(where, self._table.c))
-        return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # count(*)
+
+        async def read(shape: Shape) -> int:
+            statement = sa.select(sa.func.count()).select_from(shape.table).where(to_sql(where, shape.columns))
+            return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # count(*)
+
+        return await self._reading(read)
 
     async def page(
         self,
@@ -144,24 +204,41 @@ class Reader:
 
         Raises:
             BadUserInput: a cursor of another order.
+            ReadModelRebuilding: it filters or orders by a column that the live generation has not.
         """
-        order = self._total(order)
         backward = last is not None
         limit = last if last is not None else first
         assert limit is not None
-        columns = self._table.c
-        statement = sa.select(self._table).where(to_sql(where, columns))
+        return await self._reading(
+            lambda shape: self._page(shape, where, self._total(order), limit, after, before, backward=backward)
+        )
+
+    async def _page(
+        self,
+        shape: Shape,
+        where: Filter,
+        order: Sequence[Order],
+        limit: int,
+        after: str | None,
+        before: str | None,
+        *,
+        backward: bool,
+    ) -> Page:
+        columns = shape.columns
+        statement = sa.select(shape.table).where(to_sql(where, columns))
         if after is not None:
-            statement = statement.where(self._beyond(order, self._parse(order, after)))
+            statement = statement.where(_beyond(columns, order, self._parse(order, after)))
         if before is not None:
-            statement = statement.where(self._beyond(_reverse(order), self._parse(order, before)))
+            statement = statement.where(_beyond(columns, _reverse(order), self._parse(order, before)))
         for each in _reverse(order) if backward else order:
             statement = statement.order_by(columns[each.column].desc() if each.descending else columns[each.column])
         rows = await _select(self._pool, statement.limit(limit + 1))
         more, rows = len(rows) > limit, rows[:limit]
         if backward:
-            return Page(rows[::-1], await self._any_beyond(where, order, before, rows[:1]), more)
-        return Page(rows, more, await self._any_beyond(where, _reverse(order), after, rows[:1]))
+            any_after = await self._any_beyond(shape, where, order, before, rows[:1])
+            return Page(shape.rows(rows[::-1]), any_after, more)
+        any_before = await self._any_beyond(shape, where, _reverse(order), after, rows[:1])
+        return Page(shape.rows(rows), more, any_before)
 
     def cursor(self, order: Sequence[Order], row: Row) -> str:
         """Where a row stands in an order, to go on from."""
@@ -172,30 +249,47 @@ class Reader:
 
     async def snapshot(self, where: Filter = EVERYTHING) -> Snapshot:
         """The rows that match, and the position that they are complete up to, of one moment."""
-        statement = sa.select(self._table).where(to_sql(where, self._table.c)).order_by(self._table.c.position)
+        return await self._reading(lambda shape: self._snapshot(shape, where))
+
+    async def _snapshot(self, shape: Shape, where: Filter) -> Snapshot:
+        columns = shape.columns
+        statement = sa.select(shape.table).where(to_sql(where, columns)).order_by(columns["position"])
         async with (
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            position = await connection.fetchval(_SQL["checkpoint"], self.view.name) or 0
-            return Snapshot(await _select(connection, statement), position)
+            # Before the moment of the transaction is taken, which its first query does: a swap between the two would
+            # show the new rows, but only those that were written before that moment.
+            await connection.execute(f'lock table {SCHEMA}."{snake_case(self.view.name)}" in access share mode')
+            position, edition = await self._checkpoint(connection)
+            return Snapshot(shape.rows(await _select(connection, statement)), position, edition)
 
     async def keys(self, where: Filter) -> set[UUID]:
         """The keys of the rows that match."""
-        key = self._table.c[self.view.key]
-        statement = sa.select(key).where(to_sql(where, self._table.c))
-        return {record[0] for record in await _select(self._pool, statement)}
+
+        async def read(shape: Shape) -> set[UUID]:
+            statement = sa.select(shape.columns[self.view.key]).where(to_sql(where, shape.columns))
+            return {record[0] for record in await _select(self._pool, statement)}
+
+        return await self._reading(read)
 
     async def changes(self, after: int) -> Changes:
         """What changed after a position, up to so many rows; ask again from the position that comes back."""
-        records = await self._pool.fetch(self._changes_sql, self.view.name, after, CHANGES_AT_ONCE)
+        return await self._reading(lambda shape: self._changes(shape, after))
+
+    async def _changes(self, shape: Shape, after: int) -> Changes:
+        shape.columns[self.view.key]
+        records = await self._pool.fetch(_SQL["changes"].format(**shape.names), self.view.name, after, CHANGES_AT_ONCE)
         if not records:
             return Changes((), (), after)
+        first = records[0]
+        self._positions.report(self._generation_name, first["live generation"])
         rows = [record for record in records if record["position"] is not None]
         cut = len(rows) == CHANGES_AT_ONCE
-        position = rows[-1]["position"] if cut else max(records[0]["complete to"], after)
-        buried = msgspec.json.decode(records[0]["removed keys"], type=list[tuple[UUID, int]])
-        return Changes(rows, [(key, at) for key, at in buried if at <= position], position, cut)
+        position = rows[-1]["position"] if cut else max(first["complete to"], after)
+        buried = msgspec.json.decode(first["removed keys"], type=list[tuple[UUID, int]])
+        removed = [(key, at) for key, at in buried if at <= position]
+        return Changes(shape.rows(rows), removed, position, cut, first["live edition"], first["live since"])
 
     def _total(self, order: Sequence[Order]) -> tuple[Order, ...]:
         """The order made total by the key, so that no two rows stand in one place."""
@@ -203,21 +297,15 @@ class Reader:
             return tuple(order)
         return (*order, Order(self.view.key))
 
-    def _beyond(self, order: Sequence[Order], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-        """Rows that come strictly after the values, in the order."""
-        arms = []
-        for place, each in enumerate(order):
-            same = [_same(self._table.c[o.column], value) for o, value in zip(order[:place], values, strict=False)]
-            arms.append(sa.and_(*same, _later(self._table.c[each.column], values[place], each.descending)))
-        return sa.or_(*arms)
-
-    async def _any_beyond(self, where: Filter, order: Sequence[Order], cursor: str | None, rows: Sequence[Row]) -> bool:
+    async def _any_beyond(
+        self, shape: Shape, where: Filter, order: Sequence[Order], cursor: str | None, rows: Sequence[Row]
+    ) -> bool:
         """Whether a row stands on the other side of the page. None does when the page starts where all rows start."""
         if cursor is None or not rows:
             return cursor is not None
         values = [rows[0][each.column] for each in order]
-        condition = sa.and_(to_sql(where, self._table.c), self._beyond(order, values))
-        statement = sa.select(sa.exists(sa.select(sa.literal(1)).select_from(self._table).where(condition)))
+        condition = sa.and_(to_sql(where, shape.columns), _beyond(shape.columns, order, values))
+        statement = sa.select(sa.exists(sa.select(sa.literal(1)).select_from(shape.table).where(condition)))
         return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # exists
 
     def _parse(self, order: Sequence[Order], cursor: str) -> list[Any]:
@@ -249,6 +337,15 @@ def _compiled(statement: sa.sql.ClauseElement) -> tuple[Any, ...]:
     assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
     assert compiled.positiontup is not None
     return (str(compiled), *(compiled.params[name] for name in compiled.positiontup))
+
+
+def _beyond(columns: Columns, order: Sequence[Order], values: Sequence[Any]) -> sa.ColumnElement[bool]:
+    """Rows that come strictly after the values, in the order."""
+    arms = []
+    for place, each in enumerate(order):
+        same = [_same(columns[o.column], value) for o, value in zip(order[:place], values, strict=False)]
+        arms.append(sa.and_(*same, _later(columns[each.column], values[place], each.descending)))
+    return sa.or_(*arms)
 
 
 def _reverse(order: Sequence[Order]) -> tuple[Order, ...]:

@@ -1,12 +1,13 @@
 -- name: checkpoint
--- Up to which position a read model is complete.
-select position from headwater.projections where name = $1 and live
+-- Up to which position a read model is complete, and which generation and edition that is.
+select position, generation, edition from headwater.projections where name = $1 and state = 'live'
 
 -- name: changes
 -- What changed after a position, the removed keys and the checkpoint, all of one moment. {table} is the read model's view.
 -- One row with nulls when only the checkpoint has moved. The keys stand in the first row only: gathered and sent for each,
 -- they would cost far more than the rows. The names with a space are none that a read model's column can have.
-select p.position as "complete to",
+select p.position as "complete to", p.generation as "live generation",
+       p.edition as "live edition", p.live_since as "live since",
        case when row_number() over (order by changed.position) = 1 then
          (select coalesce(json_agg(json_build_array(t.key, t.position)), '[]')
             from headwater.tombstones t
@@ -15,17 +16,17 @@ select p.position as "complete to",
        changed.*
   from headwater.projections p
   -- LATERAL ... LIMIT keeps to the index on the position, however many rows come after.
-  left join lateral (select * from {table} where position > $2 order by position limit $3) changed on true
- where p.name = $1 and p.live
+  left join lateral (select {columns} from {table} where position > $2 order by position limit $3) changed on true
+ where p.name = $1 and p.state = 'live'
  order by changed.position
 
 -- name: row
 -- A row and the checkpoint, of one moment; nulls when there is no row.
-select p.position as "complete to", found.*
+select p.position as "complete to", p.generation as "live generation", p.edition as "live edition", found.*
   from headwater.projections p
-  left join {table} found on found.{key} = $2
- where p.name = $1 and p.live
+  left join (select {columns} from {table} where {key} = $2) found on true
+ where p.name = $1 and p.state = 'live'
 
 -- name: rows
 -- The rows of some keys.
-select * from {table} where {key} = any($1::uuid[])
+select {columns} from {table} where {key} = any($1::uuid[])

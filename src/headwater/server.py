@@ -33,7 +33,8 @@ BACKLOG = 2048
 
 
 def health_routes(node: Node) -> list[BaseRoute]:
-    """`/health/live`: the process runs. `/health/ready`: the database answers and every task is well."""
+    """`/health/live`: the process runs. `/health/ready`: the database answers, every task is well, and no projection is
+    behind by more than is tolerated."""
 
     async def live(request: Request) -> Response:
         return JSONResponse({"status": "live"})
@@ -48,6 +49,18 @@ def health_routes(node: Node) -> list[BaseRoute]:
     return [Route("/health/live", live), Route("/health/ready", ready)]
 
 
+def metrics_route(node: Node, socket: GraphQLSocket | None = None) -> BaseRoute:
+    """`/metrics`: what the process has measured, as Prometheus reads it."""
+
+    async def metrics(request: Request) -> Response:
+        from headwater.exporters import prometheus  # whoever is never asked does not load it
+
+        text = await prometheus.text_of(node, None if socket is None else socket.open)
+        return Response(text, headers={"content-type": prometheus.CONTENT_TYPE, "cache-control": "no-store"})
+
+    return Route("/metrics", metrics)
+
+
 class Web:
     """A serving node as an ASGI application, with the farewell that it needs."""
 
@@ -58,7 +71,7 @@ class Web:
         async def home(request: Request) -> Response:
             return RedirectResponse("/graphql")
 
-        engine = Engine(node.app.schema)
+        engine = Engine(node.app.schema, observe=node.telemetry.operated)
         self._socket = GraphQLSocket(engine, scope, allowed_origins=node.settings.allowed_origins or None)
         self.app = Starlette(
             routes=[
@@ -67,6 +80,7 @@ class Web:
                 Route("/", home),
                 *console_routes(node.app.examples),
                 *health_routes(node),
+                metrics_route(node, self._socket),
             ]
         )
 

@@ -2,14 +2,19 @@
 
 Each read model has a physical table that carries its generation, `read.account_1`, and clients read the view
 `read.account` on the live one. So a rebuild can fill the next generation beside it and swap the view.
+
+    building -> live -> retired (its table is dropped after a time)
+            \\-> retired (given up: what is declared now is what is live)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -20,10 +25,10 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from headwater import sql
 from headwater.database import Connection
-from headwater.errors import DefinitionError
 from headwater.fields import Field, Kind
 from headwater.view import ReadModel, View
 
+logger = logging.getLogger("headwater.tables")
 _SQL = sql.load(__file__)
 _DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
@@ -54,22 +59,23 @@ def snake_case(name: str) -> str:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a projection stands: which table it writes, and up to which position it is complete."""
+    """Where a generation stands: the table that it writes, and up to which position that is complete."""
 
     generation: int
     table: str
     position: int
     fence: int
+    fingerprint: str
 
 
-def columns_of(view: View[Any]) -> list[sa.Column[Any]]:
-    """The columns of a read model's table: the declared fields, then `position`."""
+def columns_of(view: View[Any], *, key: bool = True) -> list[sa.Column[Any]]:
+    """The columns of a read model's table: the declared fields, then `position`. key: with the primary key."""
     declared = [
         sa.Column(
             each.name,
             # A list is one JSON value, since PostgreSQL cannot unnest lists of lists of several lengths.
             postgresql.JSONB() if each.many else _TYPES[each.kind],
-            primary_key=each.name == view.key,
+            primary_key=key and each.name == view.key,
             nullable=each.optional,
         )
         for each in view.fields
@@ -77,9 +83,10 @@ def columns_of(view: View[Any]) -> list[sa.Column[Any]]:
     return [*declared, sa.Column("position", sa.BigInteger(), nullable=False)]
 
 
-def table_of(view: View[Any], name: str | None = None) -> sa.Table:
-    """The view that clients read, or the physical table of that name."""
-    return sa.Table(name or snake_case(view.name), sa.MetaData(), *columns_of(view), schema=SCHEMA)
+def table_of(view: View[Any], name: str | None = None, *, without: Collection[str] = ()) -> sa.Table:
+    """The view that clients read, or the physical table of that name. without: columns to leave out."""
+    columns = [column for column in columns_of(view) if column.name not in without]
+    return sa.Table(name or snake_case(view.name), sa.MetaData(), *columns, schema=SCHEMA)
 
 
 def fingerprint(view: View[Any]) -> str:
@@ -95,46 +102,117 @@ def _indexed(view: View[Any]) -> list[tuple[str, ...]]:
     return [columns for columns in dict.fromkeys(wanted) if columns != (view.key,)]
 
 
-async def prepare(connection: Connection, view: View[Any], *, replace: bool) -> Standing:
-    """Where the projection stands, its table and view made if they are not there.
+async def prepare(connection: Connection, view: View[Any]) -> Standing:
+    """Where the live generation stands, its table and view made if they are not there.
 
-    When the declaration has changed and `replace` is given, the rows are made again from the beginning of the log, in a
-    new table.
+    Its fingerprint may be another than that of `view`: `renew` registers the generation that takes its place.
+    """
+    async with alone(connection, view.name):
+        row = await connection.fetchrow(_SQL["standing"], view.name)
+        return await _make_first(connection, view) if row is None else Standing(*row)
+
+
+async def renew(connection: Connection, view: View[Any], *, insist: bool = False) -> Standing | None:
+    """Register the next generation where the live one was declared otherwise; None where there is nothing to build.
+
+    A declaration that was live before is that of older code, which a rolling deploy may still start: it builds nothing,
+    unless `insist` says that this code is the one to go on with. Then what others are building is given up, too.
+    """
+    async with alone(connection, view.name):
+        made = fingerprint(view)
+        known = {row["state"]: row for row in await connection.fetch(_SQL["declared"], view.name, made)}
+        if insist:
+            await connection.execute(_SQL["give_up"], view.name, made)
+        if "live" in known:
+            return None
+        if "retired" in known and not insist:
+            logger.warning(
+                "%s is declared as an earlier generation was; run `headwater migrate` with this code if it is to go on",
+                view.model.__name__,
+            )
+            return None
+        return await _next(connection, view)
+
+
+async def rebuild(connection: Connection, view: View[Any]) -> Standing:
+    """Register a generation though nothing has changed. One that is being built already goes on instead."""
+    async with alone(connection, view.name):
+        return await _next(connection, view)
+
+
+@asynccontextmanager
+async def alone(connection: Connection, name: str, *, seconds: float = 0) -> AsyncIterator[None]:
+    """A transaction that alone makes or changes a projection's tables: several processes may start at once.
+
+    seconds: that it waits for each lock, at most; 0 is without end.
 
     Raises:
-        DefinitionError: the declaration has changed, and `replace` is not given.
+        asyncpg.LockNotAvailableError: it waited so long.
     """
     async with connection.transaction():
-        # Several processes may start at once; one of them makes the table.
-        await connection.execute(_SQL["lock"], view.name)
-        row = await connection.fetchrow(_SQL["standing"], view.name)
-        if row is None:
-            return await _make(connection, view, 1)
-        if row["fingerprint"] == fingerprint(view):
-            return Standing(row["generation"], row["table_name"], row["position"], row["fence"])
-        if not replace:
-            raise DefinitionError(
-                f"{view.model.__name__} is declared otherwise than the table of {view.name} was made; run "
-                "`headwater migrate`, or start a worker of this version, to make its rows again"
-            )
-        await connection.execute(f"drop view if exists {_quoted(snake_case(view.name))}")
-        await connection.execute(f"drop table if exists {_quoted(row['table_name'])}")
-        await connection.execute(_SQL["forget"], view.name, row["generation"])
-        return await _make(connection, view, row["generation"] + 1)
+        await connection.execute(f"set local lock_timeout = {round(seconds * 1000)}")
+        await connection.execute(_SQL["lock"], name)
+        yield
 
 
-async def _make(connection: Connection, view: View[Any], generation: int) -> Standing:
-    name = f"{snake_case(view.name)}_{generation}"
-    table = table_of(view, name)
+async def _next(connection: Connection, view: View[Any]) -> Standing:
+    row = await connection.fetchrow(_SQL["building"], view.name, fingerprint(view))
+    if row is not None:
+        return Standing(*row)
+    generation = await connection.fetchval(_SQL["next_generation"], view.name)
+    await connection.execute(_SQL["ring"])
+    return await _register(connection, view, generation, "building")
+
+
+async def _make_first(connection: Connection, view: View[Any]) -> Standing:
     await connection.execute(f"create schema if not exists {SCHEMA}")
+    generation = await connection.fetchval(_SQL["next_generation"], view.name)
+    standing = await _register(connection, view, generation, "live")
+    await add_key(connection, view, standing.table)
+    await add_indexes(connection, view, standing.table)
+    await show(connection, view, standing.table)
+    return standing
+
+
+async def _register(connection: Connection, view: View[Any], generation: int, state: str) -> Standing:
+    """A generation with its table, which has no index yet: rows come in faster so."""
+    name = f"{snake_case(view.name)}_{generation}"
+    table = sa.Table(name, sa.MetaData(), *columns_of(view, key=False), schema=SCHEMA)
     await connection.execute(str(CreateTable(table).compile(dialect=_DIALECT)))
+    made = fingerprint(view)
+    await connection.execute(_SQL["register"], view.name, generation, view.model.model_version, made, name, state)
+    return Standing(generation, name, 0, 0, made)
+
+
+async def add_key(connection: Connection, view: View[Any], table: str) -> None:
+    """The primary key, if it is not there."""
+    if not await connection.fetchval(_SQL["has_key"], _quoted(table)):
+        await connection.execute(f"alter table {_quoted(table)} add primary key ({_quoted_name(view.key)})")
+
+
+async def add_indexes(connection: Connection, view: View[Any], name: str) -> None:
+    """The declared indexes that are not there."""
+    table = table_of(view, name)
     for indexed in _indexed(view):
         index = sa.Index(f"{name}_{'_'.join(indexed)}"[:63], *(table.c[column] for column in indexed))
-        await connection.execute(str(CreateIndex(index).compile(dialect=_DIALECT)))
-    columns = ", ".join(_quoted_name(column.name) for column in table.columns)
-    await connection.execute(f"create view {_quoted(snake_case(view.name))} as select {columns} from {_quoted(name)}")
-    await connection.execute(_SQL["register"], view.name, generation, view.model.model_version, fingerprint(view), name)
-    return Standing(generation, name, 0, 0)
+        await connection.execute(str(CreateIndex(index, if_not_exists=True).compile(dialect=_DIALECT)))
+
+
+async def show(connection: Connection, view: View[Any], table: str) -> None:
+    """Let the view that clients read be on this table.
+
+    Where all that it shows goes on, the view is kept, with what was granted on it; else it is made again, which fails
+    while something of the operator's depends on it.
+    """
+    name = _quoted(snake_case(view.name))
+    shown = [tuple(row) for row in await connection.fetch(_SQL["columns"], name)]
+    has = [tuple(row) for row in await connection.fetch(_SQL["columns"], _quoted(table))]
+    kept = shown if set(shown) <= set(has) else []
+    if not kept:
+        await connection.execute(f"drop view if exists {name}")
+    # A view can be given more columns, at its end.
+    columns = ", ".join(_quoted_name(column) for column, _ in [*kept, *(each for each in has if each not in kept)])
+    await connection.execute(f"create or replace view {name} as select {columns} from {_quoted(table)}")
 
 
 def upsert_sql(view: View[Any], table: str) -> str:
@@ -154,6 +232,23 @@ def upsert_sql(view: View[Any], table: str) -> str:
     )
 
 
+def update_sql(view: View[Any], table: str) -> str:
+    """Change many rows that are there, by the arrays of `upsert_sql`; needs no index, but a scan."""
+    columns = columns_of(view)
+    names = [_quoted_name(column.name) for column in columns]
+    arrays = [f"${place}::{_array_type(column)}[]" for place, column in enumerate(columns, 1)]
+    changes = ", ".join(
+        f"{name} = u.{name}::jsonb" if _is_json(column) else f"{name} = u.{name}"
+        for name, column in zip(names, columns, strict=True)
+        if column.name != view.key
+    )
+    key = _quoted_name(view.key)
+    return (
+        f"update {_quoted(table)} as t set {changes} from unnest({', '.join(arrays)}) as u({', '.join(names)}) "
+        f"where t.{key} = u.{key}"
+    )
+
+
 def delete_sql(view: View[Any], table: str) -> str:
     """Remove the rows of the keys `$1`."""
     return f"delete from {_quoted(table)} where {_quoted_name(view.key)} = any($1::uuid[])"
@@ -161,8 +256,13 @@ def delete_sql(view: View[Any], table: str) -> str:
 
 def load_sql(view: View[Any], table: str) -> str:
     """The rows of the keys `$1`."""
+    return f"{select_sql(view, table)} where {_quoted_name(view.key)} = any($1::uuid[])"
+
+
+def select_sql(view: View[Any], table: str) -> str:
+    """All rows."""
     names = ", ".join(_quoted_name(column.name) for column in columns_of(view))
-    return f"select {names} from {_quoted(table)} where {_quoted_name(view.key)} = any($1::uuid[])"
+    return f"select {names} from {_quoted(table)}"
 
 
 def writer_of(field: Field) -> Callable[[Any], Any]:
@@ -207,6 +307,11 @@ def _element_reader(field: Field) -> Callable[[Any], Any]:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def type_of(column: sa.Column[Any]) -> str:
+    """A column's type as PostgreSQL spells it."""
+    return _array_type(column).lower() if not _is_json(column) else "jsonb"
 
 
 def _is_json(column: sa.Column[Any]) -> bool:

@@ -1,18 +1,48 @@
 -- name: lock
--- One at a time makes or changes a projection's table.
+-- One at a time makes or changes a projection's tables.
 select pg_advisory_xact_lock(hashtextextended('headwater projection ' || $1, 0))
 
 -- name: standing
 -- The live generation of a projection.
-select generation, fingerprint, table_name, position, fence
+select generation, table_name, position, fence, fingerprint
   from headwater.projections
- where name = $1 and live
+ where name = $1 and state = 'live'
 
--- name: forget
--- A generation whose table is gone.
-delete from headwater.projections where name = $1 and generation = $2
+-- name: declared
+-- The generations that were made from a declaration.
+select state, generation from headwater.projections where name = $1 and fingerprint = $2
+
+-- name: building
+-- The generation that is being built from a declaration; what stopped it may be mended now.
+update headwater.projections set failure = null
+ where name = $1 and fingerprint = $2 and state = 'building'
+returning generation, table_name, position, fence, fingerprint
+
+-- name: give_up
+-- What is being built from other declarations.
+update headwater.projections set state = 'retired', retired_at = now(), owner = null
+ where name = $1 and fingerprint <> $2 and state = 'building'
+
+-- name: next_generation
+-- A number that no generation had.
+select coalesce(max(generation), 0) + 1 from headwater.projections where name = $1
 
 -- name: register
 -- A new generation, from the beginning of the log.
-insert into headwater.projections (name, generation, version, fingerprint, table_name, live)
-values ($1, $2, $3, $4, $5, true)
+insert into headwater.projections (name, generation, version, fingerprint, table_name, state)
+values ($1, $2, $3, $4, $5, $6)
+
+-- name: has_key
+-- Whether a table has its primary key.
+select exists (select from pg_constraint where conrelid = $1::text::regclass and contype = 'p')
+
+-- name: columns
+-- What a table or view has: name and type of each column, in order; nothing when it is not there.
+select attname::text, format_type(atttypid, atttypmod)
+  from pg_attribute
+ where attrelid = to_regclass($1) and attnum > 0 and not attisdropped
+ order by attnum
+
+-- name: ring
+-- Workers: there is something to lease.
+select pg_notify('headwater', 'leases:' || (extract(epoch from clock_timestamp()) * 1000)::bigint)

@@ -15,6 +15,7 @@ import msgspec
 from typing_extensions import dataclass_transform
 
 from headwater.errors import DefinitionError
+from headwater.failure import OnFailure, Retry
 from headwater.fields import Field, Kind, fields_of, union_arms
 from headwater.messages import Event, Recorded, _MessageMeta
 
@@ -83,12 +84,14 @@ class View(Generic[M]):
     """A read model with its fold: `fold(row or None, event) -> row or None`; None removes the row.
 
     The events are taken from the fold's annotation `Recorded[A | B]`. Each goes to the row that `route` names; left
-    out, that is the event's field with the name of the model's key.
+    out, that is the event's field with the name of the model's key. `on_failure` says what becomes of a key whose fold
+    raised: a few retries, then parked.
     """
 
     model: type[M]
     fold: Callable[[M | None, Any], M | None]
     route: Callable[[Any], UUID] | None = None
+    on_failure: OnFailure = Retry()
     events: tuple[type[Event], ...] = field(init=False)
     fields: tuple[Field, ...] = field(init=False)
     links: dict[str, Link] = field(init=False)

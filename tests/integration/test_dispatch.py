@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -56,7 +56,7 @@ class CountingLog(Log):
 
     def read_stream(
         self, stream_id: UUID, after_version: int = 0, *, page: int = 1000
-    ) -> AsyncIterator[tuple[str, Recorded[Event]]]:
+    ) -> AsyncGenerator[tuple[str, Recorded[Event]], None]:
         self.reads[stream_id] += 1
         return super().read_stream(stream_id, after_version, page=page)
 

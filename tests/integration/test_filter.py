@@ -147,7 +147,7 @@ async def pool(dsn: str) -> Any:
 async def filled(pool: asyncpg.Pool, rows: list[dict[str, Any]]) -> list[asyncpg.Record]:
     """The rows as they are stored: read back from a table that holds just these."""
     async with pool.acquire() as connection:
-        standing = await prepare(connection, view, replace=False)
+        standing = await prepare(connection, view)
         await connection.execute(f"truncate read.{standing.table}")
         models = [Sample(sample_id=UUID(int=place), **row) for place, row in enumerate(rows)]
         columns = [[writer_of(each)(getattr(model, each.name)) for model in models] for each in view.fields]

@@ -22,6 +22,7 @@ from headwater.errors import BadUserInput, ProjectionBehind
 from headwater.filter import EVERYTHING, Compare, Filter, to_predicate
 from headwater.positions import Positions
 from headwater.reader import Order, Page, Reader
+from headwater.shape import shape_of
 from headwater.tables import delete_sql, prepare, upsert_sql, writer_of
 
 
@@ -90,7 +91,7 @@ class Table:
 async def table(dsn: str) -> AsyncIterator[Table]:
     async with asyncpg.create_pool(dsn, min_size=1, max_size=3) as pool:
         async with pool.acquire() as connection:
-            standing = await prepare(connection, view, replace=False)
+            standing = await prepare(connection, view)
         yield Table(pool, standing.table)
 
 
@@ -311,7 +312,7 @@ async def test_a_snapshot_is_of_one_moment(table: Table) -> None:
 
 async def test_changes_since_a_position(table: Table) -> None:
     reads = Reader(table.pool, view, Positions())
-    assert await reads.changes(0) == reader.Changes([], [], 0)
+    assert await reads.changes(0) == reader.Changes([], [], 0, generation=1)
     keys = [uuid4() for _ in range(4)]
     await table.put([(key, place, EMPTY) for place, key in enumerate(keys, 1)])
     await table.move(4)
@@ -323,8 +324,8 @@ async def test_changes_since_a_position(table: Table) -> None:
     await table.move(6)
     changes = await reads.changes(4)
     assert (changes.rows, changes.removed, changes.position) == ([], [(keys[0], 5)], 6)
-    assert await reads.changes(6) == reader.Changes([], [], 6)
-    assert await reads.changes(99) == reader.Changes([], [], 99), "never back"
+    assert await reads.changes(6) == reader.Changes([], [], 6, generation=1)
+    assert await reads.changes(99) == reader.Changes([], [], 99, generation=1), "never back"
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
@@ -362,7 +363,7 @@ async def test_changes_are_found_by_their_index_and_the_removed_keys_once(table:
         "insert into headwater.tombstones select 'Sample', 1, uuidv7(), n from generate_series(1, 2000) n"
     )
     await table.pool.execute("analyze")
-    query = Reader(table.pool, view, Positions())._changes_sql
+    query = reader._SQL["changes"].format(**(await shape_of(table.pool, view)).names)
     for place, value in enumerate(("'Sample'", "100", "50"), 1):
         query = query.replace(f"${place}", value)
     explained = await table.pool.fetchval(f"explain (analyze, format json) {query}")

@@ -104,10 +104,12 @@ class MoneyDeposited(Event):
     balance: Decimal
 
 
-class MoneyWithdrawn(Event):
+class MoneyWithdrawn(Event, version=2):
+    """`balance` is what it left; withdrawals of version 1 did not say (None): see `balance_after`."""
+
     account_id: UUID
     amount: Decimal
-    balance: Decimal
+    balance: Decimal | None
 
 
 class AccountFrozen(Event):
@@ -180,7 +182,7 @@ def evolve(account: Account, event: AccountEvent) -> Account:
         case AccountOpened():
             return Account(status=AccountStatus.OPEN)
         case MoneyDeposited() | MoneyWithdrawn():
-            return replace(account, balance=event.balance)
+            return replace(account, balance=balance_after(account.balance, event))
         case AccountFrozen():
             return replace(account, status=AccountStatus.FROZEN)
         case AccountUnfrozen():
@@ -189,6 +191,11 @@ def evolve(account: Account, event: AccountEvent) -> Account:
             return replace(account, status=AccountStatus.CLOSED)
         case _:
             assert_never(event)
+
+
+def balance_after(balance: Decimal, event: MoneyDeposited | MoneyWithdrawn) -> Decimal:
+    """What the account holds after a movement, where it held `balance` before."""
+    return balance - event.amount if event.balance is None else event.balance
 
 
 accounts = Decider(category="account", key="account_id", initial=Account(), decide=decide, evolve=evolve)

@@ -18,6 +18,7 @@ from bank.accounts.domain import (
     AccountUnfrozen,
     MoneyDeposited,
     MoneyWithdrawn,
+    balance_after,
 )
 from bank.users.views import UserView
 from headwater import Link, ReadModel, Recorded, View
@@ -53,7 +54,8 @@ def fold(row: AccountView | None, event: Recorded[AccountEvent]) -> AccountView 
     assert row is not None  # an account is opened first
     match event.data:
         case MoneyDeposited() | MoneyWithdrawn() as e:
-            return replace(row, balance=e.balance, entry_count=row.entry_count + 1, updated_at=event.recorded_at)
+            balance = balance_after(row.balance, e)
+            return replace(row, balance=balance, entry_count=row.entry_count + 1, updated_at=event.recorded_at)
         case AccountFrozen():
             return replace(row, status=AccountStatus.FROZEN, updated_at=event.recorded_at)
         case AccountUnfrozen():

@@ -1,9 +1,10 @@
 """Runs GraphQL operations for every transport: parsed and validated once, executed as Strawberry would."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
 from inspect import isawaitable
-from typing import Any
+from typing import Any, TypeVar
 
 import strawberry
 from graphql import ASTValidationRule, ExecutionResult, GraphQLError, OperationType
@@ -19,12 +20,17 @@ from headwater.graphql.documents import Document, Documents, Limits
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result, executed, failed, refused, unresolved
 
+S = TypeVar("S")
+
+# Told of each operation when its result is there, or its stream open: its kind, `ok`, `errors` or `refused`, seconds.
+Observe = Callable[[str, str, float], None]
+
 
 class Engine:
     """Executes the operations of one schema.
 
     `guards` are validation rules that must pass before all others run. The limits are on a document's text: its length
-    in characters, its tokens, and how many documents are remembered.
+    in characters, its tokens, and how many documents are remembered. `observe` is told of each operation.
 
     The engine builds Strawberry's own executor and drives it through the functions of graphql-core, in place of
     `Schema.execute`, which parses and validates each time, logs client errors as errors, and answers refused variables
@@ -40,12 +46,14 @@ class Engine:
         max_source_length: int = 64 * 1024,
         max_tokens: int = 5_000,
         max_documents: int = 1_000,
+        observe: Observe | None = None,
     ) -> None:
         if schema.get_extensions():
             raise ValueError("The engine runs no Strawberry schema extensions and no operation directives.")
         if schema.config.enable_experimental_incremental_execution:
             raise ValueError("The engine answers with one result: it knows neither @defer nor @stream.")
         self._schema = schema
+        self._observe = observe
         self._hide_suggestions = schema.config.disable_field_suggestions
         self._documents = Documents(
             schema._schema,
@@ -64,12 +72,13 @@ class Engine:
 
     async def execute(self, request: GraphQLRequest, context: object) -> Result:
         """Run a query or a mutation to its one result. Never raises for what the client or a resolver did."""
+        started = time.perf_counter()
         executor = self._executor(request, context)
         if isinstance(executor, Result):
-            return executor
+            return self._observed(None, executor, started)
         if executor.operation.operation is OperationType.SUBSCRIPTION:
             raise ValueError("execute() runs queries and mutations: use subscribe().")
-        return await _run(executor)
+        return self._observed(executor, await _run(executor), started)
 
     async def subscribe(self, request: GraphQLRequest, context: object) -> AsyncGenerator[Result, None] | Result:
         """Run an operation of any kind: a subscription gives its stream, all else one result.
@@ -77,12 +86,22 @@ class Engine:
         Close the stream (`aclosing`): that closes the resolver's generator. A stream whose source fails ends with a
         result that is not `executed`.
         """
+        started = time.perf_counter()
         executor = self._executor(request, context)
         if isinstance(executor, Result):
-            return executor
+            return self._observed(None, executor, started)
         if executor.operation.operation is not OperationType.SUBSCRIPTION:
-            return await _run(executor)
-        return await _open_stream(executor)
+            return self._observed(executor, await _run(executor), started)
+        return self._observed(executor, await _open_stream(executor), started)
+
+    def _observed(self, executor: Executor[Any] | None, outcome: S, started: float) -> S:
+        if self._observe is not None:
+            kind = "unknown" if executor is None else executor.operation.operation.value
+            result = "ok"
+            if isinstance(outcome, Result) and outcome.errors:
+                result = "errors" if outcome.executed else "refused"
+            self._observe(kind, result, time.perf_counter() - started)
+        return outcome
 
     def _executor(self, request: GraphQLRequest, context: object) -> Executor[Any] | Result:
         document = self._documents.get(request.query)

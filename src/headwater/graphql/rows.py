@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -13,9 +14,11 @@ import strawberry
 from headwater.errors import BadUserInput
 from headwater.fields import Kind
 from headwater.filter import Row
+from headwater.graphql.asof import AsOf, position_of
 from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, plural, resolver
 from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
+from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import watch_changes, watch_row
 from headwater.messages import sentence_of
@@ -101,14 +104,33 @@ class RowType:
         }
 
     def _by_key(self) -> Callable[..., Any]:
-        async def resolve(root: Any, info: Info, at_least: int | None = None, **key: UUID) -> Any:
+        async def resolve(
+            root: Any, info: Info, at_least: int | None = None, as_of: AsOf | None = None, **key: UUID
+        ) -> Any:
+            if as_of is not None:
+                return await self._row_as_of(info, key[self.view.key], as_of, at_least)
             reader = info.context.reader(self.model)
             if at_least is not None:
                 await reader.reach(at_least)
             row, _ = await reader.row(key[self.view.key])
             return self.wrap(row)
 
-        return resolver(resolve, self.object | None, **{self.view.key: UUID}, at_least=Omittable(Position))
+        return resolver(
+            resolve,
+            self.object | None,
+            **{self.view.key: UUID},
+            at_least=Omittable(Position),
+            as_of=Omittable(AsOf),
+        )
+
+    async def _row_as_of(self, info: Info, key: UUID, as_of: AsOf, at_least: int | None) -> Any:
+        """The row as it was, folded from the log: it waits for no projection."""
+        if at_least is not None:
+            raise BadUserInput("Ask with atLeast or with asOf, not with both: the past does not wait.")
+        history = info.context.history(self.model)
+        history.require()
+        position = await position_of(as_of, info.context.serving.log)
+        return _wrap(self.object, await history.row(key, position), position)
 
     def _list(self) -> Callable[..., Any]:
         async def resolve(
@@ -144,7 +166,7 @@ class RowType:
         before: str | None = None,
     ) -> Any:
         where = filter_of(self.view, given)
-        first = _page_size(info, first, last, before)
+        first = page_size(info, first, last, before)
         # Before the rows, so that changes after this position are all that the rows can lack.
         position = await reader.checkpoint()
         page = await reader.page(where, order, first=first, after=after, last=last, before=before)
@@ -155,9 +177,14 @@ class RowType:
 
     def _watch_row(self) -> Callable[..., Any]:
         async def resolve(root: Any, info: Info, **key: UUID) -> AsyncGenerator[Any, None]:
+            telemetry, opened, first = info.context.serving.telemetry, time.time(), True
             async with aclosing(watch_row(info.context.feed(self.model), key[self.view.key])) as rows:
                 async for row in rows:
                     yield self.wrap(row)
+                    # Who asks for the next has taken this one. The first is no change.
+                    if not first and row is not None:
+                        telemetry.handed_over(self.view.name, row["position"], opened)
+                    first = False
 
         returns = AsyncGenerator[self.object | None, None]  # type: ignore[name-defined]  # made above
         return resolver(resolve, returns, **{self.view.key: UUID})
@@ -168,6 +195,7 @@ class RowType:
         ) -> AsyncGenerator[Any, None]:
             feed, limit = info.context.feed(self.model), info.context.serving.outbox
             where = filter_of(self.view, filter)
+            telemetry, opened = info.context.serving.telemetry, time.time()
             async with aclosing(watch_changes(feed, where, after, limit=limit)) as messages:
                 async for message in messages:
                     yield self.changes(
@@ -176,16 +204,21 @@ class RowType:
                         removed=[str(key) for key in message.removed],
                         position=message.position,
                     )
+                    if not message.reset and message.position:
+                        position = max((row["position"] for row in message.upserted), default=message.position)
+                        telemetry.handed_over(self.view.name, position, opened)
 
         returns = AsyncGenerator[self.changes, None]  # type: ignore[name-defined]  # made above
         return resolver(resolve, returns, filter=Omittable(self.filter), after=Omittable(Position))
 
 
-def _wrap(cls: type[Any], row: Row | None) -> Any:
+def _wrap(cls: type[Any], row: Row | None, as_of: int | None = None) -> Any:
+    """as_of: the position that the row is of the past of; its links are followed at the same one."""
     if row is None:
         return None
     wrapped = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
     wrapped.row = row
+    wrapped._as_of = as_of
     return wrapped
 
 
@@ -201,8 +234,12 @@ def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type
 
 def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
     async def resolve(root: Any, info: Info) -> Any:
-        key = root.row[link.by]
-        return None if key is None else _wrap(target, await info.context.linked(link.to, key))
+        key, as_of = root.row[link.by], root._as_of
+        if key is None:
+            return None
+        if as_of is not None:
+            return _wrap(target, await info.context.history(link.to).row(key, as_of), as_of)
+        return _wrap(target, await info.context.linked(link.to, key))
 
     return resolver(resolve, target | None)
 
@@ -217,20 +254,6 @@ def _order_of(view: View[Any]) -> Any:
     }
     made: Any = enum.Enum(f"{view.name}Order", members)  # type: ignore[misc]  # from a mapping
     return strawberry.enum(made)
-
-
-def _page_size(info: Info, first: int | None, last: int | None, before: str | None) -> int | None:
-    """How many rows the page has when it goes forward; None when it goes backward."""
-    if first is not None and last is not None:
-        raise BadUserInput("Ask with first or with last, not with both.")
-    if last is None and before is not None:
-        raise BadUserInput("Ask for what is before a cursor with last.")
-    size, most = first if last is None else last, info.context.serving.max_page
-    if size is not None and not 0 <= size <= most:
-        raise BadUserInput(f"A page has 0 to {most} rows; {size} were asked for.")
-    if last is not None:
-        return None
-    return info.context.serving.default_page if first is None else first
 
 
 def _connection(view: View[Any], row: type[Any]) -> type[Any]:

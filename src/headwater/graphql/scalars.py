@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, NewType
 
+import msgspec
 import strawberry
 from strawberry.types.scalar import ScalarDefinition
 
 Position = NewType("Position", int)
+JSON = NewType("JSON", object)
 
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
 _POSITION = re.compile(r"\d{1,18}")
@@ -69,5 +71,11 @@ SCALARS: dict[object, ScalarDefinition] = {
         description="A place in the log, as a decimal string: greater is later. Contiguous, in commit order.",
         serialize=str,
         parse_value=parse_position,
+    ),
+    JSON: strawberry.scalar(
+        name="JSON",
+        description="Any JSON value, as it is.",
+        # The text as it is stored: the transports encode a result with msgspec, which puts it in its place.
+        serialize=msgspec.Raw,
     ),
 }

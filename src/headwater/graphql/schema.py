@@ -12,6 +12,7 @@ from headwater.errors import BadUserInput
 from headwater.feature import Domain
 from headwater.graphql.building import Info, new_class, resolver
 from headwater.graphql.commands import Mutations
+from headwater.graphql.events import events_query, events_subscription
 from headwater.graphql.interfaces import Node
 from headwater.graphql.rows import RowTypes
 from headwater.graphql.scalars import SCALARS
@@ -20,8 +21,8 @@ from headwater.graphql.scalars import SCALARS
 def schema_of(domain: Domain) -> strawberry.Schema:
     """Types, inputs, filters and docs, all from the domain's Python types and docstrings."""
     rows = RowTypes(domain.views)
-    query: dict[str, Any] = {"node": _node(rows)}
-    subscription: dict[str, Any] = {}
+    query: dict[str, Any] = {"node": _node(rows), "events": events_query()}
+    subscription: dict[str, Any] = {"events": events_subscription()}
     for each in rows.all():
         query |= each.query_fields()
         subscription |= each.subscription_fields()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -11,8 +11,12 @@ from strawberry.dataloader import DataLoader
 
 from headwater.dispatch import Dispatcher
 from headwater.filter import Row
+from headwater.history import History
 from headwater.live.feed import Feed
+from headwater.log import Log
 from headwater.reader import Reader
+from headwater.telemetry import Telemetry
+from headwater.trail import Trail
 from headwater.view import ReadModel
 
 
@@ -25,9 +29,13 @@ class Serving:
 
     dispatcher: Dispatcher
     feeds: Mapping[type[ReadModel], Feed]
+    histories: Mapping[type[ReadModel], History]
+    log: Log
+    trail: Trail
     default_page: int
     max_page: int
     outbox: int
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 class Scope:
@@ -44,6 +52,10 @@ class Scope:
     def reader(self, model: type[ReadModel]) -> Reader:
         """The reader of a read model."""
         return self.serving.feeds[model].reader
+
+    def history(self, model: type[ReadModel]) -> History:
+        """The past of a read model."""
+        return self.serving.histories[model]
 
     async def linked(self, model: type[ReadModel], key: UUID) -> Row | None:
         """The row that a link points at."""

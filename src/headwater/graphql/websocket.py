@@ -52,6 +52,11 @@ class GraphQLSocket:
         self._connections: set[Connection] = set()
         self._going_away = False
 
+    @property
+    def open(self) -> int:
+        """How many sockets are open."""
+        return len(self._connections)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         websocket = WebSocket(scope, receive, send)
         if not self._origins.admits(websocket):

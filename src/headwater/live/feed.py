@@ -26,6 +26,7 @@ class Feed:
         self._positions = positions
         self._poll = poll
         self._position = 0
+        self._edition = 0
         self._everything: set[Watcher] = set()
         self._by_key: dict[UUID, set[Watcher]] = {}
         self._watched = asyncio.Event()
@@ -67,6 +68,10 @@ class Feed:
                 self._by_key.pop(key, None)
 
     def _hand_out(self, changes: Changes) -> None:
+        if changes.edition != self._edition:
+            self._edition = changes.edition
+            for watcher in (*self._everything, *(each for group in self._by_key.values() for each in group)):
+                watcher.renew(changes.edition)
         if not changes.rows and not changes.removed:
             return
         for watcher in self._everything:

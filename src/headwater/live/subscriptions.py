@@ -32,13 +32,13 @@ async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Row | None, None]:
     """The row of a key now, and each time it changes; None when there is none."""
     watcher = Watcher(feed.reader.view.key)
     async with feed.watch(watcher, key):
-        row, position = await feed.reader.row(key)
-        watcher.start(position)
-        yield row
         while True:
-            batch = await watcher.take()
-            if batch.rows or batch.removed:
-                yield batch.rows[0] if batch.rows else None
+            snapshot = await feed.reader.snapshot_of(key)
+            watcher.start(snapshot.position, snapshot.edition)
+            yield snapshot.rows[0] if snapshot.rows else None
+            while not (batch := await watcher.take()).overflowed:
+                if batch.rows or batch.removed:
+                    yield batch.rows[0] if batch.rows else None
 
 
 async def watch_changes(
@@ -76,7 +76,7 @@ class _Selection:
     async def snapshot(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
         """Everything that matches, in messages of a bounded size."""
         snapshot = await self._feed.reader.snapshot(self._where)
-        watcher.start(snapshot.position)
+        watcher.start(snapshot.position, snapshot.edition)
         if self._matches is not None:
             self._shown = {row[self._key] for row in snapshot.rows}
         chunks = list(_chunks(snapshot.rows))
@@ -90,7 +90,13 @@ class _Selection:
             self._shown = await self._feed.reader.keys(self._where)
         while True:
             changes = await self._feed.reader.changes(after)
-            watcher.start(changes.position)
+            if changes.live_since is not None and after <= changes.live_since:
+                # What the client holds is of another edition: rows may differ that no position tells of.
+                async with aclosing(self.snapshot(watcher)) as again:
+                    async for message in again:
+                        yield message
+                return
+            watcher.start(changes.position, changes.edition)
             if changes.rows or changes.removed:
                 yield self._replayed(changes)
             if not changes.cut:

@@ -17,7 +17,7 @@ from headwater.reader import Changes
 @dataclass(frozen=True)
 class Batch:
     """What a watcher takes: rows as they are now, removed keys, and what this is complete up to. `overflowed`: too much
-    has changed to be held; read a snapshot instead."""
+    has changed to be held, or another edition is live; read a snapshot instead."""
 
     rows: Sequence[Row]
     removed: Sequence[UUID]
@@ -35,6 +35,8 @@ class Watcher:
         self._after = -1
         self._position = -1
         self._overflowed = False
+        self._edition = -1
+        self._newest = -1
         self._offered = asyncio.Event()
 
     def offer(self, changes: Changes) -> None:
@@ -52,9 +54,15 @@ class Watcher:
                 self._dirty.clear()
         self._offered.set()
 
-    def start(self, position: int) -> None:
-        """The reader holds everything up to here: forget what is not after it."""
+    def renew(self, edition: int) -> None:
+        """Another edition is live: rows may differ that no position tells of. Never waits, never fails."""
+        self._newest = max(self._newest, edition)
+        self._offered.set()
+
+    def start(self, position: int, edition: int = 0) -> None:
+        """The reader holds everything of an edition up to here: forget what is not after it."""
         self._after = position
+        self._edition = edition
         # What did not fit may be newer than what the reader holds: then it has to start again.
         self._overflowed = self._overflowed and self._position > position
         self._dirty = {key: held for key, held in self._dirty.items() if held[0] > position}
@@ -65,11 +73,12 @@ class Watcher:
 
     async def take(self) -> Batch:
         """Wait for changes, and take what there is."""
-        while not self._overflowed and self._position <= self._after:
+        while not self._overflowed and self._newest <= self._edition and self._position <= self._after:
             self._offered.clear()
             await self._offered.wait()
         dirty, self._dirty = self._dirty, {}
-        overflowed, self._overflowed = self._overflowed, False
+        overflowed, self._overflowed = self._overflowed or self._newest > self._edition, False
+        self._edition = max(self._edition, self._newest)
         self._after = max(self._after, self._position)
         rows = [row for _, row in dirty.values() if row is not None]
         removed = [key for key, (_, row) in dirty.items() if row is None]

@@ -1,0 +1,1 @@
+"""Back ends that read what the core has measured, one small file each."""

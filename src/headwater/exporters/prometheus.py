@@ -1,0 +1,200 @@
+"""A process's measures in the text format of Prometheus. Everything is read when it is asked for; nothing runs between.
+
+What the database knows (`log`, `projection`) is the same from every process; the rest is the process's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from headwater.appender import Appender
+from headwater.database import UNREACHABLE
+from headwater.log import Verdict
+from headwater.node import HEALTH_SECONDS, Node
+from headwater.projector import Progress
+from headwater.standings import Standings, read_standings, recorded_at
+from headwater.telemetry import Distribution, Telemetry
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that is shown, of one moment. standings: None when the database is away. appender, subscriptions, sockets:
+    None in a process that does not serve."""
+
+    standings: Standings | None
+    projections: Mapping[str, Progress]
+    telemetry: Telemetry
+    appender: Appender | None
+    subscriptions: Mapping[str, int] | None
+    sockets: int | None
+
+
+async def text_of(node: Node, sockets: int | None) -> bytes:
+    """The process's metrics. sockets: those open now; None in a process that serves none. A database that is away is
+    said so (`headwater_database_up 0`), and what only it knows is left out."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(await _snapshot(node, sockets)))
+    return generate_latest(registry)
+
+
+async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
+    serving = node.serving if node.serves else None
+    return Snapshot(
+        await _standings(node),
+        {name: projector.progress for name, projector in node.projectors.items()},
+        node.telemetry,
+        node.appender if node.serves else None,
+        None if serving is None else _subscriptions(node),
+        sockets,
+    )
+
+
+async def _standings(node: Node) -> Standings | None:
+    pool, unread = node.database.pool, node.telemetry.take_unread()
+    try:
+        async with asyncio.timeout(HEALTH_SECONDS):
+            standings = await read_standings(pool)
+            if unread:
+                positions = {position for position, _, _ in unread}
+                node.telemetry.settle(unread, await recorded_at(pool, positions))
+    except UNREACHABLE:
+        return None  # shown as a metric of its own; the supervisor's tasks have logged it
+    return standings
+
+
+def _subscriptions(node: Node) -> dict[str, int]:
+    watchers = {feed.reader.view.name: feed.watchers for feed in node.serving.feeds.values()}
+    return {**watchers, "events": node.telemetry.followers}
+
+
+class _Collector(Collector):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Metric]:
+        shown = self._snapshot
+        yield _gauge("database_up", "Whether the database answered this scrape.", [([], shown.standings is not None)])
+        if shown.standings is not None:
+            yield from _database(shown.standings)
+        yield from _projecting(shown.projections)
+        if shown.appender is not None:
+            yield from _appending(shown.appender)
+        if shown.subscriptions is not None:
+            yield from _serving(shown.telemetry, shown.subscriptions, shown.sockets or 0)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+def _database(standings: Standings) -> Iterator[Metric]:
+    yield _gauge("log_position", "The position of the log's last event.", [([], standings.head)])
+    labels = ["projection", "generation", "state"]
+    for name, field, text in (
+        ("position", "position", "Up to which position of the log it is complete."),
+        ("lag_events", "lag_events", "Events after its position."),
+        ("lag_seconds", "lag_seconds", "Age of the oldest event after its position; 0 when there is none."),
+        ("parked_keys", "parked_keys", "Keys whose events wait as dead letters."),
+    ):
+        values = [([p.name, str(p.generation), p.state], getattr(p, field)) for p in standings.projections]
+        yield _gauge(f"projection_{name}", text, values, labels)
+
+
+def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:
+    labels = ["projection"]
+    for name, field, text in (
+        ("events", "events", "Events that this process has folded and committed."),
+        ("batches", "batches", "Batches that this process has committed."),
+        ("retries", "retries", "Attempts of this process after a fold had failed."),
+        ("displaced", "displaced", "Batches of this process that were void, since another had moved the checkpoint."),
+    ):
+        values = [([each], getattr(progress, field)) for each, progress in projections.items()]
+        yield _counter(f"projection_{name}", text, values, labels)
+    sizes = [([name], progress.sizes) for name, progress in projections.items()]
+    yield _histogram("projection_batch_events", "Events in a batch that this process has committed.", sizes, labels)
+    delays = [([name], progress.delays) for name, progress in projections.items()]
+    yield _histogram(
+        "append_to_row_seconds", "From the recording of an event to the commit of its row.", delays, labels
+    )
+
+
+def _appending(appender: Appender) -> Iterator[Metric]:
+    tally = appender.tally
+    accepted = tally.verdicts[Verdict.ACCEPTED]
+    verdicts = [([verdict.name.lower()], count) for verdict, count in tally.verdicts.items()]
+    yield _counter("append_commands", "Commands that this process has had accepted by the log.", [([], accepted)])
+    yield _counter("append_events", "Events that this process has appended.", [([], tally.events)])
+    yield _counter(
+        "append_verdicts", "What became of the commands that this process sent to the log.", verdicts, ["verdict"]
+    )
+    yield _histogram("append_batch_commands", "Commands in one append.", [([], tally.sizes)])
+    yield _histogram("append_seconds", "Duration of one append, with its commit.", [([], tally.seconds)])
+    yield _gauge("append_queue_commands", "Commands that wait for the next append.", [([], appender.waiting)])
+
+
+def _serving(telemetry: Telemetry, subscriptions: Mapping[str, int], sockets: int) -> Iterator[Metric]:
+    operations = [([kind, outcome], taken) for (kind, outcome), taken in sorted(telemetry.operations.items())]
+    yield _histogram(
+        "graphql_operation_seconds",
+        "Duration of GraphQL operations; of a subscription, until it is open.",
+        operations,
+        ["kind", "outcome"],
+    )
+    yield _gauge("sockets", "Open WebSockets.", [([], sockets)])
+    yield _gauge("subscriptions", "Open subscriptions to a read model, or to events.", _labelled(subscriptions), ["to"])
+    yield _counter("sent_messages", "Changes that subscribers have taken.", _labelled(telemetry.messages), ["to"])
+    yield _histogram(
+        "append_to_sent_seconds",
+        "From the recording of an event to the moment when a subscriber had taken its change; of the last 10000 "
+        "changes between two scrapes.",
+        [([], telemetry.sent)],
+    )
+
+
+def _labelled(values: Mapping[str, int]) -> list[tuple[list[str], float]]:
+    return [([name], value) for name, value in values.items()]
+
+
+def _gauge(name: str, text: str, values: Iterable[tuple[list[str], float]], labels: list[str] | None = None) -> Metric:
+    return _filled(GaugeMetricFamily(f"headwater_{name}", text, labels=labels or []), values)
+
+
+def _counter(
+    name: str, text: str, values: Iterable[tuple[list[str], float]], labels: list[str] | None = None
+) -> Metric:
+    return _filled(CounterMetricFamily(f"headwater_{name}", text, labels=labels or []), values)
+
+
+def _filled(family: Any, values: Iterable[tuple[list[str], float]]) -> Metric:
+    for labels, value in values:
+        family.add_metric(labels, value)
+    return family  # type: ignore[no-any-return]  # a Metric
+
+
+def _histogram(
+    name: str, text: str, values: Iterable[tuple[list[str], Distribution]], labels: list[str] | None = None
+) -> Metric:
+    family = HistogramMetricFamily(f"headwater_{name}", text, labels=labels or [])
+    for each, distribution in values:
+        family.add_metric(each, _buckets(distribution), distribution.total)
+    return family
+
+
+def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus has them."""
+    bounds = [*(str(float(bound)) for bound in distribution.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(distribution.counts), strict=True))

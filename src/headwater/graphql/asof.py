@@ -1,0 +1,33 @@
+"""`asOf`: a moment of the log, by its position or by the clock."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import strawberry
+
+from headwater.errors import BadUserInput
+from headwater.graphql.scalars import Position
+from headwater.log import Log
+
+
+@strawberry.input(one_of=True, description="One of them: the state after that position, or at that moment.")
+class AsOf:
+    position: Position | None = strawberry.UNSET
+    time: datetime | None = strawberry.UNSET
+
+
+async def position_of(given: AsOf, log: Log) -> int:
+    """The position that is asked for. A time is the last position recorded at it or before it; one that is yet to come
+    is the log's end.
+
+    Raises:
+        BadUserInput: a position beyond the log's end.
+    """
+    if isinstance(given.time, datetime):
+        return await log.position_at(given.time)
+    assert isinstance(given.position, int)  # @oneOf: validated
+    head = await log.head()
+    if given.position > head:
+        raise BadUserInput(f"The log ends at position {head}; nothing is known as of {given.position}.")
+    return given.position

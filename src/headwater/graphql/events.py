@@ -1,0 +1,212 @@
+"""The audit trail as GraphQL: `events`, in pages and as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import strawberry
+
+from headwater.errors import BadUserInput
+from headwater.graphql.building import Info, Omittable, resolver
+from headwater.graphql.interfaces import PageInfo
+from headwater.graphql.paging import page_size
+from headwater.graphql.scalars import JSON, Position
+from headwater.trail import END, Entry, Trail, Wanted
+
+_LARGEST_LIST = 100
+
+
+@strawberry.type(description="Something that happened, as it stands in the log.")
+class Event:
+    position: Position
+    event_id: UUID
+    stream_id: UUID
+    category: str
+    version: int = strawberry.field(description="Its place in its stream, from 1.")
+    type: str
+    schema_version: int = strawberry.field(description="The version of its type that data was written in.")
+    data: JSON = strawberry.field(description="As it was written, in schemaVersion: never rewritten, not upcasted.")
+    recorded_at: datetime
+    actor: str | None
+    command_id: UUID | None
+    correlation_id: UUID = strawberry.field(description="What all that followed from one request has in common.")
+    causation_id: UUID | None = strawberry.field(description="The event or the command that led to it.")
+
+
+@strawberry.type(description="One Event and its place in the log.")
+class EventEdge:
+    cursor: Position
+    node: Event
+
+
+@strawberry.type(description="A page of Events, in the log's order.")
+class EventConnection:
+    edges: list[EventEdge]
+    nodes: list[Event]
+
+    @strawberry.field
+    async def page_info(self, info: Info) -> PageInfo:
+        return await self.page.info()  # type: ignore[attr-defined,no-any-return]  # set by `_connection`
+
+
+@strawberry.input(description="Which of Event. What stands side by side must all hold.")
+class EventFilter:
+    stream_id: UUID | None = strawberry.UNSET
+    category: str | None = strawberry.UNSET
+    types: list[str] | None = strawberry.UNSET
+    correlation_id: UUID | None = strawberry.UNSET
+    actor: str | None = strawberry.UNSET
+    since: datetime | None = strawberry.field(
+        name="from", default=strawberry.UNSET, description="Recorded at this time or after it."
+    )
+    until: datetime | None = strawberry.field(
+        name="to", default=strawberry.UNSET, description="Recorded before this time."
+    )
+
+
+class _Page:
+    """A page that was read, and whether there is more on either side, which is looked up when it is asked for."""
+
+    def __init__(
+        self, trail: Trail, wanted: Wanted, after: int, before: int, entries: list[Entry], cut: bool, backward: bool
+    ) -> None:
+        self.entries = entries
+        self._trail = trail
+        self._wanted = wanted
+        self._after, self._before = after, before
+        self._cut = cut
+        self._backward = backward
+
+    async def info(self) -> PageInfo:
+        first = self.entries[0].position if self.entries else self._after + 1
+        last = self.entries[-1].position if self.entries else self._before - 1
+        earlier = self._cut if self._backward else self._after > 0 and await self._any(0, first)
+        later = self._cut if not self._backward else self._before < END and await self._any(last, END)
+        return PageInfo(
+            has_next_page=later,
+            has_previous_page=earlier,
+            start_cursor=str(first) if self.entries else None,
+            end_cursor=str(last) if self.entries else None,
+        )
+
+    async def _any(self, after: int, before: int) -> bool:
+        # The nearest one is sought first: towards the page from the side where it lies.
+        backward = after == 0
+        return bool(await self._trail.read(self._wanted, after, before, limit=1, backward=backward))
+
+
+def events_query() -> Any:
+    """`events(filter, first, after, last, before)`."""
+
+    async def resolve(
+        root: Any,
+        info: Info,
+        filter: Any = None,
+        first: int | None = None,
+        after: int | None = None,
+        last: int | None = None,
+        before: int | None = None,
+    ) -> Any:
+        first = page_size(info, first, last, before)
+        trail, wanted = info.context.serving.trail, _wanted(filter)
+        low, high = after or 0, END if before is None else before
+        backward = last is not None
+        limit = last if last is not None else first
+        assert limit is not None  # page_size gives one when last does not
+        entries = await trail.read(wanted, low, high, limit=limit + 1, backward=backward)
+        cut = len(entries) > limit
+        if cut:
+            entries = entries[1:] if backward else entries[:-1]
+        return _connection(_Page(trail, wanted, low, high, entries, cut, backward))
+
+    return strawberry.field(
+        resolver=resolver(
+            resolve,
+            EventConnection,
+            filter=Omittable(EventFilter),
+            first=Omittable(int),
+            after=Omittable(Position),
+            last=Omittable(int),
+            before=Omittable(Position),
+        ),
+        description="The audit trail: what happened, when, by whom, caused by what.",
+    )
+
+
+def events_subscription() -> Any:
+    """`events(filter, after)`."""
+
+    async def resolve(root: Any, info: Info, filter: Any = None, after: int | None = None) -> AsyncGenerator[Any, None]:
+        trail, wanted = info.context.serving.trail, _wanted(filter)
+        if wanted.until is not None:
+            raise BadUserInput("A subscription to events goes on: leave `to` out of its filter.")
+        head = await trail.head()
+        if after is not None and after > head:
+            raise BadUserInput(f"The log ends at position {head}; there is nothing after {after} to go on from.")
+        start = after if after is not None else head if wanted.since is None else 0
+        telemetry, opened = info.context.serving.telemetry, time.time()
+        telemetry.followers += 1
+        try:
+            async with aclosing(trail.follow(wanted, start)) as entries:
+                async for entry in entries:
+                    yield _event(entry)
+                    telemetry.handed_over("events", entry.position, opened)  # who asks for the next has taken this one
+        finally:
+            telemetry.followers -= 1
+
+    return strawberry.subscription(
+        resolver=resolver(
+            resolve,
+            AsyncGenerator[Event, None],
+            filter=Omittable(EventFilter),
+            after=Omittable(Position),
+        ),
+        description="The log itself, from a position on; without one, what comes from now on.",
+    )
+
+
+def _wanted(given: Any) -> Wanted:
+    if given is None:
+        return Wanted()
+    values = {name: value for name, value in vars(given).items() if value is not strawberry.UNSET}
+    for name, value in values.items():
+        # A null is what a client sends whose variable was not set: taken as "no filter" it would show everything.
+        if value is None:
+            raise BadUserInput(f"filter: {_SPELLED.get(name, name)} is null; leave it out.")
+    if len(values.get("types", ())) > _LARGEST_LIST:
+        raise BadUserInput(f"A list in a filter may hold {_LARGEST_LIST} values.")
+    return Wanted(**values)
+
+
+_SPELLED = {"stream_id": "streamId", "correlation_id": "correlationId", "since": "from", "until": "to"}
+
+
+def _connection(page: _Page) -> EventConnection:
+    nodes = [_event(entry) for entry in page.entries]
+    edges = [EventEdge(cursor=node.position, node=node) for node in nodes]
+    connection = EventConnection(edges=edges, nodes=nodes)
+    connection.page = page  # type: ignore[attr-defined]  # read by page_info
+    return connection
+
+
+def _event(entry: Entry) -> Event:
+    return Event(
+        position=Position(entry.position),
+        event_id=entry.event_id,
+        stream_id=entry.stream_id,
+        category=entry.category,
+        version=entry.version,
+        type=entry.type,
+        schema_version=entry.schema_version,
+        data=JSON(entry.data.encode()),
+        recorded_at=entry.recorded_at,
+        actor=entry.actor,
+        command_id=entry.command_id,
+        correlation_id=entry.correlation_id,
+        causation_id=entry.causation_id,
+    )

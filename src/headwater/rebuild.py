@@ -1,0 +1,399 @@
+"""Building a generation of a read model beside the live one, and putting it in its place.
+
+    restoring -> catching up: read -> fold in memory -> write in bulk -> ... -> near the head -> indexed
+              -> catching up -> a sample verified -> swapped in one transaction: live
+    any of them -> displaced (the lease is another's, or the generation was given up): end; who has it goes on from the
+              checkpoint, which moves with the rows
+
+What is built is read by nobody, so that its table has no index, and rows are written once for many events. Tombstones
+are not kept: whoever goes on from before the swap is sent everything again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Generic, NoReturn, TypeVar
+from uuid import UUID
+
+import asyncpg
+
+from headwater import sql
+from headwater.database import Database
+from headwater.deadletters import DeadLetters, Letter, described
+from headwater.errors import HeadwaterError
+from headwater.failure import Stop, policy_of
+from headwater.log import Log
+from headwater.messages import Event, Recorded
+from headwater.tables import (
+    SCHEMA,
+    Standing,
+    add_indexes,
+    add_key,
+    alone,
+    delete_sql,
+    load_sql,
+    model_reader,
+    select_sql,
+    show,
+    update_sql,
+    writer_of,
+)
+from headwater.verify import Verifier
+from headwater.view import ReadModel, View
+
+logger = logging.getLogger("headwater.rebuild")
+_SQL = sql.load(__file__)
+
+M = TypeVar("M", bound=ReadModel)
+
+NEAR = 10_000
+"""Events to the head with which the rest is folded while the live generation waits for the swap."""
+
+SWAP_WAIT_SECONDS = 2.0
+"""How long a swap waits for queries under way; those that come meanwhile wait behind it."""
+
+RESTORED_AT_ONCE = 5_000
+
+
+class BuildStopped(HeadwaterError):
+    """A generation cannot be built; it stands still, and what is live goes on. The sentence says why."""
+
+
+class _Displaced(Exception):
+    """The lease is another's, or the generation was given up; what was folded here is void."""
+
+
+@dataclass(slots=True)
+class _Row(Generic[M]):
+    """A row as folded so far. stored: whether the table has it. changed: since the last write."""
+
+    key: UUID
+    model: M | None
+    position: int
+    stored: bool
+    changed: bool = False
+
+
+class Rebuild(Generic[M]):
+    """Builds generations of one read model.
+
+    rows, events: what is folded between two writes, at most. cache: rows kept in memory, at most. pause: seconds of
+    rest after a write, so that the database can do other work. sample: rows that are verified before the swap.
+    by_stream: whether a row's key is the id of the stream that its events are in; then the sample is read by index.
+    lease: seconds after which PostgreSQL ends a transaction that this process has left standing.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        log: Log,
+        view: View[M],
+        *,
+        rows: int = 100_000,
+        events: int = 200_000,
+        cache: int = 100_000,
+        pause: float = 0.0,
+        poll: float = 1.0,
+        sample: int = 100,
+        by_stream: bool = False,
+        lease: float = 6.0,
+    ) -> None:
+        self._database = database
+        self.patience = str(round(lease * 1000))
+        self.log = log
+        self.view = view
+        self.rows = rows
+        self.events = events
+        self.cache = cache
+        self.pause = pause
+        self.poll = poll
+        self.sample = sample
+        self.verifier = Verifier(log, view, by_stream=by_stream)
+
+    async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+        """Build until the generation is live, or until the lease with this fence is another's. Runs under a supervisor,
+        which is told when a failure is got over.
+
+        Raises:
+            BuildStopped: a fold failed whose policy is to stop, PostgreSQL does not take what a fold gave, the sample
+                is not what the log says, or something depends on the view.
+        """
+        name = f"{self.view.name} {standing.generation}"
+        writing = await self._database.connect(f"building {name}")
+        reading = await self._database.connect(f"building {name}, reading")
+        try:
+            build = _Build(self, standing, writing, reading)
+            while not await build.run(well):  # noqa: ASYNC110 - what is in the way does not ring
+                await asyncio.sleep(self.poll)
+        except _Displaced:
+            logger.info("%s is built by another, or given up", name)
+        finally:
+            reading.terminate()
+            writing.terminate()
+
+
+class _Build(Generic[M]):
+    """One generation on its way."""
+
+    def __init__(
+        self, rebuild: Rebuild[M], standing: Standing, writing: asyncpg.Connection, reading: asyncpg.Connection
+    ) -> None:
+        self._of = rebuild
+        self._view = view = rebuild.view
+        self._log = rebuild.log
+        self._writing = writing
+        self._reading = reading
+        self._standing = standing
+        self._table = standing.table
+        self._lease = view.name, standing.generation, standing.fence
+        self._letters = DeadLetters(view.name, standing.generation)
+        self._policy = policy_of(view.on_failure)
+        self._types = self._log.stored_names(view.events)
+        self._route = {event: view.route_of(event) for event in view.events}
+        self._columns = [(each.name, writer_of(each)) for each in view.fields]
+        self._read_row = model_reader(view)
+        self._rows: dict[int, _Row[M]] = {}
+        """By the key's number, since a UUID is hashed in Python, again and again."""
+        self._complete = True
+        """Whether memory holds all rows; then a key that is not there has none."""
+        self._changed: list[_Row[M]] = []
+        self._parked: set[UUID] = set()
+        self._aside: list[Letter] = []
+        self._position = 0
+
+    async def run(self, well: Callable[[], None]) -> bool:
+        """From the checkpoint to the swap. False when the swap has to be tried again."""
+        await self._restore()
+        while (head := await self._log.head()) - self._position > NEAR:
+            await self._catch_up(head, well)
+        await add_key(self._writing, self._view, self._table)
+        await add_indexes(self._writing, self._view, self._table)
+        await self._writing.execute(f'analyze {SCHEMA}."{self._table}"')
+        await self._catch_up(await self._log.head(), well)
+        await self._verify()
+        well()
+        return await self._swap()
+
+    # ----------------------------------------------------------------------------------------------------- restoring
+
+    async def _restore(self) -> None:
+        """Take up what is written, wherever the one before came to an end."""
+        position = await self._writing.fetchval(_SQL["held"], *self._lease)
+        if position is None:
+            raise _Displaced
+        self._position = position
+        self._rows.clear()
+        self._changed.clear()
+        self._aside.clear()
+        self._parked = await self._letters.parked(self._writing)
+        self._complete = await self._count() <= self._of.cache
+        if self._complete:
+            await self._load_all()
+        else:
+            await add_key(self._writing, self._view, self._table)
+
+    async def _count(self) -> int:
+        counted = f'select count(*) from (select from {SCHEMA}."{self._table}" limit $1) few'  # noqa: S608 - our own name
+        return await self._writing.fetchval(counted, self._of.cache + 1)  # type: ignore[no-any-return]  # count(*)
+
+    async def _load_all(self) -> None:
+        async with self._writing.transaction():
+            rows = self._writing.cursor(select_sql(self._view, self._table), prefetch=RESTORED_AT_ONCE)
+            async for record in rows:
+                self._keep(record)
+
+    def _keep(self, record: asyncpg.Record) -> None:
+        key = record[self._view.key]
+        self._rows[key.int] = _Row(key, self._read_row(record), record["position"], True)  # type: ignore[arg-type]  # the view's own model
+
+    # --------------------------------------------------------------------------------------------------- catching up
+
+    async def _catch_up(self, upto: int, well: Callable[[], None] = lambda: None) -> None:
+        """To a position, in large writes."""
+        async for reached, events in self._log.stream(self._reading, self._position, upto, types=self._types):
+            await self._fold(events)
+            if reached == upto or self._is_enough(reached):
+                await self._write(reached)
+                well()
+                await asyncio.sleep(self._of.pause)
+
+    def _is_enough(self, reached: int) -> bool:
+        return reached - self._position >= self._of.events or len(self._changed) >= self._of.rows
+
+    async def _fold(self, events: Iterator[Recorded[Event]]) -> None:
+        routes = self._route
+        routed = [(route(event.data), event) for event in events if (route := routes.get(type(event.data))) is not None]
+        if not self._complete:
+            await self._load({key for key, _ in routed})
+        rows, fold = self._rows, self._view.fold
+        for key, event in routed:
+            row = rows.get(key.int)
+            if row is None:
+                row = rows[key.int] = _Row(key, None, 0, False)
+            if self._parked and key in self._parked:
+                self._aside.append(Letter(key, event.position))
+                continue
+            try:
+                model = fold(row.model, event)
+            except Exception as error:  # noqa: BLE001 - whatever a user's fold raises
+                await self._set_aside(key, event, error)
+                continue
+            if model is not row.model:
+                row.model, row.position = model, event.position
+                if not row.changed:
+                    row.changed = True
+                    self._changed.append(row)
+
+    async def _load(self, keys: set[UUID]) -> None:
+        missing = [key for key in keys if key.int not in self._rows]
+        if missing:
+            for record in await self._writing.fetch(load_sql(self._view, self._table), missing):
+                self._keep(record)
+
+    async def _set_aside(self, key: UUID, event: Recorded[Event], error: Exception) -> None:
+        """As the live projection does: its key is parked, to be tried again as the policy says once this is live."""
+        if isinstance(self._policy.then, Stop):
+            await self._stop(
+                f"the fold of {event.data.event_name} at position {event.position} on row {key} raised "
+                f"{type(error).__name__}: {error}",
+                error,
+            )
+        self._parked.add(key)
+        self._aside.append(Letter(key, event.position, 1, *described(error), self._policy.pause(1)))
+
+    async def _stop(self, why: str, cause: Exception | None = None) -> NoReturn:
+        await self._writing.execute(_SQL["fail"], *self._lease, why)
+        raise BuildStopped(f"generation {self._lease[1]} of {self._view.name} is not built: {why}") from cause
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    async def _write(self, reached: int) -> None:
+        """Rows, dead letters and checkpoint, in one transaction; then memory is made small again."""
+        try:
+            await self._transact(reached)
+        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+            await self._stop(f"PostgreSQL does not take what was folded up to position {reached}: {error}", error)
+        self._settle(reached)
+        await self._shrink()
+
+    async def _transact(self, reached: int) -> None:
+        async with self._writing.transaction():
+            await self._writing.execute(_SQL["derived"], self._of.patience)
+            await self._write_rows([row for row in self._changed if row.model is not None])
+            removed = [row.key for row in self._changed if row.model is None and row.stored]
+            if removed:
+                await self._writing.execute(delete_sql(self._view, self._table), removed)
+            if self._aside:
+                await self._letters.park(self._writing, self._aside)
+            # Last, so that one that is stopped in the middle does not hold the row from which another takes over.
+            if not await self._writing.fetch(_SQL["move"], *self._lease, self._position, reached):
+                raise _Displaced
+
+    async def _write_rows(self, rows: list[_Row[M]]) -> None:
+        new = [row for row in rows if not row.stored]
+        if new:
+            names = [*(name for name, _ in self._columns), "position"]
+            records = zip(*self._arrays(new), strict=True)
+            await self._writing.copy_records_to_table(self._table, schema_name=SCHEMA, columns=names, records=records)
+        known = [row for row in rows if row.stored]
+        if known:
+            await self._writing.execute(update_sql(self._view, self._table), *self._arrays(known))
+
+    def _arrays(self, rows: list[_Row[M]]) -> list[list[Any]]:
+        models = [row.model for row in rows]
+        arrays = [[write(getattr(model, name)) for model in models] for name, write in self._columns]
+        return [*arrays, [row.position for row in rows]]
+
+    def _settle(self, reached: int) -> None:
+        for row in self._changed:
+            row.changed, row.stored = False, row.model is not None
+            if row.model is None:
+                del self._rows[row.key.int]
+        self._changed.clear()
+        self._aside.clear()
+        self._position = reached
+
+    async def _shrink(self) -> None:
+        """Rows that do not fit are found by their key from now on."""
+        over = len(self._rows) - self._of.cache
+        if over <= 0:
+            return
+        if self._complete:
+            await add_key(self._writing, self._view, self._table)
+            self._complete = False
+        for number in list(islice(self._rows, over)):
+            del self._rows[number]
+
+    # ------------------------------------------------------------------------------------------------------- swapping
+
+    async def _verify(self) -> None:
+        report = await self._of.verifier.sample(
+            self._writing, self._reading, replace(self._standing, position=self._position), self._of.sample
+        )
+        if report.differences:
+            await self._stop(
+                f"of {report.checked} sampled rows, {len(report.differences)} are not what the log says, "
+                f"such as {report.differences[0]}; is its fold without clock, chance and I/O?"
+            )
+
+    async def _swap(self) -> bool:
+        """In one transaction: what is live stands still, the rest is folded, and clients read the new rows."""
+        try:
+            async with alone(self._writing, self._view.name, seconds=SWAP_WAIT_SECONDS):
+                return await self._take_its_place()
+        except (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError) as error:
+            logger.info("the swap of %s waits for queries under way (%s)", self._view.name, error)
+            return False
+        except asyncpg.DependentObjectsStillExistError as error:
+            await self._stop(
+                f"a column goes or changes its type, but what depends on the view stays: {error.detail}", error
+            )
+
+    async def _take_its_place(self) -> bool:
+        name, generation, _ = self._lease
+        await self._writing.execute(_SQL["derived"], self._of.patience)
+        live = await self._writing.fetchrow(_SQL["hold_live"], name)
+        if live is not None and live["position"] > self._position:
+            if live["position"] - self._position > NEAR:
+                return False
+            await self._catch_up(live["position"])
+        await self._writing.execute(_SQL["retire"], name, generation)
+        if not await self._writing.fetch(_SQL["publish"], *self._lease, self._position):
+            raise _Displaced
+        await show(self._writing, self._view, self._table)
+        return True
+
+
+class Retired:
+    """Drops the tables of generations that are retired for so many seconds."""
+
+    def __init__(self, database: Database, *, seconds: float = 60.0) -> None:
+        self._database = database
+        self._seconds = seconds
+
+    async def run(self, well: Callable[[], None] = lambda: None) -> None:
+        """Look now and then, until cancelled. Runs under a supervisor."""
+        while True:
+            await self.drop()
+            well()
+            await asyncio.sleep(min(max(self._seconds / 4, 0.1), 15.0))
+
+    async def drop(self) -> list[str]:
+        """Drop what is due; the names of the tables. One that is still read is left for the next time."""
+        connection = await self._database.connect("retired tables")
+        try:
+            async with connection.transaction():
+                await connection.execute(f"set local lock_timeout = '{SWAP_WAIT_SECONDS}s'")
+                expired = await connection.fetch(_SQL["expired"], self._seconds)
+                for name, generation, table in expired:
+                    await connection.execute(f'drop table {SCHEMA}."{table}"')
+                    await connection.execute(_SQL["clear"], name, generation)
+            return [table for _, _, table in expired]
+        except asyncpg.LockNotAvailableError:
+            return []
+        finally:
+            connection.terminate()

@@ -1,0 +1,53 @@
+-- name: held
+-- Where a generation stands that is being built, if its lease is still the one with this fence.
+select position from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building'
+
+-- name: derived
+-- Of a transaction that writes rows: they can be folded again from the log, and only the log must outlive a crash. A worker
+-- that is stopped in the middle keeps no lock against the one that takes over.
+select set_config('synchronous_commit', 'off', true), set_config('idle_in_transaction_session_timeout', $1, true)
+
+-- name: move
+-- Compare-and-swap of the checkpoint. No row: the lease is another's, or the generation was given up.
+update headwater.projections set position = $5, failure = null, updated_at = now()
+ where name = $1 and generation = $2 and position = $4 and fence = $3 and state = 'building'
+returning position
+
+-- name: fail
+-- Why it stands still.
+update headwater.projections set failure = $4, updated_at = now()
+ where name = $1 and generation = $2 and fence = $3 and state = 'building'
+
+-- name: hold_live
+-- What clients read until now, held: its projector commits nothing until this transaction ends.
+select position from headwater.projections where name = $1 and state = 'live' for update
+
+-- name: retire
+-- What was live, and what older code is building beside it, gives place to a newer generation.
+update headwater.projections set state = 'retired', retired_at = now(), owner = null
+ where name = $1 and (state = 'live' or state = 'building' and generation < $2)
+
+-- name: publish
+-- A generation is the one that clients read. Everyone is told, also those who wait for a position.
+with live as (
+  update headwater.projections set state = 'live', live_since = position, updated_at = now()
+   where name = $1 and generation = $2 and fence = $3 and position = $4 and state = 'building'
+  returning name, generation, position
+)
+select pg_notify('headwater', name || ' generation:' || generation),
+       pg_notify('headwater', name || ':' || position),
+       pg_notify('headwater', 'leases:' || (extract(epoch from clock_timestamp()) * 1000)::bigint),
+       pg_notify('headwater', '')
+  from live
+
+-- name: expired
+-- Generations retired for so many seconds whose tables are still there.
+select name, generation, table_name from headwater.projections
+ where state = 'retired' and retired_at < now() - $1 * interval '1 second'
+   and to_regclass(format('read.%I', table_name)) is not null
+   for update skip locked
+
+-- name: clear
+-- What was kept beside a table that is gone. The generation's own row stays: see the column `state`.
+with buried as (delete from headwater.tombstones where projection = $1 and generation = $2)
+delete from headwater.dead_letters where projection = $1 and generation = $2

@@ -1,0 +1,55 @@
+"""Where each projection stands, as the database knows it, whichever process keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+from headwater import sql
+
+_SQL = sql.load(__file__)
+
+
+@dataclass(frozen=True)
+class ProjectionStanding:
+    """A generation of a projection. lag_seconds: the age of the oldest event that it has not passed; 0 at the head.
+    parked_keys: those whose events wait in `dead_letters`."""
+
+    name: str
+    generation: int
+    state: str
+    position: int
+    lag_events: int
+    lag_seconds: float
+    parked_keys: int
+
+
+@dataclass(frozen=True)
+class Standings:
+    """The log's head, and every projection that is kept, live or being built."""
+
+    head: int
+    projections: Sequence[ProjectionStanding]
+
+    def late(self, tolerance: float) -> list[str]:
+        """The names of live projections that are behind by more seconds than that."""
+        return [each.name for each in self.projections if each.state == "live" and each.lag_seconds > tolerance]
+
+
+async def read_standings(pool: asyncpg.Pool) -> Standings:
+    """One statement for all, of one moment."""
+    rows = await pool.fetch(_SQL["standings"])
+    standings = [
+        ProjectionStanding(*(row[name] for name in ProjectionStanding.__dataclass_fields__))
+        for row in rows
+        if row["name"] is not None
+    ]
+    return Standings(rows[0]["head"], standings)
+
+
+async def recorded_at(pool: asyncpg.Pool, positions: Iterable[int]) -> dict[int, datetime]:
+    """When the events at some positions were recorded."""
+    return {row["position"]: row["recorded_at"] for row in await pool.fetch(_SQL["recorded"], list(positions))}

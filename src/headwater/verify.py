@@ -1,0 +1,273 @@
+"""Verify: fold rows again from the log, and compare them with what is stored, at one position.
+
+The rows and the position are read in one REPEATABLE READ transaction. What the log holds up to that position never
+changes, so it is read on another connection, meanwhile or afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import asyncpg
+
+from headwater import sql
+from headwater.database import Database
+from headwater.errors import HeadwaterError
+from headwater.log import Log
+from headwater.messages import Event, Recorded
+from headwater.tables import SCHEMA, Standing, fingerprint, select_sql, writer_of
+from headwater.view import ReadModel, View
+
+_SQL = sql.load(__file__)
+
+M = TypeVar("M", bound=ReadModel)
+
+ROWS_AT_ONCE = 200_000
+"""Rows that are held in memory, as stored and as folded; more are taken in ranges of keys, with a pass each."""
+
+LISTED = 100
+"""Differences that are printed, at most."""
+
+FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
+
+
+class NotVerifiable(HeadwaterError):
+    """The rows were made by another version of this code: a fold of today says nothing of them."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a row is, and what the log says. column: `row` when there should be one and is none, or the other way round;
+    `fold` when the fold raised."""
+
+    key: UUID
+    column: str
+    stored: object
+    folded: object
+
+    def __str__(self) -> str:
+        return f"{self.key}  {self.column}: stored {self.stored!s}, folded {self.folded!s}"
+
+
+@dataclass
+class Report:
+    """What was compared, at which position. parked: keys with dead letters, whose rows stay behind."""
+
+    name: str
+    generation: int
+    position: int
+    checked: int = 0
+    parked: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For a person: a line of counts, then the differences, so many at most."""
+        parked = f", {self.parked:,} parked" if self.parked else ""
+        found = f"{len(self.differences):,} differences" if self.differences else "no difference"
+        counts = f"{self.name}: {self.checked:,} rows compared at position {self.position:,}{parked}: {found}"
+        more = len(self.differences) - LISTED
+        rest = [f"  and {more:,} more"] if more > 0 else []
+        return [counts, *(f"  {each}" for each in self.differences[:LISTED]), *rest]
+
+
+@dataclass(slots=True)
+class _Folded:
+    """A row as the log says. failed: what the fold raised, after which nothing is known of it."""
+
+    model: Any = None
+    position: int = 0
+    failed: str | None = None
+
+
+class Verifier(Generic[M]):
+    """Compares the rows of one read model with the log. by_stream: whether a row's key is the id of the stream that all
+    its events are in."""
+
+    def __init__(self, log: Log, view: View[M], *, by_stream: bool = False, rows: int = ROWS_AT_ONCE) -> None:
+        self._log = log
+        self._view = view
+        self._by_stream = by_stream
+        self._at_once = rows
+        self._types = log.stored_names(view.events)
+        self._route = {event: view.route_of(event) for event in view.events}
+        self._columns = [(each.name, each.many, writer_of(each)) for each in view.fields]
+
+    async def live(self, database: Database, sample: int | None) -> Report:
+        """Verify what clients read: so many keys by chance, or all (None).
+
+        Raises:
+            NotVerifiable: the rows were made by another version of this code.
+        """
+        rows = await database.connect(f"verifying {self._view.name}")
+        log = await database.connect(f"verifying {self._view.name}, log")
+        try:
+            async with rows.transaction(isolation="repeatable_read", readonly=True):
+                standing = await self._standing(rows)
+                report = await (
+                    self.all(rows, log, standing) if sample is None else self.sample(rows, log, standing, sample)
+                )
+            await rows.execute(_SQL["verified"], report.name, report.generation, len(report.differences))
+            return report
+        finally:
+            log.terminate()
+            rows.terminate()
+
+    async def _standing(self, connection: asyncpg.Connection) -> Standing:
+        row = await connection.fetchrow(_SQL["standing"], self._view.name)
+        if row is None or row["fingerprint"] != fingerprint(self._view):
+            raise NotVerifiable(
+                f"{self._view.name} is made by another version of this code than the one that runs here; verify it "
+                "with that one, or when the next generation is live"
+            )
+        return Standing(*row)
+
+    async def sample(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing, count: int) -> Report:
+        """Some keys that have a row, and some that the log speaks of, which may have none."""
+        report = Report(self._view.name, standing.generation, standing.position)
+        keys = await self._some_keys(rows, log, standing, count)
+        if keys:
+            stored = await self._stored(
+                rows, standing, f'where "{self._view.key}" = any($1::uuid[])', list(keys.values())
+            )
+            folded = await self._fold_some(log, standing.position, keys)
+            await self._compare(rows, report, stored, folded)
+        return report
+
+    async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing) -> Report:
+        """Every key, in as many passes over the log as its rows need memory."""
+        report = Report(self._view.name, standing.generation, standing.position)
+        for low, high in await self._ranges(rows, standing):
+            where = f'where "{self._view.key}" between $1 and $2'
+            stored = await self._stored(rows, standing, where, low, high)
+            folded = await self._fold_range(log, standing.position, low, high)
+            await self._compare(rows, report, stored, folded)
+        return report
+
+    # ----------------------------------------------------------------------------------------------- what is stored
+
+    async def _stored(
+        self, connection: asyncpg.Connection, standing: Standing, where: str, *values: Any
+    ) -> dict[int, asyncpg.Record]:
+        records = await connection.fetch(f"{select_sql(self._view, standing.table)} {where}", *values)
+        return {record[self._view.key].int: record for record in records}
+
+    async def _ranges(self, connection: asyncpg.Connection, standing: Standing) -> list[tuple[UUID, UUID]]:
+        """Ranges of keys with so many rows each. Together they hold every key, also those without a row."""
+        key, table = f'"{self._view.key}"', f'{SCHEMA}."{standing.table}"'
+        numbered = f"select {key} as key, row_number() over (order by {key}) as place from {table}"  # noqa: S608 - our own names
+        ends = await connection.fetch(
+            f"select key from ({numbered}) n where place % $1 = 0 order by key",  # noqa: S608 - the same
+            self._at_once,
+        )
+        highs = [*(row["key"] for row in ends if row["key"] != LAST), LAST]
+        lows = [FIRST, *(UUID(int=high.int + 1) for high in highs[:-1])]
+        return list(zip(lows, highs, strict=True))
+
+    async def _some_keys(
+        self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing, count: int
+    ) -> dict[int, UUID]:
+        key, table = f'"{self._view.key}"', f'{SCHEMA}."{standing.table}"'
+        by_chance = f"select {key} from {table} order by random() limit $1"  # noqa: S608 - the same
+        found = await rows.fetch(by_chance, (count + 1) // 2)
+        keys = {row[0].int: row[0] for row in found}
+        # Twice as many places as keys are wanted: not each has an event of this read model.
+        places = sorted(random.sample(range(1, standing.position + 1), min(standing.position, 2 * count)))
+        for event in await self._log.at(places):
+            route = self._route.get(type(event.data))
+            if route is not None and len(keys) < count:
+                keys.setdefault(route(event.data).int, route(event.data))
+        return keys
+
+    # ------------------------------------------------------------------------------------------- what the log says
+
+    async def _fold_some(self, log: asyncpg.Connection, upto: int, keys: dict[int, UUID]) -> dict[int, _Folded]:
+        folded = {number: _Folded() for number in keys}
+        if not self._by_stream:
+            return await self._fold_log(log, upto, folded, keys.__contains__)
+        for number, key in keys.items():
+            async for _, event in self._log.read_stream(key):
+                if event.position > upto:
+                    break
+                self._take(folded[number], key, event)
+        return folded
+
+    async def _fold_range(self, log: asyncpg.Connection, upto: int, low: UUID, high: UUID) -> dict[int, _Folded]:
+        lowest, highest = low.int, high.int
+        return await self._fold_log(log, upto, {}, lambda number: lowest <= number <= highest)
+
+    async def _fold_log(
+        self, log: asyncpg.Connection, upto: int, folded: dict[int, _Folded], wanted: Callable[[int], bool]
+    ) -> dict[int, _Folded]:
+        of = (lambda stream_id: wanted(stream_id.int)) if self._by_stream else None
+        async for _, events in self._log.stream(log, 0, upto, types=self._types, of=of):
+            for event in events:
+                route = self._route.get(type(event.data))
+                if route is None:
+                    continue
+                key = route(event.data)
+                if wanted(key.int):
+                    row = folded.get(key.int)
+                    if row is None:
+                        row = folded[key.int] = _Folded()
+                    self._take(row, key, event)
+        return folded
+
+    def _take(self, row: _Folded, key: UUID, event: Recorded[Event]) -> None:
+        route = self._route.get(type(event.data))
+        if row.failed is not None or route is None or route(event.data) != key:
+            return
+        try:
+            model = self._view.fold(row.model, event)
+        except Exception as error:  # noqa: BLE001 - whatever a user's fold raises
+            row.failed = f"{type(error).__name__} at position {event.position}: {error}"
+            return
+        if model is not row.model:
+            row.model, row.position = model, event.position
+
+    # ---------------------------------------------------------------------------------------------------- comparing
+
+    async def _compare(
+        self,
+        rows: asyncpg.Connection,
+        report: Report,
+        stored: dict[int, asyncpg.Record],
+        folded: dict[int, _Folded],
+    ) -> None:
+        parked = {row["key"].int for row in await rows.fetch(_SQL["parked"], report.name, report.generation)}
+        for number in stored.keys() | folded.keys():
+            if number in parked:
+                report.parked += 1
+                continue
+            report.checked += 1
+            report.differences += self._differences(
+                UUID(int=number), stored.get(number), folded.get(number) or _Folded()
+            )
+
+    def _differences(self, key: UUID, stored: asyncpg.Record | None, folded: _Folded) -> list[Difference]:
+        if folded.failed is not None:
+            return [Difference(key, "fold", "a row" if stored is not None else "no row", f"raised {folded.failed}")]
+        if stored is None or folded.model is None:
+            there = stored is not None, folded.model is not None
+            if there[0] == there[1]:
+                return []
+            return [Difference(key, "row", *("a row" if each else "no row" for each in there))]
+        pairs = [
+            (name, _read(stored[name], many), _read(write(getattr(folded.model, name)), many))
+            for name, many, write in self._columns
+        ]
+        pairs.append(("position", stored["position"], folded.position))
+        return [Difference(key, name, was, is_) for name, was, is_ in pairs if not _same(was, is_)]
+
+
+def _read(value: Any, many: bool) -> Any:
+    """A list is stored as JSON, which PostgreSQL spells in its own way."""
+    return json.loads(value) if many and value is not None else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other or (one != one and other != other))  # NaN is the same as NaN

@@ -1,0 +1,29 @@
+"""A process of its own that builds a generation of the bank's accounts: `builder.py DSN`, run by test_generations.
+
+It writes after every hundred events, and rests after each write, so that a test can kill it in the middle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from bank.accounts.views import account_view
+from bank.main import app
+from headwater.database import Database
+from headwater.log import Log
+from headwater.rebuild import Rebuild
+from headwater.tables import rebuild
+
+
+async def build(dsn: str) -> None:
+    async with Database(dsn, pool_size=2) as database:
+        async with database.pool.acquire() as connection:
+            standing = await rebuild(connection, account_view)
+        await Rebuild(database, Log(database.pool, app.domain.codec), account_view, events=100, pause=0.02).run(
+            standing
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(build(sys.argv[1]))

@@ -1,0 +1,829 @@
+"""Generations: a read model's rows are made again beside those that are live, and take their place at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+
+from bank.accounts.views import account_view
+from bank.main import app as bank
+from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Stop, View, rebuild
+from headwater.codec import encode
+from headwater.config import Settings
+from headwater.database import Database
+from headwater.errors import ReadModelRebuilding
+from headwater.filter import EVERYTHING, Compare
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.scope import Scope
+from headwater.live.feed import Feed
+from headwater.live.subscriptions import Message, watch_changes, watch_row
+from headwater.log import Append, Log, append
+from headwater.migrate import prepare_views
+from headwater.node import Node
+from headwater.positions import Positions
+from headwater.reader import Order, Reader
+from headwater.rebuild import BuildStopped, Rebuild, Retired
+from headwater.tables import Standing, fingerprint, prepare, renew
+from headwater.tables import rebuild as force
+
+QUICK = replace(Settings(), poll_seconds=0.2, lease_seconds=1.0, retired_seconds=3600.0)
+
+
+# A thing that is counted, in several versions of its read model ------------------------------------------------------
+
+
+class Count(Command):
+    thing_id: UUID
+
+
+class Counted(Event):
+    thing_id: UUID
+    by: int = 1
+
+
+class Removed(Event):
+    thing_id: UUID
+
+
+ThingEvent: TypeAlias = Counted | Removed
+
+
+def decide(command: Count, state: None) -> list[ThingEvent]:
+    return [Counted(thing_id=command.thing_id)]
+
+
+def evolve(state: None, event: ThingEvent) -> None:
+    return None
+
+
+class Tally(ReadModel, key="thing_id"):
+    """How often a thing was counted since it was there."""
+
+    thing_id: UUID
+    count: int
+    note: str | None
+
+
+class Wider(ReadModel, name="Tally", key="thing_id", indexes=["largest"]):
+    """The next version: one column more, one less, and things that were removed are gone for ever."""
+
+    thing_id: UUID
+    count: int
+    largest: int
+
+
+def fold(row: Tally | None, event: Recorded[ThingEvent]) -> Tally | None:
+    if isinstance(event.data, Removed):
+        return None
+    return Tally(thing_id=event.data.thing_id, count=(row.count if row else 0) + event.data.by, note=None)
+
+
+def fold_wider(row: Wider | None, event: Recorded[ThingEvent]) -> Wider | None:
+    if isinstance(event.data, Removed) or event.data.by == 13:
+        return None
+    count, largest = (row.count, row.largest) if row else (0, 0)
+    return Wider(thing_id=event.data.thing_id, count=count + event.data.by, largest=max(largest, event.data.by))
+
+
+things = Decider(category="thing", key="thing_id", initial=None, decide=decide, evolve=evolve)
+old_view, new_view = View(Tally, fold), View(Wider, fold_wider)
+old, new = (App([Feature([things], [view])]) for view in (old_view, new_view))
+
+
+# What the tests say --------------------------------------------------------------------------------------------------
+
+
+async def write(connection: asyncpg.Connection, *events: Any) -> int:
+    """Append events; the position of the last."""
+    stored = [(event.thing_id, (event.event_name, event.event_version, encode(event))) for event in events]
+    done = await append(connection, [Append(uuid4(), key, "thing", None, [each], uuid4()) for key, each in stored])
+    return done[-1].position
+
+
+async def folded(connection: asyncpg.Connection, app: App, view: View[Any]) -> dict[UUID, tuple[Any, int]]:
+    """What a fold of the log from the beginning leaves: each key's row and the position that last changed it."""
+    rows: dict[UUID, tuple[Any, int]] = {}
+    for record in await connection.fetch("select * from headwater.events order by position"):
+        data = app.domain.codec.decode(record["type"], record["schema_version"], record["data"])
+        if isinstance(data, view.events):
+            names = ("position", "stream_id", "version", "recorded_at", "event_id", "command_id", "correlation_id")
+            key = view.route_of(type(data))(data)
+            row = view.fold(rows.pop(key, (None, 0))[0], Recorded(data, *(record[name] for name in names)))
+            if row is not None:
+                rows[key] = (row, record["position"])
+    return rows
+
+
+async def stored(connection: asyncpg.Connection, view: View[Any]) -> dict[UUID, tuple[Any, int]]:
+    """Each key's row and position, as the view shows them."""
+    names = [each.name for each in view.fields]
+    records = await connection.fetch(f'select * from read."{view.name.lower()}"')
+    readers = {each.name: each.enum or (lambda value: value) for each in view.fields}
+    return {
+        record[view.key]: (view.model(**{name: readers[name](record[name]) for name in names}), record["position"])
+        for record in records
+    }
+
+
+async def generations(connection: asyncpg.Connection, name: str = "Tally") -> list[tuple[int, str]]:
+    query = "select generation, state from headwater.projections where name = $1 order by generation"
+    return [tuple(row) for row in await connection.fetch(query, name)]
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - not all of it rings
+            await asyncio.sleep(0.02)
+
+
+def is_live(connection: asyncpg.Connection, generation: int, position: int = 0) -> Callable[[], Awaitable[bool]]:
+    """Whether a generation is the live one, and has come so far."""
+
+    async def look() -> bool:
+        query = "select position from headwater.projections where name = 'Tally' and generation = $1 and state = 'live'"
+        reached = await connection.fetchval(query, generation)
+        return reached is not None and reached >= position
+
+    return look
+
+
+async def lease(connection: asyncpg.Connection, standing: Standing) -> Standing:
+    """As a worker takes it: whoever had it before can commit nothing any more."""
+    query = "update headwater.projections set fence = fence + 1 where table_name = $1 returning fence, position"
+    row = await connection.fetchrow(query, standing.table)
+    assert row is not None
+    return Standing(standing.generation, standing.table, row["position"], row["fence"], standing.fingerprint)
+
+
+@asynccontextmanager
+async def building(dsn: str, view: View[Any], app: App, **options: Any) -> AsyncIterator[Rebuild[Any]]:
+    async with Database(dsn, pool_size=3) as database:
+        yield Rebuild(database, Log(database.pool, app.domain.codec), view, poll=0.05, **options)
+
+
+async def build(dsn: str, view: View[Any], app: App, standing: Standing, **options: Any) -> None:
+    async with building(dsn, view, app, **options) as builder:
+        await asyncio.wait_for(builder.run(standing), 30)
+
+
+async def made(connection: asyncpg.Connection, dsn: str, *events: Any) -> int:
+    """The old read model's rows of these events, as its projection leaves them."""
+    head = await write(connection, *events)
+    async with Node(old, QUICK, dsn, serve=False, work=True):
+        await until(is_live(connection, 1, head))
+    return head
+
+
+async def registered(connection: asyncpg.Connection, view: View[Any] = new_view) -> Standing:
+    standing = await renew(connection, view)
+    assert standing is not None
+    return standing
+
+
+# Built beside, and swapped -------------------------------------------------------------------------------------------
+
+
+async def test_rows_are_made_again_beside_the_live_ones(dsn: str, connection: asyncpg.Connection) -> None:
+    one, two, three = uuid4(), uuid4(), uuid4()
+    await made(
+        connection, dsn, *(Counted(thing_id=key, by=by) for key, by in ((one, 2), (two, 13), (three, 1), (one, 5)))
+    )
+    before = await stored(connection, old_view)
+    standing = await registered(connection)
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+    assert await connection.fetch("select from pg_indexes where tablename = 'tally_2'") == []
+    assert await stored(connection, old_view) == before
+
+    await build(dsn, new_view, new, standing)
+    assert await generations(connection) == [(1, "retired"), (2, "live")]
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+    assert set(await stored(connection, new_view)) == {one, three}
+    indexes = await connection.fetch("select indexdef from pg_indexes where tablename = 'tally_2'")
+    found = sorted(definition.rpartition("USING")[2].strip() for (definition,) in indexes)
+    assert found == ['btree ("position")', "btree (largest)", "btree (thing_id)"]
+
+
+async def test_a_worker_of_new_code_builds_and_keeps_it(dsn: str, connection: asyncpg.Connection) -> None:
+    head = await made(connection, dsn, *(Counted(thing_id=uuid4()) for _ in range(50)))
+    async with Node(new, QUICK, dsn, serve=False, work=True) as node:
+        await until(is_live(connection, 2, head))
+        head = await write(connection, Counted(thing_id=uuid4(), by=7))
+        await until(is_live(connection, 2, head))
+        assert await stored(connection, new_view) == await folded(connection, new, new_view)
+        assert node.supervisor.troubles == {}
+
+
+async def test_a_raised_version_is_another_declaration(connection: asyncpg.Connection) -> None:
+    class Second(ReadModel, name="Tally", key="thing_id", version=2):
+        thing_id: UUID
+        count: int
+        note: str | None
+
+    def fold_second(row: Second | None, event: Recorded[ThingEvent]) -> Second | None:
+        return None
+
+    await prepare(connection, old_view)
+    assert (await registered(connection, View(Second, _resolved(fold_second, Second)))).generation == 2
+
+
+def _resolved(function: Any, model: type[ReadModel]) -> Any:
+    """A fold of a test's own classes, whose annotations cannot be looked up in the module."""
+    function.__annotations__ = {"row": model | None, "event": Recorded[ThingEvent], "return": model | None}
+    return function
+
+
+async def test_many_that_start_at_once_register_one(dsn: str, connection: asyncpg.Connection) -> None:
+    await prepare(connection, old_view)
+    async with asyncpg.create_pool(dsn, min_size=6, max_size=6) as pool:
+
+        async def start() -> Standing | None:
+            async with pool.acquire() as each:
+                return await renew(each, new_view)
+
+        standings = await asyncio.gather(*(start() for _ in range(6)))
+    assert [each and each.generation for each in standings] == [2] * 6
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rows": 7}, {"events": 50}, {"cache": 3, "rows": 5}, {"cache": 0, "events": 9}, {"by_stream": True}],
+    ids=str,
+)
+async def test_a_build_equals_the_fold_however_small_its_memory(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 16)
+    dice, keys = random.Random(7), [uuid4() for _ in range(30)]
+    events = [
+        Removed(thing_id=key) if dice.random() < 0.2 else Counted(thing_id=key, by=dice.randrange(1, 14))
+        for key in dice.choices(keys, k=600)
+    ]
+    await prepare(connection, old_view)
+    await write(connection, *events)
+    await build(dsn, new_view, new, await registered(connection), **options)
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+    assert await connection.fetch("select from headwater.tombstones where generation = 2") == []
+
+
+async def test_what_is_appended_while_it_is_built_is_in_it(dsn: str, connection: asyncpg.Connection) -> None:
+    """The old code keeps its rows meanwhile; the new ones are never behind them."""
+    keys = [uuid4() for _ in range(5)]
+    await write(connection, *(Counted(thing_id=key) for key in keys * 40))
+    async with Node(old, QUICK, dsn, serve=False, work=True) as node:
+        await until(is_live(connection, 1, 200))
+        standing = await registered(connection)
+        task = asyncio.create_task(build(dsn, new_view, new, standing, events=20, pause=0.01))
+        head = 0
+        for _ in range(30):
+            head = await write(connection, *(Counted(thing_id=key) for key in keys))
+            await asyncio.sleep(0)
+        await task
+        query = "select n.position >= o.position from headwater.projections n, headwater.projections o " + (
+            "where n.generation = 2 and o.generation = 1 and n.name = 'Tally' and o.name = 'Tally'"
+        )
+        assert await connection.fetchval(query)
+        assert node.supervisor.troubles == {}
+    async with Node(new, QUICK, dsn, serve=False, work=True):
+        await until(is_live(connection, 2, head))
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+
+
+async def test_a_long_query_does_not_stop_the_swap_for_ever(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "SWAP_WAIT_SECONDS", 0.05)
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    standing = await registered(connection)
+    other = await asyncpg.connect(dsn)
+    async with other.transaction():
+        await other.fetch("select * from read.tally")
+        task = asyncio.create_task(build(dsn, new_view, new, standing))
+        waits = "select count(*) from pg_locks where not granted and relation = 'read.tally'::regclass"
+        for _ in range(2):  # it gives way, and comes again
+            await until(lambda: _is(connection, waits, 1))
+            await until(lambda: _is(connection, waits, 0))
+        assert await generations(connection) == [(1, "live"), (2, "building")]
+    await task
+    await other.close()
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+
+
+async def _is(connection: asyncpg.Connection, query: str, value: object) -> bool:
+    return bool(await connection.fetchval(query) == value)
+
+
+async def test_the_view_keeps_what_was_granted_when_columns_are_only_added(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    class More(ReadModel, name="Tally", key="thing_id"):
+        thing_id: UUID
+        more: int
+        count: int
+        note: str | None
+
+    def fold_more(row: More | None, event: Recorded[ThingEvent]) -> More | None:
+        return More(thing_id=event.data.thing_id, more=1, count=2, note="")
+
+    view = View(More, _resolved(fold_more, More))
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    await connection.execute(
+        "grant select on read.tally to public; create view public.report as select * from read.tally"
+    )
+    await build(dsn, view, App([Feature([things], [view])]), await registered(connection, view))
+    assert await connection.fetchval("select has_table_privilege('public', 'read.tally', 'select')")
+    assert await connection.fetchval("select note from public.report") == ""
+    assert [tuple(row.values()) for row in await connection.fetch("select more, count from read.tally")] == [(1, 2)]
+
+
+# Killed, displaced, stopped ------------------------------------------------------------------------------------------
+
+
+async def test_killed_in_the_middle_it_goes_on_where_it_was(dsn: str, connection: asyncpg.Connection) -> None:
+    fill = Path(__file__).parents[2] / "benchmarks" / "fill.sql"
+    await connection.execute(fill.read_text().format(events=6000, streams=300))
+    at = "select position from headwater.projections where name = 'Account' and state = 'building'"
+    process = await asyncio.create_subprocess_exec(sys.executable, str(Path(__file__).with_name("builder.py")), dsn)
+
+    async def has_begun() -> bool:
+        return (await connection.fetchval(at) or 0) >= 2000
+
+    await until(has_begun)
+    process.kill()
+    await process.wait()
+    position = await connection.fetchval(at)
+    assert 2000 <= position < 6000
+    (standing,) = await _buildings(connection, "Account")
+    positions = await connection.fetch('select max("position") from read.account_2')
+    assert positions[0][0] == position, "rows and checkpoint are of one moment"
+
+    log_reads: list[int] = []
+    async with building(dsn, account_view, bank) as builder:
+        reading = builder.log.stream
+
+        def stream(connection: Any, after: int, *rest: Any, **options: Any) -> Any:
+            log_reads.append(after)
+            return reading(connection, after, *rest, **options)
+
+        builder.log.stream = stream  # type: ignore[method-assign]  # to see from where it reads
+        await builder.run(standing)
+    assert log_reads[0] == position
+    assert await stored(connection, account_view) == await folded(connection, bank, account_view)
+    assert len(await stored(connection, account_view)) == 300
+
+
+async def _buildings(connection: asyncpg.Connection, name: str) -> list[Standing]:
+    columns = "generation, table_name, position, fence, fingerprint"
+    query = f"select {columns} from headwater.projections where name = $1 and state = 'building'"
+    return [Standing(*row) for row in await connection.fetch(query, name)]
+
+
+async def test_whoever_lost_the_lease_writes_nothing(dsn: str, connection: asyncpg.Connection) -> None:
+    await prepare(connection, old_view)
+    await write(connection, *(Counted(thing_id=uuid4()) for _ in range(100)))
+    standing = await registered(connection)
+    async with building(dsn, new_view, new) as builder:
+        writing = builder.log.stream
+
+        async def stolen(*arguments: Any, **options: Any) -> AsyncGenerator[Any, None]:
+            await lease(connection, standing)
+            async for page in writing(*arguments, **options):
+                yield page
+
+        builder.log.stream = stolen  # type: ignore[method-assign]  # another takes over while it folds
+        await asyncio.wait_for(builder.run(standing), 10)
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+    assert await connection.fetchval("select count(*) from read.tally_2") == 0
+    assert [each.position for each in await _buildings(connection, "Tally")] == [0]
+
+
+class Fragile(ReadModel, name="Tally", key="thing_id", version=3):
+    thing_id: UUID
+    count: int
+
+
+def fold_fragile(row: Fragile | None, event: Recorded[ThingEvent]) -> Fragile | None:
+    assert isinstance(event.data, Counted)
+    if event.data.by == 13:
+        raise ZeroDivisionError("a bug in the fold")
+    return Fragile(thing_id=event.data.thing_id, count=(row.count if row else 0) + event.data.by)
+
+
+async def test_a_fold_that_fails_parks_its_key_and_those_behind_it(dsn: str, connection: asyncpg.Connection) -> None:
+    good, bad = uuid4(), uuid4()
+    await prepare(connection, old_view)
+    await write(
+        connection, *(Counted(thing_id=k, by=n) for k, n in ((bad, 1), (good, 1), (bad, 13), (bad, 2), (good, 3)))
+    )
+    view = View(Fragile, fold_fragile, on_failure=Park())
+    await build(dsn, view, App([Feature([things], [view])]), await registered(connection, view))
+    rows = {key: (row.count, position) for key, (row, position) in (await stored(connection, view)).items()}
+    assert rows == {bad: (1, 1), good: (4, 5)}
+    letters = await connection.fetch(
+        "select generation, key, position, attempts, error is not null, next_attempt_at from headwater.dead_letters "
+        "order by position"
+    )
+    assert [tuple(letter) for letter in letters] == [(2, bad, 3, 1, True, None), (2, bad, 4, 0, False, None)]
+
+
+async def test_a_fold_whose_policy_is_to_stop_stops_the_build_and_says_so(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    await made(connection, dsn, Counted(thing_id=uuid4()), Counted(thing_id=(bad := uuid4()), by=13))
+    view = View(Fragile, fold_fragile, on_failure=Stop())
+    standing = await registered(connection, view)
+    why = f"the fold of Counted at position 2 on row {bad} raised ZeroDivisionError: a bug in the fold"
+    with pytest.raises(BuildStopped, match=re.escape(why)):
+        await build(dsn, view, App([Feature([things], [view])]), standing)
+    assert await connection.fetchval("select failure from headwater.projections where generation = 2") == why
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+    assert len(await stored(connection, old_view)) == 2
+
+
+async def test_a_row_that_cannot_be_stored_stops_the_build(dsn: str, connection: asyncpg.Connection) -> None:
+    class Spelt(ReadModel, name="Tally", key="thing_id"):
+        thing_id: UUID
+        text: str
+
+    def fold_spelt(row: Spelt | None, event: Recorded[ThingEvent]) -> Spelt | None:
+        return Spelt(thing_id=event.data.thing_id, text="\0")
+
+    await prepare(connection, old_view)
+    await write(connection, Counted(thing_id=uuid4()))
+    view = View(Spelt, _resolved(fold_spelt, Spelt))
+    standing = await registered(connection, view)
+    with pytest.raises(BuildStopped, match="PostgreSQL does not take what was folded up to position 1"):
+        await build(dsn, view, App([Feature([things], [view])]), standing)
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+
+
+async def test_what_depends_on_the_view_stops_a_swap_that_would_break_it(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    await connection.execute("create view public.report as select note from read.tally")
+    standing = await registered(connection)
+    with pytest.raises(BuildStopped, match=r"what depends on the view stays: view report depends on view read\.tally"):
+        await build(dsn, new_view, new, standing)
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+    await connection.execute("drop view public.report")
+    await build(dsn, new_view, new, standing)
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+
+
+async def test_rows_that_differ_from_the_log_do_not_become_live(dsn: str, connection: asyncpg.Connection) -> None:
+    calls = iter(range(1000))
+
+    def unsteady(row: Fragile | None, event: Recorded[ThingEvent]) -> Fragile | None:
+        return Fragile(thing_id=event.data.thing_id, count=next(calls))
+
+    await prepare(connection, old_view)
+    await write(connection, *(Counted(thing_id=uuid4()) for _ in range(3)))
+    view = View(Fragile, _resolved(unsteady, Fragile))
+    standing = await registered(connection, view)
+    with pytest.raises(BuildStopped, match="of 3 sampled rows, 3 are not what the log says"):
+        await build(dsn, view, App([Feature([things], [view])]), standing)
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+
+
+# Two versions at once ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+async def test_two_versions_of_the_code_do_each_other_no_harm(
+    dsn: str, connection: asyncpg.Connection, first: str
+) -> None:
+    """A rolling deploy. first: whose process starts first; the database was made by old code."""
+    keys = [uuid4() for _ in range(20)]
+    head = await made(connection, dsn, *(Counted(thing_id=key) for key in keys))
+    apps = [old, new] if first == "old" else [new, old]
+    async with Node(apps[0], QUICK, dsn, serve=True, work=True) as one:
+        if first == "new":
+            await until(is_live(connection, 2, head))
+        async with Node(apps[1], QUICK, dsn, serve=True, work=True) as other:
+            for _ in range(5):
+                head = await write(connection, *(Counted(thing_id=key, by=3) for key in keys))
+            await until(is_live(connection, 2, head))
+            assert await stored(connection, new_view) == await folded(connection, new, new_view)
+            for node in (one, other):
+                view = node.app.domain.views[0]
+                reader = node.serving.feeds[view.model].reader
+                row, position = await reader.row(keys[0])
+                assert row is not None
+                assert (row["count"], position) == (16, head)
+            assert (one.supervisor.troubles, other.supervisor.troubles) == ({}, {})
+        assert await generations(connection) == [(1, "retired"), (2, "live")]
+    async with Node(old, QUICK, dsn, serve=True, work=True):  # one of the old processes is started again
+        assert await generations(connection) == [(1, "retired"), (2, "live")]
+
+
+async def test_going_back_is_said_by_migrate(dsn: str, connection: asyncpg.Connection) -> None:
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    await build(dsn, new_view, new, await registered(connection))
+    assert await renew(connection, old_view) is None
+    await prepare_views(dsn, [old_view])
+    assert await generations(connection) == [(1, "retired"), (2, "live"), (3, "building")]
+    async with Node(old, QUICK, dsn, serve=False, work=True):
+        await until(is_live(connection, 3))
+    assert await stored(connection, old_view) == await folded(connection, old, old_view)
+
+
+async def test_migrate_gives_up_what_other_code_was_building(dsn: str, connection: asyncpg.Connection) -> None:
+    await prepare(connection, old_view)
+    standing = await registered(connection)
+    await prepare_views(dsn, [old_view])
+    assert await generations(connection) == [(1, "live"), (2, "retired")]
+    await build(dsn, new_view, new, standing)
+    assert await generations(connection) == [(1, "live"), (2, "retired")]
+
+
+async def test_the_newest_generation_wins(dsn: str, connection: asyncpg.Connection) -> None:
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    view = View(Fragile, fold_fragile)
+    second, third = await registered(connection), await registered(connection, view)
+    await build(dsn, view, App([Feature([things], [view])]), third)
+    await build(dsn, new_view, new, second)
+    assert await generations(connection) == [(1, "retired"), (2, "retired"), (3, "live")]
+
+
+# Readers -------------------------------------------------------------------------------------------------------------
+
+
+async def test_new_code_reads_the_old_rows_until_the_swap(dsn: str, connection: asyncpg.Connection) -> None:
+    key = uuid4()
+    head = await made(connection, dsn, Counted(thing_id=key, by=4))
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool:
+        reader = Reader(pool, new_view, Positions())
+        row, position = await reader.row(key)
+        assert row is not None
+        assert (row["thing_id"], row["count"], position) == (key, 4, head)
+        with pytest.raises(
+            ReadModelRebuilding, match=r"Tally\.largest is not in the version of Tally that is live now"
+        ):
+            row["largest"]
+        where = Compare("largest", "gt", 1)
+        for refused in (
+            reader.page(where, [], first=1),
+            reader.page(EVERYTHING, [Order("largest")], first=1),
+            reader.count(where),
+            reader.keys(where),
+            reader.snapshot(where),
+        ):
+            with pytest.raises(ReadModelRebuilding):
+                await refused
+        page = await reader.page(Compare("count", "eq", 4), [Order("count")], first=1)
+        assert [each["thing_id"] for each in page.rows] == [key]
+        assert [each["count"] for each in (await reader.changes(0)).rows] == [4]
+        assert (await reader.rows([key]))[key]["count"] == 4
+
+        await build(dsn, new_view, new, await registered(connection))
+        await reader.checkpoint()  # it learns of the swap without a doorbell, too
+        row, _ = await reader.row(key)
+        assert row is not None
+        assert row["largest"] == 4
+        assert await reader.count(where) == 1
+
+
+async def test_old_code_reads_the_new_rows_after_the_swap(dsn: str, connection: asyncpg.Connection) -> None:
+    key = uuid4()
+    await made(connection, dsn, Counted(thing_id=key, by=4))
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool:
+        reader = Reader(pool, old_view, Positions())
+        row, _ = await reader.row(key)
+        assert row is not None
+        assert row["note"] is None
+        by_note = Compare("note", "is_null", True)
+        assert await reader.count(by_note) == 1
+
+        await build(dsn, new_view, new, await registered(connection))
+        # Statements that were prepared for the columns of before, each on its own.
+        with pytest.raises(ReadModelRebuilding):
+            await reader.count(by_note)
+        for read in (reader.page(EVERYTHING, [], first=1), reader.snapshot(), reader.changes(0)):
+            (row,) = (await read).rows
+            assert row["count"] == 4
+            with pytest.raises(ReadModelRebuilding):
+                row["note"]
+
+
+async def test_a_column_of_another_type_is_another_column(dsn: str, connection: asyncpg.Connection) -> None:
+    class Spelt(ReadModel, name="Tally", key="thing_id"):
+        thing_id: UUID
+        count: str
+        note: str
+
+    def fold_spelt(row: Spelt | None, event: Recorded[ThingEvent]) -> Spelt | None:
+        return Spelt(thing_id=event.data.thing_id, count="four", note="")
+
+    key, view = uuid4(), View(Spelt, _resolved(fold_spelt, Spelt))
+    await made(connection, dsn, Counted(thing_id=key, by=4))
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool:
+        reader = Reader(pool, view, Positions())
+        row, _ = await reader.row(key)
+        assert row is not None
+        for name in ("count", "note"):  # a number, and null where it may not be
+            with pytest.raises(ReadModelRebuilding):
+                row[name]
+        await build(dsn, view, App([Feature([things], [view])]), await registered(connection, view))
+        await reader.checkpoint()
+        row, _ = await reader.row(key)
+        assert row is not None
+        assert (row["count"], row["note"]) == ("four", "")
+
+
+async def test_one_field_is_refused_through_graphql_and_the_others_are_not(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    key = uuid4()
+    await made(connection, dsn, Counted(thing_id=key, by=4))
+    async with Node(new, QUICK, dsn, serve=True, work=False) as node:
+
+        async def ask(fields: str) -> Any:
+            query = f'{{ tally(thingId: "{key}") {{ {fields} }} }}'
+            return await Engine(new.schema).execute(GraphQLRequest(query), Scope(node.serving))
+
+        assert (await ask("count")).data == {"tally": {"count": 4}}
+        (error,) = (await ask("count largest")).errors
+        assert (error["path"], error["extensions"]) == (["tally", "largest"], {"code": "READ_MODEL_REBUILDING"})
+
+        await build(dsn, new_view, new, await registered(connection))
+
+        async def is_there() -> bool:
+            return not (await ask("largest")).errors
+
+        await until(is_there)
+        assert (await ask("count largest")).data == {"tally": {"count": 4, "largest": 4}}
+
+
+# Subscriptions -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def following(dsn: str, view: View[Any]) -> AsyncIterator[Feed]:
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=4) as pool:
+        positions = Positions()
+        feed = Feed(Reader(pool, view, positions), positions, poll=0.05)
+        task = asyncio.create_task(feed.run())
+        try:
+            yield feed
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def heard(messages: AsyncGenerator[Message, None]) -> Message:
+    return await asyncio.wait_for(anext(messages), 10)
+
+
+def counts(message: Message) -> dict[UUID, int]:
+    return {row["thing_id"]: row["count"] for row in message.upserted}
+
+
+async def test_subscribers_get_everything_again_with_the_swap(dsn: str, connection: asyncpg.Connection) -> None:
+    """Rows may differ that have not changed since, and a key may be gone: what a client holds is of another fold."""
+    kept, gone = uuid4(), uuid4()
+    head = await made(connection, dsn, Counted(thing_id=kept, by=2), Counted(thing_id=gone, by=13))
+    where = Compare("count", "gt", 0)
+    async with following(dsn, old_view) as feed:
+        async with (
+            aclosing(watch_changes(feed)) as all_, aclosing(watch_changes(feed, where)) as some,
+            aclosing(watch_row(feed, kept)) as row, aclosing(watch_row(feed, gone)) as gone_row,
+        ):  # fmt: skip
+            for messages in (all_, some):
+                assert counts(await heard(messages)) == {kept: 2, gone: 13}
+            assert [(await anext(each) or {})["count"] for each in (row, gone_row)] == [2, 13]
+            waiting: list[Any] = [asyncio.ensure_future(anext(each)) for each in (all_, some, row, gone_row)]
+            await build(dsn, new_view, new, await registered(connection))
+            one, other, kept_now, gone_now = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+            for message in (one, other):
+                assert (message.reset, counts(message), message.position) == (True, {kept: 2}, head)
+            assert (kept_now["count"], gone_now) == (2, None)
+
+            async with Node(new, QUICK, dsn, serve=False, work=True):
+                after = await write(connection, Counted(thing_id=kept))
+                for messages in (all_, some):
+                    message = await heard(messages)
+                    assert (message.reset, counts(message), message.position) == (False, {kept: 3}, after)
+
+
+async def test_cursors_stay_good_over_the_swap(dsn: str, connection: asyncpg.Connection) -> None:
+    """From before the swap: everything again, at once. From after it: what has changed since."""
+    kept, gone = uuid4(), uuid4()
+    head = await made(connection, dsn, Counted(thing_id=kept), Counted(thing_id=gone, by=13), Counted(thing_id=kept))
+    await build(dsn, new_view, new, await registered(connection))
+    async with Node(new, QUICK, dsn, serve=False, work=True):
+        await until(is_live(connection, 2, later := await write(connection, Counted(thing_id=uuid4()))))
+        await until(is_live(connection, 2, last := await write(connection, Counted(thing_id=gone))))
+    async with following(dsn, new_view) as feed:
+        for after in (0, 1, head):
+            async with aclosing(watch_changes(feed, after=after)) as messages:
+                message = await heard(messages)
+                assert (message.reset, len(message.upserted), message.position) == (True, 3, last)
+        async with aclosing(watch_changes(feed, after=later)) as messages:
+            message = await heard(messages)
+            assert (message.reset, counts(message), message.position) == (False, {gone: 1}, last)
+
+
+async def test_subscriptions_through_a_node_live_over_a_deploy(dsn: str, connection: asyncpg.Connection) -> None:
+    """An old server's subscription, while a new worker takes over: the doorbell alone brings the news."""
+    key = uuid4()
+    await made(connection, dsn, Counted(thing_id=key))
+    async with Node(old, replace(QUICK, poll_seconds=60.0), dsn, serve=True, work=False) as node:
+        query = "subscription { tallyChanges { reset removed position upserted { thingId count } } }"
+        source: Any = await Engine(old.schema).subscribe(GraphQLRequest(query), Scope(node.serving))
+        async with aclosing(source):
+            first = (await asyncio.wait_for(anext(source), 10)).data["tallyChanges"]
+            waiting = asyncio.ensure_future(anext(source))
+            async with Node(new, QUICK, dsn, serve=False, work=True):
+                second = (await asyncio.wait_for(waiting, 20)).data["tallyChanges"]
+                head = await write(connection, Counted(thing_id=key))
+                third = (await asyncio.wait_for(anext(source), 20)).data["tallyChanges"]
+    assert (first["reset"], second["reset"]) == (True, True)
+    assert first["upserted"] == second["upserted"] == [{"thingId": str(key), "count": 1}]
+    expected = {"reset": False, "removed": [], "position": str(head), "upserted": [{"thingId": str(key), "count": 2}]}
+    assert third == expected
+
+
+# Forced, and what is left --------------------------------------------------------------------------------------------
+
+
+async def test_a_generation_can_be_forced(dsn: str, connection: asyncpg.Connection) -> None:
+    await made(connection, dsn, *(Counted(thing_id=uuid4()) for _ in range(10)))
+    await connection.execute("update read.tally_1 set count = 99")
+    standing = await force(connection, old_view)
+    assert (await force(connection, old_view)).generation == standing.generation == 2, "one that is on its way goes on"
+    await build(dsn, old_view, old, standing)
+    assert await stored(connection, old_view) == await folded(connection, old, old_view)
+    assert await renew(connection, old_view) is None
+
+
+async def run_headwater(dsn: str, *arguments: str) -> tuple[int, str, str]:
+    """The command line in a process of its own: exit code, output and errors."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headwater", *arguments, "--app", "bank.main:app"),
+        env={**_environ(), "DATABASE_URL": dsn},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+def _environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
+
+
+async def test_the_command_builds_as_a_worker_when_there_is_none(dsn: str, connection: asyncpg.Connection) -> None:
+    fill = Path(__file__).parents[2] / "benchmarks" / "fill.sql"
+    await connection.execute(fill.read_text().format(events=3000, streams=100))
+    code, out, err = await run_headwater(dsn, "rebuild", "Account")
+    assert (code, out) == (0, "Account is live with its new rows, from position 3,000 on.\n"), err
+    assert "of 3,000 events" in err
+    assert await generations(connection, "Account") == [(1, "retired"), (2, "live")]
+    assert await stored(connection, account_view) == await folded(connection, bank, account_view)
+    assert await connection.fetchval("select count(*) from headwater.workers") == 0
+
+    code, out, err = await run_headwater(dsn, "rebuild", "Acount")
+    assert (code, out) == (1, "")
+    assert "the app has no read model 'Acount'; it has" in err
+
+
+async def test_the_old_rows_are_dropped_after_a_time(dsn: str, connection: asyncpg.Connection) -> None:
+    await made(connection, dsn, Counted(thing_id=(key := uuid4())), Removed(thing_id=key))
+    await build(dsn, new_view, new, await registered(connection))
+    async with Database(dsn) as database:
+        assert await Retired(database, seconds=3600).drop() == []
+        async with connection.transaction():
+            await connection.fetch("select * from read.tally_1")  # someone still reads
+            async with asyncio.timeout(10):
+                assert await Retired(database, seconds=0).drop() == []
+        assert await Retired(database, seconds=0).drop() == ["tally_1"]
+        assert await Retired(database, seconds=0).drop() == []
+    assert await connection.fetchval("select to_regclass('read.tally_1')") is None
+    assert await connection.fetch("select from headwater.tombstones where projection = 'Tally'") == []
+    assert await generations(connection) == [(1, "retired"), (2, "live")], "its declaration is remembered"
+
+
+async def test_a_worker_drops_them(dsn: str, connection: asyncpg.Connection) -> None:
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    async with Node(new, replace(QUICK, retired_seconds=0.0), dsn, serve=False, work=True):
+        await until(is_live(connection, 2))
+        await until(lambda: _is(connection, "select to_regclass('read.tally_1') is null", value=True))
+
+
+def test_a_declaration_has_one_fingerprint() -> None:
+    assert fingerprint(old_view) == fingerprint(View(Tally, fold)) != fingerprint(new_view)

@@ -1,0 +1,368 @@
+"""What a process says of itself at `/metrics`, and when it says that it is not ready."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import msgspec
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+
+from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
+from bank.users.domain import RegisterUser
+from headwater.config import Settings
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.result import Result
+from headwater.graphql.scope import Scope
+from headwater.node import Node
+from headwater.server import Web, health_routes, metrics_route
+from headwater.standings import read_standings
+from headwater.telemetry import SENT_AT_MOST, Distribution, Telemetry
+
+Start: TypeAlias = Callable[..., Awaitable[Node]]
+
+ROOT = Path(__file__).parents[2]
+
+
+class Scraped:
+    """A process's answer, parsed."""
+
+    def __init__(self, text: str) -> None:
+        self.families: dict[str, Metric] = {each.name: each for each in text_string_to_metric_families(text)}
+        self.values = {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for family in self.families.values()
+            for sample in family.samples
+        }
+
+    def __call__(self, name: str, **labels: str) -> float:
+        """A sample's value."""
+        return self.values[f"headwater_{name}", *sorted(labels.items())]
+
+    def of_projection(self, name: str, projection: str) -> float:
+        return self(f"projection_{name}", projection=projection, generation="1", state="live")
+
+
+async def get(app: Starlette, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        return await client.get(path)
+
+
+async def scrape(app: Starlette) -> Scraped:
+    response = await get(app, "/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return Scraped(response.text)
+
+
+def worker_of(node: Node) -> Starlette:
+    """What `headwater work` serves."""
+    return Starlette(routes=[*health_routes(node), metrics_route(node)])
+
+
+async def bank_with(node: Node, deposits: int) -> UUID:
+    """A user (1), an account (2), and so many deposits, which the read models hold."""
+    user, account = uuid4(), uuid4()
+    execute = node.dispatcher.execute
+    await execute(RegisterUser(user_id=user, email="ada@example.org", name="Ada"))
+    await execute(OpenAccount(account_id=account, owner_id=user, currency="EUR"))
+    await asyncio.gather(*(execute(Deposit(account_id=account, amount=Decimal(1))) for _ in range(deposits)))
+    for feed in node.serving.feeds.values():
+        await feed.reader.reach(2 + deposits)
+    return account
+
+
+# After a known load --------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_done_is_counted(start: Start) -> None:
+    node = await start()
+    account, web = await bank_with(node, 300), Web(node)
+    with pytest.raises(InsufficientFunds):
+        await node.dispatcher.execute(Withdraw(account_id=account, amount=Decimal(1000)))
+    again = uuid4()
+    for _ in range(2):
+        await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)), command_id=again)
+    for feed in node.serving.feeds.values():
+        await feed.reader.reach(303)
+
+    said = await scrape(web.app)
+
+    assert said("database_up") == 1
+    assert said("log_position") == said("append_events_total") == said("append_commands_total") == 303
+    assert said("append_queue_commands") == 0
+    verdicts = {verdict: said("append_verdicts_total", verdict=verdict) for verdict in ("accepted", "done", "taken")}
+    assert verdicts == {"accepted": 303, "done": 1, "taken": 0}
+    assert said("append_batch_commands_sum") == node.appender.tally.commands
+    assert said("append_seconds_count") == said("append_batch_commands_count") == node.appender.tally.batches
+    assert 0 < said("append_seconds_sum") < 60
+    for name, events in (("User", 1), ("Account", 302)):
+        assert said.of_projection("position", name) == 303
+        for lack in ("lag_events", "lag_seconds", "parked_keys"):
+            assert said.of_projection(lack, name) == 0
+        assert said("projection_events_total", projection=name) == events
+        assert said("projection_batch_events_sum", projection=name) == events
+        assert said("append_to_row_seconds_count", projection=name) == events
+        assert 0 < said("append_to_row_seconds_sum", projection=name) < 60 * events
+        assert said("projection_batches_total", projection=name) >= said(
+            "projection_batch_events_count", projection=name
+        )
+        for fault in ("retries", "displaced"):
+            assert said(f"projection_{fault}_total", projection=name) == 0
+
+
+async def test_buckets_are_cumulative(start: Start) -> None:
+    node = await start()
+    await bank_with(node, 50)
+    said = await scrape(Web(node).app)
+    for family in said.families.values():
+        if family.type == "histogram" and "graphql" not in family.name:
+            of: dict[str, list[float]] = {}
+            for sample in family.samples:
+                if sample.name.endswith("_bucket"):
+                    of.setdefault(sample.labels.get("projection", ""), []).append(sample.value)
+            for projection, counts in of.items():
+                labels = {"projection": projection} if projection else {}
+                assert counts == sorted(counts)
+                assert counts[-1] == said(f"{family.name.removeprefix('headwater_')}_count", **labels)
+
+
+async def test_operations_and_what_was_sent(start: Start) -> None:
+    node = await start()
+    account, web = await bank_with(node, 1), Web(node)
+    engine = Engine(node.app.schema, observe=node.telemetry.operated)
+
+    async def execute(query: str) -> None:
+        await engine.execute(GraphQLRequest(query), Scope(node.serving))
+
+    for query in ("{ __typename }", "{ __typename }", '{ account(accountId: "x") { id } }', "{ nothing }", "{"):
+        await execute(query)
+    await execute(f'{{ account(accountId: "{account}", atLeast: "1", asOf: {{ position: "1" }}) {{ id }} }}')
+    queries = [
+        f'subscription {{ account(accountId: "{account}") {{ balance }} }}',
+        "subscription { accountChanges { position } }",
+        'subscription { events(after: "3") { position } }',
+    ]
+    streams: list[Any] = [await engine.subscribe(GraphQLRequest(query), Scope(node.serving)) for query in queries]
+    assert not any(isinstance(stream, Result) for stream in streams)
+    for stream in streams[:2]:
+        await anext(stream)  # what is there: no change
+    for _ in (4, 5):
+        await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)))
+        for stream in streams:
+            assert not (await asyncio.wait_for(anext(stream), 10)).errors
+
+    said = await scrape(web.app)
+    # Who has asked for the second change has taken the first.
+    assert said("sent_messages_total", to="Account") == 2
+    assert said("sent_messages_total", to="events") == 1
+    # To `events`, 4 was there before it was asked for the first time: that says nothing of how late it was.
+    assert said("append_to_sent_seconds_count") == 2
+    assert 0 < said("append_to_sent_seconds_sum") < 60
+    assert said("subscriptions", to="Account") == 2
+    assert (said("subscriptions", to="events"), said("subscriptions", to="User")) == (1, 0)
+    assert said("sockets") == 0
+    counted = {
+        (kind, outcome): said("graphql_operation_seconds_count", kind=kind, outcome=outcome)
+        for kind, outcome in node.telemetry.operations
+    }
+    assert counted == {
+        ("query", "ok"): 2,
+        ("unknown", "refused"): 3,
+        ("query", "errors"): 1,
+        ("subscription", "ok"): 3,
+    }
+    for stream in streams:
+        await stream.aclose()
+    said = await scrape(web.app)
+    assert (said("subscriptions", to="events"), said("subscriptions", to="Account")) == (0, 0)
+
+
+async def test_a_worker_says_what_it_keeps_and_nothing_of_serving(start: Start) -> None:
+    node = await start(serve=False)
+    said = await scrape(worker_of(node))
+    assert said.of_projection("position", "Account") == 0
+    assert said("projection_events_total", projection="Account") == 0
+    assert "headwater_append_commands" not in said.families
+    assert "headwater_sockets" not in said.families
+
+
+@pytest.mark.parametrize("command", ["serve", "work"])
+async def test_every_process_is_asked_at_its_own_address(dsn: str, command: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headwater", command, "--port", "0"),
+        cwd=ROOT,
+        env=kept | {"DATABASE_URL": dsn},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            while not (found := re.search(rb"(http://[\w.:]+)/health/ready", line := await process.stdout.readline())):
+                assert line, "it ended"
+        async with httpx.AsyncClient() as client:
+            said = Scraped((await client.get(f"{found[1].decode()}/metrics")).text)
+        assert said("log_position") == 0
+        assert ("headwater_sockets" in said.families) == (command == "serve")
+    finally:
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+# Behind --------------------------------------------------------------------------------------------------------------
+
+
+async def test_lag_is_the_age_of_the_oldest_event_that_was_not_passed(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    node = await start(work=False)
+    execute, user = node.dispatcher.execute, uuid4()
+    await execute(RegisterUser(user_id=user, email="ada@example.org", name="Ada"))
+    await execute(OpenAccount(account_id=uuid4(), owner_id=user, currency="EUR"))
+    await connection.execute("update headwater.projections set position = 1 where name = 'User'")
+    recorded = {row[0]: row[1] for row in await connection.fetch("select position, recorded_at from headwater.events")}
+    generation = await connection.fetchval("select generation from headwater.projections where name = 'User'")
+    for position, key in ((1, user), (2, user), (2, uuid4())):
+        await connection.execute(
+            "insert into headwater.dead_letters (projection, generation, key, position) values ('User', $1, $2, $3)",
+            *(generation, key, position),
+        )
+
+    before = await connection.fetchval("select clock_timestamp()")
+    said = await scrape(Web(node).app)
+    after = await connection.fetchval("select clock_timestamp()")
+
+    for name, reached in (("Account", 0), ("User", 1)):
+        assert said.of_projection("position", name) == reached
+        assert said.of_projection("lag_events", name) == 2 - reached
+        since = recorded[reached + 1]
+        least, most = ((moment - since).total_seconds() for moment in (before, after))
+        assert least <= said.of_projection("lag_seconds", name) <= most
+    assert said.of_projection("parked_keys", "User") == 2
+    assert said.of_projection("parked_keys", "Account") == 0
+
+
+async def test_ready_tolerates_so_much_and_no_more(start: Start) -> None:
+    strict = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.2))
+    patient = await start(work=False)
+    web = Web(strict)
+    assert (await get(web.app, "/health/ready")).json() == {"status": "ready"}
+
+    await strict.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+
+    late = {"status": "not ready", "troubles": ["projection Account", "projection User"]}
+    async with asyncio.timeout(10):
+        while (answer := await get(web.app, "/health/ready")).json() != late:
+            assert answer.json() == {"status": "ready"}
+    assert answer.status_code == 503
+    assert (await get(Web(patient).app, "/health/ready")).json() == {"status": "ready"}
+
+    await start(serve=False)
+    async with asyncio.timeout(10):
+        while (await get(web.app, "/health/ready")).status_code != 200:
+            pass
+
+
+async def test_what_is_built_beside_makes_nobody_unready(start: Start, connection: asyncpg.Connection) -> None:
+    node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
+    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    await connection.execute("update headwater.projections set position = 1")
+    await connection.execute(
+        "insert into headwater.projections (name, generation, version, fingerprint, table_name, state) "
+        "values ('User', 7, 2, 'new', 'user_7', 'building')"
+    )
+    assert (await get(Web(node).app, "/health/ready")).status_code == 200
+    assert [each.lag_events for each in (await read_standings(node.database.pool)).projections] == [0, 0, 1]
+
+
+async def test_metrics_without_a_database(start: Start, connection: asyncpg.Connection) -> None:
+    node = await start(work=False)
+    await bank_without_rows(node)
+    node.database.pool.terminate()
+    said = await scrape(Web(node).app)
+    assert said("database_up") == 0
+    assert said("append_events_total") == 1
+    assert "headwater_log_position" not in said.families
+
+
+async def bank_without_rows(node: Node) -> None:
+    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+
+
+# The numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_distribution_counts_by_bounds() -> None:
+    taken = Distribution((1, 10))
+    for value in (0, 1, 1.5, 10, 11, 1000):
+        taken.observe(value)
+    taken.observe(2, times=3)
+    assert (taken.counts, taken.total) == ([2, 5, 2], 1029.5)
+
+
+def test_ages_of_neighbours_that_are_alike_are_counted_together() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    ages = [5, 5, 3, 3, 3, 0.5, -2]
+    taken = Distribution((1, 4))
+    taken.ages([now - timedelta(seconds=age) for age in ages], now.timestamp())
+    assert (taken.counts, taken.total) == ([2, 3, 2], 19.5)
+    taken.ages([], now.timestamp())
+    assert sum(taken.counts) == len(ages)
+
+
+def test_what_nobody_reads_is_bounded() -> None:
+    telemetry = Telemetry()
+    for position in range(SENT_AT_MOST + 5):
+        telemetry.handed_over("Account", position, 0.0)
+    unread = telemetry.take_unread()
+    assert [position for position, _, _ in unread] == list(range(5, SENT_AT_MOST + 5))
+    assert telemetry.take_unread() == []
+    assert telemetry.messages == {"Account": SENT_AT_MOST + 5}
+
+
+def test_what_was_asked_for_from_the_past_is_not_late() -> None:
+    telemetry, moment = Telemetry(), datetime(2026, 1, 1, tzinfo=UTC)
+    opened = moment.timestamp() + 10
+    recorded = {1: moment, 2: moment + timedelta(seconds=11)}
+    telemetry.settle([(1, opened + 2, opened), (2, opened + 2, opened), (3, opened + 2, opened)], recorded)
+    assert (sum(telemetry.sent.counts), telemetry.sent.total) == (1, 1.0)
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def everything(start: Start) -> Mapping[str, Metric]:
+    """Every metric that there is."""
+    return (await scrape(Web(await start()).app)).families
+
+
+async def test_the_page_of_metrics_is_up_to_date(everything: Mapping[str, Metric]) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    names = {name + ("_total" if each.type == "counter" else ""): each for name, each in everything.items()}
+    assert told == {name: f"{each.type} | {labels_of(each)} | {each.documentation}" for name, each in names.items()}
+
+
+LABELS = {"graphql_operation_seconds": "kind, outcome", "sent_messages": "to"}
+"""Of those that have no sample before anything was done."""
+
+
+def labels_of(family: Metric) -> str:
+    known = {name for sample in family.samples for name in sample.labels} - {"le"}
+    return ", ".join(sorted(known)) or LABELS.get(family.name.removeprefix("headwater_"), "")

@@ -1,0 +1,326 @@
+"""The row as it was: as of each position it is the fold of the events up to there."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, TypeAlias, assert_never
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
+from bank.accounts.views import AccountView
+from bank.users.domain import ChangeEmail, RegisterUser
+from bank.users.views import UserView
+from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, Refused, View
+from headwater.errors import AsOfUnsupported
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.scope import Scope
+from headwater.history import PAGE, has_history
+from headwater.log import Append, append
+from headwater.node import Node
+from headwater.tables import writer_of
+
+Start: TypeAlias = Callable[..., Awaitable[Node]]
+
+
+# Things that come and go, in boxes that gather them ------------------------------------------------------------------
+
+
+class Put(Command):
+    thing_id: UUID
+    box_id: UUID
+
+
+class Drop(Command):
+    thing_id: UUID
+
+
+class ThingPut(Event):
+    thing_id: UUID
+    box_id: UUID
+
+
+class ThingDropped(Event):
+    thing_id: UUID
+
+
+class Box(ReadModel, key="box_id"):
+    """Gathers the events of many things: its past is in no stream of its own."""
+
+    box_id: UUID
+    puts: int
+
+
+class Thing(ReadModel, key="thing_id"):
+    """Where a thing is, while it is somewhere."""
+
+    thing_id: UUID
+    box_id: UUID
+    puts: int
+
+    box = Link(Box, by="box_id")
+
+
+def decide(command: Put | Drop, state: None) -> list[ThingPut | ThingDropped]:
+    match command:
+        case Put():
+            return [ThingPut(thing_id=command.thing_id, box_id=command.box_id)]
+        case Drop():
+            return [ThingDropped(thing_id=command.thing_id)]
+        case _:
+            assert_never(command)
+
+
+def evolve(state: None, event: ThingPut | ThingDropped) -> None:
+    return None
+
+
+def fold_thing(row: Thing | None, event: Recorded[ThingPut | ThingDropped]) -> Thing | None:
+    if isinstance(event.data, ThingDropped):
+        return None
+    return Thing(thing_id=event.data.thing_id, box_id=event.data.box_id, puts=(row.puts if row else 0) + 1)
+
+
+def fold_box(row: Box | None, event: Recorded[ThingPut]) -> Box | None:
+    return Box(box_id=event.data.box_id, puts=(row.puts if row else 0) + 1)
+
+
+things = Decider(category="thing", key="thing_id", initial=None, decide=decide, evolve=evolve)
+things_app = App([Feature([things], [View(Thing, fold_thing), View(Box, fold_box)])])
+
+
+# The fold, once more, in a few lines ---------------------------------------------------------------------------------
+
+Past: TypeAlias = dict[UUID, list[tuple[int, dict[str, Any] | None]]]
+
+
+def pasts(view: View[Any], events: Sequence[Recorded[Any]]) -> Past:
+    """Each row after each event that changed it, with the position."""
+    models: dict[UUID, Any] = {}
+    past: Past = {}
+    for event in events:
+        if type(event.data) not in view.events:
+            continue
+        key = view.route_of(type(event.data))(event.data)
+        before = models.get(key)
+        models[key] = after = view.fold(before, event)
+        if after is not before:
+            past.setdefault(key, []).append((event.position, _stored(view, after, event.position)))
+    return past
+
+
+def _stored(view: View[Any], model: Any, position: int) -> dict[str, Any] | None:
+    if model is None:
+        return None
+    return {each.name: writer_of(each)(getattr(model, each.name)) for each in view.fields} | {"position": position}
+
+
+def at(past: Past, key: UUID, position: int) -> dict[str, Any] | None:
+    """The row of a key after a position."""
+    return next((row for changed, row in reversed(past.get(key, ())) if changed <= position), None)
+
+
+async def check_every_position(node: Node) -> None:
+    """Each row of each read model that can, as of each position from 0 to the log's head."""
+    head = await node.log.head()
+    events = await node.log.read(0, head, limit=head)
+    for view in node.app.domain.views:
+        history, past = node.serving.histories[view.model], pasts(view, events)
+        try:
+            history.require()
+        except AsOfUnsupported:
+            continue
+        for key in (*past, uuid4()):
+            for position in range(head + 1):
+                assert await history.row(key, position) == at(past, key, position), (view.name, position)
+        reader = node.serving.feeds[view.model].reader
+        await reader.reach(head)
+        stored: dict[UUID, Any] = {**await reader.rows(list(past))}
+        now = {key: await history.row(key, head) for key in past}
+        assert {key: dict(row) for key, row in stored.items()} == {k: row for k, row in now.items() if row is not None}
+
+
+async def execute(node: Node, commands: Sequence[Command]) -> None:
+    """Many at a time, so that several share one moment; what is refused is part of life."""
+    for some in range(0, len(commands), 10):
+        batch = commands[some : some + 10]
+        done = await asyncio.gather(*map(node.dispatcher.execute, batch), return_exceptions=True)
+        assert all(not isinstance(each, BaseException) or isinstance(each, Refused) for each in done), done
+
+
+# As of a position ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_bank_as_of_each_position(start: Start, seed: int) -> None:
+    node, chance = await start(), random.Random(seed)
+    users, accounts = [uuid4() for _ in range(3)], [uuid4() for _ in range(4)]
+    commands: list[Command] = [RegisterUser(user_id=user, email=f"{user}@example.org", name="Ada") for user in users]
+    commands += [OpenAccount(account_id=each, owner_id=chance.choice(users), currency="EUR") for each in accounts]
+
+    def anything() -> Command:
+        account = chance.choice(accounts)
+        return chance.choice(
+            [
+                Deposit(account_id=account, amount=Decimal(chance.randint(1, 100))),
+                Withdraw(account_id=account, amount=Decimal(chance.randint(1, 100))),
+                FreezeAccount(account_id=account),
+                UnfreezeAccount(account_id=account),
+                ChangeEmail(user_id=chance.choice(users), email=f"{chance.random()}@example.org"),
+            ]
+        )
+
+    await execute(node, commands + [anything() for _ in range(50)])
+    await check_every_position(node)
+
+
+async def test_rows_that_come_and_go_as_of_each_position(start: Start) -> None:
+    node, chance = await start(things_app), random.Random(1)
+    keys, boxes = [uuid4() for _ in range(3)], [uuid4() for _ in range(2)]
+    commands: list[Command] = [
+        Drop(thing_id=chance.choice(keys))
+        if chance.random() < 0.4
+        else Put(thing_id=chance.choice(keys), box_id=chance.choice(boxes))
+        for _ in range(60)
+    ]
+    await execute(node, commands)
+    await check_every_position(node)
+
+
+async def test_a_long_stream_leaves_the_loop_to_others(start: Start, connection: asyncpg.Connection) -> None:
+    node, thing, pages = await start(things_app), uuid4(), 20
+    data = f'{{"thing_id":"{thing}","box_id":"{thing}"}}'
+    command, events = uuid4(), [("ThingPut", 1, data)] * (PAGE * pages)
+    await append(connection, [Append(command, thing, "thing", 0, events, command)])
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    row = await node.serving.histories[Thing].row(thing, PAGE * pages - 1)
+    other.cancel()
+    assert row == {"thing_id": thing, "box_id": thing, "puts": PAGE * pages - 1, "position": PAGE * pages - 1}
+    assert turns >= pages
+
+
+# As of a time --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_time_is_the_last_position_until_then(start: Start) -> None:
+    node = await start(things_app)
+    for size in (1, 7, 3, 12, 1):
+        await execute(node, [Put(thing_id=uuid4(), box_id=uuid4()) for _ in range(size)])
+    events = await node.log.read(0, await node.log.head())
+    tick = timedelta(microseconds=1)
+    moments = {each.recorded_at + shift for each in events for shift in (-tick, timedelta(), tick)}
+    for moment in (*moments, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)):
+        until = max((each.position for each in events if each.recorded_at <= moment), default=0)
+        before = max((each.position for each in events if each.recorded_at < moment), default=0)
+        assert await node.log.position_at(moment) == until
+        assert await node.log.position_at(moment, before=True) == before
+
+
+async def test_a_time_in_an_empty_log(start: Start) -> None:
+    node = await start(things_app)
+    assert await node.log.position_at(datetime.now(UTC)) == 0
+
+
+# Asked over GraphQL --------------------------------------------------------------------------------------------------
+
+ACCOUNT = "query($id: UUID!, $asOf: AsOf) { account(accountId: $id, asOf: $asOf) { balance position owner { email } } }"
+THING = "query($id: UUID!, $asOf: AsOf) { thing(thingId: $id, asOf: $asOf) { puts box { puts } } }"
+
+
+async def ask(node: Node, query: str, **variables: Any) -> tuple[Any, list[tuple[Any, str]]]:
+    """The data, and path and code of each error."""
+    result = await Engine(node.app.schema).execute(GraphQLRequest(query, variables=variables), Scope(node.serving))
+    errors = [(list(error.get("path", [])), error["extensions"]["code"]) for error in result.errors]
+    return result.data, errors
+
+
+@pytest.fixture
+async def bank(start: Start) -> tuple[Node, UUID, list[datetime]]:
+    """Ada (1) opens an account (2), pays in (3), and moves (4). With the times of these."""
+    node, user, account = await start(), uuid4(), uuid4()
+    for command in (
+        RegisterUser(user_id=user, email="old@example.org", name="Ada"),
+        OpenAccount(account_id=account, owner_id=user, currency="EUR"),
+        Deposit(account_id=account, amount=Decimal("7.50")),
+        ChangeEmail(user_id=user, email="new@example.org"),
+    ):
+        await node.dispatcher.execute(command)
+    return node, account, [each.recorded_at for each in await node.log.read(0, 4)]
+
+
+OPENED = {"balance": "0", "position": "2", "owner": {"email": "old@example.org"}}
+PAID_IN = {"balance": "7.50", "position": "3", "owner": {"email": "old@example.org"}}
+MOVED = {"balance": "7.50", "position": "3", "owner": {"email": "new@example.org"}}
+
+
+async def test_links_are_of_the_same_position(bank: tuple[Node, UUID, list[datetime]]) -> None:
+    node, account, _ = bank
+    for position, expected in enumerate([None, None, OPENED, PAID_IN, MOVED]):
+        answer = await ask(node, ACCOUNT, id=str(account), asOf={"position": str(position)})
+        assert answer == ({"account": expected}, [])
+
+
+async def test_by_time(bank: tuple[Node, UUID, list[datetime]]) -> None:
+    node, account, times = bank
+    for moment, expected in zip(times, [None, OPENED, PAID_IN, MOVED], strict=True):
+        answer = await ask(node, ACCOUNT, id=str(account), asOf={"time": moment.isoformat()})
+        assert answer == ({"account": expected}, [])
+    later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    assert await ask(node, ACCOUNT, id=str(account), asOf={"time": later}) == ({"account": MOVED}, [])
+
+
+async def test_null_is_not_asked(bank: tuple[Node, UUID, list[datetime]]) -> None:
+    node, account, _ = bank
+    for model in (AccountView, UserView):  # as it is now: that is the projection's to say
+        await node.serving.feeds[model].reader.reach(4)
+    assert await ask(node, ACCOUNT, id=str(account), asOf=None) == ({"account": MOVED}, [])
+
+
+@pytest.mark.parametrize(
+    "as_of",
+    [{"position": "5"}, {"position": "1", "time": "2026-01-01T00:00:00Z"}, {}, {"position": None}, {"time": "x"}],
+)
+async def test_what_cannot_be_asked(bank: tuple[Node, UUID, list[datetime]], as_of: dict[str, Any]) -> None:
+    node, account, _ = bank
+    data, errors = await ask(node, ACCOUNT, id=str(account), asOf=as_of)
+    assert [code for _, code in errors] == ["BAD_USER_INPUT"]
+    assert data in (None, {"account": None})
+
+
+async def test_the_past_does_not_wait(bank: tuple[Node, UUID, list[datetime]]) -> None:
+    node, account, _ = bank
+    query = 'query($id: UUID!) { account(accountId: $id, atLeast: "1", asOf: { position: "1" }) { balance } }'
+    assert await ask(node, query, id=str(account)) == ({"account": None}, [(["account"], "BAD_USER_INPUT")])
+
+
+async def test_a_read_model_of_several_streams_says_that_it_cannot(start: Start) -> None:
+    node, thing, box = await start(things_app), uuid4(), uuid4()
+    await execute(node, [Put(thing_id=thing, box_id=box)])
+    query = "query($id: UUID!, $asOf: AsOf) { box(boxId: $id, asOf: $asOf) { puts } }"
+    answer = await ask(node, query, id=str(box), asOf={"position": "1"})
+    assert answer == ({"box": None}, [(["box"], "AS_OF_UNSUPPORTED")])
+    # A link to it is an error of that field; the row is there.
+    answer = await ask(node, THING, id=str(thing), asOf={"position": "1"})
+    assert answer == ({"thing": {"puts": 1, "box": None}}, [(["thing", "box"], "AS_OF_UNSUPPORTED")])
+
+
+def test_a_route_of_ones_own_cannot() -> None:
+    routed = View(Thing, fold_thing, route=lambda event: event.thing_id)
+    app = App([Feature([things], [routed, View(Box, fold_box)])])
+    assert not has_history(app.domain, routed)
+    assert has_history(things_app.domain, things_app.domain.views[0])

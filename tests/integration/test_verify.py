@@ -1,0 +1,307 @@
+"""Verify: what is stored is what the log says, or it is told where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec import field
+
+from bank.accounts.views import account_view
+from bank.main import app as bank
+from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
+from headwater.codec import encode
+from headwater.database import Database
+from headwater.log import Append, Log, append
+from headwater.rebuild import Rebuild
+from headwater.tables import prepare, rebuild, renew
+from headwater.verify import Difference, NotVerifiable, Report, Verifier
+
+EVENTS, ACCOUNTS = 600, 60
+
+
+# A read model of every kind of column, whose keys gather events of several streams ------------------------------------
+
+
+class Mood(Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Note(Command):
+    note_id: UUID
+
+
+class Noted(Event):
+    note_id: UUID
+    shelf_id: UUID
+    price: Decimal
+    mood: Mood = Mood.GOOD
+    prices: list[Decimal] = field(default_factory=list)
+    times: list[datetime] = field(default_factory=list)
+    share: float = 0.5
+
+
+class Shelf(ReadModel, key="shelf_id"):
+    shelf_id: UUID
+    price: Decimal
+    mood: Mood
+    prices: list[Decimal]
+    times: list[datetime]
+    share: float
+    noted: int
+    at: datetime
+
+
+def decide(command: Note, state: None) -> list[Noted]:
+    return []
+
+
+def evolve(state: None, event: Noted) -> None:
+    return None
+
+
+def fold(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+    if event.data.price < 0:
+        raise ValueError("below zero")
+    return Shelf(
+        shelf_id=event.data.shelf_id,
+        price=event.data.price,
+        mood=event.data.mood,
+        prices=event.data.prices,
+        times=event.data.times,
+        share=event.data.share or float("nan"),
+        noted=(row.noted if row else 0) + 1,
+        at=event.recorded_at,
+    )
+
+
+notes = Decider(category="note", key="note_id", initial=None, decide=decide, evolve=evolve)
+shelf_view = View(Shelf, fold)
+shelves = App([Feature([notes], [shelf_view])])
+
+
+# What the tests say --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    async with Database(dsn, pool_size=3) as database:
+        yield database
+
+
+async def built(database: Database, connection: asyncpg.Connection, app: App, view: View[Any]) -> None:
+    """The rows of the log as it is now."""
+    await prepare(connection, view)
+    standing = await rebuild(connection, view)
+    await Rebuild(database, Log(database.pool, app.domain.codec), view).run(standing)
+
+
+async def note(connection: asyncpg.Connection, *events: Noted) -> None:
+    stored = [(event.note_id, (event.event_name, event.event_version, encode(event))) for event in events]
+    await append(connection, [Append(uuid4(), key, "note", None, [each], uuid4()) for key, each in stored])
+
+
+async def fill(connection: asyncpg.Connection) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "fill.sql"
+    await connection.execute(script.read_text().format(events=EVENTS, streams=ACCOUNTS))
+
+
+def verifier(
+    database: Database, app: App = bank, view: View[Any] = account_view, *, by_stream: bool = True, **options: Any
+) -> Verifier[Any]:
+    return Verifier(Log(database.pool, app.domain.codec), view, by_stream=by_stream, **options)
+
+
+def key_of(number: int) -> UUID:
+    return UUID(int=number)
+
+
+def found(report: Report) -> list[tuple[UUID, str, str, str]]:
+    return sorted((each.key, each.column, str(each.stored), str(each.folded)) for each in report.differences)
+
+
+HOW: list[dict[str, Any]] = [{}, {"rows": 7}, {"by_stream": False}, {"by_stream": False, "rows": 1}]
+"""At once and in ranges of keys; by the stream's id and by the event's route."""
+
+
+# The truth -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+async def test_rows_that_are_right_have_no_difference(
+    database: Database, connection: asyncpg.Connection, how: dict[str, Any]
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    report = await verifier(database, **how).live(database, None)
+    assert report == Report("Account", 2, EVENTS, checked=ACCOUNTS)
+    report = await verifier(database, **how).live(database, 20)
+    assert report == Report("Account", 2, EVENTS, checked=20)
+    assert report.lines() == ["Account: 20 rows compared at position 600: no difference"]
+
+
+async def test_every_kind_of_column_reads_back_as_it_was_folded(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    shelf = uuid4()
+    await note(
+        connection,
+        Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal("1.50"), share=0.0),
+        Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(2), prices=[Decimal("0.10"), Decimal(7)]),
+        Noted(
+            note_id=uuid4(), shelf_id=shelf, price=Decimal(3), mood=Mood.BAD, times=[datetime(2026, 1, 2, tzinfo=UTC)]
+        ),
+    )
+    await built(database, connection, shelves, shelf_view)
+    assert await verifier(database, shelves, shelf_view, by_stream=False).live(database, None) == Report(
+        "Shelf", 2, 3, checked=2
+    )
+    await connection.execute("update read.shelf set times = '[]', noted = 3 where shelf_id = $1", shelf)
+    report = await verifier(database, shelves, shelf_view, by_stream=False).live(database, None)
+    assert found(report) == [(shelf, "noted", "3", "2"), (shelf, "times", "[]", "['2026-01-02 00:00:00+00:00']")]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+async def test_whatever_was_falsified_is_found(
+    database: Database, connection: asyncpg.Connection, how: dict[str, Any]
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("update read.account set balance = balance + 1 where account_id = $1", key_of(3))
+    await connection.execute("update read.account set currency = 'USD', position = 1 where account_id = $1", key_of(59))
+    await connection.execute("delete from read.account where account_id = $1", key_of(7))
+    await connection.execute(
+        "insert into read.account select $1, owner_id, currency, status, balance, entry_count, opened_at, updated_at, "
+        "1 from read.account limit 1",
+        extra := UUID(int=2**128 - 1),
+    )
+    expected = [
+        (key_of(3), "balance", "1.09", "0.09"),
+        (key_of(7), "row", "no row", "a row"),
+        (key_of(59), "currency", "USD", "EUR"),
+        (key_of(59), "position", "1", "599"),
+        (extra, "row", "a row", "no row"),
+    ]
+    report = await verifier(database, **how).live(database, None)
+    assert found(report) == expected
+    assert report.checked == ACCOUNTS + 1
+    assert report.lines()[0] == "Account: 61 rows compared at position 600: 5 differences"
+    assert f"  {key_of(3)}  balance: stored 1.09, folded 0.09" in report.lines()
+    verified = "select differences from headwater.projections where name = 'Account' and state = 'live'"
+    assert await connection.fetchval(verified) == 5
+
+    sampled = await verifier(database, **how).live(database, 10 * ACCOUNTS)
+    assert set(found(sampled)) <= set(expected)
+    assert {each.key for each in sampled.differences} >= {key_of(3), key_of(59), extra}
+
+
+async def test_a_sample_finds_a_row_that_is_missing(database: Database, connection: asyncpg.Connection) -> None:
+    """By what the log speaks of: the table knows nothing of it."""
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("delete from read.account")
+    report = await verifier(database).live(database, 5)
+    assert [(each.column, each.stored, each.folded) for each in report.differences] == [("row", "no row", "a row")] * 5
+
+
+async def test_rows_and_position_are_of_one_moment(database: Database, connection: asyncpg.Connection) -> None:
+    """While the projection goes on, nothing differs."""
+    shelf = uuid4()
+    await note(connection, Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(1)))
+    await built(database, connection, shelves, shelf_view)
+    checks = verifier(database, shelves, shelf_view, by_stream=False)
+    ranges = checks._ranges
+
+    async def meanwhile(*arguments: Any) -> Any:
+        await note(connection, Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(2)))
+        await connection.execute("update read.shelf set price = 2, noted = 2, position = 2")
+        await connection.execute(
+            "update headwater.projections set position = 2 where name = 'Shelf' and state = 'live'"
+        )
+        return await ranges(*arguments)
+
+    checks._ranges = meanwhile  # type: ignore[method-assign, assignment]  # between the position and the rows
+    assert await checks.live(database, None) == Report("Shelf", 2, 1, checked=1)
+
+
+async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    good, parked = uuid4(), uuid4()
+    await note(
+        connection,
+        *(
+            Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(price))
+            for shelf, price in ((good, 1), (parked, 1), (parked, -1), (parked, 3))
+        ),
+    )
+    await built(database, connection, shelves, shelf_view)
+    checks = verifier(database, shelves, shelf_view, by_stream=False)
+    report = await checks.live(database, None)
+    assert report == Report("Shelf", 2, 4, checked=1, parked=1)
+    assert report.lines() == ["Shelf: 1 rows compared at position 4, 1 parked: no difference"]
+
+    await connection.execute("delete from headwater.dead_letters")
+    report = await checks.live(database, None)
+    assert report.differences == [Difference(parked, "fold", "a row", "raised ValueError at position 3: below zero")]
+
+
+async def test_rows_of_other_code_are_not_compared(database: Database, connection: asyncpg.Connection) -> None:
+    class Other(ReadModel, name="Shelf", key="shelf_id"):
+        shelf_id: UUID
+
+    def fold_other(row: Any, event: Any) -> Any:
+        return None
+
+    fold_other.__annotations__ = {"row": Other | None, "event": Recorded[Noted], "return": Other | None}
+    await prepare(connection, shelf_view)
+    other = View(Other, fold_other)
+    await renew(connection, other)
+    with pytest.raises(NotVerifiable, match="Shelf is made by another version of this code"):
+        await verifier(database, shelves, other, by_stream=False).live(database, None)
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+async def run_verify(dsn: str, *arguments: str) -> tuple[int | None, str, str]:
+    """`headwater verify` in a process of its own: exit code, output and errors."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headwater", "verify", *arguments, "--app", "bank.main:app"),
+        env={**environ, "DATABASE_URL": dsn},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_command_says_so_by_its_exit_code(
+    dsn: str, database: Database, connection: asyncpg.Connection
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    right, sampled, wrong_name = await asyncio.gather(
+        run_verify(dsn, "Account", "--all"), run_verify(dsn, "--sample", "9"), run_verify(dsn, "Acount")
+    )
+    assert right[:2] == (0, "Account: 60 rows compared at position 600: no difference\n"), right
+    assert sampled[0] == 0, sampled
+    assert "Account: 9 rows compared at position 600: no difference\n" in sampled[1]
+    assert "User: 0 rows compared at position 0: no difference\n" in sampled[1]
+    assert wrong_name[:2] == (1, "")
+    await connection.execute("update read.account set balance = 5 where account_id = $1", key_of(3))
+    code, out, _ = await run_verify(dsn, "--all")
+    assert code == 1
+    assert f"  {key_of(3)}  balance: stored 5, folded 0.09\n" in out
