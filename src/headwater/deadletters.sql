@@ -56,6 +56,7 @@ select d.projection, d.generation, d.key, d.position, e.type, d.attempts, d.park
            and b.position > d.position and not b.discarded) as waiting
   from headwater.dead_letters d
   join headwater.events e on e.position = d.position
+  join headwater.projections p on p.name = d.projection and p.generation = d.generation and p.state <> 'retired'
  where not d.discarded
    and ($1::text is null or d.projection = $1)
    and ($2::uuid is null or d.key = $2)
@@ -70,10 +71,11 @@ select d.projection, d.generation, d.key, d.position, e.type, d.attempts, d.park
 -- name: retry
 -- The first letters of keys are due now; the worker that leases the projection tries them.
 with first as (
-  select distinct on (projection, generation, key) projection, generation, key, position
-    from headwater.dead_letters
-   where not discarded and ($1::text is null or projection = $1) and ($2::uuid is null or key = $2)
-   order by projection, generation, key, position
+  select distinct on (l.projection, l.generation, l.key) l.projection, l.generation, l.key, l.position
+    from headwater.dead_letters l
+    join headwater.projections p on p.name = l.projection and p.generation = l.generation and p.state <> 'retired'
+   where not l.discarded and ($1::text is null or l.projection = $1) and ($2::uuid is null or l.key = $2)
+   order by l.projection, l.generation, l.key, l.position
 )
 update headwater.dead_letters d
    set next_attempt_at = now()
@@ -85,10 +87,11 @@ returning d.projection, d.key, d.position
 -- name: discard
 -- The first letter of each key is to be passed over, or ($4) all that wait now; the rest is due.
 with first as (
-  select distinct on (projection, generation, key) projection, generation, key, position
-    from headwater.dead_letters
-   where not discarded and ($1::text is null or projection = $1) and ($2::uuid is null or key = $2)
-   order by projection, generation, key, position
+  select distinct on (l.projection, l.generation, l.key) l.projection, l.generation, l.key, l.position
+    from headwater.dead_letters l
+    join headwater.projections p on p.name = l.projection and p.generation = l.generation and p.state <> 'retired'
+   where not l.discarded and ($1::text is null or l.projection = $1) and ($2::uuid is null or l.key = $2)
+   order by l.projection, l.generation, l.key, l.position
 )
 update headwater.dead_letters d
    set discarded = true, next_attempt_at = now()
