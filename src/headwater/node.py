@@ -131,7 +131,7 @@ class Node:
         try:
             await asyncio.wait_for(self.appender.drain(), self.settings.shutdown_seconds)
         except TimeoutError:
-            logger.error("the log did not answer in time; commands were left without an answer")
+            self.appender.abandon()
 
     async def troubles(self) -> dict[str, str]:
         """What is not well: the name of a task, or `database`, and its last error. Empty when ready."""

@@ -56,7 +56,9 @@ def fold(row: Sample | None, event: Recorded[Seen]) -> Sample | None:
 view = View(Sample, fold)
 EMPTY: dict[str, Any] = {
     **dict.fromkeys(("text", "ratio", "number", "day", "at", "size")),
-    **{"amount": Decimal(0), "removed": True, "complete_to": 7},
+    "amount": Decimal(0),
+    "removed": True,
+    "complete_to": 7,
 }
 
 
@@ -74,7 +76,8 @@ class Table:
         columns = [[writer_of(each)(getattr(model, each.name)) for model in models] for each in view.fields]
         await self.pool.execute(self._upsert, *columns, [position for _, position, _ in rows])
         await self.pool.execute(
-            "delete from headwater.tombstones where projection = 'Sample' and key = any($1)", [key for key, _, _ in rows]
+            "delete from headwater.tombstones where projection = 'Sample' and key = any($1)",
+            [key for key, _, _ in rows],
         )
 
     async def remove(self, key: UUID, position: int) -> None:
@@ -109,10 +112,16 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "complete_to": st.just(0),
 }
 ORDERS = st.lists(
-    st.builds(Order, st.sampled_from([*set(VALUES) - {"removed", "complete_to"}, "sample_id"]), st.booleans()), max_size=3
+    st.builds(Order, st.sampled_from([*set(VALUES) - {"removed", "complete_to"}, "sample_id"]), st.booleans()),
+    max_size=3,
 )
 FILTERS: st.SearchStrategy[Filter] = st.sampled_from(
-    [EVERYTHING, Compare("removed", "eq", True), Compare("number", "is_null", False), Compare("amount", "gt", Decimal(100))]
+    [
+        EVERYTHING,
+        Compare("removed", "eq", True),
+        Compare("number", "is_null", False),
+        Compare("amount", "gt", Decimal(100)),
+    ]
 )
 
 
@@ -336,11 +345,13 @@ async def test_changes_that_are_cut_lose_nothing(table: Table, monkeypatch: pyte
         await table.remove(key, position)
     await table.move(40)
     reads = Reader(table.pool, view, Positions())
-    after, seen, gone, pages = 0, {}, {}, 0
+    after, pages = 0, 0
+    seen: dict[UUID, int] = {}
+    gone: dict[UUID, int] = {}
     while True:
         changes = await reads.changes(after)
         assert len(changes.rows) <= at_once
-        for key, position in [*((row["sample_id"], row["position"]) for row in changes.rows), *changes.removed]:
+        for position in [*(row["position"] for row in changes.rows), *(position for _, position in changes.removed)]:
             assert after < position <= changes.position, "in the page that it belongs to, and in no other"
         seen |= {row["sample_id"]: row["position"] for row in changes.rows}
         gone |= dict(changes.removed)
