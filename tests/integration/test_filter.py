@@ -221,43 +221,42 @@ ROW: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("tree", "chosen"),
-    [
-        (Compare("text", "contains", "100%"), True),
-        (Compare("text", "contains", "10_%"), False),
-        (Compare("text", "contains", "är"), False),
-        (Compare("text", "contains", ""), True),
-        (Compare("text", "starts_with", "Ä"), True),
-        (Compare("text", "starts_with", "%"), False),
-        (Compare("text", "gt", "z"), True),  # by code point: Ä comes after z
-        (Compare("amount", "eq", Decimal("1.1")), True),
-        (Compare("amount", "in", (Decimal(2), Decimal("1.100"))), True),
-        (Compare("at", "eq", NOON.astimezone(timezone(timedelta(hours=9)))), True),
-        (Compare("size", "eq", "riesengroß"), True),
-        (Compare("text", "in", ()), False),
-        (Compare("text", "not_in", ()), True),
-        (Compare("number", "eq", 1), False),
-        (Compare("number", "ne", 1), True),
-        (Compare("number", "in", (1,)), False),
-        (Compare("number", "not_in", (1,)), True),
-        (Compare("number", "not_in", ()), True),
-        (Compare("number", "lt", 1), False),
-        (Compare("number", "gte", 1), False),
-        (Compare("maybe_text", "contains", ""), False),
-        (Compare("number", "is_null", True), True),
-        (Compare("number", "is_null", False), False),
-        (Compare("yes", "is_null", True), False),
-        (All(), True),
-        (Some(()), False),
-        (Not(All()), False),
-        (Not(Compare("number", "lt", 1)), True),
-    ],
-    ids=str,
-)
-async def test_what_filters_mean(pool: asyncpg.Pool, tree: Filter, chosen: bool) -> None:
+MEANINGS: list[tuple[Filter, bool]] = [
+    (Compare("text", "contains", "100%"), True),
+    (Compare("text", "contains", "10_%"), False),
+    (Compare("text", "contains", "är"), False),
+    (Compare("text", "contains", ""), True),
+    (Compare("text", "starts_with", "Ä"), True),
+    (Compare("text", "starts_with", "%"), False),
+    (Compare("text", "gt", "z"), True),  # by code point: Ä comes after z
+    (Compare("amount", "eq", Decimal("1.1")), True),
+    (Compare("amount", "in", (Decimal(2), Decimal("1.100"))), True),
+    (Compare("at", "eq", NOON.astimezone(timezone(timedelta(hours=9)))), True),
+    (Compare("size", "eq", "riesengroß"), True),
+    (Compare("text", "in", ()), False),
+    (Compare("text", "not_in", ()), True),
+    (Compare("number", "eq", 1), False),
+    (Compare("number", "ne", 1), True),
+    (Compare("number", "in", (1,)), False),
+    (Compare("number", "not_in", (1,)), True),
+    (Compare("number", "not_in", ()), True),
+    (Compare("number", "lt", 1), False),
+    (Compare("number", "gte", 1), False),
+    (Compare("maybe_text", "contains", ""), False),
+    (Compare("number", "is_null", True), True),
+    (Compare("number", "is_null", False), False),
+    (Compare("yes", "is_null", True), False),
+    (All(), True),
+    (Some(()), False),
+    (Not(All()), False),
+    (Not(Compare("number", "lt", 1)), True),
+]
+
+
+async def test_what_filters_mean(pool: asyncpg.Pool) -> None:
     stored = await filled(pool, [ROW])
-    assert await agree(pool, stored, tree) == ({UUID(int=0)} if chosen else set())
+    for tree, chosen in MEANINGS:
+        assert await agree(pool, stored, tree) == ({UUID(int=0)} if chosen else set()), tree
 
 
 def test_an_unknown_operator_is_an_error() -> None:

@@ -310,38 +310,39 @@ async def test_a_command_that_changes_nothing_is_accepted(api: Api, world: dict[
     assert (again, await api.node.log.head()) == (answer, head)
 
 
-@pytest.mark.parametrize(
-    "amount",
-    [
-        1.5,
-        1e3,
-        True,
-        "1e3",
-        "NaN",
-        "Infinity",
-        "-Infinity",
-        "",
-        " 1",
-        "1,5",
-        "0x1",
-        "\u0661.\u0665",
-        "1_000",
-        [],
-        {},
-        "9" * 61,
-    ],
-)
-async def test_decimals_are_strings_or_whole_numbers(api: Api, amount: object) -> None:
-    (error,) = await api.fail(written("deposit"), input={"accountId": str(uuid4()), "amount": amount})
-    assert error[0] == "BAD_USER_INPUT"
-    assert "amount" in error[1]
+NO_DECIMALS = [
+    1.5,
+    1e3,
+    True,
+    "1e3",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "",
+    " 1",
+    "1,5",
+    "0x1",
+    "\u0661.\u0665",
+    "1_000",
+    [],
+    {},
+    "9" * 61,
+]
 
 
-@pytest.mark.parametrize("amount", ["1.5", "1e3", '"1e3"', '"NaN"', "true", "[1]", "ONE"])
-async def test_decimals_in_the_document_are_too(api: Api, amount: str) -> None:
-    query = f'mutation {{ deposit(input: {{accountId: "{uuid4()}", amount: {amount}}}) {{ __typename }} }}'
-    (error,) = await api.fail(query)
-    assert error[0] == "GRAPHQL_VALIDATION_FAILED"
+async def test_decimals_are_strings_or_whole_numbers(api: Api) -> None:
+    for amount in NO_DECIMALS:
+        errors = await api.fail(written("deposit"), input={"accountId": str(uuid4()), "amount": amount})
+        assert [(code, "amount" in message) for code, message in errors] == [("BAD_USER_INPUT", True)], amount
+
+
+NO_DECIMALS_EITHER = ["1.5", "1e3", '"1e3"', '"NaN"', "true", "[1]", "ONE"]
+
+
+async def test_decimals_in_the_document_are_too(api: Api) -> None:
+    for amount in NO_DECIMALS_EITHER:
+        query = f'mutation {{ deposit(input: {{accountId: "{uuid4()}", amount: {amount}}}) {{ __typename }} }}'
+        assert [code for code, _ in await api.fail(query)] == ["GRAPHQL_VALIDATION_FAILED"], amount
 
 
 @pytest.mark.parametrize(("amount", "balance"), [(5, "15.00"), ("5.0", "15.00"), ("+5", "15.00"), (".5", "10.50")])
@@ -481,53 +482,53 @@ async def test_statements_do_not_grow_with_the_rows(api: Api, many: list[str]) -
     assert counts == [4, 4], "the position, the page, the owners, the count"
 
 
-@pytest.mark.parametrize(
-    ("where", "chosen"),
-    [
-        ("{}", range(1, 13)),
-        ("null", range(1, 13)),
-        ('{balance: {gt: "3", lte: "5.00"}}', [4, 5]),
-        ('{balance: {in: ["1.0", 12, "99"]}}', [1, 12]),
-        ('{balance: {notIn: ["1", "2", "3"]}, currency: {eq: "USD"}}', [4, 6, 8, 10, 12]),
-        ('{currency: {ne: "USD"}, balance: {lt: "4"}}', [1, 3]),
-        ('{currency: {startsWith: "E", contains: "UR"}, balance: {gte: "11"}}', [11]),
-        ('{or: [{balance: {eq: "2"}}, {balance: {eq: "7"}}]}', [2, 7]),
-        ('{and: [{balance: {gt: "2"}}, {balance: {lt: "5"}}], not: {balance: {eq: "3"}}}', [4]),
-        ("{status: {eq: OPEN}, entryCount: {eq: 1}}", range(1, 13)),
-        ("{status: {in: [FROZEN, CLOSED]}}", []),
-        ("{or: []}", []),
-        ("{and: []}", range(1, 13)),
-        ("{balance: {isNull: true}}", []),
-        ('{openedAt: {gt: "2026-01-01T00:00:00+01:00"}, balance: {eq: "9"}}', [9]),
-    ],
-)
-async def test_filters(api: Api, many: list[str], where: str, chosen: Sequence[int]) -> None:
-    query = f"{{ accounts(filter: {where}, orderBy: [BALANCE_ASC]) {{ totalCount nodes {{ balance }} }} }}"
-    data = await api.ask(query)
-    assert [int(node["balance"]) for node in data["accounts"]["nodes"]] == list(chosen)
-    assert data["accounts"]["totalCount"] == len(chosen)
+CHOSEN: list[tuple[str, Sequence[int]]] = [
+    ("{}", range(1, 13)),
+    ("null", range(1, 13)),
+    ('{balance: {gt: "3", lte: "5.00"}}', [4, 5]),
+    ('{balance: {in: ["1.0", 12, "99"]}}', [1, 12]),
+    ('{balance: {notIn: ["1", "2", "3"]}, currency: {eq: "USD"}}', [4, 6, 8, 10, 12]),
+    ('{currency: {ne: "USD"}, balance: {lt: "4"}}', [1, 3]),
+    ('{currency: {startsWith: "E", contains: "UR"}, balance: {gte: "11"}}', [11]),
+    ('{or: [{balance: {eq: "2"}}, {balance: {eq: "7"}}]}', [2, 7]),
+    ('{and: [{balance: {gt: "2"}}, {balance: {lt: "5"}}], not: {balance: {eq: "3"}}}', [4]),
+    ("{status: {eq: OPEN}, entryCount: {eq: 1}}", range(1, 13)),
+    ("{status: {in: [FROZEN, CLOSED]}}", []),
+    ("{or: []}", []),
+    ("{and: []}", range(1, 13)),
+    ("{balance: {isNull: true}}", []),
+    ('{openedAt: {gt: "2026-01-01T00:00:00+01:00"}, balance: {eq: "9"}}', [9]),
+]
+
+
+async def test_filters(api: Api, many: list[str]) -> None:
+    for where, chosen in CHOSEN:
+        query = f"{{ accounts(filter: {where}, orderBy: [BALANCE_ASC]) {{ totalCount nodes {{ balance }} }} }}"
+        data = await api.ask(query)
+        assert [int(node["balance"]) for node in data["accounts"]["nodes"]] == list(chosen), where
+        assert data["accounts"]["totalCount"] == len(chosen), where
 
 
 NULL = "is null. Leave it out, or ask with isNull."
 
 
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ({"balance": None}, f"filter: balance {NULL}"),
-        ({"balance": {"eq": None}}, f"filter: balance.eq {NULL}"),
-        ({"ownerId": {"notIn": None}}, f"filter: ownerId.notIn {NULL}"),
-        ({"and": None}, f"filter: and {NULL}"),
-        ({"not": None}, f"filter: not {NULL}"),
-        ({"or": [{"not": {"status": {"isNull": None}}}]}, f"filter: status.isNull {NULL}"),
-        ({"currency": {"in": ["x"] * 1001}}, "A list in a filter may hold 1000 values."),
-        ({"currency": {"eq": "\0"}}, "The filter or the cursor holds a value that no row can have."),
-        ({"currency": {"in": ["EUR", "\0"]}}, "The filter or the cursor holds a value that no row can have."),
-    ],
-)
-async def test_filters_that_are_refused(api: Api, where: object, message: str) -> None:
+REFUSED_FILTERS: list[tuple[object, str]] = [
+    ({"balance": None}, f"filter: balance {NULL}"),
+    ({"balance": {"eq": None}}, f"filter: balance.eq {NULL}"),
+    ({"ownerId": {"notIn": None}}, f"filter: ownerId.notIn {NULL}"),
+    ({"and": None}, f"filter: and {NULL}"),
+    ({"not": None}, f"filter: not {NULL}"),
+    ({"or": [{"not": {"status": {"isNull": None}}}]}, f"filter: status.isNull {NULL}"),
+    ({"currency": {"in": ["x"] * 1001}}, "A list in a filter may hold 1000 values."),
+    ({"currency": {"eq": "\0"}}, "The filter or the cursor holds a value that no row can have."),
+    ({"currency": {"in": ["EUR", "\0"]}}, "The filter or the cursor holds a value that no row can have."),
+]
+
+
+async def test_filters_that_are_refused(api: Api) -> None:
     query = "query ($where: AccountFilter) { accounts(filter: $where) { totalCount } }"
-    assert await api.fail(query, where=where) == [("BAD_USER_INPUT", message)]
+    for where, message in REFUSED_FILTERS:
+        assert await api.fail(query, where=where) == [("BAD_USER_INPUT", message)], where
 
 
 async def test_a_filter_has_a_depth(api: Api) -> None:
@@ -539,12 +540,14 @@ async def test_a_filter_has_a_depth(api: Api) -> None:
     assert await api.fail(query, where={"not": where}) == [("BAD_USER_INPUT", "A filter may be nested 8 deep.")]
 
 
-@pytest.mark.parametrize("time", ["2026-01-31T12:00:00", "2026-01-31", "noon", "", 5, True, "2026-13-01T00:00:00Z"])
-async def test_times_have_an_offset(api: Api, time: object) -> None:
+NO_TIMES = ["2026-01-31T12:00:00", "2026-01-31", "noon", "", 5, True, "2026-13-01T00:00:00Z"]
+
+
+async def test_times_have_an_offset(api: Api) -> None:
     query = "query ($time: DateTime) { accounts(filter: {openedAt: {gt: $time}}) { totalCount } }"
-    ((code, message),) = await api.fail(query, time=time)
-    assert code == "BAD_USER_INPUT"
-    assert "$time" in message
+    for time in NO_TIMES:
+        errors = await api.fail(query, time=time)
+        assert [(code, "$time" in message) for code, message in errors] == [("BAD_USER_INPUT", True)], time
 
 
 PAGE = """query ($first: Int, $after: String, $last: Int, $before: String, $order: [AccountOrder!]) {
@@ -586,21 +589,21 @@ async def test_an_empty_page(api: Api) -> None:
     assert await api.ask(PAGE) == {"accounts": empty}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"first": 4}, "A page has 0 to 3 rows; 4 were asked for."),
-        ({"last": 4}, "A page has 0 to 3 rows; 4 were asked for."),
-        ({"first": -1}, "A page has 0 to 3 rows; -1 were asked for."),
-        ({"first": 1, "last": 1}, "Ask with first or with last, not with both."),
-        ({"before": "x"}, "Ask for what is before a cursor with last."),
-        ({"first": 1, "before": "x"}, "Ask for what is before a cursor with last."),
-        ({"after": "x"}, "The cursor does not belong to this order; start again without it."),
-    ],
-)
-async def test_pages_have_bounds(start: Start, arguments: dict[str, object], message: str) -> None:
+REFUSED_PAGES: list[tuple[dict[str, object], str]] = [
+    ({"first": 4}, "A page has 0 to 3 rows; 4 were asked for."),
+    ({"last": 4}, "A page has 0 to 3 rows; 4 were asked for."),
+    ({"first": -1}, "A page has 0 to 3 rows; -1 were asked for."),
+    ({"first": 1, "last": 1}, "Ask with first or with last, not with both."),
+    ({"before": "x"}, "Ask for what is before a cursor with last."),
+    ({"first": 1, "before": "x"}, "Ask for what is before a cursor with last."),
+    ({"after": "x"}, "The cursor does not belong to this order; start again without it."),
+]
+
+
+async def test_pages_have_bounds(start: Start) -> None:
     api = Api(await start(settings=replace(QUICK, default_page=2, max_page=3)))
-    assert await api.fail(PAGE, **arguments) == [("BAD_USER_INPUT", message)]
+    for arguments, message in REFUSED_PAGES:
+        assert await api.fail(PAGE, **arguments) == [("BAD_USER_INPUT", message)], arguments
 
 
 async def test_a_page_has_a_size_though_none_is_asked_for(start: Start, api: Api, many: list[str]) -> None:
