@@ -193,7 +193,7 @@ async def agree(pool: asyncpg.Pool, rows: list[asyncpg.Record], tree: Filter) ->
 
 @given(rows=st.lists(ROWS, min_size=1, max_size=12), trees=st.lists(TREES, min_size=8, max_size=16))
 @settings(
-    max_examples=50,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],  # the assertion says filter and rows; shrinking takes minutes
