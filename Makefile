@@ -21,7 +21,7 @@ dev: console ## Start everything on http://127.0.0.1:8000/graphql, with a Postgr
 
 .PHONY: test
 test: console ## Run every test. ARGS="-k money" chooses.
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 .PHONY: check
 check: venv ## Lint, types, imports, and whether the written schemas are up to date.

@@ -159,7 +159,7 @@ def bundle(node: Node, console: Path, static: Path) -> None:
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """One build at a time; the operating system lets go when a build dies."""
-    import fcntl  # noqa: PLC0415 - not on Windows, where everything else here can still be imported
+    import fcntl
 
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

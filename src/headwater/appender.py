@@ -119,6 +119,10 @@ class Appender:
         if answers:
             await asyncio.wait(answers)
 
+    def abandon(self) -> None:
+        """Answer those who still wait: the process ends without having heard from the log."""
+        self._give_up("the server is shutting down")
+
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
         """Connect, write batches, connect again. Runs under a supervisor, which is told when a loss is got over."""
         while True:

@@ -74,6 +74,7 @@ class _Stream:
     state: Any = field(init=False)
     chain: Chain = field(default_factory=Chain)
     last: asyncio.Future[Appended] | None = None
+    last_sent: int = 0
 
     def __post_init__(self) -> None:
         self.version, self.state = self.written_version, self.written_state
@@ -105,6 +106,7 @@ class Dispatcher:
         self._snapshots = snapshots
         self._limit = cache
         self._streams: OrderedDict[UUID, _Stream] = OrderedDict()
+        self._sent = 0
         self._loading: dict[tuple[str, UUID], asyncio.Task[_Stream]] = {}
 
     async def execute(
@@ -153,6 +155,7 @@ class Dispatcher:
     ) -> Accepted:
         stream_id: UUID = getattr(command, decider.key)
         known: _Stream | None = None
+        begun = self._sent
         for attempt in range(ATTEMPTS):
             if attempt > 2:
                 await asyncio.sleep(random.uniform(0, 0.001 * 2**attempt))
@@ -169,7 +172,7 @@ class Dispatcher:
                 events = decider.decide(command, stream.state)
                 claims, state = _outcome(decider, stream.state, events)
             except Refused:
-                if await self._is_true(stream, fresh):
+                if await self._is_true(stream, fresh, begun):
                     raise
                 self._forget(stream_id, stream)
                 continue
@@ -219,7 +222,8 @@ class Dispatcher:
             ),
             stream.chain,
         )
-        stream.last = answer
+        self._sent += 1
+        stream.last, stream.last_sent = answer, self._sent
         return answer
 
     @staticmethod
@@ -229,18 +233,19 @@ class Dispatcher:
         return Accepted(command_id, stream_id, done.version, done.position)
 
     @staticmethod
-    async def _is_true(stream: _Stream, fresh: bool) -> bool:
+    async def _is_true(stream: _Stream, fresh: bool, begun: int) -> bool:
         """Whether a no decided on the stream's state holds of the log, not only of what this process remembers.
 
         It does when the state was read for this very command, or when the last command on its way, on which the state
-        stands, is accepted.
+        stands, was sent after this one began and is accepted. One that was sent before may have been written before
+        this one began, and another process's after it.
         """
-        last = stream.last
+        last, after = stream.last, stream.last_sent > begun
         if last is None or last.done():
             return fresh
         await asyncio.wait([last])
         settled = not last.cancelled() and last.exception() is None
-        return settled and last.result().verdict is Verdict.ACCEPTED
+        return after and settled and last.result().verdict is Verdict.ACCEPTED
 
     def _forget(self, stream_id: UUID, stream: _Stream) -> None:
         if self._streams.get(stream_id) is stream:

@@ -164,6 +164,6 @@ def _compare_order(column: str, name: str, value: Any) -> Callable[[Row], bool]:
         if found is None:
             return False
         # A NaN, which only a fold can make, is greater than every number to PostgreSQL, and to Python it is nothing.
-        return name in ("gt", "gte") if found != found else ordered(found, value)  # noqa: PLR0124 - that is what NaN is
+        return name in ("gt", "gte") if found != found else ordered(found, value)
 
     return holds

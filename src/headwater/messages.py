@@ -126,6 +126,10 @@ EVERY_COMMAND_REFUSES: tuple[type[Refused], ...] = (InvalidInput, VersionConflic
 """What any command may answer, whatever it declares."""
 
 
+def _is_refused(each: Any) -> bool:
+    return isinstance(each, type) and issubclass(each, Refused)
+
+
 class _MessageMeta(msgspec.StructMeta):
     """Takes Headwater's class keywords out before msgspec sees them, since it refuses those it does not know."""
 
@@ -192,6 +196,9 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
     def __declare__(
         cls, *, name: str | None = None, refuses: Sequence[type[Refused]] = (), creates: bool = False
     ) -> None:
+        for each in refuses:
+            if not _is_refused(each):
+                raise DefinitionError(f"{cls.__name__}: refuses={each!r} must list subclasses of Refused")
         cls.command_name = name or cls.__name__
         cls.refuses = tuple(refuses)
         cls.creates = creates

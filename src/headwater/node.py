@@ -196,7 +196,7 @@ class Node:
         try:
             await asyncio.wait_for(self.appender.drain(), self.settings.shutdown_seconds)
         except TimeoutError:
-            logger.error("the log did not answer in time; commands were left without an answer")
+            self.appender.abandon()
 
     @property
     def serves(self) -> bool:

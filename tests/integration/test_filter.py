@@ -57,14 +57,35 @@ def fold(row: Sample | None, event: Recorded[Seen]) -> Sample | None:
 
 view = View(Sample, fold)
 
-WORDS = ("", "a", "A", "ab", "Ab", "b", "ä", "Ä", "a\u0308", "ß", "ss", "ẞ", "ı", "I", "%", "_", "100%", "10_", "\\", "\\%")
+WORDS = (
+    "",
+    "a",
+    "A",
+    "ab",
+    "Ab",
+    "b",
+    "ä",
+    "Ä",
+    "a\u0308",
+    "ß",
+    "ss",
+    "ẞ",
+    "\u0131",
+    "I",
+    "%",
+    "_",
+    "100%",
+    "10_",
+    "\\",
+    "\\%",
+)
 TEXT = st.sampled_from([*WORDS, "😀", "😀a", "\U0010ffff", "\uffff", "'", '"', "{a}", " ", "\n", "$1"]) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4
 )
 NUMBERS = st.sampled_from([0, 1, -1, 2, 2**31, -(2**63), 2**63 - 1])
-AMOUNTS = st.sampled_from([Decimal(n) for n in ("0", "-0", "0.00", "1", "1.0", "1.00", "1.01", "-1", "1E+3", "1000.0")]) | (
-    st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**20), max_value=10**20)
-)
+AMOUNTS = st.sampled_from(
+    [Decimal(n) for n in ("0", "-0", "0.00", "1", "1.0", "1.00", "1.01", "-1", "1E+3", "1000.0")]
+) | (st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**20), max_value=10**20))
 RATIOS = st.sampled_from([0.0, -0.0, 1.0, 0.1, 0.1 + 0.2, 0.3, -1.5, 1e300, 5e-324]) | st.floats(
     allow_nan=False, allow_infinity=False
 )
@@ -110,8 +131,12 @@ OPERATORS = {
 ODD_RATIOS = RATIOS | st.sampled_from([float("inf"), float("-inf"), float("nan")])
 ODD_AMOUNTS = AMOUNTS | st.sampled_from([Decimal("Infinity"), Decimal("-Infinity"), Decimal("NaN")])
 IN_ROWS = OF_COLUMN | {
-    **{"amount": ODD_AMOUNTS, "maybe_amount": ODD_AMOUNTS, "ratio": ODD_RATIOS, "maybe_ratio": ODD_RATIOS},
-    **{"size": SIZES, "maybe_size": SIZES},
+    "amount": ODD_AMOUNTS,
+    "maybe_amount": ODD_AMOUNTS,
+    "ratio": ODD_RATIOS,
+    "maybe_ratio": ODD_RATIOS,
+    "size": SIZES,
+    "maybe_size": SIZES,
 }
 OPTIONAL = {each.name for each in view.fields if each.optional}
 ROWS = st.fixed_dictionaries(
@@ -152,7 +177,7 @@ async def filled(pool: asyncpg.Pool, rows: list[dict[str, Any]]) -> list[asyncpg
         models = [Sample(sample_id=UUID(int=place), **row) for place, row in enumerate(rows)]
         columns = [[writer_of(each)(getattr(model, each.name)) for model in models] for each in view.fields]
         await connection.execute(upsert_sql(view, standing.table), *columns, list(range(len(models))))
-        return await connection.fetch("select * from read.sample")  # type: ignore[no-any-return]  # it is one
+        return await connection.fetch("select * from read.sample")
 
 
 async def agree(pool: asyncpg.Pool, rows: list[asyncpg.Record], tree: Filter) -> set[UUID]:
@@ -168,7 +193,7 @@ async def agree(pool: asyncpg.Pool, rows: list[asyncpg.Record], tree: Filter) ->
 
 @given(rows=st.lists(ROWS, min_size=1, max_size=12), trees=st.lists(TREES, min_size=8, max_size=16))
 @settings(
-    max_examples=50,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],  # the assertion says filter and rows; shrinking takes minutes
@@ -196,43 +221,42 @@ ROW: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("tree", "chosen"),
-    [
-        (Compare("text", "contains", "100%"), True),
-        (Compare("text", "contains", "10_%"), False),
-        (Compare("text", "contains", "är"), False),
-        (Compare("text", "contains", ""), True),
-        (Compare("text", "starts_with", "Ä"), True),
-        (Compare("text", "starts_with", "%"), False),
-        (Compare("text", "gt", "z"), True),  # by code point: Ä comes after z
-        (Compare("amount", "eq", Decimal("1.1")), True),
-        (Compare("amount", "in", (Decimal("2"), Decimal("1.100"))), True),
-        (Compare("at", "eq", NOON.astimezone(timezone(timedelta(hours=9)))), True),
-        (Compare("size", "eq", "riesengroß"), True),
-        (Compare("text", "in", ()), False),
-        (Compare("text", "not_in", ()), True),
-        (Compare("number", "eq", 1), False),
-        (Compare("number", "ne", 1), True),
-        (Compare("number", "in", (1,)), False),
-        (Compare("number", "not_in", (1,)), True),
-        (Compare("number", "not_in", ()), True),
-        (Compare("number", "lt", 1), False),
-        (Compare("number", "gte", 1), False),
-        (Compare("maybe_text", "contains", ""), False),
-        (Compare("number", "is_null", True), True),
-        (Compare("number", "is_null", False), False),
-        (Compare("yes", "is_null", True), False),
-        (All(), True),
-        (Some(()), False),
-        (Not(All()), False),
-        (Not(Compare("number", "lt", 1)), True),
-    ],
-    ids=str,
-)
-async def test_what_filters_mean(pool: asyncpg.Pool, tree: Filter, chosen: bool) -> None:
+MEANINGS: list[tuple[Filter, bool]] = [
+    (Compare("text", "contains", "100%"), True),
+    (Compare("text", "contains", "10_%"), False),
+    (Compare("text", "contains", "är"), False),
+    (Compare("text", "contains", ""), True),
+    (Compare("text", "starts_with", "Ä"), True),
+    (Compare("text", "starts_with", "%"), False),
+    (Compare("text", "gt", "z"), True),  # by code point: Ä comes after z
+    (Compare("amount", "eq", Decimal("1.1")), True),
+    (Compare("amount", "in", (Decimal(2), Decimal("1.100"))), True),
+    (Compare("at", "eq", NOON.astimezone(timezone(timedelta(hours=9)))), True),
+    (Compare("size", "eq", "riesengroß"), True),
+    (Compare("text", "in", ()), False),
+    (Compare("text", "not_in", ()), True),
+    (Compare("number", "eq", 1), False),
+    (Compare("number", "ne", 1), True),
+    (Compare("number", "in", (1,)), False),
+    (Compare("number", "not_in", (1,)), True),
+    (Compare("number", "not_in", ()), True),
+    (Compare("number", "lt", 1), False),
+    (Compare("number", "gte", 1), False),
+    (Compare("maybe_text", "contains", ""), False),
+    (Compare("number", "is_null", True), True),
+    (Compare("number", "is_null", False), False),
+    (Compare("yes", "is_null", True), False),
+    (All(), True),
+    (Some(()), False),
+    (Not(All()), False),
+    (Not(Compare("number", "lt", 1)), True),
+]
+
+
+async def test_what_filters_mean(pool: asyncpg.Pool) -> None:
     stored = await filled(pool, [ROW])
-    assert await agree(pool, stored, tree) == ({UUID(int=0)} if chosen else set())
+    for tree, chosen in MEANINGS:
+        assert await agree(pool, stored, tree) == ({UUID(int=0)} if chosen else set()), tree
 
 
 def test_an_unknown_operator_is_an_error() -> None:

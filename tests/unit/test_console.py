@@ -110,7 +110,8 @@ def test_a_checkout_that_is_not_built_says_what_to_run(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
     spec = importlib.util.spec_from_file_location("headwater_console_build", CONSOLE / "build.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -14,8 +14,8 @@ from strawberry.types.scalar import ScalarDefinition
 Position = NewType("Position", int)
 JSON = NewType("JSON", object)
 
-_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
-_POSITION = re.compile(r"\d{1,18}")
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
+_POSITION = re.compile(r"\d{1,18}", re.ASCII)
 _LONGEST_DECIMAL = 60
 
 
