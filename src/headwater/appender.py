@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import asyncpg
+import msgspec
 
 from headwater.database import LOST, UNREACHABLE, Database
 from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
@@ -36,16 +37,14 @@ SMALL_BATCH = 32
 """Commands that are written together even if that leaves nobody to decide meanwhile: below, the disk sets the pace."""
 
 
-@dataclass(slots=True, eq=False)
-class Chain:
+class Chain(msgspec.Struct, eq=False, gc=False):
     """Commands of one stream that were decided one on another before any was written. When one loses, those behind it
     stand on nothing, and are not sent."""
 
     broken: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
+class _Waiting(msgspec.Struct, eq=False):
     append: Append
     chain: Chain
     answer: asyncio.Future[Appended]

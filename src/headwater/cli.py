@@ -352,9 +352,7 @@ def _marked(count: int, what: str, done: str) -> int:
 
 def _listed(chosen: argparse.Namespace, settings: Settings) -> list[Parked]:
     where = _letter_filter(chosen)
-    return _run(
-        _connected(_dsn(settings), lambda c: listed(c, where, first_only=not chosen.all, limit=MOST_LETTERS))
-    )
+    return _run(_connected(_dsn(settings), lambda c: listed(c, where, first_only=not chosen.all, limit=MOST_LETTERS)))
 
 
 def _letter_filter(chosen: argparse.Namespace) -> LetterFilter:

@@ -49,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 2_000
     projection_cache: Annotated[int, Meta(ge=0, description="Rows that each projection keeps in memory.")] = 100_000
     lease_seconds: Annotated[
-        float, Meta(gt=0, le=600, description="Seconds until another worker takes over from one that says nothing more.")
+        float, Meta(gt=0, le=600, description="Seconds until another worker takes over from one that says nothing.")
     ] = 6.0
     rebuild_pause_seconds: Annotated[
         float,

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from headwater.appender import Appender, Chain
 from headwater.codec import encode
 from headwater.database import UNREACHABLE
@@ -36,8 +38,7 @@ PAGE = 1000
 """Events of a stream that are read at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """A command's place in the log: the stream's version and the log's position after its last event."""
 
     command_id: UUID

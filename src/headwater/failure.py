@@ -56,6 +56,9 @@ class Retry:
 
 OnFailure: TypeAlias = Retry | Park | Stop
 
+USUALLY: OnFailure = Retry()
+"""What a view does that declares nothing."""
+
 
 def policy_of(declared: OnFailure) -> Retry:
     """`Park()` and `Stop()` alone are said of a fold that is not tried again."""

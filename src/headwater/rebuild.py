@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from headwater import sql
 from headwater.database import Database
@@ -67,12 +68,12 @@ class _Displaced(Exception):
     """The lease is another's, or the generation was given up; what was folded here is void."""
 
 
-@dataclass(slots=True)
-class _Row(Generic[M]):
-    """A row as folded so far. stored: whether the table has it. changed: since the last write."""
+class _Row(msgspec.Struct, gc=False):
+    """A row as folded so far. stored: whether the table has it. changed: since the last write. There are many, which
+    the garbage collector would go through again and again."""
 
     key: UUID
-    model: M | None
+    model: Any
     position: int
     stored: bool
     changed: bool = False
@@ -94,7 +95,7 @@ class Rebuild(Generic[M]):
         view: View[M],
         *,
         rows: int = 100_000,
-        events: int = 200_000,
+        events: int = 500_000,
         cache: int = 100_000,
         pause: float = 0.0,
         poll: float = 1.0,
@@ -156,11 +157,11 @@ class _Build(Generic[M]):
         self._route = {event: view.route_of(event) for event in view.events}
         self._columns = [(each.name, writer_of(each)) for each in view.fields]
         self._read_row = model_reader(view)
-        self._rows: dict[int, _Row[M]] = {}
+        self._rows: dict[int, _Row] = {}
         """By the key's number, since a UUID is hashed in Python, again and again."""
         self._complete = True
         """Whether memory holds all rows; then a key that is not there has none."""
-        self._changed: list[_Row[M]] = []
+        self._changed: list[_Row] = []
         self._parked: set[UUID] = set()
         self._aside: list[Letter] = []
         self._position = 0
@@ -231,9 +232,10 @@ class _Build(Generic[M]):
             await self._load({key for key, _ in routed})
         rows, fold = self._rows, self._view.fold
         for key, event in routed:
-            row = rows.get(key.int)
+            number = key.int
+            row = rows.get(number)
             if row is None:
-                row = rows[key.int] = _Row(key, None, 0, False)
+                row = rows[number] = _Row(key, None, 0, False)
             if self._parked and key in self._parked:
                 self._aside.append(Letter(key, event.position))
                 continue
@@ -293,7 +295,7 @@ class _Build(Generic[M]):
             if not await self._writing.fetch(_SQL["move"], *self._lease, self._position, reached):
                 raise _Displaced
 
-    async def _write_rows(self, rows: list[_Row[M]]) -> None:
+    async def _write_rows(self, rows: list[_Row]) -> None:
         new = [row for row in rows if not row.stored]
         if new:
             names = [*(name for name, _ in self._columns), "position"]
@@ -303,7 +305,7 @@ class _Build(Generic[M]):
         if known:
             await self._writing.execute(update_sql(self._view, self._table), *self._arrays(known))
 
-    def _arrays(self, rows: list[_Row[M]]) -> list[list[Any]]:
+    def _arrays(self, rows: list[_Row]) -> list[list[Any]]:
         models = [row.model for row in rows]
         arrays = [[write(getattr(model, name)) for model in models] for name, write in self._columns]
         return [*arrays, [row.position for row in rows]]

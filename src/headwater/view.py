@@ -15,7 +15,7 @@ import msgspec
 from typing_extensions import dataclass_transform
 
 from headwater.errors import DefinitionError
-from headwater.failure import OnFailure, Retry
+from headwater.failure import USUALLY, OnFailure
 from headwater.fields import Field, Kind, fields_of, union_arms
 from headwater.messages import Event, Recorded, _MessageMeta
 
@@ -91,7 +91,7 @@ class View(Generic[M]):
     model: type[M]
     fold: Callable[[M | None, Any], M | None]
     route: Callable[[Any], UUID] | None = None
-    on_failure: OnFailure = Retry()
+    on_failure: OnFailure = USUALLY
     events: tuple[type[Event], ...] = field(init=False)
     fields: tuple[Field, ...] = field(init=False)
     links: dict[str, Link] = field(init=False)

@@ -323,7 +323,7 @@ async def test_a_snapshot_is_of_one_moment(table: Table) -> None:
 
 async def test_changes_since_a_position(table: Table) -> None:
     reads = Reader(table.pool, view, Positions())
-    assert await reads.changes(0) == reader.Changes([], [], 0, generation=1)
+    assert await reads.changes(0) == reader.Changes([], [], 0, edition=1 << 32)
     keys = [uuid4() for _ in range(4)]
     await table.put([(key, place, EMPTY) for place, key in enumerate(keys, 1)])
     await table.move(4)
@@ -335,8 +335,8 @@ async def test_changes_since_a_position(table: Table) -> None:
     await table.move(6)
     changes = await reads.changes(4)
     assert (changes.rows, changes.removed, changes.position) == ([], [(keys[0], 5)], 6)
-    assert await reads.changes(6) == reader.Changes([], [], 6, generation=1)
-    assert await reads.changes(99) == reader.Changes([], [], 99, generation=1), "never back"
+    assert await reads.changes(6) == reader.Changes([], [], 6, edition=1 << 32)
+    assert await reads.changes(99) == reader.Changes([], [], 99, edition=1 << 32), "never back"
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])

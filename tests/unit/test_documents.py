@@ -17,11 +17,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def commands_of_the_cli(capsys: pytest.CaptureFixture[str]) -> set[str]:
     with pytest.raises(SystemExit):
         main(["--help"])
-    return set(re.findall(r"^ {4}(\w+) ", capsys.readouterr().out, re.MULTILINE))
+    return set(re.findall(r"^ {4}([\w-]+)\s", capsys.readouterr().out, re.MULTILINE))
 
 
 def test_the_readme_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    listed = set(re.findall(r"^\| `headwater (\w+)`", README, re.MULTILINE))
+    listed = set(re.findall(r"^\| `headwater ([\w-]+)[ `]", README, re.MULTILINE))
     assert listed == commands_of_the_cli(capsys)
 
 
