@@ -85,6 +85,38 @@ class _Stream:
         return self.last is not None and not self.last.done()
 
 
+class _Asked(msgspec.Struct, gc=False):
+    """A command on its way through the dispatcher. `begun`: how many commands had been sent when it came."""
+
+    decider: Decider[Any, Any, Any]
+    command: Command
+    command_id: UUID
+    stream_id: UUID
+    expected_version: int | None
+    origin: Origin
+    begun: int
+
+    def decide(self, stream: _Stream) -> tuple[Sequence[Event], list[Take | Release], Any]:
+        """The events of the decision, the claims that they make, and the state that they leave."""
+        if self.expected_version is not None and self.expected_version != stream.version:
+            raise VersionConflict(self.expected_version, stream.version)
+        decider, state = self.decider, stream.state
+        events = decider.decide(self.command, state)
+        claims: list[Take | Release] = []
+        for event in events:
+            claims.extend(decider.claims(state, event))
+            state = decider.evolve(state, event)
+        return events, claims, state
+
+    def refuse(self, appended: Appended, version: int) -> None:
+        """Raise the no of the log, if deciding again cannot change it. version: that the command was decided on."""
+        if appended.verdict is Verdict.TAKEN:
+            assert appended.blocker is not None
+            raise appended.blocker.otherwise
+        if appended.verdict is Verdict.CONFLICT and self.expected_version is not None:
+            raise VersionConflict(version, appended.version)
+
+
 class Dispatcher:
     """Decides commands. One a process.
 
@@ -131,7 +163,17 @@ class Dispatcher:
         """
         decider = self._domain.decider_of[type(command)]
         try:
-            return await self._execute(decider, command, command_id or new_id(), expected_version, origin)
+            return await self._execute(
+                _Asked(
+                    decider,
+                    command,
+                    command_id or new_id(),
+                    getattr(command, decider.key),
+                    expected_version,
+                    origin,
+                    self._sent,
+                )
+            )
         except Refused as refusal:
             if command_id is not None:
                 # A command that is sent again may find its own first run in the way.
@@ -146,75 +188,57 @@ class Dispatcher:
                 ) from refusal
             raise
 
-    async def _execute(
-        self,
-        decider: Decider[Any, Any, Any],
-        command: Command,
-        command_id: UUID,
-        expected_version: int | None,
-        origin: Origin,
-    ) -> Accepted:
-        stream_id: UUID = getattr(command, decider.key)
+    async def _execute(self, asked: _Asked) -> Accepted:
         known: _Stream | None = None
-        begun = self._sent
         for attempt in range(ATTEMPTS):
             if attempt > 2:
                 await asyncio.sleep(random.uniform(0, 0.001 * 2**attempt))
-            stream = self._streams.get(stream_id)
-            if stream is None or stream.chain.broken or stream.category != decider.category:
-                stream, fresh = await self._load(decider, stream_id, known or stream)
-            else:
-                self._streams.move_to_end(stream_id)
-                fresh = False
+            stream, fresh = self._remembered(asked), False
+            if stream is None:
+                # What was written of one that broke is still true, and need not be read again.
+                known = known or self._streams.get(asked.stream_id)
+                stream, fresh = await self._load(asked.decider, asked.stream_id, known)
             known = stream
             try:
-                if expected_version is not None and expected_version != stream.version:
-                    raise VersionConflict(expected_version, stream.version)
-                events = decider.decide(command, stream.state)
-                claims, state = _outcome(decider, stream.state, events)
+                events, claims, state = asked.decide(stream)
             except Refused:
-                if await self._is_true(stream, fresh, begun):
+                if await self._is_true(stream, fresh, asked.begun):
                     raise
-                self._forget(stream_id, stream)
+                self._forget(asked.stream_id, stream)
                 continue
-            answer = self._submit(decider, stream, command_id, stream_id, events, claims, origin)
-            version, stream.version, stream.state = stream.version, stream.version + len(events), state
-            appended = await answer
+            version = stream.version
+            appended = await self._submit(asked, stream, events, claims, state)
             if appended.verdict is Verdict.ACCEPTED:
-                if appended.version > stream.written_version:
-                    stream.written_version, stream.written_state = appended.version, state
-                    self._keep(decider, stream, stream_id, appended.position)
-                return Accepted(command_id, stream_id, appended.version, appended.position)
-            self._forget(stream_id, stream)
+                return self._confirm(asked, stream, appended, state)
+            self._forget(asked.stream_id, stream)
             if appended.verdict is Verdict.DONE:
-                return self._answer(command_id, stream_id, appended)
-            if appended.verdict is Verdict.TAKEN:
-                assert appended.blocker is not None
-                raise appended.blocker.otherwise
-            if appended.verdict is Verdict.CONFLICT and expected_version is not None:
-                raise VersionConflict(version, appended.version)
+                return self._answer(asked.command_id, asked.stream_id, appended)
+            asked.refuse(appended, version)
         raise Contended(
             f"{ATTEMPTS} attempts met changes of the same stream by others; nothing was written. Try again."
         )
 
+    def _remembered(self, asked: _Asked) -> _Stream | None:
+        """The stream as this process knows it, if what it knows can be decided on."""
+        stream = self._streams.get(asked.stream_id)
+        if stream is None or stream.chain.broken or stream.category != asked.decider.category:
+            return None
+        self._streams.move_to_end(asked.stream_id)
+        return stream
+
     def _submit(
-        self,
-        decider: Decider[Any, Any, Any],
-        stream: _Stream,
-        command_id: UUID,
-        stream_id: UUID,
-        events: Sequence[Event],
-        claims: list[Take | Release],
-        origin: Origin,
+        self, asked: _Asked, stream: _Stream, events: Sequence[Event], claims: list[Take | Release], state: Any
     ) -> asyncio.Future[Appended]:
+        """Send the events on their way; the stream as it is known now stands behind them."""
+        origin = asked.origin
         answer = self._appender.submit(
             Append(
-                command_id,
-                stream_id,
-                decider.category,
+                asked.command_id,
+                asked.stream_id,
+                asked.decider.category,
                 stream.version,
                 [(event.event_name, event.event_version, encode(event)) for event in events],
-                origin.correlation_id or command_id,
+                origin.correlation_id or asked.command_id,
                 origin.causation_id,
                 origin.actor,
                 origin.tenant,
@@ -225,7 +249,15 @@ class Dispatcher:
         )
         self._sent += 1
         stream.last, stream.last_sent = answer, self._sent
+        stream.version, stream.state = stream.version + len(events), state
         return answer
+
+    def _confirm(self, asked: _Asked, stream: _Stream, appended: Appended, state: Any) -> Accepted:
+        """The log has it: what was thought is known."""
+        if appended.version > stream.written_version:
+            stream.written_version, stream.written_state = appended.version, state
+            self._keep(asked.decider, stream, asked.stream_id, appended.position)
+        return Accepted(asked.command_id, asked.stream_id, appended.version, appended.position)
 
     @staticmethod
     def _answer(command_id: UUID, stream_id: UUID, done: Appended) -> Accepted:
@@ -333,15 +365,6 @@ def _reading() -> Iterator[None]:
     except UNREACHABLE as error:
         reason = str(error) or type(error).__name__
         raise Unavailable(f"The log cannot be reached ({reason}); nothing was written.") from error
-
-
-def _outcome(decider: Decider[Any, Any, Any], state: Any, events: Sequence[Event]) -> tuple[list[Take | Release], Any]:
-    """The claims that the events make, and the state that they leave."""
-    claims: list[Take | Release] = []
-    for event in events:
-        claims.extend(decider.claims(state, event))
-        state = decider.evolve(state, event)
-    return claims, state
 
 
 def _wrong_category(decider: Decider[Any, Any, Any], stream_id: UUID, category: str) -> InvalidInput:
