@@ -16,7 +16,8 @@ _SQL = sql.load(__file__)
 @dataclass(frozen=True)
 class ProjectionStanding:
     """A generation of a projection. lag_seconds: the age of the oldest event that it has not passed; 0 at the head.
-    parked_keys: those whose events wait in `dead_letters`."""
+    parked_keys: those whose events wait in `dead_letters`. differences: found by the last `headwater verify`; None when
+    there was none."""
 
     name: str
     generation: int
@@ -25,6 +26,7 @@ class ProjectionStanding:
     lag_events: int
     lag_seconds: float
     parked_keys: int
+    differences: int | None
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,11 @@ class Standings:
     projections: Sequence[ProjectionStanding]
 
     def late(self, tolerance: float) -> list[str]:
-        """The names of live projections that are behind by more seconds than that."""
-        return [each.name for each in self.projections if each.state == "live" and each.lag_seconds > tolerance]
+        """The names of live projections that are behind by more seconds than that. One whose next generation is being
+        built is waited for, not late: its code may be gone already."""
+        built = {each.name for each in self.projections if each.state == "building"}
+        live = (each for each in self.projections if each.state == "live" and each.name not in built)
+        return [each.name for each in live if each.lag_seconds > tolerance]
 
 
 async def read_standings(pool: asyncpg.Pool) -> Standings:

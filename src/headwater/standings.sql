@@ -1,6 +1,6 @@
 -- name: standings
 -- Every generation of every projection that is kept: how far it has come and how far it is behind, of one moment.
-select p.name, p.generation, p.state, p.position, h.position as head, h.position - p.position as lag_events,
+select p.name, p.generation, p.state, p.position, p.differences, h.position as head, h.position - p.position as lag_events,
        -- Since when the first event after the checkpoint waits.
        coalesce(greatest(extract(epoch from clock_timestamp() - next.recorded_at), 0), 0)::float8 as lag_seconds,
        (select count(distinct d.key) from headwater.dead_letters d

@@ -290,6 +290,24 @@ async def test_what_is_built_beside_makes_nobody_unready(start: Start, connectio
     assert [each.lag_events for each in (await read_standings(node.database.pool)).projections] == [0, 0, 1]
 
 
+async def test_what_waits_for_its_next_generation_is_not_late(start: Start, connection: asyncpg.Connection) -> None:
+    node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
+    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    await connection.execute(
+        "insert into headwater.projections (name, generation, version, fingerprint, table_name, state) "
+        "values ('User', 7, 2, 'new', 'user_7', 'building')"
+    )
+    assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == ["projection Account"]
+
+
+async def test_what_verify_found_is_shown(start: Start, connection: asyncpg.Connection) -> None:
+    node = await start(work=False)
+    await connection.execute("update headwater.projections set differences = 3 where name = 'User'")
+    said = await scrape(Web(node).app)
+    assert said.of_projection("differences", "User") == 3
+    assert len(said.families["headwater_projection_differences"].samples) == 1
+
+
 async def test_metrics_without_a_database(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(work=False)
     await bank_without_rows(node)
@@ -359,7 +377,11 @@ async def test_the_page_of_metrics_is_up_to_date(everything: Mapping[str, Metric
     assert told == {name: f"{each.type} | {labels_of(each)} | {each.documentation}" for name, each in names.items()}
 
 
-LABELS = {"graphql_operation_seconds": "kind, outcome", "sent_messages": "to"}
+LABELS = {
+    "graphql_operation_seconds": "kind, outcome",
+    "sent_messages": "to",
+    "projection_differences": "generation, projection, state",
+}
 """Of those that have no sample before anything was done."""
 
 

@@ -112,6 +112,10 @@ def _database(standings: Standings) -> Iterator[Metric]:
     ):
         values = [([p.name, str(p.generation), p.state], getattr(p, field)) for p in standings.projections]
         yield _gauge(f"projection_{name}", text, values, labels)
+    verified = [p for p in standings.projections if p.differences is not None]
+    values = [([p.name, str(p.generation), p.state], float(p.differences or 0)) for p in verified]
+    text = "Rows that differ from the log, as the last headwater verify found; absent before the first."
+    yield _gauge("projection_differences", text, values, labels)
 
 
 def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:
