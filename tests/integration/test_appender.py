@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from headwater.appender import Appender, Chain
+from headwater.appender import SMALL_BATCH, Appender, Chain
 from headwater.database import Database
 from headwater.decider import Take
 from headwater.embedded import EmbeddedPostgres
@@ -120,13 +120,15 @@ async def test_what_arrives_while_one_is_in_flight_goes_together(
     async with appending(dsn) as appender:
         first = appender.submit(command(), Chain())
         await gate.waiting()
-        others = [appender.submit(command(), Chain()) for _ in range(30)]
+        others = [appender.submit(command(), Chain()) for _ in range(SMALL_BATCH)]
         await gate.open()
         await asyncio.gather(first, *others)
-        assert (appender.tally.batches, appender.tally.commands) == (2, 31)
-        assert appender.tally.verdicts[Verdict.ACCEPTED] == 31
-        assert [accepted(answer) for answer in (first, *others)] == [(1, position) for position in range(1, 32)]
-        assert len(await logged(connection)) == 31
+        assert (appender.tally.batches, appender.tally.commands) == (2, 1 + SMALL_BATCH)
+        assert appender.tally.verdicts[Verdict.ACCEPTED] == 1 + SMALL_BATCH
+        assert [accepted(answer) for answer in (first, *others)] == [
+            (1, position) for position in range(1, 2 + SMALL_BATCH)
+        ]
+        assert len(await logged(connection)) == 1 + SMALL_BATCH
 
 
 async def test_a_batch_has_a_bound(dsn: str) -> None:
