@@ -12,6 +12,7 @@ logger = logging.getLogger("headwater.supervisor")
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
+STOP_AGAIN_SECONDS = 0.5
 STEADY_SECONDS = 30.0
 """A task that ran this long had recovered: its next failure starts from the first pause again."""
 
@@ -44,10 +45,14 @@ class Supervisor:
     async def stop(self, name: str) -> None:
         """End one task and wait for its end."""
         task = self._tasks.pop(name, None)
-        if task is not None:
+        if task is None:
+            return
+        # Again and again: a cancellation is lost when the connection that a task waits for dies in the same moment,
+        # since leaving the transaction then raises in its place.
+        while not task.done():
             task.cancel()
-            await asyncio.wait([task])
-            self._troubles.pop(name, None)
+            await asyncio.wait([task], timeout=STOP_AGAIN_SECONDS)
+        self._troubles.pop(name, None)
 
     async def __aenter__(self) -> Supervisor:
         return self
@@ -68,6 +73,9 @@ class Supervisor:
                 await run()
                 raise RuntimeError("it ended by itself")
             except Exception as error:
+                if self._tasks.get(name) is not asyncio.current_task():
+                    logger.warning("%s raised %r when it was told to stop", name, error)
+                    return
                 failures = 1 if loop.time() - started > STEADY_SECONDS else failures + 1
                 pause = backoff(failures)
                 self._troubles[name] = f"{type(error).__name__}: {error}"

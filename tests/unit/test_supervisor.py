@@ -217,3 +217,22 @@ def test_pauses_double_up_to_a_bound_and_are_spread() -> None:
     assert all(max(earlier) <= max(later) * 1.2 for earlier, later in pairwise(drawn))
     assert backoff(10_000) <= 10
     assert backoff(3, first=1, longest=2) <= 2
+
+
+async def test_a_stop_whose_cancellation_is_lost_on_the_way_out_is_a_stop() -> None:
+    runs, waiting = 0, asyncio.Event()
+
+    async def run() -> None:
+        nonlocal runs
+        runs += 1
+        waiting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("the connection died in the same moment")
+
+    async with Supervisor() as owner:
+        owner.start("projection", run)
+        await waiting.wait()
+        await asyncio.wait_for(owner.stop("projection"), 5)
+    assert (runs, owner.troubles) == (1, {})
