@@ -3,6 +3,7 @@ COMMENT ON SCHEMA headwater IS 'Headwater''s own tables: the log, and what is ke
 CREATE FUNCTION headwater.append(command_ids uuid[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) RETURNS record
     LANGUAGE plpgsql
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     SET search_path TO 'headwater', 'pg_temp'
     AS $$
 <<here>>

@@ -97,6 +97,7 @@ create function headwater.append(
 ) language plpgsql volatile
   -- A plan that compiles, or looks for tables elsewhere, would cost more than it does.
   set jit = off
+  set plan_cache_mode = force_generic_plan
   set search_path = headwater, pg_temp
 as $$
 <<here>>
