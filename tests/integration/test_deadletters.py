@@ -28,8 +28,8 @@ from headwater.tables import model_reader, prepare
 
 Start: TypeAlias = Callable[..., Any]
 
-MANY = 20_000
-"""Events around the poisoned one. 100,000 take five times as long and show the same."""
+MANY = 100_000
+"""Events around the poisoned one."""
 
 QUICK = replace(Settings(), poll_seconds=0.1, lease_seconds=2.0)
 

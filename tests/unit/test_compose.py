@@ -102,5 +102,5 @@ def test_the_requirements_of_the_image_are_those_of_the_tests() -> None:
 def test_the_requirements_hold_no_address(name: str) -> None:
     text = (ROOT / name).read_text()
     assert "://" not in text
-    assert "--index-url" not in text
+    assert "index-url" not in text
     assert " @ " not in text

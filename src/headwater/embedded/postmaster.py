@@ -14,6 +14,9 @@ import psutil
 from headwater.embedded.errors import EmbeddedError
 from headwater.embedded.home import PORT, Home
 
+# A server tells nobody of its state but by its files and its port: to wait for one is to look again.
+LOOK_AGAIN_SECONDS = 0.02
+
 
 @dataclass(frozen=True)
 class Postmaster:
@@ -44,7 +47,7 @@ def bring_up(home: Home, arguments: Sequence[str], deadline: float) -> Postmaste
             if "is still in use" not in said:
                 raise EmbeddedError(f"the embedded PostgreSQL in {home.cluster} did not start:\n{tail(said)}")
             spawned = None
-        time.sleep(0.02)
+        time.sleep(LOOK_AGAIN_SECONDS)
     said = tail(read(home.log)[seen:])
     raise EmbeddedError(f"the embedded PostgreSQL in {home.cluster} did not get ready in time:\n{said}")
 
@@ -121,7 +124,7 @@ def wait_for(done: Callable[[], bool], seconds: float, what: str) -> None:
     while not done():
         if time.monotonic() > deadline:
             raise EmbeddedError(f"{what} did not stop within {seconds:.0f} s")
-        time.sleep(0.02)
+        time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def read(path: Path) -> str:
