@@ -33,7 +33,7 @@ logger = logging.getLogger("headwater.appender")
 AT_FAULT = (asyncpg.PostgresError, ValueError, TypeError, OverflowError)
 """What is raised when a call holds something that PostgreSQL does not take, or that cannot be sent to it."""
 
-SMALL_BATCH = 32
+SMALL_BATCH = 16
 """Commands that are written together even if that leaves nobody to decide meanwhile: below, the disk sets the pace."""
 
 

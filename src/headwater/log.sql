@@ -3,6 +3,10 @@
 select verdicts, versions, positions, streams, blockers
   from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 
+-- name: append_plain
+-- A batch of one-event commands as a whole: the position before it, or null when anyone in it loses.
+select headwater.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+
 -- name: head
 -- Where the log ends.
 select position from headwater.head
