@@ -8,6 +8,7 @@ from headwater.errors import HeadwaterError, PublicError
 from headwater.failure import Park, Retry, Stop
 from headwater.feature import Feature
 from headwater.messages import Command, Event, Exact, Recorded, Refused
+from headwater.saga import After, Cancel, Confirmed, Do, Done, Refusal, Saga, TimedOut, Undo
 from headwater.upcasters import Upcaster
 from headwater.view import Link, ReadModel, View
 
@@ -16,9 +17,14 @@ if TYPE_CHECKING:
     from headwater.console import Example
 
 __all__ = [
+    "After",
     "App",
+    "Cancel",
     "Command",
+    "Confirmed",
     "Decider",
+    "Do",
+    "Done",
     "Event",
     "Exact",
     "Example",
@@ -29,11 +35,15 @@ __all__ = [
     "PublicError",
     "ReadModel",
     "Recorded",
+    "Refusal",
     "Refused",
     "Release",
     "Retry",
+    "Saga",
     "Stop",
     "Take",
+    "TimedOut",
+    "Undo",
     "Upcaster",
     "View",
 ]

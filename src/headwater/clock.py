@@ -29,7 +29,7 @@ class SystemClock:
         return datetime.now(UTC)
 
     async def sleep_until(self, moment: datetime) -> None:
-        while (left := moment - self.now()) > timedelta(0):
+        while (left := moment - self.now()) > timedelta(0):  # noqa: ASYNC110 - nobody tells when time has passed
             await asyncio.sleep(min(left, LONGEST_SLEEP).total_seconds())
 
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.codec import Codec
+from headwater.course import RECORDS
 from headwater.decider import Decider
 from headwater.errors import DefinitionError, LogError
 from headwater.fields import fields_of
 from headwater.messages import Command, Event
+from headwater.saga import Saga
 from headwater.upcasters import Upcaster
 from headwater.view import View
+
+_RECORD_NAMES = frozenset(record.event_name for record in RECORDS)
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Feature:
     deciders: Sequence[Decider[Any, Any, Any]] = ()
     views: Sequence[View[Any]] = ()
     upcasters: Sequence[Upcaster] = ()
+    sagas: Sequence[Saga[Any, Any]] = ()
 
 
 class Domain:
@@ -38,12 +43,19 @@ class Domain:
         self.decider_of = self._commands()
         self.category_of = self._events()
         self.view_of = {view.model: view for view in self.views}
-        self.codec = Codec(self.category_of, (upcaster for feature in features for upcaster in feature.upcasters))
+        self.sagas = tuple(saga for feature in features for saga in feature.sagas)
+        self.codec = Codec(
+            (*self.category_of, *self._messages(), *(RECORDS if self.sagas else ())),
+            (upcaster for feature in features for upcaster in feature.upcasters),
+        )
         self._check_names()
+        self._check_sagas()
         self._check_views()
 
     def complaint_about(self, category: str, name: str, version: int) -> str | None:
         """Why events that are stored so cannot be read by this app; None when they can."""
+        if any(saga.category == category for saga in self.sagas):
+            return None if name in _RECORD_NAMES else f"{name} is no record of a saga"
         if all(decider.category != category for decider in self.deciders):
             return f"no feature of this app brings the category {category!r}"
         try:
@@ -78,6 +90,16 @@ class Domain:
                 owners[event] = decider.category
         return owners
 
+    def _messages(self) -> list[type[Event]]:
+        """The sagas' own messages: events of theirs that no decider has."""
+        return list(
+            dict.fromkeys(event for saga in self.sagas for event in saga.events if event not in self.category_of)
+        )
+
+    def saga_named(self, name: str) -> Saga[Any, Any]:
+        """The saga of that name. Raises KeyError when there is none."""
+        return {saga.name: saga for saga in self.sagas}[name]
+
     def view_named(self, name: str) -> View[Any]:
         """The view of that name. Raises KeyError when there is none."""
         return {view.name: view for view in self.views}[name]
@@ -86,6 +108,15 @@ class Domain:
         _refuse_twice("category", [decider.category for decider in self.deciders])
         _refuse_twice("command", [command.command_name for command in self.decider_of])
         _refuse_twice("read model", [view.name for view in self.views])
+        _refuse_twice("saga", [saga.name for saga in self.sagas])
+
+    def _check_sagas(self) -> None:
+        for saga in self.sagas:
+            routed = [event for event in saga.events if event in self.category_of]
+            if not routed:
+                raise DefinitionError(f"The saga {saga.name} takes no event of any decider: it would never begin")
+            for event in routed:
+                saga.check_route(event)
 
     def _check_views(self) -> None:
         for view in self.views:

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -32,8 +32,7 @@ from headwater import sql
 from headwater.database import UNREACHABLE, Database
 from headwater.positions import Positions
 from headwater.supervisor import Supervisor
-from headwater.tables import Standing, fingerprint
-from headwater.view import View
+from headwater.tables import Standing
 
 logger = logging.getLogger("headwater.leases")
 _SQL = sql.load(__file__)
@@ -70,6 +69,8 @@ class Unit:
     @property
     def task(self) -> str:
         """The name of the task that keeps it, for the operator."""
+        if not self.table:
+            return self.name  # a saga or its like, which says what it is
         return f"building {self.name} {self.generation}" if self.building else f"projection {self.name}"
 
     @property
@@ -111,14 +112,15 @@ def shares(units: Sequence[Unit], workers: Mapping[UUID, Collection[str]]) -> di
 class Leases:
     """One worker process's part of the units: `async with Leases(...)`. Leaving gives everything back at once.
 
-    run_unit: keeps a unit until it is cancelled, and returns when the unit is no longer its own. lease: seconds until
-    another may take over what this process has, when it says nothing more.
+    runs: what this code can keep, with the fingerprint of each. run_unit: keeps a unit until it is cancelled, and
+    returns when the unit is no longer its own. lease: seconds until another may take over what this process has, when
+    it says nothing more.
     """
 
     def __init__(
         self,
         database: Database,
-        views: Sequence[View[Any]],
+        runs: Mapping[str, str],
         positions: Positions,
         supervisor: Supervisor,
         *,
@@ -127,7 +129,7 @@ class Leases:
     ) -> None:
         self.worker_id = uuid4()
         self._database = database
-        self._runs = [_code(view.name, fingerprint(view)) for view in views]
+        self._runs = [_code(name, made) for name, made in runs.items()]
         self._positions = positions
         self._supervisor = supervisor
         self._run_unit = run_unit

@@ -120,7 +120,9 @@ def _leads(batch: Sequence[Append]) -> dict[UUID, int] | None:
 async def _judge(connection: asyncpg.Connection, batch: Sequence[Append]) -> list[Appended]:
     """The call that takes any batch, and finds each one's verdict."""
     claims = [(place, claim) for place, each in enumerate(batch, 1) for claim in each.claims]
-    row = await connection.fetchrow(_SQL["append"], *_command_columns(batch), *_event_columns(batch), *_claim_columns(claims))
+    row = await connection.fetchrow(
+        _SQL["append"], *_command_columns(batch), *_event_columns(batch), *_claim_columns(claims)
+    )
     assert row is not None  # a function with OUT parameters gives one row
     verdicts, versions, positions, streams, blockers = row
     if blockers is None:

@@ -15,10 +15,12 @@ from typing import Any
 from headwater.app import App
 from headwater.appender import Appender
 from headwater.check import require_readable
+from headwater.conductor import Conductor
 from headwater.config import Settings
 from headwater.database import UNREACHABLE, Database
 from headwater.dispatch import Dispatcher
 from headwater.doorbell import Doorbell, PostgresBell
+from headwater.follower import register
 from headwater.graphql.scope import Serving
 from headwater.history import History, has_history
 from headwater.leases import Leases, Unit
@@ -29,17 +31,20 @@ from headwater.positions import Positions
 from headwater.projector import Projector
 from headwater.reader import Reader
 from headwater.rebuild import Rebuild, Retired
+from headwater.saga import Saga
 from headwater.snapshots import Snapshots
 from headwater.standings import read_standings
 from headwater.supervisor import Supervisor
-from headwater.tables import prepare, renew
-from headwater.telemetry import Telemetry
+from headwater.tables import fingerprint, prepare, renew
+from headwater.telemetry import Progress, Telemetry
 from headwater.trail import Trail
 from headwater.view import View
 
 logger = logging.getLogger("headwater.node")
 
 HEALTH_SECONDS = 2.0
+CONDUCTED = "saga"
+"""The fingerprint of a saga's unit: any code that brings the saga can run it, since its records tell what follows."""
 
 
 class Node:
@@ -60,6 +65,7 @@ class Node:
         self.database = Database(
             dsn, pool_size=settings.pool_size, statement_timeout=settings.statement_timeout_seconds
         )
+        self.conductors: dict[str, Conductor] = {}
         self._serve = serve
         self._work = work
         self._stack = AsyncExitStack()
@@ -75,7 +81,7 @@ class Node:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._serve:
+        if self.decides:
             await self._drain()
         await self._stack.aclose()
 
@@ -87,6 +93,8 @@ class Node:
         self.log = Log(self.database.pool, self.app.domain.codec)
         await self._stack.enter_async_context(self.supervisor)
         self._start_doorbell()
+        if self.decides:
+            self._start_commands()
         if self._serve:
             self._start_serving()
         if self._work:
@@ -99,6 +107,9 @@ class Node:
                 await prepare(connection, view)
                 if self._work:
                     await renew(connection, view)
+            if self._work:
+                for saga in self.app.domain.sagas:
+                    await register(connection, saga.category, CONDUCTED)
 
     def _start_doorbell(self) -> None:
         bell = PostgresBell(self.database)
@@ -106,7 +117,12 @@ class Node:
         self.supervisor.start("doorbell", doorbell.run)
         self.supervisor.start("listener", partial(bell.listen, partial(self.supervisor.well, "listener")))
 
-    def _start_serving(self) -> None:
+    @property
+    def decides(self) -> bool:
+        """Whether it decides commands: a client's, or those of sagas."""
+        return self._serve or bool(self._work and self.app.domain.sagas)
+
+    def _start_commands(self) -> None:
         settings = self.settings
         self.appender = Appender(
             self.database, self.positions, queue=settings.append_queue, batch=settings.append_batch
@@ -117,6 +133,9 @@ class Node:
             self.app.domain, self.log, self.appender, snapshots=self.snapshots, cache=settings.stream_cache
         )
         self.supervisor.start("appender", partial(self.appender.run, partial(self.supervisor.well, "appender")))
+
+    def _start_serving(self) -> None:
+        settings = self.settings
         feeds = {}
         for view in self.app.domain.views:
             reader = Reader(
@@ -146,9 +165,10 @@ class Node:
     async def _start_working(self) -> None:
         settings, views = self.settings, self.app.domain.views
         self.projectors = {view.name: self._projector(view) for view in views}
+        self.conductors = {saga.category: self._conductor(saga) for saga in self.app.domain.sagas}
         self.leases = Leases(
             self.database,
-            views,
+            {view.name: fingerprint(view) for view in views} | dict.fromkeys(self.conductors, CONDUCTED),
             self.positions,
             self.supervisor,
             run_unit=self._run_unit,
@@ -171,6 +191,19 @@ class Node:
             lease=self.settings.lease_seconds,
         )
 
+    def _conductor(self, saga: Saga[Any, Any]) -> Conductor:
+        return Conductor(
+            self.database,
+            self.log,
+            self.appender,
+            self.dispatcher,
+            self.app.domain,
+            saga,
+            self.positions,
+            poll=self.settings.poll_seconds,
+            lease=self.settings.lease_seconds,
+        )
+
     def _rebuild(self, view: View[Any]) -> Rebuild[Any]:
         return Rebuild(
             self.database,
@@ -186,7 +219,9 @@ class Node:
     async def _run_unit(self, unit: Unit) -> None:
         """Keep what was leased, until it is another's."""
         well = partial(self.supervisor.well, unit.task)
-        if unit.building:
+        if unit.name in self.conductors:
+            await self.conductors[unit.name].run(unit.standing, well)
+        elif unit.building:
             await self._rebuild(self.app.domain.view_named(unit.name)).run(unit.standing, well)
         else:
             await self.projectors[unit.name].run(unit.standing, well)
@@ -197,6 +232,12 @@ class Node:
             await asyncio.wait_for(self.appender.drain(), self.settings.shutdown_seconds)
         except TimeoutError:
             self.appender.abandon()
+
+    @property
+    def progress(self) -> dict[str, Progress]:
+        """What each that follows the log has done in this process, by its name among the projections."""
+        projections = {name: projector.progress for name, projector in self.projectors.items()}
+        return projections | {name: conductor.progress for name, conductor in self.conductors.items()}
 
     @property
     def serves(self) -> bool:

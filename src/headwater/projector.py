@@ -28,7 +28,7 @@ from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.positions import LOG, Positions
 from headwater.tables import Standing, delete_sql, load_sql, model_reader, upsert_sql, writer_of
-from headwater.telemetry import SECONDS, SIZES, Distribution
+from headwater.telemetry import Progress
 from headwater.view import ReadModel, View
 
 _SQL = sql.load(__file__)
@@ -75,22 +75,6 @@ class _Folded(Generic[M]):
     changed: dict[UUID, _Row[M]] = field(default_factory=dict)
     aside: list[Letter] = field(default_factory=list)
     failed: set[UUID] = field(default_factory=set)
-
-
-@dataclass
-class Progress:
-    """What a projector has done since the start. parked_keys: those set aside now, while it holds the lease; retries:
-    attempts after a first failure. sizes: events in a batch. delays: seconds from an event's recording to the
-    commit."""
-
-    position: int = 0
-    events: int = 0
-    batches: int = 0
-    displaced: int = 0
-    retries: int = 0
-    parked_keys: int = 0
-    sizes: Distribution = field(default_factory=lambda: Distribution(SIZES))
-    delays: Distribution = field(default_factory=lambda: Distribution(SECONDS))
 
 
 _Routed = Sequence[tuple[UUID, Recorded[Event]]]

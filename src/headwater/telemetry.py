@@ -1,7 +1,7 @@
 """What a process has measured: plain numbers that the core counts up, and that an exporter reads when it is asked.
 
 Nothing here knows who reads it. The core's other numbers stand where they arise: `Appender.tally`,
-`Projector.progress`, and `standings` for what the database knows of every projection.
+`Progress` of those that follow the log, and `standings` for what the database knows of every projection.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -80,3 +81,19 @@ class Telemetry:
             moment = recorded.get(position)
             if moment is not None and (seconds := moment.timestamp()) >= opened:
                 self.sent.observe(max(0.0, sent - seconds))
+
+
+@dataclass
+class Progress:
+    """What one who follows the log has done since the start: a projection, a saga, a reactor. parked_keys: those set
+    aside now, while it holds the lease; retries: attempts after a first failure. sizes: events in a batch. delays:
+    seconds from an event's recording to the commit."""
+
+    position: int = 0
+    events: int = 0
+    batches: int = 0
+    displaced: int = 0
+    retries: int = 0
+    parked_keys: int = 0
+    sizes: Distribution = field(default_factory=lambda: Distribution(SIZES))
+    delays: Distribution = field(default_factory=lambda: Distribution(SECONDS))

@@ -3,6 +3,10 @@
     given(accounts, [AccountOpened(...)]).when(Deposit(...)).then([MoneyDeposited(...)])
     given(accounts, [AccountOpened(...)]).when(Withdraw(...)).refused(InsufficientFunds, balance=Decimal(0))
 
+For sagas: what came is events, its own messages, and what became of its steps.
+
+    given(transfer, [TransferRequested(...)]).when(Refusal(command="Send", code="NO_FUNDS")).then([Refuse(...), Done()])
+
 And for read models: `folded(view, [recorded(AccountOpened(...), at=...), ...])` is the row that the events leave.
 """
 
@@ -11,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
 from headwater.decider import Decider
 from headwater.messages import Command, Event, Recorded, Refused
+from headwater.saga import Do, Reaction, Saga, Undo
 from headwater.view import ReadModel, View
 
 E = TypeVar("E", bound=Event)
@@ -66,12 +71,54 @@ class Outcome:
         assert self.refusal.facts == facts, f"refused with {self.refusal.facts!r}; expected {facts!r}"
 
 
-def given(decider: Decider[Any, Any, Any], history: Iterable[Event] = ()) -> Given:
-    """A stream of a decider, with the events that have happened."""
-    state = decider.initial
+@dataclass(frozen=True)
+class GivenSaga:
+    """An instance of a saga with what came to it."""
+
+    saga: Saga[Any, Any]
+    state: Any
+
+    def when(self, given: Any) -> Followed:
+        """Give it an event, a message, or what became of a step."""
+        state = self.saga.evolved(self.state, given)
+        return Followed(state, list(self.saga.reaction(state, given)))
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a saga remembers after something came, and what follows from it."""
+
+    state: Any
+    reactions: Sequence[Reaction]
+
+    def then(self, expected: Sequence[Reaction | Command]) -> None:
+        """Just these follow, in this order. A command alone is a step with it, whatever else is said of the step."""
+        given = [
+            each.command if isinstance(wanted, Command) and isinstance(each, Do | Undo) else each
+            for each, wanted in zip(self.reactions, expected, strict=False)
+        ]
+        given += self.reactions[len(given) :]
+        assert given == list(expected), f"gave {self.reactions!r}; expected {list(expected)!r}"
+
+    def remembers(self, state: Any) -> None:
+        """This is its state."""
+        assert self.state == state, f"remembers {self.state!r}; expected {state!r}"
+
+
+@overload
+def given(subject: Decider[Any, Any, Any], history: Iterable[Event] = ()) -> Given: ...
+@overload
+def given(subject: Saga[Any, Any], history: Iterable[Any] = ()) -> GivenSaga: ...
+def given(subject: Decider[Any, Any, Any] | Saga[Any, Any], history: Iterable[Any] = ()) -> Given | GivenSaga:
+    """A stream of a decider, or an instance of a saga, with what has happened."""
+    state = subject.initial
+    if isinstance(subject, Saga):
+        for each in history:
+            state = subject.evolved(state, each)
+        return GivenSaga(subject, state)
     for event in history:
-        state = decider.evolve(state, event)
-    return Given(decider, state)
+        state = subject.evolve(state, event)
+    return Given(subject, state)
 
 
 def recorded(

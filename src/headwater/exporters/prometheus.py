@@ -24,9 +24,8 @@ from headwater.appender import Appender
 from headwater.database import UNREACHABLE
 from headwater.log import Verdict
 from headwater.node import HEALTH_SECONDS, Node
-from headwater.projector import Progress
 from headwater.standings import Standings, read_standings, recorded_at
-from headwater.telemetry import Distribution, Telemetry
+from headwater.telemetry import Distribution, Progress, Telemetry
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -56,9 +55,9 @@ async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
     serving = node.serving if node.serves else None
     return Snapshot(
         await _standings(node),
-        {name: projector.progress for name, projector in node.projectors.items()},
+        node.progress,
         node.telemetry,
-        node.appender if node.serves else None,
+        node.appender if node.decides else None,
         None if serving is None else _subscriptions(node),
         sockets,
     )

@@ -1,0 +1,44 @@
+-- name: to_resume
+-- Instances that wait for a command of theirs to be accepted: they are taken up again when the saga is.
+select stream_id from headwater.sagas
+ where saga = $1 and status in ('running', 'undoing') and step is not null and stream_id > $2
+ order by stream_id
+ limit $3
+
+-- name: keep
+-- Instances as their streams tell them; a later telling is never overwritten by an earlier one.
+insert into headwater.sagas (stream_id, saga, key, version, position, status, state, steps, step, waiting_for, since,
+                             reason, compensates, started_at, finished_at, correlation_id)
+select * from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int[], $5::bigint[], $6::text[], $7::json[], $8::json[],
+                     $9::text[], $10::text[], $11::timestamptz[], $12::text[], $13::boolean[], $14::timestamptz[],
+                     $15::timestamptz[], $16::uuid[])
+on conflict (stream_id) do update
+   set version = excluded.version, position = excluded.position, status = excluded.status, state = excluded.state,
+       steps = excluded.steps, step = excluded.step, waiting_for = excluded.waiting_for, since = excluded.since,
+       reason = excluded.reason, compensates = excluded.compensates, finished_at = excluded.finished_at
+ where sagas.version < excluded.version
+
+-- name: stop_timers
+-- Messages that do not fall due any more, or at another time.
+delete from headwater.timers t
+ where t.stream_id = any($1::uuid[])
+   and not exists (select from unnest($2::uuid[], $3::text[], $4::timestamptz[]) as u(stream_id, message, due_at)
+                    where u.stream_id = t.stream_id and u.message = t.message and u.due_at = t.due_at)
+
+-- name: set_timers
+-- Messages that fall due.
+insert into headwater.timers (stream_id, message, saga, due_at)
+select u.stream_id, u.message, $4, u.due_at
+  from unnest($1::uuid[], $2::text[], $3::timestamptz[]) as u(stream_id, message, due_at)
+on conflict (stream_id, message) do nothing
+
+-- name: due
+-- Messages whose moment has come, the first one first; those after ($3, $4) in the same order.
+select stream_id, message, due_at from headwater.timers
+ where saga = $1 and due_at <= $2 and (due_at, stream_id) > ($3, $4)
+ order by due_at, stream_id
+ limit $5
+
+-- name: next_due
+-- When the next message falls due.
+select min(due_at) from headwater.timers where saga = $1 and due_at > $2

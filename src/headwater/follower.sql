@@ -1,0 +1,31 @@
+-- name: held
+-- Where a unit stands, if its lease is still the one with this fence.
+select position from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'live'
+
+-- name: session
+-- Of a transaction that moves a checkpoint: all that it writes is derived, and is found again. A worker that is stopped in
+-- the middle keeps no lock against the one that takes over.
+select set_config('synchronous_commit', 'off', true), set_config('idle_in_transaction_session_timeout', $1, true)
+
+-- name: move
+-- Compare-and-swap of the checkpoint, and the doorbell with it. No row: another has moved it, and nothing may be written.
+with moved as (
+  update headwater.projections set position = $5, updated_at = now()
+   where name = $1 and generation = $2 and position = $4 and fence = $3 and state = 'live'
+  returning name, position
+)
+select pg_notify('headwater', name || ':' || position) from moved
+
+-- name: mine
+-- Under the lease, held to the end of the transaction. No row: it is another's.
+select true from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'live' for update
+
+-- name: register
+-- A unit without a table: from the beginning of the log, or ($3) from its end.
+insert into headwater.projections (name, generation, version, fingerprint, table_name, position, state)
+select $1, 1, 1, $2, '', case when $3 then h.position else 0 end, 'live' from headwater.head h
+on conflict do nothing
+
+-- name: ring
+-- Workers: there is something to lease.
+select pg_notify('headwater', 'leases:' || (extract(epoch from clock_timestamp()) * 1000)::bigint)
