@@ -46,7 +46,9 @@ class Positions:
         waiting = asyncio.get_running_loop().create_future()
         self._waiting[name].add(waiting)
         try:
-            await asyncio.wait_for(waiting, seconds)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes in the same moment as the answer.
+            async with asyncio.timeout(seconds):
+                await waiting
         except TimeoutError:
             pass
         finally:

@@ -1,0 +1,72 @@
+"""The app that a command is about: `--app MODULE:NAME`, or the one that pyproject.toml names."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from headwater.app import App
+from headwater.cli.connection import reaching
+from headwater.config import Settings
+from headwater.errors import SettingsError
+from headwater.node import Node
+from headwater.view import View
+
+
+def app_option() -> argparse.ArgumentParser:
+    """The parent of each command that needs the app; `load(chosen.app)` answers it."""
+    option = argparse.ArgumentParser(add_help=False)
+    option.add_argument(
+        "--app", metavar="MODULE:NAME", help="the App to run; left out: [tool.headwater] app in pyproject.toml"
+    )
+    return option
+
+
+def load(name: str | None) -> App:
+    """The App that `module:name` names. The current folder is on the path, as with `python -m`."""
+    name = name or _configured()
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise SettingsError(f"--app {name!r} must be MODULE:NAME, such as bank.main:app")
+    sys.path.insert(0, "")
+    try:
+        app = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"--app {name!r}: {error}; run from the folder that holds it") from error
+    except AttributeError as error:
+        raise SettingsError(f"--app {name!r}: {error}") from error
+    if not isinstance(app, App):
+        raise SettingsError(f"--app {name!r} is a {type(app).__name__}, not an App")
+    return app
+
+
+def _configured() -> str:
+    file = Path("pyproject.toml")
+    table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    name = table.get("tool", {}).get("headwater", {}).get("app")
+    if not isinstance(name, str):
+        raise SettingsError("no app: say --app MODULE:NAME, or write [tool.headwater] app in pyproject.toml")
+    return name
+
+
+def view_named(app: App, name: str) -> View[Any]:
+    try:
+        return app.domain.view_named(name)
+    except KeyError:
+        names = ", ".join(view.name for view in app.domain.views)
+        raise SettingsError(f"the app has no read model {name!r}; it has {names}") from None
+
+
+@asynccontextmanager
+async def node_of(app: App, settings: Settings, dsn: str, *, serve: bool, work: bool) -> AsyncIterator[Node]:
+    """The app, running. Only while it starts is a database out of reach the fault of a setting."""
+    async with AsyncExitStack() as stack:
+        with reaching():
+            node = await stack.enter_async_context(Node(app, settings, dsn, serve=serve, work=work))
+        yield node

@@ -1,0 +1,43 @@
+"""What may be said on the command line: the list of its commands, and the settings that options stand above."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from headwater.cli import check, dead_letters, events, migrate, processes, rebuild, schema, status, verify
+from headwater.config import Settings
+from headwater.errors import SettingsError
+
+GROUPS = [
+    processes,
+    migrate,
+    schema,
+    check,
+    status,
+    dead_letters,
+    rebuild,
+    verify,
+    events,
+]
+"""Each module adds its own commands, in the order that `headwater --help` shows."""
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="headwater", description="Event sourcing for Python on PostgreSQL, served live over GraphQL."
+    )
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    for group in GROUPS:
+        group.add(commands)
+    return whole
+
+
+def settings_of(chosen: argparse.Namespace) -> Settings:
+    """The environment's settings, with the address that was said in place of theirs."""
+    given = {name: value for name in ("host", "port") if (value := getattr(chosen, name, None)) is not None}
+    settings = msgspec.structs.replace(Settings.from_environment(), **given)
+    if not 0 <= settings.port <= 65535:
+        raise SettingsError(f"--port {settings.port} is no port; use one from 1 to 65535")
+    return settings

@@ -1,0 +1,35 @@
+"""`headwater check`: the app against the kinds of events that are in the log, before it is put to work."""
+
+from __future__ import annotations
+
+import argparse
+
+from headwater.app import App
+from headwater.check import Stored, check, complaint
+from headwater.cli.application import app_option, load
+from headwater.cli.commands import Commands, command
+from headwater.cli.connection import dsn_of, migrated_database
+from headwater.cli.loop import complete
+from headwater.cli.output import complain
+from headwater.config import Settings
+
+
+def add(commands: Commands) -> None:
+    text = "prove that every kind of event in the log can be read by the app"
+    command(commands, "check", _check, text, parents=[app_option()])
+
+
+def _check(chosen: argparse.Namespace, settings: Settings) -> int:
+    kinds = complete(_checked(load(chosen.app), dsn_of(settings)))
+    unreadable = [kind for kind in kinds if kind.unreadable is not None]
+    if unreadable:
+        return complain(complaint(unreadable))
+    print(f"The app reads all that the log holds: {sum(k.count for k in kinds):,} events of {len(kinds)} kinds.")
+    for kind in kinds:
+        print(f"  {kind}")
+    return 0
+
+
+async def _checked(app: App, dsn: str) -> list[Stored]:
+    async with migrated_database(dsn, pool_size=1) as database:
+        return await check(database.pool, app.domain)

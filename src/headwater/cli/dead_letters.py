@@ -1,0 +1,125 @@
+"""`headwater dead-letters list | show | retry | discard`: events that a fold failed on, and what to do about them."""
+
+from __future__ import annotations
+
+import argparse
+from uuid import UUID
+
+from headwater.cli.commands import Commands, command, group
+from headwater.cli.connection import ask
+from headwater.cli.output import complain
+from headwater.config import Settings
+from headwater.deadletters import Filter, Parked, discard, listed, retry
+from headwater.errors import SettingsError
+from headwater.status import aligned
+
+MOST = 1_000
+"""Dead letters that are printed at once."""
+
+HEADINGS = ("PROJECTION", "KEY", "POSITION", "TYPE", "ATTEMPTS", "BEHIND", "PARKED SINCE", "NEXT", "ERROR")
+
+
+def add(commands: Commands) -> None:
+    letters = group(commands, "dead-letters", "events that a fold failed on: list, show, retry, discard")
+    some = [_some()]
+    text = "print the parked keys, with the event that each waits for"
+    each = command(letters, "list", _list, text, parents=some)
+    each.add_argument("--all", action="store_true", help="each event behind, too")
+    text = "print events that failed, with their data and the error"
+    each = command(letters, "show", _show, text, parents=some)
+    each.add_argument("--all", action="store_true", help="each event behind, too")
+    text = "have keys tried again now, in order, by the worker that keeps them"
+    command(letters, "retry", _retry, text, parents=some)
+    text = "have the event that failed passed over, and the rest of its key tried"
+    each = command(letters, "discard", _discard, text, parents=some)
+    each.add_argument("--all", action="store_true", help="all events that wait for the key now")
+
+
+def _some() -> argparse.ArgumentParser:
+    """Which letters a command is about."""
+    some = argparse.ArgumentParser(add_help=False)
+    some.add_argument("--projection", metavar="NAME", help="of this read model only")
+    some.add_argument("--key", type=UUID, metavar="ID", help="of this key only")
+    some.add_argument("--position", type=int, metavar="P", help="the event at this position only")
+    return some
+
+
+def _filter(chosen: argparse.Namespace) -> Filter:
+    return Filter(chosen.projection, chosen.key, chosen.position)
+
+
+def _list(chosen: argparse.Namespace, settings: Settings) -> None:
+    letters = _listed(chosen, settings)
+    if not letters:
+        print("No dead letters.")
+        return
+    print(aligned(HEADINGS, [_row(letter) for letter in letters]))
+    if len(letters) == MOST:
+        print(f"There may be more than these {MOST}; narrow the search by --projection or --key.")
+
+
+def _row(letter: Parked) -> tuple[object, ...]:
+    return (
+        letter.projection,
+        letter.key,
+        letter.position,
+        letter.type,
+        letter.attempts,
+        letter.waiting,
+        f"{letter.parked_at:%Y-%m-%d %H:%M:%S}",
+        f"{letter.next_attempt_at:%H:%M:%S}" if letter.next_attempt_at else "",
+        (letter.error or "waits behind the one before").splitlines()[0],
+    )
+
+
+def _show(chosen: argparse.Namespace, settings: Settings) -> int:
+    # One that is named is shown also where it is not the first of its key.
+    chosen.all = chosen.all or chosen.position is not None
+    letters = _listed(chosen, settings)
+    if not letters:
+        return _none_is_so()
+    print("\n\n".join(_shown(letter) for letter in letters))
+    return 0
+
+
+def _shown(letter: Parked) -> str:
+    due = "when a person acts" if letter.next_attempt_at is None else f"{letter.next_attempt_at:%Y-%m-%d %H:%M:%S} UTC"
+    return "\n".join(
+        [
+            f"{letter.projection} {letter.key}: {letter.type} at position {letter.position}",
+            f"  recorded      {letter.recorded_at:%Y-%m-%d %H:%M:%S} UTC in stream {letter.stream_id}",
+            f"  parked        {letter.parked_at:%Y-%m-%d %H:%M:%S} UTC, {letter.waiting} events of its key behind it",
+            f"  attempts      {letter.attempts}, next {due if letter.error else 'after the one before'}",
+            f"  data          {letter.data}",
+            f"  error {letter.traceback_hash or '-':<8}".rstrip(),
+            *(f"    {line}" for line in (letter.error or "none: it waits behind the one before").splitlines()),
+        ]
+    )
+
+
+def _listed(chosen: argparse.Namespace, settings: Settings) -> list[Parked]:
+    where = _filter(chosen)
+    return ask(settings, lambda c: listed(c, where, first_only=not chosen.all, limit=MOST))
+
+
+def _retry(chosen: argparse.Namespace, settings: Settings) -> int:
+    where = _filter(chosen)
+    return _marked(ask(settings, lambda c: retry(c, where)), "key", "tried again")
+
+
+def _discard(chosen: argparse.Namespace, settings: Settings) -> int:
+    where = _filter(chosen)
+    if where == Filter():
+        raise SettingsError("dead-letters discard: say which, by --projection, --key or --position")
+    return _marked(ask(settings, lambda c: discard(c, where, everything=chosen.all)), "event", "discarded")
+
+
+def _marked(count: int, what: str, done: str) -> int:
+    if not count:
+        return _none_is_so()
+    print(f"{count} {what}{'' if count == 1 else 's'} will be {done} by the worker that keeps the projection.")
+    return 0
+
+
+def _none_is_so() -> int:
+    return complain("no dead letter is so; see `headwater dead-letters list`")

@@ -1,0 +1,102 @@
+"""`headwater events tail | trace`: the audit trail."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from uuid import UUID
+
+from headwater.cli.commands import Commands, command, group
+from headwater.cli.connection import dsn_of, reaching
+from headwater.cli.loop import complete, until
+from headwater.cli.output import complain, leaving_the_pipe
+from headwater.codec import Codec
+from headwater.config import Settings
+from headwater.database import Database
+from headwater.doorbell import Doorbell, PostgresBell
+from headwater.errors import SettingsError
+from headwater.log import Log
+from headwater.migrate import require_schema
+from headwater.narrate import json_of, line_of, tree_of
+from headwater.positions import Positions
+from headwater.server import stopping
+from headwater.supervisor import Supervisor
+from headwater.trail import Entry, Trail, Wanted
+
+LAST = 20
+"""What `events tail` shows when it is not told from where."""
+
+
+def add(commands: Commands) -> None:
+    events = group(commands, "events", "the audit trail: tail, trace", "The audit trail.")
+    tail = command(events, "tail", _tail, "print the last events, or those after a position")
+    tail.add_argument("--follow", action="store_true", help="go on with each event that comes")
+    tail.add_argument("--after", type=int, metavar="P", help="start after this position; left out: the last 20 events")
+    tail.add_argument("--category", metavar="C", help="events of this category only")
+    tail.add_argument("--type", dest="types", action="append", metavar="T", help="of this type only; may be repeated")
+    tail.add_argument("--stream", type=UUID, metavar="ID", help="of this stream only")
+    tail.add_argument("--json", action="store_true", help="one line of JSON an event")
+    trace = command(events, "trace", _trace, "print what a request led to, as a tree of commands and events")
+    trace.add_argument("correlation_id", type=UUID, metavar="CORRELATION_ID")
+
+
+def _tail(chosen: argparse.Namespace, settings: Settings) -> None:
+    with leaving_the_pipe():
+        complete(_print_tail(chosen, settings, dsn_of(settings)))
+
+
+def _trace(chosen: argparse.Namespace, settings: Settings) -> int:
+    with leaving_the_pipe():
+        entries = complete(_correlated(chosen.correlation_id, settings, dsn_of(settings)))
+        if not entries:
+            return complain(f"the log holds nothing of correlation {chosen.correlation_id}")
+        for line in tree_of(entries):
+            print(line)
+    return 0
+
+
+async def _print_tail(chosen: argparse.Namespace, settings: Settings, dsn: str) -> None:
+    wanted = Wanted(stream_id=chosen.stream, category=chosen.category, types=chosen.types)
+    show = json_of if chosen.json else line_of
+    async with stopping() as stop, _trail(settings, dsn) as trail:
+        after = await trail.head()
+        if chosen.after is not None and not 0 <= chosen.after <= after:
+            raise SettingsError(f"--after {chosen.after} must be a position of the log, which ends at {after}")
+        if chosen.after is None:
+            for entry in await trail.read(wanted, before=after + 1, limit=LAST, backward=True):
+                print(show(entry))
+        elif not chosen.follow:
+            async for entry in trail.walk(wanted, chosen.after, after):
+                print(show(entry))
+        else:
+            after = chosen.after
+        if chosen.follow:
+            await until(stop, _print_following(trail, wanted, after, show))
+
+
+async def _print_following(trail: Trail, wanted: Wanted, after: int, show: Callable[[Entry], str]) -> None:
+    async for entry in trail.follow(wanted, after):
+        print(show(entry), flush=True)
+
+
+async def _correlated(correlation_id: UUID, settings: Settings, dsn: str) -> list[Entry]:
+    async with _trail(settings, dsn) as trail:
+        return [entry async for entry in trail.walk(Wanted(correlation_id=correlation_id), 0, await trail.head())]
+
+
+@asynccontextmanager
+async def _trail(settings: Settings, dsn: str) -> AsyncIterator[Trail]:
+    """The log as it is stored, with a doorbell of its own."""
+    positions = Positions()
+    database = Database(dsn, pool_size=2, statement_timeout=settings.statement_timeout_seconds)
+    async with AsyncExitStack() as stack:
+        with reaching():
+            await stack.enter_async_context(database)
+        await require_schema(database.pool)
+        supervisor = await stack.enter_async_context(Supervisor())
+        bell = PostgresBell(database)
+        supervisor.start("doorbell", Doorbell(bell, positions).run)
+        supervisor.start("listener", bell.listen)
+        # A trail has no events to decode: what it reads is shown as it is stored.
+        yield Trail(database.pool, Log(database.pool, Codec(())), positions, poll=settings.poll_seconds)

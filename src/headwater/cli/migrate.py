@@ -1,0 +1,30 @@
+"""`headwater migrate`: the schema of the log, and the tables of the app's read models."""
+
+from __future__ import annotations
+
+import argparse
+
+from headwater.app import App
+from headwater.cli.application import app_option, load
+from headwater.cli.commands import Commands, command
+from headwater.cli.connection import dsn_of, reaching
+from headwater.cli.loop import complete
+from headwater.config import Settings
+from headwater.migrate import migrate, prepare_views
+
+
+def add(commands: Commands) -> None:
+    command(commands, "migrate", _migrate, "bring the database's schema up to date", parents=[app_option()])
+
+
+def _migrate(chosen: argparse.Namespace, settings: Settings) -> None:
+    app = load(chosen.app)
+    complete(migrated(app, dsn_of(settings)))
+    print("The database is up to date.")
+
+
+async def migrated(app: App, dsn: str) -> None:
+    """What `headwater dev` does first, too."""
+    with reaching():
+        await migrate(dsn)
+        await prepare_views(dsn, app.domain.views)

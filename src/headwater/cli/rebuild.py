@@ -1,0 +1,68 @@
+"""`headwater rebuild NAME`: a read model's rows again from the log, followed until they are live."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+import asyncpg
+
+from headwater.app import App
+from headwater.cli.application import app_option, load, node_of, view_named
+from headwater.cli.commands import Commands, command
+from headwater.cli.connection import connected, dsn_of
+from headwater.cli.loop import complete
+from headwater.config import Settings
+from headwater.follow import follow
+from headwater.node import Node
+from headwater.tables import prepare, rebuild
+from headwater.view import View
+
+logger = logging.getLogger("headwater.cli")
+
+
+def add(commands: Commands) -> None:
+    text = "make a read model's rows again from the log, beside those that are live, and swap"
+    each = command(commands, "rebuild", _rebuild, text, parents=[app_option()])
+    each.add_argument("name", metavar="NAME", help="the read model, as in GraphQL")
+
+
+def _rebuild(chosen: argparse.Namespace, settings: Settings) -> None:
+    app = load(chosen.app)
+    position = complete(_rebuilt(app, settings, dsn_of(settings), view_named(app, chosen.name)))
+    print(f"{chosen.name} is live with its new rows, from position {position:,} on.")
+
+
+async def _rebuilt(app: App, settings: Settings, dsn: str, view: View[Any]) -> int:
+    """Register the next generation and follow it; as a worker for that time, when there is none."""
+    async with AsyncExitStack() as stack:
+
+        async def work() -> None:
+            if not joined:
+                joined.append(await stack.enter_async_context(node_of(app, settings, dsn, serve=False, work=True)))
+
+        joined: list[Node] = []
+
+        async def forced(connection: asyncpg.Connection) -> int:
+            await prepare(connection, view)
+            standing = await rebuild(connection, view)
+            return await follow(connection, view.name, standing.generation, show=show, alone=work)
+
+        with _progress() as show:
+            return await connected(dsn, forced)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show how far it is: in one line of a terminal that is written over, or as lines of the log."""
+    if not sys.stderr.isatty():
+        yield logger.info
+        return
+    try:
+        yield lambda line: print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    finally:
+        print(file=sys.stderr)

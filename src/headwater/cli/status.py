@@ -1,0 +1,20 @@
+"""`headwater status`: what an operator looks at first."""
+
+from __future__ import annotations
+
+import argparse
+
+from headwater.cli.commands import Commands, command
+from headwater.cli.connection import ask
+from headwater.config import Settings
+from headwater.status import status
+
+
+def add(commands: Commands) -> None:
+    text = "where each projection stands, who keeps it, and what is parked"
+    command(commands, "status", _status, text).add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _status(chosen: argparse.Namespace, settings: Settings) -> None:
+    now = ask(settings, status)
+    print(now.as_json() if chosen.json else now.as_text())

@@ -1,0 +1,47 @@
+"""`headwater verify [NAME]`: stored rows against a fold of the log."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from headwater.app import App
+from headwater.cli.application import app_option, load, view_named
+from headwater.cli.commands import Commands, command
+from headwater.cli.connection import dsn_of, migrated_database
+from headwater.cli.loop import complete
+from headwater.config import Settings
+from headwater.errors import SettingsError
+from headwater.history import has_history
+from headwater.log import Log
+from headwater.verify import Report, Verifier
+from headwater.view import View
+
+
+def add(commands: Commands) -> None:
+    text = "fold rows again from the log and compare them with what is stored"
+    each = command(commands, "verify", _verify, text, parents=[app_option()])
+    each.add_argument("name", metavar="NAME", nargs="?", help="the read model, as in GraphQL; left out: each of them")
+    how_many = each.add_mutually_exclusive_group()
+    how_many.add_argument("--sample", type=int, default=1000, metavar="N", help="so many rows by chance (1000)")
+    how_many.add_argument("--all", action="store_true", help="every row")
+
+
+def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
+    if chosen.sample < 1:
+        raise SettingsError(f"--sample {chosen.sample} must be at least 1")
+    app = load(chosen.app)
+    views = app.domain.views if chosen.name is None else [view_named(app, chosen.name)]
+    reports = complete(_verified(app, dsn_of(settings), views, None if chosen.all else chosen.sample))
+    for report in reports:
+        for line in report.lines():
+            print(line)
+    return 1 if any(report.differences for report in reports) else 0
+
+
+async def _verified(app: App, dsn: str, views: Sequence[View[Any]], sample: int | None) -> list[Report]:
+    async with migrated_database(dsn, pool_size=2) as database:
+        log = Log(database.pool, app.domain.codec)
+        verifiers = [Verifier(log, view, by_stream=has_history(app.domain, view)) for view in views]
+        return [await verifier.live(database, sample) for verifier in verifiers]
