@@ -12,6 +12,7 @@ import pytest
 
 from bank.main import app as bank
 from headwater import App, embedded
+from headwater.clock import Clock
 from headwater.config import Settings
 from headwater.embedded import EmbeddedPostgres
 from headwater.migrate import migrate, prepare_views
@@ -69,9 +70,15 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
     async with AsyncExitStack() as stack:
 
         async def start(
-            app: App = bank, *, settings: Settings | None = None, serve: bool = True, work: bool = True
+            app: App = bank,
+            *,
+            settings: Settings | None = None,
+            serve: bool = True,
+            work: bool = True,
+            clock: Clock | None = None,
         ) -> Node:
-            return await stack.enter_async_context(Node(app, settings or Settings(), dsn, serve=serve, work=work))
+            node = Node(app, settings or Settings(), dsn, serve=serve, work=work, clock=clock)
+            return await stack.enter_async_context(node)
 
         yield start
 

@@ -25,7 +25,7 @@ import msgspec
 
 from headwater import sql
 from headwater.appender import Appender, Chain
-from headwater.clock import Clock, SystemClock
+from headwater.clock import Clock
 from headwater.codec import encode
 from headwater.course import (
     RECORDS,
@@ -99,8 +99,8 @@ class _Changed(Exception):
 class Conductor:
     """Runs one saga's instances, under one lease.
 
-    in_flight: commands that are on their way at once. cache: instances kept in memory while they wait. For the others
-    see `Follower`.
+    clock: what deadlines and messages go by. in_flight: commands that are on their way at once. cache: instances kept in
+    memory while they wait. For the others see `Follower`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Conductor:
         saga: Saga[Any, Any],
         positions: Positions,
         *,
-        clock: Clock | None = None,
+        clock: Clock,
         batch: int = 500,
         in_flight: int = 256,
         cache: int = 10_000,
@@ -127,7 +127,7 @@ class Conductor:
         self._codec = domain.codec
         self._commands = {command.command_name: command for command in domain.decider_of}
         self._saga = saga
-        self._clock: Clock = clock or SystemClock()
+        self._clock = clock
         self._policy = policy_of(saga.on_failure)
         self._in_flight = asyncio.Semaphore(in_flight)
         self._cache = cache

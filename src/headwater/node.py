@@ -15,6 +15,7 @@ from typing import Any
 from headwater.app import App
 from headwater.appender import Appender
 from headwater.check import require_readable
+from headwater.clock import Clock, SystemClock
 from headwater.conductor import Conductor
 from headwater.config import Settings
 from headwater.database import UNREACHABLE, Database
@@ -50,12 +51,16 @@ CONDUCTED = "saga"
 class Node:
     """A process of an app: `async with Node(app, settings, dsn, serve=True, work=True) as node`.
 
+    clock: what sagas and schedules go by.
+
     Raises, from entering:
         SchemaMissing: the database is not migrated.
         LogUnreadable: the log holds events that this app cannot read.
     """
 
-    def __init__(self, app: App, settings: Settings, dsn: str, *, serve: bool, work: bool) -> None:
+    def __init__(
+        self, app: App, settings: Settings, dsn: str, *, serve: bool, work: bool, clock: Clock | None = None
+    ) -> None:
         self.app = app
         self.settings = settings
         self.positions = Positions()
@@ -68,6 +73,7 @@ class Node:
         self.conductors: dict[str, Conductor] = {}
         self._serve = serve
         self._work = work
+        self._clock = clock or SystemClock()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Node:
@@ -200,6 +206,7 @@ class Node:
             self.app.domain,
             saga,
             self.positions,
+            clock=self._clock,
             poll=self.settings.poll_seconds,
             lease=self.settings.lease_seconds,
         )

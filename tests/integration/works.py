@@ -25,6 +25,7 @@ from headwater import (
     TimedOut,
     Undo,
 )
+from headwater.errors import Unavailable
 from headwater.failure import Retry
 from headwater.ids import derived_id
 
@@ -45,8 +46,8 @@ class WillNot(Refused):
 
 
 class PlaceOrder(Command, creates=True, refuses=[Exists]):
-    """plan: works by name, in order. `no ...` is refused, `bug ...` raises, `late ...` is never answered; `... no undo` is
-    done, and its undo refused."""
+    """plan: works by name, in order. `no ...` is refused, `bug ...` raises, `late ...` is never answered; the undo of
+    `... no undo` is refused. `wait`: it is not over when they are done. patience: seconds that each may take."""
 
     order_id: UUID
     plan: list[str]
@@ -136,7 +137,6 @@ class Unworked(Event):
 class Weather:
     """What the tests change from outside: a decision may depend on it, where a real one must not."""
 
-    storm: bool = False
     forgiving: bool = False
 
 
@@ -150,6 +150,8 @@ def decide_work(command: Work | Unwork, done: int) -> list[Worked | Unworked]:
                 raise WillNot(why=command.name)
             if command.name.startswith("bug ") and not weather.forgiving:
                 raise RuntimeError(f"a bug in {command.name}")
+            if command.name.startswith("late ") and not weather.forgiving:
+                raise Unavailable("nobody answers")
             return [Worked(work_id=command.work_id, name=command.name)]
         case Unwork():
             if command.name.endswith(" no undo") and not weather.forgiving:
@@ -191,7 +193,7 @@ def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]
     match event:
         case OrderPlaced():
             within = timedelta(seconds=event.patience) if event.patience else None
-            steps = [
+            steps: list[Do | Undo | After | Cancel | Done] = [
                 Do(
                     Work(work_id=derived_id(event.order_id, name), name=name),
                     undo=Unwork(work_id=derived_id(event.order_id, name), name=name),
