@@ -99,8 +99,8 @@ class _Changed(Exception):
 class Conductor:
     """Runs one saga's instances, under one lease.
 
-    clock: what deadlines and messages go by. in_flight: commands that are on their way at once. cache: instances kept in
-    memory while they wait. For the others see `Follower`.
+    clock: what deadlines and messages go by. in_flight: commands that are on their way at once. cache: instances kept
+    in memory while they wait. For the others see `Follower`.
     """
 
     def __init__(

@@ -48,6 +48,7 @@ class Issue(msgspec.Struct, frozen=True, tag="do", tag_field="what", kw_only=Tru
     undo: Written | None = None
     within: float | None = None
     optional: bool = False
+    pivot: bool = False
     final: bool = False
 
 
@@ -186,6 +187,7 @@ class Step:
     undo: Written | None = None
     within: float | None = None
     optional: bool = False
+    pivot: bool = False
     undoes: int | None = None
     withdrawn: bool = False
     state: StepState = StepState.WAITING
@@ -214,7 +216,9 @@ class Timer:
 @dataclass(slots=True)
 class Course(Generic[S]):
     """An instance as its stream tells it. handled: position of the last event of the log that it took. state: what the
-    user's `evolve` made of all that came. queue: the steps to come, the first of them issued; None is the end."""
+    user's `evolve` made of all that came. queue: the steps to come, the first of them issued; None is the end.
+    committed: a pivot was accepted. forward: what was to come behind a pivot that was given up on its way: if it is
+    accepted all the same, that goes on, and what came of giving up does not."""
 
     saga: Saga[S, Any]
     stream_id: UUID
@@ -232,6 +236,8 @@ class Course(Generic[S]):
     started_at: datetime | None = None
     since: datetime | None = None
     compensates: bool = False
+    committed: bool = False
+    forward: list[Step | None] = field(default_factory=list)
 
     @property
     def over(self) -> bool:
@@ -299,6 +305,7 @@ class Course(Generic[S]):
                     undo=None if reaction.undo is None else _written(reaction.undo),
                     within=None if reaction.within is None else reaction.within.total_seconds(),
                     optional=reaction.optional,
+                    pivot=reaction.pivot,
                 )
             case Undo(command=None):
                 return GiveUp()
@@ -347,11 +354,26 @@ class Course(Generic[S]):
     def _confirmed(self, recorded: Recorded[Record]) -> None:
         step = self._pop()
         step.state = StepState.CONFIRMED
+        if step.pivot:
+            self._pass_pivot(step)
         if step.undoes is not None:
             if step.undoes != step.number:
                 self.steps[step.undoes - 1].state = StepState.UNDONE
         elif step.withdrawn and step.undo is not None:
             self.queue.appendleft(self._undo_of(step, recorded))
+
+    def _pass_pivot(self, pivot: Step) -> None:
+        """There is no way back: what was accepted stays, and giving up came too late."""
+        self.committed = True
+        if not pivot.withdrawn:
+            return
+        for step in self.queue:
+            if step is not None:
+                step.state = StepState.DROPPED
+        for step in self.forward:
+            if step is not None:
+                step.state = StepState.WAITING
+        self.queue = deque(self.forward)
 
     def _failed(self, recorded: Recorded[Record], record: SagaRefused | SagaTimedOut) -> None:
         step = self.queue[0]
@@ -369,6 +391,9 @@ class Course(Generic[S]):
     def _give_up(self, recorded: Recorded[Record]) -> None:
         """Drop what was to come, and queue the undos of what was accepted, the last one first."""
         kept: list[Step | None] = []
+        first = self.queue[0] if self.queue else None
+        if first is not None and first.pivot and not first.withdrawn:
+            self.forward = list(self.queue)[1:]
         for step in self.queue:
             if step is None:
                 continue
@@ -384,7 +409,7 @@ class Course(Generic[S]):
         undos = [
             self._undo_of(step, recorded)
             for step in reversed(confirmed)
-            if step.undo is not None and step.number not in being_undone
+            if step.undo is not None and step.number not in being_undone and not self.committed
         ]
         self.queue = deque([*kept, *undos])
 
@@ -411,13 +436,15 @@ class Course(Generic[S]):
         match intent:
             case Issue():
                 step = self._step(Written(intent.command, intent.fields), intent.command_id, recorded)
-                step.undo, step.within, step.optional = intent.undo, intent.within, intent.optional
+                step.undo, step.within = intent.undo, intent.within
+                step.optional, step.pivot = intent.optional, intent.pivot
                 if intent.final:
                     step.undoes = step.number
                     self.compensates = True
                 self.queue.append(step)
             case GiveUp():
-                self._give_up(recorded)
+                if not self.committed:
+                    self._give_up(recorded)
             case Set():
                 self.timers[intent.type] = Timer(
                     intent.type, intent.version, intent.data, intent.due_at, recorded.position

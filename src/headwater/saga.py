@@ -39,18 +39,26 @@ class Do:
 
     undo: what compensates for it, issued when a later step fails. within: until when it must be accepted, counted from
     when it is issued; what is not by then never will be, and the saga gets `TimedOut`. optional: a refusal of it does
-    not fail the saga.
+    not fail the saga. pivot: once it is accepted there is no way back, and no undo of it or of a step before is issued.
     """
 
     command: Command
     undo: Command | None = None
     within: timedelta | None = None
     optional: bool = False
+    pivot: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pivot and self.undo is not None:
+            raise DefinitionError(f"{self.command.command_name}: a pivot is never undone; give it no undo")
+        if self.within is not None and self.within <= timedelta(0):
+            raise DefinitionError(f"{self.command.command_name}: within={self.within} leaves it no time")
 
 
 @dataclass(frozen=True)
 class Undo:
-    """Give up what is not done yet, and issue the undos of all accepted steps, the last one first.
+    """Give up what is not done yet, and issue the undos of all accepted steps, the last one first. After a pivot was
+    accepted there is nothing to give up: it says nothing then.
 
     With a command: issue that one, as an undo: when it is refused, the saga is parked and a person called.
     """

@@ -1,0 +1,194 @@
+"""The course of a saga's instance, without a log: what follows what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from headwater import Command, Do, Done, Event, Refusal, Saga, Undo
+from headwater.codec import Codec
+from headwater.course import (
+    Course,
+    Phase,
+    Record,
+    SagaAbandoned,
+    SagaConfirmed,
+    SagaRefused,
+    SagaRetried,
+    SagaTimedOut,
+    SagaTook,
+)
+from headwater.messages import Recorded
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+KEY = uuid4()
+
+
+class Step(Command):
+    key: UUID
+    name: str
+
+
+class Begun(Event):
+    key: UUID
+
+
+class GivenUp(Event):
+    key: UUID
+
+
+def step(name: str, **options: Any) -> Do:
+    undo = None if options.get("pivot") else Step(key=KEY, name=f"undo {name}")
+    return Do(Step(key=KEY, name=name), undo=undo, **options)
+
+
+def saga_of(*steps: Do) -> Saga[Any, Any]:
+    def react(state: None, event: Begun | GivenUp | Refusal) -> list[Do | Undo | Done]:
+        match event:
+            case Begun():
+                return [*steps, Done()]
+            case GivenUp():
+                return [Undo(), step("after giving up"), Done()]
+            case Refusal():
+                return [step(f"after {event.code}"), Done()]
+
+    def evolve(state: None, event: Begun) -> None:
+        return None
+
+    return Saga("S", "key", None, react, evolve)
+
+
+@dataclass
+class Told:
+    """A course that is told what comes."""
+
+    course: Course[Any]
+    codec: Codec
+    position: int = 0
+
+    def tell(self, record: Record, event: Event | None = None) -> Told:
+        given = self.course.given(record, event, self.codec)
+        record = type(record)(
+            **{name: getattr(record, name) for name in record.__struct_fields__ if name != "then"},
+            then=self.course.follows(given, f"cause {self.position}", NOW),
+        )
+        self.position += 1
+        version = self.course.version + 1
+        recorded = Recorded(record, self.position, self.course.stream_id, version, NOW, uuid4(), uuid4(), uuid4())
+        self.course.apply(recorded, given)
+        return self
+
+    def take(self, event: Event) -> Told:
+        record = SagaTook(
+            saga="S", at=NOW, key=KEY, position=self.position + 1, event_id=uuid4(), type=event.event_name
+        )
+        return self.tell(record, event)
+
+    def accept(self, count: int = 1) -> Told:
+        for _ in range(count):
+            self.tell(SagaConfirmed(saga="S", at=NOW, step=self._number, version=1, position=1))
+        return self
+
+    def refuse(self) -> Told:
+        return self.tell(SagaRefused(saga="S", at=NOW, step=self._number, code="NO", message="", facts={}))
+
+    def time_out(self) -> Told:
+        return self.tell(SagaTimedOut(saga="S", at=NOW, step=self._number))
+
+    @property
+    def phase(self) -> str:
+        return self.course.phase.value
+
+    @property
+    def _number(self) -> int:
+        current = self.course.queue[0]
+        assert current is not None
+        return current.number
+
+    @property
+    def to_come(self) -> list[str]:
+        return [f"{each.fields['name']}" if each else "done" for each in self.course.queue]
+
+
+def told(steps: Sequence[Do]) -> Told:
+    saga = saga_of(*steps)
+    return Told(Course(saga, saga.stream_of(KEY), saga.initial), Codec([Begun, GivenUp])).take(Begun(key=KEY))
+
+
+A, B, C = step("a"), step("b"), step("c")
+P = step("p", pivot=True)
+
+
+def test_steps_come_in_order() -> None:
+    course = told([A, B])
+    assert course.to_come == ["a", "b", "done"]
+    assert course.accept(2).course.phase is Phase.DONE
+
+
+def test_a_refusal_is_followed_by_the_undos_then_by_the_reaction() -> None:
+    course = told([A, B, C]).accept(2).refuse()
+    assert course.to_come == ["undo b", "undo a", "after NO", "done"]
+    assert course.course.phase is Phase.UNDOING
+    assert course.accept(3).course.phase is Phase.DONE
+
+
+def test_giving_up_waits_for_the_step_that_is_on_its_way() -> None:
+    course = told([A, B, C]).accept().take(GivenUp(key=KEY))
+    assert course.to_come == ["b", "undo a", "after giving up", "done"]
+    assert course.course.current is not None
+    assert course.course.current.withdrawn
+    assert course.time_out().to_come == ["undo a", "after giving up", "done"]
+
+
+def test_a_step_that_was_given_up_and_accepted_all_the_same_is_undone_first() -> None:
+    course = told([A, B, C]).accept().take(GivenUp(key=KEY)).accept()
+    assert course.to_come == ["undo b", "undo a", "after giving up", "done"]
+
+
+def test_nothing_is_undone_after_a_pivot() -> None:
+    course = told([A, P, B]).accept(2)
+    assert course.take(GivenUp(key=KEY)).to_come == ["b", "done", "after giving up", "done"]
+    assert told([A, P, B]).accept(2).refuse().to_come == ["after NO", "done"]
+
+
+def test_a_pivot_that_was_given_up_and_accepted_all_the_same_stands() -> None:
+    course = told([A, P, B]).accept().take(GivenUp(key=KEY))
+    assert course.to_come == ["p", "undo a", "after giving up", "done"]
+    assert course.accept().to_come == ["b", "done"]
+    assert course.accept().course.phase is Phase.DONE
+
+
+def test_a_pivot_that_was_given_up_in_time_never_was() -> None:
+    course = told([A, P, B]).accept().take(GivenUp(key=KEY)).time_out()
+    assert course.to_come == ["undo a", "after giving up", "done"]
+
+
+def test_giving_up_twice_undoes_once() -> None:
+    course = told([A, B]).accept().take(GivenUp(key=KEY)).time_out().take(GivenUp(key=KEY))
+    assert course.to_come.count("undo a") == 1
+
+
+def test_a_refused_undo_waits_for_a_person() -> None:
+    course = told([A, B]).accept().refuse().refuse()
+    assert course.phase == "parked"
+    assert course.course.current is None
+    before = course.course.steps[2].command_id
+    course.tell(SagaRetried(saga="S", at=NOW, by="me"))
+    assert course.phase == "undoing"
+    assert course.course.steps[2].command_id != before  # the refusal has taken the first id
+    assert course.accept().to_come == ["after NO", "done"]
+
+
+def test_what_was_given_up_by_a_person_is_over() -> None:
+    course = told([A, B]).accept().tell(SagaAbandoned(saga="S", at=NOW, by="me", reason="lost"))
+    assert course.course.over
+    assert course.to_come == []
+
+
+def test_undos_go_on_though_more_comes_meanwhile() -> None:
+    course = told([A, B, C]).accept(2).refuse().accept().take(GivenUp(key=KEY))
+    assert course.to_come[:1] == ["undo a"]
+    assert timedelta(0) == course.course.steps[0].since - NOW  # type: ignore[operator]  # issued
