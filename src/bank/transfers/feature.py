@@ -1,0 +1,7 @@
+"""Transfers: what this folder brings."""
+
+from bank.transfers.domain import transfers as transfers_decider
+from bank.transfers.views import transfer_view
+from headwater import Feature
+
+transfers = Feature(deciders=[transfers_decider], views=[transfer_view])
