@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from headwater.decider import Decider, Release, Take
+from headwater.decider import Decider, Release, Seen, Take
 from headwater.errors import HeadwaterError, PublicError
 from headwater.failure import Park, Retry, Stop
 from headwater.feature import Feature
@@ -40,6 +40,7 @@ __all__ = [
     "Release",
     "Retry",
     "Saga",
+    "Seen",
     "Stop",
     "Take",
     "TimedOut",

@@ -5,9 +5,10 @@ After Jérémie Chassaing's Decider: `decide(command, state) -> events`, `evolve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from uuid import UUID
 
 from headwater.codec import StateCodec
 from headwater.errors import DefinitionError
@@ -45,6 +46,29 @@ def no_claims(state: Any, event: Any) -> Sequence[Take | Release]:
     return ()
 
 
+class Seen:
+    """The states of the other streams that a decision consults, by their decider and id.
+
+    They are as the log had them at some time: each may have changed since, and may change before the decision is
+    written. A refusal rests on states that were read after its command came; events may rest on what this process
+    remembers. So it is advice. What must hold belongs in one stream, in claims or in a saga.
+    """
+
+    __slots__ = ("_states",)
+
+    def __init__(self, states: Mapping[tuple[str, UUID], Any]) -> None:
+        self._states = states
+
+    def of(self, decider: Decider[Any, S, Any], stream_id: UUID) -> S:
+        """The state of a stream that `consults` names; the decider's initial one where nothing has happened."""
+        try:
+            return self._states[decider.category, stream_id]  # type: ignore[no-any-return]  # of this very decider
+        except KeyError:
+            raise DefinitionError(
+                f"a decision looks at {decider.category} {stream_id}, which `consults` does not name for its command"
+            ) from None
+
+
 @dataclass(frozen=True)
 class Snapshots:
     """How a decider's states are kept: after so many events of a stream each, and as what."""
@@ -59,7 +83,8 @@ class Decider(Generic[C, S, E]):
 
     category: the streams' kind, as stored. key: the field of each command and event that names the stream, a UUID.
     initial: the state before the first event. claims: what an event makes unique across streams, seen from the state
-    before it.
+    before it. consults: which other streams' states the decision of a command looks at, mostly none; `decide` then has
+    a third parameter, `seen: Seen`. That is advice and no lock: see `Seen`.
 
     snapshot_every: events of a stream from one kept state to the next, so that a long one need not be read from its
     start; 0 is never. Left out: 1000, where the state can be kept as JSON. fold_version: raise it when `evolve`, or an
@@ -72,9 +97,10 @@ class Decider(Generic[C, S, E]):
     category: str
     key: str
     initial: S
-    decide: Callable[[C, S], Sequence[E]]
+    decide: Callable[[C, S], Sequence[E]] | Callable[[C, S, Seen], Sequence[E]]
     evolve: Callable[[S, E], S]
     claims: Callable[[S, E], Sequence[Take | Release]] = no_claims
+    consults: Callable[[C], Sequence[tuple[Decider[Any, Any, Any], UUID]]] | None = None
     snapshot_every: int | None = None
     fold_version: int = 1
     commands: tuple[type[Command], ...] = field(init=False)
@@ -97,7 +123,7 @@ class Decider(Generic[C, S, E]):
         object.__setattr__(self, "snapshots", self._read_snapshots())
 
     def _read_decide(self) -> tuple[tuple[type[Command], ...], tuple[type[Event], ...]]:
-        command, _, answer = _annotations(self.decide, 2)
+        (command, *_), answer = _annotations(self.decide, 3 if self._takes_seen() else 2)
         if not get_args(answer) or not _is_sequence(get_origin(answer)):
             raise DefinitionError(f"{self._name(self.decide)} must be annotated to return a list of events")
         return (
@@ -105,8 +131,21 @@ class Decider(Generic[C, S, E]):
             self._arms(self.decide, get_args(answer)[0], Event),
         )
 
+    def _takes_seen(self) -> bool:
+        """Whether `decide` has a third parameter; it has one just where the decider consults."""
+        taken, _ = _hints(self.decide)
+        if self.consults is None and Seen in taken:
+            raise DefinitionError(
+                f"{self._name(self.decide)} takes Seen, but its decider consults nothing; give the Decider `consults=`"
+            )
+        if self.consults is not None and taken[2:] != [Seen]:
+            raise DefinitionError(
+                f"{self._name(self.decide)} must have a third parameter annotated Seen, for what its decider consults"
+            )
+        return self.consults is not None
+
     def _read_evolve(self) -> tuple[type[Event], ...]:
-        _, event, _ = _annotations(self.evolve, 2)
+        (_, event), _ = _annotations(self.evolve, 2)
         return self._arms(self.evolve, event, Event)
 
     def _read_snapshots(self) -> Snapshots | None:
@@ -114,7 +153,7 @@ class Decider(Generic[C, S, E]):
             raise DefinitionError(f"{self.category}: fold_version begins at 1, and snapshot_every at 0, which is never")
         if self.snapshot_every == 0:
             return None
-        state, _, _ = _annotations(self.evolve, 2)
+        (state, _), _ = _annotations(self.evolve, 2)
         try:
             return Snapshots(self.snapshot_every or SNAPSHOT_EVERY, StateCodec(state))
         except DefinitionError as error:
@@ -141,18 +180,27 @@ class Decider(Generic[C, S, E]):
         return f"{function.__module__}.{function.__qualname__}"
 
 
-def _annotations(function: Callable[..., Any], parameters: int) -> tuple[Any, Any, Any]:
-    """The annotations of a function's two parameters and of what it returns."""
-    where = f"{function.__module__}.{function.__qualname__}"
+def _hints(function: Callable[..., Any]) -> tuple[list[Any], Any]:
+    """The annotations of a function's parameters, and of what it returns or None."""
     try:
         hints = get_type_hints(function)
     except Exception as error:
-        raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
+        raise DefinitionError(
+            f"{function.__module__}.{function.__qualname__}: an annotation cannot be resolved: {error}"
+        ) from error
     answer = hints.pop("return", None)
-    if len(hints) != parameters or answer is None:
-        raise DefinitionError(f"{where} must have {parameters} parameters, each annotated, and an annotated result")
-    first, second = hints.values()
-    return first, second, answer
+    return list(hints.values()), answer
+
+
+def _annotations(function: Callable[..., Any], parameters: int) -> tuple[list[Any], Any]:
+    """The annotations of a function's parameters, which are so many, and of what it returns."""
+    taken, answer = _hints(function)
+    if len(taken) != parameters or answer is None:
+        raise DefinitionError(
+            f"{function.__module__}.{function.__qualname__} must have {parameters} parameters, each annotated, and an"
+            " annotated result"
+        )
+    return taken, answer
 
 
 def _is_sequence(origin: Any) -> bool:

@@ -20,8 +20,8 @@ import msgspec
 from headwater.appender import Appender, Chain
 from headwater.codec import encode
 from headwater.database import UNREACHABLE
-from headwater.decider import Decider, Release, Take
-from headwater.errors import CommandIdReused, Contended, Unavailable
+from headwater.decider import Decider, Release, Seen, Take
+from headwater.errors import CommandIdReused, Contended, DefinitionError, Unavailable
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Appended, Log, Verdict
@@ -96,12 +96,17 @@ class _Asked(msgspec.Struct, gc=False):
     origin: Origin
     begun: int
 
-    def decide(self, stream: _Stream) -> tuple[Sequence[Event], list[Take | Release], Any]:
+    def decide(self, stream: _Stream, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
         """The events of the decision, the claims that they make, and the state that they leave."""
         if self.expected_version is not None and self.expected_version != stream.version:
             raise VersionConflict(self.expected_version, stream.version)
         decider, state = self.decider, stream.state
-        events = decider.decide(self.command, state)
+        # A decider that consults is one whose `decide` takes a third: its definition has been checked for that.
+        events = (
+            decider.decide(self.command, state)  # type: ignore[call-arg]
+            if seen is None
+            else decider.decide(self.command, state, seen)  # type: ignore[call-arg]
+        )
         claims: list[Take | Release] = []
         for event in events:
             claims.extend(decider.claims(state, event))
@@ -190,6 +195,9 @@ class Dispatcher:
 
     async def _execute(self, asked: _Asked) -> Accepted:
         known: _Stream | None = None
+        seen, certain = None, True
+        if asked.decider.consults is not None:
+            seen, certain = await self._consult(asked)
         for attempt in range(ATTEMPTS):
             if attempt > 2:
                 await asyncio.sleep(random.uniform(0, 0.001 * 2**attempt))
@@ -200,10 +208,12 @@ class Dispatcher:
                 stream, fresh = await self._load(asked.decider, asked.stream_id, known)
             known = stream
             try:
-                events, claims, state = asked.decide(stream)
+                events, claims, state = asked.decide(stream, seen)
             except Refused:
-                if await self._is_true(stream, fresh, asked.begun):
+                if certain and await self._is_true(stream, fresh, asked.begun):
                     raise
+                if not certain:
+                    seen, certain = await self._consult(asked, anew=True)
                 self._forget(asked.stream_id, stream)
                 continue
             version = stream.version
@@ -279,6 +289,51 @@ class Dispatcher:
         await asyncio.wait([last])
         settled = not last.cancelled() and last.exception() is None
         return after and settled and last.result().verdict is Verdict.ACCEPTED
+
+    async def _consult(self, asked: _Asked, *, anew: bool = False) -> tuple[Seen, bool]:
+        """What a decision looks at in other streams, and whether a no that rests on it is true of the log.
+
+        It is when all was read for this very command. anew: have it read, whatever this process remembers.
+        """
+        assert asked.decider.consults is not None
+        states: dict[tuple[str, UUID], Any] = {}
+        certain = True
+        for decider, stream_id in asked.decider.consults(asked.command):
+            if self._domain.decider_named.get(decider.category) is not decider:
+                raise DefinitionError(
+                    f"{asked.command.command_name} consults {decider.category}, which no feature of this app brings"
+                )
+            try:
+                if anew:
+                    state, fresh = await self._written_now(decider, stream_id), True
+                else:
+                    state, fresh = await self._written(decider, stream_id)
+            except InvalidInput as refusal:  # said of the other stream's key; here it is a field of the command
+                raise InvalidInput(_path_of(asked.command, stream_id), refusal.complaint) from None
+            states[decider.category, stream_id] = state
+            certain = certain and fresh
+        return Seen(states), certain
+
+    async def _written(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> tuple[Any, bool]:
+        """A stream's state as the log is known to have it, nothing on its way counted, and whether it was just read."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.category == decider.category:
+            self._streams.move_to_end(stream_id)
+            return stream.written_state, False
+        stream, fresh = await self._load(decider, stream_id, None)
+        return stream.written_state, fresh
+
+    async def _written_now(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> Any:
+        """The same, read from the log from where it is known on. Commands on their way are not disturbed."""
+        stream = self._streams.get(stream_id)
+        with _reading():
+            if stream is None or stream.category != decider.category:
+                point, _ = await self._read_from_start(decider, stream_id)
+                return point.state
+            point = await self._advance(decider, stream_id, Point(stream.written_version, 0, stream.written_state))
+        if point.version > stream.written_version:
+            stream.written_version, stream.written_state = point.version, point.state
+        return point.state
 
     def _forget(self, stream_id: UUID, stream: _Stream) -> None:
         if self._streams.get(stream_id) is stream:
@@ -365,6 +420,11 @@ def _reading() -> Iterator[None]:
     except UNREACHABLE as error:
         reason = str(error) or type(error).__name__
         raise Unavailable(f"The log cannot be reached ({reason}); nothing was written.") from error
+
+
+def _path_of(command: Command, stream_id: UUID) -> list[str]:
+    """The path to the field of a command that names a stream; the command itself when none does."""
+    return [name for name in command.__struct_fields__ if getattr(command, name) == stream_id][:1]
 
 
 def _wrong_category(decider: Decider[Any, Any, Any], stream_id: UUID, category: str) -> InvalidInput:

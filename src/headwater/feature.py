@@ -40,6 +40,7 @@ class Domain:
         features = tuple(features)
         self.deciders = tuple(decider for feature in features for decider in feature.deciders)
         self.views = tuple(view for feature in features for view in feature.views)
+        self.decider_named = {decider.category: decider for decider in self.deciders}
         self.decider_of = self._commands()
         self.category_of = self._events()
         self.view_of = {view.model: view for view in self.views}
@@ -56,7 +57,7 @@ class Domain:
         """Why events that are stored so cannot be read by this app; None when they can."""
         if any(saga.category == category for saga in self.sagas):
             return None if name in _RECORD_NAMES else f"{name} is no record of a saga"
-        if all(decider.category != category for decider in self.deciders):
+        if category not in self.decider_named:
             return f"no feature of this app brings the category {category!r}"
         try:
             classes = self.codec.classes_of(name, version)

@@ -173,12 +173,14 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
     """Something that is asked for. Its docstring describes the mutation.
 
     Class keywords: `refuses` (the refusals that its decision may raise, which become members of the result union),
-    `creates` (it starts a stream: its key may be left out and is then made) and `name`.
+    `creates` (it starts a stream: its key may be left out and is then made), `internal` (only the app itself asks for
+    it, a saga for one: it is decided as any other, and no mutation) and `name`.
     """
 
-    __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "refuses", "creates")
+    __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "refuses", "creates", "internal")
     command_name: ClassVar[str] = "Command"
     creates: ClassVar[bool] = False
+    internal: ClassVar[bool] = False
     refuses: ClassVar[tuple[type[Refused], ...]] = ()
 
     if TYPE_CHECKING:
@@ -189,12 +191,18 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
             name: str | None = None,
             refuses: Sequence[type[Refused]] = (),
             creates: bool = False,
+            internal: bool = False,
             **keywords: Any,
         ) -> None: ...
 
     @classmethod
     def __declare__(
-        cls, *, name: str | None = None, refuses: Sequence[type[Refused]] = (), creates: bool = False
+        cls,
+        *,
+        name: str | None = None,
+        refuses: Sequence[type[Refused]] = (),
+        creates: bool = False,
+        internal: bool = False,
     ) -> None:
         for each in refuses:
             if not _is_refused(each):
@@ -202,6 +210,7 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
         cls.command_name = name or cls.__name__
         cls.refuses = tuple(refuses)
         cls.creates = creates
+        cls.internal = internal
 
 
 class Recorded(msgspec.Struct, Generic[E_co], frozen=True, gc=False):

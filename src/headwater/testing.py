@@ -3,6 +3,8 @@
     given(accounts, [AccountOpened(...)]).when(Deposit(...)).then([MoneyDeposited(...)])
     given(accounts, [AccountOpened(...)]).when(Withdraw(...)).refused(InsufficientFunds, balance=Decimal(0))
 
+What a command consults is given in the same words: `.when(command, seeing={A: given(accounts, [AccountOpened(...)])})`.
+
 For sagas: what came is events, its own messages, and what became of its steps.
 
     given(transfer, [TransferRequested(...)]).when(Refusal(command="Send", code="NO_FUNDS")).then([Refuse(...), Done()])
@@ -12,13 +14,13 @@ And for read models: `folded(view, [recorded(AccountOpened(...), at=...), ...])`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
-from headwater.decider import Decider
+from headwater.decider import Decider, Seen
 from headwater.messages import Command, Event, Recorded, Refused
 from headwater.saga import Do, Reaction, Saga, Undo
 from headwater.view import ReadModel, View
@@ -36,10 +38,10 @@ class Given:
     decider: Decider[Any, Any, Any]
     state: Any
 
-    def when(self, command: Command) -> Outcome:
-        """Decide a command on the stream."""
+    def when(self, command: Command, *, seeing: Mapping[UUID, Given] | None = None) -> Outcome:
+        """Decide a command on the stream. seeing: the streams that it consults; those left out have no events."""
         try:
-            events = self.decider.decide(command, self.state)
+            events = self._decide(command, seeing or {})
         except Refused as refusal:
             if not isinstance(refusal, command.refuses):
                 raise AssertionError(
@@ -50,6 +52,17 @@ class Given:
         for event in events:  # an event that evolve cannot take fails here, not in production
             state = self.decider.evolve(state, event)
         return Outcome(list(events), None)
+
+    def _decide(self, command: Command, seeing: Mapping[UUID, Given]) -> Sequence[Event]:
+        # A decider that consults is one whose `decide` takes a third: its definition has been checked for that.
+        decider = self.decider
+        if decider.consults is None:
+            assert not seeing, f"{decider.category} consults nothing"
+            return decider.decide(command, self.state)  # type: ignore[call-arg]
+        states = {(other.category, stream_id): other.initial for other, stream_id in decider.consults(command)}
+        given = {(each.decider.category, stream_id): each.state for stream_id, each in seeing.items()}
+        assert given.keys() <= states.keys(), f"{command.command_name} does not consult all of {sorted(given)}"
+        return decider.decide(command, self.state, Seen(states | given))  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)

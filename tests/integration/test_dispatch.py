@@ -32,13 +32,14 @@ from bank.accounts.domain import (
     accounts,
 )
 from bank.main import app
+from bank.transfers.domain import RequestTransfer, TransferRequested
 from bank.users.domain import AlreadyExists, ChangeEmail, EmailTaken, RegisterUser, UserNotFound
-from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Take
+from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Seen, Take
 from headwater.appender import Appender
 from headwater.database import Database
 from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.embedded import EmbeddedPostgres
-from headwater.errors import CommandIdReused, Contended, Unavailable
+from headwater.errors import CommandIdReused, Contended, DefinitionError, Unavailable
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Log
@@ -158,7 +159,7 @@ async def test_a_command_sent_again_gives_its_first_result(bank: Process, other:
     assert await bank(deposit(account_id, 5), command_id=command_id) == first
     assert await other(deposit(account_id, 5), command_id=command_id) == first
     assert (await bank(deposit(account_id, 1))).version == 4
-    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(7))
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(7), "EUR")
 
 
 async def test_a_creation_sent_again_finds_itself_not_in_the_way(bank: Process, other: Process) -> None:
@@ -191,7 +192,7 @@ async def test_a_command_sent_many_times_at_once_happens_once(bank: Process, oth
     # The account is empty after the first.
     answers = [each(withdraw(account_id, 10), command_id=command_id) for each in (bank, other) for _ in range(20)]
     assert set(await asyncio.gather(*answers)) == {Accepted(command_id, account_id, 3, 3)}
-    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(0))
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(0), "EUR")
 
 
 async def test_an_id_of_another_streams_command_is_refused(bank: Process, connection: asyncpg.Connection) -> None:
@@ -250,7 +251,7 @@ async def test_a_conflict_decides_again_on_what_the_other_wrote(bank: Process, o
     account_id = await opened(bank, 10)
     assert (await other(deposit(account_id, 5))).version == 3
     assert (await bank(withdraw(account_id, 12))).version == 4
-    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(3))
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(3), "EUR")
     # And what is no longer allowed is refused with the log's facts.
     assert await refusal_of(other(withdraw(account_id, 12))) == (InsufficientFunds, {"balance": Decimal(3)})
 
@@ -320,7 +321,7 @@ async def test_a_hot_stream_is_pipelined(bank: Process) -> None:
     answers = await asyncio.gather(*(bank(deposit(account_id, 1)) for _ in range(200)))
     assert [answer.version for answer in answers] == list(range(2, 202))
     assert bank.appender.tally.batches - before < 15
-    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(200))
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(200), "EUR")
 
 
 async def test_a_hot_stream_with_another_writer_keeps_its_balance(bank: Process, other: Process) -> None:
@@ -329,7 +330,7 @@ async def test_a_hot_stream_with_another_writer_keeps_its_balance(bank: Process,
         *(bank(deposit(account_id, 1)) for _ in range(150)), *(other(deposit(account_id, 1)) for _ in range(10))
     )
     assert sorted(answer.version for answer in answers) == list(range(2, 162))
-    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(160))
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(160), "EUR")
 
 
 async def test_a_caller_who_goes_leaves_the_stream_in_order(bank: Process) -> None:
@@ -474,7 +475,7 @@ async def test_a_stream_is_read_once_while_the_cache_holds_it(process: Start) ->
     await bank(deposit(two, 1))
     await bank(deposit(three, 1))
     assert bank.log.reads == {one: 2, two: 1, three: 2}
-    assert await state(bank, two) == Account(AccountStatus.OPEN, Decimal(3))
+    assert await state(bank, two) == Account(AccountStatus.OPEN, Decimal(3), "EUR")
 
 
 async def test_a_small_cache_with_many_callers_loses_nothing(process: Start) -> None:
@@ -542,6 +543,154 @@ async def test_claims_of_several_events_follow_one_another(process: Start, conne
     trips, trip_id = await process(TRIPS), new_id()
     await trips(Book(trip_id=trip_id, seats=["1a", "1b", "1a", "1c", "1c"]))
     assert [tuple(row) for row in await connection.fetch("select * from headwater.claims")] == [("seat", "1c", trip_id)]
+
+
+# ------------------------------------------------------------------------------------------- decisions that consult
+
+
+def request(source: UUID, transfer_id: UUID | None = None) -> RequestTransfer:
+    """Five from an account to one that nobody has opened."""
+    return RequestTransfer(
+        transfer_id=transfer_id or new_id(), from_account_id=source, to_account_id=new_id(), amount=Decimal(5)
+    )
+
+
+class Shut(Refused):
+    """The gate is shut."""
+
+    times: int
+
+
+class SetGate(Command):
+    gate_id: UUID
+    shut: bool
+
+
+class GateSet(Event):
+    gate_id: UUID
+    shut: bool
+
+
+class Enter(Command, refuses=[Shut]):
+    visit_id: UUID
+    gate_id: UUID
+
+
+class Entered(Event):
+    visit_id: UUID
+
+
+def decide_gate(command: SetGate, shut: list[bool]) -> list[GateSet]:
+    return [GateSet(gate_id=command.gate_id, shut=command.shut)]
+
+
+def evolve_gate(shut: list[bool], event: GateSet) -> list[bool]:
+    return [*shut, event.shut]
+
+
+def decide_visit(command: Enter, state: int, seen: Seen) -> list[Entered]:
+    history = seen.of(gates, command.gate_id)
+    if history and history[-1]:
+        raise Shut(sum(history))
+    return [Entered(visit_id=command.visit_id)]
+
+
+def evolve_visit(state: int, event: Entered) -> int:
+    return state + 1
+
+
+def consults_gate(command: Enter) -> Sequence[tuple[Decider[Any, Any, Any], UUID]]:
+    return [(gates, command.gate_id)]
+
+
+gates = Decider("gate", "gate_id", list[bool](), decide_gate, evolve_gate)
+visits = Decider("visit", "visit_id", 0, decide_visit, evolve_visit, consults=consults_gate)
+PARK = Domain([Feature(deciders=[gates, visits])])
+
+
+def enter(gate_id: UUID, visit_id: UUID | None = None) -> Enter:
+    return Enter(visit_id=visit_id or new_id(), gate_id=gate_id)
+
+
+@pytest.mark.parametrize("cache", [1000, 1], ids=["cached", "dropped"])
+async def test_a_no_on_what_another_process_has_changed_since_is_never_given(
+    process: Start, other: Process, cache: int
+) -> None:
+    bank, account_id, transfer_id = await process(cache=cache), new_id(), new_id()
+    assert await refusal_of(bank(request(account_id))) == (AccountNotFound, {"account_id": account_id})
+    await other(OpenAccount(account_id=account_id, owner_id=new_id(), currency="USD"))
+    assert (await bank(request(account_id, transfer_id))).version == 1
+    (requested,) = await stream(bank, transfer_id)
+    assert isinstance(requested, TransferRequested)
+    assert requested.currency == "USD"
+
+
+async def test_what_is_remembered_is_advanced_before_a_no_and_before_no_yes(process: Start) -> None:
+    park, beside, gate_id, visit_id = await process(PARK), await process(PARK), new_id(), new_id()
+    await park(SetGate(gate_id=gate_id, shut=True))
+    await beside(SetGate(gate_id=gate_id, shut=True))
+    assert await refusal_of(park(enter(gate_id))) == (Shut, {"times": 2})  # with the facts of the log
+    await beside(SetGate(gate_id=gate_id, shut=False))
+    assert (await park(enter(gate_id, visit_id))).version == 1
+    # A yes is advice, and costs nothing: it rests on what this process knows, until it reads.
+    read = park.log.reads[gate_id]
+    await beside(SetGate(gate_id=gate_id, shut=True))
+    assert (await park(enter(gate_id, visit_id))).version == 2
+    assert park.log.reads[gate_id] == read
+    await park(SetGate(gate_id=gate_id, shut=True))
+    assert await refusal_of(park(enter(gate_id, visit_id))) == (Shut, {"times": 4})
+
+
+async def test_who_asks_first_reads_a_consulted_stream_once(bank: Process, other: Process) -> None:
+    account_id, missing = await opened(bank), new_id()
+    await asyncio.gather(*(other(request(account_id)) for _ in range(20)))
+    assert other.log.reads[account_id] == 1
+    # It was read for this command: the no is true at once.
+    assert await refusal_of(other(request(missing))) == (AccountNotFound, {"account_id": missing})
+    assert other.log.reads[missing] == 1
+
+
+async def test_consulting_a_hot_stream_does_not_disturb_it(bank: Process) -> None:
+    account_id, transfer_id = await opened(bank), new_id()
+    await bank(request(account_id, transfer_id))
+    answers = await asyncio.gather(
+        *(
+            bank(command)
+            for place in range(100)
+            for command in (
+                deposit(account_id, 1),
+                request(account_id),
+                *([request(account_id, transfer_id)] if place % 10 == 0 else []),
+            )
+        ),
+        return_exceptions=True,
+    )
+    assert Counter(type(answer) for answer in answers) == {Accepted: 200, AlreadyExists: 10}
+    assert bank.log.reads[account_id] == 1 + 10, "once when it was opened, and for each no"
+    assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(100), "EUR")
+    assert (await bank(withdraw(account_id, 100))).version == 102
+
+
+async def test_a_command_that_consulted_is_answered_as_at_first(bank: Process, other: Process) -> None:
+    account_id, command_id = await opened(bank), new_id()
+    command = request(account_id)
+    first = await bank(command, command_id=command_id)
+    assert [await each(command, command_id=command_id) for each in (bank, other)] == [first, first]
+    assert await refusal_of(other(command)) == (AlreadyExists, {})
+
+
+async def test_an_id_of_another_kind_of_thing_cannot_be_consulted(bank: Process) -> None:
+    user_id = new_id()
+    await bank(register("ada@example.org", user_id))
+    refusal, facts = await refusal_of(bank(request(user_id)))
+    assert (refusal, facts["path"]) == (InvalidInput, ["from_account_id"])
+    await bank(ChangeEmail(user_id=user_id, email="b@example.org"))
+
+
+async def test_a_decider_that_no_feature_brings_cannot_be_consulted(process: Start) -> None:
+    lost = await process(Domain([Feature(deciders=[visits])]))
+    with pytest.raises(DefinitionError, match="Enter consults gate, which no feature of this app brings"):
+        await lost(enter(new_id()))
 
 
 # ---------------------------------------------------------------------------------------------------------- all at once

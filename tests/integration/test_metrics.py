@@ -265,7 +265,7 @@ async def test_ready_tolerates_so_much_and_no_more(start: Start) -> None:
 
     await strict.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
 
-    late = {"status": "not ready", "troubles": ["projection Account", "projection User"]}
+    late = {"status": "not ready", "troubles": ["projection Account", "projection Transfer", "projection User"]}
     async with asyncio.timeout(10):
         while (answer := await get(web.app, "/health/ready")).json() != late:
             assert answer.json() == {"status": "ready"}
@@ -287,7 +287,7 @@ async def test_what_is_built_beside_makes_nobody_unready(start: Start, connectio
         "values ('User', 7, 2, 'new', 'user_7', 'building')"
     )
     assert (await get(Web(node).app, "/health/ready")).status_code == 200
-    assert [each.lag_events for each in (await read_standings(node.database.pool)).projections] == [0, 0, 1]
+    assert [each.lag_events for each in (await read_standings(node.database.pool)).projections] == [0, 0, 0, 1]
 
 
 async def test_what_waits_for_its_next_generation_is_not_late(start: Start, connection: asyncpg.Connection) -> None:
@@ -297,7 +297,10 @@ async def test_what_waits_for_its_next_generation_is_not_late(start: Start, conn
         "insert into headwater.projections (name, generation, version, fingerprint, table_name, state) "
         "values ('User', 7, 2, 'new', 'user_7', 'building')"
     )
-    assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == ["projection Account"]
+    assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == [
+        "projection Account",
+        "projection Transfer",
+    ]
 
 
 async def test_what_verify_found_is_shown(start: Start, connection: asyncpg.Connection) -> None:

@@ -18,9 +18,12 @@ from graphql import (
     introspection_types,
     is_required_argument,
     is_required_input_field,
+    parse,
+    validate,
 )
 
 from bank.main import app
+from headwater import Example
 from headwater.graphql.schema import print_schema
 
 TOP = Path(__file__).parent.parent.parent
@@ -88,6 +91,22 @@ def test_the_schema_keeps_the_contract() -> None:
 def test_schema_graphql_shows_the_schema() -> None:
     held = (TOP / "schema.graphql").read_text(encoding="utf-8")
     assert held == print_schema(app.schema), "write it with `headwater schema > schema.graphql`"
+
+
+@pytest.mark.parametrize("example", app.examples, ids=lambda example: example.name)
+def test_the_examples_can_be_run(example: Example) -> None:
+    assert validate(app.schema._schema, parse(example.query)) == []
+
+
+def test_what_only_the_app_asks_for_is_no_mutation_but_its_refusals_are_types() -> None:
+    schema = build_schema(print_schema(app.schema))
+    assert schema.mutation_type is not None
+    internal = {command.command_name for command in app.domain.decider_of if command.internal}
+    assert len(internal) == 7
+    for name in internal:
+        assert name[0].lower() + name[1:] not in schema.mutation_type.fields
+        assert schema.type_map.keys().isdisjoint({f"{name}Input", f"{name}Accepted", f"{name}Result"})
+    assert {"CurrencyMismatch", "TransferNotFound", "TransferCannotMove"} <= schema.type_map.keys()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refused, View
+from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refused, Seen, View
 from headwater.errors import DefinitionError
 from headwater.feature import Domain
 from headwater.fields import Field, Kind, fields_of
@@ -133,6 +133,30 @@ def test_annotations_that_are_not_there() -> None:
             decider(function)
         with says("... must have 2 parameters, each annotated, and an annotated result"):
             decider(evolve=function)
+
+
+def test_a_decision_that_sees_and_a_decider_that_consults() -> None:
+    def seeing(command: Open, state: State, seen: Seen) -> list[Opened]:
+        return decide(command, state)
+
+    def swapped(command: Open, seen: Seen, state: State) -> list[Opened]:
+        return decide(command, state)
+
+    def three(command: Open, state: State, more: State) -> list[Opened]:
+        return decide(command, state)
+
+    def consulting(decide: Callable[..., Any]) -> Decider[Any, Any, Any]:
+        return Decider("thing", "thing_id", State(), decide, evolve, consults=lambda command: [])
+
+    for function in (seeing, swapped):
+        with says(f"...{function.__name__} takes Seen, but its decider consults nothing; give the Decider `consults=`"):
+            decider(function)
+    with says("...three must have 2 parameters, each annotated, and an annotated result"):
+        decider(three)
+    for unseeing in (decide, swapped, three):
+        with says(f"...{unseeing.__name__} must have a third parameter annotated Seen, for what its decider consults"):
+            consulting(unseeing)
+    assert consulting(seeing).commands == (Open,)
 
 
 def test_annotations_that_mean_nothing_here() -> None:

@@ -22,15 +22,34 @@ from bank.accounts.domain import (
     AccountStatus,
     AccountUnfrozen,
     CloseAccount,
+    CurrencyMismatch,
     Deposit,
     FreezeAccount,
     InsufficientFunds,
     MoneyDeposited,
     MoneyWithdrawn,
+    Movement,
     OpenAccount,
+    ReceiveTransfer,
+    ReturnTransfer,
+    SendTransfer,
+    TransferReceived,
+    TransferReturned,
+    TransferSent,
     UnfreezeAccount,
     Withdraw,
     accounts,
+)
+from bank.transfers.domain import (
+    CompleteTransfer,
+    NoteWithdrawn,
+    RefundTransfer,
+    RefuseTransfer,
+    RequestTransfer,
+    SameAccount,
+    TransferCannotMove,
+    TransferNotFound,
+    transfers,
 )
 from bank.users.domain import (
     AlreadyExists,
@@ -47,7 +66,7 @@ from bank.users.domain import (
 from headwater import Command, Event, Refused, Release, Take
 from headwater.testing import given
 
-A, B = UUID(int=1), UUID(int=2)
+A, B, T = UUID(int=1), UUID(int=2), UUID(int=3)
 
 OPENED = AccountOpened(account_id=A, owner_id=B, currency="EUR")
 FROZEN = AccountFrozen(account_id=A)
@@ -71,6 +90,30 @@ def withdraw(amount: str) -> Withdraw:
     return Withdraw(account_id=A, amount=Decimal(amount))
 
 
+def send(amount: str) -> SendTransfer:
+    return SendTransfer(account_id=A, transfer_id=T, amount=Decimal(amount))
+
+
+def receive(amount: str, currency: str = "EUR") -> ReceiveTransfer:
+    return ReceiveTransfer(account_id=A, transfer_id=T, amount=Decimal(amount), currency=currency)
+
+
+def give_back(amount: str) -> ReturnTransfer:
+    return ReturnTransfer(account_id=A, transfer_id=T, amount=Decimal(amount))
+
+
+def sent(amount: str, balance: str) -> TransferSent:
+    return TransferSent(account_id=A, transfer_id=T, amount=Decimal(amount), balance=Decimal(balance))
+
+
+def received(amount: str, balance: str) -> TransferReceived:
+    return TransferReceived(account_id=A, transfer_id=T, amount=Decimal(amount), balance=Decimal(balance))
+
+
+def given_back(amount: str, balance: str) -> TransferReturned:
+    return TransferReturned(account_id=A, transfer_id=T, amount=Decimal(amount), balance=Decimal(balance))
+
+
 # ------------------------------------------------------------------------------------------------------------ accounts
 
 
@@ -88,6 +131,11 @@ def withdraw(amount: str) -> Withdraw:
         ([OPENED], UnfreezeAccount(account_id=A), []),
         ([OPENED], CloseAccount(account_id=A), [CLOSED]),
         ([OPENED, deposited("5", "5"), withdrawn("5", "0.00")], CloseAccount(account_id=A), [CLOSED]),
+        ([OPENED, deposited("5", "5")], send("5"), [sent("5", "0")]),
+        ([OPENED, deposited("5", "5"), sent("3", "2")], receive("0.5"), [received("0.5", "2.5")]),
+        ([OPENED, received("5", "5"), sent("3", "2")], give_back("3"), [given_back("3", "5")]),
+        ([OPENED, received("5", "5"), sent("3", "2"), FROZEN], give_back("3"), [given_back("3", "5")]),
+        ([OPENED, received("5", "5"), sent("5", "0"), given_back("5", "5")], withdraw("1"), [withdrawn("1", "4")]),
     ],
 )
 def test_an_account_decides(history: list[AccountEvent], command: AccountCommand, events: list[AccountEvent]) -> None:
@@ -100,6 +148,9 @@ MOVES: list[AccountCommand] = [
     FreezeAccount(account_id=A),
     UnfreezeAccount(account_id=A),
     CloseAccount(account_id=A),
+    send("1"),
+    receive("1"),
+    give_back("1"),
 ]
 
 
@@ -113,7 +164,7 @@ def test_a_closed_account_is_not_open(command: AccountCommand) -> None:
     given(accounts, [OPENED, CLOSED]).when(command).refused(AccountNotOpen, status=AccountStatus.CLOSED)
 
 
-@pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, UnfreezeAccount)])
+@pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, UnfreezeAccount | ReturnTransfer)])
 def test_a_frozen_account_is_not_open(command: AccountCommand) -> None:
     given(accounts, [OPENED, FROZEN]).when(command).refused(AccountNotOpen, status=AccountStatus.FROZEN)
 
@@ -127,7 +178,12 @@ def test_an_account_is_opened_once(history: list[AccountEvent]) -> None:
 def test_nobody_takes_out_more_than_there_is() -> None:
     given(accounts, [OPENED]).when(withdraw("0.01")).refused(InsufficientFunds, balance=Decimal(0))
     rich = given(accounts, [OPENED, deposited("5", "5")])
-    rich.when(withdraw("5.01")).refused(InsufficientFunds, balance=Decimal(5))
+    for taken in (withdraw("5.01"), send("5.01")):
+        rich.when(taken).refused(InsufficientFunds, balance=Decimal(5))
+
+
+def test_an_account_receives_its_own_currency() -> None:
+    given(accounts, [OPENED]).when(receive("1", "USD")).refused(CurrencyMismatch, expected="EUR", actual="USD")
 
 
 def test_only_an_empty_account_is_closed() -> None:
@@ -141,6 +197,17 @@ COMMANDS = st.one_of(
     st.builds(Deposit, account_id=st.just(A), amount=AMOUNTS),
     st.builds(Withdraw, account_id=st.just(A), amount=AMOUNTS),
     *(st.just(kind(account_id=A)) for kind in (FreezeAccount, UnfreezeAccount, CloseAccount)),
+    *(
+        st.builds(kind, account_id=st.just(A), transfer_id=st.just(T), amount=AMOUNTS)
+        for kind in (SendTransfer, ReturnTransfer)
+    ),
+    st.builds(
+        ReceiveTransfer,
+        account_id=st.just(A),
+        transfer_id=st.just(T),
+        amount=AMOUNTS,
+        currency=st.sampled_from(["EUR", "USD"]),
+    ),
 )
 
 
@@ -150,10 +217,10 @@ def test_whatever_is_asked_the_books_balance(commands: list[AccountCommand]) -> 
     history: list[Event] = []
     for command in commands:  # `when` refuses a refusal that is not declared, and an event that evolve does not take
         history.extend(given(accounts, history).when(command).events)
-    moved = [event for event in history if isinstance(event, MoneyDeposited | MoneyWithdrawn)]
+    moved = [event for event in history if isinstance(event, Movement)]
     balance = Decimal(0)
     for event in moved:
-        balance += event.amount if isinstance(event, MoneyDeposited) else -event.amount
+        balance += -event.amount if isinstance(event, MoneyWithdrawn | TransferSent) else event.amount
         assert event.balance == balance >= 0
     assert given(accounts, history).state.balance == balance
 
@@ -208,6 +275,14 @@ REFUSALS: list[tuple[type[Command], set[type[Refused]]]] = [
     (FreezeAccount, {AccountNotFound, AccountNotOpen}),
     (UnfreezeAccount, {AccountNotFound, AccountNotOpen}),
     (CloseAccount, {AccountNotFound, AccountNotOpen, AccountNotEmpty}),
+    (SendTransfer, {AccountNotFound, AccountNotOpen, InsufficientFunds}),
+    (ReceiveTransfer, {AccountNotFound, AccountNotOpen, CurrencyMismatch}),
+    (ReturnTransfer, {AccountNotFound, AccountNotOpen}),
+    (RequestTransfer, {AlreadyExists, SameAccount, AccountNotFound}),
+    (NoteWithdrawn, {TransferNotFound, TransferCannotMove}),
+    (CompleteTransfer, {TransferNotFound, TransferCannotMove}),
+    (RefuseTransfer, {TransferNotFound, TransferCannotMove}),
+    (RefundTransfer, {TransferNotFound, TransferCannotMove}),
 ]
 
 
@@ -217,7 +292,19 @@ def test_a_command_declares_its_refusals(command: type[Command], refusals: set[t
 
 
 def test_every_command_is_in_the_table_above() -> None:
-    assert {command for command, _ in REFUSALS} == {*accounts.commands, *users.commands}
+    assert {command for command, _ in REFUSALS} == {*accounts.commands, *users.commands, *transfers.commands}
+
+
+def test_what_only_the_app_asks_for_is_internal() -> None:
+    assert {command for command, _ in REFUSALS if command.internal} == {
+        SendTransfer,
+        ReceiveTransfer,
+        ReturnTransfer,
+        NoteWithdrawn,
+        CompleteTransfer,
+        RefuseTransfer,
+        RefundTransfer,
+    }
 
 
 # ------------------------------------------------------------------------------------------------- the words themselves

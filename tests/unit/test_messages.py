@@ -167,15 +167,15 @@ def test_a_subclass_has_a_name_of_its_own() -> None:
     assert (Special.event_name, Special.event_version) == ("Special", 1)
 
 
-def test_a_command_says_what_it_refuses_and_creates() -> None:
-    class Do(Command, refuses=[VersionConflict], creates=True, name="Act"):
+def test_a_command_says_what_it_refuses_and_creates_and_who_asks_for_it() -> None:
+    class Do(Command, refuses=[VersionConflict], creates=True, internal=True, name="Act"):
         """Do something."""
 
     class Plain(Command):
         pass
 
-    assert (Do.command_name, Do.refuses, Do.creates) == ("Act", (VersionConflict,), True)
-    assert (Plain.command_name, Plain.refuses, Plain.creates) == ("Plain", (), False)
+    assert (Do.command_name, Do.refuses, Do.creates, Do.internal) == ("Act", (VersionConflict,), True, True)
+    assert (Plain.command_name, Plain.refuses, Plain.creates, Plain.internal) == ("Plain", (), False, False)
 
 
 def test_a_keyword_that_nobody_knows() -> None:

@@ -49,6 +49,13 @@ class AccountNotEmpty(Refused):
     balance: Decimal
 
 
+class CurrencyMismatch(Refused):
+    """The account holds another currency."""
+
+    expected: str
+    actual: str
+
+
 class OpenAccount(Command, creates=True, refuses=[AlreadyExists]):
     """Open an account for an owner in one currency, with nothing in it."""
 
@@ -89,7 +96,42 @@ class CloseAccount(Command, refuses=[AccountNotFound, AccountNotOpen, AccountNot
     account_id: UUID
 
 
-AccountCommand: TypeAlias = OpenAccount | Deposit | Withdraw | FreezeAccount | UnfreezeAccount | CloseAccount
+class SendTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, InsufficientFunds]):
+    """Take the money of a transfer out of the account that it comes from."""
+
+    account_id: UUID
+    transfer_id: UUID
+    amount: Money
+
+
+class ReceiveTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, CurrencyMismatch]):
+    """Put the money of a transfer into the account that it goes to."""
+
+    account_id: UUID
+    transfer_id: UUID
+    amount: Money
+    currency: Currency
+
+
+class ReturnTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen]):
+    """Give the money of a transfer that did not arrive back to its account, even to a frozen one."""
+
+    account_id: UUID
+    transfer_id: UUID
+    amount: Money
+
+
+AccountCommand: TypeAlias = (
+    OpenAccount
+    | Deposit
+    | Withdraw
+    | FreezeAccount
+    | UnfreezeAccount
+    | CloseAccount
+    | SendTransfer
+    | ReceiveTransfer
+    | ReturnTransfer
+)
 
 
 class AccountOpened(Event):
@@ -124,9 +166,29 @@ class AccountClosed(Event):
     account_id: UUID
 
 
-AccountEvent: TypeAlias = (
-    AccountOpened | MoneyDeposited | MoneyWithdrawn | AccountFrozen | AccountUnfrozen | AccountClosed
-)
+class TransferSent(Event):
+    account_id: UUID
+    transfer_id: UUID
+    amount: Decimal
+    balance: Decimal
+
+
+class TransferReceived(Event):
+    account_id: UUID
+    transfer_id: UUID
+    amount: Decimal
+    balance: Decimal
+
+
+class TransferReturned(Event):
+    account_id: UUID
+    transfer_id: UUID
+    amount: Decimal
+    balance: Decimal
+
+
+Movement: TypeAlias = MoneyDeposited | MoneyWithdrawn | TransferSent | TransferReceived | TransferReturned
+AccountEvent: TypeAlias = AccountOpened | Movement | AccountFrozen | AccountUnfrozen | AccountClosed
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +197,7 @@ class Account:
 
     status: AccountStatus | None = None
     balance: Decimal = Decimal(0)
+    currency: str = ""
 
 
 def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
@@ -166,6 +229,22 @@ def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
             if account.balance:
                 raise AccountNotEmpty(balance=account.balance)
             return [AccountClosed(account_id=command.account_id)]
+        case SendTransfer(account_id=key, transfer_id=transfer, amount=amount):
+            _require(account, key, AccountStatus.OPEN)
+            if amount > account.balance:
+                raise InsufficientFunds(balance=account.balance)
+            balance = account.balance - amount
+            return [TransferSent(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
+        case ReceiveTransfer(account_id=key, transfer_id=transfer, amount=amount):
+            _require(account, key, AccountStatus.OPEN)
+            if command.currency != account.currency:
+                raise CurrencyMismatch(expected=account.currency, actual=command.currency)
+            balance = account.balance + amount
+            return [TransferReceived(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
+        case ReturnTransfer(account_id=key, transfer_id=transfer, amount=amount):
+            _require(account, key, AccountStatus.OPEN, AccountStatus.FROZEN)
+            balance = account.balance + amount
+            return [TransferReturned(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
         case _:
             assert_never(command)
 
@@ -180,8 +259,8 @@ def _require(account: Account, account_id: UUID, *wanted: AccountStatus) -> None
 def evolve(account: Account, event: AccountEvent) -> Account:
     match event:
         case AccountOpened():
-            return Account(status=AccountStatus.OPEN)
-        case MoneyDeposited() | MoneyWithdrawn():
+            return Account(status=AccountStatus.OPEN, currency=event.currency)
+        case MoneyDeposited() | MoneyWithdrawn() | TransferSent() | TransferReceived() | TransferReturned():
             return replace(account, balance=balance_after(account.balance, event))
         case AccountFrozen():
             return replace(account, status=AccountStatus.FROZEN)
@@ -193,7 +272,7 @@ def evolve(account: Account, event: AccountEvent) -> Account:
             assert_never(event)
 
 
-def balance_after(balance: Decimal, event: MoneyDeposited | MoneyWithdrawn) -> Decimal:
+def balance_after(balance: Decimal, event: Movement) -> Decimal:
     """What the account holds after a movement, where it held `balance` before."""
     return balance - event.amount if event.balance is None else event.balance
 

@@ -29,8 +29,16 @@ class Mutations:
         self._refusals: dict[type[Refused], Any] = {}
 
     def fields(self) -> dict[str, Any]:
-        """A field for each command."""
-        return {camel(command.command_name): self._field(command) for command in self._domain.decider_of}
+        """A field for each command that clients may ask for."""
+        return {
+            camel(command.command_name): self._field(command)
+            for command in self._domain.decider_of
+            if not command.internal
+        }
+
+    def refusals(self) -> list[type[Any]]:
+        """The types of all refusals, those too that only the app's own commands meet: a row may tell of them."""
+        return [self._refusal(refused) for command in self._domain.decider_of for refused in command.refuses]
 
     def _field(self, command: type[Command]) -> Any:
         accepted = self._accepted(command)

@@ -21,6 +21,7 @@ from headwater.graphql.scalars import SCALARS
 def schema_of(domain: Domain) -> strawberry.Schema:
     """Types, inputs, filters and docs, all from the domain's Python types and docstrings."""
     rows = RowTypes(domain.views)
+    mutations = Mutations(domain, rows)
     query: dict[str, Any] = {"node": _node(rows), "events": events_query()}
     subscription: dict[str, Any] = {"events": events_subscription()}
     for each in rows.all():
@@ -28,9 +29,9 @@ def schema_of(domain: Domain) -> strawberry.Schema:
         subscription |= each.subscription_fields()
     return strawberry.Schema(
         query=_root("Query", query),
-        mutation=_root("Mutation", Mutations(domain, rows).fields()),
+        mutation=_root("Mutation", mutations.fields()),
         subscription=_root("Subscription", subscription),
-        types=[each.object for each in rows.all()],
+        types=[*(each.object for each in rows.all()), *mutations.refusals()],
         config=StrawberryConfig(scalar_map=SCALARS, disable_field_suggestions=True),
     )
 

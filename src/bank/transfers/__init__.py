@@ -1,0 +1,1 @@
+"""Transfers: money on its way from one account to another."""

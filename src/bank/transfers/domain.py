@@ -1,0 +1,200 @@
+"""Transfers: what may happen to one, and what has. Read from top to bottom.
+
+    REQUESTED ── WITHDRAWN ── COMPLETED
+        ├─ REFUSED   └─────── REFUNDED
+        └──────────────────── REFUNDED   when it went wrong before the withdrawal was noted
+
+A transfer keeps the books of itself and moves no money: that lies in accounts, whose commands the app sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+from typing import Any, TypeAlias, assert_never
+from uuid import UUID
+
+from bank.accounts.domain import AccountNotFound, Money, accounts
+from bank.users.domain import AlreadyExists
+from headwater import Command, Decider, Event, Refused, Seen
+
+
+class TransferStatus(Enum):
+    """How far a transfer has come. COMPLETED, REFUSED (no money moved) and REFUNDED (it came back) are for good."""
+
+    REQUESTED = "REQUESTED"
+    WITHDRAWN = "WITHDRAWN"
+    COMPLETED = "COMPLETED"
+    REFUSED = "REFUSED"
+    REFUNDED = "REFUNDED"
+
+
+class SameAccount(Refused):
+    """A transfer goes from one account to another."""
+
+
+class TransferNotFound(Refused):
+    """There is no such transfer."""
+
+    transfer_id: UUID
+
+
+class TransferCannotMove(Refused):
+    """The transfer is over, or has not come so far yet."""
+
+    status: TransferStatus
+
+
+class RequestTransfer(Command, creates=True, refuses=[AlreadyExists, SameAccount, AccountNotFound]):
+    """Ask for money to go from one account to another, in the currency of the first. How it ends is its status."""
+
+    transfer_id: UUID
+    from_account_id: UUID
+    to_account_id: UUID
+    amount: Money
+
+
+class NoteWithdrawn(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
+    """The money has left the account that it comes from."""
+
+    transfer_id: UUID
+
+
+class CompleteTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
+    """The money has arrived."""
+
+    transfer_id: UUID
+
+
+class RefuseTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
+    """The money has never left. reason: the refusal's code."""
+
+    transfer_id: UUID
+    reason: str
+
+
+class RefundTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
+    """The money could not arrive, and is back where it came from. reason: the refusal's code."""
+
+    transfer_id: UUID
+    reason: str
+
+
+TransferCommand: TypeAlias = RequestTransfer | NoteWithdrawn | CompleteTransfer | RefuseTransfer | RefundTransfer
+
+
+class TransferRequested(Event):
+    transfer_id: UUID
+    from_account_id: UUID
+    to_account_id: UUID
+    amount: Decimal
+    currency: str
+
+
+class TransferWithdrawn(Event):
+    transfer_id: UUID
+
+
+class TransferCompleted(Event):
+    transfer_id: UUID
+
+
+class TransferRefused(Event):
+    transfer_id: UUID
+    reason: str
+
+
+class TransferRefunded(Event):
+    transfer_id: UUID
+    reason: str
+
+
+TransferEvent: TypeAlias = (
+    TransferRequested | TransferWithdrawn | TransferCompleted | TransferRefused | TransferRefunded
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What a decision about a transfer needs. No status: it was never requested."""
+
+    status: TransferStatus | None = None
+
+
+def consults(command: TransferCommand) -> Sequence[tuple[Decider[Any, Any, Any], UUID]]:
+    """The account that the money comes from, for its currency. Whether it has the money is asked when it leaves."""
+    return [(accounts, command.from_account_id)] if isinstance(command, RequestTransfer) else []
+
+
+def decide(command: TransferCommand, transfer: Transfer, seen: Seen) -> list[TransferEvent]:
+    match command:
+        case RequestTransfer():
+            return [_requested(command, transfer, seen)]
+        case NoteWithdrawn():
+            if _is_there(transfer, command, TransferStatus.WITHDRAWN, TransferStatus.REQUESTED):
+                return []
+            return [TransferWithdrawn(transfer_id=command.transfer_id)]
+        case CompleteTransfer():
+            if _is_there(transfer, command, TransferStatus.COMPLETED, TransferStatus.WITHDRAWN):
+                return []
+            return [TransferCompleted(transfer_id=command.transfer_id)]
+        case RefuseTransfer():
+            if _is_there(transfer, command, TransferStatus.REFUSED, TransferStatus.REQUESTED):
+                return []
+            return [TransferRefused(transfer_id=command.transfer_id, reason=command.reason)]
+        case RefundTransfer():
+            either = TransferStatus.REQUESTED, TransferStatus.WITHDRAWN
+            if _is_there(transfer, command, TransferStatus.REFUNDED, *either):
+                return []
+            return [TransferRefunded(transfer_id=command.transfer_id, reason=command.reason)]
+        case _:
+            assert_never(command)
+
+
+def _requested(command: RequestTransfer, transfer: Transfer, seen: Seen) -> TransferRequested:
+    if transfer.status is not None:
+        raise AlreadyExists()
+    if command.from_account_id == command.to_account_id:
+        raise SameAccount()
+    source = seen.of(accounts, command.from_account_id)
+    if source.status is None:
+        raise AccountNotFound(account_id=command.from_account_id)
+    return TransferRequested(
+        transfer_id=command.transfer_id,
+        from_account_id=command.from_account_id,
+        to_account_id=command.to_account_id,
+        amount=command.amount,
+        currency=source.currency,
+    )
+
+
+def _is_there(transfer: Transfer, command: TransferCommand, wanted: TransferStatus, *before: TransferStatus) -> bool:
+    """Whether the transfer has come where it is wanted; if not, it must stand where it can come from."""
+    if transfer.status is None:
+        raise TransferNotFound(transfer_id=command.transfer_id)
+    if transfer.status is not wanted and transfer.status not in before:
+        raise TransferCannotMove(status=transfer.status)
+    return transfer.status is wanted
+
+
+def evolve(transfer: Transfer, event: TransferEvent) -> Transfer:
+    match event:
+        case TransferRequested():
+            return Transfer(TransferStatus.REQUESTED)
+        case TransferWithdrawn():
+            return Transfer(TransferStatus.WITHDRAWN)
+        case TransferCompleted():
+            return Transfer(TransferStatus.COMPLETED)
+        case TransferRefused():
+            return Transfer(TransferStatus.REFUSED)
+        case TransferRefunded():
+            return Transfer(TransferStatus.REFUNDED)
+        case _:
+            assert_never(event)
+
+
+transfers = Decider(
+    category="transfer", key="transfer_id", initial=Transfer(), decide=decide, evolve=evolve, consults=consults
+)
