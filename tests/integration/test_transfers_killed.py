@@ -1,0 +1,252 @@
+"""Money moves though workers die: killed at every step, killed and stopped at random under load.
+
+At every moment the balances, and what is on its way, are what was paid in; at the end every transfer is over, one way
+or the other, and nothing was done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccount
+from bank.transfers.domain import RequestTransfer
+from headwater.follower import register
+from headwater.ids import new_id
+from headwater.node import Node
+
+KILLS = 200
+
+EFFECTS = """
+    select data->>'transfer_id' as transfer_id, array_agg(type::text order by position) as types
+      from headwater.events
+     where type = any('{TransferRequested,TransferSent,TransferReceived,TransferReturned,TransferWithdrawn,
+                        TransferCompleted,TransferRefused,TransferRefunded}')
+     group by 1
+"""
+WAYS = {
+    ("TransferRequested", "TransferSent", "TransferWithdrawn", "TransferReceived", "TransferCompleted"),
+    ("TransferRequested", "TransferSent", "TransferWithdrawn", "TransferReturned", "TransferRefunded"),
+    ("TransferRequested", "TransferRefused"),
+}
+BALANCES = """
+    select coalesce(sum(balance), 0) from (
+      select distinct on (stream_id) (data->>'balance')::numeric as balance
+        from headwater.events where category = 'account' and data->>'balance' is not null
+       order by stream_id, version desc
+    ) last
+"""
+ON_ITS_WAY = """
+    select coalesce(sum(case type when 'TransferSent' then 1 else -1 end * (data->>'amount')::numeric), 0)
+      from headwater.events where type in ('TransferSent', 'TransferReceived', 'TransferReturned')
+"""
+PAID_IN = "select coalesce(sum((data->>'amount')::numeric), 0) from headwater.events where type = 'MoneyDeposited'"
+OPEN = """
+    select count(*) from headwater.events r
+     where r.type = 'TransferRequested'
+       and not exists (select from headwater.sagas s where s.key = r.stream_id and s.status = 'done')
+"""
+
+
+class Nursery:
+    """Starts workers, each in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def worker(self, where: str = "nowhere", at: int = 0) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"run {where} {at}\n".encode())
+        return int(await self._line())
+
+    async def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        return await self._process.stdout.readline()
+
+
+@pytest.fixture
+async def nursery(dsn: str, serving: Node) -> AsyncIterator[Nursery]:
+    script = Path(__file__).with_name("transferring.py")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), dsn, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    yield Nursery(process)
+    process.kill()
+    await process.wait()
+
+
+@pytest.fixture
+async def serving(start: Any, connection: asyncpg.Connection) -> Node:
+    """A node that takes commands and has nobody carry them on."""
+    await register(connection, "saga Transfer", "saga")
+    node: Node = await start(work=False)
+    return node
+
+
+@pytest.fixture
+async def bank(serving: Node) -> Bank:
+    bank = Bank(serving)
+    await bank.open()
+    return bank
+
+
+class Bank:
+    """Accounts of every sort, and transfers between them that end in every way."""
+
+    def __init__(self, node: Node) -> None:
+        self._execute = node.dispatcher.execute
+        self.rich: list[UUID] = []
+        self.targets: list[UUID] = []
+
+    async def open(self) -> None:
+        self.rich = [await self._account("EUR", 10_000) for _ in range(4)]
+        poor = await self._account("EUR", 1)
+        francs = await self._account("CHF", 50)
+        frozen, closed = await self._account("EUR", 5), await self._account("EUR", 0)
+        await self._execute(FreezeAccount(account_id=frozen))
+        await self._execute(CloseAccount(account_id=closed))
+        self.sources = [*self.rich, *self.rich, poor, frozen]
+        self.targets = [*self.rich, *self.rich, francs, frozen, closed, new_id()]
+
+    async def _account(self, currency: str, amount: int) -> UUID:
+        account = new_id()
+        await self._execute(OpenAccount(account_id=account, owner_id=new_id(), currency=currency))
+        if amount:
+            await self._execute(Deposit(account_id=account, amount=Decimal(amount)))
+        return account
+
+    async def request(self, source: UUID, target: UUID, amount: str = "7.50") -> UUID:
+        transfer = new_id()
+        await self._execute(
+            RequestTransfer(transfer_id=transfer, from_account_id=source, to_account_id=target, amount=Decimal(amount))
+        )
+        return transfer
+
+    async def request_any(self, chance: random.Random) -> None:
+        source = chance.choice(self.sources)
+        await self.request(source, chance.choice([each for each in self.targets if each != source]))
+
+
+async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - what is waited for happens in another process
+            await asyncio.sleep(0.01)
+
+
+async def all_over(connection: asyncpg.Connection) -> bool:
+    return not await connection.fetchval(OPEN)
+
+
+async def money_is_right(connection: asyncpg.Connection) -> None:
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        balances = await connection.fetchval(BALANCES)
+        on_its_way = await connection.fetchval(ON_ITS_WAY)
+        assert balances + on_its_way == await connection.fetchval(PAID_IN)
+
+
+async def nothing_twice(connection: asyncpg.Connection) -> Counter[str]:
+    """How many transfers ended how."""
+    ends: Counter[str] = Counter()
+    for row in await connection.fetch(EFFECTS):
+        assert tuple(row["types"]) in WAYS, (row["transfer_id"], row["types"])
+        ends[row["types"][-1]] += 1
+    assert await connection.fetchval(ON_ITS_WAY) == 0
+    return ends
+
+
+async def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("where", ["before", "after", "commit"])
+@pytest.mark.parametrize("refunded", [False, True], ids=["completed", "refunded"])
+async def test_a_worker_is_killed_at_every_step(
+    nursery: Nursery, bank: Bank, connection: asyncpg.Connection, where: str, refunded: bool
+) -> None:
+    """Before each append, after each (written, and nobody told), and in the middle of each commit of the checkpoint."""
+    deaths = 0
+    for step in range(1, 100):
+        target = bank.targets[-1] if refunded else bank.rich[1]
+        transfer = await bank.request(bank.rich[0], target)
+        pid = await nursery.worker(where, step)
+
+        async def over_or_dead(transfer: UUID = transfer, pid: int = pid) -> bool:
+            return await is_gone(pid) or await done(connection, transfer)
+
+        await until(over_or_dead)
+        died = await is_gone(pid)
+        deaths += died
+        await money_is_right(connection)
+        heir = await nursery.worker()
+        await until(lambda: all_over(connection))
+        for each in (pid, heir):
+            if not await is_gone(each):
+                os.kill(each, signal.SIGKILL)
+        if not died:
+            break
+    ends = await nothing_twice(connection)
+    assert deaths >= (3 if where == "commit" else 9), deaths
+    assert ends == {"TransferRefunded" if refunded else "TransferCompleted": deaths + 1}
+
+
+async def done(connection: asyncpg.Connection, transfer: UUID) -> bool:
+    return bool(
+        await connection.fetchval("select true from headwater.sagas where key = $1 and status = 'done'", transfer)
+    )
+
+
+async def test_workers_are_killed_and_stopped_at_random_under_load(
+    nursery: Nursery, bank: Bank, connection: asyncpg.Connection
+) -> None:
+    """A stopped worker wakes up when another has long taken over, and goes on with what it was about to do."""
+    chance = random.Random(20261123)
+    asleep: list[int] = []
+    loading = asyncio.create_task(load(bank, chance))
+    try:
+        for n in range(KILLS):
+            pid = await nursery.worker()
+            await asyncio.sleep(chance.uniform(0.02, 0.2))  # how long it lives
+            if n % 4 == 0:
+                os.kill(pid, signal.SIGSTOP)
+                asleep.append(pid)
+            else:
+                os.kill(pid, signal.SIGKILL)
+            if len(asleep) > 3:
+                os.kill(asleep.pop(0), signal.SIGCONT)  # ends by itself: its fence is an old one
+            if n % 10 == 0:
+                await money_is_right(connection)
+    finally:
+        loading.cancel()
+        await asyncio.wait([loading])
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
+    heir = await nursery.worker()
+    await until(lambda: all_over(connection), 60)
+    os.kill(heir, signal.SIGKILL)
+    await money_is_right(connection)
+    ends = await nothing_twice(connection)
+    assert all(ends[each] > 20 for each in ("TransferCompleted", "TransferRefused", "TransferRefunded")), ends
+
+
+async def load(bank: Bank, chance: random.Random) -> None:
+    while True:
+        await asyncio.gather(*(bank.request_any(chance) for _ in range(4)))
+        await asyncio.sleep(0.05)

@@ -1,0 +1,94 @@
+"""A process that starts workers for the bank's transfers, and workers that die: run by test_transfers_killed.
+
+    transferring.py DSN, then a line on its input for each worker: `run`, or `die WHERE N`; it answers with the pid.
+
+Workers are forked from a process that has imported everything, so that hundreds of them can live and die in a test.
+Each takes the saga over as one does whose forerunner's lease has run out: with the next fence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from bank.main import app
+from bank.transfers.saga import transfer
+from headwater import appender
+from headwater.appender import Appender
+from headwater.clock import SystemClock
+from headwater.conductor import Conductor
+from headwater.database import Database
+from headwater.dispatch import Dispatcher
+from headwater.log import Log
+from headwater.positions import Positions
+from headwater.supervisor import Supervisor
+from headwater.tables import Standing
+
+R = TypeVar("R")
+
+TAKE = """
+    update headwater.projections set fence = fence + 1 where name = 'saga Transfer'
+    returning generation, table_name, position, fence, fingerprint
+"""
+
+
+def dying(call: Callable[..., Awaitable[R]], at: int, *, before: bool) -> Callable[..., Awaitable[R]]:
+    """The same call, in the middle of whose nth time the process is killed."""
+    calls = 0
+
+    async def wrapped(*arguments: Any) -> R:
+        nonlocal calls
+        calls += 1
+        if before and calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = await call(*arguments)
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return wrapped
+
+
+async def work(dsn: str, where: str, at: int) -> None:
+    async with Database(dsn, pool_size=3) as database, Supervisor() as supervisor:
+        log, positions = Log(database.pool, app.domain.codec), Positions()
+        if where in ("before", "after"):
+            appender.append = dying(appender.append, at, before=where == "before")
+        writer = Appender(database, positions)
+        supervisor.start("appender", writer.run)
+        conductor = Conductor(
+            database,
+            log,
+            writer,
+            Dispatcher(app.domain, log, writer),
+            app.domain,
+            transfer,
+            positions,
+            clock=SystemClock(),
+            poll=0.02,
+        )
+        if where == "commit":
+            conductor.write = dying(conductor.write, at, before=False)  # type: ignore[method-assign]  # so it dies there
+        row = await database.pool.fetchrow(TAKE)
+        assert row is not None
+        await conductor.run(Standing(*row))  # until another takes over
+
+
+def main(dsn: str) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    print("ready", flush=True)
+    for line in sys.stdin:
+        _, where, at = [*line.split(), "nowhere", "0"][:3]
+        pid = os.fork()
+        if not pid:
+            asyncio.run(work(dsn, where, int(at)))
+            os._exit(0)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
