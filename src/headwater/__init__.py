@@ -8,6 +8,7 @@ from headwater.errors import HeadwaterError, PublicError
 from headwater.failure import Park, Retry, Stop
 from headwater.feature import Feature
 from headwater.messages import Command, Event, Exact, Recorded, Refused
+from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
 from headwater.view import Link, ReadModel, View
 
@@ -32,6 +33,7 @@ __all__ = [
     "Refused",
     "Release",
     "Retry",
+    "Schedule",
     "Stop",
     "Take",
     "Upcaster",

@@ -11,6 +11,7 @@ from headwater.decider import Decider
 from headwater.errors import DefinitionError, LogError
 from headwater.fields import fields_of
 from headwater.messages import Command, Event
+from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
 from headwater.view import View
 
@@ -22,6 +23,7 @@ class Feature:
     deciders: Sequence[Decider[Any, Any, Any]] = ()
     views: Sequence[View[Any]] = ()
     upcasters: Sequence[Upcaster] = ()
+    schedules: Sequence[Schedule] = ()
 
 
 class Domain:
@@ -35,6 +37,7 @@ class Domain:
         features = tuple(features)
         self.deciders = tuple(decider for feature in features for decider in feature.deciders)
         self.views = tuple(view for feature in features for view in feature.views)
+        self.schedules = tuple(schedule for feature in features for schedule in feature.schedules)
         self.decider_of = self._commands()
         self.category_of = self._events()
         self.view_of = {view.model: view for view in self.views}
@@ -86,6 +89,7 @@ class Domain:
         _refuse_twice("category", [decider.category for decider in self.deciders])
         _refuse_twice("command", [command.command_name for command in self.decider_of])
         _refuse_twice("read model", [view.name for view in self.views])
+        _refuse_twice("schedule", [schedule.name for schedule in self.schedules])
 
     def _check_views(self) -> None:
         for view in self.views:
