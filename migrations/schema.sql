@@ -321,6 +321,20 @@ COMMENT ON COLUMN headwater.projections.failure IS 'Why it stands still, while i
 COMMENT ON COLUMN headwater.projections.differences IS 'Found by `headwater verify` at verified_at.';
 COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases it. It is free when there is none, or when that worker''s own lease has run out.';
 COMMENT ON COLUMN headwater.projections.fence IS 'Rises with each lease, so that a holder that slept cannot commit.';
+CREATE TABLE headwater.schedules (
+    name text NOT NULL COLLATE pg_catalog."C",
+    begun_at timestamp with time zone NOT NULL,
+    fired_at timestamp with time zone,
+    outcome text,
+    finished_at timestamp with time zone,
+    CONSTRAINT schedules_fired CHECK ((((fired_at IS NULL) = (outcome IS NULL)) AND ((fired_at IS NULL) = (finished_at IS NULL)))),
+    CONSTRAINT schedules_outcome_check CHECK ((octet_length(outcome) <= 2048))
+);
+COMMENT ON TABLE headwater.schedules IS 'One row for each schedule that a worker has ever seen. It moves under the lease that stands in projections under the name schedules; the row of a schedule that is no longer declared stays, and goes on when it is declared again.';
+COMMENT ON COLUMN headwater.schedules.begun_at IS 'When a worker first saw it: what was due before is not fired.';
+COMMENT ON COLUMN headwater.schedules.fired_at IS 'The last due moment that was fired, not the time at which it was.';
+COMMENT ON COLUMN headwater.schedules.outcome IS 'What it came to: accepted, the code of a refusal, or what the schedule''s code raised, and where.';
+COMMENT ON COLUMN headwater.schedules.finished_at IS 'When the outcome was known.';
 CREATE TABLE headwater.snapshots (
     stream_id uuid NOT NULL,
     fold_version integer NOT NULL,
@@ -389,6 +403,8 @@ ALTER TABLE ONLY headwater.kinds
     ADD CONSTRAINT kinds_pkey PRIMARY KEY (category, type, schema_version);
 ALTER TABLE ONLY headwater.projections
     ADD CONSTRAINT projections_pkey PRIMARY KEY (name, generation);
+ALTER TABLE ONLY headwater.schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headwater.snapshots
     ADD CONSTRAINT snapshots_pkey PRIMARY KEY (stream_id, fold_version);
 ALTER TABLE ONLY headwater.subject_keys

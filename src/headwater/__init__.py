@@ -9,6 +9,7 @@ from headwater.failure import Park, Retry, Stop
 from headwater.feature import Feature
 from headwater.messages import Command, Event, Exact, Recorded, Refused
 from headwater.saga import After, Cancel, Confirmed, Do, Done, Refusal, Saga, TimedOut, Undo
+from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
 from headwater.view import Link, ReadModel, View
 
@@ -41,6 +42,7 @@ __all__ = [
     "Retry",
     "Saga",
     "Seen",
+    "Schedule",
     "Stop",
     "Take",
     "TimedOut",

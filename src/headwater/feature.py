@@ -13,6 +13,7 @@ from headwater.errors import DefinitionError, LogError
 from headwater.fields import fields_of
 from headwater.messages import Command, Event
 from headwater.saga import Saga
+from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
 from headwater.view import View
 
@@ -27,6 +28,7 @@ class Feature:
     views: Sequence[View[Any]] = ()
     upcasters: Sequence[Upcaster] = ()
     sagas: Sequence[Saga[Any, Any]] = ()
+    schedules: Sequence[Schedule] = ()
 
 
 class Domain:
@@ -41,6 +43,7 @@ class Domain:
         self.deciders = tuple(decider for feature in features for decider in feature.deciders)
         self.views = tuple(view for feature in features for view in feature.views)
         self.decider_named = {decider.category: decider for decider in self.deciders}
+        self.schedules = tuple(schedule for feature in features for schedule in feature.schedules)
         self.decider_of = self._commands()
         self.category_of = self._events()
         self.view_of = {view.model: view for view in self.views}
@@ -110,6 +113,7 @@ class Domain:
         _refuse_twice("command", [command.command_name for command in self.decider_of])
         _refuse_twice("read model", [view.name for view in self.views])
         _refuse_twice("saga", [saga.name for saga in self.sagas])
+        _refuse_twice("schedule", [schedule.name for schedule in self.schedules])
 
     def _check_sagas(self) -> None:
         for saga in self.sagas:
