@@ -8,6 +8,7 @@ from headwater.errors import HeadwaterError, PublicError
 from headwater.failure import Park, Retry, Stop
 from headwater.feature import Feature
 from headwater.messages import Command, Event, Exact, Recorded, Refused
+from headwater.reactor import Reactor
 from headwater.saga import After, Cancel, Confirmed, Do, Done, Refusal, Saga, TimedOut, Undo
 from headwater.upcasters import Upcaster
 from headwater.view import Link, ReadModel, View
@@ -33,6 +34,7 @@ __all__ = [
     "Link",
     "Park",
     "PublicError",
+    "Reactor",
     "ReadModel",
     "Recorded",
     "Refusal",

@@ -36,7 +36,7 @@ from headwater.history import has_history
 from headwater.log import Log
 from headwater.migrate import migrate, prepare_views, require_schema
 from headwater.narrate import json_of, line_of, tree_of
-from headwater.node import Node
+from headwater.node import Node, register_units
 from headwater.positions import Positions
 from headwater.server import Web, health_routes, listen, metrics_route, run, server_of, stopping, url_of
 from headwater.status import aligned, status
@@ -399,6 +399,8 @@ async def _migrated(app: App, dsn: str) -> None:
     with _reaching():
         await migrate(dsn)
         await prepare_views(dsn, app.domain.views)
+        async with Database(dsn, pool_size=1) as database, database.pool.acquire() as connection:
+            await register_units(connection, app.domain)
 
 
 async def _checked(app: App, dsn: str) -> list[Stored]:
