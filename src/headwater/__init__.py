@@ -8,6 +8,7 @@ from headwater.errors import HeadwaterError, PublicError
 from headwater.failure import Park, Retry, Stop
 from headwater.feature import Feature
 from headwater.messages import Command, Event, Exact, Recorded, Refused
+from headwater.reactor import Reactor
 from headwater.saga import After, Cancel, Confirmed, Do, Done, Refusal, Saga, TimedOut, Undo
 from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
@@ -34,6 +35,7 @@ __all__ = [
     "Link",
     "Park",
     "PublicError",
+    "Reactor",
     "ReadModel",
     "Recorded",
     "Refusal",

@@ -22,6 +22,15 @@ class LogError(HeadwaterError):
     """The log holds something that this code cannot read, or was asked for something impossible."""
 
 
+class ReactionFailed(HeadwaterError):
+    """A reactor's function raised, or took too long. Whatever it raised counts: a connection that the outside lost is
+    not one of the database."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.error = error
+
+
 class PublicError(HeadwaterError):
     """An error that a client may read: `code` is stable and in CONSTANT_CASE, the message is a sentence."""
 

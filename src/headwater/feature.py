@@ -12,6 +12,7 @@ from headwater.decider import Decider
 from headwater.errors import DefinitionError, LogError
 from headwater.fields import fields_of
 from headwater.messages import Command, Event
+from headwater.reactor import Reactor
 from headwater.saga import Saga
 from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
@@ -29,6 +30,7 @@ class Feature:
     upcasters: Sequence[Upcaster] = ()
     sagas: Sequence[Saga[Any, Any]] = ()
     schedules: Sequence[Schedule] = ()
+    reactors: Sequence[Reactor] = ()
 
 
 class Domain:
@@ -48,12 +50,14 @@ class Domain:
         self.category_of = self._events()
         self.view_of = {view.model: view for view in self.views}
         self.sagas = tuple(saga for feature in features for saga in feature.sagas)
+        self.reactors = tuple(reactor for feature in features for reactor in feature.reactors)
         self.codec = Codec(
             (*self.category_of, *self._messages(), *(RECORDS if self.sagas else ())),
             (upcaster for feature in features for upcaster in feature.upcasters),
         )
         self._check_names()
         self._check_sagas()
+        self._check_reactors()
         self._check_views()
 
     def complaint_about(self, category: str, name: str, version: int) -> str | None:
@@ -114,6 +118,7 @@ class Domain:
         _refuse_twice("read model", [view.name for view in self.views])
         _refuse_twice("saga", [saga.name for saga in self.sagas])
         _refuse_twice("schedule", [schedule.name for schedule in self.schedules])
+        _refuse_twice("reactor", [reactor.name for reactor in self.reactors])
 
     def _check_sagas(self) -> None:
         for saga in self.sagas:
@@ -122,6 +127,14 @@ class Domain:
                 raise DefinitionError(f"The saga {saga.name} takes no event of any decider: it would never begin")
             for event in routed:
                 saga.check_route(event)
+
+    def _check_reactors(self) -> None:
+        for reactor in self.reactors:
+            for event in reactor.events:
+                if event not in self.category_of:
+                    raise DefinitionError(
+                        f"The reactor {reactor.name} takes {event.__name__}, which no decider's evolve takes"
+                    )
 
     def _check_views(self) -> None:
         for view in self.views:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -16,7 +17,7 @@ from uuid import UUID
 import msgspec
 
 from headwater.errors import DefinitionError
-from headwater.messages import Exact
+from headwater.messages import Exact, Recorded
 
 
 class Kind(enum.Enum):
@@ -116,6 +117,24 @@ def _kind(annotation: Any) -> Kind | None:
 
 def _spell(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function's parameters and its `return`, in their order.
+
+    Raises:
+        DefinitionError: one cannot be resolved.
+    """
+    try:
+        return get_type_hints(function)
+    except Exception as error:
+        where = f"{function.__module__}.{function.__qualname__}"
+        raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
+
+
+def recorded_events(annotation: Any) -> tuple[Any, ...]:
+    """The events of `Recorded[A | B]`; none when it is another annotation."""
+    return union_arms(get_args(annotation)[0]) if get_origin(annotation) is Recorded else ()
 
 
 def union_arms(annotation: Any) -> tuple[Any, ...]:

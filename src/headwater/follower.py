@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 from uuid import UUID
@@ -21,8 +21,8 @@ import asyncpg
 
 from headwater import sql
 from headwater.database import UNREACHABLE, Connection, Database
-from headwater.deadletters import DeadLetters, Letter, described
-from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
+from headwater.deadletters import DeadLetters, Letter, Waiting, described
+from headwater.errors import Contended, OutcomeUnknown, Overloaded, ReactionFailed, Unavailable
 from headwater.failure import Retry
 from headwater.log import Log
 from headwater.messages import Event, Recorded
@@ -259,6 +259,8 @@ class Follower:
             await outlast(lambda: self._taker.take(key, event))
         except Displaced:
             raise
+        except ReactionFailed as failed:
+            return failed.error
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises
             return error
         return None
@@ -278,18 +280,13 @@ class Follower:
             return
         waiting = await self._letters.waiting(connection, keys, self._batch)
         events = {event.position: event for event in await self._log.at([letter.position for letter in waiting])}
-        done, failed = [], {}
-        self._set_parked(self._parked - set(keys))  # or what is taken now would be set aside again
+        by_key: dict[UUID, list[Waiting]] = {}
         for letter in waiting:
-            if letter.key in failed:
-                continue
-            if not letter.discarded:
-                self.progress.retries += letter.attempts > 0
-                error = await self._take(letter.key, events[letter.position])
-                if error is not None:
-                    failed[letter.key] = self._letter(letter.key, letter.position, error, letter.attempts + 1)
-                    continue
-            done.append(letter)
+            by_key.setdefault(letter.key, []).append(letter)
+        self._set_parked(self._parked - set(keys))  # or what is taken now would be set aside again
+        tried = await asyncio.gather(*(self._take_waiting(mine, events) for mine in by_key.values()))
+        done = [letter for taken, _ in tried for letter in taken]
+        failed = {letter.key: letter for _, letter in tried if letter is not None}
         async with self._transaction(connection):
             if not await connection.fetch(_SQL["mine"], *self._of):
                 raise Displaced
@@ -297,6 +294,20 @@ class Follower:
             await self._letters.park(connection, list(failed.values()))
             more = await self._letters.go_on(connection, set(keys) - failed.keys())
         self._set_parked(self._parked | failed.keys() | more)
+
+    async def _take_waiting(
+        self, letters: Sequence[Waiting], events: Mapping[int, Recorded[Event]]
+    ) -> tuple[Sequence[Waiting], Letter | None]:
+        """One key's letters in their order: those that are done, and the one that failed again."""
+        async with self._at_once:
+            for place, letter in enumerate(letters):
+                if letter.discarded:
+                    continue
+                self.progress.retries += letter.attempts > 0
+                error = await self._take(letter.key, events[letter.position])
+                if error is not None:
+                    return letters[:place], self._letter(letter.key, letter.position, error, letter.attempts + 1)
+            return letters, None
 
     @asynccontextmanager
     async def _transaction(self, connection: asyncpg.Connection) -> AsyncIterator[None]:

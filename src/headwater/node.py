@@ -18,9 +18,10 @@ from headwater.check import require_readable
 from headwater.clock import Clock, SystemClock
 from headwater.conductor import Conductor
 from headwater.config import Settings
-from headwater.database import UNREACHABLE, Database
+from headwater.database import UNREACHABLE, Connection, Database
 from headwater.dispatch import Dispatcher
 from headwater.doorbell import Doorbell, PostgresBell
+from headwater.feature import Domain
 from headwater.follower import register
 from headwater.graphql.scope import Serving
 from headwater.history import History, has_history
@@ -30,6 +31,8 @@ from headwater.log import Log
 from headwater.migrate import require_schema
 from headwater.positions import Positions
 from headwater.projector import Projector
+from headwater.reacting import Reacting
+from headwater.reactor import Reactor, is_reactor
 from headwater.reader import Reader
 from headwater.rebuild import Rebuild, Retired
 from headwater.saga import Saga
@@ -46,6 +49,16 @@ logger = logging.getLogger("headwater.node")
 HEALTH_SECONDS = 2.0
 CONDUCTED = "saga"
 """The fingerprint of a saga's unit: any code that brings the saga can run it, since its records tell what follows."""
+REACTED = "reactor"
+"""The fingerprint of a reactor's unit: any code that brings the reactor can run it."""
+
+
+async def register_units(connection: Connection, domain: Domain) -> None:
+    """Have sagas and reactors stand in the log from now on: what happens before a worker comes waits for it."""
+    for saga in domain.sagas:
+        await register(connection, saga.category, CONDUCTED)
+    for reactor in domain.reactors:
+        await register(connection, reactor.unit, REACTED, from_end=not reactor.from_start)
 
 
 class Node:
@@ -71,6 +84,7 @@ class Node:
             dsn, pool_size=settings.pool_size, statement_timeout=settings.statement_timeout_seconds
         )
         self.conductors: dict[str, Conductor] = {}
+        self.reacting: dict[str, Reacting] = {}
         self._serve = serve
         self._work = work
         self._clock = clock or SystemClock()
@@ -114,8 +128,7 @@ class Node:
                 if self._work:
                     await renew(connection, view)
             if self._work:
-                for saga in self.app.domain.sagas:
-                    await register(connection, saga.category, CONDUCTED)
+                await register_units(connection, self.app.domain)
 
     def _start_doorbell(self) -> None:
         bell = PostgresBell(self.database)
@@ -172,9 +185,12 @@ class Node:
         settings, views = self.settings, self.app.domain.views
         self.projectors = {view.name: self._projector(view) for view in views}
         self.conductors = {saga.category: self._conductor(saga) for saga in self.app.domain.sagas}
+        self.reacting = {reactor.unit: self._reacting(reactor) for reactor in self.app.domain.reactors}
         self.leases = Leases(
             self.database,
-            {view.name: fingerprint(view) for view in views} | dict.fromkeys(self.conductors, CONDUCTED),
+            {view.name: fingerprint(view) for view in views}
+            | dict.fromkeys(self.conductors, CONDUCTED)
+            | dict.fromkeys(self.reacting, REACTED),
             self.positions,
             self.supervisor,
             run_unit=self._run_unit,
@@ -211,6 +227,16 @@ class Node:
             lease=self.settings.lease_seconds,
         )
 
+    def _reacting(self, reactor: Reactor) -> Reacting:
+        return Reacting(
+            self.database,
+            self.log,
+            reactor,
+            self.positions,
+            poll=self.settings.poll_seconds,
+            lease=self.settings.lease_seconds,
+        )
+
     def _rebuild(self, view: View[Any]) -> Rebuild[Any]:
         return Rebuild(
             self.database,
@@ -228,6 +254,8 @@ class Node:
         well = partial(self.supervisor.well, unit.task)
         if unit.name in self.conductors:
             await self.conductors[unit.name].run(unit.standing, well)
+        elif unit.name in self.reacting:
+            await self.reacting[unit.name].run(unit.standing, well)
         elif unit.building:
             await self._rebuild(self.app.domain.view_named(unit.name)).run(unit.standing, well)
         else:
@@ -244,7 +272,8 @@ class Node:
     def progress(self) -> dict[str, Progress]:
         """What each that follows the log has done in this process, by its name among the projections."""
         projections = {name: projector.progress for name, projector in self.projectors.items()}
-        return projections | {name: conductor.progress for name, conductor in self.conductors.items()}
+        acting: dict[str, Conductor | Reacting] = {**self.conductors, **self.reacting}
+        return projections | {name: each.progress for name, each in acting.items()}
 
     @property
     def serves(self) -> bool:
@@ -263,5 +292,7 @@ class Node:
             troubles["database"] = f"{type(error).__name__}: {error}"
         else:
             for name in standings.late(tolerance):
+                if is_reactor(name):
+                    continue  # the outside is slow, and nobody is served the better for it by an unready process
                 troubles.setdefault(f"projection {name}", f"it is more than {tolerance:g} s behind the log")
         return troubles

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -16,8 +16,8 @@ from typing_extensions import dataclass_transform
 
 from headwater.errors import DefinitionError
 from headwater.failure import USUALLY, OnFailure
-from headwater.fields import Field, Kind, fields_of, union_arms
-from headwater.messages import Event, Recorded, _MessageMeta
+from headwater.fields import Field, Kind, fields_of, hints_of, recorded_events
+from headwater.messages import Event, _MessageMeta
 
 M = TypeVar("M", bound="ReadModel")
 
@@ -154,16 +154,8 @@ def _attribute(name: str) -> Callable[[Any], UUID]:
 
 
 def _events_of(fold: Callable[..., Any]) -> tuple[type[Event], ...]:
-    where = f"{fold.__module__}.{fold.__qualname__}"
-    try:
-        hints = get_type_hints(fold)
-    except Exception as error:
-        raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
-    recorded = [hint for name, hint in hints.items() if name != "return" and _is_recorded(hint)]
-    if len(recorded) != 1:
+    taken = [events for name, hint in hints_of(fold).items() if name != "return" and (events := recorded_events(hint))]
+    if len(taken) != 1:
+        where = f"{fold.__module__}.{fold.__qualname__}"
         raise DefinitionError(f"{where}: its second parameter must be annotated Recorded[...] with the events it folds")
-    return union_arms(get_args(recorded[0])[0])
-
-
-def _is_recorded(hint: Any) -> bool:
-    return getattr(hint, "__origin__", None) is Recorded
+    return taken[0]

@@ -10,7 +10,9 @@ from headwater.cli.commands import Commands, command
 from headwater.cli.connection import dsn_of, reaching
 from headwater.cli.loop import complete
 from headwater.config import Settings
+from headwater.database import Database
 from headwater.migrate import migrate, prepare_views
+from headwater.node import register_units
 
 
 def add(commands: Commands) -> None:
@@ -28,3 +30,5 @@ async def migrated(app: App, dsn: str) -> None:
     with reaching():
         await migrate(dsn)
         await prepare_views(dsn, app.domain.views)
+        async with Database(dsn, pool_size=1) as database, database.pool.acquire() as connection:
+            await register_units(connection, app.domain)

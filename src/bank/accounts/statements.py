@@ -1,0 +1,54 @@
+"""Statements: a line for each movement, in a file for each account, outside the database.
+
+`BANK_STATEMENTS` names the folder; without it nothing is written. A line is `key,time,what,amount,balance`, and its key
+tells a movement that is delivered again from one that happens again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+
+from bank.accounts.domain import MoneyDeposited, MoneyWithdrawn
+from headwater import Reactor, Recorded
+
+FOLDER = "BANK_STATEMENTS"
+TAIL_BYTES = 256 * 1024
+"""Looked through for the key: far more than can be delivered again."""
+
+
+async def write_statement(event: Recorded[MoneyDeposited | MoneyWithdrawn], key: str) -> None:
+    folder = os.environ.get(FOLDER)
+    if folder:
+        file = Path(folder) / f"{event.data.account_id}.csv"
+        await asyncio.to_thread(append_once, file, key, _line(event, key))
+
+
+def _line(event: Recorded[MoneyDeposited | MoneyWithdrawn], key: str) -> str:
+    movement = event.data
+    what = "deposit" if isinstance(movement, MoneyDeposited) else "withdrawal"
+    balance = "" if movement.balance is None else f"{movement.balance:f}"
+    return f"{key},{event.recorded_at.isoformat()},{what},{movement.amount:f},{balance}"
+
+
+def append_once(file: Path, key: str, line: str) -> None:
+    """Append a line that begins with its key, unless it is there. When this returns, the line is on the disk."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b", buffering=0) as statement:
+        fcntl.flock(statement, fcntl.LOCK_EX)  # a worker that has lost its lease may not know it yet
+        end = statement.seek(0, os.SEEK_END)
+        start = statement.seek(max(0, end - TAIL_BYTES))
+        *whole, torn = statement.read().split(b"\n")
+        if torn:  # whoever wrote it died on the way, and the movement is delivered again
+            end = start + sum(len(each) + 1 for each in whole)
+            statement.truncate(end)
+        if not any(each.startswith(f"{key},".encode()) for each in whole):
+            data = f"{line}\n".encode()
+            if statement.write(data) != len(data):
+                raise OSError(f"no room for the whole line in {file}")
+        os.fsync(statement.fileno())
+
+
+statements = Reactor("statements", write_statement)
