@@ -321,6 +321,30 @@ COMMENT ON COLUMN headwater.projections.failure IS 'Why it stands still, while i
 COMMENT ON COLUMN headwater.projections.differences IS 'Found by `headwater verify` at verified_at.';
 COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases it. It is free when there is none, or when that worker''s own lease has run out.';
 COMMENT ON COLUMN headwater.projections.fence IS 'Rises with each lease, so that a holder that slept cannot commit.';
+CREATE TABLE headwater.sagas (
+    stream_id uuid NOT NULL,
+    saga text NOT NULL COLLATE pg_catalog."C",
+    key uuid NOT NULL,
+    version integer NOT NULL,
+    "position" bigint NOT NULL,
+    status text NOT NULL COLLATE pg_catalog."C",
+    state json NOT NULL,
+    steps json NOT NULL,
+    step text,
+    waiting_for text,
+    since timestamp with time zone NOT NULL,
+    reason text,
+    compensates boolean NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone,
+    correlation_id uuid NOT NULL,
+    CONSTRAINT sagas_status_check CHECK ((status = ANY (ARRAY['running'::text, 'undoing'::text, 'parked'::text, 'done'::text, 'abandoned'::text]))),
+    CONSTRAINT sagas_version_check CHECK ((version > 0))
+);
+COMMENT ON TABLE headwater.sagas IS 'Each instance of each saga as its stream tells it, for operators, and for a worker to know which to take up. Derived: written with the checkpoint of the saga, from the records that the checkpoint passes.';
+COMMENT ON COLUMN headwater.sagas.step IS 'The command that it waits for; null when it waits for something else.';
+COMMENT ON COLUMN headwater.sagas.since IS 'When the last thing happened to it.';
+COMMENT ON COLUMN headwater.sagas.compensates IS 'Whether steps of it were, or are being, undone.';
 CREATE TABLE headwater.schedules (
     name text NOT NULL COLLATE pg_catalog."C",
     begun_at timestamp with time zone NOT NULL,
@@ -360,12 +384,12 @@ CREATE TABLE headwater.subject_keys (
 );
 COMMENT ON TABLE headwater.subject_keys IS 'The key that a person''s fields are encrypted with; forgetting the person is dropping the key, never an event.';
 CREATE TABLE headwater.timers (
-    timer_id uuid NOT NULL,
     stream_id uuid NOT NULL,
-    due_at timestamp with time zone NOT NULL,
-    message json NOT NULL
+    message text NOT NULL COLLATE pg_catalog."C",
+    saga text NOT NULL COLLATE pg_catalog."C",
+    due_at timestamp with time zone NOT NULL
 );
-COMMENT ON TABLE headwater.timers IS 'What falls due, derived from the streams of sagas.';
+COMMENT ON TABLE headwater.timers IS 'Messages that fall due, derived from the streams of sagas, which have the last word.';
 CREATE TABLE headwater.tombstones (
     projection text NOT NULL COLLATE pg_catalog."C",
     generation integer NOT NULL,
@@ -403,6 +427,10 @@ ALTER TABLE ONLY headwater.kinds
     ADD CONSTRAINT kinds_pkey PRIMARY KEY (category, type, schema_version);
 ALTER TABLE ONLY headwater.projections
     ADD CONSTRAINT projections_pkey PRIMARY KEY (name, generation);
+ALTER TABLE ONLY headwater.sagas
+    ADD CONSTRAINT sagas_pkey PRIMARY KEY (stream_id);
+ALTER TABLE ONLY headwater.sagas
+    ADD CONSTRAINT sagas_saga_key_key UNIQUE (saga, key);
 ALTER TABLE ONLY headwater.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headwater.snapshots
@@ -410,7 +438,7 @@ ALTER TABLE ONLY headwater.snapshots
 ALTER TABLE ONLY headwater.subject_keys
     ADD CONSTRAINT subject_keys_pkey PRIMARY KEY (subject_id);
 ALTER TABLE ONLY headwater.timers
-    ADD CONSTRAINT timers_pkey PRIMARY KEY (timer_id);
+    ADD CONSTRAINT timers_pkey PRIMARY KEY (stream_id, message);
 ALTER TABLE ONLY headwater.tombstones
     ADD CONSTRAINT tombstones_pkey PRIMARY KEY (projection, generation, key);
 ALTER TABLE ONLY headwater.workers
@@ -419,7 +447,9 @@ CREATE INDEX claims_stream ON headwater.claims USING btree (stream_id);
 CREATE INDEX dead_letters_due ON headwater.dead_letters USING btree (projection, generation, next_attempt_at) WHERE (next_attempt_at IS NOT NULL);
 CREATE INDEX events_correlation ON headwater.events USING btree (correlation_id, "position") WHERE (correlation_id <> command_id);
 CREATE UNIQUE INDEX projections_live ON headwater.projections USING btree (name) WHERE (state = 'live'::text);
-CREATE INDEX timers_due ON headwater.timers USING btree (due_at);
+CREATE INDEX sagas_open ON headwater.sagas USING btree (saga, status, since) WHERE (status = ANY (ARRAY['running'::text, 'undoing'::text, 'parked'::text]));
+CREATE INDEX sagas_since ON headwater.sagas USING btree (since);
+CREATE INDEX timers_due ON headwater.timers USING btree (saga, due_at, stream_id);
 CREATE INDEX tombstones_position ON headwater.tombstones USING btree (projection, generation, "position");
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON headwater.events FOR EACH STATEMENT EXECUTE FUNCTION headwater.refuse_change();
 ALTER TABLE headwater.events ENABLE ALWAYS TRIGGER append_only;

@@ -10,55 +10,36 @@ import logging
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 from headwater.app import App
 from headwater.appender import Appender
 from headwater.check import require_readable
 from headwater.clock import Clock, SystemClock
-from headwater.conductor import Conductor
 from headwater.config import Settings
-from headwater.database import UNREACHABLE, Connection, Database
+from headwater.database import UNREACHABLE, Database
 from headwater.dispatch import Dispatcher
 from headwater.doorbell import Doorbell, PostgresBell
-from headwater.feature import Domain
-from headwater.follower import register
 from headwater.graphql.scope import Serving
-from headwater.history import History, has_history
-from headwater.leases import Leases, Unit
+from headwater.history import History
+from headwater.leases import Leases
 from headwater.live.feed import Feed
 from headwater.log import Log
 from headwater.migrate import require_schema
 from headwater.positions import Positions
-from headwater.projector import Projector
-from headwater.reacting import Reacting
-from headwater.reactor import Reactor, is_reactor
+from headwater.reactor import is_reactor
 from headwater.reader import Reader
-from headwater.rebuild import Rebuild, Retired
-from headwater.saga import Saga
+from headwater.rebuild import Retired
 from headwater.snapshots import Snapshots
 from headwater.standings import read_standings
 from headwater.supervisor import Supervisor
-from headwater.tables import fingerprint, prepare, renew
-from headwater.telemetry import Progress, Telemetry
+from headwater.tables import prepare, renew
+from headwater.telemetry import Telemetry
 from headwater.trail import Trail
-from headwater.view import View
+from headwater.worker import Worker, register_units
 
 logger = logging.getLogger("headwater.node")
 
 HEALTH_SECONDS = 2.0
-CONDUCTED = "saga"
-"""The fingerprint of a saga's unit: any code that brings the saga can run it, since its records tell what follows."""
-REACTED = "reactor"
-"""The fingerprint of a reactor's unit: any code that brings the reactor can run it."""
-
-
-async def register_units(connection: Connection, domain: Domain) -> None:
-    """Have sagas and reactors stand in the log from now on: what happens before a worker comes waits for it."""
-    for saga in domain.sagas:
-        await register(connection, saga.category, CONDUCTED)
-    for reactor in domain.reactors:
-        await register(connection, reactor.unit, REACTED, from_end=not reactor.from_start)
 
 
 class Node:
@@ -79,12 +60,9 @@ class Node:
         self.positions = Positions()
         self.supervisor = Supervisor()
         self.telemetry = Telemetry()
-        self.projectors: dict[str, Projector[Any]] = {}
         self.database = Database(
             dsn, pool_size=settings.pool_size, statement_timeout=settings.statement_timeout_seconds
         )
-        self.conductors: dict[str, Conductor] = {}
-        self.reacting: dict[str, Reacting] = {}
         self._serve = serve
         self._work = work
         self._clock = clock or SystemClock()
@@ -138,8 +116,8 @@ class Node:
 
     @property
     def decides(self) -> bool:
-        """Whether it decides commands: a client's, or those of sagas."""
-        return self._serve or bool(self._work and self.app.domain.sagas)
+        """Whether it decides commands: a client's, or those of sagas and schedules."""
+        return self._serve or bool(self._work and (self.app.domain.sagas or self.app.domain.schedules))
 
     def _start_commands(self) -> None:
         settings = self.settings
@@ -182,84 +160,29 @@ class Node:
         )
 
     async def _start_working(self) -> None:
-        settings, views = self.settings, self.app.domain.views
-        self.projectors = {view.name: self._projector(view) for view in views}
-        self.conductors = {saga.category: self._conductor(saga) for saga in self.app.domain.sagas}
-        self.reacting = {reactor.unit: self._reacting(reactor) for reactor in self.app.domain.reactors}
-        self.leases = Leases(
+        self.worker = Worker(
             self.database,
-            {view.name: fingerprint(view) for view in views}
-            | dict.fromkeys(self.conductors, CONDUCTED)
-            | dict.fromkeys(self.reacting, REACTED),
+            self.log,
+            self.app.domain,
+            self.settings,
             self.positions,
             self.supervisor,
-            run_unit=self._run_unit,
-            lease=settings.lease_seconds,
+            self._clock,
+            self.appender if self.decides else None,
+            self.dispatcher if self.decides else None,
         )
-        retired = Retired(self.database, seconds=settings.retired_seconds)
+        self.leases = Leases(
+            self.database,
+            self.worker.runs,
+            self.positions,
+            self.supervisor,
+            run_unit=self.worker.run_unit,
+            lease=self.settings.lease_seconds,
+        )
+        retired = Retired(self.database, seconds=self.settings.retired_seconds)
         self.supervisor.start("retired", partial(retired.run, partial(self.supervisor.well, "retired")))
         # Left before the supervisor is: what this process has is given back at once.
         await self._stack.enter_async_context(self.leases)
-
-    def _projector(self, view: View[Any]) -> Projector[Any]:
-        return Projector(
-            self.database,
-            self.log,
-            view,
-            self.positions,
-            batch=self.settings.projection_batch,
-            cache=self.settings.projection_cache,
-            poll=self.settings.poll_seconds,
-            lease=self.settings.lease_seconds,
-        )
-
-    def _conductor(self, saga: Saga[Any, Any]) -> Conductor:
-        return Conductor(
-            self.database,
-            self.log,
-            self.appender,
-            self.dispatcher,
-            self.app.domain,
-            saga,
-            self.positions,
-            clock=self._clock,
-            poll=self.settings.poll_seconds,
-            lease=self.settings.lease_seconds,
-        )
-
-    def _reacting(self, reactor: Reactor) -> Reacting:
-        return Reacting(
-            self.database,
-            self.log,
-            reactor,
-            self.positions,
-            poll=self.settings.poll_seconds,
-            lease=self.settings.lease_seconds,
-        )
-
-    def _rebuild(self, view: View[Any]) -> Rebuild[Any]:
-        return Rebuild(
-            self.database,
-            self.log,
-            view,
-            cache=self.settings.projection_cache,
-            pause=self.settings.rebuild_pause_seconds,
-            poll=self.settings.poll_seconds,
-            by_stream=has_history(self.app.domain, view),
-            lease=self.settings.lease_seconds,
-        )
-
-    async def _run_unit(self, unit: Unit) -> None:
-        """Keep what was leased, until it is another's."""
-        well = partial(self.supervisor.well, unit.task)
-        if unit.name in self.conductors:
-            await self.conductors[unit.name].run(unit.standing, well)
-        elif unit.name in self.reacting:
-            await self.reacting[unit.name].run(unit.standing, well)
-        elif unit.building:
-            await self._rebuild(self.app.domain.view_named(unit.name)).run(unit.standing, well)
-        else:
-            await self.projectors[unit.name].run(unit.standing, well)
 
     async def _drain(self) -> None:
         """Those whose commands are on their way get their answer."""
@@ -269,16 +192,14 @@ class Node:
             self.appender.abandon()
 
     @property
-    def progress(self) -> dict[str, Progress]:
-        """What each that follows the log has done in this process, by its name among the projections."""
-        projections = {name: projector.progress for name, projector in self.projectors.items()}
-        acting: dict[str, Conductor | Reacting] = {**self.conductors, **self.reacting}
-        return projections | {name: each.progress for name, each in acting.items()}
-
-    @property
     def serves(self) -> bool:
         """Whether it takes commands and answers queries: then it has `serving` and `appender`."""
         return self._serve
+
+    @property
+    def works(self) -> bool:
+        """Whether it keeps read models, sagas and the like: then it has `worker` and `leases`."""
+        return self._work
 
     async def troubles(self) -> dict[str, str]:
         """What is not well: the name of a task, `database`, or a projection that is too far behind, and why. Empty when

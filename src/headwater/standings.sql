@@ -6,7 +6,7 @@ select p.name, p.generation, p.state, p.position, p.differences, h.position as h
        (select count(distinct d.key) from headwater.dead_letters d
          where d.projection = p.name and d.generation = p.generation) as parked_keys
   from headwater.head h
-  left join headwater.projections p on p.state in ('live', 'building')
+  left join headwater.projections p on p.state in ('live', 'building') and p.name <> 'schedules'
   left join lateral (
     select e.recorded_at from headwater.events e where e.position = p.position + 1 limit 1
   ) next on true

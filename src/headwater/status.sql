@@ -9,7 +9,7 @@ select p.name, p.generation, p.state, p.position, greatest(h.position - p.positi
          where d.projection = p.name and d.generation = p.generation) as parked_keys
   from headwater.projections p
  cross join headwater.head h
- where p.state in ('live', 'building')
+ where p.state in ('live', 'building') and p.name <> 'schedules'  -- which has no place in the log
  order by p.name, p.generation
 
 -- name: workers

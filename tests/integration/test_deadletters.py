@@ -399,7 +399,7 @@ async def test_where_nothing_may_overtake_the_projection_stands_still(
     assert node.supervisor.troubles["projection Tally"] == (
         f"FoldFailed: Tally: the fold of Counted at position 2 on row {one} raised {POISON}"
     )
-    assert node.projectors["Tally"].progress.retries >= 2
+    assert node.worker.projectors["Tally"].progress.retries >= 2
     assert set(await rows_of(connection, view)) == {one}, "what came before it is written"
     assert await letters(connection) == []
     bug.fix()
@@ -430,7 +430,7 @@ async def test_faults_of_the_database_never_park(
     bug.fix()
     node: Node = await start(app_of(view), settings=QUICK, serve=False)
     await until(lambda: node.leases.held)
-    projector = node.projectors["Tally"]
+    projector = node.worker.projectors["Tally"]
     transact, faults = projector._transact, 3
 
     async def failing(*arguments: Any) -> None:
@@ -543,7 +543,7 @@ async def test_list_show_and_retry(
     bug.fix()
     assert await cli("dead-letters", "retry", "--key", str(one)) == 0
     assert capsys.readouterr().out == "1 key will be tried again by the worker that keeps the projection.\n"
-    await until(lambda: node.projectors["Tally"].progress.parked_keys == 1)
+    await until(lambda: node.worker.projectors["Tally"].progress.parked_keys == 1)
     assert await letters(connection) == [(2, 1, POISON, False)]
     assert await cli("dead-letters", "retry") == 0
     await until(lambda: no_letters(connection))
@@ -578,7 +578,7 @@ async def test_discard(
     assert row == (
         (Tally(tally_id=one, count=1, note="a"), 1) if everything else (Tally(tally_id=one, count=3, note="c"), 4)
     )
-    await until(lambda: node.projectors["Tally"].progress.parked_keys == 1)
+    await until(lambda: node.worker.projectors["Tally"].progress.parked_keys == 1)
     await write(connection, counted(one, "after"))
     await until(lambda: node.positions.known("Tally") == 6)
     after = (await rows_of(connection, view))[one]

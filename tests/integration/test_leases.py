@@ -382,7 +382,7 @@ async def test_nothing_is_committed_under_the_fence_of_a_lease_that_is_over(
         await until(lambda: is_so(held_of, node, []))
         assert await connection.fetchval("select position from headwater.projections where name = 'Tally0'") == begun
         assert len(await counts(connection)) == begun
-        assert node.projectors["Tally0"].progress.displaced == 1
+        assert node.worker.projectors["Tally0"].progress.displaced == 1
         assert node.supervisor.troubles == {}
 
 

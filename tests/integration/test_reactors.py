@@ -54,7 +54,7 @@ async def working(start: Start, *outside: Any) -> Node:
 
 
 async def reached(node: Node, position: int) -> None:
-    await until(lambda: node.progress[UNIT].position >= position)
+    await until(lambda: node.worker.progress[UNIT].position >= position)
 
 
 async def letters(connection: asyncpg.Connection) -> list[tuple[int, int, str | None, bool]]:
@@ -132,7 +132,7 @@ async def test_a_failure_holds_up_its_key_only_and_is_parked_at_last(
     assert outside.tried.count("bad") == 4
     text = await connection.fetchval("select error from headwater.dead_letters where position = 2")
     assert text.splitlines()[-1].startswith("  posts.py:"), "where it was raised"
-    assert node.progress[UNIT].parked_keys == 1
+    assert node.worker.progress[UNIT].parked_keys == 1
 
 
 async def test_a_person_has_it_tried_again_and_all_follows_in_order(
@@ -141,14 +141,14 @@ async def test_a_person_has_it_tried_again_and_all_follows_in_order(
     outside, one, other = Outside(raises={"down": ConnectionError("down")}), uuid4(), uuid4()
     node = await working(start, outside.reactor(on_failure=SOON))
     await write(connection, posted(one, "down"), posted(other, "0"), *(posted(one, str(n)) for n in range(30)))
-    await until(lambda: node.progress[UNIT].retries == 3)
+    await until(lambda: node.worker.progress[UNIT].retries == 3)
     head = await write(connection, posted(one, "last"), posted(other, "1"))
     await until(lambda: outside.of(other) == ["0", "1"])
     await reached(node, head)
     assert outside.of(one) == []
     outside.raises.clear()
     assert await deadletters.retry(connection, deadletters.Filter(UNIT)) == 1
-    await until(lambda: node.progress[UNIT].parked_keys == 0)
+    await until(lambda: node.worker.progress[UNIT].parked_keys == 0)
     assert outside.of(one) == ["down", *map(str, range(30)), "last"]
     assert await letters(connection) == []
     await write(connection, posted(one, "after"))
@@ -159,7 +159,7 @@ async def test_what_passes_needs_nobody(start: Start, connection: asyncpg.Connec
     outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
     node = await working(start, outside.reactor(on_failure=replace_times(SOON, 1000)))
     await write(connection, posted(box, "down"), posted(box, "next"))
-    await until(lambda: node.progress[UNIT].retries >= 2)
+    await until(lambda: node.worker.progress[UNIT].retries >= 2)
     outside.raises.clear()
     await until(lambda: outside.notes == ["down", "next"])
     await until(lambda: letters_are(connection, []))
@@ -300,7 +300,7 @@ async def test_the_banks_statement_holds_each_movement_once(
         await execute(OpenAccount(account_id=account, owner_id=new_id(), currency="EUR"))
         await execute(Deposit(account_id=account, amount=Decimal("5.00")))
         done = await execute(Withdraw(account_id=account, amount=Decimal("1.50")))
-        await until(lambda: node.progress[unit].position >= done.position)
+        await until(lambda: node.worker.progress[unit].position >= done.position)
     once = file.read_text()
     assert [line.split(",")[2:] for line in once.splitlines()] == [
         ["deposit", "5.00", "5.00"],
@@ -310,10 +310,10 @@ async def test_the_banks_statement_holds_each_movement_once(
     with file.open("a") as torn:
         torn.write("half a li")
     async with Node(bank, QUICK, dsn, serve=True, work=True) as node:
-        await until(lambda: node.progress[unit].position >= done.position)
+        await until(lambda: node.worker.progress[unit].position >= done.position)
         assert file.read_text() == once
         done = await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(2)))
-        await until(lambda: node.progress[unit].position >= done.position)
+        await until(lambda: node.worker.progress[unit].position >= done.position)
     assert file.read_text().startswith(once)
     assert file.read_text().count("\n") == 3
 
@@ -331,7 +331,7 @@ async def test_without_a_folder_the_bank_writes_nothing(
     async with Node(bank, QUICK, dsn, serve=True, work=True) as node:
         await node.dispatcher.execute(OpenAccount(account_id=account, owner_id=new_id(), currency="EUR"))
         done = await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(5)))
-        await until(lambda: node.progress[statements.unit].position >= done.position)
+        await until(lambda: node.worker.progress[statements.unit].position >= done.position)
         assert await node.troubles() == {}
     assert contents(tmp_path) == []
 

@@ -355,7 +355,7 @@ async def test_two_conductors_at_once_do_nothing_twice(dsn: str, connection: asy
         nodes = [await stack.enter_async_context(Node(app, Settings(), dsn, serve=True, work=True)) for _ in range(2)]
         await until(lambda: any_held(nodes))
         holder, other = sorted(nodes, key=lambda node: "saga Fulfilment" not in {u.name for u in node.leases.held})
-        conductor = other.conductors["saga Fulfilment"]
+        conductor = other.worker.conductors["saga Fulfilment"]
         async with conductor.begun():
             plans = [("a", "b"), ("a", "b", "no c"), ("no a",), ("a", "b no undo", "no c")] * 10
             orders = [await place(holder, *plan) for plan in plans]

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from bank.main import app
 from bank.transfers.saga import transfer
 from headwater import appender
+from headwater import log as log_module
 from headwater.appender import Appender
 from headwater.clock import SystemClock
 from headwater.conductor import Conductor
@@ -57,7 +58,8 @@ async def work(dsn: str, where: str, at: int) -> None:
     async with Database(dsn, pool_size=3) as database, Supervisor() as supervisor:
         log, positions = Log(database.pool, app.domain.codec), Positions()
         if where in ("before", "after"):
-            appender.append = dying(appender.append, at, before=where == "before")
+            append: Any = log_module.append
+            appender.append = dying(append, at, before=where == "before")  # type: ignore[attr-defined]  # what it calls
         writer = Appender(database, positions)
         supervisor.start("appender", writer.run)
         conductor = Conductor(
@@ -72,7 +74,7 @@ async def work(dsn: str, where: str, at: int) -> None:
             poll=0.02,
         )
         if where == "commit":
-            conductor.write = dying(conductor.write, at, before=False)  # type: ignore[method-assign]  # so it dies there
+            conductor.write = dying(conductor.write, at, before=False)  # type: ignore[method-assign,assignment]  # it dies there
         row = await database.pool.fetchrow(TAKE)
         assert row is not None
         await conductor.run(Standing(*row))  # until another takes over
@@ -80,14 +82,14 @@ async def work(dsn: str, where: str, at: int) -> None:
 
 def main(dsn: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    print("ready", flush=True)
+    print("ready", flush=True)  # noqa: T201 - it answers its parent
     for line in sys.stdin:
         _, where, at = [*line.split(), "nowhere", "0"][:3]
         pid = os.fork()
         if not pid:
             asyncio.run(work(dsn, where, int(at)))
             os._exit(0)
-        print(pid, flush=True)
+        print(pid, flush=True)  # noqa: T201 - it answers its parent
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from headwater.cli.loop import complete
 from headwater.config import Settings
 from headwater.database import Database
 from headwater.migrate import migrate, prepare_views
-from headwater.node import register_units
+from headwater.worker import register_units
 
 
 def add(commands: Commands) -> None:

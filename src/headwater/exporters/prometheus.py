@@ -55,7 +55,7 @@ async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
     serving = node.serving if node.serves else None
     return Snapshot(
         await _standings(node),
-        node.progress,
+        node.worker.progress if node.works else {},
         node.telemetry,
         node.appender if node.decides else None,
         None if serving is None else _subscriptions(node),

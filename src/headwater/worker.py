@@ -1,0 +1,162 @@
+"""What a worker keeps: read models, sagas, reactors and schedules, each a unit that any worker may lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from headwater.appender import Appender
+from headwater.clock import Clock
+from headwater.conductor import Conductor
+from headwater.config import Settings
+from headwater.database import Connection, Database
+from headwater.dispatch import Dispatcher
+from headwater.feature import Domain
+from headwater.follower import register
+from headwater.history import has_history
+from headwater.leases import Unit
+from headwater.log import Log
+from headwater.positions import Positions
+from headwater.projector import Projector
+from headwater.reacting import Reacting
+from headwater.reactor import Reactor
+from headwater.rebuild import Rebuild
+from headwater.saga import Saga
+from headwater.scheduler import SCHEDULES, Scheduler
+from headwater.supervisor import Supervisor
+from headwater.tables import Standing, fingerprint
+from headwater.telemetry import Progress
+from headwater.view import View
+
+CONDUCTED = "saga"
+"""The fingerprint of a saga's unit: any code that brings the saga can run it, since its records tell what follows."""
+REACTED = "reactor"
+"""The fingerprint of a reactor's unit: any code that brings the reactor can run it."""
+SCHEDULED = "schedules"
+"""The fingerprint of the schedules' unit."""
+
+
+async def register_units(connection: Connection, domain: Domain) -> None:
+    """Have sagas and reactors stand in the log from now on: what happens before a worker comes waits for it."""
+    for saga in domain.sagas:
+        await register(connection, saga.category, CONDUCTED)
+    for reactor in domain.reactors:
+        await register(connection, reactor.unit, REACTED, from_end=not reactor.from_start)
+    if domain.schedules:
+        await register(connection, SCHEDULES, SCHEDULED)
+
+
+class _Keeper(Protocol):
+    async def run(self, standing: Standing, well: Callable[[], None]) -> None: ...
+
+
+class Worker:
+    """Keeps what the leases give it: `run_unit` for each. appender, dispatcher: None where the domain has neither sagas
+    nor schedules. clock: what sagas and schedules go by."""
+
+    def __init__(
+        self,
+        database: Database,
+        log: Log,
+        domain: Domain,
+        settings: Settings,
+        positions: Positions,
+        supervisor: Supervisor,
+        clock: Clock,
+        appender: Appender | None,
+        dispatcher: Dispatcher | None,
+    ) -> None:
+        self._database = database
+        self._log = log
+        self._domain = domain
+        self._settings = settings
+        self._positions = positions
+        self._supervisor = supervisor
+        self._clock = clock
+        self.projectors = {view.name: self._projector(view) for view in domain.views}
+        self.reacting = {reactor.unit: self._reacting(reactor) for reactor in domain.reactors}
+        self.conductors: dict[str, Conductor] = {}
+        self.scheduler: Scheduler | None = None
+        if appender is not None and dispatcher is not None:
+            self.conductors = {saga.category: self._conductor(saga, appender, dispatcher) for saga in domain.sagas}
+            if domain.schedules:
+                self.scheduler = Scheduler(database, dispatcher, domain.schedules, clock=clock)
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """What this code can keep, with the fingerprint of each."""
+        return (
+            {view.name: fingerprint(view) for view in self._domain.views}
+            | dict.fromkeys(self.conductors, CONDUCTED)
+            | dict.fromkeys(self.reacting, REACTED)
+            | ({} if self.scheduler is None else {SCHEDULES: SCHEDULED})
+        )
+
+    @property
+    def progress(self) -> dict[str, Progress]:
+        """What each that follows the log has done in this process, by its name among the projections."""
+        projections = {name: projector.progress for name, projector in self.projectors.items()}
+        acting: dict[str, Conductor | Reacting] = {**self.conductors, **self.reacting}
+        return projections | {name: each.progress for name, each in acting.items()}
+
+    async def run_unit(self, unit: Unit) -> None:
+        """Keep what was leased, until it is another's."""
+        await self._keeper(unit).run(unit.standing, partial(self._supervisor.well, unit.task))
+
+    def _keeper(self, unit: Unit) -> _Keeper:
+        if unit.name == SCHEDULES:
+            assert self.scheduler is not None  # or it would not be among those that it runs
+            return self.scheduler
+        if unit.building:
+            return self._rebuild(self._domain.view_named(unit.name))
+        keepers: dict[str, _Keeper] = {**self.projectors, **self.conductors, **self.reacting}
+        return keepers[unit.name]
+
+    def _projector(self, view: View[Any]) -> Projector[Any]:
+        return Projector(
+            self._database,
+            self._log,
+            view,
+            self._positions,
+            batch=self._settings.projection_batch,
+            cache=self._settings.projection_cache,
+            poll=self._settings.poll_seconds,
+            lease=self._settings.lease_seconds,
+        )
+
+    def _rebuild(self, view: View[Any]) -> Rebuild[Any]:
+        return Rebuild(
+            self._database,
+            self._log,
+            view,
+            cache=self._settings.projection_cache,
+            pause=self._settings.rebuild_pause_seconds,
+            poll=self._settings.poll_seconds,
+            by_stream=has_history(self._domain, view),
+            lease=self._settings.lease_seconds,
+        )
+
+    def _conductor(self, saga: Saga[Any, Any], appender: Appender, dispatcher: Dispatcher) -> Conductor:
+        return Conductor(
+            self._database,
+            self._log,
+            appender,
+            dispatcher,
+            self._domain,
+            saga,
+            self._positions,
+            clock=self._clock,
+            poll=self._settings.poll_seconds,
+            lease=self._settings.lease_seconds,
+        )
+
+    def _reacting(self, reactor: Reactor) -> Reacting:
+        return Reacting(
+            self._database,
+            self._log,
+            reactor,
+            self._positions,
+            poll=self._settings.poll_seconds,
+            lease=self._settings.lease_seconds,
+        )
