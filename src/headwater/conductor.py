@@ -241,6 +241,9 @@ class Conductor:
                     if held.course.version < event.version:
                         held.course = await self._read(stream_id)
                 self._drive(held, anew=True)
+            # One that was read just now is not being driven yet: its record was written by the process before this one,
+            # which ended before it wrote anything else.
+            self._drive(held)
 
     async def write(self, connection: Connection) -> None:
         """Keep the instances as the records of the batch tell them."""
