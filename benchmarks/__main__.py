@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import uvloop
 
-from benchmarks import appending, projecting, rebuilding, snapshots, subscribing
+from benchmarks import appending, projecting, rebuilding, snapshots, subscribing, transferring
 from benchmarks.ground import server
 
 BENCHMARKS = {
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "rebuilding": rebuilding.run,
     "subscribing": subscribing.run,
     "snapshots": snapshots.run,
+    "transferring": transferring.run,
 }
 
 

@@ -59,7 +59,7 @@ async def work(dsn: str, where: str, at: int) -> None:
         log, positions = Log(database.pool, app.domain.codec), Positions()
         if where in ("before", "after"):
             append: Any = log_module.append
-            appender.append = dying(append, at, before=where == "before")  # type: ignore[attr-defined]  # what it calls
+            appender.append = dying(append, at, before=where == "before")  # type: ignore[attr-defined,assignment]  # what it calls
         writer = Appender(database, positions)
         supervisor.start("appender", writer.run)
         conductor = Conductor(

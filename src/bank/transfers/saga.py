@@ -14,7 +14,7 @@ from typing import TypeAlias, assert_never
 
 from bank.accounts.domain import ReceiveTransfer, ReturnTransfer, SendTransfer
 from bank.transfers.domain import CompleteTransfer, NoteWithdrawn, RefundTransfer, RefuseTransfer, TransferRequested
-from headwater import Do, Done, Refusal, Saga, TimedOut
+from headwater import Do, Done, Refusal, Retry, Saga, TimedOut
 
 PATIENCE = timedelta(seconds=30)
 """How long an account may take to answer, before the money stays where it is, or comes back."""
@@ -57,4 +57,6 @@ def evolve(request: TransferRequested | None, event: TransferRequested) -> Trans
     return event
 
 
-transfer = Saga("Transfer", route="transfer_id", initial=None, react=react, evolve=evolve)
+transfer = Saga(
+    "Transfer", route="transfer_id", initial=None, react=react, evolve=evolve, undo_retry=Retry(times=3, first=0.5)
+)

@@ -1,0 +1,282 @@
+"""Transfers as the bank's clients see them: requested by a mutation, watched by a subscription, in every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccount, ReceiveTransfer, Withdraw
+from headwater.clock import VirtualClock
+from headwater.errors import Unavailable
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.result import Result
+from headwater.graphql.scope import Scope
+from headwater.ids import new_id
+from headwater.messages import Command
+from headwater.node import Node
+
+Start: TypeAlias = Callable[..., Awaitable[Node]]
+
+REQUEST = """
+mutation ($input: RequestTransferInput!, $commandId: UUID) {
+  requestTransfer(input: $input, commandId: $commandId) {
+    __typename
+    ... on RequestTransferAccepted { position transfer { id status amount currency fromAccount { accountId } } }
+    ... on Refusal { code message }
+  }
+}
+"""
+WATCH = "subscription ($id: UUID!) { transfer(transferId: $id) { status reason position } }"
+BALANCE = "query ($id: UUID!) { account(accountId: $id) { balance entryCount } }"
+PARKED = "select reason from headwater.sagas where key = $1 and status = 'parked'"
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+class Customer:
+    """A client of a node of the bank."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._engine = Engine(node.app.schema)
+
+    async def ask(self, query: str, **variables: object) -> Any:
+        result = await self._engine.execute(GraphQLRequest(query, variables=variables), Scope(self.node.serving))
+        assert not result.errors, result.errors
+        return result.data
+
+    async def account(self, amount: str = "100.00", *, currency: str = "EUR") -> UUID:
+        account = new_id()
+        await self.do(OpenAccount(account_id=account, owner_id=new_id(), currency=currency))
+        if Decimal(amount):
+            await self.do(Deposit(account_id=account, amount=Decimal(amount)))
+        return account
+
+    async def do(self, command: Command) -> None:
+        await self.node.dispatcher.execute(command)
+
+    async def request(self, source: UUID, target: UUID, amount: str = "30.00", **variables: object) -> Any:
+        given = {"fromAccountId": str(source), "toAccountId": str(target), "amount": amount, **variables}
+        return (await self.ask(REQUEST, input=given))["requestTransfer"]
+
+    async def transfer(self, source: UUID, target: UUID, amount: str = "30.00") -> list[dict[str, Any]]:
+        """Request one, watching it before it is there; what was seen until it was over."""
+        transfer = new_id()
+        watches: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watching = asyncio.create_task(self._watch(transfer, watches))
+        await watches
+        accepted = await self.request(source, target, amount, transferId=str(transfer))
+        assert accepted["__typename"] == "RequestTransferAccepted", accepted
+        return await watching
+
+    async def _watch(self, transfer: UUID, watches: asyncio.Future[None]) -> list[dict[str, Any]]:
+        seen: list[dict[str, Any]] = []
+        async with asyncio.timeout(15), aclosing(self.rows(transfer)) as rows:
+            async for row in rows:
+                if row is None:
+                    watches.set_result(None)  # it is not there yet
+                    continue
+                seen.append(row)
+                if row["status"] in ("COMPLETED", "REFUSED", "REFUNDED"):
+                    break
+        return seen
+
+    async def rows(self, transfer: UUID) -> AsyncGenerator[dict[str, Any] | None, None]:
+        """The transfer now, and each time it changes."""
+        request = GraphQLRequest(WATCH, variables={"id": str(transfer)})
+        source = await self._engine.subscribe(request, Scope(self.node.serving))
+        assert not isinstance(source, Result), source
+        async with aclosing(source) as results:
+            async for result in results:
+                assert not result.errors, result.errors
+                yield result.data["transfer"]  # type: ignore[index]  # it has no errors
+
+    async def balance(self, account: UUID, *, entries: int) -> str:
+        """The balance, when the row has so many entries."""
+        async with asyncio.timeout(15):
+            while True:
+                row = (await self.ask(BALANCE, id=str(account)))["account"]
+                if row is not None and row["entryCount"] >= entries:
+                    return str(row["balance"])
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def customer(start: Start) -> Customer:
+    return Customer(await start())
+
+
+def ended(seen: list[dict[str, Any]]) -> tuple[str, str | None]:
+    """How it ended; on the way there every status comes before those that follow it, and no position twice."""
+    order = ["REQUESTED", "WITHDRAWN", "COMPLETED", "REFUSED", "REFUNDED"]
+    statuses = [order.index(row["status"]) for row in seen]
+    assert statuses == sorted(set(statuses)), seen
+    positions = [int(row["position"]) for row in seen]
+    assert positions == sorted(set(positions)), seen
+    return seen[-1]["status"], seen[-1]["reason"]
+
+
+async def test_money_arrives(customer: Customer) -> None:
+    source, target = await customer.account(), await customer.account("1.00")
+    assert ended(await customer.transfer(source, target)) == ("COMPLETED", None)
+    assert await customer.balance(source, entries=2) == "70.00"
+    assert await customer.balance(target, entries=2) == "31.00"
+
+
+async def test_a_client_sees_each_status(customer: Customer) -> None:
+    """A slow client would get the latest only; one that keeps up sees each. The target is held up until it has."""
+    source, target = await customer.account(), await customer.account()
+    holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    hold_up(customer.node, ReceiveTransfer, until=holding)
+    transfer = new_id()
+    watches: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    seen: list[str] = []
+
+    async def look() -> None:
+        async with aclosing(customer.rows(transfer)) as rows:
+            async for row in rows:
+                if row is None:
+                    watches.set_result(None)
+                    continue
+                seen.append(row["status"])
+                if row["status"] == "WITHDRAWN":
+                    holding.set_result(None)
+                if row["status"] == "COMPLETED":
+                    return
+
+    async with asyncio.timeout(15), asyncio.TaskGroup() as group:
+        group.create_task(look())
+        await watches
+        await customer.request(source, target, transferId=str(transfer))
+    assert seen in (["REQUESTED", "WITHDRAWN", "COMPLETED"], ["WITHDRAWN", "COMPLETED"])
+
+
+async def test_not_enough_money_is_refused_at_once(customer: Customer) -> None:
+    source, target = await customer.account("10.00"), await customer.account()
+    assert ended(await customer.transfer(source, target)) == ("REFUSED", "INSUFFICIENT_FUNDS")
+    assert await customer.balance(source, entries=1) == "10.00"
+
+
+async def test_a_frozen_source_is_refused(customer: Customer) -> None:
+    source, target = await customer.account(), await customer.account()
+    await customer.do(FreezeAccount(account_id=source))
+    assert ended(await customer.transfer(source, target)) == ("REFUSED", "ACCOUNT_NOT_OPEN")
+
+
+@pytest.mark.parametrize("target_is", ["frozen", "closed", "missing", "of another currency"])
+async def test_money_comes_back(customer: Customer, target_is: str) -> None:
+    source = await customer.account()
+    target = await a_target(customer, target_is)
+    reason = {
+        "frozen": "ACCOUNT_NOT_OPEN",
+        "closed": "ACCOUNT_NOT_OPEN",
+        "missing": "ACCOUNT_NOT_FOUND",
+        "of another currency": "CURRENCY_MISMATCH",
+    }[target_is]
+    assert ended(await customer.transfer(source, target)) == ("REFUNDED", reason)
+    assert await customer.balance(source, entries=3) == "100.00"
+
+
+async def a_target(customer: Customer, target_is: str) -> UUID:
+    if target_is == "missing":
+        return new_id()
+    target = await customer.account("0", currency="CHF" if target_is == "of another currency" else "EUR")
+    if target_is == "frozen":
+        await customer.do(FreezeAccount(account_id=target))
+    if target_is == "closed":
+        await customer.do(CloseAccount(account_id=target))
+    return target
+
+
+async def test_money_comes_back_to_a_source_that_was_frozen_meanwhile(customer: Customer) -> None:
+    source, target = await customer.account(), await customer.account()
+    holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    hold_up(customer.node, ReceiveTransfer, until=holding)
+    transferring = asyncio.create_task(customer.transfer(source, target))
+    await customer.balance(source, entries=2)
+    await customer.do(FreezeAccount(account_id=source))
+    await customer.do(FreezeAccount(account_id=target))
+    holding.set_result(None)
+    assert ended(await transferring) == ("REFUNDED", "ACCOUNT_NOT_OPEN")
+    assert await customer.balance(source, entries=3) == "100.00"
+
+
+async def test_money_that_cannot_come_back_waits_for_a_person(
+    customer: Customer, connection: asyncpg.Connection
+) -> None:
+    source, target = await customer.account("30.00"), await customer.account()
+    holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    hold_up(customer.node, ReceiveTransfer, until=holding)
+    accepted = await customer.request(source, target)
+    await customer.balance(source, entries=2)
+    await customer.do(CloseAccount(account_id=source))  # it is empty, while its money is on its way
+    await customer.do(FreezeAccount(account_id=target))
+    holding.set_result(None)
+    key = UUID(accepted["transfer"]["id"])
+    async with asyncio.timeout(15):
+        while not (reason := await connection.fetchval(PARKED, key)):  # noqa: ASYNC110 - nothing rings for it
+            await asyncio.sleep(0.01)
+    assert reason == "the undo ReturnTransfer was refused: ACCOUNT_NOT_OPEN"
+
+
+async def test_a_target_that_does_not_answer_in_time(start: Start) -> None:
+    clock = VirtualClock(NOON)
+    customer = Customer(await start(clock=clock))
+    source, target = await customer.account(), await customer.account()
+    hold_up(customer.node, ReceiveTransfer)
+    transferring = asyncio.create_task(customer.transfer(source, target))
+    await customer.balance(source, entries=2)
+    await clock.advance(timedelta(seconds=29))
+    assert not transferring.done()
+    await clock.advance(timedelta(seconds=2))
+    assert ended(await transferring) == ("REFUNDED", "TIMED_OUT")
+    assert await customer.balance(source, entries=3) == "100.00"
+    assert await customer.balance(target, entries=1) == "100.00"
+
+
+async def test_the_same_request_twice_is_one_transfer(customer: Customer, connection: asyncpg.Connection) -> None:
+    source, target = await customer.account(), await customer.account()
+    key = str(new_id())
+    given = {"fromAccountId": str(source), "toAccountId": str(target), "amount": "30.00"}
+    first, second = [(await customer.ask(REQUEST, input=given, commandId=key))["requestTransfer"] for _ in range(2)]
+    assert first["transfer"]["id"] == second["transfer"]["id"]
+    assert await customer.balance(source, entries=2) == "70.00"
+    assert await connection.fetchval("select count(*) from headwater.events where type = 'TransferRequested'") == 1
+
+
+async def test_what_is_refused_before_there_is_a_transfer(customer: Customer) -> None:
+    account = await customer.account()
+    assert (await customer.request(account, account))["code"] == "SAME_ACCOUNT"
+    assert (await customer.request(new_id(), account))["code"] == "ACCOUNT_NOT_FOUND"
+    assert (await customer.request(account, new_id(), "-1"))["code"] == "INVALID_INPUT"
+
+
+async def test_a_withdrawal_and_a_transfer_of_the_same_money(customer: Customer) -> None:
+    source, target = await customer.account(), await customer.account()
+    seen, _ = await asyncio.gather(
+        customer.transfer(source, target, "80.00"), customer.do(Withdraw(account_id=source, amount=Decimal(20)))
+    )
+    assert ended(seen) == ("COMPLETED", None)
+    assert await customer.balance(source, entries=3) == "0.00"
+
+
+def hold_up(node: Node, kind: type[Command], *, until: asyncio.Future[None] | None = None) -> None:
+    """Have commands of a kind not answered, for ever or until then."""
+    execute = node.dispatcher.execute
+
+    async def slow(command: Command, **options: Any) -> Any:
+        if isinstance(command, kind):
+            if until is None:
+                raise Unavailable("nobody answers")
+            await asyncio.shield(until)
+        return await execute(command, **options)
+
+    node.dispatcher.execute = slow  # type: ignore[method-assign]  # as if the account were slow
