@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -184,6 +184,16 @@ class Conductor:
     def key_of(self, event: Recorded[Event]) -> UUID | None:
         """The instance that an event is routed to. Its own records are not taken: `write` looks at them."""
         return self._saga.key_of(event.data) if type(event.data) in self._routed else None
+
+    async def ready(self, keys: Collection[UUID]) -> None:
+        """Most instances are new when their first event comes: one look for all of them finds which."""
+        unknown = [stream_id for key in keys if (stream_id := self._saga.stream_of(key)) not in self._held]
+        if not unknown:
+            return
+        there = {row["stream_id"] for row in await self._pool.pool.fetch(_SQL["there"], unknown)}
+        for stream_id in unknown:
+            if stream_id not in there and stream_id not in self._held:
+                self._held[stream_id] = _Held(Course(self._saga, stream_id, self._saga.initial))
 
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
         """Record that an event came, and what follows. A record, that was parked: go on from there."""

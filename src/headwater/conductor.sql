@@ -5,6 +5,11 @@ select stream_id from headwater.sagas
  order by stream_id
  limit $3
 
+-- name: there
+-- Which of these instances have begun.
+select u.stream_id from unnest($1::uuid[]) as u(stream_id)
+ where exists (select from headwater.events e where e.stream_id = u.stream_id and e.version = 1 offset 0)
+
 -- name: keep
 -- Instances as their streams tell them; a later telling is never overwritten by an earlier one.
 insert into headwater.sagas (stream_id, saga, key, version, position, status, state, steps, step, waiting_for, since,

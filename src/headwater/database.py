@@ -34,6 +34,11 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
 CONNECT_SECONDS = 10.0
 
 
+async def _as_it_is(connection: object) -> None:
+    """Nothing to reset: whatever is set here is set for one transaction, and one that is left open is rolled back
+    anyway. asyncpg's own way is a statement more for each that is asked."""
+
+
 class Database:
     """One database. Opened once a process: `async with Database(dsn) as database`.
 
@@ -59,6 +64,7 @@ class Database:
             min_size=1,
             max_size=self._pool_size,
             timeout=CONNECT_SECONDS,
+            reset=_as_it_is,
             server_settings=self._server_settings("headwater")
             | {"statement_timeout": str(int(self._statement_timeout * 1000))},
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 from uuid import UUID
@@ -59,6 +59,10 @@ class Taker(Protocol):
 
     def key_of(self, event: Recorded[Event]) -> UUID | None:
         """In whose order it is to be taken; None when it is not to be taken at all."""
+        ...
+
+    async def ready(self, keys: Collection[UUID]) -> None:
+        """Before a batch is taken: these keys come."""
         ...
 
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
@@ -182,7 +186,7 @@ class Follower:
         while True:
             if self._parked and loop.time() >= self._look_at and not self._aside:
                 await self._try_again(connection)
-            head = await self._log.head()
+            head = self._positions.beyond(LOG, position) or await self._log.head()
             if head == position and not self._aside:
                 well()
                 await self._wait(position)
@@ -216,6 +220,7 @@ class Follower:
             key = self._taker.key_of(event)
             if key is not None:
                 by_key.setdefault(key, []).append(event)
+        await outlast(lambda: self._taker.ready(by_key))
         failed = await asyncio.gather(*(self._take_all(key, mine) for key, mine in by_key.items()))
         aside, self._aside = [*self._aside, *(letter for letters in failed for letter in letters)], []
         await outlast(lambda: self._taker.look(events))

@@ -162,7 +162,7 @@ class Projector(Generic[M]):
         while True:
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
                 await self._try_again(connection, standing)
-            head = await self._log.head()
+            head = self._positions.beyond(LOG, position) or await self._log.head()
             if head == position:
                 well()
                 await self._wait(position)

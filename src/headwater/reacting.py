@@ -9,7 +9,7 @@ What is done and not yet passed when the process ends is given again, with the s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -79,6 +79,9 @@ class Reacting:
     def key_of(self, event: Recorded[Event]) -> UUID | None:
         """In whose order it is to be taken."""
         return self._reactor.order_of(event) if type(event.data) in self._events else None
+
+    async def ready(self, keys: Collection[UUID]) -> None:
+        """Nothing to prepare."""
 
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
         """React to an event.
