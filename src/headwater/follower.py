@@ -186,12 +186,12 @@ class Follower:
         while True:
             if self._parked and loop.time() >= self._look_at and not self._aside:
                 await self._try_again(connection)
-            head = self._positions.beyond(LOG, position) or await self._log.head()
-            if head == position and not self._aside:
+            events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
+            if reached <= position and not self._aside:
                 well()
                 await self._wait(position)
                 continue
-            position = await self._advance(connection, position, head)
+            position = await self._advance(connection, position, events, max(reached, position))
 
     async def _wait(self, position: int) -> None:
         """Until the log moves, a key is set aside, or it is time to look all the same."""
@@ -211,10 +211,15 @@ class Follower:
         if self._positions.known(LOG) <= position:
             self._look_at = 0.0  # time is up, or a person rang
 
-    async def _advance(self, connection: asyncpg.Connection, position: int, head: int) -> int:
-        """Take a batch of what lies between two positions, and commit the checkpoint. How far that came."""
-        events = await self._log.read(position, head, types=self._types, limit=self._batch)
-        reached = events[-1].position if len(events) == self._batch else head
+    async def _advance(
+        self, connection: asyncpg.Connection, position: int, events: Sequence[Recorded[Event]], reached: int
+    ) -> int:
+        """Take a batch, and commit the checkpoint that it reaches."""
+        if not events and not self._aside:
+            if not await connection.fetch(_SQL["pass"], *self._of, position, reached):
+                raise Displaced
+            self._count(events, reached)
+            return reached
         by_key: dict[UUID, list[Recorded[Event]]] = {}
         for event in events:
             key = self._taker.key_of(event)

@@ -16,6 +16,18 @@ with moved as (
 )
 select pg_notify('headwater', name || ':' || position) from moved
 
+-- name: pass
+-- The same where nothing is written: of itself, in one statement, and no commit that waits for the disk.
+with session as materialized (
+  select set_config('synchronous_commit', 'off', true) as off
+), moved as (
+  update headwater.projections set position = $5, updated_at = now()
+   where name = $1 and generation = $2 and position = $4 and fence = $3 and state = 'live'
+     and exists (select from session where off = 'off')
+  returning name, position
+)
+select pg_notify('headwater', name || ':' || position) from moved
+
 -- name: mine
 -- Under the lease, held to the end of the transaction. No row: it is another's.
 select true from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'live' for update

@@ -219,6 +219,19 @@ class Log:
         rows = await self._pool.fetch(_SQL["read"], after, upto, categories, types, limit)
         return [self._recorded(row) for row in rows]
 
+    async def read_on(self, after: int, *, types: Sequence[str], limit: int) -> tuple[list[Recorded[Event]], int]:
+        """The next events of some types, and up to where in the log that is complete: the last of them, when there are
+        as many as the limit, else the log's end."""
+        rows = await self._pool.fetch(_SQL["read_on"], after, types, limit)
+        head = 0
+        events = []
+        for row in rows:
+            if row[1] is None:
+                head = row[0]
+            else:
+                events.append(self._recorded(row))
+        return events, events[-1].position if len(events) == limit else head
+
     async def stream(
         self,
         connection: asyncpg.Connection,

@@ -31,6 +31,17 @@ select position, stream_id, version, schema_version, event_id, command_id, corre
  order by position
  limit $5
 
+-- name: read_on
+-- What comes next in the log, and where the log ends, as one row without a stream, both of one moment.
+(select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
+        category, type, actor, data
+   from headwater.events
+  where position > $1 and type = any($2)
+  order by position
+  limit $3)
+ union all
+select position, null, null, null, null, null, null, null, null, null, null, null, null from headwater.head
+
 -- name: at
 -- The events at some positions.
 select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,

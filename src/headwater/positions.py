@@ -28,11 +28,6 @@ class Positions:
         """The greatest position heard of; 0 when none was."""
         return self._known[name]
 
-    def beyond(self, name: str, position: int) -> int | None:
-        """The greatest position heard of, if it is beyond another: then there is no need to ask."""
-        known = self._known[name]
-        return known if known > position else None
-
     def report(self, name: str, position: int) -> None:
         """Something has come this far: wake those who wait for it."""
         if position > self._known[name]:

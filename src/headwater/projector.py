@@ -162,18 +162,19 @@ class Projector(Generic[M]):
         while True:
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
                 await self._try_again(connection, standing)
-            head = self._positions.beyond(LOG, position) or await self._log.head()
-            if head == position:
+            events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
+            if reached <= position:
                 well()
                 await self._wait(position)
                 continue
             try:
-                position = await self._advance(connection, standing, position, head)
+                position = await self._advance(connection, standing, position, events, reached)
                 attempts = 0
             except FoldFailed as failure:
                 # What came before it stands in no one's way, and is written.
                 if failure.position - 1 > position:
-                    position = await self._advance(connection, standing, position, failure.position - 1)
+                    before = [event for event in events if event.position < failure.position]
+                    position = await self._advance(connection, standing, position, before, failure.position - 1)
                     attempts = 0
                 attempts += 1
                 await self._pause(failure, attempts)
@@ -195,10 +196,19 @@ class Projector(Generic[M]):
         self.progress.retries += 1
         await self._sleep(pause)
 
-    async def _advance(self, connection: asyncpg.Connection, standing: Standing, position: int, head: int) -> int:
-        """Fold a batch of what lies between two positions, and commit it. How far that came."""
-        events = await self._log.read(position, head, types=self._types, limit=self._batch)
-        reached = events[-1].position if len(events) == self._batch else head
+    async def _advance(
+        self,
+        connection: asyncpg.Connection,
+        standing: Standing,
+        position: int,
+        events: Sequence[Recorded[Event]],
+        reached: int,
+    ) -> int:
+        """Fold a batch, and commit it with the checkpoint that it reaches."""
+        if not events:
+            if not await connection.fetch(_SQL["pass"], *self._of(standing), position, reached):
+                raise Displaced
+            return self._passed(events, reached)
 
         async def write(folded: _Folded[M]) -> None:
             if not await connection.fetch(_SQL["move"], *self._of(standing), position, reached):
@@ -211,6 +221,9 @@ class Projector(Generic[M]):
         self._settle(folded)
         if folded.failed:
             self._set_parked(self._parked | folded.failed)
+        return self._passed(events, reached)
+
+    def _passed(self, events: Sequence[Recorded[Event]], reached: int) -> int:
         self.progress.position = reached
         self.progress.events += len(events)
         self.progress.batches += 1
