@@ -18,7 +18,7 @@ from headwater.trail import Entry
 
 def line_of(entry: Entry) -> str:
     """One event: position, time, stream and version, type, data, and who did it."""
-    return _printable(
+    return printable(
         f"{entry.position:>10}  {_time(entry)}  {entry.category} {entry.stream_id} v{entry.version}  {entry.type}  "
         f"{entry.data}{_by(entry)}"
     )
@@ -87,11 +87,11 @@ def _branch(root: UUID, commands: dict[UUID, list[Entry]], led_to: dict[UUID, li
 
 
 def _command_line(command: UUID, first: Entry) -> str:
-    return _printable(f"command {command}  {_time(first)}{_by(first)}")
+    return printable(f"command {command}  {_time(first)}{_by(first)}")
 
 
 def _event_line(entry: Entry) -> str:
-    return _printable(
+    return printable(
         f"{entry.type} at {entry.position}  {entry.category} {entry.stream_id} v{entry.version}  {entry.data}"
     )
 
@@ -100,7 +100,7 @@ def _by(entry: Entry) -> str:
     return "" if entry.actor is None else f"  by {entry.actor}"
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """Whoever wrote into the log must not steer the reader's terminal."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 

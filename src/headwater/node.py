@@ -153,6 +153,7 @@ class Node:
             histories,
             self.log,
             trail,
+            self.database.pool,
             settings.default_page,
             settings.max_page,
             settings.outbox,

@@ -1,4 +1,4 @@
-"""What an operator asks first: where each projection stands, who keeps it, and what is parked."""
+"""What an operator asks first: where each projection stands, who keeps it, what is parked, and how the sagas are."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import asyncpg
 import msgspec
 
 from headwater import sql
+from headwater.sagas import Count, Limits, counted
 
 _SQL = sql.load(__file__)
 _HEADINGS = ("PROJECTION", "GENERATION", "STATE", "POSITION", "LAG", "SINCE", "WORKER", "PARKED KEYS")
+_SAGA_HEADINGS = ("SAGA", "RUNNING", "UNDOING", "PARKED", "STUCK")
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,21 @@ class Status:
     position: int
     projections: Sequence[ProjectionStatus]
     workers: Sequence[WorkerStatus]
+    sagas: Sequence[Count]
 
     def as_json(self) -> str:
         """One JSON object, fields as in the classes."""
         return msgspec.json.encode(asdict(self)).decode()
 
     def as_text(self) -> str:
-        """Two tables, for people."""
+        """Tables, for people: projections, sagas where there are any, workers."""
         projections = [
             (p.name, p.generation, p.state, p.position, p.lag, _age(p.lag_seconds), p.worker or "nobody", p.parked_keys)
             for p in self.projections
+        ]
+        sagas = [
+            (each.saga, each.running, each.undoing, each.parked, "" if each.stuck is None else str(each.stuck))
+            for each in self.sagas
         ]
         workers = [(w.name, w.units, w.started_at.strftime("%Y-%m-%d %H:%M:%S UTC")) for w in self.workers]
         return "\n".join(
@@ -66,18 +73,20 @@ class Status:
                 "",
                 aligned(_HEADINGS, projections),
                 "",
+                *((aligned(_SAGA_HEADINGS, sagas), "") if sagas else ()),
                 aligned(("WORKER", "PROJECTIONS", "STARTED"), workers) if workers else "No worker is running.",
             ]
         )
 
 
-async def status(connection: asyncpg.Connection) -> Status:
-    """As it is at this moment."""
+async def status(connection: asyncpg.Connection, limits: Limits) -> Status:
+    """As it is at this moment. limits: of the app's sagas."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         return Status(
             await connection.fetchval(_SQL["head"]),
             [ProjectionStatus(*row) for row in await connection.fetch(_SQL["projections"])],
             [WorkerStatus(*row) for row in await connection.fetch(_SQL["workers"])],
+            await counted(connection, limits),
         )
 
 

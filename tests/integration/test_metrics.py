@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
 from bank.users.domain import RegisterUser
+from headwater.conductor import Tally
 from headwater.config import Settings
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
@@ -197,7 +198,7 @@ async def test_a_worker_says_what_it_keeps_and_nothing_of_serving(start: Start) 
     said = await scrape(worker_of(node))
     assert said.of_projection("position", "Account") == 0
     assert said("projection_events_total", projection="Account") == 0
-    assert "headwater_append_commands" not in said.families
+    assert "headwater_graphql_operation_seconds" not in said.families
     assert "headwater_sockets" not in said.families
 
 
@@ -384,6 +385,9 @@ LABELS = {
     "graphql_operation_seconds": "kind, outcome",
     "sent_messages": "to",
     "projection_differences": "generation, projection, state",
+    "sagas": "saga, status",
+    "sagas_stuck": "saga",
+    **{f"saga_{each}": "saga" for each in Tally.__dataclass_fields__},
 }
 """Of those that have no sample before anything was done."""
 

@@ -16,6 +16,7 @@ from headwater.cli.connection import reaching
 from headwater.config import Settings
 from headwater.errors import SettingsError
 from headwater.node import Node
+from headwater.sagas import Limits, limits_of
 from headwater.view import View
 
 
@@ -31,6 +32,8 @@ def app_option() -> argparse.ArgumentParser:
 def load(name: str | None) -> App:
     """The App that `module:name` names. The current folder is on the path, as with `python -m`."""
     name = name or _configured()
+    if name is None:
+        raise SettingsError("no app: say --app MODULE:NAME, or write [tool.headwater] app in pyproject.toml")
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise SettingsError(f"--app {name!r} must be MODULE:NAME, such as bank.main:app")
@@ -46,13 +49,16 @@ def load(name: str | None) -> App:
     return app
 
 
-def _configured() -> str:
+def limits(name: str | None) -> Limits | None:
+    """When its sagas are stuck; None where no app is named, since an operator's commands need it for nothing else."""
+    return limits_of(load(name).domain) if name or _configured() else None
+
+
+def _configured() -> str | None:
     file = Path("pyproject.toml")
     table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     name = table.get("tool", {}).get("headwater", {}).get("app")
-    if not isinstance(name, str):
-        raise SettingsError("no app: say --app MODULE:NAME, or write [tool.headwater] app in pyproject.toml")
-    return name
+    return name if isinstance(name, str) else None
 
 
 def view_named(app: App, name: str) -> View[Any]:

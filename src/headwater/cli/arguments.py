@@ -6,7 +6,7 @@ import argparse
 
 import msgspec
 
-from headwater.cli import check, dead_letters, events, migrate, processes, rebuild, schema, status, verify
+from headwater.cli import check, dead_letters, events, migrate, processes, rebuild, sagas, schema, status, verify
 from headwater.config import Settings
 from headwater.errors import SettingsError
 
@@ -17,6 +17,7 @@ GROUPS = [
     check,
     status,
     dead_letters,
+    sagas,
     rebuild,
     verify,
     events,

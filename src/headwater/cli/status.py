@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from headwater.cli.application import app_option, limits
 from headwater.cli.commands import Commands, command
 from headwater.cli.connection import ask
 from headwater.config import Settings
@@ -11,10 +12,12 @@ from headwater.status import status
 
 
 def add(commands: Commands) -> None:
-    text = "where each projection stands, who keeps it, and what is parked"
-    command(commands, "status", _status, text).add_argument("--json", action="store_true", help="one JSON object")
+    text = "where each projection stands, who keeps it, what is parked, and how the sagas are"
+    each = command(commands, "status", _status, text, parents=[app_option()])
+    each.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def _status(chosen: argparse.Namespace, settings: Settings) -> None:
-    now = ask(settings, status)
+    known = limits(chosen.app) or {}
+    now = ask(settings, lambda connection: status(connection, known))
     print(now.as_json() if chosen.json else now.as_text())

@@ -1,12 +1,12 @@
 """A process's measures in the text format of Prometheus. Everything is read when it is asked for; nothing runs between.
 
-What the database knows (`log`, `projection`) is the same from every process; the rest is the process's own.
+What the database knows (`log`, `projection`, `sagas`) is the same from every process; the rest is the process's own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -21,9 +21,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from headwater.appender import Appender
+from headwater.conductor import Tally
 from headwater.database import UNREACHABLE
 from headwater.log import Verdict
 from headwater.node import HEALTH_SECONDS, Node
+from headwater.sagas import OPEN, Count, counted, limits_of
 from headwater.standings import Standings, read_standings, recorded_at
 from headwater.telemetry import Distribution, Progress, Telemetry
 
@@ -32,11 +34,13 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that is shown, of one moment. standings: None when the database is away. appender, subscriptions, sockets:
-    None in a process that does not serve."""
+    """All that is shown, of one moment. standings, sagas: None when the database is away. appender, subscriptions,
+    sockets: None in a process that does not serve."""
 
     standings: Standings | None
+    sagas: Sequence[Count] | None
     projections: Mapping[str, Progress]
+    tallies: Mapping[str, Tally]
     telemetry: Telemetry
     appender: Appender | None
     subscriptions: Mapping[str, int] | None
@@ -53,9 +57,12 @@ async def text_of(node: Node, sockets: int | None) -> bytes:
 
 async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
     serving = node.serving if node.serves else None
+    standings, sagas = await _known(node)
     return Snapshot(
-        await _standings(node),
+        standings,
+        sagas,
         node.worker.progress if node.works else {},
+        _tallies(node) if node.works else {},
         node.telemetry,
         node.appender if node.decides else None,
         None if serving is None else _subscriptions(node),
@@ -63,17 +70,23 @@ async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
     )
 
 
-async def _standings(node: Node) -> Standings | None:
+def _tallies(node: Node) -> dict[str, Tally]:
+    return {saga.name: node.worker.conductors[saga.category].tally for saga in node.app.domain.sagas}
+
+
+async def _known(node: Node) -> tuple[Standings, Sequence[Count]] | tuple[None, None]:
+    """What the database knows."""
     pool, unread = node.database.pool, node.telemetry.take_unread()
     try:
         async with asyncio.timeout(HEALTH_SECONDS):
             standings = await read_standings(pool)
+            sagas = await counted(pool, limits_of(node.app.domain))
             if unread:
                 positions = {position for position, _, _ in unread}
                 node.telemetry.settle(unread, await recorded_at(pool, positions))
     except UNREACHABLE:
-        return None  # shown as a metric of its own; the supervisor's tasks have logged it
-    return standings
+        return None, None  # shown as a metric of its own; the supervisor's tasks have logged it
+    return standings, sagas
 
 
 def _subscriptions(node: Node) -> dict[str, int]:
@@ -90,7 +103,10 @@ class _Collector(Collector):
         yield _gauge("database_up", "Whether the database answered this scrape.", [([], shown.standings is not None)])
         if shown.standings is not None:
             yield from _database(shown.standings)
+        if shown.sagas is not None:
+            yield from _sagas(shown.sagas)
         yield from _projecting(shown.projections)
+        yield from _conducting(shown.tallies)
         if shown.appender is not None:
             yield from _appending(shown.appender)
         if shown.subscriptions is not None:
@@ -133,6 +149,27 @@ def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:
     yield _histogram(
         "append_to_row_seconds", "From the recording of an event to the commit of its row.", delays, labels
     )
+
+
+def _sagas(counts: Sequence[Count]) -> Iterator[Metric]:
+    values = [([each.saga, phase.value], float(getattr(each, phase.value))) for each in counts for phase in OPEN]
+    yield _gauge("sagas", "Instances that are not over.", values, ["saga", "status"])
+    stuck = [([each.saga], float(each.stuck)) for each in counts if each.stuck is not None]
+    yield _gauge("sagas_stuck", "Instances that take longer than their saga declares.", stuck, ["saga"])
+
+
+def _conducting(tallies: Mapping[str, Tally]) -> Iterator[Metric]:
+    for name, text in (
+        ("started", "Instances that this process has begun."),
+        ("done", "Instances that this process has brought to their end."),
+        ("steps", "Commands of instances that were accepted; undos are not among them."),
+        ("refusals", "Commands of instances that were refused."),
+        ("timeouts", "Commands of instances that were not accepted in time, or given up before."),
+        ("compensations", "Undos of instances that were accepted."),
+        ("fired", "Messages of instances that fell due."),
+    ):
+        values = [([saga], float(getattr(tally, name))) for saga, tally in tallies.items()]
+        yield _counter(f"saga_{name}", text, values, ["saga"])
 
 
 def _appending(appender: Appender) -> Iterator[Metric]:

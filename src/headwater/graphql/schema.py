@@ -15,7 +15,9 @@ from headwater.graphql.commands import Mutations
 from headwater.graphql.events import events_query, events_subscription
 from headwater.graphql.interfaces import Node
 from headwater.graphql.rows import RowTypes
+from headwater.graphql.sagas import saga_query, sagas_query
 from headwater.graphql.scalars import SCALARS
+from headwater.sagas import limits_of
 
 
 def schema_of(domain: Domain) -> strawberry.Schema:
@@ -24,6 +26,9 @@ def schema_of(domain: Domain) -> strawberry.Schema:
     mutations = Mutations(domain, rows)
     query: dict[str, Any] = {"node": _node(rows), "events": events_query()}
     subscription: dict[str, Any] = {"events": events_subscription()}
+    if domain.sagas:
+        limits = limits_of(domain)
+        query |= {"sagas": sagas_query(limits), "saga": saga_query(limits)}
     for each in rows.all():
         query |= each.query_fields()
         subscription |= each.subscription_fields()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 from strawberry.dataloader import DataLoader
 
 from headwater.dispatch import Dispatcher
@@ -24,7 +25,8 @@ from headwater.view import ReadModel
 class Serving:
     """What a process serves GraphQL from.
 
-    default_page, max_page: rows of a page when `first` is left out, and at most. outbox: keys held for a slow reader.
+    pool: connections for reads. default_page, max_page: rows of a page when `first` is left out, and at most. outbox:
+    keys held for a slow reader.
     """
 
     dispatcher: Dispatcher
@@ -32,6 +34,7 @@ class Serving:
     histories: Mapping[type[ReadModel], History]
     log: Log
     trail: Trail
+    pool: asyncpg.Pool
     default_page: int
     max_page: int
     outbox: int

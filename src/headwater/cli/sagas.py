@@ -1,0 +1,196 @@
+"""`headwater sagas list | show | retry | abandon`: work that spans streams, and what to do when it stands still."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from headwater.cli.application import app_option, limits
+from headwater.cli.commands import Commands, command, group
+from headwater.cli.connection import ask
+from headwater.cli.output import complain, leaving_the_pipe
+from headwater.config import Settings
+from headwater.course import Phase
+from headwater.errors import SettingsError
+from headwater.narrate import printable
+from headwater.sagas import Filter, Instance, abandon, listed, retry, retry_all, shown
+from headwater.status import aligned
+
+LATEST = 50
+"""Instances that are printed when it is not said how many."""
+
+HEADINGS = ("SAGA", "KEY", "STATUS", "SINCE", "WAITING FOR", "REASON")
+
+
+def add(commands: Commands) -> None:
+    sagas = group(commands, "sagas", "work that spans streams: list, show, retry, abandon")
+    text = "print instances of sagas, the one that changed last first"
+    each = command(sagas, "list", _list, text, parents=[app_option()])
+    each.add_argument("--saga", metavar="NAME", help="of this saga only")
+    each.add_argument("--status", choices=[phase.value for phase in Phase], metavar="S", help=_statuses())
+    each.add_argument("--stuck", action="store_true", help="those only that take longer than their saga declares")
+    each.add_argument("--limit", type=int, default=LATEST, metavar="N", help=f"so many at most ({LATEST})")
+    each.add_argument("--json", action="store_true", help="one line of JSON an instance")
+    text = "print an instance whole: its state, its steps, and what it waits for"
+    each = command(sagas, "show", _show, text, parents=[app_option()])
+    each.add_argument("id", type=UUID, metavar="ID", help="its id, or its key")
+    each.add_argument("--json", action="store_true", help="one line of JSON an instance")
+    text = "have what parks an instance tried again: an undo that was refused, or what the code failed on"
+    each = command(sagas, "retry", _retry, text)
+    each.add_argument("id", type=UUID, nargs="?", metavar="ID", help="its id, or its key")
+    each.add_argument("--all", action="store_true", help="all that are parked")
+    each.add_argument("--saga", metavar="NAME", help="with --all: of this saga only")
+    text = "give an instance up: nothing follows any more, and nothing is undone"
+    each = command(sagas, "abandon", _abandon, text)
+    each.add_argument("id", type=UUID, metavar="ID", help="its id, or its key")
+    each.add_argument("--reason", required=True, metavar="TEXT", help="why, as it will stand in the log")
+
+
+def _statuses() -> str:
+    return f"{', '.join(phase.value for phase in Phase)}: those only"
+
+
+def _list(chosen: argparse.Namespace, settings: Settings) -> None:
+    if chosen.limit < 1:
+        raise SettingsError(f"--limit {chosen.limit} must be at least 1")
+    known = limits(chosen.app)
+    if chosen.stuck and known is None:
+        raise SettingsError("--stuck: only the app knows when its sagas are; say --app MODULE:NAME")
+    where = Filter(chosen.saga, chosen.status and Phase(chosen.status), stuck=chosen.stuck or None)
+    found = ask(settings, lambda c: listed(c, where, known or {}, limit=chosen.limit + 1))
+    some = found[: chosen.limit]
+    with leaving_the_pipe():
+        if chosen.json:
+            _print_json(some)
+            return
+        print(aligned(HEADINGS, [_row(each) for each in some]) if some else "No sagas.")
+        if len(found) > len(some):
+            print(f"There are more than these {chosen.limit}; narrow the search, or raise --limit.")
+
+
+def _row(found: Instance) -> tuple[object, ...]:
+    return (
+        found.saga,
+        found.key,
+        _status(found),
+        f"{found.since:%Y-%m-%d %H:%M:%S}",
+        found.waiting_for or "",
+        _line(found.reason or ""),
+    )
+
+
+def _status(found: Instance) -> str:
+    return f"{found.status.value}, stuck" if found.stuck else found.status.value
+
+
+def _show(chosen: argparse.Namespace, settings: Settings) -> int:
+    known = limits(chosen.app) or {}
+    found = ask(settings, lambda c: shown(c, chosen.id, known))
+    if not found:
+        return complain(f"no instance of a saga has the id or the key {chosen.id}; see `headwater sagas list`")
+    with leaving_the_pipe():
+        if chosen.json:
+            _print_json(found)
+        else:
+            print("\n\n".join(_shown(each) for each in found))
+    return 0
+
+
+def _shown(found: Instance) -> str:
+    lines = [
+        f"{found.saga} {found.key}: {_status(found)}",
+        f"  id            {found.stream_id}, version {found.version}, position {found.position}",
+        f"  started       {_time(found.started_at)}",
+        f"  since         {_time(found.since)}",
+    ]
+    if found.finished_at is not None:
+        lines.append(f"  finished      {_time(found.finished_at)}")
+    if found.waiting_for is not None:
+        lines.append(f"  waiting for   {found.waiting_for}")
+    if found.reason is not None:
+        lines.append(f"  reason        {_line(found.reason)}")
+    lines += [f"  correlation   {found.correlation_id}", f"  state         {_line(found.state)}", "  steps"]
+    return "\n".join([*lines, *_steps(found)])
+
+
+def _steps(found: Instance) -> list[str]:
+    steps = msgspec.json.decode(found.steps)
+    if not steps:
+        return ["    none"]
+    rows = [
+        (
+            each["number"],
+            each["state"].replace("_", " "),
+            each["command"] + _undoes(each["number"], each["undoes"]),
+            "" if each["since"] is None else _time(datetime.fromisoformat(each["since"])),
+            each["reason"] or "",
+            _line(msgspec.json.encode(each["input"]).decode()),
+        )
+        for each in steps
+    ]
+    return [f"    {line}" for line in aligned(("", "STATE", "COMMAND", "ISSUED", "REASON", "INPUT"), rows).splitlines()]
+
+
+def _undoes(number: int, undoes: int | None) -> str:
+    if undoes is None:
+        return ""
+    return ", an undo" if undoes == number else f", undoes {undoes}"
+
+
+def _print_json(some: Sequence[Instance]) -> None:
+    """With the names of the GraphQL API; positions are strings there too."""
+    for each in some:
+        values = asdict(each)
+        words = {_camel(name): value for name, value in values.items() if name not in ("stream_id", "saga")}
+        raw = {name: msgspec.Raw(values[name].encode()) for name in ("state", "steps")}
+        head = {"id": each.stream_id, "name": each.saga}
+        print(msgspec.json.encode(head | words | raw | {"position": str(each.position)}).decode())
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _retry(chosen: argparse.Namespace, settings: Settings) -> None:
+    if (chosen.id is None) is not chosen.all:
+        raise SettingsError("sagas retry: say which, by its ID or --all")
+    if chosen.saga is not None and not chosen.all:
+        raise SettingsError("sagas retry: --saga goes with --all")
+    by = _operator()
+    if chosen.all:
+        count = ask(settings, lambda c: retry_all(c, chosen.saga, by))
+        whom = "1 parked instance" if count == 1 else f"{count} parked instances"
+        print(f"{whom} will be tried again by the worker that runs the saga.")
+        return
+    found = ask(settings, lambda c: retry(c, chosen.id, by))
+    print(f"{found.saga} {found.key} will be tried again by the worker that runs the saga.")
+
+
+def _abandon(chosen: argparse.Namespace, settings: Settings) -> None:
+    found = ask(settings, lambda c: abandon(c, chosen.id, chosen.reason, _operator()))
+    print(f"{found.saga} {found.key} is abandoned.")
+
+
+def _operator() -> str:
+    """Who says so, as it will stand in the log."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # in a container, whose user may have no name
+        return f"user {os.getuid()}"
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _line(text: str) -> str:
+    """On one line, whoever wrote it."""
+    return printable(" ".join(text.split()))

@@ -1,0 +1,229 @@
+"""Sagas as GraphQL, for operators: `sagas`, in pages, and `saga`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import strawberry
+
+from headwater.course import Phase, StepState
+from headwater.errors import BadUserInput, SearchTooWide
+from headwater.graphql.building import Info, Omittable, resolver
+from headwater.graphql.interfaces import PageInfo
+from headwater.graphql.paging import page_size
+from headwater.graphql.scalars import JSON, Position
+from headwater.sagas import Filter, Instance, Limits, Place, listed, shown
+
+T = TypeVar("T")
+
+strawberry.enum(
+    Phase,
+    name="SagaStatus",
+    description="How far it is. UNDOING: what was accepted is being compensated. PARKED: a person is waited for.",
+)
+strawberry.enum(
+    StepState,
+    name="SagaStepState",
+    description="What became of a step. DROPPED: it was not issued, or is not waited for. UNDONE: it was compensated.",
+)
+
+
+@strawberry.type(description="A command of a saga, and what became of it.")
+class SagaStep:
+    number: int = strawberry.field(description="Its place among the saga's steps, from 1.")
+    command: str
+    command_id: UUID = strawberry.field(description="What it is issued under: its events have the same.")
+    input: JSON = strawberry.field(description="The command's fields.")
+    state: StepState
+    undoes: int | None = strawberry.field(
+        description="The step that it compensates; its own number where it stands for itself."
+    )
+    since: datetime | None = strawberry.field(description="When it was issued.")
+    due_at: datetime | None = strawberry.field(description="Until when it must be accepted.")
+    reason: str | None = strawberry.field(description="The code of its refusal, or TIMED_OUT.")
+
+
+@strawberry.type(description="An instance of a saga, as its stream tells it.")
+class Saga:
+    id: UUID = strawberry.field(description="Its stream's: what happened to it is in events(filter: { streamId }).")
+    name: str
+    key: UUID = strawberry.field(description="What its events have in common.")
+    status: Phase
+    state: JSON = strawberry.field(description="What it remembers.")
+    steps: list[SagaStep]
+    waiting_for: str | None = strawberry.field(description="In words; null when it is over.")
+    since: datetime = strawberry.field(description="When the last thing happened to it.")
+    reason: str | None = strawberry.field(
+        description="Why it gave up, is parked, or is to be tried again; who abandoned it says why."
+    )
+    stuck: bool = strawberry.field(description="It is not over, and has taken longer than its saga declares.")
+    compensates: bool = strawberry.field(description="Steps of it were, or are being, undone.")
+    started_at: datetime
+    finished_at: datetime | None
+    correlation_id: UUID = strawberry.field(description="What all that followed from one request has in common.")
+    version: int = strawberry.field(description="Of its stream.")
+    position: Position = strawberry.field(description="Of its last record in the log.")
+
+
+@strawberry.type(description="One Saga and its place in the list.")
+class SagaEdge:
+    cursor: str
+    node: Saga
+
+
+@strawberry.type(description="A page of Saga, the one that changed last first.")
+class SagaConnection:
+    edges: list[SagaEdge]
+    nodes: list[Saga]
+    page_info: PageInfo
+
+
+@strawberry.input(description="Which of Saga. What stands side by side must all hold.")
+class SagaFilter:
+    saga: str | None = strawberry.field(default=strawberry.UNSET, description="Its name.")
+    status: Phase | None = strawberry.UNSET
+    key: UUID | None = strawberry.UNSET
+    stuck: bool | None = strawberry.UNSET
+    older_than: datetime | None = strawberry.field(
+        default=strawberry.UNSET, description="It last changed before this time."
+    )
+    newer_than: datetime | None = strawberry.field(
+        default=strawberry.UNSET, description="It last changed at this time or after it."
+    )
+
+
+def sagas_query(limits: Limits) -> Any:
+    """`sagas(filter, first, after)`."""
+
+    async def resolve(
+        root: Any, info: Info, filter: Any = None, first: int | None = None, after: str | None = None
+    ) -> Any:
+        size = page_size(info, first, None, None)
+        assert size is not None  # it goes forward
+        place = None if after is None else _place(after)
+        reading = listed(info.context.serving.pool, _wanted(filter), limits, limit=size + 1, after=place)
+        found = await _answered(reading)
+        return _connection(found[:size], cut=len(found) > size, follows=after is not None)
+
+    return strawberry.field(
+        resolver=resolver(
+            resolve,
+            SagaConnection,
+            filter=Omittable(SagaFilter),
+            first=Omittable(int),
+            after=Omittable(str),
+        ),
+        description="Work that spans streams, for operators: how each instance stands, and what it waits for.",
+    )
+
+
+def saga_query(limits: Limits) -> Any:
+    """`saga(id)`."""
+
+    async def resolve(root: Any, info: Info, id: UUID) -> Any:
+        found = await _answered(shown(info.context.serving.pool, id, limits))
+        if len(found) > 1:
+            ids = ", ".join(f"{each.stream_id} ({each.saga})" for each in found)
+            raise BadUserInput(f"{id} is the key of several sagas; ask for one by its id: {ids}.")
+        return _saga(found[0]) if found else None
+
+    return strawberry.field(
+        resolver=resolver(resolve, Saga | None, id=UUID),
+        description="An instance of a saga by its id, or by its key when only one saga has that.",
+    )
+
+
+async def _answered(reading: Awaitable[T]) -> T:
+    try:
+        return await reading
+    except asyncpg.QueryCanceledError as error:
+        raise SearchTooWide("The search took longer than it may. Narrow it by status, saga or time.") from error
+    except asyncpg.DataError as error:
+        raise BadUserInput("The filter holds a value that no saga can have.") from error
+
+
+def _wanted(given: Any) -> Filter:
+    if given is None:
+        return Filter()
+    values = {name: value for name, value in vars(given).items() if value is not strawberry.UNSET}
+    for name, value in values.items():
+        # A null is what a client sends whose variable was not set: taken as "no filter" it would show everything.
+        if value is None:
+            raise BadUserInput(f"filter: {_SPELLED.get(name, name)} is null; leave it out.")
+    return Filter(**values)
+
+
+_SPELLED = {"older_than": "olderThan", "newer_than": "newerThan"}
+
+
+def _cursor(place: Place) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
+
+
+def _place(cursor: str) -> Place:
+    try:
+        place: Place = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=Place)
+    except ValueError as error:  # of base64 and of msgspec
+        raise BadUserInput("The cursor is none of sagas; start again without it.") from error
+    return place
+
+
+def _connection(found: list[Instance], *, cut: bool, follows: bool) -> SagaConnection:
+    nodes = [_saga(each) for each in found]
+    cursors = [_cursor(each.place) for each in found]
+    return SagaConnection(
+        edges=[SagaEdge(cursor=cursor, node=node) for cursor, node in zip(cursors, nodes, strict=True)],
+        nodes=nodes,
+        page_info=PageInfo(
+            has_next_page=cut,
+            has_previous_page=follows,
+            start_cursor=cursors[0] if cursors else None,
+            end_cursor=cursors[-1] if cursors else None,
+        ),
+    )
+
+
+class _Step(msgspec.Struct, rename="camel"):
+    """As `headwater.sagas` holds it."""
+
+    number: int
+    command: str
+    command_id: UUID
+    input: msgspec.Raw
+    state: StepState
+    undoes: int | None
+    since: datetime | None
+    due_at: datetime | None
+    reason: str | None
+
+
+def _saga(found: Instance) -> Saga:
+    return Saga(
+        id=found.stream_id,
+        name=found.saga,
+        key=found.key,
+        status=found.status,
+        state=JSON(found.state.encode()),
+        steps=[_step(each) for each in msgspec.json.decode(found.steps, type=list[_Step])],
+        waiting_for=found.waiting_for,
+        since=found.since,
+        reason=found.reason,
+        stuck=found.stuck,
+        compensates=found.compensates,
+        started_at=found.started_at,
+        finished_at=found.finished_at,
+        correlation_id=found.correlation_id,
+        version=found.version,
+        position=Position(found.position),
+    )
+
+
+def _step(each: _Step) -> SagaStep:
+    values = msgspec.structs.asdict(each)
+    return SagaStep(**(values | {"input": JSON(bytes(each.input))}))
