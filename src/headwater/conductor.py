@@ -201,6 +201,7 @@ class Conductor:
         while True:
             held = await self._hold(stream_id)
             if isinstance(event.data, Record):
+                await self._take_due(held, self._clock.now())
                 self._drive(held)
                 return
             try:
@@ -236,6 +237,12 @@ class Conductor:
             correlation_id=event.correlation_id,
             causation_id=event.event_id,
         )
+
+    async def freed(self, keys: Collection[UUID]) -> None:
+        """What was held up goes on: steps, and messages that fell due meanwhile."""
+        for key in keys:
+            self._drive(await self._hold(self._saga.stream_of(key)))
+        self._timers_moved.set()
 
     async def look(self, events: Sequence[Recorded[Event]]) -> None:
         """Take up the instances that another has written to, a person or the process before this one."""
@@ -418,6 +425,8 @@ class Conductor:
             except Displaced:
                 raise
             except Exception as error:
+                if held.course.over:
+                    return
                 logger.exception("saga %s: %s, step %d cannot go on", self._saga.name, key, step.number)
                 self._follower.set_aside(key, step.position, error, self._policy.times + 1)
                 return
@@ -517,7 +526,7 @@ class Conductor:
         if course.phase is Phase.PARKED:
             logger.error(
                 "saga %s: %s is parked, since %s; a person must see to it: headwater sagas show %s",
-                *(self._saga.name, course.key, course.reason, course.key),
+                *(self._saga.name, course.key, course.parked_for, course.key),
             )
 
     async def _conclude(self, held: _Held, record: Record, step: Step, command_id: UUID) -> Appended | None:
@@ -574,27 +583,29 @@ class Conductor:
             after = rows[-1]["due_at"], rows[-1]["stream_id"]
 
     async def _fire(self, stream_id: UUID, message: str, now: datetime) -> None:
-        while True:
-            held = await self._hold(stream_id)
-            key = held.course.key
-            if key is None or self._follower.is_parked(key):
-                return
-            timer = held.course.timers.get(message)
-            if timer is None or timer.due_at > now:
-                return  # the table is behind the stream
+        held = await self._hold(stream_id)
+        key, timer = held.course.key, held.course.timers.get(message)
+        if key is None or timer is None or self._follower.is_parked(key):
+            return  # the table is behind the stream, or it waits for what came before
+        try:
+            await self._take_due(held, now)
+        except PASSING:
+            raise
+        except Exception as error:
+            logger.exception("saga %s: %s, %s cannot be taken", self._saga.name, key, message)
+            self._follower.set_aside(key, timer.position, error, 1)
+            return
+        self._drive(held)
+
+    async def _take_due(self, held: _Held, now: datetime) -> None:
+        """Record that an instance's messages fell due, those that have by now, and what follows."""
+        while due := [name for name, timer in held.course.timers.items() if timer.due_at <= now]:
             try:
                 async with held.lock:
-                    await self._record_fired(held, message, now)
+                    for message in due:
+                        await self._record_fired(held, message, now)
             except _Changed:
                 continue
-            except PASSING:
-                raise
-            except Exception as error:
-                logger.exception("saga %s: %s, %s cannot be taken", self._saga.name, key, message)
-                self._follower.set_aside(key, timer.position, error, 1)
-                return
-            self._drive(held)
-            return
 
     async def _record_fired(self, held: _Held, message: str, now: datetime) -> None:
         course = held.course
@@ -624,7 +635,7 @@ def _row(saga: Saga[Any, Any], course: Course[Any]) -> tuple[Any, ...]:
         None if step is None else step.command,
         course.waiting_for,
         course.since,
-        course.reason,
+        course.parked_for or course.reason,
         course.compensates,
         course.started_at,
         course.since if course.over else None,

@@ -217,6 +217,7 @@ class Timer:
 class Course(Generic[S]):
     """An instance as its stream tells it. handled: position of the last event of the log that it took. state: what the
     user's `evolve` made of all that came. queue: the steps to come, the first of them issued; None is the end.
+    reason: of the failure that led here; parked_for: of the undo that a person must see to.
     committed: a pivot was accepted. forward: what was to come behind a pivot that was given up on its way: if it is
     accepted all the same, that goes on, and what came of giving up does not."""
 
@@ -233,6 +234,7 @@ class Course(Generic[S]):
     timers: dict[str, Timer] = field(default_factory=dict)
     phase: Phase = Phase.RUNNING
     reason: str | None = None
+    parked_for: str | None = None
     started_at: datetime | None = None
     since: datetime | None = None
     compensates: bool = False
@@ -381,7 +383,7 @@ class Course(Generic[S]):
         step.state = StepState.REFUSED if isinstance(record, SagaRefused) else StepState.TIMED_OUT
         step.reason = record.code if isinstance(record, SagaRefused) else "TIMED_OUT"
         if step.undoes is not None:
-            self.phase, self.reason = Phase.PARKED, f"the undo {step.command} was refused: {step.reason}"
+            self.phase, self.parked_for = Phase.PARKED, f"the undo {step.command} was refused: {step.reason}"
             return
         self._pop()
         if not step.withdrawn and not step.optional:
@@ -462,8 +464,8 @@ class Course(Generic[S]):
         step = self.queue[0]
         assert step is not None
         step.command_id = derived_id(step.command_id, f"again {recorded.version}")
-        step.state, step.since, step.position = StepState.WAITING, None, recorded.position
-        self.phase = Phase.UNDOING
+        step.state, step.since, step.reason, step.position = StepState.WAITING, None, None, recorded.position
+        self.phase, self.parked_for = Phase.UNDOING, None
 
     def _go_on(self, at: datetime) -> None:
         if self.over or self.phase is Phase.PARKED:
@@ -482,7 +484,7 @@ class Course(Generic[S]):
                 step.state = StepState.DROPPED
         self.queue.clear()
         self.timers.clear()
-        self.phase, self.reason = phase, reason
+        self.phase, self.reason, self.parked_for = phase, reason, None
 
     # --------------------------------------------------------------------------------------------------- for a person
 

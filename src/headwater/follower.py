@@ -69,6 +69,10 @@ class Taker(Protocol):
         """Act on an event. What it raises sets the key aside, unless it is of those that pass."""
         ...
 
+    async def freed(self, keys: Collection[UUID]) -> None:
+        """These keys were set aside, and nothing waits for them any more."""
+        ...
+
     async def look(self, events: Sequence[Recorded[Event]]) -> None:
         """After a batch is taken, before the checkpoint is moved past it."""
         ...
@@ -304,6 +308,8 @@ class Follower:
             await self._letters.park(connection, list(failed.values()))
             more = await self._letters.go_on(connection, set(keys) - failed.keys())
         self._set_parked(self._parked | failed.keys() | more)
+        freed = set(keys) - self._parked
+        await outlast(lambda: self._taker.freed(freed))
 
     async def _take_waiting(
         self, letters: Sequence[Waiting], events: Mapping[int, Recorded[Event]]

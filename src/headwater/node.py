@@ -26,7 +26,6 @@ from headwater.live.feed import Feed
 from headwater.log import Log
 from headwater.migrate import require_schema
 from headwater.positions import Positions
-from headwater.reactor import is_reactor
 from headwater.reader import Reader
 from headwater.rebuild import Retired
 from headwater.snapshots import Snapshots
@@ -213,8 +212,10 @@ class Node:
         except UNREACHABLE as error:
             troubles["database"] = f"{type(error).__name__}: {error}"
         else:
-            for name in standings.late(tolerance):
-                if is_reactor(name):
-                    continue  # the outside is slow, and nobody is served the better for it by an unready process
+            # Not reactors: nobody is served the better by an unready process when the outside is slow. And not what
+            # this code does not bring: that stands still for good.
+            domain = self.app.domain
+            ours = {view.name for view in domain.views} | {saga.category for saga in domain.sagas}
+            for name in ours.intersection(standings.late(tolerance)):
                 troubles.setdefault(f"projection {name}", f"it is more than {tolerance:g} s behind the log")
         return troubles

@@ -83,6 +83,9 @@ class Reacting:
     async def ready(self, keys: Collection[UUID]) -> None:
         """Nothing to prepare."""
 
+    async def freed(self, keys: Collection[UUID]) -> None:
+        """Nothing waits for it."""
+
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
         """React to an event.
 

@@ -203,7 +203,7 @@ async def test_a_slow_outside_makes_nobody_unready(start: Start, connection: asy
     async def only_it_is_late() -> bool:
         return (await read_standings(node.database.pool)).late(0.001) == [UNIT]
 
-    await connection.execute("delete from headwater.projections where name in ('Account', 'User')")
+    await connection.execute("delete from headwater.projections where name in ('Account', 'Transfer', 'User')")
     await until(only_it_is_late)
     assert await node.troubles() == {}
 
