@@ -46,7 +46,7 @@ from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.errors import CommandIdReused
 from headwater.failure import policy_of
 from headwater.feature import Domain
-from headwater.follower import PASSING, Displaced, Follower, outlast
+from headwater.follower import PASSING, Follower, outlast
 from headwater.ids import derived_id
 from headwater.log import Append, Appended, Log, Verdict
 from headwater.messages import Event, Recorded, Refused
@@ -81,9 +81,11 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """An instance in memory. lock: held while a record is made and appended. driver: issues its steps."""
+    """An instance in memory. lock: held while a record is made and appended. driver: issues its steps. failures: of the
+    code on what became of a step, in a row."""
 
     course: Course[Any]
+    failures: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     driver: asyncio.Task[None] | None = None
 
@@ -173,7 +175,7 @@ class Conductor:
                 try:
                     yield
                 finally:
-                    for task in [*beside, *self._drivers]:
+                    for task in [*beside, *self._drivers, *self._reading.values()]:
                         task.cancel()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors  # the first that went wrong; it cancelled the others
@@ -241,7 +243,9 @@ class Conductor:
     async def freed(self, keys: Collection[UUID]) -> None:
         """What was held up goes on: steps, and messages that fell due meanwhile."""
         for key in keys:
-            self._drive(await self._hold(self._saga.stream_of(key)))
+            held = await self._readable(self._saga.stream_of(key))
+            if held is not None:
+                self._drive(held)
         self._timers_moved.set()
 
     async def look(self, events: Sequence[Recorded[Event]]) -> None:
@@ -251,8 +255,11 @@ class Conductor:
             for event in events
             if isinstance(event.data, Record) and event.data.saga == self._saga.name
         }
-        for stream_id, event in self._told.items():
-            held = await self._hold(stream_id)
+        for stream_id, event in list(self._told.items()):
+            held = await self._readable(stream_id)
+            if held is None:
+                del self._told[stream_id]
+                continue
             if held.course.version < event.version:
                 async with held.lock:
                     if held.course.version < event.version:
@@ -292,9 +299,25 @@ class Conductor:
             return held
         reading = self._reading.get(stream_id)
         if reading is None:
-            reading = self._reading[stream_id] = self._group.create_task(self._hold_read(stream_id))
+            # Not of the group: what it raises is for those who asked, and ends nobody else.
+            reading = self._reading[stream_id] = asyncio.create_task(self._hold_read(stream_id))
             reading.add_done_callback(lambda _: self._reading.pop(stream_id, None))
         return await asyncio.shield(reading)
+
+    async def _readable(self, stream_id: UUID) -> _Held | None:
+        """An instance; None when today's code cannot fold it, and it is set aside, so that the others go on."""
+        try:
+            return await self._hold(stream_id)
+        except PASSING:
+            raise
+        except Exception as error:
+            first = await self._pool.pool.fetchrow(_SQL["first"], stream_id)
+            assert first is not None  # or there were nothing to read
+            key, position = first
+            logger.exception("saga %s: %s cannot be read", self._saga.name, key)
+            if not self._follower.is_parked(key):
+                self._follower.set_aside(key, position, error, self._policy.times + 1)
+            return None
 
     async def _hold_read(self, stream_id: UUID) -> _Held:
         course: Course[Any] | None = None
@@ -395,7 +418,9 @@ class Conductor:
         while True:
             rows = await self._pool.pool.fetch(_SQL["to_resume"], self._saga.name, after, RESUMED_AT_ONCE)
             for row in rows:
-                self._drive(await self._hold(row["stream_id"]))
+                held = await self._readable(row["stream_id"])
+                if held is not None:
+                    self._drive(held)
             if len(rows) < RESUMED_AT_ONCE:
                 return
             after = rows[-1]["stream_id"]
@@ -422,21 +447,21 @@ class Conductor:
                 await self._run_step(held, step)
             except _Changed:
                 continue
-            except Displaced:
-                raise
             except Exception as error:
                 if held.course.over:
                     return
+                held.failures += 1
                 logger.exception("saga %s: %s, step %d cannot go on", self._saga.name, key, step.number)
-                self._follower.set_aside(key, step.position, error, self._policy.times + 1)
+                self._follower.set_aside(key, step.position, error, held.failures)
                 return
+            held.failures = 0
 
     async def _run_step(self, held: _Held, step: Step) -> None:
         """Issue a step until it is known what became of it, and record that."""
         if step.withdrawn:
             await self._record_failure(held, step, SagaTimedOut, {})
             return
-        issuing = asyncio.create_task(self._issue(held.course, step))
+        issuing = asyncio.create_task(self._issue(held, step))
         waiting: list[asyncio.Task[Any]] = [issuing]
         if step.due_at is not None:
             waiting.append(asyncio.create_task(self._clock.sleep_until(step.due_at)))
@@ -462,10 +487,14 @@ class Conductor:
         else:
             await self._record_accepted(held, step, outcome.version, outcome.position)
 
-    async def _issue(self, course: Course[Any], step: Step) -> Accepted | Refused | None:
-        """The command's outcome; None when its id has been taken by a record of this instance."""
+    async def _issue(self, held: _Held, step: Step) -> Accepted | Refused | None:
+        """The command's outcome; None when its id has been taken by a record of this instance.
+
+        A step that has a time is issued again until that is over, whatever its decider raises: then there is an answer,
+        where a person would have to find one.
+        """
         command = read_command(self._commands, step)
-        origin = Origin(course.correlation_id, step.cause_id, f"saga {self._saga.name}")
+        origin = Origin(held.course.correlation_id, step.cause_id, f"saga {self._saga.name}")
         retry = self._saga.undo_retry if step.undoes is not None else None
         passing = failures = refusals = 0
         while True:
@@ -485,8 +514,10 @@ class Conductor:
             except Exception:
                 failures += 1
                 pause = self._policy.pause(failures)
-                if pause is None:
+                if pause is None and step.due_at is None:
+                    held.failures = self._policy.times  # it has been tried so often already
                     raise
+                pause = self._policy.longest if pause is None else pause
                 self.progress.retries += 1
             await asyncio.sleep(pause)
 
@@ -583,7 +614,9 @@ class Conductor:
             after = rows[-1]["due_at"], rows[-1]["stream_id"]
 
     async def _fire(self, stream_id: UUID, message: str, now: datetime) -> None:
-        held = await self._hold(stream_id)
+        held = await self._readable(stream_id)
+        if held is None:
+            return
         key, timer = held.course.key, held.course.timers.get(message)
         if key is None or timer is None or self._follower.is_parked(key):
             return  # the table is behind the stream, or it waits for what came before
@@ -616,7 +649,9 @@ class Conductor:
         given = course.given(record, None, self._codec)
         cause = f"{message} {course.version}"
         record = msgspec.structs.replace(record, then=course.follows(given, cause, record.at))
-        await self._append(held, record, given, command_id=derived_id(course.stream_id, cause))
+        await self._append(
+            held, record, given, command_id=derived_id(course.stream_id, cause), causation_id=timer.cause_id
+        )
         self.tally.fired += 1
 
 

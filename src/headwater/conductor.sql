@@ -5,6 +5,10 @@ select stream_id from headwater.sagas
  order by stream_id
  limit $3
 
+-- name: first
+-- The first record of an instance, which says whose it is.
+select (data->>'key')::uuid, position from headwater.events where stream_id = $1 and version = 1
+
 -- name: there
 -- Which of these instances have begun.
 select u.stream_id from unnest($1::uuid[]) as u(stream_id)

@@ -204,22 +204,23 @@ class Step:
 
 @dataclass(slots=True)
 class Timer:
-    """A message that falls due. position: of the record that set it."""
+    """A message that falls due. position, cause_id: of the record that set it, and of its command."""
 
     type: str
     version: int
     data: str
     due_at: datetime
     position: int
+    cause_id: UUID
 
 
 @dataclass(slots=True)
 class Course(Generic[S]):
     """An instance as its stream tells it. handled: position of the last event of the log that it took. state: what the
     user's `evolve` made of all that came. queue: the steps to come, the first of them issued; None is the end.
-    reason: of the failure that led here; parked_for: of the undo that a person must see to.
-    committed: a pivot was accepted. forward: what was to come behind a pivot that was given up on its way: if it is
-    accepted all the same, that goes on, and what came of giving up does not."""
+    reason: of the failure that led here; parked_for: of the undo that a person must see to. committed: the number of
+    the pivot that was accepted; 0 when none was. forward: what was to come behind a pivot that was given up on its way:
+    if it is accepted all the same, that goes on, and what came of giving up does not."""
 
     saga: Saga[S, Any]
     stream_id: UUID
@@ -238,7 +239,7 @@ class Course(Generic[S]):
     started_at: datetime | None = None
     since: datetime | None = None
     compensates: bool = False
-    committed: bool = False
+    committed: int = 0
     forward: list[Step | None] = field(default_factory=list)
 
     @property
@@ -366,7 +367,7 @@ class Course(Generic[S]):
 
     def _pass_pivot(self, pivot: Step) -> None:
         """There is no way back: what was accepted stays, and giving up came too late."""
-        self.committed = True
+        self.committed = pivot.number
         if not pivot.withdrawn:
             return
         for step in self.queue:
@@ -411,7 +412,7 @@ class Course(Generic[S]):
         undos = [
             self._undo_of(step, recorded)
             for step in reversed(confirmed)
-            if step.undo is not None and step.number not in being_undone and not self.committed
+            if step.undo is not None and step.number not in being_undone and step.number > self.committed
         ]
         self.queue = deque([*kept, *undos])
 
@@ -449,7 +450,7 @@ class Course(Generic[S]):
                     self._give_up(recorded)
             case Set():
                 self.timers[intent.type] = Timer(
-                    intent.type, intent.version, intent.data, intent.due_at, recorded.position
+                    intent.type, intent.version, intent.data, intent.due_at, recorded.position, recorded.command_id
                 )
             case Clear():
                 for name in [name for name in self.timers if intent.type in (None, name)]:

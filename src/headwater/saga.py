@@ -39,7 +39,7 @@ class Do:
 
     undo: what compensates for it, issued when a later step fails. within: until when it must be accepted, counted from
     when it is issued; what is not by then never will be, and the saga gets `TimedOut`. optional: a refusal of it does
-    not fail the saga. pivot: once it is accepted there is no way back, and no undo of it or of a step before is issued.
+    not fail the saga. pivot: once it is accepted there is no way back, and no undo of a step before is issued.
     """
 
     command: Command
@@ -132,7 +132,8 @@ class Saga(Generic[S, I]):
 
     starts: the events that begin an instance; left out, any does. on_failure: what becomes of an instance when `react`,
     or the deciding of a command, raises. undo_retry: how often a refused undo is tried again before a person is called.
-    stuck_after: how long an instance may take before it counts as stuck.
+    stuck_after: how long an instance may take before it counts as stuck. from_start: a saga that the database does not
+    know yet takes what has happened so far, too; left out, it begins at the end of the log.
 
     Both functions see nothing but their arguments: no clock, no I/O.
     """
@@ -146,6 +147,7 @@ class Saga(Generic[S, I]):
     on_failure: Retry | Park = Retry()  # noqa: RUF009 - it is frozen
     undo_retry: Retry = Retry(times=5, first=1.0)  # noqa: RUF009 - it is frozen
     stuck_after: timedelta = timedelta(minutes=5)
+    from_start: bool = False
     events: tuple[type[Event], ...] = field(init=False)
     outcomes: tuple[type[Any], ...] = field(init=False)
     evolves: frozenset[type[Any]] = field(init=False)

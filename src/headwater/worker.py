@@ -40,7 +40,7 @@ SCHEDULED = "schedules"
 async def register_units(connection: Connection, domain: Domain) -> None:
     """Have sagas and reactors stand in the log from now on: what happens before a worker comes waits for it."""
     for saga in domain.sagas:
-        await register(connection, saga.category, CONDUCTED)
+        await register(connection, saga.category, CONDUCTED, from_end=not saga.from_start)
     for reactor in domain.reactors:
         await register(connection, reactor.unit, REACTED, from_end=not reactor.from_start)
     if domain.schedules:

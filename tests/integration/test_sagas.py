@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,10 +14,9 @@ import asyncpg
 import msgspec
 import pytest
 from tests.integration import works
-from tests.integration.works import ChangeOrder, PlaceOrder, Work, app, fulfilment
+from tests.integration.works import ChangeOrder, OrderPlaced, PlaceOrder, Work, app, fulfilment
 
-from headwater import Feature
-from headwater.app import App
+from headwater import After, App, Cancel, Do, Done, Feature, Refusal, Saga, Undo
 from headwater.clock import VirtualClock
 from headwater.config import Settings
 from headwater.errors import CommandIdReused
@@ -280,6 +280,80 @@ async def test_a_command_that_is_gone_parks_the_instance(start: Any, connection:
     await until(lambda: parked(connection, order))
     error = await connection.fetchval("select error from headwater.dead_letters where key = $1", order)
     assert "No decider of this app takes the command Work" in error
+
+
+async def test_a_bug_in_what_follows_a_refusal_is_tried_again_then_parked(
+    start: Any, connection: asyncpg.Connection
+) -> None:
+    calls: list[bool] = []
+
+    def react(known: works.Known, event: works.Input) -> list[Do | Undo | After | Cancel | Done]:
+        if isinstance(event, Refusal):
+            calls.append(works.weather.forgiving)
+            if not works.weather.forgiving:
+                raise RuntimeError("a bug in what follows")
+        return works.react(known, event)
+
+    node = await start(app_of(replace(fulfilment, react=react)))
+    order = await place(node, "a", "no b")
+    await until(lambda: parked(connection, order))
+    assert calls == [False, False]  # once, and once again, as on_failure says
+    works.weather.forgiving = True
+    await again(connection, order)
+    await reached(connection, order, "done")
+    assert await deeds(connection, order) == ["did a", "undid a", "closed WILL_NOT"]
+
+
+async def test_a_decider_that_raises_is_late_where_the_step_has_a_time(
+    node: Node, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    order = await place(node, "a", "bug b", patience=30)
+    await reached(connection, order, "running", "Work (step 2)")
+    await clock.advance(timedelta(seconds=31))
+    await reached(connection, order, "done")
+    assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
+
+
+async def test_an_instance_that_cannot_be_folded_any_more_holds_up_no_other(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    async with Node(app, Settings(), dsn, serve=True, work=True) as node:
+        order = await place(node, "late a")
+        await reached(connection, order, "running", "Work (step 1)")
+        waiting = await place(node, "wait")
+        await reached(connection, waiting, "running", "events")
+
+    def evolve(known: works.Known, event: works.Input) -> works.Known:
+        if isinstance(event, OrderPlaced) and event.order_id == order and not works.weather.forgiving:
+            raise RuntimeError("the next version cannot fold this")
+        return works.evolve(known, event)
+
+    async with Node(app_of(replace(fulfilment, evolve=evolve)), Settings(), dsn, serve=True, work=True) as node:
+        await until(lambda: parked(connection, order))
+        other = await place(node, "x")
+        await reached(connection, other, "done")
+        await change(node, order, "anything")
+        await change(node, waiting, "cancel")
+        await reached(connection, waiting, "done")
+        works.weather.forgiving = True
+        await again(connection, order)
+        await reached(connection, order, "done")
+    assert await deeds(connection, order) == ["did late a", "closed done"]
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+async def test_where_a_new_saga_begins(start: Any, connection: asyncpg.Connection, from_start: bool) -> None:
+    before = await start(App([Feature([works.orders, works.works])]), work=False)
+    old = await place(before, "a")
+    node = await start(app_of(replace(fulfilment, from_start=from_start)))
+    new = await place(node, "a")
+    await reached(connection, new, "done")
+    assert (await instance(connection, old) is not None) is from_start
+
+
+def app_of(saga: Saga[Any, Any]) -> App:
+    """The works' app with another version of the saga."""
+    return App([Feature([works.orders, works.works], sagas=[saga])])
 
 
 # ------------------------------------------------------------------------------------------------------------ messages

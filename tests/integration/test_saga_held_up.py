@@ -1,4 +1,4 @@
-"""What is wrong in the conductor, as far as was found from outside: each test fails today."""
+"""What was held up in a saga goes on when nothing holds it up any more: steps, messages, undos."""
 
 from __future__ import annotations
 
