@@ -286,7 +286,9 @@ class Conductor:
         await connection.execute(_SQL["keep"], *columns)
         timers = [(course.stream_id, t.type, t.due_at) for course in told for t in course.timers.values()]
         streams, names, due = zip(*timers, strict=True) if timers else ((), (), ())
-        await connection.execute(_SQL["stop_timers"], [course.stream_id for course in told], streams, names, due)
+        timed = [course.stream_id for course in told if course.timed]
+        if timed:
+            await connection.execute(_SQL["stop_timers"], timed, streams, names, due)
         if timers:
             await connection.execute(_SQL["set_timers"], streams, names, due, self._saga.name)
 
@@ -461,22 +463,11 @@ class Conductor:
         if step.withdrawn:
             await self._record_failure(held, step, SagaTimedOut, {})
             return
-        issuing = asyncio.create_task(self._issue(held, step))
-        waiting: list[asyncio.Task[Any]] = [issuing]
-        if step.due_at is not None:
-            waiting.append(asyncio.create_task(self._clock.sleep_until(step.due_at)))
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                if not task.done():
-                    task.cancel()
-        if not issuing.done():
-            await asyncio.wait([issuing])
-        if issuing.cancelled():
+            outcome = await self._issue_in_time(held, step)
+        except TimeoutError:
             await self._record_failure(held, step, SagaTimedOut, {})
             return
-        outcome = issuing.result()
         if isinstance(outcome, Refused):
             facts = msgspec.to_builtins(outcome.facts)
             await self._record_failure(
@@ -486,6 +477,22 @@ class Conductor:
             await self._look_again(held)
         else:
             await self._record_accepted(held, step, outcome.version, outcome.position)
+
+    async def _issue_in_time(self, held: _Held, step: Step) -> Accepted | Refused | None:
+        """The same as `_issue`. Raises TimeoutError when the step's time is over."""
+        if step.due_at is None:
+            return await self._issue(held, step)
+        issuing = asyncio.create_task(self._issue(held, step))
+        late = asyncio.create_task(self._clock.sleep_until(step.due_at))
+        try:
+            await asyncio.wait([issuing, late], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            late.cancel()
+            issuing.cancel()  # says nothing to one that is done
+        await asyncio.wait([issuing])
+        if issuing.cancelled():
+            raise TimeoutError
+        return issuing.result()
 
     async def _issue(self, held: _Held, step: Step) -> Accepted | Refused | None:
         """The command's outcome; None when its id has been taken by a record of this instance.

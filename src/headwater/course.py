@@ -218,9 +218,10 @@ class Timer:
 class Course(Generic[S]):
     """An instance as its stream tells it. handled: position of the last event of the log that it took. state: what the
     user's `evolve` made of all that came. queue: the steps to come, the first of them issued; None is the end.
-    reason: of the failure that led here; parked_for: of the undo that a person must see to. committed: the number of
-    the pivot that was accepted; 0 when none was. forward: what was to come behind a pivot that was given up on its way:
-    if it is accepted all the same, that goes on, and what came of giving up does not."""
+    timed: a message was ever to fall due. reason: of the failure that led here; parked_for: of the undo that a person
+    must see to. committed: the number of the pivot that was accepted; 0 when none was. forward: what was to come behind
+    a pivot that was given up on its way: if it is accepted all the same, that goes on, and what came of giving up does
+    not."""
 
     saga: Saga[S, Any]
     stream_id: UUID
@@ -233,6 +234,7 @@ class Course(Generic[S]):
     steps: list[Step] = field(default_factory=list)
     queue: deque[Step | None] = field(default_factory=deque)
     timers: dict[str, Timer] = field(default_factory=dict)
+    timed: bool = False
     phase: Phase = Phase.RUNNING
     reason: str | None = None
     parked_for: str | None = None
@@ -449,6 +451,7 @@ class Course(Generic[S]):
                 if not self.committed:
                     self._give_up(recorded)
             case Set():
+                self.timed = True
                 self.timers[intent.type] = Timer(
                     intent.type, intent.version, intent.data, intent.due_at, recorded.position, recorded.command_id
                 )

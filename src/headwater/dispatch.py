@@ -205,7 +205,10 @@ class Dispatcher:
             if stream is None:
                 # What was written of one that broke is still true, and need not be read again.
                 known = known or self._streams.get(asked.stream_id)
-                stream, fresh = await self._load(asked.decider, asked.stream_id, known)
+                if asked.command.creates and not attempt and known is None:
+                    stream = self._assume(asked)
+                else:
+                    stream, fresh = await self._load(asked.decider, asked.stream_id, known)
             known = stream
             try:
                 events, claims, state = asked.decide(stream, seen)
@@ -234,6 +237,14 @@ class Dispatcher:
         if stream is None or stream.chain.broken or stream.category != asked.decider.category:
             return None
         self._streams.move_to_end(asked.stream_id)
+        return stream
+
+    def _assume(self, asked: _Asked) -> _Stream:
+        """A stream that is created is most likely not there: the append finds out, for nothing, what a look at the log
+        would have."""
+        stream = self._streams[asked.stream_id] = _Stream(asked.decider.category, 0, asked.decider.initial, 0)
+        if len(self._streams) > self._limit:
+            self._evict()
         return stream
 
     def _submit(

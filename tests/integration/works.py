@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 from uuid import UUID
-
-from msgspec import Meta
 
 from headwater import (
     After,
@@ -29,7 +27,7 @@ from headwater.errors import Unavailable
 from headwater.failure import Retry
 from headwater.ids import derived_id
 
-Text: TypeAlias = Annotated[str, Meta(max_length=200)]
+NOBODY = UUID(int=0)
 
 
 class Exists(Refused):

@@ -1,0 +1,58 @@
+"""A worker keeps units of every sort; here, that schedules are among them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+from tests.integration import works
+from tests.integration.works import PlaceOrder, fulfilment
+
+from headwater import App, Feature, Schedule
+from headwater.clock import VirtualClock
+from headwater.ids import derived_id
+from headwater.node import Node
+from headwater.standings import read_standings
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def order(due: datetime) -> PlaceOrder:
+    return PlaceOrder(order_id=derived_id(fulfilment.stream_of(works.NOBODY), due.isoformat()), plan=["a"])
+
+
+app = App(
+    [
+        Feature(
+            deciders=[works.orders, works.works],
+            sagas=[fulfilment],
+            schedules=[Schedule("hourly order", order, every=timedelta(hours=1))],
+        )
+    ]
+)
+
+
+async def test_a_schedule_begins_a_saga_in_whichever_worker_has_the_lease(
+    start: Callable[..., Awaitable[Node]], connection: asyncpg.Connection
+) -> None:
+    clock = VirtualClock(NOON)
+    nodes = [await start(app, serve=False, clock=clock) for _ in range(2)]
+
+    async def orders(count: int) -> None:
+        async with asyncio.timeout(20):
+            query = "select count(*) from headwater.sagas where status = 'done'"
+            while await connection.fetchval(query) < count:  # noqa: ASYNC110 - nothing rings for it
+                await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(20):
+        while not await connection.fetchval("select count(*) from headwater.schedules"):  # noqa: ASYNC110 - the same
+            await asyncio.sleep(0.01)
+    for passed in range(1, 4):
+        await clock.advance(timedelta(hours=1))
+        await orders(passed)
+    actors = await connection.fetch("select actor from headwater.events where type = 'OrderPlaced'")
+    assert [row["actor"] for row in actors] == ["schedule hourly order"] * 3
+    assert "schedules" not in {each.name for each in (await read_standings(nodes[0].database.pool)).projections}
+    assert await nodes[0].troubles() == {}
