@@ -223,7 +223,7 @@ async def test_workers_are_killed_and_stopped_at_random_under_load(
     try:
         for n in range(KILLS):
             pid = await nursery.worker()
-            await asyncio.sleep(chance.uniform(0.02, 0.2))  # how long it lives
+            await asyncio.sleep(chance.uniform(0.02, 0.13))  # how long it lives
             if n % 4 == 0:
                 os.kill(pid, signal.SIGSTOP)
                 asleep.append(pid)
