@@ -590,9 +590,10 @@ class Conductor:
         failures = 0
         while True:
             self._timers_moved.clear()
+            now = self._clock.now()  # one moment for both: or what falls due between them is neither due nor to come
             try:
-                await self._fire_due()
-                due_at = await self._pool.pool.fetchval(_SQL["next_due"], self._saga.name, self._clock.now())
+                await self._fire_due(now)
+                due_at = await self._pool.pool.fetchval(_SQL["next_due"], self._saga.name, now)
                 failures = 0
             except PASSING:
                 failures += 1
@@ -611,8 +612,8 @@ class Conductor:
             for task in waiting:
                 task.cancel()
 
-    async def _fire_due(self) -> None:
-        now, after = self._clock.now(), (_LONG_AGO, _FIRST)
+    async def _fire_due(self, now: datetime) -> None:
+        after = (_LONG_AGO, _FIRST)
         while True:
             rows = await self._pool.pool.fetch(_SQL["due"], self._saga.name, now, *after, TIMERS_AT_ONCE)
             await asyncio.gather(*(self._fire(row["stream_id"], row["message"], now) for row in rows))

@@ -116,3 +116,24 @@ async def test_a_message_that_the_code_fails_on_is_parked_and_retried(
     works.weather.forgiving = True
     await sagas.retry(connection, order, "ada")
     await seen(connection, order, "done")
+
+
+async def test_a_message_that_falls_due_during_the_look_for_those_that_are_due_is_not_missed(
+    start: Any, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    node = await start(app, settings=QUICK, clock=clock)
+    order, other = await place(node, "a", "wait"), await place(node, "b", "wait")
+    await change(node, order, "remind")
+    for each, waiting_for in ((order, "its messages"), (other, "events")):
+        await seen(connection, each, "running", waiting_for)
+    async with connection.transaction():
+        await connection.execute("lock headwater.timers")
+        await change(node, other, "something")  # messages are looked up when an instance has changed
+
+        async def is_looking() -> bool:
+            query = "select from pg_locks where relation = 'headwater.timers'::regclass and not granted"
+            return bool(await connection.fetch(query))
+
+        await until(is_looking)
+        await clock.advance(timedelta(hours=2))
+    await seen(connection, order, "done")
