@@ -318,9 +318,17 @@ async def test_resuming_after_any_message_leads_to_the_same_rows(
         each.away_until = head
         async with following(each, watch_changes(feed, where, each.position)):
             await each.holds(rows)
-    # And goes on from there.
-    resumed = held[len(held) // 2]
+    # And goes on from there. What changes before it is back is still of the time when it was away.
+    resumed, back = held[len(held) // 2], asyncio.Event()
+
+    class Telling(Watcher):
+        def start(self, position: int, edition: int = 0) -> None:
+            super().start(position, edition)
+            back.set()
+
+    monkeypatch.setattr(subscriptions, "Watcher", Telling)
     async with following(resumed, watch_changes(feed, where, resumed.position)):
+        await back.wait()
         await load.some(40)
         await load.settled()
         rows = await table(connection, account_view, where)
