@@ -23,8 +23,10 @@ _names = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """A server of this run's own. It need not outlive the machine, so it does not wait for the disk."""
-    options = {"fsync": "off", "full_page_writes": "off", "max_connections": "200", "max_prepared_transactions": "10"}
+    """A server of this run's own. It need not outlive the machine, so it does not wait for the disk; and with a WAL for
+    a restart only, a database is cloned in half the time."""
+    options = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
+    options |= {"max_connections": "200", "max_prepared_transactions": "10"}
     with embedded.temporary(options=options) as server:
         yield server
 
@@ -85,7 +87,7 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
 
 async def _created(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
     name = f"test_{next(_names)}"
-    await _execute(postgres.dsn(), f"create database {name} template {template}")
+    await _execute(postgres.dsn(), f"create database {name} template {template} strategy file_copy")
     try:
         yield postgres.dsn(name)
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from tests.commands import run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,16 +30,8 @@ mutation($email: String!) {
 
 async def run(*arguments: str, **environ: str) -> tuple[int, str]:
     """Run a command of the CLI to its end: its exit code, and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headwater", *arguments),
-        cwd=ROOT,
-        env=environ,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, out.decode()
+    code, out, err = await run_command(*arguments, environ=environ)
+    return code, out + err
 
 
 @pytest.fixture

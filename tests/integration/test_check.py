@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from tests.commands import run_command
 
 import headwater.check
 from bank.accounts.domain import accounts as account_decider
@@ -175,21 +174,9 @@ async def test_no_process_starts_on_a_log_that_it_cannot_read(
         await start(serve=serve, work=work)
 
 
-async def command_line(dsn: str, *arguments: str) -> tuple[int | None, str, str]:
+async def command_line(dsn: str, *arguments: str) -> tuple[int, str, str]:
     """`headwater ...`: its exit code, and what it printed on standard output and error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headwater", *arguments),
-        cwd=ROOT,
-        env=os.environ | {"DATABASE_URL": dsn},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-    except TimeoutError:
-        process.kill()
-        raise
-    return process.returncode, out.decode(), err.decode()
+    return await run_command(*arguments, DATABASE_URL=dsn)
 
 
 async def test_the_command_line_says_so(dsn: str, connection: asyncpg.Connection) -> None:

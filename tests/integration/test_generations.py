@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.commands import run_command
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
@@ -772,15 +773,7 @@ async def test_a_generation_can_be_forced(dsn: str, connection: asyncpg.Connecti
 
 async def run_headwater(dsn: str, *arguments: str) -> tuple[int, str, str]:
     """The command line in a process of its own: exit code, output and errors."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headwater", *arguments, "--app", "bank.main:app"),
-        env={**_environ(), "DATABASE_URL": dsn},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return await run_command(*arguments, "--app", "bank.main:app", DATABASE_URL=dsn)
 
 
 def _environ() -> dict[str, str]:

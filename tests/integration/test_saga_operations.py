@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.commands import run_command
 from tests.integration import works
 from tests.integration.test_metrics import scrape, worker_of
 from tests.integration.works import ChangeOrder, PlaceOrder, app, fulfilment
@@ -557,31 +556,21 @@ def test_only_an_app_with_sagas_has_them_in_its_schema() -> None:
 # The command line ----------------------------------------------------------------------------------------------------
 
 
-async def headwater(dsn: str, *arguments: str) -> tuple[int, str, str]:
+async def run(dsn: str, *arguments: str) -> tuple[int, str, str]:
     """A command as an operator runs it: exit code, output, complaints."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headwater", *arguments),
-        cwd=ROOT,
-        env=kept | {"DATABASE_URL": dsn},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, complaints = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, output.decode(), complaints.decode()
+    return await run_command(*arguments, DATABASE_URL=dsn)
 
 
 APP = ("--app", "tests.integration.works:app")
 
 
 async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Connection, dsn: str) -> None:
-    assert await headwater(dsn, "sagas", "list", *APP) == (0, "No sagas.\n", "")
+    assert await run(dsn, "sagas", "list", *APP) == (0, "No sagas.\n", "")
     undone = await parked_undo(node, connection)
     bug = await parked_bug(node, connection)
     await connection.execute("update headwater.sagas set started_at = '2026-01-01' where stream_id = $1", bug.stream_id)
 
-    code, output, complaints = await headwater(dsn, "sagas", "list", *APP)
+    code, output, complaints = await run(dsn, "sagas", "list", *APP)
     assert (code, complaints) == (0, "")
     heading, first, second = output.splitlines()
     assert heading.split() == ["SAGA", "KEY", "STATUS", "SINCE", "WAITING", "FOR", "REASON"]
@@ -590,7 +579,7 @@ async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Conne
     assert second.startswith(f"Fulfilment  {undone.key}  parked         ")
     assert second.endswith("a person     the undo Unwork was refused: WILL_NOT")
 
-    code, output, _ = await headwater(dsn, "sagas", "list", "--status", "parked", "--limit", "1", "--json")
+    code, output, _ = await run(dsn, "sagas", "list", "--status", "parked", "--limit", "1", "--json")
     assert code == 0
     one = json.loads(output.splitlines()[0])
     assert {
@@ -602,41 +591,41 @@ async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Conne
     assert (one["stuck"], one["waitingFor"], one["position"]) == (False, "a person", str(bug.position))
     assert one["state"]["changes"] == 0
     assert one["steps"][0]["state"] == "confirmed"
-    code, output, _ = await headwater(dsn, "sagas", "list", "--stuck", "--saga", "Fulfilment", *APP)
+    code, output, _ = await run(dsn, "sagas", "list", "--stuck", "--saga", "Fulfilment", *APP)
     assert [str(bug.key) in line for line in output.splitlines()[1:]] == [True]
 
-    code, output, _ = await headwater(dsn, "sagas", "show", str(undone.key), *APP)
+    code, output, _ = await run(dsn, "sagas", "show", str(undone.key), *APP)
     assert code == 0
     assert output.startswith(f"Fulfilment {undone.key}: parked\n  id            {undone.stream_id}, version ")
     assert "\n  waiting for   a person\n  reason        the undo Unwork was refused: WILL_NOT\n" in output
     assert "    1  confirmed  Work              " in output
     assert "refused    Unwork, undoes 1  " in output
 
-    code, output, _ = await headwater(dsn, "status", *APP)
+    code, output, _ = await run(dsn, "status", *APP)
     assert "SAGA        RUNNING  UNDOING  PARKED  STUCK\nFulfilment        0        0       2  1\n" in output
-    code, output, _ = await headwater(dsn, "status", "--json", *APP)
+    code, output, _ = await run(dsn, "status", "--json", *APP)
     assert json.loads(output)["sagas"] == [{"saga": "Fulfilment", "running": 0, "undoing": 0, "parked": 2, "stuck": 1}]
 
     works.weather.forgiving = True
     asked = f"Fulfilment {undone.key} will be tried again by the worker that runs the saga.\n"
-    assert await headwater(dsn, "sagas", "retry", str(undone.key)) == (0, asked, "")
+    assert await run(dsn, "sagas", "retry", str(undone.key)) == (0, asked, "")
     await seen(connection, undone.key, "done")
     assert ("SagaRetried", getpass.getuser()) in await records(connection, undone)
-    code, _, complaints = await headwater(dsn, "sagas", "retry", str(undone.key))
+    code, _, complaints = await run(dsn, "sagas", "retry", str(undone.key))
     assert (code, complaints) == (1, f"headwater: Fulfilment {undone.key} is done: nothing of it waits for a person\n")
 
-    code, output, _ = await headwater(dsn, "sagas", "abandon", str(bug.stream_id), "--reason", "too old")
+    code, output, _ = await run(dsn, "sagas", "abandon", str(bug.stream_id), "--reason", "too old")
     assert (code, output) == (0, f"Fulfilment {bug.key} is abandoned.\n")
     assert (await seen(connection, bug.key, "abandoned")).reason == "too old"
     over = f"headwater: Fulfilment {bug.key} is over: it is abandoned\n"
-    assert await headwater(dsn, "sagas", "abandon", str(bug.key), "--reason", "again") == (1, "", over)
+    assert await run(dsn, "sagas", "abandon", str(bug.key), "--reason", "again") == (1, "", over)
 
 
 async def test_all_at_once_from_the_command_line(node: Node, connection: asyncpg.Connection, dsn: str) -> None:
     parked = [await parked_undo(node, connection), await parked_bug(node, connection)]
     works.weather.forgiving = True
     done = "2 parked instances will be tried again by the worker that runs the saga.\n"
-    assert await headwater(dsn, "sagas", "retry", "--all", "--saga", "Fulfilment") == (0, done, "")
+    assert await run(dsn, "sagas", "retry", "--all", "--saga", "Fulfilment") == (0, done, "")
     await seen(connection, parked[0].key, "done")
     await seen(connection, parked[1].key, "running", "events")
 
@@ -654,7 +643,7 @@ async def test_all_at_once_from_the_command_line(node: Node, connection: asyncpg
     ],
 )
 async def test_what_the_command_line_refuses(dsn: str, arguments: list[str]) -> None:
-    code, output, complaints = await headwater(dsn, "sagas", *arguments)
+    code, output, complaints = await run(dsn, "sagas", *arguments)
     assert (code, output) == (1, "")
     assert complaints.startswith("headwater: ")
     assert len(complaints.splitlines()) == 1

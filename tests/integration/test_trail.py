@@ -20,6 +20,7 @@ import asyncpg
 import msgspec
 import pytest
 from graphql import GraphQLInputObjectType, GraphQLObjectType, build_schema
+from tests.commands import run_command
 
 from bank.main import app as bank
 from headwater.config import Settings
@@ -399,10 +400,8 @@ async def start_headwater(environ: dict[str, str], *arguments: str) -> asyncio.s
 
 async def run(environ: dict[str, str], *arguments: str) -> tuple[int, list[str]]:
     """Exit code, and the lines of what it said."""
-    process = await start_headwater(environ, *arguments)
-    out, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode is not None
-    return process.returncode, (out + err).decode().splitlines()
+    code, out, err = await run_command("events", *arguments, environ=environ)
+    return code, (out + err).splitlines()
 
 
 async def test_tail(environ: dict[str, str], writer: Writer) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,6 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec import field
+from tests.commands import run_command
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
@@ -275,17 +274,9 @@ async def test_rows_of_other_code_are_not_compared(database: Database, connectio
 # The command ---------------------------------------------------------------------------------------------------------
 
 
-async def run_verify(dsn: str, *arguments: str) -> tuple[int | None, str, str]:
+async def run_verify(dsn: str, *arguments: str) -> tuple[int, str, str]:
     """`headwater verify` in a process of its own: exit code, output and errors."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headwater", "verify", *arguments, "--app", "bank.main:app"),
-        env={**environ, "DATABASE_URL": dsn},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode, out.decode(), err.decode()
+    return await run_command("verify", *arguments, "--app", "bank.main:app", DATABASE_URL=dsn)
 
 
 async def test_the_command_says_so_by_its_exit_code(
