@@ -27,10 +27,10 @@ WORKERS = 2
 
 async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
     """64 transfers in flight on one process that does everything; the same served by one, kept by two workers."""
-    dsn = await create(postgres, "transferring")
+    dsn, apart = await create(postgres, "transferring"), await create(postgres, "plain")
     plain, alone, shared = [], [], []
     for _ in range(ROUNDS):
-        async with node(dsn, work=False) as running:
+        async with node(apart, work=False) as running:  # or the workers had its deposits to project
             accounts = await open_accounts(running, IN_FLIGHT)
             execute = running.dispatcher.execute
             plain.append(await rate(IN_FLIGHT, SECONDS, lambda n: execute(deposit(accounts[n]))))  # noqa: B023 - awaited
