@@ -19,7 +19,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     database_url: Annotated[
         str | None,
-        Meta(description="The PostgreSQL to use. Only `headwater dev` starts one of its own where this is not set."),
+        Meta(
+            description="The PostgreSQL to use. Only `headwater dev` starts one of its own where this is not set, and"
+            " while it runs, commands that look at a database look at that one."
+        ),
     ] = None
     data: Annotated[
         Path, Meta(description="Directory of the PostgreSQL that `headwater dev` starts; kept between runs.")

@@ -66,10 +66,6 @@ class Reactor:
         return str(derived_id(event.event_id, self.unit))
 
 
-def is_reactor(unit: str) -> bool:
-    """Whether that, among the projections, is a reactor's name."""
-    return unit.startswith(_UNIT)
-
 
 def _events_of(react: Callable[..., Any]) -> tuple[type[Event], ...]:
     where = f"{react.__module__}.{react.__qualname__}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.commands import run_command
 from websockets.exceptions import ConnectionClosed
 
 REGISTER = """
@@ -45,6 +47,20 @@ async def test_a_newcomer_sees_a_deposit_at_once(headwater: Callable[..., Any], 
 
     assert deposited == {"deposit": {"account": {"balance": "12.50"}}}
     assert await socket.next() == {"account": {"balance": "12.50"}}
+
+
+async def test_commands_look_at_the_database_of_the_dev_that_runs_here(
+    headwater: Callable[..., Any], data: Path, clean_environ: dict[str, str]
+) -> None:
+    environ = clean_environ | {"HEADWATER_DATA": str(data)}
+    assert "DATABASE_URL is not set" in (await run_command("events", "tail", environ=environ))[2]
+    dev = await headwater("dev")
+    user = (await dev.graphql(REGISTER, email="ada@example.org"))["registerUser"]
+    for command in (["events", "tail"], ["verify", "--all"], ["check"], ["status"], ["sagas", "list"]):
+        code, out, err = await run_command(*command, environ=environ)
+        assert (code, err) == (0, ""), command
+        assert user["streamId"] in out or command != ["events", "tail"]
+    assert "DATABASE_URL is not set" in (await run_command("serve", environ=environ))[2], "it may stop at any time"
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])

@@ -81,7 +81,7 @@ async def tab(browser: Browser) -> Callable[..., Any]:
     return open_tab
 
 
-async def test_a_newcomer_clicks_and_sees_a_deposit_in_a_second_tab(
+async def test_a_newcomer_clicks_and_sees_a_deposit_and_a_transfer_in_a_second_tab(
     headwater: Callable[..., Any], tab: Callable[..., Any], blank_dsn: str
 ) -> None:
     dev = await headwater("dev", DATABASE_URL=blank_dsn)
@@ -101,6 +101,14 @@ async def test_a_newcomer_clicks_and_sees_a_deposit_in_a_second_tab(
 
     await first.shows("12.50")
     await second.shows("12.50")
+
+    await second.choose("Follow")
+    await second.run()
+    await second.shows("null")
+    await first.choose("Transfer")
+    await first.run()
+    await first.shows("REQUESTED")
+    await second.shows("COMPLETED")
     for each in (first, second):
         assert each.hosts == {dev.url.removeprefix("http://")}
         assert each.failed == []

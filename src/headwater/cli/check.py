@@ -8,7 +8,7 @@ from headwater.app import App
 from headwater.check import Stored, check, complaint
 from headwater.cli.application import app_option, load
 from headwater.cli.commands import Commands, command
-from headwater.cli.connection import dsn_of, migrated_database
+from headwater.cli.connection import dsn_to_ask, migrated_database
 from headwater.cli.loop import complete
 from headwater.cli.output import complain
 from headwater.config import Settings
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
 
 
 def _check(chosen: argparse.Namespace, settings: Settings) -> int:
-    kinds = complete(_checked(load(chosen.app), dsn_of(settings)))
+    kinds = complete(_checked(load(chosen.app), dsn_to_ask(settings)))
     unreadable = [kind for kind in kinds if kind.unreadable is not None]
     if unreadable:
         return complain(complaint(unreadable))

@@ -1,4 +1,4 @@
-"""The database that DATABASE_URL names: how a command reaches it, and what it says when it cannot.
+"""The database that a command is about: how it is reached, and what the command says when it cannot be.
 
 An operator's command is one line of it: `ask(settings, question)`.
 """
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import asyncpg
 
+from headwater import embedded
 from headwater.cli.loop import complete
 from headwater.config import Settings
 from headwater.database import UNREACHABLE, Database
@@ -21,17 +22,25 @@ T = TypeVar("T")
 
 
 def dsn_of(settings: Settings) -> str:
+    """The database that is set, and no other: for a process that serves it."""
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set; give it a postgresql:// address, or use `headwater dev`")
     return settings.database_url
 
 
-def ask(settings: Settings, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    """Ask the database that is set something, and wait for the answer.
+def dsn_to_ask(settings: Settings) -> str:
+    """The database that is set, or that of the `headwater dev` which runs in this folder: for who looks at it."""
+    if settings.database_url is None and (running := embedded.running_dsn(settings.data)) is not None:
+        return running
+    return dsn_of(settings)
 
-    Raises the errors that `main` answers with a sentence: no DATABASE_URL, nobody there, not migrated.
+
+def ask(settings: Settings, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    """Ask the database something, and wait for the answer.
+
+    Raises the errors that `main` answers with a sentence: no database, nobody there, not migrated.
     """
-    return complete(connected(dsn_of(settings), question))
+    return complete(connected(dsn_to_ask(settings), question))
 
 
 async def connected(dsn: str, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
 from headwater.cli.commands import Commands, command, group
-from headwater.cli.connection import dsn_of, reaching
+from headwater.cli.connection import dsn_to_ask, reaching
 from headwater.cli.loop import complete, until
 from headwater.cli.output import complain, leaving_the_pipe
 from headwater.codec import Codec
@@ -43,12 +43,12 @@ def add(commands: Commands) -> None:
 
 def _tail(chosen: argparse.Namespace, settings: Settings) -> None:
     with leaving_the_pipe():
-        complete(_print_tail(chosen, settings, dsn_of(settings)))
+        complete(_print_tail(chosen, settings, dsn_to_ask(settings)))
 
 
 def _trace(chosen: argparse.Namespace, settings: Settings) -> int:
     with leaving_the_pipe():
-        entries = complete(_correlated(chosen.correlation_id, settings, dsn_of(settings)))
+        entries = complete(_correlated(chosen.correlation_id, settings, dsn_to_ask(settings)))
         if not entries:
             return complain(f"the log holds nothing of correlation {chosen.correlation_id}")
         for line in tree_of(entries):

@@ -14,7 +14,7 @@ import asyncpg
 from headwater.app import App
 from headwater.cli.application import app_option, load, node_of, view_named
 from headwater.cli.commands import Commands, command
-from headwater.cli.connection import connected, dsn_of
+from headwater.cli.connection import connected, dsn_to_ask
 from headwater.cli.loop import complete
 from headwater.config import Settings
 from headwater.follow import follow
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
 
 def _rebuild(chosen: argparse.Namespace, settings: Settings) -> None:
     app = load(chosen.app)
-    position = complete(_rebuilt(app, settings, dsn_of(settings), view_named(app, chosen.name)))
+    position = complete(_rebuilt(app, settings, dsn_to_ask(settings), view_named(app, chosen.name)))
     print(f"{chosen.name} is live with its new rows, from position {position:,} on.")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from headwater.app import App
 from headwater.cli.application import app_option, load, view_named
 from headwater.cli.commands import Commands, command
-from headwater.cli.connection import dsn_of, migrated_database
+from headwater.cli.connection import dsn_to_ask, migrated_database
 from headwater.cli.loop import complete
 from headwater.config import Settings
 from headwater.errors import SettingsError
@@ -33,7 +33,7 @@ def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError(f"--sample {chosen.sample} must be at least 1")
     app = load(chosen.app)
     views = app.domain.views if chosen.name is None else [view_named(app, chosen.name)]
-    reports = complete(_verified(app, dsn_of(settings), views, None if chosen.all else chosen.sample))
+    reports = complete(_verified(app, dsn_to_ask(settings), views, None if chosen.all else chosen.sample))
     for report in reports:
         for line in report.lines():
             print(line)

@@ -24,7 +24,7 @@ from headwater.embedded.home import PORT, SUPERUSER, home_of, make_data, remove_
 from headwater.embedded.locks import Use, locked
 from headwater.embedded.postmaster import answers, bring_up, end, postmaster
 
-__all__ = ["EmbeddedError", "EmbeddedPostgres", "start", "temporary"]
+__all__ = ["EmbeddedError", "EmbeddedPostgres", "running_dsn", "start", "temporary"]
 
 OPTIONS: Mapping[str, str] = MappingProxyType({"shared_buffers": "256MB", "max_connections": "100"})
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
@@ -43,8 +43,7 @@ class EmbeddedPostgres:
 
     def dsn(self, database: str = SUPERUSER) -> str:
         """For asyncpg as it is; for SQLAlchemy with `postgresql+asyncpg` as its scheme."""
-        where = f"host={quote(str(self.socket), safe='')}&port={self.port}"
-        return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?{where}"
+        return _dsn(self.socket, self.port, database)
 
     def running(self) -> bool:
         found = postmaster(self.cluster)
@@ -90,6 +89,19 @@ def start(data: Path, *, options: Mapping[str, str] = NO_OPTIONS, wait: float = 
             f"the embedded PostgreSQL cannot be kept in {data}: {error}. Set HEADWATER_DATA to a directory of your own"
         ) from error
     return EmbeddedPostgres(data, home.cluster, home.binaries, found.socket, found.port, use)
+
+
+def running_dsn(data: Path) -> str | None:
+    """Where the server of a data directory answers, if one runs. It is not held: whoever started it may stop it."""
+    try:
+        found = postmaster((data.expanduser() / "postgres").resolve())
+    except OSError:  # somebody else's
+        return None
+    return _dsn(found.socket, found.port, SUPERUSER) if found is not None and found.status == "ready" else None
+
+
+def _dsn(socket: Path, port: int, database: str) -> str:
+    return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={quote(str(socket), safe='')}&port={port}"
 
 
 def arguments(socket: Path, options: Mapping[str, str]) -> list[str]:
