@@ -543,8 +543,8 @@ class Conductor:
             self.tally.steps += 1
         else:
             self.tally.compensations += 1
-            logger.warning(
-                "saga %s: %s, %s was compensated by %s", self._saga.name, course.key, step.undoes, step.command
+            logger.info(
+                "saga %s: %s, step %d was compensated by %s", self._saga.name, course.key, step.undoes, step.command
             )
 
     async def _record_failure(self, held: _Held, step: Step, kind: Any, facts: dict[str, Any]) -> None:

@@ -66,7 +66,6 @@ class Reactor:
         return str(derived_id(event.event_id, self.unit))
 
 
-
 def _events_of(react: Callable[..., Any]) -> tuple[type[Event], ...]:
     where = f"{react.__module__}.{react.__qualname__}"
     if not iscoroutinefunction(react):
