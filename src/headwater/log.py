@@ -81,40 +81,39 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
 
 async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> list[Appended]:
     """Append a batch in one transaction; a verdict for each, in order. A loser harms no neighbour."""
-    leads = _leads(batch)
-    if leads is not None:
+    behind = _behind(batch)
+    if behind is not None:
         base = await connection.fetchval(
             _SQL["append_plain"],
             [each.command_id for each in batch],
             [each.stream_id for each in batch],
             [each.expected for each in batch],
-            list(leads),
-            list(leads.values()),
+            behind if True in behind else None,
             *_event_columns(batch),
         )
         if base is not None:
             return [
-                Appended(Verdict.ACCEPTED, each.expected + 1, position, each.stream_id)  # type: ignore[operator]  # _leads has seen that none is None
+                Appended(Verdict.ACCEPTED, each.expected + 1, position, each.stream_id)  # type: ignore[operator]  # _behind has seen that none is None
                 for position, each in enumerate(batch, base + 1)
             ]
     return await _judge(connection, batch)
 
 
-def _leads(batch: Sequence[Append]) -> dict[UUID, int] | None:
-    """Each stream of the batch with the version that its first command expects; None when the batch is not plain, see
-    migrations/versions/0002_append_plain.sql."""
-    leads: dict[UUID, int] = {}
-    behind: dict[UUID, int] = {}
+def _behind(batch: Sequence[Append]) -> list[bool] | None:
+    """Whether the command before each on its stream is in the batch too; None when the batch is not plain, see
+    migrations/versions/0005_append_once.sql."""
+    reached: dict[UUID, int] = {}
+    behind = []
     for each in batch:
         expected, stream_id = each.expected, each.stream_id
         if expected is None or each.claims or len(each.events) != 1:
             return None
-        if stream_id not in leads:
-            leads[stream_id] = expected
-        elif behind[stream_id] != expected:
+        version = reached.get(stream_id)
+        if version is not None and version != expected:
             return None
-        behind[stream_id] = expected + 1
-    return leads if len({each.command_id for each in batch}) == len(batch) else None
+        behind.append(version is not None)
+        reached[stream_id] = expected + 1
+    return behind
 
 
 async def _judge(connection: asyncpg.Connection, batch: Sequence[Append]) -> list[Appended]:

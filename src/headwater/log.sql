@@ -5,7 +5,7 @@ select verdicts, versions, positions, streams, blockers
 
 -- name: append_plain
 -- A batch of one-event commands as a whole: the position before it, or null when anyone in it loses.
-select headwater.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+select headwater.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 
 -- name: head
 -- Where the log ends.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -113,7 +113,15 @@ DRAFTS = st.builds(
     events=st.integers(0, 3),
     claims=st.one_of(st.just(()), CLAIMS),
 )
-CALLS = st.lists(st.lists(DRAFTS, min_size=1, max_size=6), min_size=1, max_size=6)
+PLAIN = st.builds(  # what the short way takes, but for an expected version that does not follow the one before
+    Draft,
+    command=st.integers(0, 11),
+    stream=st.integers(0, 2),
+    expected=st.sampled_from([*[RIGHT] * 9, NEW, 1, 2]),
+)
+CALLS = st.lists(
+    st.lists(DRAFTS, min_size=1, max_size=6) | st.lists(PLAIN, min_size=1, max_size=6), min_size=1, max_size=6
+)
 _examples = count(1)
 
 
@@ -125,6 +133,7 @@ _examples = count(1)
 )
 @given(calls=CALLS)
 @example(calls=[[Draft(0, 0, claims=((True, "a"), (False, "a")))], [Draft(1, 1, claims=((True, "a"),))]])
+@example(calls=[[Draft(0, 0, expected=1)], [Draft(1, 0, expected=RIGHT)]])
 @example(calls=[[Draft(0, 0, claims=((False, "a"), (True, "a"), (False, "a"), (True, "a")))]])
 async def test_the_function_does_what_its_model_does(connection: asyncpg.Connection, calls: list[list[Draft]]) -> None:
     run = next(_examples)
@@ -275,9 +284,34 @@ async def test_a_call_rings_once_and_only_when_it_appended(connection: asyncpg.C
 # ------------------------------------------------------------------------------------------------------------- the plan
 
 
-@pytest.mark.parametrize("mode", ["force_custom_plan", "auto", "force_generic_plan"])
+MODES = pytest.mark.parametrize("mode", ["force_custom_plan", "auto", "force_generic_plan"])
+
+
+@MODES
 async def test_the_plan_keeps_to_index_lookups(connection: asyncpg.Connection, mode: str) -> None:
     """From an empty log, on which a plan may be made for good, to one of 20,000 events; for small and large calls."""
+    looked_at = {"events_stream_version_key", "events_command_ordinal_key"}
+    await _check_plans(connection, mode, looked_at, lambda size: [_command(place) for place in range(size)])
+
+
+@MODES
+async def test_the_short_way_keeps_to_index_lookups(connection: asyncpg.Connection, mode: str) -> None:
+    """The same for one-event commands on streams that are known."""
+    streams = [new_id() for _ in range(300)]
+    versions = dict.fromkeys(streams, 1)
+    await append(connection, [_deposit(stream, expected=NEW) for stream in streams])
+
+    def go_on(size: int) -> list[Append]:
+        batch = [_deposit(stream, expected=versions[stream]) for stream in streams[:size]]
+        versions.update({each.stream_id: each.expected + 1 for each in batch})  # type: ignore[operator]  # never None
+        return batch
+
+    await _check_plans(connection, mode, {"events_stream_version_key"}, go_on)
+
+
+async def _check_plans(
+    connection: asyncpg.Connection, mode: str, looked_at: set[str], batch_of: Callable[[int], list[Append]]
+) -> None:
     plans: list[dict[str, Any]] = []
     connection.add_log_listener(lambda _, message: plans.append(_plan_of(message.message)))
     await connection.execute(
@@ -287,20 +321,22 @@ async def test_the_plan_keeps_to_index_lookups(connection: asyncpg.Connection, m
     )
     await connection.execute(f"set plan_cache_mode = {mode}")
     for _ in range(2):
-        await connection.execute("set client_min_messages = notice")
         for size in (*[1] * 7, 10, 300, 300):  # PostgreSQL looks for a generic plan from the sixth call on
+            batch = batch_of(size)
             plans.clear()
-            await append(connection, [_command(place) for place in range(size)])
-            _check([node for plan in plans for node in _nodes(plan)])
-        await connection.execute("set client_min_messages = error")
+            await connection.execute("set client_min_messages = notice")
+            answers = await append(connection, batch)
+            await connection.execute("set client_min_messages = error")
+            assert {each.verdict for each in answers} == {Verdict.ACCEPTED}
+            _check([node for plan in plans for node in _nodes(plan)], looked_at)
         await _fill(connection, 20_000)
 
 
-def _check(nodes: list[dict[str, Any]]) -> None:
+def _check(nodes: list[dict[str, Any]], looked_at: set[str]) -> None:
     scans = [
         node for node in nodes if node.get("Relation Name") in ("events", "claims") and "Scan" in node["Node Type"]
     ]
-    assert {"events_stream_version_key", "events_command_ordinal_key"} <= {node.get("Index Name") for node in scans}
+    assert looked_at <= {node.get("Index Name") for node in scans}
     for node in scans:
         assert node["Node Type"] in ("Index Scan", "Index Only Scan"), node
     for node in nodes:
