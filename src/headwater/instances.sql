@@ -1,18 +1,11 @@
--- name: to_resume
--- Instances that wait for a command of theirs to be accepted: they are taken up again when the saga is.
-select stream_id from headwater.sagas
- where saga = $1 and status in ('running', 'undoing') and step is not null and stream_id > $2
- order by stream_id
- limit $3
-
--- name: first
--- The first record of an instance, which says whose it is.
-select (data->>'key')::uuid, position from headwater.events where stream_id = $1 and version = 1
-
 -- name: there
 -- Which of these instances have begun.
 select u.stream_id from unnest($1::uuid[]) as u(stream_id)
  where exists (select from headwater.events e where e.stream_id = u.stream_id and e.version = 1 offset 0)
+
+-- name: first
+-- The first record of an instance, which says whose it is.
+select (data->>'key')::uuid, position from headwater.events where stream_id = $1 and version = 1
 
 -- name: keep
 -- Instances as their streams tell them; a later telling is never overwritten by an earlier one.
@@ -40,14 +33,3 @@ insert into headwater.timers (stream_id, message, saga, due_at)
 select u.stream_id, u.message, $4, u.due_at
   from unnest($1::uuid[], $2::text[], $3::timestamptz[]) as u(stream_id, message, due_at)
 on conflict (stream_id, message) do nothing
-
--- name: due
--- Messages whose moment has come, the first one first; those after ($3, $4) in the same order.
-select stream_id, message, due_at from headwater.timers
- where saga = $1 and due_at <= $2 and (due_at, stream_id) > ($3, $4)
- order by due_at, stream_id
- limit $5
-
--- name: next_due
--- When the next message falls due.
-select min(due_at) from headwater.timers where saga = $1 and due_at > $2

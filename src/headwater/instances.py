@@ -1,0 +1,284 @@
+"""A saga's instances: in memory as the fold of their streams, and in `headwater.sagas` as their records tell them.
+
+    unknown -> reading -> held: append a record -> held, folded; another has written meanwhile -> read again
+                  |         \\-> over and written, or waiting for long -> forgotten
+                  \\-> today's code cannot fold it -> set aside
+
+A record is appended at the version that it was made on, under the instance's lock, so that neither two tasks nor two
+processes ever both go on from the same place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import UUID
+
+import msgspec
+
+from headwater import sql
+from headwater.appender import Appender, Chain
+from headwater.codec import Codec, encode
+from headwater.course import Course, Record, SagaTook, Step, fold
+from headwater.database import Connection, Database
+from headwater.failure import policy_of
+from headwater.follower import PASSING, Follower, outlast
+from headwater.log import Append, Appended, Log, Verdict
+from headwater.messages import Event, Recorded
+from headwater.saga import Saga
+
+logger = logging.getLogger("headwater.instances")
+_SQL = sql.load(__file__)
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """An instance in memory. lock: held while a record is made and appended. driver: issues its steps. failures: of the
+    code on what became of a step, in a row."""
+
+    course: Course[Any]
+    failures: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    driver: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is at work on it, who must find it where it is."""
+        return self.lock.locked() or (self.driver is not None and not self.driver.done())
+
+
+class Changed(Exception):
+    """The instance is not what it was thought to be: read it again and think again."""
+
+
+class Instances:
+    """The instances of one saga.
+
+    follower: sets aside what cannot be read. cache: instances kept in memory while they wait. recorded: is told of each
+    record that was appended here, once it is folded and still under the instance's lock.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        log: Log,
+        appender: Appender,
+        saga: Saga[Any, Any],
+        codec: Codec,
+        follower: Follower,
+        *,
+        cache: int,
+        recorded: Callable[[Held, Record], None],
+    ) -> None:
+        self._database = database
+        self._log = log
+        self._appender = appender
+        self._saga = saga
+        self._codec = codec
+        self._follower = follower
+        self._policy = policy_of(saga.on_failure)
+        self._cache = cache
+        self._recorded = recorded
+        self._held: OrderedDict[UUID, Held] = OrderedDict()
+        self._reading: dict[UUID, asyncio.Task[Held]] = {}
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """They are held until the context is left; then another may write to them, and all are forgotten."""
+        try:
+            yield
+        finally:
+            for reading in self._reading.values():
+                reading.cancel()
+            self._held.clear()
+            self._reading.clear()
+
+    # -------------------------------------------------------------------------------------------------------- in memory
+
+    async def begin_unknown(self, stream_ids: Iterable[UUID]) -> None:
+        """Hold those of these instances that have no stream yet: one look finds which."""
+        unknown = [stream_id for stream_id in stream_ids if stream_id not in self._held]
+        if not unknown:
+            return
+        there = {row["stream_id"] for row in await self._database.pool.fetch(_SQL["there"], unknown)}
+        for stream_id in unknown:
+            if stream_id not in there and stream_id not in self._held:
+                self._held[stream_id] = Held(Course(self._saga, stream_id, self._saga.initial))
+
+    async def hold(self, stream_id: UUID) -> Held:
+        """An instance, read if it is not held. It raises what reading it raises, but no fault that passes."""
+        held = self._held.get(stream_id)
+        if held is not None:
+            self._held.move_to_end(stream_id)
+            return held
+        reading = self._reading.get(stream_id)
+        if reading is None:
+            # Of no group: what it raises is for those who asked, and ends nobody else.
+            reading = self._reading[stream_id] = asyncio.create_task(self._hold_read(stream_id))
+            reading.add_done_callback(lambda _: self._reading.pop(stream_id, None))
+        return await asyncio.shield(reading)
+
+    async def readable(self, stream_id: UUID) -> Held | None:
+        """An instance; None when today's code cannot fold it, and it is set aside, so that the others go on."""
+        try:
+            return await self.hold(stream_id)
+        except PASSING:
+            raise
+        except Exception as error:
+            first = await self._database.pool.fetchrow(_SQL["first"], stream_id)
+            assert first is not None  # or there were nothing to read
+            key, position = first
+            logger.exception("saga %s: %s cannot be read", self._saga.name, key)
+            if not self._follower.is_parked(key):
+                self._follower.set_aside(key, position, error, self._policy.times + 1)
+            return None
+
+    async def read_again(self, held: Held) -> None:
+        """Take an instance as its stream tells it now. Its lock is the caller's."""
+        held.course = await self._read(held.course.stream_id)
+
+    def evict(self, latest: Mapping[UUID, Recorded[Event]]) -> None:
+        """Forget what is over and written, and what has waited the longest. latest: the records that are written."""
+        for stream_id, event in latest.items():
+            held = self._held.get(stream_id)
+            if held is not None and held.course.over and held.course.version == event.version and not held.busy:
+                del self._held[stream_id]
+        if len(self._held) > self._cache:
+            for stream_id in [each for each, held in self._held.items() if not held.busy][: len(self._held) // 10]:
+                del self._held[stream_id]
+
+    async def _hold_read(self, stream_id: UUID) -> Held:
+        course: Course[Any] | None = None
+
+        async def read() -> None:
+            nonlocal course
+            course = await self._read(stream_id)
+
+        await outlast(read)
+        assert course is not None
+        held = self._held[stream_id] = Held(course)
+        return held
+
+    async def _read(self, stream_id: UUID) -> Course[Any]:
+        """An instance, from its stream."""
+        records: list[Recorded[Record]] = []
+        async with aclosing(self._log.read_stream(stream_id)) as stream:
+            async for _, event in stream:
+                records.append(cast("Recorded[Record]", event))
+        positions = [each.data.position for each in records if isinstance(each.data, SagaTook)]
+        events = {event.position: event.data for event in await self._log.at(positions)} if positions else {}
+        return fold(self._saga, stream_id, records, events, self._codec)
+
+    # ---------------------------------------------------------------------------------------------------- in its stream
+
+    async def append(
+        self,
+        held: Held,
+        record: Record,
+        given: Any,
+        *,
+        command_id: UUID,
+        correlation_id: UUID | None = None,
+        causation_id: UUID | None = None,
+    ) -> Appended | None:
+        """Append a record, under the instance's lock, and fold it. What the log said, when the id is another stream's.
+
+        Raises:
+            Changed: another has written to the stream.
+        """
+        course = held.course
+        correlation_id = course.correlation_id or correlation_id or command_id
+        append = Append(
+            command_id,
+            course.stream_id,
+            self._saga.category,
+            course.version,
+            [(record.event_name, record.event_version, encode(record))],
+            correlation_id,
+            causation_id,
+            f"saga {self._saga.name}",
+        )
+        appended: Appended | None = None
+
+        async def submit() -> None:
+            nonlocal appended
+            appended = await self._appender.submit(append, Chain())
+
+        await outlast(submit)
+        assert appended is not None
+        if appended.verdict is Verdict.DONE and appended.stream_id != course.stream_id:
+            return appended
+        if appended.verdict is not Verdict.ACCEPTED:
+            await self.read_again(held)
+            raise Changed
+        recorded = Recorded(
+            record,
+            appended.position,
+            course.stream_id,
+            appended.version,
+            record.at,
+            command_id,  # its event's id is not known here, and nobody asks for it
+            command_id,
+            correlation_id,
+            causation_id,
+        )
+        course.apply(recorded, given)
+        self._recorded(held, record)
+        return None
+
+    # ----------------------------------------------------------------------------------------------------- in the table
+
+    async def keep(self, connection: Connection, stream_ids: Collection[UUID]) -> None:
+        """Write these as rows, with the messages that are to fall due. They are held."""
+        told = [self._held[stream_id].course for stream_id in stream_ids]
+        columns = list(zip(*(_row(self._saga, course) for course in told), strict=True))
+        await connection.execute(_SQL["keep"], *columns)
+        timers = [(course.stream_id, t.type, t.due_at) for course in told for t in course.timers.values()]
+        streams, names, due = zip(*timers, strict=True) if timers else ((), (), ())
+        timed = [course.stream_id for course in told if course.timed]
+        if timed:
+            await connection.execute(_SQL["stop_timers"], timed, streams, names, due)
+        if timers:
+            await connection.execute(_SQL["set_timers"], streams, names, due, self._saga.name)
+
+
+def _row(saga: Saga[Any, Any], course: Course[Any]) -> tuple[Any, ...]:
+    """An instance as `headwater.sagas` keeps it."""
+    step = course.current
+    return (
+        course.stream_id,
+        saga.name,
+        course.key,
+        course.version,
+        course.position,
+        course.phase.value,
+        msgspec.json.encode(course.state, enc_hook=repr).decode(),
+        msgspec.json.encode([_step(each) for each in course.steps]).decode(),
+        None if step is None else step.command,
+        course.waiting_for,
+        course.since,
+        course.parked_for or course.reason,
+        course.compensates,
+        course.started_at,
+        course.since if course.over else None,
+        course.correlation_id,
+    )
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "number": step.number,
+        "command": step.command,
+        "commandId": step.command_id,
+        "input": step.fields,
+        "state": step.state.value,
+        "undoes": step.undoes,
+        "since": step.since,
+        "dueAt": step.due_at,
+        "reason": step.reason,
+    }
