@@ -25,12 +25,15 @@ _forked = multiprocessing.get_context("forkserver")
 _forked.set_forkserver_preload(["bank.main", "headwater.cli"])
 
 
+def clean_environ() -> dict[str, str]:
+    """This process's environment without what would set Headwater."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
+
+
 async def run_command(*arguments: str, environ: Mapping[str, str] | None = None, **more: str) -> tuple[int, str, str]:
-    """Exit code, output, complaints. environ: in place of this process's, which is taken without its settings of
-    Headwater. more: environment beside that."""
+    """Exit code, output, complaints. environ: in place of a clean one. more: environment beside that."""
     if environ is None:
-        own = os.environ.items()
-        environ = {name: value for name, value in own if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
+        environ = clean_environ()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         files = [DupFd(file.fileno()) for file in (out, err)]
         process = _forked.Process(target=_run, args=(arguments, {**environ, **more}, files), daemon=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests import commands
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
@@ -134,8 +134,7 @@ async def sockets() -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture
 def clean_environ() -> dict[str, str]:
-    """This process's environment without what would set Headwater."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
+    return commands.clean_environ()
 
 
 async def _ready(process: asyncio.subprocess.Process) -> Running:

@@ -55,6 +55,11 @@ class Tab:
     async def run(self) -> None:
         await self.page.get_by_role("button", name=re.compile("^Execute query")).click()
 
+    async def does(self, example: str, showing: str) -> None:
+        await self.choose(example)
+        await self.run()
+        await self.shows(showing)
+
     async def shows(self, text: str) -> None:
         await expect(self.page.locator(".graphiql-response .view-lines")).to_contain_text(text, timeout=15_000)
 
@@ -86,28 +91,15 @@ async def test_a_newcomer_clicks_and_sees_a_deposit_and_a_transfer_in_a_second_t
 ) -> None:
     dev = await headwater("dev", DATABASE_URL=blank_dsn)
     first, second = await tab(dev.url), await tab(dev.url)
-    await first.choose("Register")
-    await first.run()
-    await first.shows("ada@example.org")
-    await first.choose("Open")
-    await first.run()
-    await first.shows("OPEN")
-    await second.choose("Watch")
-    await second.run()
-    await second.shows('"balance": "0"'.replace(" ", "\u00a0"))
+    await first.does("Register", "ada@example.org")
+    await first.does("Open", "OPEN")
+    await second.does("Watch", '"balance": "0"'.replace(" ", "\u00a0"))
 
-    await first.choose("Deposit")
-    await first.run()
-
-    await first.shows("12.50")
+    await first.does("Deposit", "12.50")
     await second.shows("12.50")
 
-    await second.choose("Follow")
-    await second.run()
-    await second.shows("null")
-    await first.choose("Transfer")
-    await first.run()
-    await first.shows("REQUESTED")
+    await second.does("Follow", "null")
+    await first.does("Transfer", "REQUESTED")
     await second.shows("COMPLETED")
     for each in (first, second):
         assert each.hosts == {dev.url.removeprefix("http://")}

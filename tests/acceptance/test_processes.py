@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
 from tests.commands import run_command
-
-ROOT = Path(__file__).parents[2]
+from tests.waiting import until
 
 REGISTER = """
 mutation($email: String!) {
@@ -125,9 +123,11 @@ async def test_readiness_shows_a_database_that_went_away(
     assert (await serve.get("/health/live")).status_code == 200
     await admin.execute(f"alter database {name} with allow_connections true")
     await admin.close()
-    async with asyncio.timeout(30):
-        while (await serve.get("/health/ready")).status_code != 200:
-            pass  # each look is a request, so this waits
+
+    async def is_ready() -> bool:
+        return bool((await serve.get("/health/ready")).status_code == 200)
+
+    await until(is_ready, 30)
 
 
 async def test_requests_under_way_get_their_answer(

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from tests.waiting import until
 
 from headwater.appender import SMALL_BATCH, Appender, Chain
 from headwater.database import Database
@@ -77,13 +78,11 @@ class Gate:
 
     async def waiting(self) -> int:
         """Wait until the appender stands before the gate; its backend."""
-        while True:
-            pid: int | None = await self._watcher.fetchval(
-                "select pid from pg_stat_activity where application_name = 'headwater appender'"
-                " and datname = current_database() and wait_event_type = 'Lock'"
-            )
-            if pid is not None:
-                return pid
+        query = (
+            "select pid from pg_stat_activity where application_name = 'headwater appender'"
+            " and datname = current_database() and wait_event_type = 'Lock'"
+        )
+        return int(await until(lambda: self._watcher.fetchval(query)))
 
 
 @pytest.fixture
@@ -445,8 +444,8 @@ async def test_a_database_that_stays_away(proxy: Proxy, connection: asyncpg.Conn
 
 async def logged_once(connection: asyncpg.Connection, command_id: UUID) -> None:
     """Wait until a command of a lost connection has been committed."""
-    while await connection.fetchval("select count(*) from headwater.events where command_id = $1", command_id) != 1:
-        pass
+    query = "select count(*) = 1 from headwater.events where command_id = $1"
+    await until(lambda: connection.fetchval(query, command_id))
 
 
 async def test_a_database_that_takes_no_connections(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +21,6 @@ from headwater.database import Database
 from headwater.ids import new_id
 from headwater.log import Append, append
 
-ROOT = Path(__file__).parents[2]
 A = UUID(int=1)
 
 OPENED = {"account_id": str(A), "owner_id": str(A), "currency": "EUR"}
@@ -174,14 +172,9 @@ async def test_no_process_starts_on_a_log_that_it_cannot_read(
         await start(serve=serve, work=work)
 
 
-async def command_line(dsn: str, *arguments: str) -> tuple[int, str, str]:
-    """`headwater ...`: its exit code, and what it printed on standard output and error."""
-    return await run_command(*arguments, DATABASE_URL=dsn)
-
-
 async def test_the_command_line_says_so(dsn: str, connection: asyncpg.Connection) -> None:
     await write(connection, *READABLE)
-    assert await command_line(dsn, "check") == (
+    assert await run_command("check", DATABASE_URL=dsn) == (
         0,
         "The app reads all that the log holds: 5 events of 4 kinds.\n"
         "  user: UserRegistered version 1, 1 event at position 1\n"
@@ -199,6 +192,6 @@ async def test_the_command_line_says_so(dsn: str, connection: asyncpg.Connection
         "  account: MoneyWithdrawn version 3, 1 event at position 7: The log holds MoneyWithdrawn of version 3; this "
         "app reads version 1 and 2\n"
     )
-    assert await command_line(dsn, "check") == (1, "", sentence)
+    assert await run_command("check", DATABASE_URL=dsn) == (1, "", sentence)
     for command in ("serve", "work"):
-        assert await command_line(dsn, command, "--port", "0") == (1, "", sentence)
+        assert await run_command(command, "--port", "0", DATABASE_URL=dsn) == (1, "", sentence)

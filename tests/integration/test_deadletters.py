@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.waiting import reached, until
 
 from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Retry, Stop, View, deadletters
 from headwater.cli import main
@@ -154,18 +155,6 @@ async def letters(connection: asyncpg.Connection) -> list[tuple[int, int, str | 
     ]
 
 
-async def until(condition: Callable[[], Any], seconds: float = 15) -> None:
-    """Look until it is so; conditions may be coroutines."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = condition()
-            if asyncio.iscoroutine(found):
-                found = await found
-            if found:
-                return
-            await asyncio.sleep(0.01)
-
-
 async def no_letters(connection: asyncpg.Connection) -> bool:
     return not await connection.fetchval("select count(*) from headwater.dead_letters")
 
@@ -187,7 +176,7 @@ async def projecting(dsn: str, view: View[Tally], **options: Any) -> AsyncIterat
         assert isinstance(ended, asyncio.CancelledError), ended
 
 
-async def reached(projector: Projector[Any], position: int) -> None:
+async def passed(projector: Projector[Any], position: int) -> None:
     await until(lambda: projector.progress.position >= position, 60)
 
 
@@ -213,7 +202,7 @@ async def test_one_poisoned_event_among_many_holds_up_its_key_only(
             at = await write(connection, counted(poisoned, "poison"))
     head = await connection.fetchval("select position from headwater.head")
     async with projecting(dsn, view, batch=1000) as projector:
-        await reached(projector, head)
+        await passed(projector, head)
         assert projector.progress.parked_keys == 1
         bug.fix()  # for the fold below; the projector has no reason to try again
         rows, right = await rows_of(connection, view), await folded(connection, view)
@@ -246,24 +235,24 @@ async def test_what_is_parked_stays_so_over_a_restart_and_more_queues_up(
     view, one, other = view_of(bug), uuid4(), uuid4()
     await write(connection, counted(one), counted(one, "poison"))
     async with projecting(dsn, view) as projector:
-        await reached(projector, 2)
+        await passed(projector, 2)
     head = await write(connection, counted(one, "later"), counted(other), Gone(tally_id=one))
     async with projecting(dsn, view) as projector:
-        await reached(projector, head)
+        await passed(projector, head)
         assert projector.progress.parked_keys == 1
         assert await letters(connection) == [(2, 1, POISON, False), (3, 0, None, False), (5, 0, None, False)]
         assert set(await rows_of(connection, view)) == {one, other}
     assert projector.progress.parked_keys == 0, "it is another's to count"
     bug.fix()
     async with projecting(dsn, view) as projector:
-        await reached(projector, head)
+        await passed(projector, head)
         await connection.execute("update headwater.dead_letters set next_attempt_at = now() where position = 2")
         await until(lambda: projector.progress.parked_keys == 0)
         assert await rows_of(connection, view) == await folded(connection, view)
         buried = await connection.fetch("select key, position from headwater.tombstones")
         assert [tuple(row) for row in buried] == [(one, 5)], "a removal that waited leaves its tombstone"
         head = await write(connection, counted(one))
-        await reached(projector, head)
+        await passed(projector, head)
     assert await rows_of(connection, view) == await folded(connection, view)
 
 
@@ -275,7 +264,7 @@ async def test_a_long_queue_drains_in_parts_and_in_order(
     await write(connection, *(counted(key, "poison") for key in keys))
     head = await write(connection, *(counted(keys[n % 3], str(n)) for n in range(30)))
     async with projecting(dsn, view, batch=batch) as projector:
-        await reached(projector, head)
+        await passed(projector, head)
         assert await rows_of(connection, view) == {}
         bug.fix()
         await connection.execute("update headwater.dead_letters set next_attempt_at = now() where error is not null")
@@ -292,7 +281,7 @@ async def test_a_row_that_the_database_does_not_take_is_parked_at_the_event_that
     events[47] = counted(keys[7], "a \x00 that PostgreSQL refuses")
     head = await write(connection, *events)
     async with projecting(dsn, view, batch=50) as projector:
-        await reached(projector, head)
+        await passed(projector, head)
         held = await letters(connection)
         assert [each[:2] for each in held] == [(48, 1), (68, 0), (88, 0)]
         assert held[0][2] is not None
@@ -356,7 +345,7 @@ async def test_keys_that_fail_together_are_tried_together_and_hold_up_nobody(
     view, keys, well = view_of(bug, Retry(times=5, first=60, longest=60)), [uuid4() for _ in range(50)], uuid4()
     head = await write(connection, *(counted(key, "poison") for key in keys), counted(well))
     async with projecting(dsn, view) as projector:
-        await reached(projector, head)  # long before the first pause is over
+        await passed(projector, head)  # long before the first pause is over
         assert set(await rows_of(connection, view)) == {well}
         assert {each[1:] for each in await letters(connection)} == {(1, POISON, True)}
         transactions, transact = 0, projector._transact
@@ -379,7 +368,7 @@ async def test_a_key_fails_again_at_a_later_event(dsn: str, connection: asyncpg.
     bug.raises["second"] = ValueError("another bug")
     head = await write(connection, *(counted(key, note) for note in ("a", "poison", "b", "second", "c")))
     async with projecting(dsn, view) as projector:
-        await reached(projector, head)
+        await passed(projector, head)
         del bug.raises["poison"]
         await connection.execute("update headwater.dead_letters set next_attempt_at = now() where position = 2")
         await until(lambda: letters_are(connection, [(4, 1, "ValueError: another bug", False), (5, 0, None, False)]))
@@ -403,7 +392,7 @@ async def test_where_nothing_may_overtake_the_projection_stands_still(
     assert set(await rows_of(connection, view)) == {one}, "what came before it is written"
     assert await letters(connection) == []
     bug.fix()
-    await until(lambda: node.positions.known("Tally") == head)
+    await reached(node.positions, "Tally", head)
     assert await rows_of(connection, view) == await folded(connection, view)
     await until(lambda: node.supervisor.troubles == {})
 
@@ -442,7 +431,7 @@ async def test_faults_of_the_database_never_park(
 
     projector._transact = failing  # type: ignore[method-assign, assignment]
     head = await write(connection, *(counted(key) for _ in range(10)))
-    await until(lambda: node.positions.known("Tally") == head)
+    await reached(node.positions, "Tally", head)
     assert faults < 0
     assert projector.progress.retries == 0
     assert await letters(connection) == []
@@ -459,7 +448,7 @@ async def test_a_lost_connection_never_parks(start: Start, connection: asyncpg.C
             "select pg_terminate_backend(pid) from pg_stat_activity "
             "where datname = current_database() and application_name like 'headwater projection%'"
         )
-    await until(lambda: node.positions.known("Tally") == 1000, 30)
+    await reached(node.positions, "Tally", 1000)
     assert await letters(connection) == []
     assert await rows_of(connection, view) == await folded(connection, view)
 
@@ -474,7 +463,7 @@ async def test_whoever_watches_sees_the_row_that_was_drained(
     node: Node = await start(app_of(view), settings=replace(QUICK, poll_seconds=20.0))
     feed = node.serving.feeds[Tally]
     head = await write(connection, counted(one, "a"), counted(one, "poison"), counted(one, "b"), counted(other))
-    await until(lambda: node.positions.known("Tally") == head)
+    await reached(node.positions, "Tally", head)
     async with aclosing(watch_changes(feed)) as changes, aclosing(watch_row(feed, one)) as rows:
         first = await anext(changes)
         assert (first.position, len(first.upserted)) == (4, 2)
@@ -514,7 +503,7 @@ async def test_list_show_and_retry(
     view, one, other = view_of(bug), UUID(int=1), UUID(int=2)
     node: Node = await start(app_of(view), settings=QUICK, serve=False)
     await write(connection, counted(one, "poison"), counted(other, "poison"), counted(one, "behind"))
-    await until(lambda: node.positions.known("Tally") == 3)
+    await reached(node.positions, "Tally", 3)
 
     assert await cli("dead-letters", "list") == 0
     listed = capsys.readouterr().out.splitlines()
@@ -565,7 +554,7 @@ async def test_discard(
     node: Node = await start(app_of(view), settings=QUICK, serve=False)
     notes = ("a", "poison", "b", "c")
     await write(connection, *(counted(one, note) for note in notes), counted(other, "poison"))
-    await until(lambda: node.positions.known("Tally") == 5)
+    await reached(node.positions, "Tally", 5)
 
     assert await cli("dead-letters", "discard") == 1
     assert "say which" in capsys.readouterr().err
@@ -580,6 +569,6 @@ async def test_discard(
     )
     await until(lambda: node.worker.projectors["Tally"].progress.parked_keys == 1)
     await write(connection, counted(one, "after"))
-    await until(lambda: node.positions.known("Tally") == 6)
+    await reached(node.positions, "Tally", 6)
     after = (await rows_of(connection, view))[one]
     assert after[1] == 6, "the key goes on"

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.waiting import reached, until
 
 from bank.accounts.domain import Deposit, OpenAccount
 from bank.accounts.views import AccountView
@@ -28,12 +29,6 @@ Start: TypeAlias = Callable[..., Awaitable[Node]]
 
 RUNG = replace(Settings(), poll_seconds=3600)
 """Nobody looks for himself before the test is over."""
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - it looks; there is nothing to wait for
-            await asyncio.sleep(0.005)
 
 
 async def opened(node: Node) -> UUID:
@@ -55,9 +50,8 @@ select count(*) from pg_stat_activity
 
 async def listening(connection: asyncpg.Connection, nodes: int) -> None:
     """Wait until the listeners of so many nodes have asked where everything stands, which they do when they listen."""
-    async with asyncio.timeout(10):
-        while await connection.fetchval(LISTENING) != nodes:  # noqa: ASYNC110 - it looks; there is nothing to wait for
-            await asyncio.sleep(0.01)
+    query = f"select ({LISTENING}) = $1"
+    await until(lambda: connection.fetchval(query, nodes))
 
 
 async def kill_listeners(connection: asyncpg.Connection) -> int:
@@ -123,7 +117,7 @@ async def test_a_killed_listener_loses_nothing(
         for _ in range(3):
             assert await kill_listeners(connection) == 2
             for node in nodes:
-                await eventually(lambda node=node: "listener" in node.supervisor.troubles)  # type: ignore[misc]  # early
+                await until(lambda node=node: "listener" in node.supervisor.troubles)  # type: ignore[misc]  # early
             # Neither hears this; what it hears is that it is connected again.
             position = await deposit(serves, account)
             assert all("listener" in node.supervisor.troubles for node in nodes)
@@ -131,7 +125,7 @@ async def test_a_killed_listener_loses_nothing(
             await subscriber.told(position)
             assert subscriber.entries == {account: entries}
             for node in nodes:
-                await eventually(lambda node=node: not node.supervisor.troubles)  # type: ignore[misc]  # bound early
+                await until(lambda node=node: not node.supervisor.troubles)  # type: ignore[misc]  # bound early
 
 
 async def test_listeners_that_are_killed_in_the_middle_of_changes_lose_nothing(
@@ -215,7 +209,7 @@ async def test_it_connects_again_with_longer_and_longer_pauses(
     monkeypatch.setattr(supervisor, "backoff", backoff)
     monkeypatch.setattr(Database, "connect", refuse)
     assert await kill_listeners(connection) == 1
-    await eventually(lambda: refused == 4 and not node.supervisor.troubles)
+    await until(lambda: refused == 4 and not node.supervisor.troubles)
     assert len(pauses) == 5
     assert all(0.05 * 2**n <= pause <= 0.1 * 2**n for n, pause in enumerate(pauses))
     said = [record.getMessage() for record in caplog.records if record.name == "headwater.supervisor"]
@@ -253,7 +247,7 @@ async def test_rings_that_are_not_ours_do_no_harm(
         for place, payload in enumerate(STRANGE, 2):
             await connection.execute("select pg_notify('headwater', $1)", payload)
             await connection.execute(f"select pg_notify('headwater', 'Marker:{place}')")
-            await eventually(lambda place=place: node.positions.known("Marker") == place)  # type: ignore[misc]  # early
+            await reached(node.positions, "Marker", place)
             assert node.positions.known(LOG) == place - 1, payload
             await subscriber.told(await deposit(node, account))
     assert node.supervisor.troubles == {}

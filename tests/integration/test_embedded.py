@@ -10,13 +10,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
+from tests.waiting import until
 
 from headwater.embedded import EmbeddedError, EmbeddedPostgres, start, temporary
 from headwater.embedded.postmaster import is_dead, postmaster
@@ -29,7 +32,7 @@ from headwater.embedded import start
 from headwater.embedded.postmaster import postmaster
 server = start(Path(sys.argv[1]), options={"fsync": "off", "shared_buffers": "16MB"})
 print(postmaster(server.cluster).pid, flush=True)
-time.sleep(60)
+time.sleep(60)  # it lives until it is killed
 """
 
 
@@ -63,10 +66,7 @@ def clean_up(data: Path) -> None:
 def kill(pid: int) -> None:
     """As a crash would, and not before it is dead."""
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while not is_dead(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    asyncio.run(until(partial(is_dead, pid)))
 
 
 def pid_of(server: EmbeddedPostgres) -> int:
@@ -76,14 +76,15 @@ def pid_of(server: EmbeddedPostgres) -> int:
 
 
 def ask(server: EmbeddedPostgres, sql: str, database: str = "postgres") -> str:
-    async def fetch() -> str:
-        connection = await asyncpg.connect(server.dsn(database))
-        try:
-            return str(await connection.fetchval(sql))
-        finally:
-            await connection.close()
+    return str(asyncio.run(fetched(server, sql, database)))
 
-    return asyncio.run(fetch())
+
+async def fetched(server: EmbeddedPostgres, sql: str, database: str = "postgres") -> Any:
+    connection = await asyncpg.connect(server.dsn(database))
+    try:
+        return await connection.fetchval(sql)
+    finally:
+        await connection.close()
 
 
 def other_process(data: Path) -> subprocess.Popen[str]:
@@ -180,11 +181,10 @@ def test_a_process_of_the_killed_server_that_lives_on_is_waited_for(data: Path) 
     psql = (server.binaries / "psql", "--quiet", "--dbname", server.dsn(), "--command", "select pg_sleep(60)")
     busy = subprocess.Popen(psql, stderr=subprocess.DEVNULL)
     find = "select max(pid) from pg_stat_activity where wait_event = 'PgSleep'"
-    while (backend := ask(server, find)) == "None":
-        time.sleep(0.01)
-    os.kill(int(backend), signal.SIGSTOP)  # or else it would notice and go
+    backend: int = asyncio.run(until(lambda: fetched(server, find)))
+    os.kill(backend, signal.SIGSTOP)  # or else it would notice and go
     kill(pid_of(server))
-    release = threading.Timer(1, os.kill, (int(backend), signal.SIGKILL))
+    release = threading.Timer(1, os.kill, (backend, signal.SIGKILL))
     release.start()
     assert ask(start(data, options=QUICK), "select 1") == "1"
     assert "is still in use" in (server.cluster / "server.log").read_text()
@@ -210,6 +210,17 @@ def test_a_process_number_that_was_used_again_does_not_stop_the_start(folder: Pa
         assert ask(start(data, options=QUICK, wait=10), "select 1") == "1"
     finally:
         clean_up(folder / "other")
+
+
+@pytest.mark.parametrize(
+    "spoiled", ["", "\0" * 64, "no number\n", "9" * 30 + "\n"], ids=["empty", "zeros", "text", "huge"]
+)
+def test_a_spoiled_lock_file_names_no_server_and_does_not_stop_the_start(data: Path, spoiled: str) -> None:
+    server = start(data, options=QUICK)
+    kill(pid_of(server))
+    (server.cluster / "postmaster.pid").write_text(spoiled)
+    assert postmaster(server.cluster) is None
+    assert ask(start(data, options=QUICK, wait=10), "select 1") == "1"
 
 
 def test_a_server_whose_data_was_removed_makes_way(data: Path) -> None:

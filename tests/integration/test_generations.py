@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import re
 import sys
@@ -17,6 +16,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.commands import run_command
+from tests.waiting import until
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
@@ -40,6 +40,7 @@ from headwater.rebuild import BuildStopped, Rebuild, Retired
 from headwater.tables import Standing, fingerprint, prepare, renew
 from headwater.tables import rebuild as force
 
+FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
 QUICK = replace(Settings(), poll_seconds=0.2, lease_seconds=1.0, retired_seconds=3600.0)
 
 
@@ -142,12 +143,6 @@ async def stored(connection: asyncpg.Connection, view: View[Any]) -> dict[UUID, 
 async def generations(connection: asyncpg.Connection, name: str = "Tally") -> list[tuple[int, str]]:
     query = "select generation, state from headwater.projections where name = $1 order by generation"
     return [tuple(row) for row in await connection.fetch(query, name)]
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - not all of it rings
-            await asyncio.sleep(0.02)
 
 
 def is_live(connection: asyncpg.Connection, generation: int, position: int = 0) -> Callable[[], Awaitable[bool]]:
@@ -291,7 +286,7 @@ async def test_what_is_appended_while_it_is_built_is_in_it(dsn: str, connection:
         head = 0
         for _ in range(30):
             head = await write(connection, *(Counted(thing_id=key) for key in keys))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the one who builds has its turn
         await task
         query = "select n.position >= o.position from headwater.projections n, headwater.projections o " + (
             "where n.generation = 2 and o.generation = 1 and n.name = 'Tally' and o.name = 'Tally'"
@@ -354,8 +349,7 @@ async def test_the_view_keeps_what_was_granted_when_columns_are_only_added(
 
 
 async def test_killed_in_the_middle_it_goes_on_where_it_was(dsn: str, connection: asyncpg.Connection) -> None:
-    fill = Path(__file__).parents[2] / "benchmarks" / "fill.sql"
-    await connection.execute(fill.read_text().format(events=6000, streams=300))
+    await connection.execute(FILL.format(events=6000, streams=300))
     at = "select position from headwater.projections where name = 'Account' and state = 'building'"
     process = await asyncio.create_subprocess_exec(sys.executable, str(Path(__file__).with_name("builder.py")), dsn)
 
@@ -771,26 +765,16 @@ async def test_a_generation_can_be_forced(dsn: str, connection: asyncpg.Connecti
     assert await renew(connection, old_view) is None
 
 
-async def run_headwater(dsn: str, *arguments: str) -> tuple[int, str, str]:
-    """The command line in a process of its own: exit code, output and errors."""
-    return await run_command(*arguments, "--app", "bank.main:app", DATABASE_URL=dsn)
-
-
-def _environ() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
-
-
 async def test_the_command_builds_as_a_worker_when_there_is_none(dsn: str, connection: asyncpg.Connection) -> None:
-    fill = Path(__file__).parents[2] / "benchmarks" / "fill.sql"
-    await connection.execute(fill.read_text().format(events=3000, streams=100))
-    code, out, err = await run_headwater(dsn, "rebuild", "Account")
+    await connection.execute(FILL.format(events=3000, streams=100))
+    code, out, err = await run_command("rebuild", "Account", DATABASE_URL=dsn)
     assert (code, out) == (0, "Account is live with its new rows, from position 3,000 on.\n"), err
     assert "of 3,000 events" in err
     assert await generations(connection, "Account") == [(1, "retired"), (2, "live")]
     assert await stored(connection, account_view) == await folded(connection, bank, account_view)
     assert await connection.fetchval("select count(*) from headwater.workers") == 0
 
-    code, out, err = await run_headwater(dsn, "rebuild", "Acount")
+    code, out, err = await run_command("rebuild", "Acount", DATABASE_URL=dsn)
     assert (code, out) == (1, "")
     assert "the app has no read model 'Acount'; it has" in err
 

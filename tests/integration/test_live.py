@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.waiting import reached, until
 
 from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
 from bank.accounts.views import AccountView, account_view
@@ -159,7 +160,7 @@ class Client:
                 raise AssertionError("a rule was broken, or the subscription ended") from self.broken
             return self.rows == rows
 
-        await eventually(does)
+        await until(does)
 
 
 @asynccontextmanager
@@ -183,18 +184,6 @@ async def following(client: Client, source: AsyncGenerator[Message, None]) -> As
         await asyncio.wait([task])
     if client.broken is not None:
         raise AssertionError("a rule was broken, or the subscription ended") from client.broken
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - it looks; there is nothing to wait for
-            await asyncio.sleep(0.005)
-
-
-async def reached(node: Node, view: View[Any], position: int) -> None:
-    async with asyncio.timeout(30):
-        while node.positions.known(view.name) < position:
-            await node.positions.moved(view.name, position - 1, 30)
 
 
 async def execute(node: Node, *commands: Command) -> int:
@@ -245,7 +234,7 @@ class Load:
     async def settled(self) -> int:
         """When the read model has everything; where that is."""
         head = await self._node.log.head()
-        await reached(self._node, account_view, head)
+        await reached(self._node.positions, account_view.name, head)
         return head
 
 
@@ -420,14 +409,14 @@ async def test_a_subscription_through_graphql_holds_what_the_query_gives(start: 
 
     where = {"status": {"eq": "OPEN"}, "balance": {"gte": "10.00"}}
     task = asyncio.create_task(follow(subscribed(node, CHANGES, filter=where)))
-    await eventually(lambda: bool(heard))
+    await until(lambda: bool(heard))
     assert (heard[0]["reset"], heard[0]["position"]) == (True, str(head))
     assert held == await query()
     for _ in range(5):
         await load.some(40)
     await load.settled()
     rows = await query()
-    await eventually(lambda: held == rows)
+    await until(lambda: held == rows)
     assert any(changes["removed"] for changes in heard)
     task.cancel()
     await asyncio.wait([task])
@@ -437,7 +426,7 @@ async def test_a_subscription_through_graphql_holds_what_the_query_gives(start: 
     await load.settled()
     rows = await query()
     task = asyncio.create_task(follow(subscribed(node, CHANGES, filter=where, after=heard[-1]["position"])))
-    await eventually(lambda: held == rows)
+    await until(lambda: held == rows)
     assert not heard[-1]["reset"]
     task.cancel()
     await asyncio.wait([task])
@@ -499,7 +488,9 @@ async def test_changes_tell_of_rows_that_come_and_go(start: Start, connection: a
             async with following(clients[1], watch_changes(feed, wheres[1])):
                 for _ in range(40):
                     command: type[Count | Remove] = Remove if dice.random() < 0.25 else Count
-                    await reached(node, tally_view, await execute(node, command(thing_id=dice.choice(keys))))
+                    await reached(
+                        node.positions, tally_view.name, await execute(node, command(thing_id=dice.choice(keys)))
+                    )
                 for client, where in zip(clients, wheres, strict=True):
                     rows = await table(connection, tally_view, where)
                     await client.holds(rows)
@@ -515,7 +506,7 @@ async def test_a_row_that_no_longer_matches_is_removed_where_it_was(start: Start
     node = await start(settings=RUNG)
     feed, account = node.serving.feeds[AccountView], uuid4()
     head = await execute(node, OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
-    await reached(node, account_view, head)
+    await reached(node.positions, account_view.name, head)
     frozen = Compare("status", "eq", "FROZEN")
     async with (
         asyncio.timeout(10),
@@ -550,7 +541,9 @@ async def test_a_snapshot_comes_in_parts_of_a_bounded_size(
     monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 4)
     node = await start(things_app, settings=RUNG)
     if rows:
-        await reached(node, tally_view, await execute(node, *(Count(thing_id=uuid4()) for _ in range(rows))))
+        await reached(
+            node.positions, tally_view.name, await execute(node, *(Count(thing_id=uuid4()) for _ in range(rows)))
+        )
     async with aclosing(watch_changes(node.serving.feeds[Tally])) as messages:
         parts = [await anext(messages) for _ in sizes]
     assert [len(part.upserted) for part in parts] == sizes
@@ -564,7 +557,7 @@ async def test_a_slow_reader_gets_the_latest_not_a_queue(start: Start) -> None:
     async with asyncio.timeout(10), aclosing(watch_changes(node.serving.feeds[Tally])) as messages:
         assert (await anext(messages)).reset
         for _ in range(5):
-            await reached(node, tally_view, await execute(node, Count(thing_id=key)))
+            await reached(node.positions, tally_view.name, await execute(node, Count(thing_id=key)))
         message = await anext(messages)
         while message.position < 5:  # the feed may have been half-way
             message = await anext(messages)
@@ -581,7 +574,7 @@ async def test_a_reader_that_is_too_slow_starts_again_from_a_snapshot(
     async with following(quick, watch_changes(feed)), aclosing(watch_changes(feed, limit=3)) as messages:
         slow.take(await anext(messages))
         position = await execute(node, *(Count(thing_id=uuid4()) for _ in range(4)), Count(thing_id=key))
-        await eventually(lambda: quick.position == position)  # the feed has handed it out
+        await until(lambda: quick.position == position)  # the feed has handed it out
         slow.take(await asyncio.wait_for(anext(messages), 10))
         assert (slow.resets, slow.position) == (2, position)
         assert slow.rows == quick.rows == await table(connection, tally_view, EVERYTHING)
@@ -650,7 +643,7 @@ async def test_a_feed_reads_once_for_all_who_watch_and_nothing_when_nobody_does(
 
     monkeypatch.setattr(feed.reader, "changes", changes)
     for _ in range(3):
-        await reached(node, tally_view, await execute(node, Count(thing_id=key)))
+        await reached(node.positions, tally_view.name, await execute(node, Count(thing_id=key)))
     assert reads == []
     sources = [watch_changes(feed) for _ in range(20)]
     for source in sources:
@@ -664,7 +657,7 @@ async def test_a_feed_reads_once_for_all_who_watch_and_nothing_when_nobody_does(
         await source.aclose()
     before = len(reads)
     for _ in range(3):
-        await reached(node, tally_view, await execute(node, Count(thing_id=key)))
+        await reached(node.positions, tally_view.name, await execute(node, Count(thing_id=key)))
     assert len(reads) == before
     async with aclosing(watch_row(feed, key)) as rows:
         row = await anext(rows)
@@ -708,12 +701,12 @@ async def test_one_who_comes_late_takes_nothing_from_one_who_came_at_the_same_ti
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         for watcher in watchers:
             group.create_task(watch(watcher))
-        await eventually(lambda: len(reader.asked) == 2)
+        await until(lambda: len(reader.asked) == 2)
         reader.asked[0].set_result(10)
-        await eventually(lambda: feed.watchers == 1)
+        await until(lambda: feed.watchers == 1)
         watchers[0].start(10)  # its snapshot
         reader.asked[1].set_result(12)
-        await eventually(lambda: feed.watchers == 2)
+        await until(lambda: feed.watchers == 2)
         running = asyncio.create_task(feed.run())
         batch = await watchers[0].take()
         running.cancel()

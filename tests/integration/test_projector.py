@@ -19,6 +19,7 @@ import asyncpg
 import msgspec
 import pytest
 from msgspec.structs import replace
+from tests.waiting import reached, until
 
 from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
 from bank.accounts.views import account_view
@@ -229,19 +230,6 @@ async def checkpoint(connection: asyncpg.Connection, view: View[Any]) -> int:
     return int(await connection.fetchval(query, view.name))
 
 
-async def reached(positions: Positions, view: View[Any], position: int, seconds: float = 30) -> None:
-    """Wait until a projection is heard to have come so far."""
-    async with asyncio.timeout(seconds):
-        while positions.known(view.name) < position:
-            await positions.moved(view.name, position - 1, seconds)
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - it looks; there is nothing to wait for
-            await asyncio.sleep(0.01)
-
-
 @asynccontextmanager
 async def projecting(
     dsn: str, app: App, view: View[Any], *, workers: int = 1, **options: Any
@@ -303,7 +291,7 @@ async def test_rows_equal_a_fold_of_the_log(start: Start, connection: asyncpg.Co
         await bank_load(node, accounts, 150, random.Random(round_))
     head = await node.log.head()
     for view in (user_view, account_view):
-        await reached(node.positions, view, head)
+        await reached(node.positions, view.name, head)
         assert await stored(connection, view) == await folded(connection, bank, view)
         assert await checkpoint(connection, view) == head
     assert len(await stored(connection, account_view)) == 20
@@ -317,7 +305,7 @@ async def test_the_cache_may_be_smaller_than_the_keys(dsn: str, connection: asyn
     async with projecting(dsn, things_app, tally_view, batch=7, cache=cache) as (projector,):
         for place in range(0, 400, 40):
             head = await write(connection, *events[place : place + 40])
-            await reached(projector._positions, tally_view, head)
+            await reached(projector._positions, tally_view.name, head)
         assert len(projector._rows) <= cache
         assert projector.progress.events == 400
     assert await stored(connection, tally_view) == await folded(connection, things_app, tally_view)
@@ -327,7 +315,7 @@ async def test_events_of_others_move_the_checkpoint_too(start: Start, connection
     node = await start(settings=QUICK)
     for n in range(3):
         await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email=f"{n}@example.com", name="Ada"))
-    await reached(node.positions, account_view, 3)
+    await reached(node.positions, account_view.name, 3)
     assert await checkpoint(connection, account_view) == await node.log.head() == 3
     assert await stored(connection, account_view) == {}
 
@@ -342,21 +330,21 @@ async def test_removed_rows_leave_a_tombstone_until_they_are_there_again(
     gone, back, kept = uuid4(), uuid4(), uuid4()
     async with projecting(dsn, things_app, tally_view, batch=batch) as (projector,):
         head = await write(connection, *(Counted(thing_id=key) for key in (gone, back, kept, kept)))
-        await reached(projector._positions, tally_view, head)
+        await reached(projector._positions, tally_view.name, head)
         assert await tombstones(connection, tally_view) == {}
 
         head = await write(connection, Removed(thing_id=gone), Removed(thing_id=back))
-        await reached(projector._positions, tally_view, head)
+        await reached(projector._positions, tally_view.name, head)
         assert await tombstones(connection, tally_view) == {gone: 5, back: 6}
         assert await stored(connection, tally_view) == {kept: (Tally(thing_id=kept, count=2), 4)}
 
         head = await write(connection, Counted(thing_id=back), Removed(thing_id=gone))
-        await reached(projector._positions, tally_view, head)
+        await reached(projector._positions, tally_view.name, head)
         assert await tombstones(connection, tally_view) == {gone: 5}, "removing what is not there changes nothing"
         assert (await stored(connection, tally_view))[back] == (Tally(thing_id=back, count=1), 7)
 
         head = await write(connection, Removed(thing_id=back))
-        await reached(projector._positions, tally_view, head)
+        await reached(projector._positions, tally_view.name, head)
         assert await tombstones(connection, tally_view) == {gone: 5, back: 9}
     assert await stored(connection, tally_view) == await folded(connection, things_app, tally_view)
 
@@ -365,14 +353,14 @@ async def test_what_comes_and_goes_within_a_batch(dsn: str, connection: asyncpg.
     flash, again, old = uuid4(), uuid4(), uuid4()
     await write(connection, Counted(thing_id=old), Counted(thing_id=again))
     async with projecting(dsn, things_app, tally_view) as (projector,):
-        await reached(projector._positions, tally_view, 2)
+        await reached(projector._positions, tally_view.name, 2)
         head = await write(
             connection,
             *(Counted(thing_id=flash), Removed(thing_id=flash)),
             *(Removed(thing_id=again), Counted(thing_id=again)),
             *(Removed(thing_id=old), Counted(thing_id=old), Removed(thing_id=old)),
         )
-        await reached(projector._positions, tally_view, head)
+        await reached(projector._positions, tally_view.name, head)
         assert projector.progress.batches == 2
     assert await stored(connection, tally_view) == {again: (Tally(thing_id=again, count=1), 6)}
     assert await tombstones(connection, tally_view) == {old: 9}
@@ -383,6 +371,7 @@ async def test_what_comes_and_goes_within_a_batch(dsn: str, connection: asyncpg.
 WORKER = """
 import asyncio, sys
 from msgspec.structs import replace
+from tests.waiting import reached, until
 from bank.main import app
 from headwater.config import Settings
 from headwater.node import Node
@@ -418,20 +407,20 @@ async def test_exactly_once_though_the_worker_is_killed(start: Start, dsn: str, 
         for _ in range(40):
             await bank_load(node, accounts, 150, dice)
             # Not far ahead, so that the load lasts as long as the killing.
-            await reached(node.positions, account_view, await node.log.head() - 1000, seconds=60)
+            await reached(node.positions, account_view.name, await node.log.head() - 1000, seconds=60)
 
     loading = asyncio.create_task(load())
     for _ in range(5):
         begun = node.positions.known(account_view.name)
         async with worker(dsn):
             # At some moment of the work: right after a commit is heard of, in the middle of a later one.
-            await reached(node.positions, account_view, begun + dice.randrange(1, 700))
+            await reached(node.positions, account_view.name, begun + dice.randrange(1, 700))
         assert not loading.done(), "the load was over before the killing was"
     async with worker(dsn):
         await asyncio.wait_for(loading, 60)
         head = await node.log.head()
         for view in (account_view, user_view):
-            await reached(node.positions, view, head)
+            await reached(node.positions, view.name, head)
     rows = await stored(connection, account_view)
     assert rows == await folded(connection, bank, account_view)
     moved = await connection.fetchval("select count(*) from headwater.events where type ~ '^Money'")
@@ -452,8 +441,8 @@ async def test_two_workers_at_once_displace_each_other_and_keep_the_rows_right(
     async with projecting(dsn, things_app, tally_view, workers=2, batch=15, cache=8) as projectors:
         for _ in range(6):
             head = await write(connection, *some(100))
-            await reached(projectors[0]._positions, tally_view, head)
-            await reached(projectors[1]._positions, tally_view, head)
+            await reached(projectors[0]._positions, tally_view.name, head)
+            await reached(projectors[1]._positions, tally_view.name, head)
         first, second = (projector.progress for projector in projectors)
     assert first.displaced + second.displaced > 0
     assert first.events + second.events == head == 1200, "each event was folded into the rows once"
@@ -464,7 +453,7 @@ async def test_a_worker_that_slept_over_anothers_work_does_not_write(dsn: str, c
     key = uuid4()
     await write(connection, Counted(thing_id=key))
     async with projecting(dsn, things_app, tally_view) as (sleeper,):
-        await reached(sleeper._positions, tally_view, 1)
+        await reached(sleeper._positions, tally_view.name, 1)
         committing: Any = sleeper._transact
         asleep, wake = asyncio.Event(), asyncio.Event()
 
@@ -477,11 +466,11 @@ async def test_a_worker_that_slept_over_anothers_work_does_not_write(dsn: str, c
         await write(connection, Counted(thing_id=key))
         await asyncio.wait_for(asleep.wait(), 10)
         async with projecting(dsn, things_app, tally_view) as (other,):
-            await reached(other._positions, tally_view, 2)
+            await reached(other._positions, tally_view.name, 2)
         wake.set()
-        await eventually(lambda: sleeper.progress.displaced == 1)
+        await until(lambda: sleeper.progress.displaced == 1)
         await write(connection, Counted(thing_id=key))
-        await reached(sleeper._positions, tally_view, 3)
+        await reached(sleeper._positions, tally_view.name, 3)
     assert await stored(connection, tally_view) == {key: (Tally(thing_id=key, count=3), 3)}
 
 
@@ -499,7 +488,7 @@ async def test_a_fold_that_raises_stops_its_projection_before_the_event_where_th
         Poisoned(thing_id=one),
         *(Counted(thing_id=key) for key in (one, other)),
     )
-    await eventually(lambda: "projection Fragile" in node.supervisor.troubles)
+    await until(lambda: "projection Fragile" in node.supervisor.troubles)
     assert node.supervisor.troubles == {
         "projection Fragile": (
             f"FoldFailed: Fragile: the fold of Poisoned at position 4 on row {one} raised ZeroDivisionError: "
@@ -510,10 +499,10 @@ async def test_a_fold_that_raises_stops_its_projection_before_the_event_where_th
     assert await stored(connection, fragile_view) == await folded(connection, fragile_app, fragile_view, upto=3)
     assert len(await stored(connection, fragile_view)) == 2
 
-    await reached(node.positions, tally_view, 6)
+    await reached(node.positions, tally_view.name, 6)
     assert await stored(connection, tally_view) == await folded(connection, fragile_app, tally_view)
     head = await write(connection, Counted(thing_id=other))
-    await reached(node.positions, tally_view, head)
+    await reached(node.positions, tally_view.name, head)
     assert await checkpoint(connection, fragile_view) == 3
 
 
@@ -569,7 +558,7 @@ def bare(key: UUID) -> Written:
 async def test_every_type_of_column_comes_back_as_it_was(dsn: str, connection: asyncpg.Connection) -> None:
     keys = [uuid4(), uuid4()]
     async with projecting(dsn, things_app, everything_view) as (projector,):
-        await reached(projector._positions, everything_view, await write(connection, full(keys[0]), bare(keys[1])))
+        await reached(projector._positions, everything_view.name, await write(connection, full(keys[0]), bare(keys[1])))
     rows = await stored(connection, everything_view)
     assert rows == await folded(connection, things_app, everything_view)
     row: Any = rows[keys[0]][0]
@@ -594,7 +583,7 @@ async def test_every_type_of_column_comes_back_as_it_was(dsn: str, connection: a
 
 async def test_columns_are_made_from_the_declared_types(dsn: str, connection: asyncpg.Connection) -> None:
     async with projecting(dsn, things_app, everything_view) as (projector,):
-        await reached(projector._positions, everything_view, await write(connection, bare(uuid4())))
+        await reached(projector._positions, everything_view.name, await write(connection, bare(uuid4())))
     columns = await connection.fetch(
         "select attname, format_type(atttypid, atttypmod) as type, attnotnull from pg_attribute "
         "where attrelid = 'read.everything_1'::regclass and attnum > 0 order by attnum"

@@ -18,6 +18,7 @@ import pytest
 from msgspec.structs import replace
 from tests.integration import posts
 from tests.integration.posts import QUICK, Outside, Read, app_of, posted, view, write
+from tests.waiting import until
 
 from bank.accounts.domain import Deposit, OpenAccount, Withdraw
 from bank.accounts.statements import append_once, statements
@@ -33,18 +34,6 @@ Start: TypeAlias = Callable[..., Any]
 
 UNIT = "reactor outside"
 SOON = Retry(times=3, first=0.001, longest=0.01)
-
-
-async def until(condition: Callable[[], Any], seconds: float = 15) -> None:
-    """Look until it is so; conditions may be coroutines."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = condition()
-            if asyncio.iscoroutine(found):
-                found = await found
-            if found:
-                return
-            await asyncio.sleep(0.01)
 
 
 async def working(start: Start, *outside: Any) -> Node:
@@ -148,9 +137,8 @@ async def test_a_person_has_it_tried_again_and_all_follows_in_order(
     assert outside.of(one) == []
     outside.raises.clear()
     assert await deadletters.retry(connection, deadletters.Filter(UNIT)) == 1
-    await until(lambda: node.worker.progress[UNIT].parked_keys == 0)
+    await until(lambda: letters_are(connection, []))
     assert outside.of(one) == ["down", *map(str, range(30)), "last"]
-    assert await letters(connection) == []
     await write(connection, posted(one, "after"))
     await until(lambda: outside.of(one)[-1] == "after")
 

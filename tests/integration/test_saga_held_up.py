@@ -11,8 +11,9 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.integration import works
-from tests.integration.test_saga_operations import LIMITS, _letters_are, change, parked_undo, place, seen, until
+from tests.integration.test_saga_operations import LIMITS, _letters_are, change, parked_undo, place, seen
 from tests.integration.works import Input, Known, Reminder, app, fulfilment
+from tests.waiting import until
 
 from headwater import After, App, Cancel, Do, Done, Feature, Undo, deadletters, sagas
 from headwater.clock import VirtualClock

@@ -7,7 +7,7 @@ import getpass
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -18,6 +18,7 @@ from tests.commands import run_command
 from tests.integration import works
 from tests.integration.test_metrics import scrape, worker_of
 from tests.integration.works import ChangeOrder, PlaceOrder, app, fulfilment
+from tests.waiting import until
 
 from headwater import App, Feature, sagas
 from headwater.config import Settings
@@ -33,7 +34,6 @@ from headwater.server import Web
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
-ROOT = Path(__file__).parents[2]
 LIMITS = limits_of(app.domain)
 
 
@@ -45,14 +45,6 @@ def fair_weather() -> None:
 @pytest.fixture
 async def node(start: Start) -> Node:
     return await start(app, settings=replace(Settings(), poll_seconds=0.1))
-
-
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
-    """Look until it is so."""
-    async with asyncio.timeout(seconds):
-        while not (found := await condition()):  # noqa: ASYNC110 - not all of it rings
-            await asyncio.sleep(0.01)
-        return found
 
 
 async def place(node: Node, *plan: str) -> UUID:
@@ -556,21 +548,17 @@ def test_only_an_app_with_sagas_has_them_in_its_schema() -> None:
 # The command line ----------------------------------------------------------------------------------------------------
 
 
-async def run(dsn: str, *arguments: str) -> tuple[int, str, str]:
-    """A command as an operator runs it: exit code, output, complaints."""
-    return await run_command(*arguments, DATABASE_URL=dsn)
-
-
 APP = ("--app", "tests.integration.works:app")
 
 
 async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Connection, dsn: str) -> None:
-    assert await run(dsn, "sagas", "list", *APP) == (0, "No sagas.\n", "")
+    run = partial(run_command, DATABASE_URL=dsn)
+    assert await run("sagas", "list", *APP) == (0, "No sagas.\n", "")
     undone = await parked_undo(node, connection)
     bug = await parked_bug(node, connection)
     await connection.execute("update headwater.sagas set started_at = '2026-01-01' where stream_id = $1", bug.stream_id)
 
-    code, output, complaints = await run(dsn, "sagas", "list", *APP)
+    code, output, complaints = await run("sagas", "list", *APP)
     assert (code, complaints) == (0, "")
     heading, first, second = output.splitlines()
     assert heading.split() == ["SAGA", "KEY", "STATUS", "SINCE", "WAITING", "FOR", "REASON"]
@@ -579,7 +567,7 @@ async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Conne
     assert second.startswith(f"Fulfilment  {undone.key}  parked         ")
     assert second.endswith("a person     the undo Unwork was refused: WILL_NOT")
 
-    code, output, _ = await run(dsn, "sagas", "list", "--status", "parked", "--limit", "1", "--json")
+    code, output, _ = await run("sagas", "list", "--status", "parked", "--limit", "1", "--json")
     assert code == 0
     one = json.loads(output.splitlines()[0])
     assert {
@@ -591,41 +579,41 @@ async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Conne
     assert (one["stuck"], one["waitingFor"], one["position"]) == (False, "a person", str(bug.position))
     assert one["state"]["changes"] == 0
     assert one["steps"][0]["state"] == "confirmed"
-    code, output, _ = await run(dsn, "sagas", "list", "--stuck", "--saga", "Fulfilment", *APP)
+    code, output, _ = await run("sagas", "list", "--stuck", "--saga", "Fulfilment", *APP)
     assert [str(bug.key) in line for line in output.splitlines()[1:]] == [True]
 
-    code, output, _ = await run(dsn, "sagas", "show", str(undone.key), *APP)
+    code, output, _ = await run("sagas", "show", str(undone.key), *APP)
     assert code == 0
     assert output.startswith(f"Fulfilment {undone.key}: parked\n  id            {undone.stream_id}, version ")
     assert "\n  waiting for   a person\n  reason        the undo Unwork was refused: WILL_NOT\n" in output
     assert "    1  confirmed  Work              " in output
     assert "refused    Unwork, undoes 1  " in output
 
-    code, output, _ = await run(dsn, "status", *APP)
+    code, output, _ = await run("status", *APP)
     assert "SAGA        RUNNING  UNDOING  PARKED  STUCK\nFulfilment        0        0       2  1\n" in output
-    code, output, _ = await run(dsn, "status", "--json", *APP)
+    code, output, _ = await run("status", "--json", *APP)
     assert json.loads(output)["sagas"] == [{"saga": "Fulfilment", "running": 0, "undoing": 0, "parked": 2, "stuck": 1}]
 
     works.weather.forgiving = True
     asked = f"Fulfilment {undone.key} will be tried again by the worker that runs the saga.\n"
-    assert await run(dsn, "sagas", "retry", str(undone.key)) == (0, asked, "")
+    assert await run("sagas", "retry", str(undone.key)) == (0, asked, "")
     await seen(connection, undone.key, "done")
     assert ("SagaRetried", getpass.getuser()) in await records(connection, undone)
-    code, _, complaints = await run(dsn, "sagas", "retry", str(undone.key))
+    code, _, complaints = await run("sagas", "retry", str(undone.key))
     assert (code, complaints) == (1, f"headwater: Fulfilment {undone.key} is done: nothing of it waits for a person\n")
 
-    code, output, _ = await run(dsn, "sagas", "abandon", str(bug.stream_id), "--reason", "too old")
+    code, output, _ = await run("sagas", "abandon", str(bug.stream_id), "--reason", "too old")
     assert (code, output) == (0, f"Fulfilment {bug.key} is abandoned.\n")
     assert (await seen(connection, bug.key, "abandoned")).reason == "too old"
     over = f"headwater: Fulfilment {bug.key} is over: it is abandoned\n"
-    assert await run(dsn, "sagas", "abandon", str(bug.key), "--reason", "again") == (1, "", over)
+    assert await run("sagas", "abandon", str(bug.key), "--reason", "again") == (1, "", over)
 
 
 async def test_all_at_once_from_the_command_line(node: Node, connection: asyncpg.Connection, dsn: str) -> None:
     parked = [await parked_undo(node, connection), await parked_bug(node, connection)]
     works.weather.forgiving = True
     done = "2 parked instances will be tried again by the worker that runs the saga.\n"
-    assert await run(dsn, "sagas", "retry", "--all", "--saga", "Fulfilment") == (0, done, "")
+    assert await run_command("sagas", "retry", "--all", "--saga", "Fulfilment", DATABASE_URL=dsn) == (0, done, "")
     await seen(connection, parked[0].key, "done")
     await seen(connection, parked[1].key, "running", "events")
 
@@ -643,7 +631,7 @@ async def test_all_at_once_from_the_command_line(node: Node, connection: asyncpg
     ],
 )
 async def test_what_the_command_line_refuses(dsn: str, arguments: list[str]) -> None:
-    code, output, complaints = await run(dsn, "sagas", *arguments)
+    code, output, complaints = await run_command("sagas", *arguments, DATABASE_URL=dsn)
     assert (code, output) == (1, "")
     assert complaints.startswith("headwater: ")
     assert len(complaints.splitlines()) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ import msgspec
 import pytest
 from tests.integration import works
 from tests.integration.works import ChangeOrder, OrderPlaced, PlaceOrder, Work, app, fulfilment
+from tests.waiting import until
 
 from headwater import After, App, Cancel, Do, Done, Feature, Refusal, Saga, Undo
 from headwater.clock import VirtualClock
@@ -40,13 +40,6 @@ def clock() -> VirtualClock:
 async def node(start: Any, clock: VirtualClock) -> Node:
     started: Node = await start(app, clock=clock)
     return started
-
-
-async def until(condition: Callable[[], Any], seconds: float = 15) -> None:
-    """Look until it is so."""
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - not all of it rings
-            await asyncio.sleep(0.01)
 
 
 async def place(node: Node, *plan: str, patience: int = 0) -> UUID:

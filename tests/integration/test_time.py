@@ -205,7 +205,7 @@ async def test_a_long_stream_leaves_the_loop_to_others(start: Start, connection:
         nonlocal turns
         while True:
             turns += 1
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # counts how often the others have a turn
 
     other = asyncio.create_task(others())
     row = await node.serving.histories[Thing].row(thing, PAGE * pages - 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import sys
@@ -20,7 +19,8 @@ import asyncpg
 import msgspec
 import pytest
 from graphql import GraphQLInputObjectType, GraphQLObjectType, build_schema
-from tests.commands import run_command
+from tests.commands import clean_environ, run_command
+from tests.waiting import until
 
 from bank.main import app as bank
 from headwater.config import Settings
@@ -339,7 +339,7 @@ async def kill_listener(connection: asyncpg.Connection) -> None:
                     where application_name = 'headwater listener' and datname = current_database()"""
     async with asyncio.timeout(10):
         while not await connection.fetch(statement):
-            pass
+            pass  # each look is a query, and a pause between them might miss the moment
 
 
 async def test_a_subscription_starts_now_or_where_it_is_told(start: Start, writer: Writer) -> None:
@@ -347,8 +347,7 @@ async def test_a_subscription_starts_now_or_where_it_is_told(start: Start, write
     await writer.write(uuid4(), ["A", "B"])
     async with subscribed(node) as stream:
         first = asyncio.create_task(take(stream, 2))
-        while not node.telemetry.followers:  # noqa: ASYNC110 - a count, not an event
-            await asyncio.sleep(0)
+        await until(lambda: node.telemetry.followers)
         await writer.write(uuid4(), ["B", "A"])
         assert await first == [3, 4]
     since = (await everything(node))[0].recorded_at.isoformat()
@@ -388,8 +387,7 @@ async def test_a_filter_that_little_matches_is_followed_in_windows(start: Start,
 
 @pytest.fixture
 def environ(dsn: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
-    return kept | {"DATABASE_URL": dsn, "HEADWATER_POLL_SECONDS": "60"}
+    return clean_environ() | {"DATABASE_URL": dsn, "HEADWATER_POLL_SECONDS": "60"}
 
 
 async def start_headwater(environ: dict[str, str], *arguments: str) -> asyncio.subprocess.Process:

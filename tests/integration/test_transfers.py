@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from tests.waiting import until
 
 from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccount, ReceiveTransfer, Withdraw
 from headwater.clock import VirtualClock
@@ -101,12 +102,12 @@ class Customer:
 
     async def balance(self, account: UUID, *, entries: int) -> str:
         """The balance, when the row has so many entries."""
-        async with asyncio.timeout(15):
-            while True:
-                row = (await self.ask(BALANCE, id=str(account)))["account"]
-                if row is not None and row["entryCount"] >= entries:
-                    return str(row["balance"])
-                await asyncio.sleep(0.01)
+
+        async def balance() -> str | None:
+            row = (await self.ask(BALANCE, id=str(account)))["account"]
+            return row["balance"] if row is not None and row["entryCount"] >= entries else None
+
+        return str(await until(balance))
 
 
 @pytest.fixture
@@ -221,9 +222,7 @@ async def test_money_that_cannot_come_back_waits_for_a_person(
     await customer.do(FreezeAccount(account_id=target))
     holding.set_result(None)
     key = UUID(accepted["transfer"]["id"])
-    async with asyncio.timeout(15):
-        while not (reason := await connection.fetchval(PARKED, key)):  # noqa: ASYNC110 - nothing rings for it
-            await asyncio.sleep(0.01)
+    reason = await until(lambda: connection.fetchval(PARKED, key))
     assert reason == "the undo ReturnTransfer was refused: ACCOUNT_NOT_OPEN"
 
 

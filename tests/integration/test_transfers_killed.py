@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +21,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from tests.waiting import until
 
 from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccount
 from bank.transfers.domain import RequestTransfer
@@ -145,12 +146,6 @@ class Bank:
         await self.request(source, chance.choice([each for each in self.targets if each != source]))
 
 
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - what is waited for happens in another process
-            await asyncio.sleep(0.01)
-
-
 async def all_over(connection: asyncpg.Connection) -> bool:
     return not await connection.fetchval(OPEN)
 
@@ -258,4 +253,4 @@ async def test_workers_are_killed_and_stopped_at_random_under_load(
 async def load(bank: Bank, chance: random.Random) -> None:
     while True:
         await asyncio.gather(*(bank.request_any(chance) for _ in range(4)))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # so much load, and no more

@@ -1,7 +1,6 @@
 """What older code wrote, read by everything that reads: decisions, read models, and the reader of the log."""
 # Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
 
-import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from decimal import Decimal
@@ -11,6 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.waiting import reached
 
 from bank.accounts.domain import InsufficientFunds, Withdraw
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, Upcaster, View
@@ -35,10 +35,7 @@ async def write(
 
 async def rows(node: Node, connection: asyncpg.Connection, view: str, columns: str) -> list[tuple[Any, ...]]:
     """The rows of a read model, when it has come to the end of the log."""
-    position = await node.log.head()
-    async with asyncio.timeout(20):
-        while node.positions.known(view) < position:
-            await node.positions.moved(view, position - 1, 0.1)
+    await reached(node.positions, view, await node.log.head())
     return [
         tuple(row) for row in await connection.fetch(f"select {columns} from read.{view.lower()} order by position")
     ]

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -274,18 +275,14 @@ async def test_rows_of_other_code_are_not_compared(database: Database, connectio
 # The command ---------------------------------------------------------------------------------------------------------
 
 
-async def run_verify(dsn: str, *arguments: str) -> tuple[int, str, str]:
-    """`headwater verify` in a process of its own: exit code, output and errors."""
-    return await run_command("verify", *arguments, "--app", "bank.main:app", DATABASE_URL=dsn)
-
-
 async def test_the_command_says_so_by_its_exit_code(
     dsn: str, database: Database, connection: asyncpg.Connection
 ) -> None:
     await fill(connection)
     await built(database, connection, bank, account_view)
+    verify = partial(run_command, "verify", DATABASE_URL=dsn)
     right, sampled, wrong_name = await asyncio.gather(
-        run_verify(dsn, "Account", "--all"), run_verify(dsn, "--sample", "9"), run_verify(dsn, "Acount")
+        verify("Account", "--all"), verify("--sample", "9"), verify("Acount")
     )
     assert right[:2] == (0, "Account: 60 rows compared at position 600: no difference\n"), right
     assert sampled[0] == 0, sampled
@@ -293,6 +290,6 @@ async def test_the_command_says_so_by_its_exit_code(
     assert "User: 0 rows compared at position 0: no difference\n" in sampled[1]
     assert wrong_name[:2] == (1, "")
     await connection.execute("update read.account set balance = 5 where account_id = $1", key_of(3))
-    code, out, _ = await run_verify(dsn, "--all")
+    code, out, _ = await verify("--all")
     assert code == 1
     assert f"  {key_of(3)}  balance: stored 5, folded 0.09\n" in out

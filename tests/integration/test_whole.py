@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +26,8 @@ import asyncpg
 from hypothesis import HealthCheck, Phase, event, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tests.commands import clean_environ
+from tests.waiting import until
 
 from bank.accounts.domain import (
     AccountClosed,
@@ -288,8 +290,7 @@ class Apart:
     """A worker as a process of its own."""
 
     def __init__(self, dsn: str) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_"))}
-        self._environ = kept | {
+        self._environ = clean_environ() | {
             "DATABASE_URL": dsn,
             "PYTHONPATH": os.pathsep.join(sys.path),
             "HEADWATER_POLL_SECONDS": str(QUICK.poll_seconds),
@@ -333,7 +334,7 @@ class History:
             case Send():
                 await self._send(step.commands, step.twice)
                 if step.seen:
-                    await self._until(self._seen)
+                    await until(self._seen, SECONDS)
             case Again():
                 if step.back < len(self._sent):
                     await self._execute(*self._sent[-1 - step.back])
@@ -371,10 +372,10 @@ class History:
             self._workers.remove(worker)
         POISON.clear()
         await self._start(Here(self._dsn))
-        await self._until(self._complete)
+        await until(self._complete, SECONDS)
         event(f"dead letters in the end: {'some' if await self._letters() else 'none'}")
         await deadletters.retry(self._connection, deadletters.Filter())
-        await self._until(self._no_letters)
+        await until(self._no_letters, SECONDS)
 
     async def close(self) -> None:
         """Nothing is left running, whatever became of it."""
@@ -410,7 +411,7 @@ class History:
                 self._workers.remove(worker)
                 self._fainted.append(worker)
                 await self._start(Here(self._dsn))
-                await self._until(partial(self._has_nothing, worker.node.leases.worker_id))
+                await until(partial(self._has_nothing, worker.node.leases.worker_id), SECONDS)
                 break
 
     async def _kill_midway(self, commands: Sequence[Command]) -> None:
@@ -420,7 +421,7 @@ class History:
             if not self._workers:
                 await self._start(Here(self._dsn))
             await self._send(commands, twice=False)
-            await self._until(self._writing_or_seen)
+            await until(self._writing_or_seen, SECONDS)
             event(f"killed {'midway' if await self._writing() else 'at rest'}")
             while self._workers:
                 await self._workers.pop(0).kill()
@@ -428,11 +429,6 @@ class History:
             await holding.close()
 
     # What is waited for
-
-    async def _until(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(SECONDS):
-            while not await condition():  # noqa: ASYNC110 - workers do it, which may be other processes
-                await asyncio.sleep(0.01)
 
     async def _reached(self, names: Sequence[str]) -> bool:
         query = """

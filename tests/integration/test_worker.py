@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import asyncpg
 from tests.integration import works
 from tests.integration.works import PlaceOrder, fulfilment
+from tests.waiting import until
 
 from headwater import App, Feature, Schedule
 from headwater.clock import VirtualClock
@@ -40,18 +41,11 @@ async def test_a_schedule_begins_a_saga_in_whichever_worker_has_the_lease(
     clock = VirtualClock(NOON)
     nodes = [await start(app, serve=False, clock=clock) for _ in range(2)]
 
-    async def orders(count: int) -> None:
-        async with asyncio.timeout(20):
-            query = "select count(*) from headwater.sagas where status = 'done'"
-            while await connection.fetchval(query) < count:  # noqa: ASYNC110 - nothing rings for it
-                await asyncio.sleep(0.01)
-
-    async with asyncio.timeout(20):
-        while not await connection.fetchval("select count(*) from headwater.schedules"):  # noqa: ASYNC110 - the same
-            await asyncio.sleep(0.01)
+    await until(lambda: connection.fetchval("select count(*) from headwater.schedules"))
+    done = "select count(*) >= $1 from headwater.sagas where status = 'done'"
     for passed in range(1, 4):
         await clock.advance(timedelta(hours=1))
-        await orders(passed)
+        await until(partial(connection.fetchval, done, passed))
     actors = await connection.fetch("select actor from headwater.events where type = 'OrderPlaced'")
     assert [row["actor"] for row in actors] == ["schedule hourly order"] * 3
     assert "schedules" not in {each.name for each in (await read_standings(nodes[0].database.pool)).projections}

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
 import pytest
+from tests.waiting import until
 
 from headwater import supervisor
 from headwater.supervisor import Supervisor, backoff
@@ -129,9 +130,7 @@ async def test_a_task_that_ends_by_itself_is_in_trouble_too(pauses: list[int]) -
     async with Supervisor() as owner:
         owner.start("feed", run)
         await seen(started)
-        async with asyncio.timeout(5):
-            while not owner.troubles:  # noqa: ASYNC110 - it looks; there is nothing to wait for
-                await asyncio.sleep(0)
+        await until(lambda: owner.troubles, 5)
         assert owner.troubles == {"feed": "RuntimeError: it ended by itself"}
 
 
@@ -155,7 +154,7 @@ async def test_stop_waits_for_the_end_and_forgets_the_trouble(pauses: list[int])
             running.set()
             await asyncio.Event().wait()
         finally:
-            await asyncio.wait([asyncio.create_task(asyncio.sleep(0.01))])
+            await asyncio.wait([asyncio.create_task(asyncio.sleep(0.01))])  # cleaning up takes a moment
             order.append(f"{name} has cleaned up")
 
     async with Supervisor() as owner:

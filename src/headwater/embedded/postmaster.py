@@ -14,7 +14,6 @@ import psutil
 from headwater.embedded.errors import EmbeddedError
 from headwater.embedded.home import PORT, Home
 
-# A server tells nobody of its state but by its files and its port: to wait for one is to look again.
 LOOK_AGAIN_SECONDS = 0.02
 
 
@@ -47,7 +46,7 @@ def bring_up(home: Home, arguments: Sequence[str], deadline: float) -> Postmaste
             if "is still in use" not in said:
                 raise EmbeddedError(f"the embedded PostgreSQL in {home.cluster} did not start:\n{tail(said)}")
             spawned = None
-        time.sleep(LOOK_AGAIN_SECONDS)
+        time.sleep(LOOK_AGAIN_SECONDS)  # a server tells of its state by its files and its socket, which ring nobody
     said = tail(read(home.log)[seen:])
     raise EmbeddedError(f"the embedded PostgreSQL in {home.cluster} did not get ready in time:\n{said}")
 
@@ -68,11 +67,18 @@ def spawn(home: Home, arguments: Sequence[str]) -> int:
 def postmaster(cluster: Path) -> Postmaster | None:
     """What postmaster.pid says, while the process that it names is this cluster's server and lives."""
     lines = read(cluster / "postmaster.pid").splitlines()
-    if not lines or not is_server(int(lines[0]), cluster):
+    pid = pid_in(lines)
+    if not pid or not is_server(pid, cluster):
         return None
     if len(lines) < 8:
-        return Postmaster(int(lines[0]), PORT, Path(), "starting")  # still being written
-    return Postmaster(int(lines[0]), int(lines[3]), Path(lines[4]), lines[7].strip())
+        return Postmaster(pid, PORT, Path(), "starting")  # still being written
+    return Postmaster(pid, int(lines[3]), Path(lines[4]), lines[7].strip())
+
+
+def pid_in(lock: Sequence[str]) -> int:
+    """The process that a lock file names; 0 where it is empty or spoiled, as a crash of the machine may leave it."""
+    first = lock[0].strip().removeprefix("-") if lock else ""  # a minus: a single-user backend
+    return int(first) if first.isdecimal() and len(first) < 10 else 0
 
 
 def answers(binaries: Path, found: Postmaster) -> bool:
@@ -98,16 +104,16 @@ def is_server(pid: int, cluster: Path) -> bool:
 
 
 def clear_away(home: Home) -> None:
-    """What a dead server left, where PostgreSQL alone would not dare: its number now names another process.
+    """What a dead server left, where PostgreSQL alone would not dare: its number names another process now, or none.
 
     A server that holds the socket while postmaster.pid does not name it lost its data: somebody removed the directory.
     """
     for lock in (home.cluster / "postmaster.pid", home.socket_lock):
-        pid = int((read(lock).splitlines() or ["0"])[0])
+        pid = pid_in(read(lock).splitlines())
         if pid and is_server(pid, home.cluster):
             os.kill(pid, signal.SIGQUIT)
             wait_for(partial(is_dead, pid), 10, f"the process {pid}, a PostgreSQL whose data was removed,")
-        if pid and psutil.pid_exists(pid):
+        if not pid or psutil.pid_exists(pid):
             lock.unlink(missing_ok=True)
 
 
@@ -124,7 +130,7 @@ def wait_for(done: Callable[[], bool], seconds: float, what: str) -> None:
     while not done():
         if time.monotonic() > deadline:
             raise EmbeddedError(f"{what} did not stop within {seconds:.0f} s")
-        time.sleep(LOOK_AGAIN_SECONDS)
+        time.sleep(LOOK_AGAIN_SECONDS)  # its end rings its parent only, which is not this process
 
 
 def read(path: Path) -> str:
