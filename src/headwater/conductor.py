@@ -66,6 +66,8 @@ class Tally:
     def count(self, record: Record, course: Course[Any]) -> None:
         """Count a record that was made here, after its fold."""
         match record:
+            case SagaTook():
+                self.started += course.version == 1
             case SagaConfirmed():
                 undid = course.steps[record.step - 1].undoes is not None
                 self.compensations += undid
@@ -191,7 +193,6 @@ class Conductor:
             event_id=event.event_id,
             type=event.data.event_name,
         )
-        self.tally.started += not course.version
         await self._instances.append(
             held,
             record,

@@ -120,8 +120,12 @@ class Instances:
         if reading is None:
             # Of no group: what it raises is for those who asked, and ends nobody else.
             reading = self._reading[stream_id] = asyncio.create_task(self._hold_read(stream_id))
-            reading.add_done_callback(lambda _: self._reading.pop(stream_id, None))
+            reading.add_done_callback(lambda done: self._is_read(stream_id, done))
         return await asyncio.shield(reading)
+
+    def _is_read(self, stream_id: UUID, reading: asyncio.Task[Held]) -> None:
+        if self._reading.get(stream_id) is reading:  # or it was cancelled, and another is on its way since
+            del self._reading[stream_id]
 
     async def readable(self, stream_id: UUID) -> Held | None:
         """An instance; None when today's code cannot fold it, and it is set aside, so that the others go on."""

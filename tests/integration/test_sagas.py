@@ -18,6 +18,7 @@ from tests.waiting import until
 
 from headwater import After, App, Cancel, Do, Done, Feature, Refusal, Saga, Undo
 from headwater.clock import VirtualClock
+from headwater.conductor import Tally
 from headwater.config import Settings
 from headwater.errors import CommandIdReused
 from headwater.ids import new_id
@@ -87,6 +88,11 @@ async def records(connection: asyncpg.Connection, order: UUID) -> list[str]:
     return [row["type"] for row in rows]
 
 
+def tally(node: Node) -> Tally:
+    """What the node has done with orders."""
+    return node.worker.conductors[fulfilment.category].tally
+
+
 async def letters(connection: asyncpg.Connection, order: UUID) -> list[tuple[int, bool]]:
     """Positions set aside for an order, and whether each is parked for a person."""
     rows = await connection.fetch(
@@ -117,6 +123,7 @@ async def test_a_refusal_undoes_what_was_done_the_last_first(node: Node, connect
     states = {(step["number"], step["state"]) for step in msgspec.json.decode(row["steps"])}
     assert states >= {(1, "undone"), (2, "undone"), (3, "refused"), (4, "dropped"), (5, "dropped")}
     assert msgspec.json.decode(row["state"])["failures"] == ["WILL_NOT"]
+    assert tally(node) == Tally(started=1, done=1, steps=3, refusals=1, compensations=2)
 
 
 async def test_a_refusal_of_an_optional_step_is_only_told(node: Node, connection: asyncpg.Connection) -> None:
@@ -135,6 +142,7 @@ async def test_a_step_that_is_late_never_takes_effect(
     await clock.advance(timedelta(seconds=31))
     await reached(connection, order, "done")
     assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
+    assert tally(node) == Tally(started=1, done=1, steps=2, timeouts=1, compensations=1)
     works.weather.forgiving = True  # the command of a process that was asleep comes after all
     with pytest.raises(CommandIdReused):
         await node.dispatcher.execute(Work(**late["input"]), command_id=UUID(late["commandId"]))
