@@ -297,7 +297,8 @@ class Follower:
         by_key: dict[UUID, list[Waiting]] = {}
         for letter in waiting:
             by_key.setdefault(letter.key, []).append(letter)
-        self._set_parked(self._parked - set(keys))  # or what is taken now would be set aside again
+        # Or what is taken now would be set aside again. That they are not parked is told when it is written.
+        self._parked = self._parked - set(keys)
         tried = await asyncio.gather(*(self._take_waiting(mine, events) for mine in by_key.values()))
         done = [letter for taken, _ in tried for letter in taken]
         failed = {letter.key: letter for _, letter in tried if letter is not None}
