@@ -312,6 +312,7 @@ CREATE TABLE headwater.projections (
     owner uuid,
     fence bigint DEFAULT 0 NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    forgotten bigint DEFAULT 0 NOT NULL,
     CONSTRAINT projections_generation_check CHECK ((generation > 0)),
     CONSTRAINT projections_state_check CHECK ((state = ANY (ARRAY['live'::text, 'building'::text, 'retired'::text])))
 );
@@ -326,6 +327,7 @@ COMMENT ON COLUMN headwater.projections.failure IS 'Why it stands still, while i
 COMMENT ON COLUMN headwater.projections.differences IS 'Found by `headwater verify` at verified_at.';
 COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases it. It is free when there is none, or when that worker''s own lease has run out.';
 COMMENT ON COLUMN headwater.projections.fence IS 'Rises with each lease, so that a holder that slept cannot commit.';
+COMMENT ON COLUMN headwater.projections.forgotten IS 'Up to here removals are forgotten, their tombstones pruned: a cursor from before it misses some of them.';
 CREATE TABLE headwater.sagas (
     stream_id uuid NOT NULL,
     saga text NOT NULL COLLATE pg_catalog."C",

@@ -61,6 +61,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retired_seconds: Annotated[
         float, Meta(ge=0, le=86_400, description="Seconds until the rows of a replaced generation are dropped.")
     ] = 60.0
+    tombstone_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=315_360_000,
+            description="Seconds that a removed row is remembered, for subscribers that come back; after that they"
+            " are sent everything again.",
+        ),
+    ] = 604_800.0
     poll_seconds: Annotated[
         float, Meta(gt=0, le=60, description="Seconds until a change is noticed whose doorbell was lost.")
     ] = 1.0

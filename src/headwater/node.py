@@ -33,6 +33,7 @@ from headwater.standings import read_standings
 from headwater.supervisor import Supervisor
 from headwater.tables import prepare, renew
 from headwater.telemetry import Telemetry
+from headwater.tombstones import Tombstones
 from headwater.trail import Trail
 from headwater.worker import Worker, register_units
 
@@ -181,6 +182,8 @@ class Node:
         )
         retired = Retired(self.database, seconds=self.settings.retired_seconds)
         self.supervisor.start("retired", partial(retired.run, partial(self.supervisor.well, "retired")))
+        tombstones = Tombstones(self.database, seconds=self.settings.tombstone_seconds)
+        self.supervisor.start("tombstones", partial(tombstones.run, partial(self.supervisor.well, "tombstones")))
         # Left before the supervisor is: what this process has is given back at once.
         await self._stack.enter_async_context(self.leases)
 

@@ -67,7 +67,8 @@ class Changes:
 
     edition: of the rows; another one means that rows may differ though no position says so, since another generation
     is live, or dead letters were folded after all. live_since: the position at which that was last so, if it was: what
-    was read up to there may differ from what it would be now.
+    was read up to there may differ from what it would be now. forgotten: some removals after the position are no longer
+    known, since their tombstones are pruned; read a snapshot.
     """
 
     rows: Sequence[Row]
@@ -76,6 +77,7 @@ class Changes:
     cut: bool = False
     edition: int = 0
     live_since: int | None = None
+    forgotten: bool = False
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,9 @@ class Reader:
         position = rows[-1]["position"] if cut else max(first["complete to"], after)
         buried = msgspec.json.decode(first["removed keys"], type=list[tuple[UUID, int]])
         removed = [(key, at) for key, at in buried if at <= position]
-        return Changes(shape.rows(rows), removed, position, cut, first["live edition"], first["live since"])
+        return Changes(
+            shape.rows(rows), removed, position, cut, first["live edition"], first["live since"], first["is forgotten"]
+        )
 
     def _total(self, order: Sequence[Order]) -> tuple[Order, ...]:
         """The order made total by the key, so that no two rows stand in one place."""

@@ -7,7 +7,7 @@ select position, generation, edition from headwater.projections where name = $1 
 -- One row with nulls when only the checkpoint has moved. The keys stand in the first row only: gathered and sent for each,
 -- they would cost far more than the rows. The names with a space are none that a read model's column can have.
 select p.position as "complete to", p.generation as "live generation",
-       p.edition as "live edition", p.live_since as "live since",
+       p.edition as "live edition", p.live_since as "live since", p.forgotten > $2 as "is forgotten",
        case when row_number() over (order by changed.position) = 1 then
          (select coalesce(json_agg(json_build_array(t.key, t.position)), '[]')
             from headwater.tombstones t

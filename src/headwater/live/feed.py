@@ -70,14 +70,20 @@ class Feed:
     def _hand_out(self, changes: Changes) -> None:
         if changes.edition != self._edition:
             self._edition = changes.edition
-            for watcher in (*self._everything, *(each for group in self._by_key.values() for each in group)):
+            for watcher in self._all():
                 watcher.renew(changes.edition)
+        if changes.forgotten:  # this process slept for longer than tombstones are kept
+            for watcher in self._all():
+                watcher.overflow(changes.position)
         if not changes.rows and not changes.removed:
             return
         for watcher in self._everything:
             watcher.offer(changes)
         if self._by_key:
             self._hand_out_by_key(changes)
+
+    def _all(self) -> list[Watcher]:
+        return [*self._everything, *(each for group in self._by_key.values() for each in group)]
 
     def _hand_out_by_key(self, changes: Changes) -> None:
         key_column = self.reader.view.key

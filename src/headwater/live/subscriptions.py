@@ -90,8 +90,8 @@ class _Selection:
             self._shown = await self._feed.reader.keys(self._where)
         while True:
             changes = await self._feed.reader.changes(after)
-            if changes.live_since is not None and after <= changes.live_since:
-                # What the client holds is of another edition: rows may differ that no position tells of.
+            if changes.forgotten or (changes.live_since is not None and after <= changes.live_since):
+                # What the client holds is of another edition, or some of it may be gone: no position tells of that.
                 async with aclosing(self.snapshot(watcher)) as again:
                     async for message in again:
                         yield message

@@ -50,8 +50,15 @@ class Watcher:
             for row in changes.rows:
                 self._hold(row[self._key], row["position"], row)
             if len(self._dirty) > self._limit:
-                self._overflowed = True
-                self._dirty.clear()
+                self.overflow(changes.position)
+        self._offered.set()
+
+    def overflow(self, position: int) -> None:
+        """Not all that has changed up to a position can be held: the reader has to start again. Never waits."""
+        if position > self._after:
+            self._position = max(self._position, position)
+            self._overflowed = True
+            self._dirty.clear()
         self._offered.set()
 
     def renew(self, edition: int) -> None:

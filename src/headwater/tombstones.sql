@@ -1,0 +1,34 @@
+-- name: old
+-- Live generations with tombstones that are older than so many seconds.
+select name, generation
+  from headwater.projections p
+ where state = 'live'
+   and exists (select from headwater.tombstones t
+                where t.projection = p.name and t.generation = p.generation
+                  and t.removed_at < now() - $1 * interval '1 second')
+
+-- name: prune
+-- So many of them, the oldest positions first; how many there were. The generation's row is locked first, as its worker
+-- does: the two never wait for each other. What is pruned here and what is forgotten there are one commit.
+with held as materialized (
+  select name, generation from headwater.projections where name = $1 and generation = $2 and state = 'live' for update
+), upto as materialized (
+  select max(position) as position
+    from (select t.position
+            from held
+            join headwater.tombstones t on t.projection = held.name and t.generation = held.generation
+           where t.removed_at < now() - $3 * interval '1 second'
+           order by t.position
+           limit $4) oldest
+), pruned as (
+  delete from headwater.tombstones t
+   where t.projection = $1 and t.generation = $2 and t.position <= (select position from upto)
+     and t.removed_at < now() - $3 * interval '1 second'
+  returning t.key
+), moved as (
+  update headwater.projections p
+     set forgotten = greatest(p.forgotten, upto.position)
+    from held, upto
+   where p.name = held.name and p.generation = held.generation and upto.position is not null
+)
+select count(*) from pruned
