@@ -1,6 +1,6 @@
 """Tombstones: what is kept of removed rows, for a time, so that a client that was away learns of them.
 
-Once one is pruned, whoever comes back from before it is sent everything again: `projections.forgotten` says up to where.
+Once one is pruned, a cursor from before it is answered with a snapshot; `projections.forgotten` says up to where.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Tombstones:
             await asyncio.sleep(min(max(self._seconds / 4, 0.1), LONGEST_PAUSE))
 
     async def prune(self) -> int:
-        """Prune what is due, a bounded number in each transaction, since the read model's worker waits so long. How many
-        there were."""
+        """Prune what is due; returns how many. Each transaction prunes a bounded number, since it holds up the read
+        model's worker."""
         connection = await self._database.connect("tombstones")
         pruned = 0
         try:
