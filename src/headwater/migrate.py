@@ -66,6 +66,21 @@ def _upgrade(connection: Connection) -> None:
 
 
 async def require_schema(pool: asyncpg.Pool) -> None:
-    """Raise SchemaMissing unless the log's tables are there."""
-    if await pool.fetchval("select to_regclass('headwater.events') is null"):
-        raise SchemaMissing(SchemaMissing.__doc__)
+    """Raise SchemaMissing unless the schema is the one that this code was written for, or a newer one: in a rolling
+    deploy the database is migrated while older code still runs."""
+    found = None
+    if not await pool.fetchval("select to_regclass('public.schema_version') is null"):
+        found = await pool.fetchval("select version_num from public.schema_version")
+    needed = _newest()
+    if found is None:
+        raise SchemaMissing("The database has no Headwater schema: run `headwater migrate`.")
+    if found < needed:
+        raise SchemaMissing(
+            f"The database's schema is version {found}, and this version of Headwater needs {needed}: run "
+            "`headwater migrate`."
+        )
+
+
+def _newest() -> str:
+    """The number of the last script: four digits, as the database has it."""
+    return max(path.stem for path in (scripts() / "versions").glob("[0-9]*.py"))[:4]

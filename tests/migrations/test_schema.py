@@ -33,8 +33,20 @@ async def test_a_second_run_changes_nothing(postgres: EmbeddedPostgres, blank_ds
 
 async def test_a_database_without_the_schema_is_refused(blank_dsn: str) -> None:
     async with asyncpg.create_pool(blank_dsn, min_size=1, max_size=1) as pool:
-        with pytest.raises(SchemaMissing, match="headwater migrate"):
+        with pytest.raises(SchemaMissing, match="no Headwater schema: run `headwater migrate`"):
             await require_schema(pool)
+
+
+async def test_an_older_schema_is_refused_and_a_newer_one_is_not(blank_dsn: str) -> None:
+    """Code starts on what a later version has migrated: that is how a deploy without downtime begins."""
+    await migrate(blank_dsn)
+    async with asyncpg.create_pool(blank_dsn, min_size=1, max_size=1) as pool:
+        await require_schema(pool)
+        await pool.execute("update public.schema_version set version_num = '0004'")
+        with pytest.raises(SchemaMissing, match=r"version 0004, .* needs 00[0-9]{2}: run `headwater migrate`"):
+            await require_schema(pool)
+        await pool.execute("update public.schema_version set version_num = '9999'")
+        await require_schema(pool)
 
 
 def test_each_script_says_its_number_and_name() -> None:
