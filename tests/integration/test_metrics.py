@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +25,9 @@ from tests.waiting import until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
 from bank.users.domain import RegisterUser
+from bank.users.domain import users as users_decider
+from bank.users.views import user_view
+from headwater import App, Feature, Schedule
 from headwater.conductor import Tally
 from headwater.config import Settings
 from headwater.graphql.engine import Engine
@@ -369,6 +373,42 @@ def test_what_was_asked_for_from_the_past_is_not_late() -> None:
     assert (sum(telemetry.sent.counts), telemetry.sent.total) == (1, 1.0)
 
 
+async def test_snapshots_and_schedules_are_counted(start: Start) -> None:
+    user, now = uuid4(), datetime.now(UTC)
+
+    def register(due: datetime) -> RegisterUser:
+        return RegisterUser(user_id=user, email="ada@example.org", name="Ada")
+
+    quick = replace(users_decider, snapshot_every=1)
+    node = await start(
+        App(
+            [
+                Feature(
+                    [quick],
+                    [user_view],
+                    schedules=[Schedule("once", register, at=now), Schedule("again", broken, at=now)],
+                )
+            ]
+        )
+    )
+    said = await until(lambda: said_all(node))
+    assert said("schedule_moments_total", outcome="fired") == 1
+    assert said("schedule_moments_total", outcome="failed") == 1
+    assert said("snapshots_total", outcome="stored") == 1
+    assert said("snapshots_total", outcome="failed") == 0
+
+
+def broken(due: datetime) -> RegisterUser:
+    raise ValueError("no such user")
+
+
+async def said_all(node: Node) -> Scraped | None:
+    """What the node says, once its schedules and its snapshot are dealt with."""
+    said = await scrape(Web(node).app)
+    moments = [said.values.get(("headwater_schedule_moments_total", ("outcome", each))) for each in ("fired", "failed")]
+    return said if moments == [1, 1] and said("snapshots_total", outcome="stored") else None
+
+
 # The page ------------------------------------------------------------------------------------------------------------
 
 
@@ -388,6 +428,7 @@ async def test_the_page_of_metrics_is_up_to_date(everything: Mapping[str, Metric
 LABELS = {
     "graphql_operation_seconds": "kind, outcome",
     "sent_messages": "to",
+    "schedule_moments": "outcome",
     "projection_differences": "generation, projection, state",
     "sagas": "saga, status",
     "sagas_stuck": "saga",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -26,6 +26,8 @@ from headwater.database import UNREACHABLE
 from headwater.log import Verdict
 from headwater.node import HEALTH_SECONDS, Node
 from headwater.sagas import OPEN, Count, counted, limits_of
+from headwater.scheduler import Tally as ScheduleTally
+from headwater.snapshots import Tally as SnapshotTally
 from headwater.standings import Standings, read_standings, recorded_at
 from headwater.telemetry import Distribution, Progress, Telemetry
 
@@ -34,8 +36,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that is shown, of one moment. standings, sagas: None when the database is away. appender, subscriptions,
-    sockets: None in a process that does not serve."""
+    """All that is shown, of one moment. standings, sagas: None when the database is away. appender, snapshots: None in
+    a process that decides no commands. schedules: None in one that fires none. subscriptions, sockets: None in one that
+    does not serve."""
 
     standings: Standings | None
     sagas: Sequence[Count] | None
@@ -43,6 +46,8 @@ class Snapshot:
     tallies: Mapping[str, Tally]
     telemetry: Telemetry
     appender: Appender | None
+    snapshots: SnapshotTally | None
+    schedules: ScheduleTally | None
     subscriptions: Mapping[str, int] | None
     sockets: int | None
 
@@ -57,6 +62,7 @@ async def text_of(node: Node, sockets: int | None) -> bytes:
 
 async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
     serving = node.serving if node.serves else None
+    scheduler = node.worker.scheduler if node.works else None
     standings, sagas = await _known(node)
     return Snapshot(
         standings,
@@ -65,6 +71,8 @@ async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
         _tallies(node) if node.works else {},
         node.telemetry,
         node.appender if node.decides else None,
+        node.snapshots.tally if node.decides else None,
+        None if scheduler is None else scheduler.tally,
         None if serving is None else _subscriptions(node),
         sockets,
     )
@@ -109,6 +117,10 @@ class _Collector(Collector):
         yield from _conducting(shown.tallies)
         if shown.appender is not None:
             yield from _appending(shown.appender)
+        if shown.snapshots is not None:
+            yield _outcomes("snapshots", "What became of snapshots of long streams.", asdict(shown.snapshots))
+        schedules = {} if shown.schedules is None else asdict(shown.schedules)
+        yield _outcomes("schedule_moments", "Due moments of schedules that this process has dealt with.", schedules)
         if shown.subscriptions is not None:
             yield from _serving(shown.telemetry, shown.subscriptions, shown.sockets or 0)
 
@@ -184,6 +196,10 @@ def _appending(appender: Appender) -> Iterator[Metric]:
     yield _histogram("append_batch_commands", "Commands in one append.", [([], tally.sizes)])
     yield _histogram("append_seconds", "Duration of one append, with its commit.", [([], tally.seconds)])
     yield _gauge("append_queue_commands", "Commands that wait for the next append.", [([], appender.waiting)])
+
+
+def _outcomes(name: str, text: str, tally: Mapping[str, int]) -> Metric:
+    return _counter(name, text, _labelled(tally), ["outcome"])
 
 
 def _serving(telemetry: Telemetry, subscriptions: Mapping[str, int], sockets: int) -> Iterator[Metric]:
