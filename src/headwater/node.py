@@ -129,7 +129,9 @@ class Node:
         self.dispatcher = Dispatcher(
             self.app.domain, self.log, self.appender, snapshots=self.snapshots, cache=settings.stream_cache
         )
-        self.supervisor.start("appender", partial(self.appender.run, partial(self.supervisor.well, "appender")))
+        supervisor = self.supervisor
+        well, unwell = partial(supervisor.well, "appender"), partial(supervisor.unwell, "appender")
+        supervisor.start("appender", partial(self.appender.run, well, unwell))
 
     def _start_serving(self) -> None:
         settings = self.settings
