@@ -48,8 +48,10 @@ def json_of(entry: Entry) -> str:
 
 
 def tree_of(entries: Sequence[Entry]) -> Iterator[str]:
-    """The events of one correlation as a tree of causes, in the log's order; each line indented under its cause, and data
-    that is long cut."""
+    """The events of one correlation as a tree of causes, in the log's order.
+
+    Each line is indented under its cause. Long data is cut.
+    """
     commands: dict[UUID, list[Entry]] = {}
     for entry in entries:
         commands.setdefault(entry.command_id, []).append(entry)
