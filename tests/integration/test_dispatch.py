@@ -39,7 +39,7 @@ from headwater.appender import Appender
 from headwater.database import Database
 from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.embedded import EmbeddedPostgres
-from headwater.errors import CommandIdReused, Contended, DefinitionError, Unavailable
+from headwater.errors import CommandIdReused, Contended, DefinitionError, Unavailable, UnreadableEvent
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Log
@@ -550,6 +550,39 @@ async def test_claims_of_several_events_follow_one_another(process: Start, conne
     trips, trip_id = await process(TRIPS), new_id()
     await trips(Book(trip_id=trip_id, seats=["1a", "1b", "1a", "1c", "1c"]))
     assert [tuple(row) for row in await connection.fetch("select * from headwater.claims")] == [("seat", "1c", trip_id)]
+
+
+class Scale(Command):
+    """Make a thing so many times as large."""
+
+    thing_id: UUID
+    by: float
+
+
+class Scaled(Event):
+    thing_id: UUID
+    size: float
+
+
+def scale(command: Scale, size: float) -> list[Scaled]:
+    return [Scaled(thing_id=command.thing_id, size=1.0), Scaled(thing_id=command.thing_id, size=size * command.by)]
+
+
+def scaled(size: float, event: Scaled) -> float:
+    return event.size
+
+
+THINGS = Domain([Feature(deciders=[Decider("thing", "thing_id", 1e308, scale, scaled)])])
+
+
+async def test_an_event_that_could_not_be_read_back_is_never_written(process: Start) -> None:
+    things, thing_id = await process(THINGS), new_id()
+    with pytest.raises(UnreadableEvent, match=r"^Scaled cannot be written, .* - at `\$.size`$"):
+        await things(Scale(thing_id=thing_id, by=10.0))
+    assert await stream(things, thing_id) == []
+    assert (await things(Scale(thing_id=thing_id, by=0.5))).version == 2  # and the stream goes on
+    again = await process(THINGS)
+    assert [event.size for event in await stream(again, thing_id) if isinstance(event, Scaled)] == [1.0, 5e307]
 
 
 # ------------------------------------------------------------------------------------------- decisions that consult
