@@ -145,6 +145,19 @@ class Codec:
         return f"The log holds {name} of version {version}; this app reads version {' and '.join(map(str, known))}"
 
 
+def require_readable(message: type[msgspec.Struct]) -> None:
+    """Have msgspec read the type of each field now, since it says only then that a bound fits no value of it.
+
+    Raises:
+        DefinitionError: a field's type, or what bounds it, makes no sense.
+    """
+    for each in msgspec.structs.fields(message):
+        try:
+            msgspec.json.Decoder(each.type)
+        except (TypeError, ValueError) as error:
+            raise DefinitionError(f"{message.__name__}.{each.name} cannot be read from input: {error}") from error
+
+
 class StateCodec:
     """Keeps a decider's state as JSON. `shape` is another when the fields of the state's type are.
 
