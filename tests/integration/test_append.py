@@ -203,12 +203,18 @@ async def _claims_of(connection: asyncpg.Connection, run: int) -> dict[tuple[str
     return {(row["name"], row["value"]): row["stream_id"] for row in rows}
 
 
-async def test_one_call_has_one_moment_and_time_never_goes_back(connection: asyncpg.Connection) -> None:
-    await append(connection, [_deposit(new_id()), _deposit(new_id())])
+@pytest.mark.parametrize("expected", [NEW, None], ids=["the short way", "the long way"])
+async def test_one_call_has_one_moment_and_time_never_goes_back(
+    connection: asyncpg.Connection, expected: int | None
+) -> None:
+    def two() -> list[Append]:
+        return [_deposit(new_id(), expected=expected), _deposit(new_id(), expected=expected)]
+
+    await append(connection, two())
     ahead = await connection.fetchval(  # as if the clock had been put back since the last event was recorded
         "update headwater.head set recorded_at = now() + interval '1 day' returning recorded_at"
     )
-    await append(connection, [_deposit(new_id()), _deposit(new_id())])
+    await append(connection, two())
     times = [row[0] for row in await connection.fetch("select recorded_at from headwater.events order by position")]
     assert times[0] == times[1] < ahead
     assert times[2:] == [ahead, ahead]
