@@ -40,7 +40,7 @@ from headwater.appender import Appender
 from headwater.database import Database
 from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.embedded import EmbeddedPostgres
-from headwater.errors import CommandIdReused, Contended, DefinitionError, Unavailable
+from headwater.errors import CommandIdReused, Contended, DefinitionError, LogError, Unavailable, UnreadableEvent
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Appended, Log, Verdict, append
@@ -630,10 +630,74 @@ async def test_a_refusal_that_was_not_declared_is_a_mistake(process: Start) -> N
         await trips(Book(trip_id=new_id(), seats=["1a"]))
 
 
+async def test_a_command_has_as_many_events_as_the_log_can_count(process: Start) -> None:
+    things, thing_id = await process(MANY), new_id()
+    with pytest.raises(
+        LogError, match=rf"^A command on pile {thing_id} gave 32768 events; the log takes 32767 at most"
+    ):
+        await things(Pile(pile_id=thing_id, count=32_768))
+    assert (await things(Pile(pile_id=thing_id, count=32_767))).version == 32_767
+
+
 async def test_claims_of_several_events_follow_one_another(process: Start, connection: asyncpg.Connection) -> None:
     trips, trip_id = await process(TRIPS), new_id()
     await trips(Book(trip_id=trip_id, seats=["1a", "1b", "1a", "1c", "1c"]))
     assert [tuple(row) for row in await connection.fetch("select * from headwater.claims")] == [("seat", "1c", trip_id)]
+
+
+class Pile(Command):
+    """Put so many on a pile."""
+
+    pile_id: UUID
+    count: int
+
+
+class Piled(Event):
+    pile_id: UUID
+
+
+def pile(command: Pile, state: int) -> list[Piled]:
+    return [Piled(pile_id=command.pile_id)] * command.count
+
+
+def piled(state: int, event: Piled) -> int:
+    return state + 1
+
+
+MANY = Domain([Feature(deciders=[Decider("pile", "pile_id", 0, pile, piled)])])
+
+
+class Scale(Command):
+    """Make a thing so many times as large."""
+
+    thing_id: UUID
+    by: float
+
+
+class Scaled(Event):
+    thing_id: UUID
+    size: float
+
+
+def scale(command: Scale, size: float) -> list[Scaled]:
+    return [Scaled(thing_id=command.thing_id, size=1.0), Scaled(thing_id=command.thing_id, size=size * command.by)]
+
+
+def scaled(size: float, event: Scaled) -> float:
+    return event.size
+
+
+THINGS = Domain([Feature(deciders=[Decider("thing", "thing_id", 1e308, scale, scaled)])])
+
+
+async def test_an_event_that_could_not_be_read_back_is_never_written(process: Start) -> None:
+    things, thing_id = await process(THINGS), new_id()
+    with pytest.raises(UnreadableEvent, match=r"^Scaled cannot be written, .* - at `\$.size`$"):
+        await things(Scale(thing_id=thing_id, by=10.0))
+    assert await stream(things, thing_id) == []
+    assert (await things(Scale(thing_id=thing_id, by=0.5))).version == 2  # and the stream goes on
+    again = await process(THINGS)
+    assert [event.size for event in await stream(again, thing_id) if isinstance(event, Scaled)] == [1.0, 5e307]
 
 
 # ------------------------------------------------------------------------------------------- decisions that consult

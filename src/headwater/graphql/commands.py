@@ -11,12 +11,13 @@ import strawberry
 from headwater.dispatch import Accepted as Appended
 from headwater.feature import Domain
 from headwater.fields import fields_of
-from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, resolver
+from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.interfaces import Accepted, Refusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
 from headwater.ids import derived_id, new_id
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
+from headwater.names import camel
 from headwater.validation import command_from
 
 
