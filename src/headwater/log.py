@@ -1,7 +1,7 @@
 """The log: append in commit order, read by stream or by position. Everything else is a fold over it.
 
 Positions are contiguous and become visible in their own order, so a reader that has seen N has seen everything up to N.
-How that is done is in `headwater.append` (migrations/versions/0008_claims_once.sql).
+How that is done is in `headwater.append` (migrations/versions/0007_claims_once.sql).
 """
 
 from __future__ import annotations
