@@ -20,7 +20,7 @@ from tests.integration import posts
 from tests.integration.posts import QUICK, Outside, Read, app_of, posted, view, write
 from tests.waiting import until
 
-from bank.accounts.domain import Deposit, OpenAccount, Withdraw
+from bank.accounts.domain import Deposit, OpenAccount, ReceiveTransfer, ReturnTransfer, SendTransfer, Withdraw
 from bank.accounts.statements import append_once, statements
 from bank.main import app as bank
 from headwater import Retry, deadletters
@@ -287,12 +287,19 @@ async def test_the_banks_statement_holds_each_movement_once(
         execute = node.dispatcher.execute
         await execute(OpenAccount(account_id=account, owner_id=new_id(), currency="EUR"))
         await execute(Deposit(account_id=account, amount=Decimal("5.00")))
-        done = await execute(Withdraw(account_id=account, amount=Decimal("1.50")))
+        await execute(Withdraw(account_id=account, amount=Decimal("1.50")))
+        moved: Any = {"account_id": account, "transfer_id": new_id()}
+        await execute(ReceiveTransfer(**moved, amount=Decimal("0.25"), currency="EUR"))
+        await execute(SendTransfer(**moved, amount=Decimal("0.75")))
+        done = await execute(ReturnTransfer(**moved, amount=Decimal("0.75")))
         await until(lambda: node.worker.progress[unit].position >= done.position)
     once = file.read_text()
     assert [line.split(",")[2:] for line in once.splitlines()] == [
         ["deposit", "5.00", "5.00"],
         ["withdrawal", "1.50", "3.50"],
+        ["transfer received", "0.25", "3.75"],
+        ["transfer sent", "0.75", "3.00"],
+        ["transfer returned", "0.75", "3.75"],
     ]
     await connection.execute("update headwater.projections set position = 0 where name = $1", unit)
     with file.open("a") as torn:
@@ -303,7 +310,7 @@ async def test_the_banks_statement_holds_each_movement_once(
         done = await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(2)))
         await until(lambda: node.worker.progress[unit].position >= done.position)
     assert file.read_text().startswith(once)
-    assert file.read_text().count("\n") == 3
+    assert file.read_text().count("\n") == 6
 
 
 def contents(folder: Path) -> list[Path]:
