@@ -47,6 +47,12 @@ async def register_units(connection: Connection, domain: Domain) -> None:
         await register(connection, SCHEDULES, SCHEDULED)
 
 
+def names_of(domain: Domain) -> set[str]:
+    """What an app has kept, by the names of its units."""
+    views, sagas = {view.name for view in domain.views}, {saga.category for saga in domain.sagas}
+    return views | sagas | {reactor.unit for reactor in domain.reactors}
+
+
 class _Keeper(Protocol):
     async def run(self, standing: Standing, well: Callable[[], None]) -> None: ...
 

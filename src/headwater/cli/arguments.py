@@ -7,7 +7,19 @@ from importlib.metadata import version
 
 import msgspec
 
-from headwater.cli import check, dead_letters, events, migrate, processes, rebuild, sagas, schema, status, verify
+from headwater.cli import (
+    check,
+    dead_letters,
+    events,
+    migrate,
+    processes,
+    rebuild,
+    retire,
+    sagas,
+    schema,
+    status,
+    verify,
+)
 from headwater.config import Settings
 from headwater.errors import SettingsError
 
@@ -21,6 +33,7 @@ GROUPS = [
     sagas,
     rebuild,
     verify,
+    retire,
     events,
 ]
 """Each module adds its own commands, in the order that `headwater --help` shows."""

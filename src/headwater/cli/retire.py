@@ -1,0 +1,31 @@
+"""`headwater retire NAME`: what no code brings any more."""
+
+from __future__ import annotations
+
+import argparse
+
+from headwater.app import App
+from headwater.cli.application import app_option, load
+from headwater.cli.commands import Commands, command
+from headwater.cli.connection import ask
+from headwater.config import Settings
+from headwater.errors import SettingsError
+from headwater.retire import retire
+from headwater.worker import names_of
+
+
+def add(commands: Commands) -> None:
+    text = "have nobody wait for a read model, a saga or a reactor that was taken out of the app"
+    each = command(commands, "retire", _retire, text, parents=[app_option()])
+    each.add_argument("name", metavar="NAME", help='as `headwater status` names it: Account, "saga Transfer"')
+
+
+def _retire(chosen: argparse.Namespace, settings: Settings) -> None:
+    _require_gone(load(chosen.app), chosen.name)
+    ask(settings, lambda connection: retire(connection, chosen.name))
+    print(f"{chosen.name} is retired. Rows that it had are dropped by a worker, after HEADWATER_RETIRED_SECONDS.")
+
+
+def _require_gone(app: App, name: str) -> None:
+    if name in names_of(app.domain):
+        raise SettingsError(f"the app still brings {name}; take it out of the code, and deploy that everywhere first")
