@@ -1,7 +1,7 @@
 """Retiring what no code brings any more: a read model, a saga or a reactor that was taken out of an app or renamed.
 
-Nobody keeps it then, so that it falls behind the log for good. That nobody does is no proof that nobody will, so a person
-says it.
+Nobody keeps it then, so that it falls behind the log for good. That nobody does now is no proof that nobody will: older
+code may come back. So a person says it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class NotRetired(HeadwaterError):
 
 
 async def retire(connection: asyncpg.Connection, name: str) -> None:
-    """Have nobody keep it any more. A read model cannot be read from now on, and its rows are dropped by a worker after a
-    time; where a saga or a reactor stands is forgotten.
+    """Have nobody keep it any more. A read model cannot be read from now on, and its rows are dropped by a worker after
+    a time; where a saga or a reactor stands is forgotten.
 
     Raises:
         NotRetired: there is no such thing, or a view of the operator's, or a long query, needs its rows.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -77,10 +76,10 @@ async def test_a_worker_that_still_has_it_gives_it_up(dsn: str, connection: asyn
 
 async def test_what_stands_in_the_way_is_said(dsn: str, connection: asyncpg.Connection) -> None:
     await kept(dsn, app_of())
-    with pytest.raises(NotRetired, match="nothing is kept under the name 'Nothing'; there are .*Box"):
+    with pytest.raises(NotRetired, match=r"nothing is kept under the name 'Nothing'; there are .*Box"):
         await retire(connection, "Nothing")
     await connection.execute("create view public.mine as select * from read.box")
-    with pytest.raises(NotRetired, match="view mine depends on view read.box; drop that first"):
+    with pytest.raises(NotRetired, match=r"view mine depends on view read\.box; drop that first"):
         await retire(connection, "Box")
     assert await names(connection) == {"Box"}
 
@@ -93,4 +92,3 @@ async def test_the_command(dsn: str, connection: asyncpg.Connection) -> None:
     code, out, _ = await run_command("retire", "Box", environ=environ)
     assert (code, out.startswith("Box is retired.")) == (0, True)
     assert await names(connection) == set()
-    await asyncio.sleep(0)
