@@ -344,12 +344,13 @@ def _compiled(statement: sa.sql.ClauseElement) -> tuple[Any, ...]:
 
 
 def _beyond(columns: Columns, order: Sequence[Order], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """Rows that come strictly after the values, in the order."""
-    arms = []
-    for place, each in enumerate(order):
-        same = [_same(columns[o.column], value) for o, value in zip(order[:place], values, strict=False)]
-        arms.append(sa.and_(*same, _later(columns[each.column], values[place], each.descending)))
-    return sa.or_(*arms)
+    """Rows that come strictly after the values, in the order: later in the first column, or the same in it and beyond
+    in the others. Each column stands in the condition twice, however many there are."""
+    (first, *others), (value, *values) = order, values
+    later = _later(columns[first.column], value, first.descending)
+    if not others:
+        return later
+    return sa.or_(later, sa.and_(_same(columns[first.column], value), _beyond(columns, others, values)))
 
 
 def _reverse(order: Sequence[Order]) -> tuple[Order, ...]:

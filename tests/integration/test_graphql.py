@@ -537,6 +537,7 @@ async def test_filters(api: Api, many: list[str]) -> None:
         assert data["accounts"]["totalCount"] == len(chosen), where
 
 
+TOO_WIDE = "A filter may have 200 parts: comparisons, and members of and, or and not."
 NULL = "is null. Leave it out, or ask with isNull."
 
 
@@ -547,7 +548,15 @@ REFUSED_FILTERS: list[tuple[object, str]] = [
     ({"and": None}, f"filter: and {NULL}"),
     ({"not": None}, f"filter: not {NULL}"),
     ({"or": [{"not": {"status": {"isNull": None}}}]}, f"filter: status.isNull {NULL}"),
-    ({"currency": {"in": ["x"] * 1001}}, "A list in a filter may hold 1000 values."),
+    ({"currency": {"in": ["x"] * 1001}}, "The lists of a filter may hold 1000 values together."),
+    (
+        {"or": [{"currency": {"in": ["x"] * 600}}, {"currency": {"notIn": ["x"] * 600}}]},
+        "The lists of a filter may hold 1000 values together.",
+    ),
+    ({"and": [{"balance": {"gt": "1"}}] * 101}, TOO_WIDE),
+    ({"or": [{"not": {}}] * 101}, TOO_WIDE),
+    ({"or": [{}] * 201}, TOO_WIDE),
+    ({"and": [{"or": [{}] * 20}] * 10}, TOO_WIDE),
     ({"currency": {"eq": "\0"}}, "The filter or the cursor holds a value that no row can have."),
     ({"currency": {"in": ["EUR", "\0"]}}, "The filter or the cursor holds a value that no row can have."),
 ]
@@ -557,6 +566,13 @@ async def test_filters_that_are_refused(api: Api) -> None:
     query = "query ($where: AccountFilter) { accounts(filter: $where) { totalCount } }"
     for where, message in REFUSED_FILTERS:
         assert await api.fail(query, where=where) == [("BAD_USER_INPUT", message)], where
+
+
+async def test_a_filter_that_is_as_wide_as_it_may_be_is_answered(api: Api, many: list[str]) -> None:
+    query = "query ($where: AccountFilter) { accounts(filter: $where) { totalCount } }"
+    wide: dict[str, Any] = {"or": [{"balance": {"eq": str(n)}} for n in range(100)]}
+    assert await api.ask(query, where=wide) == {"accounts": {"totalCount": 12}}
+    assert await api.ask(query, where={"currency": {"in": ["EUR"] * 1000}}) == {"accounts": {"totalCount": 6}}
 
 
 async def test_a_filter_has_a_depth(api: Api) -> None:
@@ -625,6 +641,9 @@ REFUSED_PAGES: list[tuple[dict[str, object], str]] = [
     ({"before": "x"}, "Ask for what is before a cursor with last."),
     ({"first": 1, "before": "x"}, "Ask for what is before a cursor with last."),
     ({"after": "x"}, "The cursor does not belong to this order; start again without it."),
+    ({"order": ["BALANCE_ASC", "CURRENCY_ASC", "BALANCE_ASC"]}, "orderBy names balance twice."),
+    ({"order": ["OPENED_AT_ASC", "OPENED_AT_DESC"]}, "orderBy names openedAt twice."),
+    ({"order": ["BALANCE_ASC"] * 10_000}, "orderBy names balance twice."),
 ]
 
 

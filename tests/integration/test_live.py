@@ -297,16 +297,24 @@ async def test_one_row_through_graphql(start: Start) -> None:
         assert await anext(rows) == {"account": {"balance": "2.50", "position": "2", "owner": None}}
 
 
-async def test_a_wrong_filter_ends_the_subscription_with_a_reason(start: Start) -> None:
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"status": None}, "filter: status is null. Leave it out, or ask with isNull."),
+        ({"and": [{}] * 201}, "A filter may have 200 parts: comparisons, and members of and, or and not."),
+    ],
+    ids=["null", "too wide"],
+)
+async def test_a_wrong_filter_ends_the_subscription_with_a_reason(start: Start, where: Any, message: str) -> None:
     node = await start(settings=RUNG)
     engine, scope = Engine(node.app.schema), Scope(node.serving)
-    request = GraphQLRequest(CHANGES, variables={"filter": {"status": None}})
+    request = GraphQLRequest(CHANGES, variables={"filter": where})
     source = await engine.subscribe(request, scope)
     assert not isinstance(source, Result)
     (result,) = [result async for result in source]
     assert not result.executed
     assert [(error["message"], error["extensions"]) for error in result.errors] == [
-        ("filter: status is null. Leave it out, or ask with isNull.", {"code": "BAD_USER_INPUT"})
+        (message, {"code": "BAD_USER_INPUT"})
     ]
     assert node.serving.feeds[AccountView].watchers == 0
 

@@ -139,7 +139,7 @@ class RowType:
             reader = info.context.reader(self.model)
             if at_least is not None:
                 await reader.reach(at_least)
-            order = [Order(*each.value) for each in order_by or ()]
+            order = _order(order_by or ())
             return await self._page(info, reader, filter, order, **page)
 
         return resolver(
@@ -242,6 +242,20 @@ def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
         return _wrap(target, await info.context.linked(link.to, key))
 
     return resolver(resolve, target | None)
+
+
+def _order(given: Sequence[Any]) -> list[Order]:
+    """The order of an `orderBy`.
+
+    Raises:
+        BadUserInput: a column that stands in it twice. The second time it orders nothing, and costs as much.
+    """
+    order: dict[str, Order] = {}
+    for column, descending in (each.value for each in given):
+        if column in order:
+            raise BadUserInput(f"orderBy names {camel(column)} twice.")
+        order[column] = Order(column, descending)
+    return list(order.values())
 
 
 def _order_of(view: View[Any]) -> Any:
