@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from graphql import GraphQLObjectType, GraphQLUnionType, get_named_type, is_leaf_type
 from msgspec.structs import replace
@@ -450,6 +455,89 @@ async def test_a_position_that_is_not_reached_is_an_error_that_says_so(start: St
     behind = [("PROJECTION_BEHIND", "User has reached position 0, not 9, in 0.05 s; ask again.")]
     assert await api.fail('query ($id: UUID!) { user(userId: $id, atLeast: "9") { id } }', id=str(uuid4())) == behind
     assert await api.fail('{ users(atLeast: "9") { position } }') == behind
+
+
+@asynccontextmanager
+async def held_back(connection: asyncpg.Connection, projection: str) -> AsyncIterator[None]:
+    """The projection cannot commit: its checkpoint is locked."""
+    async with connection.transaction():
+        await connection.execute("select from headwater.projections where name = $1 for update", projection)
+        yield
+
+
+@dataclass
+class Waited:
+    """What readers were asked to reach."""
+
+    positions: dict[str, list[int]]
+    by_user: asyncio.Event
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> Waited:
+    waited, reach = Waited(defaultdict(list), asyncio.Event()), Reader.reach
+
+    async def recorded(self: Reader, position: int) -> None:
+        waited.positions[self.view.name].append(position)
+        if self.view.name == "User":
+            waited.by_user.set()
+        await reach(self, position)
+
+    monkeypatch.setattr(Reader, "reach", recorded)
+    return waited
+
+
+async def waits_for_users(answer: asyncio.Task[Any], waited: Waited) -> None:
+    """The answer is not given while the users are behind, but waits for them."""
+    async with asyncio.timeout(10):
+        await asyncio.wait([answer, asyncio.create_task(waited.by_user.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert not answer.done(), answer.result()
+
+
+async def test_what_a_mutation_shows_through_links_is_as_new_as_itself(
+    api: Api, connection: asyncpg.Connection, waited: Waited
+) -> None:
+    user = str(uuid4())
+    query = """mutation ($user: UUID!) {
+      registerUser(input: {userId: $user, email: "a@example.com", name: "Ada"}) { __typename }
+      openAccount(input: {ownerId: $user, currency: "EUR"}) {
+        ... on OpenAccountAccepted { position account { owner { name } } }
+      }
+    }"""
+    async with held_back(connection, "User"):
+        answer = asyncio.create_task(api.ask(query, user=user))
+        await waits_for_users(answer, waited)
+    assert (await answer)["openAccount"] == {"position": "2", "account": {"owner": {"name": "Ada"}}}
+    assert waited.positions == {"Account": [2], "User": [2]}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "account(accountId: $account, atLeast: $after) { owner { email } }",
+        "accounts(atLeast: $after) { nodes { owner { email } } edges { node { owner { email } } } }",
+        "transfers(atLeast: $after) { nodes { fromAccount { owner { email } } } }",
+    ],
+    ids=["one", "list", "over two links"],
+)
+async def test_what_is_read_through_links_is_as_new_as_was_asked_for(
+    api: Api, connection: asyncpg.Connection, waited: Waited, world: dict[str, str], read: str
+) -> None:
+    waited.positions.clear()
+    waited.by_user.clear()
+    async with held_back(connection, "User"):
+        change = """mutation ($user: UUID!) {
+          changeEmail(input: {userId: $user, email: "new@example.com"}) { ... on Accepted { position } }
+        }"""
+        position = (await api.ask(change, user=world["ada"]))["changeEmail"]["position"]
+        variables = {"after": position} | ({"account": world["full"]} if "$account" in read else {})
+        declared = "$after: Position!" + (", $account: UUID!" if "$account" in read else "")
+        answer = asyncio.create_task(api.ask(f"query ({declared}) {{ {read} }}", **variables))
+        await waits_for_users(answer, waited)
+    found = json.dumps(await answer)
+    assert "new@example.com" in found
+    assert "ada@example.com" not in found
+    assert waited.positions["User"] == [int(position)], "once for all rows of a level"
 
 
 # Lists -------------------------------------------------------------------------------------------------------------

@@ -134,6 +134,6 @@ def _row_after(rows: RowType) -> Callable[..., Any]:
         reader = info.context.reader(rows.model)
         await reader.reach(root.position)
         row, _ = await reader.row(root.stream_id)
-        return rows.wrap(row)
+        return rows.wrap(row, root.position)
 
     return resolver(resolve, rows.object | None)

@@ -77,9 +77,9 @@ class RowType:
         self.connection = _connection(view, self.object)
         self.changes = _changes(view, self.object)
 
-    def wrap(self, row: Row | None) -> Any:
-        """A stored row as the object type's instance."""
-        return _wrap(self.object, row)
+    def wrap(self, row: Row | None, at_least: int | None = None) -> Any:
+        """A stored row as the object type's instance. at_least: a position that what it links to must not be before."""
+        return _wrap(self.object, row, at_least=at_least)
 
     def query_fields(self) -> dict[str, Any]:
         """`account` and `accounts`."""
@@ -113,7 +113,7 @@ class RowType:
             if at_least is not None:
                 await reader.reach(at_least)
             row, _ = await reader.row(key[self.view.key])
-            return self.wrap(row)
+            return self.wrap(row, at_least)
 
         return resolver(
             resolve,
@@ -130,7 +130,7 @@ class RowType:
         history = info.context.history(self.model)
         history.require()
         position = await position_of(as_of, info.context.serving.log)
-        return _wrap(self.object, await history.row(key, position), position)
+        return _wrap(self.object, await history.row(key, position), as_of=position)
 
     def _list(self) -> Callable[..., Any]:
         async def resolve(
@@ -140,7 +140,9 @@ class RowType:
             if at_least is not None:
                 await reader.reach(at_least)
             order = _order(order_by or ())
-            return await self._page(info, reader, filter, order, **page)
+            connection = await self._page(info, reader, filter, order, **page)
+            connection.at_least = at_least
+            return connection
 
         return resolver(
             resolve,
@@ -212,13 +214,15 @@ class RowType:
         return resolver(resolve, returns, filter=Omittable(self.filter), after=Omittable(Position))
 
 
-def _wrap(cls: type[Any], row: Row | None, as_of: int | None = None) -> Any:
-    """as_of: the position that the row is of the past of; its links are followed at the same one."""
+def _wrap(cls: type[Any], row: Row | None, *, as_of: int | None = None, at_least: int | None = None) -> Any:
+    """as_of: the position that the row is of the past of; its links are followed at the same one. at_least: the
+    position that was waited for; read models that it links to may be behind, and are waited for in their turn."""
     if row is None:
         return None
     wrapped = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
     wrapped.row = row
     wrapped._as_of = as_of
+    wrapped._at_least = at_least
     return wrapped
 
 
@@ -234,12 +238,12 @@ def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type
 
 def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
     async def resolve(root: Any, info: Info) -> Any:
-        key, as_of = root.row[link.by], root._as_of
+        key, as_of, at_least = root.row[link.by], root._as_of, root._at_least
         if key is None:
             return None
         if as_of is not None:
-            return _wrap(target, await info.context.history(link.to).row(key, as_of), as_of)
-        return _wrap(target, await info.context.linked(link.to, key))
+            return _wrap(target, await info.context.history(link.to).row(key, as_of), as_of=as_of)
+        return _wrap(target, await info.context.linked(link.to, key, at_least), at_least=at_least)
 
     return resolver(resolve, target | None)
 
@@ -275,10 +279,13 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
     edge = _edge(view, row)
 
     def edges(root: Any, info: Info) -> list[Any]:
-        return [edge(cursor=root.reader.cursor(root.order, each), node=_wrap(row, each)) for each in root.page.rows]
+        return [
+            edge(cursor=root.reader.cursor(root.order, each), node=_wrap(row, each, at_least=root.at_least))
+            for each in root.page.rows
+        ]
 
     def nodes(root: Any, info: Info) -> list[Any]:
-        return [_wrap(row, each) for each in root.page.rows]
+        return [_wrap(row, each, at_least=root.at_least) for each in root.page.rows]
 
     def page_info(root: Any, info: Info) -> PageInfo:
         return _page_info(root.reader, root.order, root.page)
