@@ -68,7 +68,8 @@ class Changes:
     edition: of the rows; another one means that rows may differ though no position says so, since another generation
     is live, or dead letters were folded after all. live_since: the position at which that was last so, if it was: what
     was read up to there may differ from what it would be now. forgotten: some removals after the position are no longer
-    known, since their tombstones are pruned; read a snapshot.
+    known, since their tombstones are pruned; read a snapshot. beyond: the log ends before the position, so it is of
+    another log, or of this one before a backup was restored; read a snapshot.
     """
 
     rows: Sequence[Row]
@@ -78,6 +79,7 @@ class Changes:
     edition: int = 0
     live_since: int | None = None
     forgotten: bool = False
+    beyond: bool = False
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,14 @@ class Reader:
         buried = msgspec.json.decode(first["removed keys"], type=list[tuple[UUID, int]])
         removed = [(key, at) for key, at in buried if at <= position]
         return Changes(
-            shape.rows(rows), removed, position, cut, first["live edition"], first["live since"], first["is forgotten"]
+            shape.rows(rows),
+            removed,
+            position,
+            cut,
+            edition=first["live edition"],
+            live_since=first["live since"],
+            forgotten=first["is forgotten"],
+            beyond=first["is beyond"],
         )
 
     def _total(self, order: Sequence[Order]) -> tuple[Order, ...]:

@@ -206,6 +206,41 @@ async def test_resuming_reads_what_it_missed_once_though_the_log_moves_on(
     assert client.rows.keys() == (await feed.reader.keys(EVERYTHING))
 
 
+async def test_a_cursor_beyond_the_log_is_reset(start: Start, connection: asyncpg.Connection) -> None:
+    """As one is after a restore from a backup: what is written then has positions that the client has seen already."""
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(4)]
+    head = await execute(node, *(Count(thing_id=key) for key in keys))
+    await reached(node.positions, tally_view.name, head)
+    client = Client("thing_id", EVERYTHING)
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=head + 5)) as messages:
+        client.take(await anext(messages))
+        assert (client.resets, set(client.rows), client.position) == (1, set(keys), head)
+        for _ in range(4):
+            await execute(node, Count(thing_id=keys[0]))
+        while client.position < head + 4:
+            client.take(await anext(messages))
+    assert client.rows[keys[0]]["count"] == 5
+
+
+async def test_a_cursor_that_the_read_model_has_yet_to_reach_is_none_from_beyond_the_log(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    """As one is that comes from another server, or from a mutation."""
+    node = await start(things_app, settings=RUNG)
+    feed, key = node.serving.feeds[Tally], uuid4()
+    async with connection.transaction():
+        await connection.execute("select from headwater.projections where name = 'Tally' for update")
+        head = await execute(node, Count(thing_id=key), Count(thing_id=key))
+        assert not (await feed.reader.changes(head)).beyond
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=head)) as messages:
+        following = asyncio.ensure_future(anext(messages))
+        await until(lambda: feed.watchers)
+        await execute(node, Count(thing_id=key))
+        message = await following
+    assert (message.reset, [row["count"] for row in message.upserted], message.position) == (False, [3], head + 1)
+
+
 # Through GraphQL ---------------------------------------------------------------------------------------------------
 
 CHANGES = """

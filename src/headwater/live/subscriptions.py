@@ -90,8 +90,9 @@ class _Selection:
             self._shown = await self._feed.reader.keys(self._where)
         while True:
             changes = await self._feed.reader.changes(after)
-            if changes.forgotten or (changes.live_since is not None and after <= changes.live_since):
-                # What the client holds is of another edition, or some of it may be gone: no position tells of that.
+            of_another_edition = changes.live_since is not None and after <= changes.live_since
+            if changes.forgotten or changes.beyond or of_another_edition:
+                # What the client holds is of another edition or log, or some of it may be gone: no position tells.
                 async with aclosing(self.snapshot(watcher)) as again:
                     async for message in again:
                         yield message
