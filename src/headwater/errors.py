@@ -91,6 +91,12 @@ class SearchTooWide(PublicError):
     code = "SEARCH_TOO_WIDE"
 
 
+class QueryTimedOut(PublicError):
+    """The query took longer in the database than a statement may. Ask for less at a time, or narrow the filter."""
+
+    code = "QUERY_TIMED_OUT"
+
+
 class BadUserInput(PublicError):
     """An argument breaks a rule that the schema cannot say."""
 
