@@ -5,6 +5,9 @@ A *refusal* is a business no and is data (`headwater.Refused`); an *error* is a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class HeadwaterError(Exception):
     """The root of every error that Headwater raises."""
@@ -32,9 +35,11 @@ class ReactionFailed(HeadwaterError):
 
 
 class PublicError(HeadwaterError):
-    """An error that a client may read: `code` is stable and in CONSTANT_CASE, the message is a sentence."""
+    """An error that a client may read: `code` is stable and in CONSTANT_CASE, the message is a sentence. `facts` are
+    JSON values by name, which the client gets beside the code."""
 
     code = "ERROR"
+    facts: Mapping[str, object] = MappingProxyType({})
 
 
 class Overloaded(PublicError):

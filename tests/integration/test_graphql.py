@@ -22,6 +22,7 @@ from bank.transfers.feature import transfers
 from bank.users.feature import users
 from headwater import App, Feature
 from headwater.config import Settings
+from headwater.errors import OutcomeUnknown, Unavailable
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
@@ -332,6 +333,55 @@ async def test_a_command_id_belongs_to_one_stream(api: Api, world: dict[str, str
     await api.do("deposit", {"accountId": world["full"], "amount": "1"}, command=UUID(command))
     errors = await api.fail(written("deposit"), input={"accountId": world["empty"], "amount": "1"}, commandId=command)
     assert [code for code, _ in errors] == ["COMMAND_ID_REUSED"]
+
+
+async def test_a_command_whose_outcome_is_unknown_can_be_sent_again_by_the_id_that_the_error_has(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, done = api.node.dispatcher.execute, []
+
+    async def lost(*command: Any, **more: Any) -> Any:
+        done.append(await execute(*command, **more))
+        raise OutcomeUnknown(OutcomeUnknown.__doc__)
+
+    monkeypatch.setattr(api.node.dispatcher, "execute", lost)
+    variables: dict[str, Any] = {"input": {"email": "new@example.com", "name": "New"}}
+    request = GraphQLRequest(written("registerUser"), variables=variables)
+    (error,) = (await Engine(app.schema).execute(request, Scope(api.node.serving))).errors
+    command = error["extensions"].pop("commandId")
+    assert error["extensions"] == {"code": "OUTCOME_UNKNOWN"}
+    assert command == str(done[0].command_id)
+
+    monkeypatch.setattr(api.node.dispatcher, "execute", execute)
+    head = await api.node.log.head()
+    again = await api.ask(written("registerUser"), **variables, commandId=command)
+    assert again["registerUser"].items() >= {"commandId": command, "streamId": str(done[0].stream_id)}.items()
+    assert await api.node.log.head() == head
+
+
+async def test_an_error_of_a_command_has_the_id_that_the_client_gave_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*command: Any, **more: Any) -> Any:
+        raise Unavailable("The log cannot be reached (password authentication failed); nothing was written.")
+
+    monkeypatch.setattr(api.node.dispatcher, "execute", away)
+    command = str(uuid4())
+    variables = {"input": {"email": "new@example.com", "name": "New"}, "commandId": command}
+    request = GraphQLRequest(written("registerUser"), variables=variables)
+    (error,) = (await Engine(app.schema).execute(request, Scope(api.node.serving))).errors
+    assert (error["message"], error["extensions"]) == (
+        "The log cannot be reached; nothing was written. Try again later.",
+        {"code": "UNAVAILABLE", "commandId": command},
+    ), "and nothing of what PostgreSQL said"
+
+
+async def test_what_is_made_without_an_id_gets_one_in_the_order_of_time(api: Api) -> None:
+    made = [await api.done("openAccount", ownerId=str(uuid4()), currency="EUR") for _ in range(3)]
+    ids = [(UUID(each["commandId"]), UUID(each["streamId"])) for each in made]
+    assert len({*sum(ids, ())}) == 6
+    for command, stream in ids:
+        assert (stream.version, stream.int >> 80) == (7, command.int >> 80)
 
 
 async def test_a_command_that_changes_nothing_is_accepted(api: Api, world: dict[str, str]) -> None:

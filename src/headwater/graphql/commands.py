@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Union
 from uuid import UUID
@@ -9,15 +10,18 @@ from uuid import UUID
 import strawberry
 
 from headwater.dispatch import Accepted as Appended
+from headwater.errors import PublicError, Unavailable
 from headwater.feature import Domain
 from headwater.fields import fields_of
 from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, resolver
 from headwater.graphql.interfaces import Accepted, Refusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
-from headwater.ids import derived_id, new_id
+from headwater.ids import derived_in_time, new_id
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
 from headwater.validation import command_from
+
+logger = logging.getLogger("headwater.graphql")
 
 
 class Mutations:
@@ -63,15 +67,20 @@ class Mutations:
         async def resolve(
             root: Any, info: Info, input: Any, expected_version: int | None = None, command_id: UUID | None = None
         ) -> Any:
+            # Made here, so that an error can name it: a client whose command was lost sends it again under that id.
+            # What the command creates is derived from it, so that it is the same thing the second time.
+            command_id = command_id or new_id()
             try:
                 values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
                 if command.creates and values.get(key) is None:
-                    values[key] = new_id() if command_id is None else derived_id(command_id, command.command_name)
+                    values[key] = derived_in_time(command_id, command.command_name)
                 done = await info.context.serving.dispatcher.execute(
                     command_from(command, values), command_id=command_id, expected_version=expected_version
                 )
             except Refused as refused:
                 return self._refused(refused)
+            except PublicError as error:
+                raise _with_command_id(error, command_id) from error.__cause__
             return _accept(accepted, done)
 
         return resolve
@@ -127,6 +136,15 @@ def _accept(cls: type[Any], done: Appended) -> Any:
     return cls(
         command_id=done.command_id, stream_id=done.stream_id, version=done.version, position=Position(done.position)
     )
+
+
+def _with_command_id(error: PublicError, command_id: UUID) -> PublicError:
+    if isinstance(error, Unavailable):
+        # What it says of the reason is PostgreSQL's, and not for clients.
+        logger.warning("a command was answered UNAVAILABLE (%s)", error)
+        error = Unavailable(Unavailable.__doc__)
+    error.facts = {**error.facts, "commandId": str(command_id)}
+    return error
 
 
 def _row_after(rows: RowType) -> Callable[..., Any]:
