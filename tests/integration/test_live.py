@@ -447,6 +447,29 @@ async def test_a_snapshot_comes_in_parts_of_a_bounded_size(
     assert [part.position for part in parts] == [0] * (len(sizes) - 1) + [rows]
 
 
+@pytest.mark.parametrize("where", [EVERYTHING, Compare("count", "gt", 0)], ids=["all", "filtered"])
+async def test_what_changed_meanwhile_comes_in_parts_of_a_bounded_size_too(
+    start: Start, monkeypatch: pytest.MonkeyPatch, where: Filter
+) -> None:
+    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 4)
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(10)]
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where)) as messages:
+        await anext(messages)
+        await reached(node.positions, tally_view.name, await execute(node, *(Count(thing_id=key) for key in keys)))
+        live = Client("thing_id", where).copy(0)
+        while live.position < 10:
+            live.take(await anext(messages))
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, 0)) as messages:
+        replayed = Client("thing_id", where).copy(0)
+        while replayed.position < 10:
+            replayed.take(await anext(messages))
+    assert [len(each.upserted) for each in replayed.messages] == [4, 4, 2]
+    assert [each.position for each in replayed.messages] == [0, 0, 10]
+    assert max(len(each.upserted) for each in live.messages) <= 4
+    assert set(live.rows) == set(replayed.rows) == set(keys)
+
+
 async def test_a_slow_reader_gets_the_latest_not_a_queue(start: Start) -> None:
     node = await start(things_app, settings=RUNG)
     key = uuid4()
