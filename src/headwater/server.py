@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from headwater.config import Settings
 from headwater.console import console_routes, explorer
 from headwater.errors import SettingsError
+from headwater.graphql.cost import CostLimits, cost_rule
 from headwater.graphql.engine import Engine
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
@@ -71,8 +72,10 @@ class Web:
         async def home(request: Request) -> Response:
             return RedirectResponse("/graphql")
 
-        engine = Engine(node.app.schema, observe=node.telemetry.operated)
-        self._socket = GraphQLSocket(engine, scope, allowed_origins=node.settings.allowed_origins or None)
+        settings = node.settings
+        limits = CostLimits(values=settings.max_values, default_page=settings.default_page, max_page=settings.max_page)
+        engine = Engine(node.app.schema, guards=[cost_rule(limits)], observe=node.telemetry.operated)
+        self._socket = GraphQLSocket(engine, scope, allowed_origins=settings.allowed_origins or None)
         self.app = Starlette(
             routes=[
                 Route("/graphql", GraphQLHTTP(engine, scope, explorer=explorer)),
