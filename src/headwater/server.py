@@ -22,6 +22,7 @@ from headwater.console import console_routes, explorer
 from headwater.errors import SettingsError
 from headwater.graphql.cost import CostLimits, cost_rule
 from headwater.graphql.engine import Engine
+from headwater.graphql.host import LoopbackOnly, is_loopback
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
 from headwater.graphql.websocket import GraphQLSocket
@@ -111,10 +112,11 @@ class Server(uvicorn.Server):
 
 
 def server_of(app: Starlette, settings: Settings, farewell: Callable[[], Awaitable[None]]) -> Server:
-    """A server that is not started."""
+    """A server that is not started. One that only this machine reaches answers only to its names."""
+    served = LoopbackOnly(app, settings.allowed_origins) if is_loopback(settings.host) else app
     return Server(
         uvicorn.Config(
-            app,
+            served,
             http="httptools",
             ws="websockets-sansio",
             ws_max_size=LARGEST_FRAME,
