@@ -149,7 +149,10 @@ def bundle(node: Node, console: Path, static: Path) -> None:
     static.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".static-", dir=static.parent) as work:
         fresh = Path(work) / "static"
-        vite = console / "node_modules" / "vite" / "bin" / "vite.js"
+        packages = console / "node_modules"
+        # Vite takes the types away without a look at them.
+        node.run([node.program, packages / "typescript" / "bin" / "tsc", "--noEmit"], console)
+        vite = packages / "vite" / "bin" / "vite.js"
         node.run([node.program, vite, "build", "--outDir", fresh, "--emptyOutDir", "--logLevel", "error"], console)
         (fresh / ".built-from").write_text(built_from)
         shutil.rmtree(static, ignore_errors=True)

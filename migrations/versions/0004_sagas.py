@@ -1,18 +1,10 @@
 """Sagas as operators see them, and the messages that fall due."""
 
-from pathlib import Path
-
-from alembic import op
+from headwater.migrate import run_script
 
 revision = "0004"
 down_revision = "0003"
 
 
 def upgrade() -> None:
-    script = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
-    # The driver's own execute: a prepared statement holds one statement only.
-    op.get_bind().connection.dbapi_connection.run_async(lambda connection: connection.execute(script))  # type: ignore[union-attr]  # asyncpg's adapter
-
-
-def downgrade() -> None:
-    op.execute("drop table headwater.sagas")
+    run_script(__file__)

@@ -3,7 +3,8 @@
 One connection, one task, one batch at a time. States:
 
     connecting -> idle -> writing -> settling -> idle ...
-                     \\-> (connection lost) -> connecting -> writing the same batch again
+        |            \\-> (connection lost, silent or read-only) -> connecting -> writing the same batch again
+        \\-> patience is over: those who wait are told -> connecting ...
 
 Writing a batch again is safe and tells the truth: commands whose events were committed before the connection was lost
 come back as done, with their first result; the others are judged now, for the first time.
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 import asyncpg
 import msgspec
 
-from headwater.database import LOST, UNREACHABLE, Database
+from headwater.database import CONNECT_SECONDS, LOST, UNREACHABLE, Database
 from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
 from headwater.log import Append, Appended, Verdict, append
 from headwater.positions import LOG, Positions
@@ -29,6 +30,20 @@ from headwater.supervisor import backoff
 from headwater.telemetry import SECONDS, SIZES, Distribution
 
 logger = logging.getLogger("headwater.appender")
+
+LOST_FOR_WRITING: tuple[type[BaseException], ...] = (*LOST, asyncpg.ReadOnlySQLTransactionError)
+"""A connection that cannot be written on: it is lost, or its server has become a standby."""
+
+AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.ReadOnlySQLTransactionError)
+"""The same, or there is none to be had."""
+
+NOT_NOW: tuple[type[BaseException], ...] = (
+    asyncpg.InsufficientResourcesError,  # a full disk, for one
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.TransactionRollbackError,
+)
+"""What is raised when PostgreSQL cannot take a call for now: the call is undone, and not at fault."""
 
 AT_FAULT = (asyncpg.PostgresError, ValueError, TypeError, OverflowError)
 """What is raised when a call holds something that PostgreSQL does not take, or that cannot be sent to it."""
@@ -66,7 +81,7 @@ class Appender:
     """The process's one writer of the log.
 
     queue: commands that may wait, at most. batch: commands in one append, at most. patience: seconds to wait for a lost
-    database before those who wait are told.
+    database before those who wait are told; one that says nothing for half of that counts as lost.
     """
 
     def __init__(
@@ -88,6 +103,7 @@ class Appender:
         self._share = SMALL_BATCH
         self._arrived = asyncio.Event()
         self._closing = False
+        self._away_since: float | None = None
         self.tally = Tally()
 
     @property
@@ -120,44 +136,57 @@ class Appender:
 
     def abandon(self) -> None:
         """Answer those who still wait: the process ends without having heard from the log."""
-        self._give_up("the server is shutting down")
+        self._give_up()
 
-    async def run(self, well: Callable[[], None] = lambda: None) -> None:
-        """Connect, write batches, connect again. Runs under a supervisor, which is told when a loss is got over."""
+    async def run(
+        self, well: Callable[[], None] = lambda: None, unwell: Callable[[str], None] = lambda why: None
+    ) -> None:
+        """Connect, write batches, connect again. Runs under a supervisor, which is told of a loss and when it is got
+        over."""
+        failures = 0
         while True:
-            connection = await self._connect()
             try:
-                well()
-                await self._write_batches(connection)
-            except LOST as error:
-                logger.warning(
-                    "the log's connection was lost (%s); connecting again", str(error) or type(error).__name__
-                )
-            finally:
-                connection.terminate()
+                connection = await self._connect()
+                try:
+                    if self._writing:  # those who could not be written: whether they can be now is seen by that
+                        await self._write(connection)
+                    well()
+                    self._away_since, failures = None, 0
+                    await self._write_batches(connection)
+                finally:
+                    connection.terminate()
+            except AWAY as error:
+                why = str(error) or type(error).__name__
+                failures += 1
+                logger.warning("the log cannot be written (%s); connecting again (failure %d)", why, failures)
+                unwell(f"the log cannot be written: {why}")
+            self._note_absence()
+            await asyncio.sleep(0 if failures == 1 else backoff(failures - 1))
 
     async def _connect(self) -> asyncpg.Connection:
-        loop = asyncio.get_running_loop()
-        failures, since = 0, loop.time()
-        while True:
-            try:
-                return await self._database.connect("appender")
-            except UNREACHABLE as error:
-                failures += 1
-                logger.warning(
-                    "cannot connect to the log (%s), attempt %d", str(error) or type(error).__name__, failures
-                )
-                if loop.time() - since > self._patience:
-                    self._give_up(str(error))
-                await asyncio.sleep(backoff(failures))
+        connection = await self._database.connect("appender", seconds=min(CONNECT_SECONDS, self._patience / 2))
+        try:
+            async with asyncio.timeout(self._patience / 2):
+                if await connection.fetchval("select current_setting('transaction_read_only')::boolean"):
+                    raise asyncpg.ReadOnlySQLTransactionError("the server is a standby, or read-only")
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
-    def _give_up(self, reason: str) -> None:
+    def _note_absence(self) -> None:
+        """The log is away, since now or since some time: too long for those who wait?"""
+        self._away_since = self._away_since or time.monotonic()
+        if time.monotonic() - self._away_since >= self._patience:
+            self._give_up()
+
+    def _give_up(self) -> None:
         """Tell those who wait what is known: what is queued was not written, what was being written may have been."""
         logger.error("the log is away: %d commands unwritten, %d unknown", len(self._queue), len(self._writing))
         for waiting in self._writing:
             self._fail(waiting, OutcomeUnknown(OutcomeUnknown.__doc__))
         for waiting in self._queue:
-            self._fail(waiting, Unavailable(f"The log cannot be reached ({reason}); nothing was written."))
+            self._fail(waiting, Unavailable(Unavailable.__doc__))
         self._writing = []
         self._queue.clear()
 
@@ -166,6 +195,16 @@ class Appender:
             if not self._writing:
                 await self._take()
             await self._write(connection)
+
+    async def _append(self, connection: asyncpg.Connection, batch: list[_Waiting]) -> list[Appended]:
+        """Raises TimeoutError, a loss, when nothing is heard of it."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._patience / 2):
+                return await append(connection, [waiting.append for waiting in batch])
+        except LOST_FOR_WRITING:
+            self._away_since = self._away_since or started  # when those who wait began to
+            raise
 
     async def _take(self) -> None:
         """Wait for commands, and take a batch of those whose chain still holds."""
@@ -184,9 +223,15 @@ class Appender:
     async def _write(self, connection: asyncpg.Connection) -> None:
         batch, started = self._writing, time.perf_counter()
         try:
-            answers = await append(connection, [waiting.append for waiting in batch])
-        except LOST:
+            answers = await self._append(connection, batch)
+        except LOST_FOR_WRITING:
             raise
+        except NOT_NOW as error:
+            logger.warning("PostgreSQL does not take an append now (%s); %d commands are told", error, len(batch))
+            self._writing = []
+            for waiting in batch:
+                self._fail(waiting, Unavailable(Unavailable.__doc__))
+            return
         except AT_FAULT as error:
             await self._write_singly(connection, error)
             return
@@ -207,9 +252,11 @@ class Appender:
                 self._settle(first, _behind(first.append))
             else:
                 try:
-                    answers = await append(connection, [first.append])
-                except LOST:
+                    answers = await self._append(connection, [first])
+                except LOST_FOR_WRITING:
                     raise
+                except NOT_NOW:
+                    self._fail(first, Unavailable(Unavailable.__doc__))
                 except AT_FAULT as fault:
                     self._fail(first, fault)
                 else:

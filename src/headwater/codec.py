@@ -6,22 +6,58 @@ import enum
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable
+from functools import cache
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
-from headwater.errors import DefinitionError, LogError
+from headwater.errors import DefinitionError, LogError, UnreadableEvent
 from headwater.messages import Event
 from headwater.upcasters import Chains, Kind, Upcaster
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode
+_exactly = msgspec.msgpack.Encoder(decimal_format="string").encode
 _fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def encode(event: Event) -> str:
-    """The event as JSON text: decimals and times as strings, so that nothing is ever a float."""
-    return _encode(event).decode()
+    """The event as JSON text: decimals and times as strings, so that nothing is ever a float.
+
+    What is encoded is read back before it is used. Structs do not check what they are made of, and an event that its
+    class cannot read would stand in the log for ever: its stream could not be decided on, and nobody could repair it.
+
+    Raises:
+        UnreadableEvent: it would not be read back as it is.
+    """
+    try:
+        data = _encode(event)
+        again = _decoder_of(type(event))(data)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+        raise _unreadable(event, str(error)) from error
+    if again != event:
+        _require_same(event, again)
+    return data.decode()
+
+
+@cache
+def _decoder_of(event: type[Event]) -> Callable[[bytes], Event]:
+    return msgspec.json.Decoder(event).decode
+
+
+def _require_same(event: Event, again: Event) -> None:
+    """Two that are not equal may still say the same: a tuple is read back as a list. MessagePack shows whether they do,
+    since it keeps apart what JSON has as null: None, NaN and the infinities."""
+    for name in event.__struct_fields__:
+        given, read = getattr(event, name), getattr(again, name)
+        if read != given and _exactly(read) != _exactly(given):
+            raise _unreadable(event, f"its field {name} would be read back as {read!r}, not as {given!r}")
+
+
+def _unreadable(event: Event, reason: str) -> UnreadableEvent:
+    return UnreadableEvent(
+        f"{type(event).__name__} cannot be written, since it could not be read back as it is: {reason}"
+    )
 
 
 class Codec:
@@ -107,6 +143,19 @@ class Codec:
         if not known:
             return f"The log holds events of type {name!r}, which no class of this app reads"
         return f"The log holds {name} of version {version}; this app reads version {' and '.join(map(str, known))}"
+
+
+def require_readable(message: type[msgspec.Struct]) -> None:
+    """Have msgspec read the type of each field now, since it says only then that a bound fits no value of it.
+
+    Raises:
+        DefinitionError: a field's type, or what bounds it, makes no sense.
+    """
+    for each in msgspec.structs.fields(message):
+        try:
+            msgspec.json.Decoder(each.type)
+        except (TypeError, ValueError) as error:
+            raise DefinitionError(f"{message.__name__}.{each.name} cannot be read from input: {error}") from error
 
 
 class StateCodec:

@@ -3,10 +3,11 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -106,12 +107,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
-        """Reads the variables; an empty one counts as not set.
+        """Reads the variables; an empty or blank one counts as not set.
 
         Raises:
             SettingsError: a value cannot be used, or a HEADWATER_ variable is none of ours: probably misspelt.
         """
-        given = {name: value for name, value in environ.items() if value and is_ours(name)}
+        given = {name: value for name, value in environ.items() if value.strip() and is_ours(name)}
         unknown = sorted(given.keys() - VARIABLES.keys())
         if unknown:
             raise SettingsError(misspelt(unknown[0]))
@@ -134,6 +135,7 @@ def variable(field: str) -> str:
 
 
 TYPES: Mapping[str, Any] = get_type_hints(Settings, include_extras=True)
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 VARIABLES: Mapping[str, str] = {variable(field): field for field in Settings.__struct_fields__}
 DEFAULTS: Mapping[str, Any] = msgspec.structs.asdict(Settings())
 
@@ -172,7 +174,36 @@ def database_url(text: str) -> str:
     scheme, _, rest = text.partition("://")
     if scheme not in ("postgresql", "postgres") or not rest:
         raise ValueError("not a URL of PostgreSQL")
-    return f"postgresql://{rest}"
+    url = f"postgresql://{rest}"
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+    if not all(map(is_port, (*ports_of(parts.netloc), *query.get("port", "5432").split(",")))):
+        raise SettingsError(
+            "DATABASE_URL: a port in it is no number from 1 to 65535; if that is part of the password, write / as %2F,"
+            " @ as %40, : as %3A, ? as %3F and # as %23 there"
+        )
+    if query.get("sslmode", SSL_MODES[0]) not in SSL_MODES:
+        raise SettingsError(
+            f"DATABASE_URL: its sslmode is {query['sslmode']!r}; it must be one of {', '.join(SSL_MODES)}"
+        )
+    return url
+
+
+def ports_of(authority: str) -> Iterator[str]:
+    """The ports that are written in `user:password@host:port,[address]:port`."""
+    for host in authority.rpartition("@")[2].split(","):
+        _, colon, port = host.rpartition("]")[2].partition(":")
+        if colon:
+            yield port
+
+
+def is_port(text: str) -> bool:
+    return text.isdecimal() and text.isascii() and 1 <= int(text) <= 65535
+
+
+def statement_timeout(text: str) -> str:
+    """PostgreSQL counts it in whole milliseconds, and takes 0 for no limit."""
+    return "0.001" if 0 < float(text) < 0.001 else text
 
 
 def path(wanted: type, text: object) -> Path:
@@ -183,6 +214,7 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "allowed_origins": origins,
     "database_url": database_url,
     "log_level": str.lower,
+    "statement_timeout_seconds": statement_timeout,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ LOST: tuple[type[BaseException], ...] = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.InternalClientError,  # asyncpg's own, of a connection that ended in the middle of something
     TimeoutError,
 )
 """What is raised when a connection is lost or cannot be had: try again, the statement is not at fault."""
@@ -32,6 +34,25 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
 """What is raised when a connection cannot be made; beside a loss, a database that lets nobody in, or not us."""
 
 CONNECT_SECONDS = 10.0
+
+SILENCE = {
+    "TCP_KEEPIDLE": 10,  # seconds without a word until the other side is asked whether it is there
+    "TCP_KEEPINTVL": 5,  # seconds until it is asked again
+    "TCP_KEEPCNT": 3,  # unanswered questions
+    "TCP_USER_TIMEOUT": 25_000,  # milliseconds until what was sent must have arrived
+}
+"""When a network that swallows everything is taken for a lost connection. Where a system has no such option, it is left
+to its own patience, a quarter of an hour or so."""
+
+
+async def _notice_silence(connection: Any) -> None:
+    endpoint = connection._transport.get_extra_info("socket")  # asyncpg shows it nowhere else
+    if endpoint is None or endpoint.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in SILENCE.items():
+        if hasattr(socket, name):
+            endpoint.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def _as_it_is(connection: object) -> None:
@@ -64,6 +85,7 @@ class Database:
             min_size=1,
             max_size=self._pool_size,
             timeout=CONNECT_SECONDS,
+            init=_notice_silence,
             reset=_as_it_is,
             server_settings=self._server_settings("headwater")
             | {"statement_timeout": str(int(self._statement_timeout * 1000))},
@@ -81,11 +103,13 @@ class Database:
         except TimeoutError:
             pool.terminate()
 
-    async def connect(self, name: str) -> asyncpg.Connection:
+    async def connect(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
         """A connection outside the pool, shown to the operator as `headwater <name>`. The caller closes it."""
-        return await asyncpg.connect(
-            self._dsn, timeout=CONNECT_SECONDS, server_settings=self._server_settings(f"headwater {name}")
+        connection = await asyncpg.connect(
+            self._dsn, timeout=seconds, server_settings=self._server_settings(f"headwater {name}")
         )
+        await _notice_silence(connection)
+        return connection
 
     @staticmethod
     def _server_settings(name: str) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """From a command to its place in the log: state, decision, append, and again when another was quicker.
 
-A stream's state is kept in memory and runs ahead of the log: a second command on a stream is decided on the state that
-the first will leave, and travels in the same batch. When the first loses, those behind it decide again.
+A stream's state is kept in memory and runs ahead of the log (`streams`): a second command on a stream is decided on the
+state that the first will leave, and travels in the same batch. When the first loses, those behind it decide again.
+
+A yes is checked by the append. A no is checked before it is answered: it has to hold of a state that the log had after
+the command came, whatever this process remembered.
 """
 
 from __future__ import annotations
@@ -9,33 +12,35 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
-from headwater.appender import Appender, Chain
+from headwater.appender import Appender
 from headwater.codec import encode
-from headwater.database import UNREACHABLE
 from headwater.decider import Decider, Release, Seen, Take
-from headwater.errors import CommandIdReused, Contended, DefinitionError, Unavailable
+from headwater.errors import CommandIdReused, Contended, DefinitionError
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Appended, Log, Verdict
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refused, VersionConflict
-from headwater.snapshots import Point, Snapshots
+from headwater.snapshots import Snapshots
+from headwater.streams import Stream, Streams, accepted, reading_the_log
 
-ATTEMPTS = 12
+ATTEMPTS = 30
 """Decisions of one command before it is given up: each one after the first means that another writer was quicker."""
 
-FIRST_LOOK = 200
-"""Events of a stream that are read before a snapshot is sought: most streams are shorter, and pay for none."""
+ROUNDS = 1000
+"""The same, counting those that lost only because one before them in this process did."""
 
-PAGE = 1000
-"""Events of a stream that are read at once."""
+REPEATED = 10_000
+"""Commands that were sent more than once whose results are remembered, at most."""
+
+LONGEST_PAUSE = 0.02
+"""Seconds between two attempts, at most."""
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
@@ -62,31 +67,8 @@ class Origin:
     traceparent: str | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """A stream as this process knows it. `version` and `state` run ahead of the log by what is on its way there;
-    `written_version` and `written_state` are what the log has confirmed; the state has been kept at `kept_version`."""
-
-    category: str
-    written_version: int
-    written_state: Any
-    kept_version: int
-    version: int = field(init=False)
-    state: Any = field(init=False)
-    chain: Chain = field(default_factory=Chain)
-    last: asyncio.Future[Appended] | None = None
-    last_sent: int = 0
-
-    def __post_init__(self) -> None:
-        self.version, self.state = self.written_version, self.written_state
-
-    @property
-    def ahead(self) -> bool:
-        return self.last is not None and not self.last.done()
-
-
 class _Asked(msgspec.Struct, gc=False):
-    """A command on its way through the dispatcher. `begun`: how many commands had been sent when it came."""
+    """A command on its way through the dispatcher. came: the tick at which it did; see `streams`."""
 
     decider: Decider[Any, Any, Any]
     command: Command
@@ -94,13 +76,14 @@ class _Asked(msgspec.Struct, gc=False):
     stream_id: UUID
     expected_version: int | None
     origin: Origin
-    begun: int
+    came: int
 
-    def decide(self, stream: _Stream, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
-        """The events of the decision, the claims that they make, and the state that they leave."""
-        if self.expected_version is not None and self.expected_version != stream.version:
-            raise VersionConflict(self.expected_version, stream.version)
-        decider, state = self.decider, stream.state
+    def decide(self, version: int, state: Any, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
+        """The events of the decision on a stream of that version and state, the claims that they make, and the state
+        that they leave."""
+        if self.expected_version is not None and self.expected_version != version:
+            raise VersionConflict(self.expected_version, version)
+        decider = self.decider
         # A decider that consults is one whose `decide` takes a third: its definition has been checked for that.
         events = (
             decider.decide(self.command, state)  # type: ignore[call-arg]
@@ -141,11 +124,8 @@ class Dispatcher:
         self._domain = domain
         self._log = log
         self._appender = appender
-        self._snapshots = snapshots
-        self._limit = cache
-        self._streams: OrderedDict[UUID, _Stream] = OrderedDict()
-        self._sent = 0
-        self._loading: dict[tuple[str, UUID], asyncio.Task[_Stream]] = {}
+        self._streams = Streams(log, snapshots, cache)
+        self._repeated: OrderedDict[UUID, Appended] = OrderedDict()
 
     async def execute(
         self,
@@ -167,25 +147,20 @@ class Dispatcher:
             CommandIdReused: the id belongs to another stream's command.
         """
         decider = self._domain.decider_of[type(command)]
+        stream_id: UUID = getattr(command, decider.key)
+        asked = _Asked(
+            decider, command, command_id or new_id(), stream_id, expected_version, origin, self._streams.tick
+        )
         try:
-            return await self._execute(
-                _Asked(
-                    decider,
-                    command,
-                    command_id or new_id(),
-                    getattr(command, decider.key),
-                    expected_version,
-                    origin,
-                    self._sent,
-                )
-            )
+            if command_id is not None and (done := await self._done_before(asked)) is not None:
+                return self._answer(command_id, stream_id, done)
+            return await self._execute(asked)
         except Refused as refusal:
             if command_id is not None:
                 # A command that is sent again may find its own first run in the way.
-                with _reading():
-                    done = await self._log.result_of(command_id)
+                done = await self._done(command_id)
                 if done is not None:
-                    return self._answer(command_id, getattr(command, decider.key), done)
+                    return self._answer(command_id, stream_id, done)
             if not isinstance(refusal, (*command.refuses, *EVERY_COMMAND_REFUSES)):
                 raise RuntimeError(
                     f"{command.command_name} was refused with {type(refusal).__name__}, which it does not declare in "
@@ -193,64 +168,80 @@ class Dispatcher:
                 ) from refusal
             raise
 
+    async def _done_before(self, asked: _Asked) -> Appended | None:
+        """What a command that was accepted before came to, as far as that is worth a look: sent again to a busy stream,
+        it would break the chain of those behind it. Elsewhere the append finds out."""
+        done = self._repeated.get(asked.command_id)
+        if done is None:
+            stream = self._streams.known(asked.decider, asked.stream_id)
+            if stream is not None and stream.ahead:
+                done = await self._done(asked.command_id)
+        return done
+
+    async def _done(self, command_id: UUID) -> Appended | None:
+        with reading_the_log():
+            done = await self._log.result_of(command_id)
+        if done is not None:
+            self._remember(command_id, done)
+        return done
+
+    def _remember(self, command_id: UUID, done: Appended) -> None:
+        """Who has sent a command again may do so once more."""
+        self._repeated[command_id] = done
+        if len(self._repeated) > REPEATED:
+            self._repeated.popitem(last=False)
+
     async def _execute(self, asked: _Asked) -> Accepted:
-        known: _Stream | None = None
-        seen, certain = None, True
-        if asked.decider.consults is not None:
-            seen, certain = await self._consult(asked)
-        for attempt in range(ATTEMPTS):
-            if attempt > 2:
-                await asyncio.sleep(random.uniform(0, 0.001 * 2**attempt))
-            stream, fresh = self._remembered(asked), False
-            if stream is None:
-                # What was written of one that broke is still true, and need not be read again.
-                known = known or self._streams.get(asked.stream_id)
-                if asked.command.creates and not attempt and known is None:
-                    stream = self._assume(asked)
-                else:
-                    stream, fresh = await self._load(asked.decider, asked.stream_id, known)
-            known = stream
+        """A command's way:
+
+        known or read -> decided -> sent -> accepted, or done before: answered
+                           |          |
+                           |          +-> taken: refused
+                           |          +-> conflict, another process was quicker: read -> decided ...
+                           |          +-> behind one that lost: decided again on what is written
+                           +-> refused, but on a state that may be old: read -> decided ...
+        """
+        seen, certain = (None, True) if asked.decider.consults is None else await self._consult(asked)
+        may_assume, setbacks = asked.command.creates, 0
+        for _ in range(ROUNDS):
+            stream = await self._stream(asked, may_assume=may_assume)
+            may_assume, version = False, stream.version
             try:
-                events, claims, state = asked.decide(stream, seen)
+                events, claims, state = asked.decide(version, stream.state, seen)
             except Refused:
-                if certain and await self._is_true(stream, fresh, asked.begun):
+                if certain and await self._holds(asked, stream):
                     raise
-                if not certain:
-                    seen, certain = await self._consult(asked, anew=True)
-                self._forget(asked.stream_id, stream)
-                continue
-            version = stream.version
-            appended = await self._submit(asked, stream, events, claims, state)
-            if appended.verdict is Verdict.ACCEPTED:
-                return self._confirm(asked, stream, appended, state)
-            self._forget(asked.stream_id, stream)
-            if appended.verdict is Verdict.DONE:
-                return self._answer(asked.command_id, asked.stream_id, appended)
-            asked.refuse(appended, version)
+                seen, certain = await self._ask_the_log(asked, seen, certain=certain)
+            else:
+                appended = await self._send(asked, stream, events, claims, state)
+                if appended.verdict is Verdict.ACCEPTED:
+                    return Accepted(asked.command_id, asked.stream_id, appended.version, appended.position)
+                if appended.verdict is Verdict.DONE:
+                    self._remember(asked.command_id, appended)
+                    return self._answer(asked.command_id, asked.stream_id, appended)
+                if appended.verdict is Verdict.BEHIND:
+                    continue
+                asked.refuse(appended, version)
+                await self._streams.read(asked.decider, asked.stream_id, self._streams.tick)
+            setbacks += 1
+            if setbacks == ATTEMPTS:
+                break
+            if setbacks > 2:
+                await asyncio.sleep(random.uniform(0, min(0.001 * 2**setbacks, LONGEST_PAUSE)))
         raise Contended(
-            f"{ATTEMPTS} attempts met changes of the same stream by others; nothing was written. Try again."
+            f"{setbacks} attempts met changes of the same stream by others; nothing was written. Try again."
         )
 
-    def _remembered(self, asked: _Asked) -> _Stream | None:
-        """The stream as this process knows it, if what it knows can be decided on."""
-        stream = self._streams.get(asked.stream_id)
-        if stream is None or stream.chain.broken or stream.category != asked.decider.category:
-            return None
-        self._streams.move_to_end(asked.stream_id)
-        return stream
+    async def _stream(self, asked: _Asked, *, may_assume: bool) -> Stream:
+        """The stream to decide on. may_assume: one that is to be created is most likely not there, and is not read."""
+        if may_assume and not self._streams.is_known(asked.stream_id):
+            return self._streams.assume_new(asked.decider, asked.stream_id)
+        return await self._streams.get(asked.decider, asked.stream_id)
 
-    def _assume(self, asked: _Asked) -> _Stream:
-        """A stream that is created is most likely not there: the append finds out, for nothing, what a look at the log
-        would have."""
-        stream = self._streams[asked.stream_id] = _Stream(asked.decider.category, 0, asked.decider.initial, 0)
-        if len(self._streams) > self._limit:
-            self._evict()
-        return stream
-
-    def _submit(
-        self, asked: _Asked, stream: _Stream, events: Sequence[Event], claims: list[Take | Release], state: Any
-    ) -> asyncio.Future[Appended]:
-        """Send the events on their way; the stream as it is known now stands behind them."""
+    async def _send(
+        self, asked: _Asked, stream: Stream, events: Sequence[Event], claims: list[Take | Release], state: Any
+    ) -> Appended:
+        """Send the events on their way, and wait for their verdict. The stream runs ahead by them meanwhile."""
         origin = asked.origin
         answer = self._appender.submit(
             Append(
@@ -268,17 +259,25 @@ class Dispatcher:
             ),
             stream.chain,
         )
-        self._sent += 1
-        stream.last, stream.last_sent = answer, self._sent
-        stream.version, stream.state = stream.version + len(events), state
-        return answer
+        sent = self._streams.ticked()
+        stream.advance(state, len(events), answer, sent)
+        appended = await answer
+        if appended.verdict is Verdict.ACCEPTED:
+            self._streams.confirm(asked.decider, asked.stream_id, stream, appended, state, sent)
+        return appended
 
-    def _confirm(self, asked: _Asked, stream: _Stream, appended: Appended, state: Any) -> Accepted:
-        """The log has it: what was thought is known."""
-        if appended.version > stream.written_version:
-            stream.written_version, stream.written_state = appended.version, state
-            self._keep(asked.decider, stream, asked.stream_id, appended.position)
-        return Accepted(asked.command_id, asked.stream_id, appended.version, appended.position)
+    @staticmethod
+    async def _holds(asked: _Asked, stream: Stream) -> bool:
+        """Whether a no decided on the stream's state holds of the log, not only of what this process remembers.
+
+        It does when that state was read, or written, after the command came. One that was written before may have been
+        changed by another process since.
+        """
+        last, sent = stream.last, stream.last_sent
+        if last is None or last.done():
+            return stream.as_of > asked.came and not stream.chain.broken
+        await asyncio.wait([last])
+        return sent > asked.came and accepted(last)
 
     @staticmethod
     def _answer(command_id: UUID, stream_id: UUID, done: Appended) -> Accepted:
@@ -286,25 +285,19 @@ class Dispatcher:
             raise CommandIdReused(f"commandId {command_id} was used before, for {done.stream_id}; nothing was written.")
         return Accepted(command_id, stream_id, done.version, done.position)
 
-    @staticmethod
-    async def _is_true(stream: _Stream, fresh: bool, begun: int) -> bool:
-        """Whether a no decided on the stream's state holds of the log, not only of what this process remembers.
-
-        It does when the state was read for this very command, or when the last command on its way, on which the state
-        stands, was sent after this one began and is accepted. One that was sent before may have been written before
-        this one began, and another process's after it.
-        """
-        last, after = stream.last, stream.last_sent > begun
-        if last is None or last.done():
-            return fresh
-        await asyncio.wait([last])
-        settled = not last.cancelled() and last.exception() is None
-        return after and settled and last.result().verdict is Verdict.ACCEPTED
+    async def _ask_the_log(self, asked: _Asked, seen: Seen | None, *, certain: bool) -> tuple[Seen | None, bool]:
+        """Decide once more, on what the log holds after the command came: if that is a no as well, it is a true one.
+        Else what is seen of other streams now, to decide again. certain: what was seen is true already."""
+        if not certain:
+            seen, certain = await self._consult(asked, anew=True)
+        point = await self._streams.read(asked.decider, asked.stream_id, asked.came)
+        asked.decide(point.version, point.state, seen)
+        return seen, certain
 
     async def _consult(self, asked: _Asked, *, anew: bool = False) -> tuple[Seen, bool]:
         """What a decision looks at in other streams, and whether a no that rests on it is true of the log.
 
-        It is when all was read for this very command. anew: have it read, whatever this process remembers.
+        It is when all was read, or written, after the command came. anew: have it read so, whatever is known.
         """
         assert asked.decider.consults is not None
         states: dict[tuple[str, UUID], Any] = {}
@@ -316,129 +309,18 @@ class Dispatcher:
                 )
             try:
                 if anew:
-                    state, fresh = await self._written_now(decider, stream_id), True
-                else:
-                    state, fresh = await self._written(decider, stream_id)
+                    states[decider.category, stream_id] = (
+                        await self._streams.read(decider, stream_id, asked.came)
+                    ).state
+                    continue
+                stream = await self._streams.get(decider, stream_id)
             except InvalidInput as refusal:  # said of the other stream's key; here it is a field of the command
                 raise InvalidInput(_path_of(asked.command, stream_id), refusal.complaint) from None
-            states[decider.category, stream_id] = state
-            certain = certain and fresh
+            states[decider.category, stream_id] = stream.written_state
+            certain = certain and stream.as_of > asked.came
         return Seen(states), certain
-
-    async def _written(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> tuple[Any, bool]:
-        """A stream's state as the log is known to have it, nothing on its way counted, and whether it was just read."""
-        stream = self._streams.get(stream_id)
-        if stream is not None and stream.category == decider.category:
-            self._streams.move_to_end(stream_id)
-            return stream.written_state, False
-        stream, fresh = await self._load(decider, stream_id, None)
-        return stream.written_state, fresh
-
-    async def _written_now(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> Any:
-        """The same, read from the log from where it is known on. Commands on their way are not disturbed."""
-        stream = self._streams.get(stream_id)
-        with _reading():
-            if stream is None or stream.category != decider.category:
-                point, _ = await self._read_from_start(decider, stream_id)
-                return point.state
-            point = await self._advance(decider, stream_id, Point(stream.written_version, 0, stream.written_state))
-        if point.version > stream.written_version:
-            stream.written_version, stream.written_state = point.version, point.state
-        return point.state
-
-    def _forget(self, stream_id: UUID, stream: _Stream) -> None:
-        if self._streams.get(stream_id) is stream:
-            del self._streams[stream_id]
-
-    async def _load(
-        self, decider: Decider[Any, Any, Any], stream_id: UUID, known: _Stream | None
-    ) -> tuple[_Stream, bool]:
-        """The stream from the log, and whether it was read just for this call, not for another that asked before."""
-        asked = decider.category, stream_id  # two categories may be asked for one id: the log knows whose it is
-        loading = self._loading.get(asked)
-        if loading is not None:
-            return await asyncio.shield(loading), False
-        loading = asyncio.create_task(self._read(decider, stream_id, known))
-        self._loading[asked] = loading
-        loading.add_done_callback(lambda _: self._loading.pop(asked, None))
-        return await asyncio.shield(loading), True
-
-    async def _read(self, decider: Decider[Any, Any, Any], stream_id: UUID, known: _Stream | None) -> _Stream:
-        with _reading():
-            if known is not None and known.category == decider.category:
-                kept = known.kept_version
-                point = Point(known.written_version, 0, known.written_state)
-                point = await self._advance(decider, stream_id, point)
-            else:
-                point, kept = await self._read_from_start(decider, stream_id)
-        stream = _Stream(decider.category, point.version, point.state, kept)
-        self._keep(decider, stream, stream_id, point.position)
-        self._streams[stream_id] = stream
-        if len(self._streams) > self._limit:
-            self._evict()
-        return stream
-
-    async def _read_from_start(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> tuple[Point, int]:
-        """The end of a stream, by way of its snapshot if it has one, and that one's version or 0."""
-        point = Point(0, 0, decider.initial)
-        if self._snapshots is None or decider.snapshots is None:
-            return await self._advance(decider, stream_id, point), 0
-        first_look = min(FIRST_LOOK, decider.snapshots.every)
-        point = await self._advance(decider, stream_id, point, upto=first_look)
-        if point.version < first_look:
-            return point, 0
-        snapshot = await self._snapshots.load(decider, stream_id)
-        if snapshot is None:
-            return await self._advance(decider, stream_id, point), 0
-        return await self._advance(decider, stream_id, snapshot), snapshot.version
-
-    async def _advance(
-        self, decider: Decider[Any, Any, Any], stream_id: UUID, point: Point, *, upto: int | None = None
-    ) -> Point:
-        """Fold the events of a stream after a point, to a version or to the end."""
-        version, position, state = point.version, point.position, point.state
-        page = PAGE if upto is None else upto - version
-        async with aclosing(self._log.read_stream(stream_id, version, page=page)) as events:
-            async for category, event in events:
-                if category != decider.category:
-                    raise _wrong_category(decider, stream_id, category)
-                version, position, state = event.version, event.position, decider.evolve(state, event.data)
-                if version == upto:
-                    break
-        return Point(version, position, state)
-
-    def _keep(self, decider: Decider[Any, Any, Any], stream: _Stream, stream_id: UUID, position: int) -> None:
-        """Offer the state for a snapshot when so many events have come since the last one."""
-        if self._snapshots is None or decider.snapshots is None:
-            return
-        if stream.written_version - stream.kept_version >= decider.snapshots.every and position:
-            stream.kept_version = stream.written_version
-            self._snapshots.offer(decider, stream_id, Point(stream.written_version, position, stream.written_state))
-
-    def _evict(self) -> None:
-        """Drop the stream that was not asked for the longest. One with commands on their way is kept."""
-        for stream_id, stream in self._streams.items():
-            if not stream.ahead:
-                del self._streams[stream_id]
-                return
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    """A log that cannot be read is said to be away, as one that cannot be written is."""
-    try:
-        yield
-    except UNREACHABLE as error:
-        reason = str(error) or type(error).__name__
-        raise Unavailable(f"The log cannot be reached ({reason}); nothing was written.") from error
 
 
 def _path_of(command: Command, stream_id: UUID) -> list[str]:
     """The path to the field of a command that names a stream; the command itself when none does."""
     return [name for name in command.__struct_fields__ if getattr(command, name) == stream_id][:1]
-
-
-def _wrong_category(decider: Decider[Any, Any, Any], stream_id: UUID, category: str) -> InvalidInput:
-    return InvalidInput(
-        [decider.key], f"{stream_id} is the id of another thing, in {category}, not in {decider.category}"
-    )

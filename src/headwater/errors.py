@@ -25,6 +25,11 @@ class LogError(HeadwaterError):
     """The log holds something that this code cannot read, or was asked for something impossible."""
 
 
+class UnreadableEvent(HeadwaterError):
+    """A decision gave an event that could not be read back from the log as it is; nothing was written. The fault is in
+    the domain's code: the sentence names the event's class and the field."""
+
+
 class ReactionFailed(HeadwaterError):
     """A reactor's function raised, or took too long. Whatever it raised counts: a connection that the outside lost is
     not one of the database."""

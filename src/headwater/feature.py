@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headwater.codec import Codec
+from headwater.codec import Codec, require_readable
 from headwater.course import RECORDS
 from headwater.decider import Decider
 from headwater.errors import DefinitionError, LogError
 from headwater.fields import fields_of
 from headwater.messages import Command, Event
+from headwater.names import check_names
 from headwater.reactor import Reactor
 from headwater.saga import Saga
 from headwater.schedule import Schedule
@@ -59,6 +60,9 @@ class Domain:
         self._check_sagas()
         self._check_reactors()
         self._check_views()
+        check_names(
+            {command: decider.key for command, decider in self.decider_of.items()}, self.views, sagas=bool(self.sagas)
+        )
 
     def complaint_about(self, category: str, name: str, version: int) -> str | None:
         """Why events that are stored so cannot be read by this app; None when they can."""
@@ -85,6 +89,7 @@ class Domain:
                     )
                 owners[command] = decider
                 fields_of(command)
+                require_readable(command)
                 for refusal in command.refuses:
                     fields_of(refusal)
         return owners

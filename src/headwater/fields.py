@@ -19,6 +19,8 @@ import msgspec
 from headwater.errors import DefinitionError
 from headwater.messages import Exact, Recorded
 
+_META_BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", "max_length", "tz")
+
 
 class Kind(enum.Enum):
     """What a value is, wherever it stands. The member's value is the Python type."""
@@ -72,10 +74,15 @@ def _names(cls: type[Any]) -> list[tuple[str, bool]]:
 
 
 def _field(cls: type[Any], name: str, annotation: Any, required: bool) -> Field:
-    inner, optional, exact = _unwrap(annotation)
+    inner, optional, bounds = _unwrap(annotation)
     many = get_origin(inner) is list
     if many:
-        inner, inner_optional, exact = _unwrap(*get_args(inner))
+        if any(isinstance(bound, Exact) for bound in bounds):
+            raise DefinitionError(
+                f"{cls.__name__}.{name}: Exact bounds a Decimal, not a list of them; write"
+                " list[Annotated[Decimal, ...]]"
+            )
+        inner, inner_optional, bounds = _unwrap(*get_args(inner))
         if inner_optional:
             raise DefinitionError(f"{cls.__name__}.{name}: a list of optional values is not carried; leave None out")
     kind = _kind(inner)
@@ -84,25 +91,39 @@ def _field(cls: type[Any], name: str, annotation: Any, required: bool) -> Field:
             f"{cls.__name__}.{name}: {_spell(annotation)} is a type that GraphQL and SQL cannot both carry; use one of "
             "str, int, float, bool, Decimal, UUID, datetime, date, an Enum of strings, or a list of these"
         )
+    exact = next((bound for bound in bounds if isinstance(bound, Exact)), None)
     if exact is not None and kind is not Kind.DECIMAL:
         raise DefinitionError(f"{cls.__name__}.{name}: Exact bounds a Decimal, not {_spell(inner)}")
+    if kind is Kind.DECIMAL and any(map(_bounds_something, bounds)):
+        raise DefinitionError(
+            f"{cls.__name__}.{name}: msgspec's Meta cannot bound a Decimal; use headwater.Exact, as in"
+            " Annotated[Decimal, Exact(above=0, places=2)]"
+        )
+    if kind is Kind.ENUM and not list(inner):
+        raise DefinitionError(f"{cls.__name__}.{name}: the enum {inner.__name__} has no members; no value would do")
     chosen = inner if kind is Kind.ENUM else None
     return Field(name, kind, optional, many, required, chosen, exact)
 
 
-def _unwrap(annotation: Any) -> tuple[Any, bool, Exact | None]:
-    """The type inside Annotated and Optional, whether it was optional, and the bounds of a Decimal."""
-    optional, exact = False, None
+def _unwrap(annotation: Any) -> tuple[Any, bool, tuple[Any, ...]]:
+    """The type inside Annotated and Optional, whether it was optional, and what Annotated says of it."""
+    optional = False
+    bounds: tuple[Any, ...] = ()
     while True:
         origin = get_origin(annotation)
         if origin is Annotated:
-            annotation, *extras = get_args(annotation)
-            exact = next((extra for extra in extras if isinstance(extra, Exact)), exact)
+            annotation, *inner_bounds = get_args(annotation)
+            bounds = (*inner_bounds, *bounds)
         elif origin in (Union, types.UnionType) and type(None) in get_args(annotation):
             rest = [arm for arm in get_args(annotation) if arm is not type(None)]
             annotation, optional = (rest[0] if len(rest) == 1 else Union[tuple(rest)]), True  # noqa: UP007 - at run time
         else:
-            return annotation, optional, exact
+            return annotation, optional, bounds
+
+
+def _bounds_something(bound: Any) -> bool:
+    """Whether it is a `Meta` that does more than describe."""
+    return isinstance(bound, msgspec.Meta) and any(getattr(bound, name) is not None for name in _META_BOUNDS)
 
 
 def _kind(annotation: Any) -> Kind | None:

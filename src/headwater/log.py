@@ -1,7 +1,7 @@
 """The log: append in commit order, read by stream or by position. Everything else is a fold over it.
 
 Positions are contiguous and become visible in their own order, so a reader that has seen N has seen everything up to N.
-How that is done is in `headwater.append` (migrations/versions/0001_log.sql).
+How that is done is in `headwater.append` (migrations/versions/0007_claims_once.sql).
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ STREAM_PAGE = 1_000
 """Positions in a page of `Log.stream`: what else the process does waits while one is folded, some 10 ms. More of them
 would not fit in the socket, and so not be on their way while the page before is folded."""
 
+MOST_EVENTS = 32_767
+"""Events of one command: the log counts them in two bytes."""
+
 NEW = 0
 """Expected version of a stream that must not exist yet."""
 
@@ -48,7 +51,8 @@ _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 class Append(msgspec.Struct, gc=False):
     """One command's events on their way into the log.
 
-    expected: the stream's version, `NEW`, or None for any. events: (type, schema version, JSON text) each.
+    expected: the stream's version, `NEW`, or None for any. events: (type, schema version, JSON text) each, at most
+    `MOST_EVENTS`.
     """
 
     command_id: UUID
@@ -62,6 +66,13 @@ class Append(msgspec.Struct, gc=False):
     tenant: str | None = None
     traceparent: str | None = None
     claims: Sequence[Take | Release] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.events) > MOST_EVENTS:
+            raise LogError(
+                f"A command on {self.category} {self.stream_id} gave {len(self.events)} events; the log takes"
+                f" {MOST_EVENTS} at most from one command. Nothing was written."
+            )
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):

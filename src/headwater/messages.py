@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from inspect import cleandoc
+from inspect import cleandoc, get_annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from uuid import UUID
 
@@ -73,6 +73,10 @@ class Exact:
         return None
 
 
+_REFUSAL_HAS = frozenset({"args", "code", "facts", "message"})
+"""What an exception, a refusal and its GraphQL type have already."""
+
+
 @dataclass_transform()
 class Refused(Exception):
     """A command's typed no. The subclass's docstring is what the client reads; its fields are the facts.
@@ -85,6 +89,8 @@ class Refused(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        for name in _REFUSAL_HAS.intersection(get_annotations(cls)):
+            raise DefinitionError(f"{cls.__name__}.{name}: every refusal has a `{name}` of its own; rename it")
         cls.code = constant_case(cls.__name__)
         doc = cls.__doc__
         dataclasses.dataclass(eq=False)(cls)  # an exception stays hashable, by identity

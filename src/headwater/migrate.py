@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from alembic import command
+from alembic import command, op
 from alembic.config import Config
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -55,6 +55,14 @@ async def prepare_views(dsn: str, views: Sequence[View[Any]]) -> None:
             await renew(connection, view, insist=True)
     finally:
         await connection.close()
+
+
+def run_script(migration: str) -> None:
+    """Run the SQL that lies beside a migration, under its name. There is no way back: what undoes a migration is a
+    backup."""
+    script = Path(migration).with_suffix(".sql").read_text(encoding="utf-8")
+    # The driver's own execute: a prepared statement holds one statement only.
+    op.get_bind().connection.dbapi_connection.run_async(lambda connection: connection.execute(script))  # type: ignore[union-attr]  # asyncpg's adapter
 
 
 def _upgrade(connection: Connection) -> None:

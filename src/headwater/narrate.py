@@ -15,6 +15,9 @@ import msgspec
 
 from headwater.trail import Entry
 
+LONGEST_DATA = 200
+"""Characters of an event's data in a tree. A saga's record holds the steps that follow, which the tree shows anyway."""
+
 
 def line_of(entry: Entry) -> str:
     """One event: position, time, stream and version, type, data, and who did it."""
@@ -45,7 +48,10 @@ def json_of(entry: Entry) -> str:
 
 
 def tree_of(entries: Sequence[Entry]) -> Iterator[str]:
-    """The events of one correlation as a tree of causes, in the log's order; each line indented under its cause."""
+    """The events of one correlation as a tree of causes, in the log's order.
+
+    Each line is indented under its cause. Long data is cut.
+    """
     commands: dict[UUID, list[Entry]] = {}
     for entry in entries:
         commands.setdefault(entry.command_id, []).append(entry)
@@ -91,9 +97,8 @@ def _command_line(command: UUID, first: Entry) -> str:
 
 
 def _event_line(entry: Entry) -> str:
-    return printable(
-        f"{entry.type} at {entry.position}  {entry.category} {entry.stream_id} v{entry.version}  {entry.data}"
-    )
+    data = entry.data if len(entry.data) <= LONGEST_DATA else f"{entry.data[:LONGEST_DATA]}…"
+    return printable(f"{entry.type} at {entry.position}  {entry.category} {entry.stream_id} v{entry.version}  {data}")
 
 
 def _by(entry: Entry) -> str:

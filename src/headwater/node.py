@@ -44,8 +44,8 @@ logger = logging.getLogger("headwater.node")
 HEALTH_SECONDS = 2.0
 PROBES = 2
 
-NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError, asyncpg.InternalClientError)
-"""What a probe meets when the database does not answer it; the last is asyncpg's for a connection that ends."""
+NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError)
+"""What a probe meets when the database does not answer it."""
 
 
 class Node:
@@ -138,7 +138,9 @@ class Node:
         self.dispatcher = Dispatcher(
             self.app.domain, self.log, self.appender, snapshots=self.snapshots, cache=settings.stream_cache
         )
-        self.supervisor.start("appender", partial(self.appender.run, partial(self.supervisor.well, "appender")))
+        supervisor = self.supervisor
+        well, unwell = partial(supervisor.well, "appender"), partial(supervisor.unwell, "appender")
+        supervisor.start("appender", partial(self.appender.run, well, unwell))
 
     def _start_serving(self) -> None:
         settings = self.settings

@@ -42,6 +42,10 @@ class Supervisor:
         """Said by a task that has got over its trouble."""
         self._troubles.pop(name, None)
 
+    def unwell(self, name: str, why: str) -> None:
+        """Said by a task that is in trouble, and tries to get over it by itself."""
+        self._troubles[name] = why
+
     async def stop(self, name: str) -> None:
         """End one task and wait for its end."""
         task = self._tasks.pop(name, None)

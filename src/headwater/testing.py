@@ -21,7 +21,7 @@ from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
 from headwater.decider import Decider, Seen
-from headwater.messages import Command, Event, Recorded, Refused
+from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, Recorded, Refused
 from headwater.saga import Do, Reaction, Saga, Undo
 from headwater.view import ReadModel, View
 
@@ -43,7 +43,7 @@ class Given:
         try:
             events = self._decide(command, seeing or {})
         except Refused as refusal:
-            if not isinstance(refusal, command.refuses):
+            if not isinstance(refusal, (*command.refuses, *EVERY_COMMAND_REFUSES)):
                 raise AssertionError(
                     f"{command.command_name} was refused with {refusal!r}, which it does not declare in `refuses`"
                 ) from refusal

@@ -33,10 +33,15 @@ def command_from(command: type[C], values: Mapping[str, Any]) -> C:
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
     # On what was made, not on what was given: a decimal may come as text or as a whole number.
-    for name, check in _checks(command):
+    for name, many, check in _checks(command):
         value = getattr(made, name)
-        complaint = check(value) if value is not None else None
-        if complaint:
+        if value is None:
+            continue
+        if many:
+            for index, one in enumerate(value):
+                if complaint := check(one):
+                    raise InvalidInput([name, str(index)], complaint)
+        elif complaint := check(value):
             raise InvalidInput([name], complaint)
     return made
 
@@ -48,16 +53,13 @@ def _invalid(error: msgspec.ValidationError) -> InvalidInput:
 
 
 @cache
-def _checks(command: type[Command]) -> tuple[tuple[str, Callable[[Any], str | None]], ...]:
-    """The rules that msgspec does not know, by field."""
-    return tuple((each.name, _check_of(each)) for each in fields_of(command) if each.kind in (Kind.TEXT, Kind.DECIMAL))
-
-
-def _check_of(each: Field) -> Callable[[Any], str | None]:
-    one = _text if each.kind is Kind.TEXT else _decimal(each)
-    if not each.many:
-        return one
-    return lambda values: next(filter(None, map(one, values)), None)
+def _checks(command: type[Command]) -> tuple[tuple[str, bool, Callable[[Any], str | None]], ...]:
+    """The rules that msgspec does not know: the field, whether it is a list, and the check of one value."""
+    return tuple(
+        (each.name, each.many, _text if each.kind is Kind.TEXT else _decimal(each))
+        for each in fields_of(command)
+        if each.kind in (Kind.TEXT, Kind.DECIMAL)
+    )
 
 
 def _text(value: Any) -> str | None:

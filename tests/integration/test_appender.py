@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 from uuid import UUID
@@ -338,6 +339,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.dsn = dsn.replace(quote(where["host"][0], safe=""), quote(str(folder), safe=""))
+        self.silent = False
         self.swallow_replies = False
         self.swallowed = asyncio.Event()
 
@@ -368,6 +370,8 @@ class Proxy:
     async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, is_reply: bool) -> None:
         try:
             while data := await source.read(65536):
+                if self.silent:
+                    continue
                 if is_reply and self.swallow_replies:
                     self.swallow_replies = False
                     self.swallowed.set()
@@ -429,7 +433,7 @@ async def test_a_database_that_stays_away(proxy: Proxy, connection: asyncpg.Conn
         await proxy.go_away()
         with pytest.raises(OutcomeUnknown):
             await in_flight
-        with pytest.raises(Unavailable, match=r"cannot be reached.*nothing was written"):
+        with pytest.raises(Unavailable, match="cannot be reached; nothing was written"):
             await queued
         with pytest.raises(Unavailable):
             await appender.submit(command(), Chain())
@@ -440,6 +444,76 @@ async def test_a_database_that_stays_away(proxy: Proxy, connection: asyncpg.Conn
         assert (again.verdict, again.version, again.position) == (Verdict.DONE, 1, 1)
         assert accepted_now(await appender.submit(command(), Chain())) == (1, 2)
         assert next(iter(await logged(connection))) == sent.command_id
+
+
+async def test_a_network_that_says_nothing(proxy: Proxy, connection: asyncpg.Connection) -> None:
+    """No connection breaks and none is refused: what is sent just has no answer. It ends as a lost connection does."""
+    async with Database(proxy.dsn, pool_size=1) as database, Supervisor() as supervisor:
+        appender = Appender(database, Positions(), patience=1.0)
+        well, unwell = partial(supervisor.well, "appender"), partial(supervisor.unwell, "appender")
+        supervisor.start("appender", lambda: appender.run(well, unwell))
+        assert accepted_now(await appender.submit(command(), Chain())) == (1, 1)
+        assert supervisor.troubles == {}
+        proxy.silent = True
+        sent = appender.submit(command(), Chain())
+        await until(lambda: appender.waiting == 0)
+        queued = appender.submit(command(), Chain())
+        with pytest.raises(OutcomeUnknown):
+            await asyncio.wait_for(sent, 10)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(queued, 10)
+        assert "cannot be written" in supervisor.troubles["appender"]
+        proxy.silent = False
+        assert (await asyncio.wait_for(appender.submit(command(), Chain()), 10)).verdict is Verdict.ACCEPTED
+        await until(lambda: supervisor.troubles == {})
+
+
+FAULTY = """
+create function faulty() returns trigger language plpgsql as $$ begin raise exception 'no' using errcode = '{}'; end $$;
+create trigger faulty before insert on headwater.events execute function faulty();
+"""
+
+
+async def test_a_server_that_takes_no_changes_is_left_and_come_back_to(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """As after a failover: the connection stands, and leads to what is a standby now. Nobody needs to restart."""
+    async with appending(dsn, patience=0.6) as appender:
+        assert accepted_now(await appender.submit(command(), Chain())) == (1, 1)
+        await connection.execute(FAULTY.format("25006"))
+        with pytest.raises(OutcomeUnknown):
+            await asyncio.wait_for(appender.submit(command(), Chain()), 10)
+        await connection.execute("drop trigger faulty on headwater.events")
+        assert accepted_now(await appender.submit(command(), Chain())) == (1, 2)
+
+        # Now each connection is read-only from its start: it is not even tried.
+        name = urlsplit(dsn).path.removeprefix("/")
+        await connection.execute(f"alter database {name} set default_transaction_read_only = on")
+        await connection.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'headwater appender'"
+        )
+        with pytest.raises((Unavailable, OutcomeUnknown)):
+            await asyncio.wait_for(appender.submit(command(), Chain()), 10)
+        await connection.execute(f"alter database {name} reset default_transaction_read_only")
+        answer = await asyncio.wait_for(appender.submit(command(), Chain()), 10)
+        assert answer.verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    "code", ["53100", "57014", "55P03", "40P01"], ids=["full disk", "cancelled", "lock", "deadlock"]
+)
+async def test_what_postgresql_cannot_take_now_is_said_and_undone(
+    dsn: str, connection: asyncpg.Connection, code: str
+) -> None:
+    async with appending(dsn) as appender:
+        assert accepted_now(await appender.submit(command(), Chain())) == (1, 1)
+        await connection.execute(FAULTY.format(code))
+        refused = [appender.submit(command(), Chain()) for _ in range(3)]
+        for answer in refused:
+            with pytest.raises(Unavailable, match="nothing was written"):
+                await answer
+        await connection.execute("drop trigger faulty on headwater.events")
+        assert accepted_now(await appender.submit(command(), Chain())) == (1, 2)
 
 
 async def logged_once(connection: asyncpg.Connection, command_id: UUID) -> None:
@@ -463,7 +537,7 @@ async def test_a_database_that_takes_no_connections(
             await outside.execute("select pg_terminate_backend($1, 5000)", pid)
             with pytest.raises(OutcomeUnknown):
                 await in_flight
-            with pytest.raises(Unavailable, match="not currently accepting connections"):
+            with pytest.raises(Unavailable, match="cannot be reached; nothing was written"):
                 await queued
             await outside.execute(f"alter database {name} allow_connections true")
             await gate.open()

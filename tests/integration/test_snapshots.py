@@ -29,6 +29,7 @@ from headwater.log import Log
 from headwater.messages import InvalidInput, Refused
 from headwater.positions import Positions
 from headwater.snapshots import Point, Snapshots, Tally
+from headwater.streams import Streams
 from headwater.supervisor import Supervisor
 
 EVERY = 10
@@ -105,10 +106,9 @@ class Process:
         return accepted
 
     async def state(self, counter_id: UUID) -> tuple[int, Any]:
-        """The stream's version and state as the next command would find them; nothing is remembered."""
+        """The stream's version and state as a process that remembers nothing would find them."""
         self.log.read_versions.clear()
-        self.dispatcher._streams.clear()
-        stream, _ = await self.dispatcher._load(self.decider, counter_id, None)
+        stream = await Streams(self.log, self.snapshots, 1000).get(self.decider, counter_id)
         return stream.version, stream.state
 
 

@@ -27,7 +27,7 @@ from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result
 from headwater.graphql.scope import Scope
 from headwater.log import Append, append
-from headwater.narrate import tree_of
+from headwater.narrate import LONGEST_DATA, tree_of
 from headwater.node import Node
 from headwater.trail import _SQL, END, WINDOW, Entry, Trail, Wanted
 
@@ -512,3 +512,14 @@ def test_a_tree_holds_each_event_once_whatever_caused_what() -> None:
             assert len(lines) == 2 * size
             if chain:
                 assert [len(line) - len(line.lstrip()) for line in lines] == list(range(0, 4 * size, 2))
+
+
+def test_a_tree_stays_readable_whatever_an_event_holds() -> None:
+    command, moment = uuid4(), datetime.fromisoformat("2026-01-01T00:00:00Z")
+    entries = [
+        Entry(place, uuid4(), uuid4(), "c", 1, "T", 1, data, moment, None, command, command, None)
+        for place, data in enumerate(("x" * LONGEST_DATA, "y" * 1_000_000), 1)
+    ]
+    _, whole, cut = tree_of(entries)
+    assert whole.endswith("  " + "x" * LONGEST_DATA)
+    assert cut.endswith("  " + "y" * LONGEST_DATA + "…")

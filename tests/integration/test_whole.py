@@ -261,8 +261,8 @@ class Here:
         self._connect = self.node.database.connect
         self.node.database.connect = self._noted  # type: ignore[method-assign]
 
-    async def _noted(self, name: str) -> asyncpg.Connection:
-        self._connections.append(await self._connect(name))
+    async def _noted(self, name: str, **options: Any) -> asyncpg.Connection:
+        self._connections.append(await self._connect(name, **options))
         return self._connections[-1]
 
     async def start(self) -> None:

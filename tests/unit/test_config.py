@@ -1,10 +1,13 @@
 """Settings are read from the environment, and what cannot be used is refused in a sentence that helps."""
 
+import asyncio
 import re
 from pathlib import Path
 
+import asyncpg
 import pytest
 
+from headwater.cli.connection import reaching
 from headwater.config import VARIABLES, Settings, settings_table
 from headwater.errors import SettingsError
 
@@ -45,8 +48,9 @@ def test_every_kind_of_value() -> None:
 
 
 def test_an_empty_value_counts_as_not_set() -> None:
-    environ = dict.fromkeys([*VARIABLES, "HEADWATER_WHATEVER"], "")
-    assert Settings.from_environment(environ) == Settings()
+    for empty in ("", " ", "\t\n"):  # as a host, a blank would be every address of the machine
+        environ = dict.fromkeys([*VARIABLES, "HEADWATER_WHATEVER"], empty)
+        assert Settings.from_environment(environ) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,8 @@ def test_seconds_are_positive_and_finite(value: str) -> None:
         ("mysql://me:secret@db/bank", "DATABASE_URL begins with mysql://: it must be a URL such as"),
         ("me:secret@db/bank", "DATABASE_URL is not a URL: it must be a URL such as"),
         ("postgresql://", "DATABASE_URL begins with postgresql://: it must be a URL such as"),
+        ("postgresql://me:secret@[::1/bank", "DATABASE_URL begins with postgresql://: it must be a URL such as"),
+        ("postgresql://me:secret@db/bank?sslmode", "DATABASE_URL begins with postgresql://: it must be a URL such as"),
         (
             "postgresql+asyncpg://me:secret@db/bank",
             "DATABASE_URL begins with postgresql+asyncpg://: write postgresql://",
@@ -136,8 +142,76 @@ def test_a_wrong_database_is_refused_without_its_password(url: str, sentence: st
     assert "secret" not in repr(caught.value.__cause__)
 
 
+@pytest.mark.parametrize("text, seconds", [("0.0009", 0.001), ("1e-300", 0.001), ("0.001", 0.001), ("0.25", 0.25)])
+def test_a_short_limit_of_a_statement_is_not_none(text: str, seconds: float) -> None:
+    """PostgreSQL counts in whole milliseconds, and takes 0 for no limit."""
+    settings = Settings.from_environment({"HEADWATER_STATEMENT_TIMEOUT_SECONDS": text})
+    assert settings.statement_timeout_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-0.0001", "nan", "inf", "soon", "1_0"])
+def test_a_limit_of_a_statement_that_is_none(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^HEADWATER_STATEMENT_TIMEOUT_SECONDS is '.*': it must be a number above"):
+        Settings.from_environment({"HEADWATER_STATEMENT_TIMEOUT_SECONDS": text})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://host:notaport/secret",
+        "postgresql://host:99999/secret",
+        "postgresql://host:0/secret",
+        "postgresql://one:5432,two:x/secret",
+        "postgresql://[::1]:x/secret",
+        "postgresql://me:sec/secret@host/bank",
+        "postgresql://host/secret?port=x",
+    ],
+)
+def test_a_port_that_is_none(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"DATABASE_URL": url})
+    assert str(caught.value) == (
+        "DATABASE_URL: a port in it is no number from 1 to 65535; if that is part of the password, write / as %2F, @ as"
+        " %40, : as %3A, ? as %3F and # as %23 there"
+    )
+
+
+def test_an_sslmode_that_is_none() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"DATABASE_URL": "postgresql://me:secret@host/bank?sslmode=bogus"})
+    assert str(caught.value) == (
+        "DATABASE_URL: its sslmode is 'bogus'; it must be one of disable, allow, prefer, require, verify-ca,"
+        " verify-full"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///bank?host=/var/run/postgresql",
+        "postgresql://me@%2Fvar%2Frun/bank",
+        "postgresql://me:s%2Fe%40c@[::1]:5432/bank",
+        "postgresql://[::1]/bank",
+        "postgresql://one:5432,two/bank?target_session_attrs=primary",
+        "postgresql://host?sslmode=verify-full&port=5433,5434",
+    ],
+)
+def test_a_database_in_other_ways(url: str) -> None:
+    assert Settings.from_environment({"DATABASE_URL": url}).database_url == url
+
+
+def test_what_only_the_driver_knows_to_be_wrong_is_no_database_that_is_down() -> None:
+    with (
+        pytest.raises(
+            SettingsError, match=r"^DATABASE_URL cannot be used \(target_session_attrs .*; change the setting$"
+        ),
+        reaching(),
+    ):
+        asyncio.run(asyncpg.connect("postgresql://host/bank?target_session_attrs=bogus"))
+
+
 def test_settings_can_be_printed() -> None:
-    settings = Settings.from_environment({"DATABASE_URL": "postgresql://me:sec/xyz@db/bank"})
+    settings = Settings.from_environment({"DATABASE_URL": "postgresql://me:sec%2Fxyz@db/bank"})
     assert "xyz" not in repr(settings)
     assert "database_url='***'" in repr(settings)
     assert "database_url=None" in repr(Settings())

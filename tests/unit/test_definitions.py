@@ -5,16 +5,24 @@ import enum
 import re
 import types
 from collections.abc import Callable
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
+from msgspec import Meta
 
+from bank.accounts.feature import accounts
+from bank.transfers.feature import transfers
+from bank.users.feature import users
 from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refused, Seen, View
 from headwater.errors import DefinitionError
 from headwater.feature import Domain
 from headwater.fields import Field, Kind, fields_of
+from headwater.graphql.schema import print_schema, schema_of
+from headwater.messages import EVERY_COMMAND_REFUSES
+from headwater.names import SAGA_TYPES, TYPES
 
 
 class Number(enum.Enum):
@@ -294,6 +302,71 @@ def test_bounds_of_what_is_no_decimal() -> None:
         fields_of(Odd)
 
 
+def test_bounds_of_a_list_of_decimals_stand_inside_the_list() -> None:
+    class Odd(Command):
+        values: Annotated[list[Decimal], Exact(above=0)]
+
+    with says("Odd.values: Exact bounds a Decimal, not a list of them; write list[Annotated[Decimal, ...]]"):
+        fields_of(Odd)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Annotated[Decimal, Meta(gt=0)],
+        Annotated[Decimal | None, Meta(le=1, description="A share.")],
+        Annotated[list[Annotated[Decimal, Meta(ge=0)]], Meta(max_length=3)],
+    ],
+)
+def test_bounds_of_a_decimal_that_msgspec_does_not_know(annotation: Any) -> None:
+    class Odd(Command):
+        value: annotation
+
+    with says(
+        "Odd.value: msgspec's Meta cannot bound a Decimal; use headwater.Exact, as in Annotated[Decimal, Exact(above=0,"
+        " places=2)]"
+    ):
+        fields_of(Odd)
+
+
+def test_a_decimal_may_be_described_and_a_list_of_them_bounded() -> None:
+    class Right(Command):
+        value: Annotated[Decimal, Meta(description="How much.")]
+        values: Annotated[list[Decimal], Meta(max_length=3)]
+
+    assert [each.kind for each in fields_of(Right)] == [Kind.DECIMAL, Kind.DECIMAL]
+
+
+def test_an_enum_without_members() -> None:
+    class Nothing(enum.Enum):
+        pass
+
+    class Odd(Command):
+        value: Nothing
+
+    with says("Odd.value: the enum Nothing has no members; no value would do"):
+        fields_of(Odd)
+
+
+def test_a_bound_that_fits_no_value_of_its_type() -> None:
+    class Odd(Command):
+        thing_id: UUID
+        text: Annotated[str, Meta(gt=0)]
+
+    def decide_odd(command: Odd, state: State) -> list[Opened]:
+        return []
+
+    with pytest.raises(DefinitionError, match=r"^Odd\.text cannot be read from input: Can only set `gt` on a numeric"):
+        domain(decider(decide_odd))
+
+
+@pytest.mark.parametrize("name", ["code", "message", "facts", "args"])
+def test_a_field_that_every_refusal_has(name: str) -> None:
+    namespace = {"__annotations__": {name: str}, "__module__": __name__}
+    with says(f"Odd.{name}: every refusal has a `{name}` of its own; rename it"):
+        types.new_class("Odd", (Refused,), {}, lambda body: body.update(namespace))
+
+
 def test_a_field_whose_annotation_is_unknown() -> None:
     class Odd(Command):
         value: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
@@ -374,6 +447,182 @@ def test_two_things_with_one_name() -> None:
         domain(decider(), decider(decide2, evolve2, category="other"))
     with says("Two of the app's features bring a read model named 'THING'"):
         domain(decider(), views=[View(Thing, fold), View(Thing2, fold)])
+
+
+# --------------------------------------------------------------------------------------------------- names in GraphQL
+
+
+def asks(*commands: type[Command]) -> list[Decider[Any, Any, Any]]:
+    """A decider for each command, of things of its own."""
+
+    def one(command: type[Command]) -> Decider[Any, Any, Any]:
+        class Happened(Event, name=f"{command.__name__}Happened"):
+            thing_id: UUID
+
+        def decide_one(asked: command, state: State) -> list[Happened]:  # type: ignore[valid-type]  # at run time
+            return []
+
+        def evolve_one(state: State, event: Happened) -> State:
+            return state
+
+        return decider(decide_one, evolve_one, category=command.__name__)
+
+    return [one(command) for command in commands]
+
+
+def colour(*names: str) -> type[enum.Enum]:
+    return enum.Enum("Shade", {name: name for name in names}, module=__name__)  # type: ignore[return-value]  # a class
+
+
+def refusal(name: str) -> type[Refused]:
+    return types.new_class(name, (Refused,), {}, lambda body: body.update({"__module__": __name__}))
+
+
+BOTH = "would both be `{}` in GraphQL; rename one of them"
+NO_NAME = "is no name in GraphQL; use the letters A to Z, digits and underscores, and begin with a letter"
+
+
+def test_two_refusals_with_one_name() -> None:
+    class Do(Command, refuses=[refusal("No")]):
+        thing_id: UUID
+
+    class Redo(Command, internal=True, refuses=[refusal("No")]):
+        thing_id: UUID
+
+    class Undo(Command, refuses=[refusal("VersionConflict")]):
+        thing_id: UUID
+
+    with says(f"the refusal ...No and the refusal ...No {BOTH.format('No')}"):
+        domain(*asks(Do, Redo))
+    with says(f"the refusal ...VersionConflict and the refusal ...VersionConflict {BOTH.format('VersionConflict')}"):
+        domain(*asks(Undo))
+
+
+def test_two_refusals_with_one_code() -> None:
+    class Do(Command, refuses=[refusal("NotOpen"), refusal("Not_Open")]):
+        thing_id: UUID
+
+    with says(f"the refusal ...NotOpen and the refusal ...Not_Open {BOTH.format('NOT_OPEN')}"):
+        domain(*asks(Do))
+
+
+def test_two_enums_with_one_name() -> None:
+    class Do(Command):
+        thing_id: UUID
+        shade: colour("RED")  # type: ignore[valid-type]
+
+    class Redo(Command):
+        thing_id: UUID
+        shade: colour("BLUE")  # type: ignore[valid-type]
+
+    with says(f"the enum ...Shade and the enum ...Shade {BOTH.format('Shade')}"):
+        domain(*asks(Do, Redo))
+
+
+def test_two_fields_that_become_one() -> None:
+    class Do(Command):
+        thing_id: UUID
+        thingId: str  # noqa: N815 - the mistake
+
+    class No(Refused):
+        what: str
+        What: str
+
+    class Redo(Command, refuses=[No]):
+        thing_id: UUID
+
+    class Linked(ReadModel, key="thing_id"):
+        thing_id: UUID
+        otherThing: str  # noqa: N815 - the mistake
+        other_thing = Link(Thing, by="thing_id")
+
+    with says(f"Do.thing_id and Do.thingId {BOTH.format('thingId')}"):
+        domain(*asks(Do))
+    with says(f"No.what and No.What {BOTH.format('what')}"):
+        domain(*asks(Redo))
+    with says(f"Linked.otherThing and Linked.other_thing {BOTH.format('otherThing')}"):
+        domain(decider(), views=[View(Thing, fold), View(Linked, fold)])
+
+
+def test_what_is_no_name() -> None:
+    class Do(Command, name="do it"):
+        thing_id: UUID
+
+    class Redo(Command):
+        thing_id: UUID
+        größe: int
+
+    class Undo(Command):
+        thing_id: UUID
+        shade: colour("RED", "GRÜN")  # type: ignore[valid-type]
+
+    with says(f"the command ...Do: 'do it' {NO_NAME}"):
+        domain(*asks(Do))
+    with says(f"Redo.größe: 'größe' {NO_NAME}"):
+        domain(*asks(Redo))
+    with says(f"Shade.GRÜN: 'GRÜN' {NO_NAME}"):
+        domain(*asks(Undo))
+
+
+def test_names_that_are_made_of_others() -> None:
+    class Do(Command, refuses=[refusal("DoAccepted")]):
+        thing_id: UUID
+
+    class DoIt(Command):
+        thing_id: UUID
+
+    class Redo(Command, name="do_it"):
+        thing_id: UUID
+
+    class Version(ReadModel, key="thing_id"):
+        thing_id: UUID
+
+    class OpenFilter(ReadModel, key="thing_id", name="Event"):
+        thing_id: UUID
+
+    class Node(ReadModel, key="thing_id", name="node"):
+        thing_id: UUID
+
+    with says(f"the refusal ...DoAccepted and the accepted type of the command ...Do {BOTH.format('DoAccepted')}"):
+        domain(*asks(Do))
+    with says(f"the command ...DoIt and the command ...Redo {BOTH.format('doIt')}"):
+        domain(*asks(DoIt, Redo))
+    with says(f"OpenAccepted.version and the read model ...Version {BOTH.format('version')}"):
+        domain(decider(), views=[View(Version, fold)])
+    with says(f"a type of Headwater's own and the read model ...OpenFilter {BOTH.format('Event')}"):
+        domain(decider(), views=[View(OpenFilter, fold)])
+    with says(f"the field node of Headwater's own and the read model ...Node {BOTH.format('node')}"):
+        domain(decider(), views=[View(Node, fold)])
+
+
+def test_an_internal_command_has_no_name_in_graphql() -> None:
+    class Do(Command, name="do it", internal=True, refuses=[refusal("RedoInput")]):
+        thing_id: UUID
+
+    assert domain(*asks(Do)).decider_of.keys() == {Do}
+
+
+def test_the_types_of_headwaters_own_are_those_that_the_schema_has() -> None:
+    class Everything(ReadModel, key="thing_id"):
+        thing_id: UUID
+        text: str
+        whole: int
+        real: float
+        yes: bool
+        amount: Decimal
+        at: datetime
+        day: date
+
+    domain = Domain([users, accounts, transfers, Feature(deciders=[decider()], views=[View(Everything, fold)])])
+    ours = set(re.findall(r"(?m)^(?:type|input|enum|interface|union|scalar) (\w+)", print_schema(schema_of(domain))))
+    theirs = tuple(
+        [command.command_name for command in domain.decider_of]
+        + [refused.__name__ for command in domain.decider_of for refused in (*command.refuses, *EVERY_COMMAND_REFUSES)]
+        + [view.name for view in domain.views]
+        + [each.enum.__name__ for view in domain.views for each in view.fields if each.enum is not None]
+    )
+    built_in = {"Boolean", "Float", "ID", "Int", "String"}  # GraphQL's own scalars are not printed
+    assert {name for name in ours if not name.startswith(theirs)} | built_in == TYPES | SAGA_TYPES
 
 
 # ---------------------------------------------------------------------------------------------------------- read models

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -11,6 +12,7 @@ from headwater.cli import main
 from headwater.errors import HeadwaterError, PublicError
 
 ROOT = Path(__file__).parents[2]
+E = TypeVar("E", bound=HeadwaterError)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -52,15 +54,26 @@ def test_the_api_guide_lists_the_error_codes() -> None:
     assert {error.code for error in ours} <= listed
 
 
-def _all(cls: type[PublicError]) -> list[type[PublicError]]:
+def _all(cls: type[E]) -> list[type[E]]:
     return [each for sub in cls.__subclasses__() for each in (sub, *_all(sub))]
 
 
 def _links_exist(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
-        assert (document.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^):]+)\)", document.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        linked = document.parent / name if name else document
+        assert linked.exists(), target
+        assert not heading or heading in _headings(linked), target
+
+
+def _headings(document: Path) -> set[str]:
+    """What links to a place in a document can name, spelt as the web does."""
+    titles = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_every_error_says_what_it_is() -> None:
-    for error in HeadwaterError.__subclasses__():
+    errors = _all(HeadwaterError)
+    assert set(_all(PublicError)) < set(errors)
+    for error in errors:
         assert error.__doc__, error

@@ -64,6 +64,7 @@ from bank.users.domain import (
     users,
 )
 from headwater import Command, Event, Refused, Release, Take
+from headwater.messages import InvalidInput
 from headwater.testing import given
 
 A, B, T = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -254,6 +255,33 @@ def test_an_address_is_claimed_whatever_its_capitals() -> None:
     assert (take.name, take.value) == ("email", "strasse@example.org")
     assert isinstance(take.otherwise, EmailTaken)
     assert take.otherwise.facts == {"email": "Straße@Example.org"}
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("jos\u00e9@example.org", "jose\u0301@example.org"),  # one character, or a letter and its accent
+        ("\uff41da@example.org", "ada@example.org"),  # a wide letter
+        ("\ufb01n@example.org", "FIN@example.org"),  # a ligature
+    ],
+)
+def test_an_address_is_claimed_however_its_characters_are_composed(one: str, other: str) -> None:
+    taken = [claims(User(), UserRegistered(user_id=A, email=email, name="Ada"))[0].value for email in (one, other)]
+    assert taken[0] == taken[1]
+    assert claims(User(one), EmailChanged(user_id=A, email=other)) == ()
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u2060 \ufeff", "\u202e\n"])
+def test_a_name_that_nobody_can_see(name: str) -> None:
+    given(users).when(RegisterUser(user_id=A, email="ada@example.org", name=name)).refused(
+        InvalidInput, path=["name"], complaint="Expected a name that can be seen"
+    )
+
+
+def test_a_name_may_hold_what_cannot_be_seen() -> None:
+    family = "\U0001f469\u200d\U0001f467"  # two people, joined
+    registered = UserRegistered(user_id=A, email="ada@example.org", name=family)
+    given(users).when(RegisterUser(user_id=A, email="ada@example.org", name=family)).then([registered])
 
 
 def test_a_new_address_gives_the_old_one_back() -> None:

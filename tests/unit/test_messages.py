@@ -7,15 +7,18 @@ import json
 import time
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from typing import Annotated, Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Meta
 
 from headwater import Command, Event, Refused
 from headwater.codec import Codec, encode
-from headwater.errors import DefinitionError, LogError
+from headwater.errors import DefinitionError, LogError, UnreadableEvent
 from headwater.ids import derived_id, new_id
 from headwater.messages import InvalidInput, VersionConflict, constant_case
 
@@ -131,6 +134,41 @@ def test_what_cannot_be_read_is_said(name: str, version: int, data: str, sentenc
     with pytest.raises(LogError) as caught:
         Codec([Everything, Simple]).decode(name, version, data)
     assert str(caught.value).startswith(sentence)
+
+
+class Odd(Event):
+    real: float = 0.0
+    maybe: float | None = None
+    small: Annotated[int, Meta(le=100)] = 0
+    text: str = ""
+    amount: Decimal = Decimal()
+    reals: list[float] = msgspec.field(default_factory=list)
+    loose: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    "event, sentence",
+    [
+        (Odd(real=1e308 * 10), "Expected `float`, got `null` - at `$.real`"),
+        (Odd(reals=[0.0, float("nan")]), "Expected `float`, got `null` - at `$.reals[1]`"),
+        (Odd(maybe=float("-inf")), "its field maybe would be read back as None, not as -inf"),
+        (Odd(small=101), "Expected `int` <= 100 - at `$.small`"),
+        (Odd(text=None), "Expected `str`, got `null` - at `$.text`"),  # type: ignore[arg-type]  # the mistake
+        (Odd(text="\ud800"), "'utf-8' codec can't encode character"),
+        (Odd(amount=0.1), "its field amount would be read back as Decimal('0.1'), not as 0.1"),  # type: ignore[arg-type]  # the mistake
+        (Odd(loose={"a": {1: 2}}), "its field loose would be read back as {'a': {'1': 2}}, not as {'a': {1: 2}}"),
+        (Odd(loose={"a": object()}), "Encoding objects of type object is unsupported"),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Event) else "",
+)
+def test_an_event_that_could_not_be_read_back_is_not_encoded(event: Event, sentence: str) -> None:
+    with pytest.raises(UnreadableEvent) as caught:
+        encode(event)
+    assert str(caught.value).startswith(f"Odd cannot be written, since it could not be read back as it is: {sentence}")
+
+
+def test_what_is_read_back_as_another_type_with_all_that_it_says_is_encoded() -> None:
+    assert json.loads(encode(Odd(reals=(1.0,), text="\0", amount=Decimal("NaN"))))["reals"] == [1.0]  # type: ignore[arg-type]  # a tuple, as may be
 
 
 def test_two_events_of_one_name() -> None:

@@ -152,10 +152,10 @@ def test_a_pattern_holds_for_the_whole_value() -> None:
     "values, path, complaint",
     [
         ({"notes": ["ok", "too long"]}, ["notes", "1"], "Expected `str` of length <= 5"),
-        ({"notes": ["ok", "\0"]}, ["notes"], "Expected text without NUL characters and lone surrogates"),
+        ({"notes": ["ok", "\0"]}, ["notes", "1"], "Expected text without NUL characters and lone surrogates"),
         ({"notes": ["ok", None]}, ["notes", "1"], "Expected `str`, got `null`"),
-        ({"prices": [Decimal("1.5"), Decimal("1.555")]}, ["prices"], "Expected at most 2 decimal places"),
-        ({"prices": [Decimal("NaN")]}, ["prices"], "Expected a finite decimal"),
+        ({"prices": [Decimal("1.5"), Decimal("1.555")]}, ["prices", "1"], "Expected at most 2 decimal places"),
+        ({"prices": [Decimal("NaN")]}, ["prices", "0"], "Expected a finite decimal"),
         ({"count": 0}, ["count"], "Expected `int` >= 1"),
         ({"count": 10}, ["count"], "Expected `int` <= 9"),
         ({"rate": Decimal("NaN")}, ["rate"], "Expected a finite decimal"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeAlias, assert_never
+from unicodedata import category, normalize
 from uuid import UUID
 
 from msgspec import Meta
 
 from headwater import Command, Decider, Event, Refused, Release, Take
+from headwater.messages import InvalidInput
 
 Email: TypeAlias = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\Z")]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
@@ -79,6 +81,8 @@ def decide(command: UserCommand, user: User) -> list[UserEvent]:
         case RegisterUser():
             if user.registered:
                 raise AlreadyExists()
+            if not any(map(_can_be_seen, command.name)):
+                raise InvalidInput(["name"], "Expected a name that can be seen")
             return [UserRegistered(user_id=command.user_id, email=command.email, name=command.name)]
         case ChangeEmail():
             if not user.registered:
@@ -99,12 +103,22 @@ def evolve(user: User, event: UserEvent) -> User:
 
 
 def claims(user: User, event: UserEvent) -> Sequence[Take | Release]:
-    """An e-mail address belongs to one user, whatever its capitals."""
-    old, new = (user.email or "").casefold(), event.email.casefold()
+    """An e-mail address belongs to one user, however it is written."""
+    old, new = _one_spelling(user.email or ""), _one_spelling(event.email)
     if old == new:
         return ()
     take = Take("email", new, otherwise=EmailTaken(email=event.email))
     return (Release("email", old), take) if old else (take,)
+
+
+def _one_spelling(email: str) -> str:
+    """Without capitals, and each character composed in one way: again after the capitals, which may leave parts."""
+    return normalize("NFKC", normalize("NFKC", email).casefold())
+
+
+def _can_be_seen(character: str) -> bool:
+    """Neither a space nor a control or format character, such as the zero-width space."""
+    return category(character) not in ("Zs", "Zl", "Zp", "Cc", "Cf")
 
 
 users = Decider(category="user", key="user_id", initial=User(), decide=decide, evolve=evolve, claims=claims)

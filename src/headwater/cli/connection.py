@@ -63,9 +63,11 @@ async def migrated_database(dsn: str, *, pool_size: int) -> AsyncIterator[Databa
 
 @contextmanager
 def reaching() -> Iterator[None]:
-    """Say which setting is at fault when nobody is there."""
+    """Say which setting is at fault when nobody is there, or when the setting makes no sense."""
     try:
         yield
+    except asyncpg.ClientConfigurationError as error:
+        raise SettingsError(f"DATABASE_URL cannot be used ({error}); change the setting") from error
     except UNREACHABLE as error:
         raise SettingsError(
             f"DATABASE_URL: the database cannot be reached ({error}); start it, or change the setting"

@@ -54,19 +54,6 @@ def graphql_enum(chosen: type[enum.Enum]) -> Any:
     return chosen
 
 
-def camel(name: str) -> str:
-    """`account_id` as `accountId`; `AccountView` as `accountView`."""
-    first, *rest = name.split("_")
-    return first[:1].lower() + first[1:] + "".join(word.capitalize() for word in rest)
-
-
-def plural(name: str) -> str:
-    """`account` as `accounts`, `entry` as `entries`."""
-    if name.endswith("y") and name[-2:-1] not in "aeiou":
-        return name[:-1] + "ies"
-    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
-
-
 def new_class(name: str, *bases: type, doc: str | None = None, **members: Any) -> type[Any]:
     """An empty class to be annotated and then made a Strawberry type: types that refer to each other exist first."""
     return type(name, bases, {"__module__": __name__, "__annotations__": {}, "__doc__": doc, **members})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Union
 from uuid import UUID
@@ -10,18 +9,17 @@ from uuid import UUID
 import strawberry
 
 from headwater.dispatch import Accepted as Appended
-from headwater.errors import PublicError, Unavailable
+from headwater.errors import PublicError
 from headwater.feature import Domain
 from headwater.fields import fields_of
-from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, resolver
+from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.interfaces import Accepted, Refusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
 from headwater.ids import derived_in_time, new_id
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
+from headwater.names import camel
 from headwater.validation import command_from
-
-logger = logging.getLogger("headwater.graphql")
 
 
 class Mutations:
@@ -80,7 +78,8 @@ class Mutations:
             except Refused as refused:
                 return self._refused(refused)
             except PublicError as error:
-                raise _with_command_id(error, command_id) from error.__cause__
+                error.facts = {**error.facts, "commandId": str(command_id)}
+                raise
             return _accept(accepted, done)
 
         return resolve
@@ -136,15 +135,6 @@ def _accept(cls: type[Any], done: Appended) -> Any:
     return cls(
         command_id=done.command_id, stream_id=done.stream_id, version=done.version, position=Position(done.position)
     )
-
-
-def _with_command_id(error: PublicError, command_id: UUID) -> PublicError:
-    if isinstance(error, Unavailable):
-        # What it says of the reason is PostgreSQL's, and not for clients.
-        logger.warning("a command was answered UNAVAILABLE (%s)", error)
-        error = Unavailable(Unavailable.__doc__)
-    error.facts = {**error.facts, "commandId": str(command_id)}
-    return error
 
 
 def _row_after(rows: RowType) -> Callable[..., Any]:

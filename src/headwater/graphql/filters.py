@@ -14,7 +14,8 @@ import strawberry
 from headwater.errors import BadUserInput
 from headwater.fields import Field, Kind
 from headwater.filter import EVERYTHING, All, Compare, Filter, Not, Some
-from headwater.graphql.building import camel, graphql_enum, new_class
+from headwater.graphql.building import graphql_enum, new_class
+from headwater.names import camel
 from headwater.view import View
 
 _EQUALITY = ("eq", "ne", "in", "not_in")

@@ -13,9 +13,6 @@ from headwater.errors import QueryTimedOut, Unavailable
 
 logger = logging.getLogger("headwater.graphql")
 
-# asyncpg's complaint about itself is what a statement meets whose connection has been told to end, but not yet ended.
-_AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.InternalClientError)
-
 
 @contextmanager
 def reading() -> Iterator[None]:
@@ -29,7 +26,7 @@ def reading() -> Iterator[None]:
         yield
     except asyncpg.QueryCanceledError as error:
         raise QueryTimedOut(QueryTimedOut.__doc__) from error
-    except _AWAY as error:
+    except UNREACHABLE as error:
         # One line, not a traceback: every request says the same while the database is away.
         logger.warning("a read was answered UNAVAILABLE (%s)", str(error) or type(error).__name__)
         raise Unavailable("The database cannot be reached. Try again later.") from error

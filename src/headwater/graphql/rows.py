@@ -15,13 +15,14 @@ from headwater.errors import BadUserInput
 from headwater.fields import Kind
 from headwater.filter import Row
 from headwater.graphql.asof import AsOf, position_of
-from headwater.graphql.building import Info, Omittable, annotation, camel, new_class, plural, resolver
+from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import watch_changes, watch_row
 from headwater.messages import sentence_of
+from headwater.names import camel, plural
 from headwater.reader import Order, Page, Reader
 from headwater.tables import reader_of
 from headwater.view import Link, ReadModel, View

@@ -1,0 +1,69 @@
+"""Connections: each notices when the other side has gone without a word."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from headwater.database import SILENCE, Database
+
+
+@pytest.fixture
+async def tcp_dsn(dsn: str) -> AsyncIterator[str]:
+    """The test's database over TCP, which the embedded PostgreSQL does not listen on."""
+    where = parse_qs(urlsplit(dsn).query)
+    path = str(Path(where["host"][0]) / f".s.PGSQL.{where['port'][0]}")
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_unix_connection(path)
+        tasks.update(
+            asyncio.create_task(pass_on(source, target))
+            for source, target in ((reader, server_writer), (server_reader, writer))
+        )
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    user = where.get("user", [urlsplit(dsn).username or "postgres"])[0]
+    yield f"postgresql://{user}@127.0.0.1:{port}{urlsplit(dsn).path}?sslmode=disable"
+    listening.close()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    try:
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+    except OSError:
+        pass
+    finally:
+        target.transport.abort()
+
+
+async def test_a_silent_network_is_noticed_by_the_kernel(tcp_dsn: str) -> None:
+    async with Database(tcp_dsn, pool_size=1) as database:
+        alone = await database.connect("test")
+        async with database.pool.acquire() as pooled:
+            for connection in (alone, pooled):
+                found = options_of(connection)
+                assert found == {"SO_KEEPALIVE": 1} | {name: SILENCE[name] for name in found if name in SILENCE}
+                assert sys.platform != "linux" or len(found) == 1 + len(SILENCE)
+        alone.terminate()
+
+
+def options_of(connection: Any) -> dict[str, int]:
+    endpoint = connection._transport.get_extra_info("socket")
+    alive = endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    there = {name: getattr(socket, name) for name in SILENCE if hasattr(socket, name)}
+    return {"SO_KEEPALIVE": alive} | {
+        name: endpoint.getsockopt(socket.IPPROTO_TCP, option) for name, option in there.items()
+    }

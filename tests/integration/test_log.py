@@ -1,0 +1,78 @@
+"""The log is read after a position, in pages, of some categories and types or of all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from decimal import Decimal
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from bank.accounts.domain import AccountOpened, MoneyDeposited
+from bank.main import app
+from bank.users.domain import EmailChanged, UserRegistered
+from headwater.codec import encode
+from headwater.database import Database
+from headwater.log import NEW, Append, Log, append
+from headwater.messages import Event
+
+ADA, GRACE, ACCOUNT = UUID(int=1), UUID(int=2), UUID(int=3)
+
+WRITTEN: list[tuple[str, UUID, Event]] = [
+    ("user", ADA, UserRegistered(user_id=ADA, email="ada@example.org", name="Ada")),
+    ("account", ACCOUNT, AccountOpened(account_id=ACCOUNT, owner_id=ADA, currency="EUR")),
+    ("user", GRACE, UserRegistered(user_id=GRACE, email="grace@example.org", name="Grace")),
+    ("account", ACCOUNT, MoneyDeposited(account_id=ACCOUNT, amount=Decimal(5), balance=Decimal(5))),
+    ("user", ADA, EmailChanged(user_id=ADA, email="lovelace@example.org")),
+]
+"""What stands in the log, from position 1 on."""
+
+
+@pytest.fixture
+async def log(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Log]:
+    """A log with what is written above."""
+    versions: dict[UUID, int] = {}
+    for place, (category, stream_id, event) in enumerate(WRITTEN, 1):
+        expected = versions.get(stream_id, NEW)
+        stored = [(event.event_name, event.event_version, encode(event))]
+        await append(connection, [Append(UUID(int=place), stream_id, category, expected, stored, UUID(int=place))])
+        versions[stream_id] = expected + 1
+    async with Database(dsn, pool_size=1) as database:
+        yield Log(database.pool, app.domain.codec)
+
+
+@pytest.mark.parametrize(
+    "after, upto, categories, types, positions",
+    [
+        (0, 5, None, None, [1, 2, 3, 4, 5]),
+        (1, 4, None, None, [2, 3, 4]),
+        (0, 5, ["user"], None, [1, 3, 5]),
+        (0, 5, ["account"], None, [2, 4]),
+        (0, 5, ["user", "account"], None, [1, 2, 3, 4, 5]),
+        (2, 4, ["user"], None, [3]),
+        (0, 5, None, ["UserRegistered", "MoneyDeposited"], [1, 3, 4]),
+        (0, 5, ["user"], ["UserRegistered", "MoneyDeposited"], [1, 3]),
+        (0, 5, ["User"], None, []),
+        (0, 5, [], None, []),
+    ],
+)
+async def test_the_log_by_category_and_type(
+    log: Log,
+    after: int,
+    upto: int,
+    categories: Sequence[str] | None,
+    types: Sequence[str] | None,
+    positions: list[int],
+) -> None:
+    read = await log.read(after, upto, categories=categories, types=types)
+    assert [event.position for event in read] == positions
+    assert [(event.stream_id, event.data) for event in read] == [WRITTEN[place - 1][1:] for place in positions]
+
+
+async def test_a_category_in_pages(log: Log) -> None:
+    after, pages = 0, []
+    while page := await log.read(after, await log.head(), categories=["user"], limit=2):
+        pages.append([event.position for event in page])
+        after = page[-1].position
+    assert pages == [[1, 3], [5]]
