@@ -453,6 +453,7 @@ ALTER TABLE ONLY headwater.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
 CREATE INDEX claims_stream ON headwater.claims USING btree (stream_id);
 CREATE INDEX dead_letters_due ON headwater.dead_letters USING btree (projection, generation, next_attempt_at) WHERE (next_attempt_at IS NOT NULL);
+CREATE INDEX dead_letters_failed ON headwater.dead_letters USING btree (projection, generation) WHERE (error IS NOT NULL);
 CREATE INDEX events_correlation ON headwater.events USING btree (correlation_id, "position") WHERE (correlation_id <> command_id);
 CREATE UNIQUE INDEX projections_live ON headwater.projections USING btree (name) WHERE (state = 'live'::text);
 CREATE INDEX sagas_open ON headwater.sagas USING btree (saga, status, since) WHERE (status = ANY (ARRAY['running'::text, 'undoing'::text, 'parked'::text]));

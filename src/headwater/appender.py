@@ -130,12 +130,17 @@ class Appender:
     async def drain(self) -> None:
         """Take no more commands, and return when all that wait have their answer."""
         self._closing = True
+        await self.answered()
+
+    async def answered(self) -> None:
+        """Return when all that wait now have their answer."""
         answers = [waiting.answer for waiting in (*self._writing, *self._queue)]
         if answers:
             await asyncio.wait(answers)
 
     def abandon(self) -> None:
-        """Answer those who still wait: the process ends without having heard from the log."""
+        """Take no more commands, and tell those who still wait: the process ends without having heard from the log."""
+        self._closing = True
         self._give_up()
 
     async def run(

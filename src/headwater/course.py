@@ -220,8 +220,8 @@ class Course(Generic[S]):
     user's `evolve` made of all that came. queue: the steps to come, the first of them issued; None is the end.
     timed: a message was ever to fall due. reason: of the failure that led here; parked_for: of the undo that a person
     must see to. committed: the number of the pivot that was accepted; 0 when none was. forward: what was to come behind
-    a pivot that was given up on its way: if it is accepted all the same, that goes on, and what came of giving up does
-    not."""
+    a pivot that was given up on its way, and what later events have added. If the pivot is accepted all the same, that
+    goes on, and what came of giving up does not."""
 
     saga: Saga[S, Any]
     stream_id: UUID
@@ -352,9 +352,18 @@ class Course(Generic[S]):
                 pass
         if given is not None:
             self.state = self.saga.evolved(self.state, given)
-        for intent in record.then:
-            self._intend(intent, recorded)
+        self._follow(recorded)
         self._go_on(record.at)
+
+    def _follow(self, recorded: Recorded[Record]) -> None:
+        """Queue what follows, also in `forward` where it has nothing to do with giving up."""
+        known, gives_up = len(self.queue), False
+        for intent in recorded.data.then:
+            gives_up |= isinstance(intent, GiveUp)
+            self._intend(intent, recorded)
+        first = self.queue[0] if self.queue else None
+        if first is not None and first.pivot and first.withdrawn and not gives_up:
+            self.forward += list(self.queue)[known:]
 
     def _confirmed(self, recorded: Recorded[Record]) -> None:
         step = self._pop()

@@ -1,7 +1,8 @@
 """Following the log for those who act on events, where a projection only folds them: sagas and reactors.
 
     leased -> begin -> following: read -> take, keys beside each other -> commit -> ... -> waiting -> following ...
-                          \\-> taking failed: its key set aside, all others go on -> due -> taken again, in order
+                          \\-> taking failed: its key set aside, all others go on -> due -> taken again, in order and
+                          |      beside the following -> the outcome written between two batches
                           \\-> displaced (another moved the checkpoint) -> leased still: begin again; or no longer: end
 
 Taking is at least once: what was taken before the checkpoint was moved is taken again after a crash, and it is for him
@@ -14,14 +15,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 import asyncpg
 
 from headwater import sql
 from headwater.database import UNREACHABLE, Connection, Database
-from headwater.deadletters import DeadLetters, Letter, Waiting, described
+from headwater.deadletters import KEYS_AT_ONCE, DeadLetters, Letter, Waiting, described
 from headwater.errors import Contended, OutcomeUnknown, Overloaded, ReactionFailed, Unavailable
 from headwater.failure import Retry
 from headwater.log import Log
@@ -32,6 +33,9 @@ from headwater.tables import Standing
 from headwater.telemetry import Progress
 
 _SQL = sql.load(__file__)
+
+TRIED_AT_ONCE = KEYS_AT_ONCE // 2
+"""Keys that are tried again beside each other, at most: so that a look at those that are due finds others, too."""
 
 PASSING: tuple[type[BaseException], ...] = (
     *UNREACHABLE,
@@ -48,6 +52,13 @@ PASSING: tuple[type[BaseException], ...] = (
 
 class Displaced(Exception):
     """The lease is another's, or another moved the checkpoint: what was done here counts no more."""
+
+
+class Tried(NamedTuple):
+    """What became of a key that was tried again: the letters that are done, and the one that failed again."""
+
+    done: Sequence[Waiting]
+    failed: Letter | None
 
 
 class Taker(Protocol):
@@ -107,7 +118,8 @@ class Follower:
     """Reads the log for one taker, under one lease.
 
     types: the stored names of what is read. batch: events between two checkpoints, at most. at_once: keys that are
-    taken beside each other. poll: seconds after which it looks though nothing rang. lease: of this process, in seconds.
+    taken beside each other, and as many, up to 50, that are tried again meanwhile. poll: seconds after which it looks
+    though nothing rang. lease: of this process, in seconds.
     """
 
     def __init__(
@@ -134,26 +146,26 @@ class Follower:
         self._policy = policy
         self._batch = batch
         self._at_once = asyncio.Semaphore(at_once)
+        self._tried_at_once = min(at_once, TRIED_AT_ONCE)
         self._poll = poll
         self._lease = lease
         self._aside: list[Letter] = []
         self._parked: set[UUID] = set()
+        self._tries: dict[UUID, asyncio.Task[Tried]] = {}
+        self._trying: set[UUID] = set()
         self._look_at = 0.0
         self._woken = asyncio.Event()
         self.progress = Progress()
 
-    @property
-    def parked(self) -> frozenset[UUID]:
-        """The keys that are set aside."""
-        return frozenset(self._parked)
-
     def is_parked(self, key: UUID) -> bool:
-        """Whether a key is set aside: what comes for it waits."""
-        return key in self._parked
+        """Whether a key is set aside: what comes for it waits. While it is tried again it is not, so that what is taken
+        then can go on."""
+        return key in self._parked and key not in self._trying
 
     def set_aside(self, key: UUID, position: int, error: Exception, attempts: int) -> None:
         """Park a key for something that failed beside the reading of the log. It is written with the next commit."""
         self._aside.append(self._letter(key, position, error, attempts))
+        self._trying.discard(key)
         self._set_parked(self._parked | {key})
         self._woken.set()
 
@@ -186,24 +198,26 @@ class Follower:
         self.progress.parked_keys = len(keys)
 
     async def _follow(self, connection: asyncpg.Connection, position: int, well: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            if self._parked and loop.time() >= self._look_at and not self._aside:
-                await self._try_again(connection)
-            events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
-            if reached <= position and not self._aside:
-                well()
-                await self._wait(position)
-                continue
-            position = await self._advance(connection, position, events, max(reached, position))
+        try:
+            while True:
+                await self._write_tried(connection)
+                await self._try_due(connection)
+                events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
+                if reached <= position and not self._to_write():
+                    well()
+                    await self._wait(position)
+                    continue
+                position = await self._advance(connection, position, events, max(reached, position))
+        finally:
+            await self._stop_trying()
 
     async def _wait(self, position: int) -> None:
-        """Until the log moves, a key is set aside, or it is time to look all the same."""
+        """Until the log moves, a key is set aside or was tried again, or it is time to look all the same."""
         patience = self._poll
-        if self._parked:
+        if self._may_try():
             patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
         self._woken.clear()
-        if self._aside:
+        if self._to_write() or any(tried.done() for tried in self._tries.values()):
             return
         moved = asyncio.ensure_future(self._positions.moved(LOG, position, patience))
         woken = asyncio.ensure_future(self._woken.wait())
@@ -219,7 +233,7 @@ class Follower:
         self, connection: asyncpg.Connection, position: int, events: Sequence[Recorded[Event]], reached: int
     ) -> int:
         """Take a batch, and commit the checkpoint that it reaches."""
-        if not events and not self._aside:
+        if not events and not self._to_write():
             if not await connection.fetch(_SQL["pass"], *self._of, position, reached):
                 raise Displaced
             self._count(events, reached)
@@ -231,7 +245,8 @@ class Follower:
                 by_key.setdefault(key, []).append(event)
         await outlast(lambda: self._taker.ready(by_key))
         failed = await asyncio.gather(*(self._take_all(key, mine) for key, mine in by_key.items()))
-        aside, self._aside = [*self._aside, *(letter for letters in failed for letter in letters)], []
+        aside = [*self._to_write(), *(letter for letters in failed for letter in letters)]
+        self._aside = [letter for letter in self._aside if letter.key in self._tries]
         await outlast(lambda: self._taker.look(events))
         async with self._transaction(connection):
             if not await connection.fetch(_SQL["move"], *self._of, position, reached):
@@ -285,46 +300,80 @@ class Follower:
 
     # ------------------------------------------------------------------------------------------------- what waits aside
 
-    async def _try_again(self, connection: asyncpg.Connection) -> None:
-        """Take what waits for the keys that are due, in order."""
-        keys, next_due = await self._letters.due(connection)
+    def _to_write(self) -> list[Letter]:
+        """What was set aside beside the reading. What belongs to a key that is tried comes after the outcome of that,
+        which may remove the same letter."""
+        return [letter for letter in self._aside if letter.key not in self._tries]
+
+    def _may_try(self) -> bool:
+        return bool(self._parked) and not self._aside and len(self._tries) < self._tried_at_once
+
+    async def _try_due(self, connection: asyncpg.Connection) -> None:
+        """Begin to take what waits for the keys that are due. However long that takes, it holds up no other key."""
+        now = asyncio.get_running_loop().time()
+        if not self._may_try() or now < self._look_at:
+            return
+        due, next_due = await self._letters.due(connection)
+        self._look_at = now + (self._poll if next_due is None else min(self._poll, next_due))
+        keys = [key for key in due if key not in self._tries][: self._tried_at_once - len(self._tries)]
         if not keys:
-            pause = self._poll if next_due is None else min(self._poll, next_due)
-            self._look_at = asyncio.get_running_loop().time() + pause
             return
         waiting = await self._letters.waiting(connection, keys, self._batch)
         events = {event.position: event for event in await self._log.at([letter.position for letter in waiting])}
         by_key: dict[UUID, list[Waiting]] = {}
         for letter in waiting:
             by_key.setdefault(letter.key, []).append(letter)
-        # Or what is taken now would be set aside again. That they are not parked is told when it is written.
-        self._parked = self._parked - set(keys)
-        tried = await asyncio.gather(*(self._take_waiting(mine, events) for mine in by_key.values()))
-        done = [letter for taken, _ in tried for letter in taken]
-        failed = {letter.key: letter for _, letter in tried if letter is not None}
+        self._trying |= by_key.keys()
+        for key, mine in by_key.items():
+            self._tries[key] = asyncio.create_task(self._try(key, mine, events))
+
+    async def _try(self, key: UUID, letters: Sequence[Waiting], events: Mapping[int, Recorded[Event]]) -> Tried:
+        try:
+            return await self._take_waiting(letters, events)
+        finally:
+            self._trying.discard(key)
+            self._woken.set()
+
+    async def _take_waiting(self, letters: Sequence[Waiting], events: Mapping[int, Recorded[Event]]) -> Tried:
+        """Take one key's letters in their order."""
+        for place, letter in enumerate(letters):
+            if letter.discarded:
+                continue
+            self.progress.retries += letter.attempts > 0
+            error = await self._take(letter.key, events[letter.position])
+            if error is not None:
+                return Tried(letters[:place], self._letter(letter.key, letter.position, error, letter.attempts + 1))
+        return Tried(letters, None)
+
+    async def _write_tried(self, connection: asyncpg.Connection) -> None:
+        """Write what became of the keys that were tried. Until then what is read for them waits behind."""
+        tried = {key: task.result() for key, task in self._tries.items() if task.done()}
+        if not tried:
+            return
+        failed = {key: each.failed for key, each in tried.items() if each.failed is not None}
+        # Not those that were set aside meanwhile: what waits for them waits behind that.
+        well = tried.keys() - failed.keys() - {letter.key for letter in self._aside}
         async with self._transaction(connection):
             if not await connection.fetch(_SQL["mine"], *self._of):
                 raise Displaced
-            await self._letters.remove(connection, done)
+            await self._letters.remove(connection, [letter for each in tried.values() for letter in each.done])
             await self._letters.park(connection, list(failed.values()))
-            more = await self._letters.go_on(connection, set(keys) - failed.keys())
-        self._set_parked(self._parked | failed.keys() | more)
-        freed = set(keys) - self._parked
+            more = await self._letters.go_on(connection, well)
+        for key in tried:
+            del self._tries[key]
+        self._look_at = 0.0
+        freed = well - more - {letter.key for letter in self._aside}
+        self._set_parked(self._parked - freed)
         await outlast(lambda: self._taker.freed(freed))
 
-    async def _take_waiting(
-        self, letters: Sequence[Waiting], events: Mapping[int, Recorded[Event]]
-    ) -> tuple[Sequence[Waiting], Letter | None]:
-        """One key's letters in their order: those that are done, and the one that failed again."""
-        async with self._at_once:
-            for place, letter in enumerate(letters):
-                if letter.discarded:
-                    continue
-                self.progress.retries += letter.attempts > 0
-                error = await self._take(letter.key, events[letter.position])
-                if error is not None:
-                    return letters[:place], self._letter(letter.key, letter.position, error, letter.attempts + 1)
-            return letters, None
+    async def _stop_trying(self) -> None:
+        """What was being taken is not written, and will be taken again."""
+        tries = list(self._tries.values())
+        for tried in tries:
+            tried.cancel()
+        await asyncio.gather(*tries, return_exceptions=True)
+        self._tries.clear()
+        self._trying.clear()
 
     @asynccontextmanager
     async def _transaction(self, connection: asyncpg.Connection) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 
+from headwater.terminal import printable
 from headwater.trail import Entry
 
 LONGEST_DATA = 200
@@ -103,11 +104,6 @@ def _event_line(entry: Entry) -> str:
 
 def _by(entry: Entry) -> str:
     return "" if entry.actor is None else f"  by {entry.actor}"
-
-
-def printable(line: str) -> str:
-    """Whoever wrote into the log must not steer the reader's terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
 def _time(entry: Entry) -> str:

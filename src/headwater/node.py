@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import asyncpg
 
@@ -46,6 +48,9 @@ PROBES = 2
 
 NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError)
 """What a probe meets when the database does not answer it."""
+
+DRAINING = 0.6
+"""The part of a shutdown's time in which commands are waited for; in the rest they are answered, and all is closed."""
 
 
 class Node:
@@ -88,8 +93,20 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.decides:
-            await self._drain()
+            await self._in_time(self.appender.drain())
         await self._stack.aclose()
+
+    async def answered(self) -> None:
+        """Return when the commands on their way have their answer. When that takes too long for a shutdown, they are
+        told what is known, and no more are taken."""
+        if self.decides:
+            await self._in_time(self.appender.answered())
+
+    async def _in_time(self, answering: Coroutine[Any, Any, None]) -> None:
+        try:
+            await asyncio.wait_for(answering, self.settings.shutdown_seconds * DRAINING)
+        except TimeoutError:
+            self.appender.abandon()
 
     async def _open(self) -> None:
         await self._stack.enter_async_context(self.database)
@@ -197,13 +214,6 @@ class Node:
         self.supervisor.start("tombstones", partial(tombstones.run, partial(self.supervisor.well, "tombstones")))
         # Left before the supervisor is: what this process has is given back at once.
         await self._stack.enter_async_context(self.leases)
-
-    async def _drain(self) -> None:
-        """Those whose commands are on their way get their answer."""
-        try:
-            await asyncio.wait_for(self.appender.drain(), self.settings.shutdown_seconds)
-        except TimeoutError:
-            self.appender.abandon()
 
     @property
     def serves(self) -> bool:

@@ -29,7 +29,7 @@ class Reacting:
     """Runs one reactor, under one lease.
 
     batch: events between two checkpoints, at most, which is how many may be given again. at_once: reactions under way
-    beside each other. For the others see `Follower`.
+    beside each other, and as many again of events that were set aside. For the others see `Follower`.
     """
 
     def __init__(

@@ -33,6 +33,9 @@ logger = logging.getLogger("headwater.server")
 LARGEST_FRAME = 256 * 1024
 BACKLOG = 2048
 
+SERVING = 0.75
+"""The part of a shutdown's time after which requests under way are cut off; in the rest everything else is closed."""
+
 
 def health_routes(node: Node) -> list[BaseRoute]:
     """`/health/live`: the process runs. `/health/ready`: the database answers, every task is well, and no projection is
@@ -73,6 +76,7 @@ class Web:
         async def home(request: Request) -> Response:
             return RedirectResponse("/graphql")
 
+        self._node = node
         settings = node.settings
         limits = CostLimits(values=settings.max_values, default_page=settings.default_page, max_page=settings.max_page)
         engine = Engine(node.app.schema, guards=[cost_rule(limits)], observe=node.telemetry.operated)
@@ -89,21 +93,27 @@ class Web:
         )
 
     async def farewell(self) -> None:
-        """Close every socket with 1001, so that clients know to come back."""
+        """Let commands on their way get their answer, then close every socket with 1001: clients know to come back."""
+        await self._node.answered()
         await self._socket.close_all()
 
 
 class Server(uvicorn.Server):
     """uvicorn, with a farewell before it shuts down and signals left to `stopping`."""
 
-    def __init__(self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]], seconds: float) -> None:
         super().__init__(config)
         self._farewell = farewell
+        self._seconds = seconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()  # nobody new comes in while the others are sent away
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._seconds
         await self._farewell()
+        # What is left of the time: two waits, one after another, would take twice as long as was said.
+        self.config.timeout_graceful_shutdown = max(0, deadline - loop.time())  # type: ignore[assignment]  # it waits for fractions, too
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -126,9 +136,9 @@ def server_of(app: Starlette, settings: Settings, farewell: Callable[[], Awaitab
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(settings.shutdown_seconds),
         ),
         farewell,
+        settings.shutdown_seconds * SERVING,
     )
 
 
@@ -158,9 +168,14 @@ def listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on {settings.host}, port {settings.port}: {os.strerror(error.errno or 0)}; choose another "
+            f"cannot listen on {settings.host}, port {settings.port}: {_reason(error)}; choose another "
             "with --host and --port, or HEADWATER_HOST and HEADWATER_PORT"
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    """In a few words: asyncio and the resolver of names add what has been said already, or number their errors anew."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror or error)
 
 
 def url_of(listening: socket.socket) -> str:

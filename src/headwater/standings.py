@@ -9,15 +9,17 @@ from datetime import datetime
 import asyncpg
 
 from headwater import sql
+from headwater.database import Connection
 
 _SQL = sql.load(__file__)
 
 
 @dataclass(frozen=True)
 class ProjectionStanding:
-    """A generation of a projection. lag_seconds: the age of the oldest event that it has not passed; 0 at the head.
-    parked_keys: those whose events wait in `dead_letters`. differences: found by the last `headwater verify`; None when
-    there was none."""
+    """A generation of a projection. state: `live` or `building`. lag_events: events of the log that it has not passed;
+    lag_seconds: the age of the oldest of them, 0 at the head. worker: who keeps it; None when nobody does. parked_keys:
+    rows that stay behind, see `headwater dead-letters list`. differences: found by the last `headwater verify`; None
+    when there was none. failure: why it is not built; None when nothing is wrong."""
 
     name: str
     generation: int
@@ -25,8 +27,10 @@ class ProjectionStanding:
     position: int
     lag_events: int
     lag_seconds: float
+    worker: str | None
     parked_keys: int
     differences: int | None
+    failure: str | None
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Standings:
         return [each.name for each in live if each.lag_seconds > tolerance]
 
 
-async def read_standings(pool: asyncpg.Pool) -> Standings:
+async def read_standings(connection: Connection | asyncpg.Pool) -> Standings:
     """One statement for all, of one moment."""
-    rows = await pool.fetch(_SQL["standings"])
+    rows = await connection.fetch(_SQL["standings"])
     standings = [
         ProjectionStanding(*(row[name] for name in ProjectionStanding.__dataclass_fields__))
         for row in rows

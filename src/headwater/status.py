@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import asyncpg
 import msgspec
 
 from headwater import sql
 from headwater.sagas import Count, Limits, counted
+from headwater.standings import ProjectionStanding, read_standings
+from headwater.terminal import aligned, printable
 
 _SQL = sql.load(__file__)
-_HEADINGS = ("PROJECTION", "GENERATION", "STATE", "POSITION", "LAG", "SINCE", "WORKER", "PARKED KEYS")
+_HEADINGS = ("PROJECTION", "GENERATION", "STATE", "POSITION", "LAG", "OLDEST", "WORKER", "PARKED KEYS")
 _SAGA_HEADINGS = ("SAGA", "RUNNING", "UNDOING", "PARKED", "STUCK")
-
-
-@dataclass(frozen=True)
-class ProjectionStatus:
-    """A generation of a projection. state: `live` or `building`. lag: events of the log it has not looked at;
-    lag_seconds: the age of the first of them. worker: who keeps it, None when nobody does. parked_keys: rows that stay
-    behind, see `headwater dead-letters list`."""
-
-    name: str
-    generation: int
-    state: str
-    position: int
-    lag: int
-    lag_seconds: float
-    worker: str | None
-    parked_keys: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +33,7 @@ class Status:
     """The whole. position: where the log ends."""
 
     position: int
-    projections: Sequence[ProjectionStatus]
+    projections: Sequence[ProjectionStanding]
     workers: Sequence[WorkerStatus]
     sagas: Sequence[Count]
 
@@ -57,11 +42,15 @@ class Status:
         return msgspec.json.encode(asdict(self)).decode()
 
     def as_text(self) -> str:
-        """Tables, for people: projections, sagas where there are any, workers."""
+        """Tables, for people: projections with what is wrong with them, sagas where there are any, workers."""
         projections = [
-            (p.name, p.generation, p.state, p.position, p.lag, _age(p.lag_seconds), p.worker or "nobody", p.parked_keys)
-            for p in self.projections
+            (
+                *(each.name, each.generation, each.state, each.position, each.lag_events, _age(each.lag_seconds)),
+                *(each.worker or "nobody", each.parked_keys),
+            )
+            for each in self.projections
         ]
+        troubles = [trouble for each in self.projections for trouble in _troubles(each)]
         sagas = [
             (each.saga, each.running, each.undoing, each.parked, "" if each.stuck is None else str(each.stuck))
             for each in self.sagas
@@ -73,6 +62,7 @@ class Status:
                 "",
                 aligned(_HEADINGS, projections),
                 "",
+                *((*troubles, "") if troubles else ()),
                 *((aligned(_SAGA_HEADINGS, sagas), "") if sagas else ()),
                 aligned(("WORKER", "PROJECTIONS", "STARTED"), workers) if workers else "No worker is running.",
             ]
@@ -82,27 +72,24 @@ class Status:
 async def status(connection: asyncpg.Connection, limits: Limits) -> Status:
     """As it is at this moment. limits: of the app's sagas."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
+        standings = await read_standings(connection)
         return Status(
-            await connection.fetchval(_SQL["head"]),
-            [ProjectionStatus(*row) for row in await connection.fetch(_SQL["projections"])],
+            standings.head,
+            standings.projections,
             [WorkerStatus(*row) for row in await connection.fetch(_SQL["workers"])],
             await counted(connection, limits),
         )
 
 
+def _troubles(standing: ProjectionStanding) -> Iterator[str]:
+    """What is wrong with a generation, in sentences."""
+    name = f"{standing.name} {standing.generation}"
+    if standing.failure is not None:
+        yield printable(f"{name} is not built: {standing.failure}")
+    if standing.differences:
+        rows = "row differs" if standing.differences == 1 else "rows differ"
+        yield f"{name}: {standing.differences:,} {rows} from the log, as the last `headwater verify` found."
+
+
 def _age(seconds: float) -> str:
     return f"{timedelta(seconds=round(seconds))}" if seconds else ""
-
-
-def aligned(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in plain text: numbers to the right, everything else to the left, two spaces between columns."""
-    texts = [list(headings), *([str(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    right = [bool(rows) and isinstance(value, int) for value in (rows[0] if rows else headings)]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if to_right else text.ljust(width)
-            for text, width, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in texts
-    )

@@ -16,6 +16,7 @@ make two of it, since each event has one position.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -90,7 +91,11 @@ class Upcaster:
             kind, given = (given[0], self.to_version), given[1]
         if not isinstance(given, dict):
             raise LogError(f"{self} gave {_short(given)}, not a dict")
-        return kind, {**self.defaults, **given} if self.defaults else given
+        return kind, {**self._defaults(), **given} if self.defaults else given
+
+    def _defaults(self) -> Fields:
+        """For one event: what a later step changes in it must not be found in the next one."""
+        return {name: deepcopy(each) if isinstance(each, list | dict) else each for name, each in self.defaults.items()}
 
     def _call(self, function: Callable[[Fields], Any], stored: Fields) -> Any:
         try:

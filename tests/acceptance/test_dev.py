@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.commands import run_command
+from tests.waiting import until
 from websockets.exceptions import ConnectionClosed
+
+from headwater import embedded
+
+ROOT = Path(__file__).parents[2]
 
 REGISTER = """
 mutation($email: String!) {
@@ -78,6 +85,21 @@ async def test_it_stops_cleanly(
         await socket.receive()
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1001
+
+
+async def test_it_is_stopped_while_its_postgresql_starts(data: Path, clean_environ: dict[str, str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headwater", "dev", "--port", "0"),
+        cwd=ROOT,
+        env=clean_environ | {"HEADWATER_DATA": str(data)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    await until((data / "lock").exists, 30)
+    process.send_signal(signal.SIGINT)
+    printed, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, printed) == (0, b"")
+    assert embedded.running_dsn(data) is None
 
 
 async def test_what_was_written_is_there_after_a_kill(headwater: Callable[..., Any]) -> None:

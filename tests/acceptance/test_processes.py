@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import httpx
 import pytest
 from tests.commands import run_command
 from tests.waiting import until
+
+ROOT = Path(__file__).parents[2]
 
 REGISTER = """
 mutation($email: String!) {
@@ -128,6 +134,117 @@ async def test_readiness_shows_a_database_that_went_away(
         return bool((await serve.get("/health/ready")).status_code == 200)
 
     await until(is_ready, 30)
+
+
+STOPS_WITHIN = 5.0
+
+
+@pytest.fixture
+async def launch(environ: dict[str, str]) -> AsyncIterator[Callable[..., Any]]:
+    """Starts `headwater ...` on the test's database, and waits for nothing; killed after the test."""
+    processes: list[asyncio.subprocess.Process] = []
+
+    async def start(*arguments: str, **more: str) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "headwater", *arguments),
+            env=environ | more,
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def ended(process: asyncio.subprocess.Process, with_signal: int) -> tuple[int, str, str]:
+    """Send a signal: the exit code in time, and what was printed and complained of."""
+    process.send_signal(with_signal)
+    out, err = await asyncio.wait_for(process.communicate(), STOPS_WITHIN)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def waits(connection: asyncpg.Connection) -> bool:
+    """Whether anybody waits for what this connection has locked."""
+    await connection.execute("select pg_stat_clear_snapshot()")  # or a transaction sees no change
+    waiting = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    return bool(await connection.fetchval(f"select exists ({waiting})"))
+
+
+@pytest.mark.parametrize(
+    "command, with_signal", [("serve", signal.SIGTERM), ("work", signal.SIGINT), ("dev", signal.SIGINT)]
+)
+async def test_a_process_is_stopped_while_it_starts(
+    launch: Callable[..., Any], environ: dict[str, str], blank_dsn: str, command: str, with_signal: signal.Signals
+) -> None:
+    assert (await run("migrate", **environ))[0] == 0
+    connection = await asyncpg.connect(blank_dsn)
+    async with connection.transaction():
+        await connection.execute("select from headwater.counted for update")
+        process = await launch(command, "--port", "0")
+        await until(lambda: waits(connection), 30)
+        assert await ended(process, with_signal) == (0, "", "")
+    await connection.close()
+
+
+@pytest.mark.parametrize("command", ["events tail --after 0", f"events trace {UUID(int=1)}", "check"])
+async def test_a_command_is_stopped_while_it_looks(
+    launch: Callable[..., Any], environ: dict[str, str], blank_dsn: str, command: str
+) -> None:
+    assert (await run("migrate", **environ))[0] == 0
+    connection = await asyncpg.connect(blank_dsn)
+    async with connection.transaction():
+        tables = "headwater.head, headwater.events, headwater.counted"
+        await connection.execute(f"lock table {tables} in access exclusive mode")
+        process = await launch(*command.split())
+        await until(lambda: waits(connection), 30)
+        assert await ended(process, signal.SIGINT) == (130, "", "")
+    await connection.close()
+
+
+async def test_a_command_that_cannot_be_written_in_time_is_told_so(
+    headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
+) -> None:
+    """The process ends in time, and nobody is left without an answer that is true."""
+    assert (await run("migrate", **environ))[0] == 0
+    serve = await headwater("serve", DATABASE_URL=blank_dsn)
+    connection = await asyncpg.connect(blank_dsn)
+    async with httpx.AsyncClient(base_url=serve.url, timeout=20) as client, connection.transaction():
+        await connection.execute("select from headwater.head for update")
+        body = {"query": REGISTER_ONLY, "variables": {"email": "ada@example.org"}}
+        answer = asyncio.create_task(client.post("/graphql", json=body))
+        await until(lambda: waits(connection), 30)
+        assert await serve.stop(signal.SIGTERM) == 0
+        response = await answer
+        assert response.status_code == 200
+        assert [each["extensions"]["code"] for each in response.json()["errors"]] == ["OUTCOME_UNKNOWN"]
+    await connection.close()
+
+
+async def test_a_dev_that_cannot_listen_changes_nothing(
+    headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
+) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    code, printed = await run("dev", "--port", str(taken.getsockname()[1]), **environ)
+    taken.close()
+    assert (code, "cannot listen" in printed) == (1, True)
+    connection = await asyncpg.connect(blank_dsn)
+    assert await connection.fetchval("select to_regclass('headwater.events') is null")
+    await connection.close()
+
+
+async def test_a_reader_that_goes_ends_the_command(launch: Callable[..., Any], environ: dict[str, str]) -> None:
+    assert (await run("migrate", **environ))[0] == 0
+    for command in (["status"], ["schema"], ["events", "tail"]):
+        process = await launch(*command)
+        process.stdout._transport.close()
+        assert (await asyncio.wait_for(process.wait(), 30), await process.stderr.read()) == (0, b""), command
 
 
 async def test_requests_under_way_get_their_answer(

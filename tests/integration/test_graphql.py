@@ -146,6 +146,7 @@ def not_open(status: str) -> dict[str, Any]:
     return {"code": "ACCOUNT_NOT_OPEN", "message": "The account is frozen or closed.", "status": status}
 
 
+NOT_EMPTY = "Only an empty account can be closed. Money on its way out counts until it has arrived: it may come back."
 NO_ACCOUNT = {"code": "ACCOUNT_NOT_FOUND", "message": "There is no such account.", "accountId": "nobody"}
 NO_MONEY = "Expected at most 2 decimal places"
 TO_EMPTY = {"toAccountId": "empty", "amount": "1"}
@@ -216,7 +217,7 @@ REFUSALS: dict[str, list[tuple[dict[str, str], int | None, str, dict[str, Any]]]
             {"accountId": "full"},
             None,
             "AccountNotEmpty",
-            {"code": "ACCOUNT_NOT_EMPTY", "message": "Only an empty account can be closed.", "balance": "10.00"},
+            {"code": "ACCOUNT_NOT_EMPTY", "message": NOT_EMPTY, "balance": "10.00"},
         ),
         ({"accountId": "ada"}, None, "InvalidInput", {"path": ["accountId"]}),
         ({"accountId": "empty"}, 9, "VersionConflict", conflict(9, 1)),

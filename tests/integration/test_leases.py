@@ -412,10 +412,12 @@ async def test_status(
             "generation": 1,
             "state": "live",
             "position": 2,
-            "lag": 0,
+            "lag_events": 0,
             "lag_seconds": 0.0,
             "worker": worker,
             "parked_keys": 0,
+            "differences": None,
+            "failure": None,
         }
         account = {p["name"]: p for p in said["projections"]}["Account"]
         assert 0 < account.pop("lag_seconds") < 60
@@ -424,9 +426,11 @@ async def test_status(
             "generation": 1,
             "state": "live",
             "position": 0,
-            "lag": 2,
+            "lag_events": 2,
             "worker": None,
             "parked_keys": 0,
+            "differences": None,
+            "failure": None,
         }
         assert await asyncio.to_thread(main, ["status"]) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -437,7 +441,7 @@ async def test_status(
             "STATE",
             "POSITION",
             "LAG",
-            "SINCE",
+            "OLDEST",
             "WORKER",
             "PARKED",
             "KEYS",
@@ -450,3 +454,11 @@ async def test_status(
         assert node.supervisor.troubles == {}
     assert await asyncio.to_thread(main, ["status"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "No worker is running."
+    await connection.execute(
+        "update headwater.projections set failure = $1, differences = 2 where name = 'Tally0'", "its sample \x1b[2J"
+    )
+    assert await asyncio.to_thread(main, ["status"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("Tally0 1")] == [
+        "Tally0 1 is not built: its sample \\x1b[2J",
+        "Tally0 1: 2 rows differ from the log, as the last `headwater verify` found.",
+    ]

@@ -20,13 +20,15 @@ from tests.integration import posts
 from tests.integration.posts import QUICK, Outside, Read, app_of, posted, view, write
 from tests.waiting import until
 
-from bank.accounts.domain import Deposit, OpenAccount, Withdraw
+from bank.accounts.domain import Deposit, OpenAccount, ReceiveTransfer, ReturnTransfer, SendTransfer, Withdraw
 from bank.accounts.statements import append_once, statements
 from bank.main import app as bank
 from headwater import Retry, deadletters
 from headwater.cli import main
+from headwater.errors import ReactionFailed
 from headwater.ids import derived_id, new_id
 from headwater.node import Node
+from headwater.reacting import Reacting
 from headwater.standings import read_standings
 from headwater.tables import rebuild
 
@@ -182,6 +184,96 @@ async def test_keys_that_are_tried_again_do_not_wait_for_each_other(
     await until(lambda: len(outside.tried) == 10)
 
 
+async def test_keys_that_are_tried_again_hold_up_no_others(start: Start, connection: asyncpg.Connection) -> None:
+    """However many do not answer: new events of other keys, and other keys that are tried again, go on."""
+    outside, boxes, well = Outside(raises={"down": ConnectionError("down")}), [uuid4() for _ in range(15)], uuid4()
+    node = await working(start, outside.reactor(on_failure=Retry(times=0), within=timedelta(hours=1)))
+    await reached(node, await write(connection, *(posted(box, "down") for box in boxes), posted(well, "down")))
+    outside.held.add("down")
+    for box in boxes:
+        await deadletters.retry(connection, deadletters.Filter(UNIT, box))
+    await until(lambda: outside.tried.count("down") == 31)
+    await reached(node, await write(connection, posted(uuid4(), "quick"), posted(well, "behind")))
+    assert outside.notes == ["quick"]
+    outside.held.clear()
+    outside.raises.clear()
+    await deadletters.retry(connection, deadletters.Filter(UNIT, well))
+    await until(lambda: outside.of(well) == ["down", "behind"])
+    await reached(node, await write(connection, posted(well, "after")))
+    assert outside.of(well) == ["down", "behind", "after"]
+
+
+async def test_what_comes_while_its_key_is_tried_again_follows_in_order(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
+    reactor = outside.reactor(on_failure=replace_times(SOON, 1000), within=timedelta(milliseconds=200))
+    node = await working(start, reactor)
+    await write(connection, posted(box, "down"))
+    outside.held.add("down")
+    await until(lambda: outside.cancelled)
+    for number in range(5):
+        await reached(node, await write(connection, posted(box, str(number))))
+    assert outside.notes == []
+    outside.held.clear()
+    outside.raises.clear()
+    await until(lambda: outside.notes == ["down", *"01234"])
+    await until(lambda: letters_are(connection, []))
+
+
+async def test_a_key_that_is_set_aside_while_it_is_tried_again_stays_so(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A saga does so when a step fails while an event is tried. Its letter is written after the outcome of the event,
+    which would remove it, and what comes behind waits for it."""
+    box, taken = uuid4(), list[str]()
+    trying, tried = asyncio.Event(), asyncio.Event()
+
+    async def take(self: Reacting, key: UUID, event: Any) -> None:
+        taken.append(event.data.note)
+        if taken == ["down"]:
+            raise ReactionFailed(ConnectionError("down"))
+        if taken == ["down", "down"]:
+            assert not self._follower.is_parked(key)
+            self._follower.set_aside(key, event.position, RuntimeError("a step"), 7)
+            assert self._follower.is_parked(key)
+            trying.set()
+            await tried.wait()
+
+    monkeypatch.setattr(Reacting, "take", take)
+    node = await working(start, Outside().reactor(on_failure=SOON))
+    await write(connection, posted(box, "down"))
+    await trying.wait()
+    await reached(node, await write(connection, posted(box, "behind"), posted(uuid4(), "other")))
+    tried.set()
+    await until(lambda: letters_are(connection, [(1, 7, "RuntimeError: a step", False), (2, 0, None, False)]))
+    await reached(node, await write(connection, posted(uuid4(), "more")))
+    assert taken == ["down", "down", "other", "more"]
+
+
+async def test_keys_that_are_tried_again_are_called_back_at_the_end(dsn: str, connection: asyncpg.Connection) -> None:
+    outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
+    async with Node(app_of(outside.reactor(within=timedelta(hours=1))), QUICK, dsn, serve=False, work=True) as node:
+        await reached(node, await write(connection, posted(box, "down")))
+        outside.held.add("down")
+        await until(lambda: len(outside.tried) == 2)
+    assert outside.cancelled == ["down"]
+    assert await letters(connection) == [(1, 1, "ConnectionError: down", True)]
+
+
+async def test_keys_that_are_tried_again_are_called_back_when_the_lease_is_lost(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
+    node = await working(start, outside.reactor(within=timedelta(hours=1)))
+    await reached(node, await write(connection, posted(box, "down")))
+    outside.held.add("down")
+    await until(lambda: len(outside.tried) == 2)
+    await connection.execute("update headwater.projections set fence = fence + 1 where name = $1", UNIT)
+    await write(connection, posted(uuid4(), "quick"))
+    await until(lambda: outside.cancelled == ["down"])
+
+
 async def test_a_slow_outside_makes_nobody_unready(start: Start, connection: asyncpg.Connection) -> None:
     outside = Outside(held={"slow"})
     settings = replace(QUICK, ready_lag_seconds=0.001)
@@ -287,12 +379,19 @@ async def test_the_banks_statement_holds_each_movement_once(
         execute = node.dispatcher.execute
         await execute(OpenAccount(account_id=account, owner_id=new_id(), currency="EUR"))
         await execute(Deposit(account_id=account, amount=Decimal("5.00")))
-        done = await execute(Withdraw(account_id=account, amount=Decimal("1.50")))
+        await execute(Withdraw(account_id=account, amount=Decimal("1.50")))
+        moved: Any = {"account_id": account, "transfer_id": new_id()}
+        await execute(ReceiveTransfer(**moved, amount=Decimal("0.25"), currency="EUR"))
+        await execute(SendTransfer(**moved, amount=Decimal("0.75")))
+        done = await execute(ReturnTransfer(**moved, amount=Decimal("0.75")))
         await until(lambda: node.worker.progress[unit].position >= done.position)
     once = file.read_text()
     assert [line.split(",")[2:] for line in once.splitlines()] == [
         ["deposit", "5.00", "5.00"],
         ["withdrawal", "1.50", "3.50"],
+        ["transfer received", "0.25", "3.75"],
+        ["transfer sent", "0.75", "3.00"],
+        ["transfer returned", "0.75", "3.75"],
     ]
     await connection.execute("update headwater.projections set position = 0 where name = $1", unit)
     with file.open("a") as torn:
@@ -303,7 +402,7 @@ async def test_the_banks_statement_holds_each_movement_once(
         done = await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(2)))
         await until(lambda: node.worker.progress[unit].position >= done.position)
     assert file.read_text().startswith(once)
-    assert file.read_text().count("\n") == 3
+    assert file.read_text().count("\n") == 6
 
 
 def contents(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -14,14 +15,29 @@ import asyncpg
 import pytest
 from tests.waiting import until
 
-from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccount, ReceiveTransfer, Withdraw
+from bank.accounts.domain import (
+    AccountNotEmpty,
+    CloseAccount,
+    Deposit,
+    FreezeAccount,
+    OpenAccount,
+    ReceiveTransfer,
+    UnfreezeAccount,
+    Withdraw,
+)
+from bank.transfers.domain import RequestTransfer
+from bank.transfers.saga import transfer as transfer_saga
 from headwater.clock import VirtualClock
+from headwater.codec import encode
+from headwater.course import Finish, Issue, SagaTook, Written
 from headwater.errors import Unavailable
+from headwater.follower import register
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result
 from headwater.graphql.scope import Scope
-from headwater.ids import new_id
+from headwater.ids import derived_id, new_id
+from headwater.log import NEW, Append, append
 from headwater.messages import Command
 from headwater.node import Node
 
@@ -38,7 +54,6 @@ mutation ($input: RequestTransferInput!, $commandId: UUID) {
 """
 WATCH = "subscription ($id: UUID!) { transfer(transferId: $id) { status reason position } }"
 BALANCE = "query ($id: UUID!) { account(accountId: $id) { balance entryCount } }"
-PARKED = "select reason from headwater.sagas where key = $1 and status = 'parked'"
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
@@ -210,20 +225,137 @@ async def test_money_comes_back_to_a_source_that_was_frozen_meanwhile(customer: 
     assert await customer.balance(source, entries=3) == "100.00"
 
 
-async def test_money_that_cannot_come_back_waits_for_a_person(
-    customer: Customer, connection: asyncpg.Connection
-) -> None:
+@pytest.mark.parametrize("target_is", ["frozen", "closed", "missing", "of another currency"])
+async def test_an_account_is_not_closed_while_its_money_may_come_back(customer: Customer, target_is: str) -> None:
+    source, target = await customer.account("30.00"), await a_target(customer, target_is)
+    holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    hold_up(customer.node, ReceiveTransfer, until=holding)
+    transferring = asyncio.create_task(customer.transfer(source, target))
+    await customer.balance(source, entries=2)
+    await cannot_be_closed(customer, source, "30.00")
+    holding.set_result(None)
+    assert ended(await transferring)[0] == "REFUNDED"
+    assert await customer.balance(source, entries=3) == "30.00"
+    await customer.do(Withdraw(account_id=source, amount=Decimal("30.00")))
+    await customer.do(CloseAccount(account_id=source))
+
+
+async def test_an_account_is_not_closed_while_its_transfer_may_be_late(start: Start) -> None:
+    clock = VirtualClock(NOON)
+    customer = Customer(await start(clock=clock))
+    source, target = await customer.account("30.00"), await customer.account()
+    hold_up(customer.node, ReceiveTransfer)
+    transferring = asyncio.create_task(customer.transfer(source, target))
+    await customer.balance(source, entries=2)
+    await cannot_be_closed(customer, source, "30.00")
+    await clock.advance(timedelta(seconds=31))
+    assert ended(await transferring) == ("REFUNDED", "TIMED_OUT")
+    assert await customer.balance(source, entries=3) == "30.00"
+
+
+async def test_an_account_can_be_closed_as_soon_as_its_transfer_shows_completed(customer: Customer) -> None:
+    """Though it was frozen when the money arrived."""
     source, target = await customer.account("30.00"), await customer.account()
     holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     hold_up(customer.node, ReceiveTransfer, until=holding)
-    accepted = await customer.request(source, target)
+    transferring = asyncio.create_task(customer.transfer(source, target))
     await customer.balance(source, entries=2)
-    await customer.do(CloseAccount(account_id=source))  # it is empty, while its money is on its way
-    await customer.do(FreezeAccount(account_id=target))
+    await customer.do(FreezeAccount(account_id=source))
     holding.set_result(None)
-    key = UUID(accepted["transfer"]["id"])
-    reason = await until(lambda: connection.fetchval(PARKED, key))
-    assert reason == "the undo ReturnTransfer was refused: ACCOUNT_NOT_OPEN"
+    assert ended(await transferring) == ("COMPLETED", None)
+    await customer.do(UnfreezeAccount(account_id=source))
+    await customer.do(CloseAccount(account_id=source))
+
+
+async def cannot_be_closed(customer: Customer, account: UUID, balance: str) -> None:
+    with pytest.raises(AccountNotEmpty) as refused:
+        await customer.do(CloseAccount(account_id=account))
+    assert refused.value.balance == Decimal(balance)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_a_transfer_that_older_code_began_ends(
+    start: Start, connection: asyncpg.Connection, arrives: bool
+) -> None:
+    """Its steps hold nothing back and settle nothing, so that its source may be closed on the way."""
+    await register(connection, transfer_saga.category, "saga")
+    customer = Customer(await start(work=False))
+    source = await customer.account("30.00")
+    target = await customer.account() if arrives else new_id()
+    transfer = new_id()
+    await customer.do(
+        RequestTransfer(transfer_id=transfer, from_account_id=source, to_account_id=target, amount=Decimal(30))
+    )
+    await begun_by_older_code(connection, transfer)
+
+    customer = Customer(await start())
+    holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    hold_up(customer.node, ReceiveTransfer, until=holding)
+    await customer.balance(source, entries=2)
+    await customer.do(CloseAccount(account_id=source))
+    holding.set_result(None)
+    await until(lambda: is_done(connection, transfer))
+    if arrives:
+        assert await customer.balance(target, entries=2) == "130.00"
+    else:  # the money is safe, on an account that is closed
+        assert await customer.balance(source, entries=3) == "30.00"
+
+
+async def is_done(connection: asyncpg.Connection, transfer: UUID) -> bool:
+    status = "select status from headwater.sagas where key = $1"
+    return bool(await connection.fetchval(status, transfer) == "done")
+
+
+async def begun_by_older_code(connection: asyncpg.Connection, transfer: UUID) -> None:
+    """The first record of a transfer's saga, with its steps as they were before `hold` and SettleTransfer."""
+    requested = await connection.fetchrow(
+        "select position, event_id, correlation_id, data from headwater.events where stream_id = $1", transfer
+    )
+    assert requested is not None
+    given = json.loads(requested["data"])
+    moved = {"transfer_id": str(transfer), "amount": given["amount"]}
+    leaves, arrives = {"account_id": given["from_account_id"], **moved}, {"account_id": given["to_account_id"], **moved}
+    steps = [
+        Issue(
+            command="SendTransfer",
+            fields=leaves,
+            undo=Written("ReturnTransfer", leaves),
+            within=30.0,
+            command_id=new_id(),
+        ),
+        Issue(command="NoteWithdrawn", fields={"transfer_id": str(transfer)}, command_id=new_id()),
+        Issue(
+            command="ReceiveTransfer",
+            fields={**arrives, "currency": given["currency"]},
+            within=30.0,
+            pivot=True,
+            command_id=new_id(),
+        ),
+        Issue(command="CompleteTransfer", fields={"transfer_id": str(transfer)}, command_id=new_id()),
+    ]
+    record = SagaTook(
+        saga=transfer_saga.name,
+        at=datetime.now(UTC),
+        then=[*steps, Finish()],
+        key=transfer,
+        position=requested["position"],
+        event_id=requested["event_id"],
+        type="TransferRequested",
+    )
+    instance = transfer_saga.stream_of(transfer)
+    await append(
+        connection,
+        [
+            Append(
+                derived_id(instance, f"{requested['event_id']}"),
+                instance,
+                transfer_saga.category,
+                NEW,
+                [(record.event_name, record.event_version, encode(record))],
+                requested["correlation_id"],
+            )
+        ],
+    )
 
 
 async def test_a_target_that_does_not_answer_in_time(start: Start) -> None:

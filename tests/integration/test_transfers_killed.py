@@ -35,11 +35,18 @@ EFFECTS = """
     select data->>'transfer_id' as transfer_id, array_agg(type::text order by position) as types
       from headwater.events
      where type = any('{TransferRequested,TransferSent,TransferReceived,TransferReturned,TransferWithdrawn,
-                        TransferCompleted,TransferRefused,TransferRefunded}')
+                        TransferSettled,TransferCompleted,TransferRefused,TransferRefunded}')
      group by 1
 """
 WAYS = {
-    ("TransferRequested", "TransferSent", "TransferWithdrawn", "TransferReceived", "TransferCompleted"),
+    (
+        "TransferRequested",
+        "TransferSent",
+        "TransferWithdrawn",
+        "TransferReceived",
+        "TransferSettled",
+        "TransferCompleted",
+    ),
     ("TransferRequested", "TransferSent", "TransferWithdrawn", "TransferReturned", "TransferRefunded"),
     ("TransferRequested", "TransferRefused"),
 }

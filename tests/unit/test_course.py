@@ -20,6 +20,7 @@ from headwater.course import (
     SagaRetried,
     SagaTimedOut,
     SagaTook,
+    StepState,
 )
 from headwater.messages import Recorded
 
@@ -40,18 +41,24 @@ class GivenUp(Event):
     key: UUID
 
 
+class Later(Event):
+    key: UUID
+
+
 def step(name: str, **options: Any) -> Do:
     undo = None if options.get("pivot") else Step(key=KEY, name=f"undo {name}")
     return Do(Step(key=KEY, name=name), undo=undo, **options)
 
 
 def saga_of(*steps: Do) -> Saga[Any, Any]:
-    def react(state: None, event: Begun | GivenUp | Refusal) -> list[Do | Undo | Done]:
+    def react(state: None, event: Begun | GivenUp | Later | Refusal) -> list[Do | Undo | Done]:
         match event:
             case Begun():
                 return [*steps, Done()]
             case GivenUp():
                 return [Undo(), step("after giving up"), Done()]
+            case Later():
+                return [step("later")]
             case Refusal():
                 return [step(f"after {event.code}"), Done()]
 
@@ -115,7 +122,7 @@ class Told:
 
 def told(steps: Sequence[Do]) -> Told:
     saga = saga_of(*steps)
-    return Told(Course(saga, saga.stream_of(KEY), saga.initial), Codec([Begun, GivenUp])).take(Begun(key=KEY))
+    return Told(Course(saga, saga.stream_of(KEY), saga.initial), Codec([Begun, GivenUp, Later])).take(Begun(key=KEY))
 
 
 A, B, C = step("a"), step("b"), step("c")
@@ -159,6 +166,27 @@ def test_a_pivot_that_was_given_up_and_accepted_all_the_same_stands() -> None:
     assert course.to_come == ["p", "undo a", "after giving up", "done"]
     assert course.accept().to_come == ["b", "done"]
     assert course.accept().course.phase is Phase.DONE
+
+
+def test_a_pivot_that_stands_drops_only_what_came_of_giving_up() -> None:
+    """What later events led to comes behind what was to come anyway."""
+    given_up = told([A, P, B]).accept().take(GivenUp(key=KEY)).take(Later(key=KEY))
+    assert given_up.to_come == ["p", "undo a", "after giving up", "done", "later"]
+    assert given_up.accept().to_come == ["b", "done", "later"]
+    states = {each.fields["name"]: each.state for each in given_up.course.steps}
+    assert states["undo a"] is states["after giving up"] is StepState.DROPPED
+    assert states["later"] is StepState.WAITING
+
+
+def test_a_pivot_that_stands_brings_back_what_giving_up_again_had_dropped() -> None:
+    given_up = told([A, P, B]).accept().take(GivenUp(key=KEY)).take(Later(key=KEY)).take(GivenUp(key=KEY))
+    assert given_up.to_come == ["p", "undo a", "after giving up", "done"]
+    assert given_up.accept().to_come == ["b", "done", "later"]
+
+
+def test_what_comes_later_is_behind_the_undos_of_a_pivot_that_was_given_up_in_time() -> None:
+    given_up = told([A, P, B]).accept().take(GivenUp(key=KEY)).take(Later(key=KEY)).time_out()
+    assert given_up.to_come == ["undo a", "after giving up", "done", "later"]
 
 
 def test_a_pivot_that_was_given_up_in_time_never_was() -> None:

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from bank.accounts.domain import (
+    Account,
     AccountClosed,
     AccountCommand,
     AccountEvent,
@@ -33,9 +34,11 @@ from bank.accounts.domain import (
     ReceiveTransfer,
     ReturnTransfer,
     SendTransfer,
+    SettleTransfer,
     TransferReceived,
     TransferReturned,
     TransferSent,
+    TransferSettled,
     UnfreezeAccount,
     Withdraw,
     accounts,
@@ -64,6 +67,7 @@ from bank.users.domain import (
     users,
 )
 from headwater import Command, Event, Refused, Release, Take
+from headwater.codec import Codec, StateCodec
 from headwater.messages import InvalidInput
 from headwater.testing import given
 
@@ -72,6 +76,8 @@ A, B, T = UUID(int=1), UUID(int=2), UUID(int=3)
 OPENED = AccountOpened(account_id=A, owner_id=B, currency="EUR")
 FROZEN = AccountFrozen(account_id=A)
 CLOSED = AccountClosed(account_id=A)
+SETTLE = SettleTransfer(account_id=A, transfer_id=T)
+SETTLED = TransferSettled(account_id=A, transfer_id=T)
 REGISTERED = UserRegistered(user_id=A, email="ada@example.org", name="Ada")
 
 
@@ -91,8 +97,8 @@ def withdraw(amount: str) -> Withdraw:
     return Withdraw(account_id=A, amount=Decimal(amount))
 
 
-def send(amount: str) -> SendTransfer:
-    return SendTransfer(account_id=A, transfer_id=T, amount=Decimal(amount))
+def send(amount: str, *, hold: bool = False) -> SendTransfer:
+    return SendTransfer(account_id=A, transfer_id=T, amount=Decimal(amount), hold=hold)
 
 
 def receive(amount: str, currency: str = "EUR") -> ReceiveTransfer:
@@ -103,8 +109,8 @@ def give_back(amount: str) -> ReturnTransfer:
     return ReturnTransfer(account_id=A, transfer_id=T, amount=Decimal(amount))
 
 
-def sent(amount: str, balance: str) -> TransferSent:
-    return TransferSent(account_id=A, transfer_id=T, amount=Decimal(amount), balance=Decimal(balance))
+def sent(amount: str, balance: str, *, held: bool = False, transfer: UUID = T) -> TransferSent:
+    return TransferSent(account_id=A, transfer_id=transfer, amount=Decimal(amount), balance=Decimal(balance), held=held)
 
 
 def received(amount: str, balance: str) -> TransferReceived:
@@ -133,6 +139,7 @@ def given_back(amount: str, balance: str) -> TransferReturned:
         ([OPENED], CloseAccount(account_id=A), [CLOSED]),
         ([OPENED, deposited("5", "5"), withdrawn("5", "0.00")], CloseAccount(account_id=A), [CLOSED]),
         ([OPENED, deposited("5", "5")], send("5"), [sent("5", "0")]),
+        ([OPENED, deposited("5", "5")], send("5", hold=True), [sent("5", "0", held=True)]),
         ([OPENED, deposited("5", "5"), sent("3", "2")], receive("0.5"), [received("0.5", "2.5")]),
         ([OPENED, received("5", "5"), sent("3", "2")], give_back("3"), [given_back("3", "5")]),
         ([OPENED, received("5", "5"), sent("3", "2"), FROZEN], give_back("3"), [given_back("3", "5")]),
@@ -152,6 +159,7 @@ MOVES: list[AccountCommand] = [
     send("1"),
     receive("1"),
     give_back("1"),
+    SETTLE,
 ]
 
 
@@ -160,12 +168,15 @@ def test_an_account_that_was_never_opened_is_not_found(command: AccountCommand) 
     given(accounts).when(command).refused(AccountNotFound, account_id=A)
 
 
-@pytest.mark.parametrize("command", MOVES)
+@pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, ReturnTransfer | SettleTransfer)])
 def test_a_closed_account_is_not_open(command: AccountCommand) -> None:
     given(accounts, [OPENED, CLOSED]).when(command).refused(AccountNotOpen, status=AccountStatus.CLOSED)
 
 
-@pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, UnfreezeAccount | ReturnTransfer)])
+WHILE_FROZEN = UnfreezeAccount | ReturnTransfer | SettleTransfer
+
+
+@pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, WHILE_FROZEN)])
 def test_a_frozen_account_is_not_open(command: AccountCommand) -> None:
     given(accounts, [OPENED, FROZEN]).when(command).refused(AccountNotOpen, status=AccountStatus.FROZEN)
 
@@ -192,6 +203,49 @@ def test_only_an_empty_account_is_closed() -> None:
     rich.when(CloseAccount(account_id=A)).refused(AccountNotEmpty, balance=Decimal("0.01"))
 
 
+SENT = [OPENED, deposited("5", "5"), sent("5", "0", held=True)]
+
+
+@pytest.mark.parametrize("since", [[], [FROZEN, AccountUnfrozen(account_id=A)]])
+def test_an_account_is_not_closed_while_its_money_may_come_back(since: list[AccountEvent]) -> None:
+    """What is on its way counts as a balance."""
+    close = CloseAccount(account_id=A)
+    given(accounts, [*SENT, *since]).when(close).refused(AccountNotEmpty, balance=Decimal(5))
+    given(accounts, [*SENT, received("3", "3"), *since]).when(close).refused(AccountNotEmpty, balance=Decimal(8))
+    another = sent("1", "2", held=True, transfer=B)
+    given(accounts, [*SENT, received("3", "3"), another]).when(close).refused(AccountNotEmpty, balance=Decimal(8))
+
+
+def test_an_account_is_closed_when_its_money_has_arrived_or_was_taken_out_after_it_came_back() -> None:
+    given(accounts, [*SENT, SETTLED]).when(CloseAccount(account_id=A)).then([CLOSED])
+    back = [given_back("5", "5"), withdrawn("5", "0")]
+    given(accounts, [*SENT, *back]).when(CloseAccount(account_id=A)).then([CLOSED])
+
+
+@pytest.mark.parametrize("since", [[], [FROZEN]])
+def test_a_transfer_is_settled_once_whatever_the_account_has_become(since: list[AccountEvent]) -> None:
+    given(accounts, [*SENT, *since]).when(SETTLE).then([SETTLED])
+    given(accounts, [*SENT, SETTLED, *since]).when(SETTLE).then([])
+    given(accounts, [*SENT, given_back("5", "5"), *since]).when(SETTLE).then([])
+
+
+def test_what_older_code_has_sent_is_not_held() -> None:
+    """The account may have been closed since, and takes back what did not arrive."""
+    stored = f'{{"account_id":"{A}","transfer_id":"{T}","amount":"5","balance":"0"}}'
+    old = Codec([TransferSent]).decode("TransferSent", 1, stored)
+    assert old == sent("5", "0")
+    history = [OPENED, deposited("5", "5"), sent("5", "0")]
+    given(accounts, history).when(CloseAccount(account_id=A)).then([CLOSED])
+    given(accounts, [*history, CLOSED]).when(give_back("5")).then([given_back("5", "5")])
+    given(accounts, [*history, CLOSED]).when(SETTLE).then([])
+
+
+def test_a_snapshot_holds_what_is_on_its_way() -> None:
+    account, codec = given(accounts, SENT).state, StateCodec(Account)
+    assert account.held == {T: Decimal(5)}
+    assert codec.decode(codec.encode(account)) == account
+
+
 AMOUNTS = st.decimals(min_value="0.01", max_value=100, places=2)
 COMMANDS = st.one_of(
     st.builds(OpenAccount, account_id=st.just(A), owner_id=st.just(B), currency=st.just("EUR")),
@@ -202,6 +256,8 @@ COMMANDS = st.one_of(
         st.builds(kind, account_id=st.just(A), transfer_id=st.just(T), amount=AMOUNTS)
         for kind in (SendTransfer, ReturnTransfer)
     ),
+    st.builds(SendTransfer, account_id=st.just(A), transfer_id=st.uuids(), amount=AMOUNTS, hold=st.just(True)),
+    st.just(SETTLE),
     st.builds(
         ReceiveTransfer,
         account_id=st.just(A),
@@ -305,7 +361,8 @@ REFUSALS: list[tuple[type[Command], set[type[Refused]]]] = [
     (CloseAccount, {AccountNotFound, AccountNotOpen, AccountNotEmpty}),
     (SendTransfer, {AccountNotFound, AccountNotOpen, InsufficientFunds}),
     (ReceiveTransfer, {AccountNotFound, AccountNotOpen, CurrencyMismatch}),
-    (ReturnTransfer, {AccountNotFound, AccountNotOpen}),
+    (ReturnTransfer, {AccountNotFound}),
+    (SettleTransfer, {AccountNotFound}),
     (RequestTransfer, {AlreadyExists, SameAccount, AccountNotFound}),
     (NoteWithdrawn, {TransferNotFound, TransferCannotMove}),
     (CompleteTransfer, {TransferNotFound, TransferCannotMove}),
@@ -328,6 +385,7 @@ def test_what_only_the_app_asks_for_is_internal() -> None:
         SendTransfer,
         ReceiveTransfer,
         ReturnTransfer,
+        SettleTransfer,
         NoteWithdrawn,
         CompleteTransfer,
         RefuseTransfer,

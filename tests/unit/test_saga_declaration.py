@@ -21,6 +21,7 @@ from bank.accounts.domain import (
     ReceiveTransfer,
     ReturnTransfer,
     SendTransfer,
+    SettleTransfer,
     accounts,
 )
 from bank.transfers.domain import (
@@ -315,12 +316,12 @@ def failures(command: str) -> list[Refusal | TimedOut]:
     return [Refusal(command=command, code="NO", facts={"a": 1}), TimedOut(command=command)]
 
 
-def test_a_request_is_four_steps() -> None:
+def test_a_request_is_five_steps() -> None:
     followed = given(transfer).when(REQUESTED)
     followed.then(
         [
             Do(
-                SendTransfer(account_id=A, transfer_id=T, amount=FIVE),
+                SendTransfer(account_id=A, transfer_id=T, amount=FIVE, hold=True),
                 undo=ReturnTransfer(account_id=A, transfer_id=T, amount=FIVE),
                 within=PATIENCE,
             ),
@@ -330,6 +331,7 @@ def test_a_request_is_four_steps() -> None:
                 within=PATIENCE,
                 pivot=True,
             ),
+            Do(SettleTransfer(account_id=A, transfer_id=T)),
             Do(CompleteTransfer(transfer_id=T)),
             Done(),
         ]
@@ -349,7 +351,9 @@ def test_money_that_cannot_arrive_is_a_refunded_transfer(failure: Refusal | Time
     given(transfer, [REQUESTED]).when(failure).then([Do(RefundTransfer(transfer_id=T, reason=failure.code)), Done()])
 
 
-@pytest.mark.parametrize("command", ["NoteWithdrawn", "CompleteTransfer", "RefuseTransfer", "RefundTransfer"])
+@pytest.mark.parametrize(
+    "command", ["NoteWithdrawn", "SettleTransfer", "CompleteTransfer", "RefuseTransfer", "RefundTransfer"]
+)
 def test_books_that_refuse_are_for_a_person(command: str) -> None:
     for failure in failures(command):
         with pytest.raises(RuntimeError, match=f"{command} was refused with {failure.code}"):

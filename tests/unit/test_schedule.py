@@ -161,8 +161,41 @@ def test_in_the_second_of_two_like_hours_the_first_is_not_due_again() -> None:
     assert schedule.due(utc("2026-10-25"), second) == utc("2026-10-25T00:30")
 
 
+@pytest.mark.parametrize(
+    "cron, day, expected",
+    [
+        ("0 */2 * * *", "2026-04-05", ["00:00+1100", "02:00+1030", "04:00+1030"]),
+        (
+            "45 * * * *",
+            "2026-04-05",
+            ["00:45+1100", "01:45+1100", "01:45+1030", "02:45+1030", "03:45+1030", "04:45+1030"],
+        ),
+        ("15 */2 * * *", "2026-10-04", ["00:15+1030", "04:15+1100"]),  # there is no 02:15
+        ("0 */3 * * *", "2026-10-04", ["00:00+1030", "03:00+1100"]),
+        ("0 * * * *", "2026-10-04", ["00:00+1030", "01:00+1030", "03:00+1100", "04:00+1100"]),  # and no 02:00
+    ],
+)
+def test_where_the_clock_is_changed_by_half_an_hour(cron: str, day: str, expected: list[str]) -> None:
+    """On Lord Howe Island, at 02:00: back to 01:30 in April, on to 02:30 in October."""
+    zone = ZoneInfo("Australia/Lord_Howe")
+    schedule = Schedule("bell", ring, cron=cron, timezone="Australia/Lord_Howe")
+    midnight = datetime.fromisoformat(day).replace(tzinfo=zone)
+    begin, end = midnight - timedelta(seconds=1), midnight + timedelta(hours=5, seconds=-1)
+    found = moments(schedule, begin, end)
+    assert [moment.astimezone(zone).strftime("%H:%M%z") for moment in found] == expected
+    assert schedule.due(begin, end) == found[-1]
+
+
 # Half of the spans begin beside a change of the clock somewhere.
-changes = ["2026-03-29T01:00", "2026-10-25T01:00", "2026-03-08T07:00", "2026-11-01T06:00", "2026-04-04T16:00"]
+changes = [
+    "2026-03-29T01:00",
+    "2026-10-25T01:00",
+    "2026-03-08T07:00",
+    "2026-11-01T06:00",
+    "2026-04-04T16:00",
+    "2026-04-04T15:00",
+    "2026-10-03T15:30",
+]
 begins = st.one_of(
     st.datetimes(datetime(2024, 1, 1), datetime(2028, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 - just above
     st.builds(
@@ -175,7 +208,10 @@ begins = st.one_of(
 spans = st.one_of(st.integers(0, 400), st.integers(0, 40_000)).map(lambda minutes: timedelta(minutes=minutes))
 fields = [["0", "30", "5,35", "*", "*/20"], ["0", "2", "1,2", "2-4", "*", "*/6"], ["*", "1", "L"], ["*", "MON", "0#1"]]
 crons = st.tuples(*[st.sampled_from(each) for each in fields]).map(lambda four: "{} {} {} * {}".format(*four))
-zones = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Sydney", "Asia/Beirut", "Asia/Kolkata"])
+HALF = "Australia/Lord_Howe"
+zones = st.sampled_from(
+    ["UTC", "Europe/Berlin", "America/New_York", "Australia/Sydney", "Asia/Beirut", "Asia/Kolkata", HALF]
+)
 schedules = st.one_of(
     st.builds(lambda cron, zone: Schedule("bell", ring, cron=cron, timezone=zone), crons, zones),
     st.builds(

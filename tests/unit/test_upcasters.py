@@ -79,6 +79,20 @@ def test_a_field_that_came_later_has_its_default() -> None:
     )
 
 
+class Tagged(Event, version=3):
+    tags: list[str]
+
+
+def test_a_default_is_of_one_event_only() -> None:
+    def tag(stored: dict[str, Any]) -> dict[str, Any]:
+        stored["tags"].append("old")
+        return stored
+
+    steps = Upcaster("Tagged", 1, defaults={"tags": []}), Upcaster("Tagged", 2, to=tag)
+    read = Codec([Tagged], steps).decode
+    assert [read("Tagged", 1, "{}") for _ in range(3)] == [Tagged(tags=["old"])] * 3
+
+
 def test_another_name_and_shape_and_then_a_default() -> None:
     event = codec(RENAMED, CURRENCY).decode("Payment", 2, '{"amount": "5", "first": "Ada", "last": "Lovelace"}')
     assert event == Paid(amount=Decimal(5), currency="EUR", payer="Ada Lovelace")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated, TypeAlias, assert_never
@@ -44,7 +45,7 @@ class InsufficientFunds(Refused):
 
 
 class AccountNotEmpty(Refused):
-    """Only an empty account can be closed."""
+    """Only an empty account can be closed. Money on its way out counts until it has arrived: it may come back."""
 
     balance: Decimal
 
@@ -91,17 +92,29 @@ class UnfreezeAccount(Command, refuses=[AccountNotFound, AccountNotOpen]):
 
 
 class CloseAccount(Command, refuses=[AccountNotFound, AccountNotOpen, AccountNotEmpty]):
-    """Close an empty account for good."""
+    """Close an empty account for good. It is not empty while a transfer out of it is under way."""
 
     account_id: UUID
 
 
 class SendTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, InsufficientFunds]):
-    """Take the money of a transfer out of the account that it comes from."""
+    """Take the money of a transfer out of the account that it comes from.
+
+    hold: the account stays open until the money has arrived or is back. Sagas that older code began do not ask for it,
+    since they would never settle it.
+    """
 
     account_id: UUID
     transfer_id: UUID
     amount: Money
+    hold: bool = False
+
+
+class SettleTransfer(Command, internal=True, refuses=[AccountNotFound]):
+    """Note that the money of a transfer has arrived, and will not come back."""
+
+    account_id: UUID
+    transfer_id: UUID
 
 
 class ReceiveTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, CurrencyMismatch]):
@@ -113,8 +126,12 @@ class ReceiveTransfer(Command, internal=True, refuses=[AccountNotFound, AccountN
     currency: Currency
 
 
-class ReturnTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen]):
-    """Give the money of a transfer that did not arrive back to its account, even to a frozen one."""
+class ReturnTransfer(Command, internal=True, refuses=[AccountNotFound]):
+    """Give the money of a transfer that did not arrive back to its account, even to a frozen one.
+
+    Even to a closed one: an account is not closed while money is held for it, but transfers that older code began hold
+    none. Their money then shows as the balance of a closed account, where a person can find it.
+    """
 
     account_id: UUID
     transfer_id: UUID
@@ -129,6 +146,7 @@ AccountCommand: TypeAlias = (
     | UnfreezeAccount
     | CloseAccount
     | SendTransfer
+    | SettleTransfer
     | ReceiveTransfer
     | ReturnTransfer
 )
@@ -167,10 +185,18 @@ class AccountClosed(Event):
 
 
 class TransferSent(Event):
+    """`held`: TransferSettled or TransferReturned will follow. Events from before there was `held` read as False."""
+
     account_id: UUID
     transfer_id: UUID
     amount: Decimal
     balance: Decimal
+    held: bool = False
+
+
+class TransferSettled(Event):
+    account_id: UUID
+    transfer_id: UUID
 
 
 class TransferReceived(Event):
@@ -188,16 +214,19 @@ class TransferReturned(Event):
 
 
 Movement: TypeAlias = MoneyDeposited | MoneyWithdrawn | TransferSent | TransferReceived | TransferReturned
-AccountEvent: TypeAlias = AccountOpened | Movement | AccountFrozen | AccountUnfrozen | AccountClosed
+Shown: TypeAlias = AccountOpened | Movement | AccountFrozen | AccountUnfrozen | AccountClosed
+AccountEvent: TypeAlias = Shown | TransferSettled
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a decision about an account needs. No status: it was never opened."""
+    """What a decision about an account needs. No status: it was never opened. held: what each transfer under way has
+    taken out, and may still bring back."""
 
     status: AccountStatus | None = None
     balance: Decimal = Decimal(0)
     currency: str = ""
+    held: Mapping[UUID, Decimal] = field(default_factory=dict)
 
 
 def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
@@ -226,15 +255,20 @@ def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
             return [AccountUnfrozen(account_id=command.account_id)]
         case CloseAccount():
             _require(account, command.account_id, AccountStatus.OPEN)
-            if account.balance:
-                raise AccountNotEmpty(balance=account.balance)
+            if account.balance or account.held:
+                raise AccountNotEmpty(balance=account.balance + sum(account.held.values()))
             return [AccountClosed(account_id=command.account_id)]
         case SendTransfer(account_id=key, transfer_id=transfer, amount=amount):
             _require(account, key, AccountStatus.OPEN)
             if amount > account.balance:
                 raise InsufficientFunds(balance=account.balance)
-            balance = account.balance - amount
-            return [TransferSent(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
+            balance, held = account.balance - amount, command.hold
+            return [TransferSent(account_id=key, transfer_id=transfer, amount=amount, balance=balance, held=held)]
+        case SettleTransfer(account_id=key, transfer_id=transfer):
+            _require(account, key, *AccountStatus)
+            if transfer not in account.held:
+                return []
+            return [TransferSettled(account_id=key, transfer_id=transfer)]
         case ReceiveTransfer(account_id=key, transfer_id=transfer, amount=amount):
             _require(account, key, AccountStatus.OPEN)
             if command.currency != account.currency:
@@ -242,7 +276,7 @@ def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
             balance = account.balance + amount
             return [TransferReceived(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
         case ReturnTransfer(account_id=key, transfer_id=transfer, amount=amount):
-            _require(account, key, AccountStatus.OPEN, AccountStatus.FROZEN)
+            _require(account, key, *AccountStatus)
             balance = account.balance + amount
             return [TransferReturned(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
         case _:
@@ -260,7 +294,15 @@ def evolve(account: Account, event: AccountEvent) -> Account:
     match event:
         case AccountOpened():
             return Account(status=AccountStatus.OPEN, currency=event.currency)
-        case MoneyDeposited() | MoneyWithdrawn() | TransferSent() | TransferReceived() | TransferReturned():
+        case TransferSent(held=True):
+            held = {**account.held, event.transfer_id: event.amount}
+            return replace(account, balance=balance_after(account.balance, event), held=held)
+        case TransferReturned():
+            held = _without(account.held, event.transfer_id)
+            return replace(account, balance=balance_after(account.balance, event), held=held)
+        case TransferSettled():
+            return replace(account, held=_without(account.held, event.transfer_id))
+        case MoneyDeposited() | MoneyWithdrawn() | TransferSent() | TransferReceived():
             return replace(account, balance=balance_after(account.balance, event))
         case AccountFrozen():
             return replace(account, status=AccountStatus.FROZEN)
@@ -270,6 +312,10 @@ def evolve(account: Account, event: AccountEvent) -> Account:
             return replace(account, status=AccountStatus.CLOSED)
         case _:
             assert_never(event)
+
+
+def _without(held: Mapping[UUID, Decimal], transfer_id: UUID) -> dict[UUID, Decimal]:
+    return {each: amount for each, amount in held.items() if each != transfer_id}
 
 
 def balance_after(balance: Decimal, event: Movement) -> Decimal:

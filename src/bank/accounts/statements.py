@@ -10,8 +10,16 @@ import asyncio
 import fcntl
 import os
 from pathlib import Path
+from typing import assert_never
 
-from bank.accounts.domain import MoneyDeposited, MoneyWithdrawn
+from bank.accounts.domain import (
+    MoneyDeposited,
+    MoneyWithdrawn,
+    Movement,
+    TransferReceived,
+    TransferReturned,
+    TransferSent,
+)
 from headwater import Reactor, Recorded
 
 FOLDER = "BANK_STATEMENTS"
@@ -19,18 +27,33 @@ TAIL_BYTES = 256 * 1024
 """Looked through for the key: far more than can be delivered again."""
 
 
-async def write_statement(event: Recorded[MoneyDeposited | MoneyWithdrawn], key: str) -> None:
+async def write_statement(event: Recorded[Movement], key: str) -> None:
     folder = os.environ.get(FOLDER)
     if folder:
         file = Path(folder) / f"{event.data.account_id}.csv"
         await asyncio.to_thread(append_once, file, key, _line(event, key))
 
 
-def _line(event: Recorded[MoneyDeposited | MoneyWithdrawn], key: str) -> str:
+def _line(event: Recorded[Movement], key: str) -> str:
     movement = event.data
-    what = "deposit" if isinstance(movement, MoneyDeposited) else "withdrawal"
     balance = "" if movement.balance is None else f"{movement.balance:f}"
-    return f"{key},{event.recorded_at.isoformat()},{what},{movement.amount:f},{balance}"
+    return f"{key},{event.recorded_at.isoformat()},{_what(movement)},{movement.amount:f},{balance}"
+
+
+def _what(movement: Movement) -> str:
+    match movement:
+        case MoneyDeposited():
+            return "deposit"
+        case MoneyWithdrawn():
+            return "withdrawal"
+        case TransferSent():
+            return "transfer sent"
+        case TransferReceived():
+            return "transfer received"
+        case TransferReturned():
+            return "transfer returned"
+        case _:
+            assert_never(movement)
 
 
 def append_once(file: Path, key: str, line: str) -> None:

@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from bank.accounts.domain import (
     AccountClosed,
-    AccountEvent,
     AccountFrozen,
     AccountOpened,
     AccountStatus,
     AccountUnfrozen,
     MoneyDeposited,
     MoneyWithdrawn,
+    Shown,
     TransferReceived,
     TransferReturned,
     TransferSent,
@@ -44,7 +44,7 @@ class AccountView(ReadModel, name="Account", key="account_id", version=2, indexe
     owner = Link(UserView, by="owner_id")
 
 
-def fold(row: AccountView | None, event: Recorded[AccountEvent]) -> AccountView | None:
+def fold(row: AccountView | None, event: Recorded[Shown]) -> AccountView | None:
     if isinstance(event.data, AccountOpened):
         return AccountView(
             account_id=event.data.account_id,

@@ -1,10 +1,13 @@
 """Transfers: how the money moves. It leaves one account, then it reaches the other, or it comes back.
 
-TransferRequested -> SendTransfer -> NoteWithdrawn -> ReceiveTransfer -> CompleteTransfer
+TransferRequested -> SendTransfer -> NoteWithdrawn -> ReceiveTransfer -> SettleTransfer -> CompleteTransfer
                         |                                |
                         | refused                        | refused, or no answer in time
                         v                                v
                      RefuseTransfer                   ReturnTransfer -> RefundTransfer
+
+From SendTransfer to SettleTransfer or ReturnTransfer the account that the money comes from cannot be closed. It is
+settled before the transfer is completed, so that whoever sees it completed can close the account.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TypeAlias, assert_never
 
-from bank.accounts.domain import ReceiveTransfer, ReturnTransfer, SendTransfer
+from bank.accounts.domain import ReceiveTransfer, ReturnTransfer, SendTransfer, SettleTransfer
 from bank.transfers.domain import CompleteTransfer, NoteWithdrawn, RefundTransfer, RefuseTransfer, TransferRequested
 from headwater import Do, Done, Refusal, Retry, Saga, TimedOut
 
@@ -29,7 +32,7 @@ def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
         case TransferRequested(from_account_id=source, to_account_id=target, currency=currency):
             return [
                 Do(
-                    SendTransfer(account_id=source, transfer_id=transfer, amount=amount),
+                    SendTransfer(account_id=source, transfer_id=transfer, amount=amount, hold=True),
                     undo=ReturnTransfer(account_id=source, transfer_id=transfer, amount=amount),
                     within=PATIENCE,
                 ),
@@ -39,6 +42,7 @@ def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
                     within=PATIENCE,
                     pivot=True,
                 ),
+                Do(SettleTransfer(account_id=source, transfer_id=transfer)),
                 Do(CompleteTransfer(transfer_id=transfer)),
                 Done(),
             ]

@@ -39,9 +39,11 @@ def load(name: str | None) -> App:
         raise SettingsError(f"--app {name!r} must be MODULE:NAME, such as bank.main:app")
     sys.path.insert(0, "")
     try:
-        app = getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise SettingsError(f"--app {name!r}: {error}; run from the folder that holds it") from error
+    try:
+        app = getattr(module, attribute)
     except AttributeError as error:
         raise SettingsError(f"--app {name!r}: {error}") from error
     if not isinstance(app, App):
@@ -56,7 +58,10 @@ def limits(name: str | None) -> Limits | None:
 
 def _configured() -> str | None:
     file = Path("pyproject.toml")
-    table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise SettingsError(f"pyproject.toml cannot be read: {error}; mend it, or say --app MODULE:NAME") from error
     name = table.get("tool", {}).get("headwater", {}).get("app")
     return name if isinstance(name, str) else None
 

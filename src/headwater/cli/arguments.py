@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import version
 
 import msgspec
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="headwater", description="Event sourcing for Python on PostgreSQL, served live over GraphQL."
     )
+    whole.add_argument("--version", action="version", version=f"headwater {version('headwater')}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     for group in GROUPS:
         group.add(commands)

@@ -12,6 +12,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What commands are added to: the whole command line, or a group such as `dead-letters`. argparse has no public name
 for it."""
 
+LARGEST = 2**62
+"""Of a number that is said: what PostgreSQL can count to, and some more."""
+
 Run: TypeAlias = Callable[[argparse.Namespace, Settings], int | None]
 """Returns the exit code; None is 0. Errors of Headwater, PostgreSQL and the system are answered by `main`."""
 
@@ -23,6 +26,23 @@ def command(
     parser = commands.add_parser(name, parents=parents, help=text, description=text)
     parser.set_defaults(command=run)
     return parser
+
+
+def position(text: str) -> int:
+    """A place in the log, from an argument."""
+    return _number(text, 0)
+
+
+def count(text: str) -> int:
+    """How many, from an argument: at least one."""
+    return _number(text, 1)
+
+
+def _number(text: str, least: int) -> int:
+    number = int(text)
+    if not least <= number <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} must be from {least} to {LARGEST}")
+    return number
 
 
 def group(commands: Commands, name: str, text: str, description: str | None = None) -> Commands:

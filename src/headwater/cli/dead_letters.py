@@ -5,24 +5,26 @@ from __future__ import annotations
 import argparse
 from uuid import UUID
 
-from headwater.cli.commands import Commands, command, group
+from headwater.cli.commands import Commands, command, group, position
 from headwater.cli.connection import ask
 from headwater.cli.output import complain
 from headwater.config import Settings
 from headwater.deadletters import Filter, Parked, discard, listed, retry
 from headwater.errors import SettingsError
-from headwater.status import aligned
+from headwater.terminal import aligned, printable
 
 MOST = 1_000
 """Dead letters that are printed at once."""
+
+_BEHIND = "none: it waits behind the one before"
 
 HEADINGS = ("PROJECTION", "KEY", "POSITION", "TYPE", "ATTEMPTS", "BEHIND", "PARKED SINCE", "NEXT", "ERROR")
 
 
 def add(commands: Commands) -> None:
-    letters = group(commands, "dead-letters", "events that a fold failed on: list, show, retry, discard")
+    letters = group(commands, "dead-letters", "events that code failed on: list, show, retry, discard")
     some = [_some()]
-    text = "print the parked keys, with the event that each waits for"
+    text = "print the parked keys of read models, sagas and reactors, with the event that each waits for"
     each = command(letters, "list", _list, text, parents=some)
     each.add_argument("--all", action="store_true", help="each event behind, too")
     text = "print events that failed, with their data and the error"
@@ -38,9 +40,11 @@ def add(commands: Commands) -> None:
 def _some() -> argparse.ArgumentParser:
     """Which letters a command is about."""
     some = argparse.ArgumentParser(add_help=False)
-    some.add_argument("--projection", metavar="NAME", help="of this read model only")
+    some.add_argument(
+        "--projection", metavar="NAME", help='of this read model only, or of "saga NAME" or "reactor NAME"'
+    )
     some.add_argument("--key", type=UUID, metavar="ID", help="of this key only")
-    some.add_argument("--position", type=int, metavar="P", help="the event at this position only")
+    some.add_argument("--position", type=position, metavar="P", help="the event at this position only")
     return some
 
 
@@ -68,7 +72,7 @@ def _row(letter: Parked) -> tuple[object, ...]:
         letter.waiting,
         f"{letter.parked_at:%Y-%m-%d %H:%M:%S}",
         f"{letter.next_attempt_at:%H:%M:%S}" if letter.next_attempt_at else "",
-        (letter.error or "waits behind the one before").splitlines()[0],
+        (letter.error or _BEHIND).splitlines()[0],
     )
 
 
@@ -90,9 +94,9 @@ def _shown(letter: Parked) -> str:
             f"  recorded      {letter.recorded_at:%Y-%m-%d %H:%M:%S} UTC in stream {letter.stream_id}",
             f"  parked        {letter.parked_at:%Y-%m-%d %H:%M:%S} UTC, {letter.waiting} events of its key behind it",
             f"  attempts      {letter.attempts}, next {due if letter.error else 'after the one before'}",
-            f"  data          {letter.data}",
+            f"  data          {printable(letter.data)}",
             f"  error {letter.traceback_hash or '-':<8}".rstrip(),
-            *(f"    {line}" for line in (letter.error or "none: it waits behind the one before").splitlines()),
+            *(f"    {printable(line)}" for line in (letter.error or _BEHIND).splitlines()),
         ]
     )
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
-from headwater.cli.commands import Commands, command, group
+from headwater.cli.commands import Commands, command, group, position
 from headwater.cli.connection import dsn_to_ask, reaching
 from headwater.cli.loop import complete, until
-from headwater.cli.output import complain, leaving_the_pipe
+from headwater.cli.output import complain
 from headwater.codec import Codec
 from headwater.config import Settings
 from headwater.database import Database
@@ -32,7 +32,9 @@ def add(commands: Commands) -> None:
     events = group(commands, "events", "the audit trail: tail, trace", "The audit trail.")
     tail = command(events, "tail", _tail, "print the last events, or those after a position")
     tail.add_argument("--follow", action="store_true", help="go on with each event that comes")
-    tail.add_argument("--after", type=int, metavar="P", help="start after this position; left out: the last 20 events")
+    tail.add_argument(
+        "--after", type=position, metavar="P", help="start after this position; left out: the last 20 events"
+    )
     tail.add_argument("--category", metavar="C", help="events of this category only")
     tail.add_argument("--type", dest="types", action="append", metavar="T", help="of this type only; may be repeated")
     tail.add_argument("--stream", type=UUID, metavar="ID", help="of this stream only")
@@ -42,26 +44,24 @@ def add(commands: Commands) -> None:
 
 
 def _tail(chosen: argparse.Namespace, settings: Settings) -> None:
-    with leaving_the_pipe():
-        complete(_print_tail(chosen, settings, dsn_to_ask(settings)))
+    complete(_print_tail(chosen, settings, dsn_to_ask(settings)))
 
 
 def _trace(chosen: argparse.Namespace, settings: Settings) -> int:
-    with leaving_the_pipe():
-        entries = complete(_correlated(chosen.correlation_id, settings, dsn_to_ask(settings)))
-        if not entries:
-            return complain(f"the log holds nothing of correlation {chosen.correlation_id}")
-        for line in tree_of(entries):
-            print(line)
+    entries = complete(_correlated(chosen.correlation_id, settings, dsn_to_ask(settings)))
+    if not entries:
+        return complain(f"the log holds nothing of correlation {chosen.correlation_id}")
+    for line in tree_of(entries):
+        print(line)
     return 0
 
 
 async def _print_tail(chosen: argparse.Namespace, settings: Settings, dsn: str) -> None:
     wanted = Wanted(stream_id=chosen.stream, category=chosen.category, types=chosen.types)
     show = json_of if chosen.json else line_of
-    async with stopping() as stop, _trail(settings, dsn) as trail:
+    async with _trail(settings, dsn) as trail:
         after = await trail.head()
-        if chosen.after is not None and not 0 <= chosen.after <= after:
+        if chosen.after is not None and chosen.after > after:
             raise SettingsError(f"--after {chosen.after} must be a position of the log, which ends at {after}")
         if chosen.after is None:
             for entry in await trail.read(wanted, before=after + 1, limit=LAST, backward=True):
@@ -72,7 +72,8 @@ async def _print_tail(chosen: argparse.Namespace, settings: Settings, dsn: str) 
         else:
             after = chosen.after
         if chosen.follow:
-            await until(stop, _print_following(trail, wanted, after, show))
+            async with stopping() as stop:
+                await until(stop, _print_following(trail, wanted, after, show))
 
 
 async def _print_following(trail: Trail, wanted: Wanted, after: int, show: Callable[[Entry], str]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 
 def complain(sentence: str) -> int:
@@ -14,11 +13,13 @@ def complain(sentence: str) -> int:
     return 1
 
 
-@contextmanager
-def leaving_the_pipe() -> Iterator[None]:
-    """Whoever reads what is printed may go, as `head` does: that ends the command, and is no fault."""
+def into_the_pipe(command: Callable[[], int | None]) -> int:
+    """Run a command to its exit code. Whoever reads what it prints may go, as `head` does: that ends it, and is no
+    fault."""
     try:
-        yield
+        code = command() or 0
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+        return 0
+    return code

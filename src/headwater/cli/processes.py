@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, nullcontext
 
 from starlette.applications import Starlette
 
@@ -13,7 +14,7 @@ from headwater.app import App
 from headwater.cli.application import app_option, load, node_of
 from headwater.cli.commands import Commands, command
 from headwater.cli.connection import dsn_of
-from headwater.cli.loop import complete
+from headwater.cli.loop import STOPPED, complete, unless
 from headwater.cli.migrate import migrated
 from headwater.config import Settings
 from headwater.server import Web, health_routes, listen, metrics_route, run, server_of, stopping, url_of
@@ -26,62 +27,64 @@ def add(commands: Commands) -> None:
     for name, process, text in (
         ("dev", _dev, "everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set"),
         ("serve", _serve, "the API: commands, queries, subscriptions"),
-        ("work", _work, "the read models; listens for health checks only"),
+        ("work", _work, "read models, sagas, reactors and schedules; listens for health checks and metrics only"),
     ):
         command(commands, name, process, text, parents=[app_option(), address])
 
 
 def _dev(chosen: argparse.Namespace, settings: Settings) -> None:
-    app = load(chosen.app)
-    with _database(settings) as dsn:
-        complete(_serving(app, settings, dsn, work=True))
+    complete(_process(load(chosen.app), settings, _own_database(settings), serve=True, work=True))
 
 
 def _serve(chosen: argparse.Namespace, settings: Settings) -> None:
-    complete(_serving(load(chosen.app), settings, dsn_of(settings), work=False))
+    complete(_process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=True, work=False))
 
 
 def _work(chosen: argparse.Namespace, settings: Settings) -> None:
-    complete(_working(load(chosen.app), settings, dsn_of(settings)))
+    complete(_process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=False, work=True))
 
 
-@contextmanager
-def _database(settings: Settings) -> Iterator[str]:
-    """The database that is set, or the embedded one while this runs."""
+@asynccontextmanager
+async def _own_database(settings: Settings) -> AsyncIterator[str]:
+    """The database that is set, or the embedded one while this runs, migrated either way."""
     if settings.database_url is not None:
         yield settings.database_url
         return
-    server = embedded.start(settings.data)
+    server = await asyncio.to_thread(embedded.start, settings.data)
     try:
         yield server.dsn()
     finally:
-        server.stop()
+        await asyncio.to_thread(server.stop)
 
 
-async def _serving(app: App, settings: Settings, dsn: str, *, work: bool) -> None:
-    if work:
-        await migrated(app, dsn)
-    async with stopping() as stop, node_of(app, settings, dsn, serve=True, work=work) as node:
-        web = Web(node)
-        listening = listen(settings)
-        await run(
-            server_of(web.app, settings, web.farewell), listening, stop, lambda: _announce(url_of(listening), work)
-        )
+async def _process(
+    app: App, settings: Settings, database: AbstractAsyncContextManager[str], *, serve: bool, work: bool
+) -> None:
+    """A process from its start to its end, which may come while it starts.
+
+    listening -> database there -> migrated (`dev`) -> node open -> serving -> stopped
+    """
+    async with stopping() as stop, AsyncExitStack() as stack:
+        # First, so that one that cannot listen changes nothing.
+        listening = stack.enter_context(closing(listen(settings)))
+        dsn = await stack.enter_async_context(database)
+        if serve and work and await unless(stop, migrated(app, dsn)) is STOPPED:
+            return
+        node = await unless(stop, stack.enter_async_context(node_of(app, settings, dsn, serve=serve, work=work)))
+        if node is STOPPED:
+            return
+        url = url_of(listening)
+        if serve:
+            web = Web(node)
+            server = server_of(web.app, settings, web.farewell)
+            await run(server, listening, stop, lambda: _announce(url, everything=work))
+        else:
+            routes = [*health_routes(node), metrics_route(node)]
+            server = server_of(Starlette(routes=routes), settings, node.answered)
+            await run(server, listening, stop, lambda: print(f"Working. Health: {url}/health/ready", flush=True))
 
 
-async def _working(app: App, settings: Settings, dsn: str) -> None:
-    async def farewell() -> None:
-        """Nobody stays connected to a worker."""
-
-    async with stopping() as stop, node_of(app, settings, dsn, serve=False, work=True) as node:
-        server = server_of(Starlette(routes=[*health_routes(node), metrics_route(node)]), settings, farewell)
-        listening = listen(settings)
-        await run(
-            server, listening, stop, lambda: print(f"Working. Health: {url_of(listening)}/health/ready", flush=True)
-        )
-
-
-def _announce(url: str, everything: bool) -> None:
+def _announce(url: str, *, everything: bool) -> None:
     lines = [
         "",
         "  Headwater is running"

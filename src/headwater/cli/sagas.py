@@ -13,15 +13,14 @@ from uuid import UUID
 import msgspec
 
 from headwater.cli.application import app_option, limits
-from headwater.cli.commands import Commands, command, group
+from headwater.cli.commands import Commands, command, count, group
 from headwater.cli.connection import ask
-from headwater.cli.output import complain, leaving_the_pipe
+from headwater.cli.output import complain
 from headwater.config import Settings
 from headwater.course import Phase
 from headwater.errors import SettingsError
-from headwater.narrate import printable
 from headwater.sagas import Filter, Instance, abandon, listed, retry, retry_all, shown
-from headwater.status import aligned
+from headwater.terminal import aligned, printable
 
 LATEST = 50
 """Instances that are printed when it is not said how many."""
@@ -36,7 +35,7 @@ def add(commands: Commands) -> None:
     each.add_argument("--saga", metavar="NAME", help="of this saga only")
     each.add_argument("--status", choices=[phase.value for phase in Phase], metavar="S", help=_statuses())
     each.add_argument("--stuck", action="store_true", help="those only that take longer than their saga declares")
-    each.add_argument("--limit", type=int, default=LATEST, metavar="N", help=f"so many at most ({LATEST})")
+    each.add_argument("--limit", type=count, default=LATEST, metavar="N", help=f"so many at most ({LATEST})")
     each.add_argument("--json", action="store_true", help="one line of JSON an instance")
     text = "print an instance whole: its state, its steps, and what it waits for"
     each = command(sagas, "show", _show, text, parents=[app_option()])
@@ -58,21 +57,18 @@ def _statuses() -> str:
 
 
 def _list(chosen: argparse.Namespace, settings: Settings) -> None:
-    if chosen.limit < 1:
-        raise SettingsError(f"--limit {chosen.limit} must be at least 1")
     known = limits(chosen.app)
     if chosen.stuck and known is None:
         raise SettingsError("--stuck: only the app knows when its sagas are; say --app MODULE:NAME")
     where = Filter(chosen.saga, chosen.status and Phase(chosen.status), stuck=chosen.stuck or None)
     found = ask(settings, lambda c: listed(c, where, known or {}, limit=chosen.limit + 1))
     some = found[: chosen.limit]
-    with leaving_the_pipe():
-        if chosen.json:
-            _print_json(some)
-            return
-        print(aligned(HEADINGS, [_row(each) for each in some]) if some else "No sagas.")
-        if len(found) > len(some):
-            print(f"There are more than these {chosen.limit}; narrow the search, or raise --limit.")
+    if chosen.json:
+        _print_json(some)
+        return
+    print(aligned(HEADINGS, [_row(each) for each in some]) if some else "No sagas.")
+    if len(found) > len(some):
+        print(f"There are more than these {chosen.limit}; narrow the search, or raise --limit.")
 
 
 def _row(found: Instance) -> tuple[object, ...]:
@@ -95,11 +91,10 @@ def _show(chosen: argparse.Namespace, settings: Settings) -> int:
     found = ask(settings, lambda c: shown(c, chosen.id, known))
     if not found:
         return complain(f"no instance of a saga has the id or the key {chosen.id}; see `headwater sagas list`")
-    with leaving_the_pipe():
-        if chosen.json:
-            _print_json(found)
-        else:
-            print("\n\n".join(_shown(each) for each in found))
+    if chosen.json:
+        _print_json(found)
+    else:
+        print("\n\n".join(_shown(each) for each in found))
     return 0
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from headwater.app import App
 from headwater.cli.application import app_option, load, view_named
-from headwater.cli.commands import Commands, command
+from headwater.cli.commands import Commands, command, count
 from headwater.cli.connection import dsn_to_ask, migrated_database
 from headwater.cli.loop import complete
 from headwater.config import Settings
-from headwater.errors import SettingsError
 from headwater.history import has_history
 from headwater.log import Log
 from headwater.verify import Report, Verifier
@@ -24,13 +23,11 @@ def add(commands: Commands) -> None:
     each = command(commands, "verify", _verify, text, parents=[app_option()])
     each.add_argument("name", metavar="NAME", nargs="?", help="the read model, as in GraphQL; left out: each of them")
     how_many = each.add_mutually_exclusive_group()
-    how_many.add_argument("--sample", type=int, default=1000, metavar="N", help="so many rows by chance (1000)")
+    how_many.add_argument("--sample", type=count, default=1000, metavar="N", help="so many rows by chance (1000)")
     how_many.add_argument("--all", action="store_true", help="every row")
 
 
 def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
-    if chosen.sample < 1:
-        raise SettingsError(f"--sample {chosen.sample} must be at least 1")
     app = load(chosen.app)
     views = app.domain.views if chosen.name is None else [view_named(app, chosen.name)]
     reports = complete(_verified(app, dsn_to_ask(settings), views, None if chosen.all else chosen.sample))

@@ -142,6 +142,9 @@ def _database(standings: Standings) -> Iterator[Metric]:
     values = [([p.name, str(p.generation), p.state], float(p.differences or 0)) for p in verified]
     text = "Rows that differ from the log, as the last headwater verify found; absent before the first."
     yield _gauge("projection_differences", text, values, labels)
+    values = [([p.name, str(p.generation), p.state], float(p.failure is not None)) for p in standings.projections]
+    text = "1 when the generation cannot be built: headwater status says why."
+    yield _gauge("projection_failed", text, values, labels)
 
 
 def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:

@@ -1,0 +1,25 @@
+"""Plain text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def printable(line: str) -> str:
+    """Whoever wrote into the log must not steer the reader's terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in plain text: numbers to the right, everything else to the left, two spaces between columns."""
+    texts = [list(headings), *([printable(str(value)) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    right = [bool(rows) and isinstance(value, int) for value in (rows[0] if rows else headings)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in texts
+    )
