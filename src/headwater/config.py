@@ -89,6 +89,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 4.0
     default_page: Annotated[int, Meta(ge=1, description="Rows of a page when `first` is not given.")] = 50
     max_page: Annotated[int, Meta(ge=1, le=10_000, description="Rows of a page at most; more are refused.")] = 500
+    max_values: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Values that one operation may ask for, its pages reckoned as full; more are refused before it"
+            " runs.",
+        ),
+    ] = 100_000
     outbox: Annotated[
         int, Meta(ge=1, description="Changed rows waiting for a slow subscriber; past that it gets a reset.")
     ] = 10_000

@@ -5,6 +5,9 @@ A *refusal* is a business no and is data (`headwater.Refused`); an *error* is a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class HeadwaterError(Exception):
     """The root of every error that Headwater raises."""
@@ -37,9 +40,11 @@ class ReactionFailed(HeadwaterError):
 
 
 class PublicError(HeadwaterError):
-    """An error that a client may read: `code` is stable and in CONSTANT_CASE, the message is a sentence."""
+    """An error that a client may read: `code` is stable and in CONSTANT_CASE, the message is a sentence. `facts` are
+    JSON values by name, which the client gets beside the code."""
 
     code = "ERROR"
+    facts: Mapping[str, object] = MappingProxyType({})
 
 
 class Overloaded(PublicError):
@@ -94,6 +99,12 @@ class SearchTooWide(PublicError):
     """The search went through too much of the log in the time it has. Narrow it by stream, correlation or time."""
 
     code = "SEARCH_TOO_WIDE"
+
+
+class QueryTimedOut(PublicError):
+    """The query took longer in the database than a statement may. Ask for less at a time, or narrow the filter."""
+
+    code = "QUERY_TIMED_OUT"
 
 
 class BadUserInput(PublicError):

@@ -24,3 +24,11 @@ def new_id() -> UUID:
 def derived_id(source: UUID, name: str) -> UUID:
     """The same identifier each time for the same source and name, so that a repeated command creates the same thing."""
     return uuid5(_DERIVED, f"{source}:{name}")
+
+
+def derived_in_time(source: UUID, name: str) -> UUID:
+    """The same as `derived_id`, but of the source's time when that is a version 7: then it is time-ordered, too."""
+    derived = derived_id(source, name)
+    if source.version != 7:
+        return derived
+    return UUID(int=(source.int >> 80 << 80) | _VERSION_AND_VARIANT | (derived.int & _RANDOM))

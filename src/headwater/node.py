@@ -13,6 +13,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import asyncpg
+
 from headwater.app import App
 from headwater.appender import Appender
 from headwater.check import require_readable
@@ -42,6 +44,10 @@ from headwater.worker import Worker, register_units
 logger = logging.getLogger("headwater.node")
 
 HEALTH_SECONDS = 2.0
+PROBES = 2
+
+NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError)
+"""What a probe meets when the database does not answer it."""
 
 DRAINING = 0.6
 """The part of a shutdown's time in which commands are waited for; in the rest they are answered, and all is closed."""
@@ -68,6 +74,8 @@ class Node:
         self.database = Database(
             dsn, pool_size=settings.pool_size, statement_timeout=settings.statement_timeout_seconds
         )
+        # Its own connections: ten slow queries of clients take all of theirs, and make nobody the less ready.
+        self.probe = Database(dsn, pool_size=PROBES, statement_timeout=settings.statement_timeout_seconds)
         self._serve = serve
         self._work = work
         self._clock = clock or SystemClock()
@@ -102,6 +110,7 @@ class Node:
 
     async def _open(self) -> None:
         await self._stack.enter_async_context(self.database)
+        await self._stack.enter_async_context(self.probe)
         await require_schema(self.database.pool)
         await require_readable(self.database.pool, self.app.domain)
         await self._prepare()
@@ -223,8 +232,8 @@ class Node:
         tolerance = self.settings.ready_lag_seconds
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                standings = await read_standings(self.database.pool)
-        except UNREACHABLE as error:
+                standings = await read_standings(self.probe.pool)
+        except NO_ANSWER as error:
             troubles["database"] = f"{type(error).__name__}: {error}"
         else:
             # Not reactors: nobody is served the better by an unready process when the outside is slow. And not what

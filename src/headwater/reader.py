@@ -68,7 +68,8 @@ class Changes:
     edition: of the rows; another one means that rows may differ though no position says so, since another generation
     is live, or dead letters were folded after all. live_since: the position at which that was last so, if it was: what
     was read up to there may differ from what it would be now. forgotten: some removals after the position are no longer
-    known, since their tombstones are pruned; read a snapshot.
+    known, since their tombstones are pruned; read a snapshot. beyond: the log ends before the position, so it is of
+    another log, or of this one before a backup was restored; read a snapshot.
     """
 
     rows: Sequence[Row]
@@ -78,6 +79,7 @@ class Changes:
     edition: int = 0
     live_since: int | None = None
     forgotten: bool = False
+    beyond: bool = False
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,14 @@ class Reader:
         buried = msgspec.json.decode(first["removed keys"], type=list[tuple[UUID, int]])
         removed = [(key, at) for key, at in buried if at <= position]
         return Changes(
-            shape.rows(rows), removed, position, cut, first["live edition"], first["live since"], first["is forgotten"]
+            shape.rows(rows),
+            removed,
+            position,
+            cut,
+            edition=first["live edition"],
+            live_since=first["live since"],
+            forgotten=first["is forgotten"],
+            beyond=first["is beyond"],
         )
 
     def _total(self, order: Sequence[Order]) -> tuple[Order, ...]:
@@ -344,12 +353,13 @@ def _compiled(statement: sa.sql.ClauseElement) -> tuple[Any, ...]:
 
 
 def _beyond(columns: Columns, order: Sequence[Order], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """Rows that come strictly after the values, in the order."""
-    arms = []
-    for place, each in enumerate(order):
-        same = [_same(columns[o.column], value) for o, value in zip(order[:place], values, strict=False)]
-        arms.append(sa.and_(*same, _later(columns[each.column], values[place], each.descending)))
-    return sa.or_(*arms)
+    """Rows that come strictly after the values, in the order: later in the first column, or the same in it and beyond
+    in the others. Each column stands in the condition twice, however many there are."""
+    (first, *others), (value, *values) = order, values
+    later = _later(columns[first.column], value, first.descending)
+    if not others:
+        return later
+    return sa.or_(later, sa.and_(_same(columns[first.column], value), _beyond(columns, others, values)))
 
 
 def _reverse(order: Sequence[Order]) -> tuple[Order, ...]:

@@ -8,6 +8,8 @@ select position, generation, edition from headwater.projections where name = $1 
 -- they would cost far more than the rows. The names with a space are none that a read model's column can have.
 select p.position as "complete to", p.generation as "live generation",
        p.edition as "live edition", p.live_since as "live since", p.forgotten > $2 as "is forgotten",
+       -- A position that this read model has yet to reach is none from beyond: another server's may be ahead.
+       case when p.position < $2 then $2 > (select position from headwater.head) else false end as "is beyond",
        case when row_number() over (order by changed.position) = 1 then
          (select coalesce(json_agg(json_build_array(t.key, t.position)), '[]')
             from headwater.tombstones t

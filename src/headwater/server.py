@@ -20,7 +20,9 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from headwater.config import Settings
 from headwater.console import console_routes, explorer
 from headwater.errors import SettingsError
+from headwater.graphql.cost import CostLimits, cost_rule
 from headwater.graphql.engine import Engine
+from headwater.graphql.host import LoopbackOnly, is_loopback
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
 from headwater.graphql.websocket import GraphQLSocket
@@ -75,8 +77,10 @@ class Web:
             return RedirectResponse("/graphql")
 
         self._node = node
-        engine = Engine(node.app.schema, observe=node.telemetry.operated)
-        self._socket = GraphQLSocket(engine, scope, allowed_origins=node.settings.allowed_origins or None)
+        settings = node.settings
+        limits = CostLimits(values=settings.max_values, default_page=settings.default_page, max_page=settings.max_page)
+        engine = Engine(node.app.schema, guards=[cost_rule(limits)], observe=node.telemetry.operated)
+        self._socket = GraphQLSocket(engine, scope, allowed_origins=settings.allowed_origins or None)
         self.app = Starlette(
             routes=[
                 Route("/graphql", GraphQLHTTP(engine, scope, explorer=explorer)),
@@ -118,10 +122,11 @@ class Server(uvicorn.Server):
 
 
 def server_of(app: Starlette, settings: Settings, farewell: Callable[[], Awaitable[None]]) -> Server:
-    """A server that is not started."""
+    """A server that is not started. One that only this machine reaches answers only to its names."""
+    served = LoopbackOnly(app, settings.allowed_origins) if is_loopback(settings.host) else app
     return Server(
         uvicorn.Config(
-            app,
+            served,
             http="httptools",
             ws="websockets-sansio",
             ws_max_size=LARGEST_FRAME,

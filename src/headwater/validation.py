@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -18,6 +19,24 @@ C = TypeVar("C", bound=Command)
 _ANY_DECIMAL = Exact()
 _AT = re.compile(r"^(?P<complaint>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.?([^.\[\]]+)")
+_LENGTH = re.compile(r"Expected `(?P<type>str|array)` of length (?P<sign>>=|<=) (?P<number>\d+)")
+_BOUND = re.compile(r"Expected `(?:int|float)` (?P<sign>[<>]=?) (?P<number>\S+)")
+_PATTERN = re.compile(r"Expected `str` matching regex (?P<pattern>'.*'|\".*\")", re.DOTALL)
+_TYPES = re.compile(r"`(\w+(?: \| \w+)*)`")
+_THAN = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+_NAMED = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "decimal": "a decimal",
+    "bool": "true or false",
+    "null": "nothing",
+    "array": "a list",
+    "object": "an object",
+    "uuid": "a UUID",
+    "datetime": "a time",
+    "date": "a date",
+}
 _UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")
 """What PostgreSQL's text cannot hold: NUL, and halves of surrogate pairs."""
 
@@ -49,7 +68,24 @@ def command_from(command: type[C], values: Mapping[str, Any]) -> C:
 def _invalid(error: msgspec.ValidationError) -> InvalidInput:
     found = _AT.match(str(error))
     assert found is not None  # the pattern takes any text
-    return InvalidInput(_STEP.findall(found["path"] or ""), found["complaint"])
+    return InvalidInput(_STEP.findall(found["path"] or ""), _in_words(found["complaint"]))
+
+
+def _in_words(complaint: str) -> str:
+    """A complaint of msgspec's as people say it who have never seen Python: it reaches them on their screens."""
+    if found := _LENGTH.fullmatch(complaint):
+        number, things = found["number"], "character" if found["type"] == "str" else "value"
+        return f"Expected {_THAN[found['sign']]} {number} {things}{'' if number == '1' else 's'}"
+    if found := _BOUND.fullmatch(complaint):
+        return f"Expected {_THAN[found['sign']]} {found['number']}"
+    if found := _PATTERN.fullmatch(complaint):
+        # As the declaration has it: msgspec quotes it as Python would.
+        return f"Expected text that matches {ast.literal_eval(found['pattern'])}"
+    if complaint.startswith("Expected `"):
+        return _TYPES.sub(
+            lambda found: " or ".join(_NAMED.get(each, each) for each in found[1].split(" | ")), complaint
+        )
+    return complaint
 
 
 @cache

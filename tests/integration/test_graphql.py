@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from graphql import GraphQLObjectType, GraphQLUnionType, get_named_type, is_leaf_type
 from msgspec.structs import replace
@@ -17,6 +22,7 @@ from bank.transfers.feature import transfers
 from bank.users.feature import users
 from headwater import App, Feature
 from headwater.config import Settings
+from headwater.errors import OutcomeUnknown, Unavailable
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
@@ -330,6 +336,55 @@ async def test_a_command_id_belongs_to_one_stream(api: Api, world: dict[str, str
     assert [code for code, _ in errors] == ["COMMAND_ID_REUSED"]
 
 
+async def test_a_command_whose_outcome_is_unknown_can_be_sent_again_by_the_id_that_the_error_has(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, done = api.node.dispatcher.execute, []
+
+    async def lost(*command: Any, **more: Any) -> Any:
+        done.append(await execute(*command, **more))
+        raise OutcomeUnknown(OutcomeUnknown.__doc__)
+
+    monkeypatch.setattr(api.node.dispatcher, "execute", lost)
+    variables: dict[str, Any] = {"input": {"email": "new@example.com", "name": "New"}}
+    request = GraphQLRequest(written("registerUser"), variables=variables)
+    (error,) = (await Engine(app.schema).execute(request, Scope(api.node.serving))).errors
+    command = error["extensions"].pop("commandId")
+    assert error["extensions"] == {"code": "OUTCOME_UNKNOWN"}
+    assert command == str(done[0].command_id)
+
+    monkeypatch.setattr(api.node.dispatcher, "execute", execute)
+    head = await api.node.log.head()
+    again = await api.ask(written("registerUser"), **variables, commandId=command)
+    assert again["registerUser"].items() >= {"commandId": command, "streamId": str(done[0].stream_id)}.items()
+    assert await api.node.log.head() == head
+
+
+async def test_an_error_of_a_command_has_the_id_that_the_client_gave_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*command: Any, **more: Any) -> Any:
+        raise Unavailable(Unavailable.__doc__)
+
+    monkeypatch.setattr(api.node.dispatcher, "execute", away)
+    command = str(uuid4())
+    variables = {"input": {"email": "new@example.com", "name": "New"}, "commandId": command}
+    request = GraphQLRequest(written("registerUser"), variables=variables)
+    (error,) = (await Engine(app.schema).execute(request, Scope(api.node.serving))).errors
+    assert (error["message"], error["extensions"]) == (
+        "The log cannot be reached; nothing was written. Try again later.",
+        {"code": "UNAVAILABLE", "commandId": command},
+    )
+
+
+async def test_what_is_made_without_an_id_gets_one_in_the_order_of_time(api: Api) -> None:
+    made = [await api.done("openAccount", ownerId=str(uuid4()), currency="EUR") for _ in range(3)]
+    ids = [(UUID(each["commandId"]), UUID(each["streamId"])) for each in made]
+    assert len({*sum(ids, ())}) == 6
+    for command, stream in ids:
+        assert (stream.version, stream.int >> 80) == (7, command.int >> 80)
+
+
 async def test_a_command_that_changes_nothing_is_accepted(api: Api, world: dict[str, str]) -> None:
     head, command = await api.node.log.head(), uuid4()
     answer = await api.do("unfreezeAccount", {"accountId": world["full"]}, version=2, command=command)
@@ -453,6 +508,89 @@ async def test_a_position_that_is_not_reached_is_an_error_that_says_so(start: St
     assert await api.fail('{ users(atLeast: "9") { position } }') == behind
 
 
+@asynccontextmanager
+async def held_back(connection: asyncpg.Connection, projection: str) -> AsyncIterator[None]:
+    """The projection cannot commit: its checkpoint is locked."""
+    async with connection.transaction():
+        await connection.execute("select from headwater.projections where name = $1 for update", projection)
+        yield
+
+
+@dataclass
+class Waited:
+    """What readers were asked to reach."""
+
+    positions: dict[str, list[int]]
+    by_user: asyncio.Event
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> Waited:
+    waited, reach = Waited(defaultdict(list), asyncio.Event()), Reader.reach
+
+    async def recorded(self: Reader, position: int) -> None:
+        waited.positions[self.view.name].append(position)
+        if self.view.name == "User":
+            waited.by_user.set()
+        await reach(self, position)
+
+    monkeypatch.setattr(Reader, "reach", recorded)
+    return waited
+
+
+async def waits_for_users(answer: asyncio.Task[Any], waited: Waited) -> None:
+    """The answer is not given while the users are behind, but waits for them."""
+    async with asyncio.timeout(10):
+        await asyncio.wait([answer, asyncio.create_task(waited.by_user.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert not answer.done(), answer.result()
+
+
+async def test_what_a_mutation_shows_through_links_is_as_new_as_itself(
+    api: Api, connection: asyncpg.Connection, waited: Waited
+) -> None:
+    user = str(uuid4())
+    query = """mutation ($user: UUID!) {
+      registerUser(input: {userId: $user, email: "a@example.com", name: "Ada"}) { __typename }
+      openAccount(input: {ownerId: $user, currency: "EUR"}) {
+        ... on OpenAccountAccepted { position account { owner { name } } }
+      }
+    }"""
+    async with held_back(connection, "User"):
+        answer = asyncio.create_task(api.ask(query, user=user))
+        await waits_for_users(answer, waited)
+    assert (await answer)["openAccount"] == {"position": "2", "account": {"owner": {"name": "Ada"}}}
+    assert waited.positions == {"Account": [2], "User": [2]}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "account(accountId: $account, atLeast: $after) { owner { email } }",
+        "accounts(atLeast: $after) { nodes { owner { email } } edges { node { owner { email } } } }",
+        "transfers(atLeast: $after) { nodes { fromAccount { owner { email } } } }",
+    ],
+    ids=["one", "list", "over two links"],
+)
+async def test_what_is_read_through_links_is_as_new_as_was_asked_for(
+    api: Api, connection: asyncpg.Connection, waited: Waited, world: dict[str, str], read: str
+) -> None:
+    waited.positions.clear()
+    waited.by_user.clear()
+    async with held_back(connection, "User"):
+        change = """mutation ($user: UUID!) {
+          changeEmail(input: {userId: $user, email: "new@example.com"}) { ... on Accepted { position } }
+        }"""
+        position = (await api.ask(change, user=world["ada"]))["changeEmail"]["position"]
+        variables = {"after": position} | ({"account": world["full"]} if "$account" in read else {})
+        declared = "$after: Position!" + (", $account: UUID!" if "$account" in read else "")
+        answer = asyncio.create_task(api.ask(f"query ({declared}) {{ {read} }}", **variables))
+        await waits_for_users(answer, waited)
+    found = json.dumps(await answer)
+    assert "new@example.com" in found
+    assert "ada@example.com" not in found
+    assert waited.positions["User"] == [int(position)], "once for all rows of a level"
+
+
 # Lists -------------------------------------------------------------------------------------------------------------
 
 
@@ -538,6 +676,7 @@ async def test_filters(api: Api, many: list[str]) -> None:
         assert data["accounts"]["totalCount"] == len(chosen), where
 
 
+TOO_WIDE = "A filter may have 200 parts: comparisons, and members of and, or and not."
 NULL = "is null. Leave it out, or ask with isNull."
 
 
@@ -548,7 +687,15 @@ REFUSED_FILTERS: list[tuple[object, str]] = [
     ({"and": None}, f"filter: and {NULL}"),
     ({"not": None}, f"filter: not {NULL}"),
     ({"or": [{"not": {"status": {"isNull": None}}}]}, f"filter: status.isNull {NULL}"),
-    ({"currency": {"in": ["x"] * 1001}}, "A list in a filter may hold 1000 values."),
+    ({"currency": {"in": ["x"] * 1001}}, "The lists of a filter may hold 1000 values together."),
+    (
+        {"or": [{"currency": {"in": ["x"] * 600}}, {"currency": {"notIn": ["x"] * 600}}]},
+        "The lists of a filter may hold 1000 values together.",
+    ),
+    ({"and": [{"balance": {"gt": "1"}}] * 101}, TOO_WIDE),
+    ({"or": [{"not": {}}] * 101}, TOO_WIDE),
+    ({"or": [{}] * 201}, TOO_WIDE),
+    ({"and": [{"or": [{}] * 20}] * 10}, TOO_WIDE),
     ({"currency": {"eq": "\0"}}, "The filter or the cursor holds a value that no row can have."),
     ({"currency": {"in": ["EUR", "\0"]}}, "The filter or the cursor holds a value that no row can have."),
 ]
@@ -558,6 +705,13 @@ async def test_filters_that_are_refused(api: Api) -> None:
     query = "query ($where: AccountFilter) { accounts(filter: $where) { totalCount } }"
     for where, message in REFUSED_FILTERS:
         assert await api.fail(query, where=where) == [("BAD_USER_INPUT", message)], where
+
+
+async def test_a_filter_that_is_as_wide_as_it_may_be_is_answered(api: Api, many: list[str]) -> None:
+    query = "query ($where: AccountFilter) { accounts(filter: $where) { totalCount } }"
+    wide: dict[str, Any] = {"or": [{"balance": {"eq": str(n)}} for n in range(100)]}
+    assert await api.ask(query, where=wide) == {"accounts": {"totalCount": 12}}
+    assert await api.ask(query, where={"currency": {"in": ["EUR"] * 1000}}) == {"accounts": {"totalCount": 6}}
 
 
 async def test_a_filter_has_a_depth(api: Api) -> None:
@@ -626,6 +780,9 @@ REFUSED_PAGES: list[tuple[dict[str, object], str]] = [
     ({"before": "x"}, "Ask for what is before a cursor with last."),
     ({"first": 1, "before": "x"}, "Ask for what is before a cursor with last."),
     ({"after": "x"}, "The cursor does not belong to this order; start again without it."),
+    ({"order": ["BALANCE_ASC", "CURRENCY_ASC", "BALANCE_ASC"]}, "orderBy names balance twice."),
+    ({"order": ["OPENED_AT_ASC", "OPENED_AT_DESC"]}, "orderBy names openedAt twice."),
+    ({"order": ["BALANCE_ASC"] * 5_000}, "orderBy names balance twice."),
 ]
 
 

@@ -206,6 +206,41 @@ async def test_resuming_reads_what_it_missed_once_though_the_log_moves_on(
     assert client.rows.keys() == (await feed.reader.keys(EVERYTHING))
 
 
+async def test_a_cursor_beyond_the_log_is_reset(start: Start, connection: asyncpg.Connection) -> None:
+    """As one is after a restore from a backup: what is written then has positions that the client has seen already."""
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(4)]
+    head = await execute(node, *(Count(thing_id=key) for key in keys))
+    await reached(node.positions, tally_view.name, head)
+    client = Client("thing_id", EVERYTHING)
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=head + 5)) as messages:
+        client.take(await anext(messages))
+        assert (client.resets, set(client.rows), client.position) == (1, set(keys), head)
+        for _ in range(4):
+            await execute(node, Count(thing_id=keys[0]))
+        while client.position < head + 4:
+            client.take(await anext(messages))
+    assert client.rows[keys[0]]["count"] == 5
+
+
+async def test_a_cursor_that_the_read_model_has_yet_to_reach_is_none_from_beyond_the_log(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    """As one is that comes from another server, or from a mutation."""
+    node = await start(things_app, settings=RUNG)
+    feed, key = node.serving.feeds[Tally], uuid4()
+    async with connection.transaction():
+        await connection.execute("select from headwater.projections where name = 'Tally' for update")
+        head = await execute(node, Count(thing_id=key), Count(thing_id=key))
+        assert not (await feed.reader.changes(head)).beyond
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=head)) as messages:
+        following = asyncio.ensure_future(anext(messages))
+        await until(lambda: feed.watchers)
+        await execute(node, Count(thing_id=key))
+        message = await following
+    assert (message.reset, [row["count"] for row in message.upserted], message.position) == (False, [3], head + 1)
+
+
 # Through GraphQL ---------------------------------------------------------------------------------------------------
 
 CHANGES = """
@@ -297,16 +332,24 @@ async def test_one_row_through_graphql(start: Start) -> None:
         assert await anext(rows) == {"account": {"balance": "2.50", "position": "2", "owner": None}}
 
 
-async def test_a_wrong_filter_ends_the_subscription_with_a_reason(start: Start) -> None:
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"status": None}, "filter: status is null. Leave it out, or ask with isNull."),
+        ({"and": [{}] * 201}, "A filter may have 200 parts: comparisons, and members of and, or and not."),
+    ],
+    ids=["null", "too wide"],
+)
+async def test_a_wrong_filter_ends_the_subscription_with_a_reason(start: Start, where: Any, message: str) -> None:
     node = await start(settings=RUNG)
     engine, scope = Engine(node.app.schema), Scope(node.serving)
-    request = GraphQLRequest(CHANGES, variables={"filter": {"status": None}})
+    request = GraphQLRequest(CHANGES, variables={"filter": where})
     source = await engine.subscribe(request, scope)
     assert not isinstance(source, Result)
     (result,) = [result async for result in source]
     assert not result.executed
     assert [(error["message"], error["extensions"]) for error in result.errors] == [
-        ("filter: status is null. Leave it out, or ask with isNull.", {"code": "BAD_USER_INPUT"})
+        (message, {"code": "BAD_USER_INPUT"})
     ]
     assert node.serving.feeds[AccountView].watchers == 0
 
@@ -402,6 +445,29 @@ async def test_a_snapshot_comes_in_parts_of_a_bounded_size(
     assert [len(part.upserted) for part in parts] == sizes
     assert [part.reset for part in parts] == [True] + [False] * (len(sizes) - 1)
     assert [part.position for part in parts] == [0] * (len(sizes) - 1) + [rows]
+
+
+@pytest.mark.parametrize("where", [EVERYTHING, Compare("count", "gt", 0)], ids=["all", "filtered"])
+async def test_what_changed_meanwhile_comes_in_parts_of_a_bounded_size_too(
+    start: Start, monkeypatch: pytest.MonkeyPatch, where: Filter
+) -> None:
+    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 4)
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(10)]
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where)) as messages:
+        await anext(messages)
+        await reached(node.positions, tally_view.name, await execute(node, *(Count(thing_id=key) for key in keys)))
+        live = Client("thing_id", where).copy(0)
+        while live.position < 10:
+            live.take(await anext(messages))
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, 0)) as messages:
+        replayed = Client("thing_id", where).copy(0)
+        while replayed.position < 10:
+            replayed.take(await anext(messages))
+    assert [len(each.upserted) for each in replayed.messages] == [4, 4, 2]
+    assert [each.position for each in replayed.messages] == [0, 0, 10]
+    assert max(len(each.upserted) for each in live.messages) <= 4
+    assert set(live.rows) == set(replayed.rows) == set(keys)
 
 
 async def test_a_slow_reader_gets_the_latest_not_a_queue(start: Start) -> None:

@@ -323,7 +323,7 @@ async def test_what_verify_found_is_shown(start: Start, connection: asyncpg.Conn
 async def test_metrics_without_a_database(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(work=False)
     await bank_without_rows(node)
-    node.database.pool.terminate()
+    node.probe.pool.terminate()
     said = await scrape(Web(node).app)
     assert said("database_up") == 0
     assert said("append_events_total") == 1
@@ -440,3 +440,27 @@ LABELS = {
 def labels_of(family: Metric) -> str:
     known = {name for sample in family.samples for name in sample.labels} - {"le"}
     return ", ".join(sorted(known)) or LABELS.get(family.name.removeprefix("headwater_"), "")
+
+
+async def test_slow_queries_make_nobody_unready(start: Start) -> None:
+    """All connections that answer queries are taken: the probe has its own."""
+    node = await start(settings=msgspec.structs.replace(Settings(), pool_size=2))
+    web = Web(node)
+    async with node.database.pool.acquire(), node.database.pool.acquire():
+        answers = await asyncio.gather(*(get(web.app, "/health/ready") for _ in range(5)))
+        assert [(each.status_code, each.json()) for each in answers] == [(200, {"status": "ready"})] * 5
+        assert "headwater_database_up 1.0" in (await get(web.app, "/metrics")).text
+
+
+async def test_the_probe_connects_again(start: Start, connection: asyncpg.Connection) -> None:
+    node = await start()
+    assert await node.troubles() == {}
+    await connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()"
+    )
+
+    async def well() -> bool:
+        return await node.troubles() == {}
+
+    await until(well)

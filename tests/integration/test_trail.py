@@ -18,16 +18,13 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 import pytest
-from graphql import GraphQLInputObjectType, GraphQLObjectType, build_schema
 from tests.commands import clean_environ, run_command
 from tests.waiting import until
 
-from bank.main import app as bank
 from headwater.config import Settings
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result
-from headwater.graphql.schema import print_schema
 from headwater.graphql.scope import Scope
 from headwater.log import Append, append
 from headwater.narrate import LONGEST_DATA, tree_of
@@ -526,48 +523,3 @@ def test_a_tree_stays_readable_whatever_an_event_holds() -> None:
     _, whole, cut = tree_of(entries)
     assert whole.endswith("  " + "x" * LONGEST_DATA)
     assert cut.endswith("  " + "y" * LONGEST_DATA + "…")
-
-
-# The contract --------------------------------------------------------------------------------------------------------
-
-CONTRACT = """
-scalar Position scalar UUID scalar JSON scalar DateTime
-type Query {
-  events(filter: EventFilter, first: Int, after: Position, last: Int, before: Position): EventConnection!
-  account(accountId: UUID!, atLeast: Position, asOf: AsOf): Account
-}
-type Account { position: Position! }
-type Event {
-  position: Position! eventId: UUID! streamId: UUID! category: String! version: Int! type: String! schemaVersion: Int!
-  data: JSON! recordedAt: DateTime! actor: String commandId: UUID correlationId: UUID! causationId: UUID
-}
-type EventEdge { cursor: Position! node: Event! }
-type EventConnection { edges: [EventEdge!]! nodes: [Event!]! pageInfo: PageInfo! }
-type PageInfo { hasNextPage: Boolean! hasPreviousPage: Boolean! startCursor: String endCursor: String }
-input EventFilter {
-  streamId: UUID category: String types: [String!] correlationId: UUID actor: String from: DateTime to: DateTime
-}
-input AsOf @oneOf { position: Position time: DateTime }
-type Subscription { events(filter: EventFilter, after: Position): Event! }
-"""
-
-
-def test_the_types_are_those_of_the_contract() -> None:
-    promised, given = build_schema(CONTRACT), build_schema(print_schema(bank.schema))
-    for name in ("Event", "EventEdge", "EventConnection", "EventFilter", "AsOf"):
-        ours, theirs = given.type_map[name], promised.type_map[name]
-        assert isinstance(ours, GraphQLObjectType | GraphQLInputObjectType)
-        assert isinstance(theirs, GraphQLObjectType | GraphQLInputObjectType)
-        assert {key: str(field.type) for key, field in ours.fields.items()} == {
-            key: str(field.type) for key, field in theirs.fields.items()
-        }
-    for root, field in (("Query", "events"), ("Query", "account"), ("Subscription", "events")):
-        ours, theirs = given.type_map[root], promised.type_map[root]
-        assert isinstance(ours, GraphQLObjectType)
-        assert isinstance(theirs, GraphQLObjectType)
-        arguments = [{key: str(arg.type) for key, arg in each.fields[field].args.items()} for each in (ours, theirs)]
-        assert arguments[0] == arguments[1]
-        assert str(ours.fields[field].type) == str(theirs.fields[field].type)
-    as_of = given.type_map["AsOf"]
-    assert isinstance(as_of, GraphQLInputObjectType)
-    assert as_of.is_one_of

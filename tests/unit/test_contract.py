@@ -51,6 +51,8 @@ def _of_type(promised: Any, given: Any) -> Iterator[str]:
                 yield f"{name} does not implement {interface}"
             yield from _of_fields(name, promised.fields, given.fields)
         case GraphQLInputObjectType():
+            if promised.is_one_of and not given.is_one_of:
+                yield f"{name} takes several at once"
             yield from _of_values(name, promised.fields, given.fields, is_required_input_field)
         case GraphQLEnumType():
             yield from (f"{name}.{value} is not there" for value in promised.values.keys() - given.values.keys())
@@ -109,6 +111,9 @@ def test_what_only_the_app_asks_for_is_no_mutation_but_its_refusals_are_types() 
     assert {"CurrencyMismatch", "TransferNotFound", "TransferCannotMove"} <= schema.type_map.keys()
 
 
+NO_AT_LEAST, NO_AS_OF = "Query.account(atLeast) is not there", "Query.account(asOf) is not there"
+
+
 @pytest.mark.parametrize(
     ("promised", "given", "breach"),
     [
@@ -119,7 +124,12 @@ def test_what_only_the_app_asks_for_is_no_mutation_but_its_refusals_are_types() 
         ("{ OPEN FROZEN CLOSED }", "{ OPEN CLOSED }", ["AccountStatus.FROZEN is not there"]),
         ("FROZEN CLOSED }", "FROZEN CLOSED LOST }", []),
         ("| AccountNotEmpty ", "", ["CloseAccountResult has no AccountNotEmpty"]),
-        ("(accountId: UUID!, atLeast: Position)", "(accountId: UUID!)", ["Query.account(atLeast) is not there"]),
+        ("(accountId: UUID!, atLeast: Position, asOf: AsOf)", "(accountId: UUID!, asOf: AsOf)", [NO_AT_LEAST]),
+        ("(accountId: UUID!, atLeast: Position, asOf: AsOf)", "(accountId: UUID!, atLeast: Position)", [NO_AS_OF]),
+        ("input AsOf @oneOf", "input AsOf", ["AsOf takes several at once"]),
+        ("schemaVersion: Int!\n", "\n", ["Event.schemaVersion is not there"]),
+        ("events(filter: EventFilter, after: Position): Event!\n", "", ["Subscription.events is not there"]),
+        ("scalar JSON\n", "enum JSON { NONE }\n", ["JSON is a GraphQLEnumType"]),
         ("node(id: ID!)", "node(id: ID)", ["Query.node(id) is ID, not ID!"]),
         ("node(id: ID!)", "node(id: ID!, type: ID!)", ["Query.node(type) is asked for"]),
         ("node(id: ID!)", "node(id: ID!, type: ID)", []),

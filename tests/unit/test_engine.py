@@ -488,3 +488,18 @@ def test_a_request_may_leave_out_or_null_all_but_the_query() -> None:
 def test_malformed_json(text: bytes | str) -> None:
     with pytest.raises(BadRequest, match="The body must be valid JSON"):
         decode_json(text, "body")
+
+
+@pytest.mark.parametrize(
+    "value", [["x"] * 9_999, [["x"] * 90] * 109, {"a": {"b": ["x"] * 9_997}}], ids=["list", "lists", "objects"]
+)
+async def test_variables_have_a_bound(value: Any) -> None:
+    engine = Engine(schema)
+    query = "{ hello }"
+    taken = await engine.execute(GraphQLRequest(query, variables={"more": value}), None)
+    assert taken.data == {"hello": "hello world"}
+    refused = await engine.execute(GraphQLRequest(query, variables={"more": value, "one": 1, "two": [1] * 90}), None)
+    assert [(error["message"], error["extensions"]) for error in refused.errors] == [
+        ("Variables may hold 10000 values.", {"code": "BAD_USER_INPUT"})
+    ]
+    assert not refused.executed

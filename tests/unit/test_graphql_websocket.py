@@ -1073,3 +1073,15 @@ async def test_a_real_client_that_stops_reading_finds_1013_when_it_reads_again()
             await client.send(f'{{"type":"subscribe","id":"{number}","payload":{{"query":"{{ large }}"}}}}')
         await soon(server.source.closed)
         assert await close_code_of(client) == 1013
+
+
+async def test_a_subscription_that_has_much_to_send_lets_others_have_their_turn() -> None:
+    """Neither its source nor the socket ever waits, so nothing else would run before it is done."""
+    server = Server()
+    for number in range(200):
+        server.source.items.put_nowait(number)
+    async with greeted(server) as client:
+        client.subscribe("1")
+        client.say(type="ping")
+        heard = [await client.hear() for _ in range(201)]
+    assert heard.index({"type": "pong"}) < 10

@@ -22,9 +22,8 @@ from prometheus_client.registry import Collector
 
 from headwater.appender import Appender
 from headwater.conductor import Tally
-from headwater.database import UNREACHABLE
 from headwater.log import Verdict
-from headwater.node import HEALTH_SECONDS, Node
+from headwater.node import HEALTH_SECONDS, NO_ANSWER, Node
 from headwater.sagas import OPEN, Count, counted, limits_of
 from headwater.scheduler import Tally as ScheduleTally
 from headwater.snapshots import Tally as SnapshotTally
@@ -84,7 +83,7 @@ def _tallies(node: Node) -> dict[str, Tally]:
 
 async def _known(node: Node) -> tuple[Standings, Sequence[Count]] | tuple[None, None]:
     """What the database knows."""
-    pool, unread = node.database.pool, node.telemetry.take_unread()
+    pool, unread = node.probe.pool, node.telemetry.take_unread()
     try:
         async with asyncio.timeout(HEALTH_SECONDS):
             standings = await read_standings(pool)
@@ -92,7 +91,7 @@ async def _known(node: Node) -> tuple[Standings, Sequence[Count]] | tuple[None, 
             if unread:
                 positions = {position for position, _, _ in unread}
                 node.telemetry.settle(unread, await recorded_at(pool, positions))
-    except UNREACHABLE:
+    except NO_ANSWER:
         return None, None  # shown as a metric of its own; the supervisor's tasks have logged it
     return standings, sagas
 

@@ -16,6 +16,7 @@ import strawberry
 from strawberry.types.enum import StrawberryEnumDefinition
 
 from headwater.fields import Field, Kind
+from headwater.graphql.reading import reading
 from headwater.graphql.scope import Scope
 
 Info = strawberry.Info[Scope, None]
@@ -66,7 +67,8 @@ class Omittable:
 
 
 def resolver(function: Callable[..., Any], returns: Any, **arguments: Any) -> Callable[..., Any]:
-    """A resolver with a signature that Strawberry can read: `info`, then the arguments with their annotations."""
+    """A resolver with a signature that Strawberry can read: `info`, then the arguments with their annotations. What the
+    database does wrong reaches the client as `reading` has it."""
 
     def of(name: str, what: Any) -> inspect.Parameter:
         kind = inspect.Parameter.KEYWORD_ONLY if name in arguments else inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -88,12 +90,14 @@ def _with_values(function: Callable[..., Any]) -> Callable[..., Any]:
 
     async def stream(root: Any, info: Info, **values: Any) -> Any:
         # Closed with this one, not when it is collected: a subscription that ends leaves its feed at once.
-        async with aclosing(function(root, info, **values)) as source:
-            async for value in source:
-                yield value
+        with reading():
+            async with aclosing(function(root, info, **values)) as source:
+                async for value in source:
+                    yield value
 
     async def later(root: Any, info: Info, **values: Any) -> Any:
-        return await function(root, info, **values)
+        with reading():
+            return await function(root, info, **values)
 
     def now(root: Any, info: Info, **values: Any) -> Any:
         return function(root, info, **values)

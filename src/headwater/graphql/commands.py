@@ -9,13 +9,14 @@ from uuid import UUID
 import strawberry
 
 from headwater.dispatch import Accepted as Appended
+from headwater.errors import PublicError
 from headwater.feature import Domain
 from headwater.fields import fields_of
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.interfaces import Accepted, Refusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
-from headwater.ids import derived_id, new_id
+from headwater.ids import derived_in_time, new_id
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
 from headwater.names import camel
 from headwater.validation import command_from
@@ -64,15 +65,21 @@ class Mutations:
         async def resolve(
             root: Any, info: Info, input: Any, expected_version: int | None = None, command_id: UUID | None = None
         ) -> Any:
+            # Made here, so that an error can name it: a client whose command was lost sends it again under that id.
+            # What the command creates is derived from it, so that it is the same thing the second time.
+            command_id = command_id or new_id()
             try:
                 values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
                 if command.creates and values.get(key) is None:
-                    values[key] = new_id() if command_id is None else derived_id(command_id, command.command_name)
+                    values[key] = derived_in_time(command_id, command.command_name)
                 done = await info.context.serving.dispatcher.execute(
                     command_from(command, values), command_id=command_id, expected_version=expected_version
                 )
             except Refused as refused:
                 return self._refused(refused)
+            except PublicError as error:
+                error.facts = {**error.facts, "commandId": str(command_id)}
+                raise
             return _accept(accepted, done)
 
         return resolve
@@ -135,6 +142,6 @@ def _row_after(rows: RowType) -> Callable[..., Any]:
         reader = info.context.reader(rows.model)
         await reader.reach(root.position)
         row, _ = await reader.row(root.stream_id)
-        return rows.wrap(row)
+        return rows.wrap(row, root.position)
 
     return resolver(resolve, rows.object | None)

@@ -279,6 +279,8 @@ class Connection:
             async for result in results:
                 if not await self._deliver(operation, result):
                     return
+                # Neither a source that has much nor a client that keeps up ever waits, and others must have their turn.
+                await asyncio.sleep(0)
         await self._finish(operation, frame("complete", operation.id))
 
     async def _deliver(self, operation: Operation, result: Result) -> bool:

@@ -44,14 +44,16 @@ class EventEdge:
     node: Event
 
 
+async def _page_info(root: Any, info: Info) -> PageInfo:
+    found: PageInfo = await root.page.info()  # set by `_connection`
+    return found
+
+
 @strawberry.type(description="A page of Events, in the log's order.")
 class EventConnection:
     edges: list[EventEdge]
     nodes: list[Event]
-
-    @strawberry.field
-    async def page_info(self, info: Info) -> PageInfo:
-        return await self.page.info()  # type: ignore[attr-defined,no-any-return]  # set by `_connection`
+    page_info: PageInfo = strawberry.field(resolver=resolver(_page_info, PageInfo))
 
 
 @strawberry.input(description="Which of Event. What stands side by side must all hold.")

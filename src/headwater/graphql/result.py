@@ -79,7 +79,7 @@ def _presentable(error: GraphQLError) -> FormattedError:
     """Public errors with their code, client errors as they are, and every other error masked."""
     cause = _root_cause(error)
     if isinstance(cause, PublicError):
-        return {**_place(error), "message": str(cause), "extensions": {"code": cause.code}}
+        return {**_place(error), "message": str(cause), "extensions": {"code": cause.code, **cause.facts}}
     if not isinstance(cause, GraphQLError) or _passed_through(cause, "complete_value"):
         # The executor raises GraphQLError too, for a value that its type cannot carry ("Int cannot represent ..."), and
         # quotes the value. That is a fault of ours, not the client's, and the value is not for its eyes.

@@ -78,9 +78,9 @@ class RowType:
         self.connection = _connection(view, self.object)
         self.changes = _changes(view, self.object)
 
-    def wrap(self, row: Row | None) -> Any:
-        """A stored row as the object type's instance."""
-        return _wrap(self.object, row)
+    def wrap(self, row: Row | None, at_least: int | None = None) -> Any:
+        """A stored row as the object type's instance. at_least: a position that what it links to must not be before."""
+        return _wrap(self.object, row, at_least=at_least)
 
     def query_fields(self) -> dict[str, Any]:
         """`account` and `accounts`."""
@@ -114,7 +114,7 @@ class RowType:
             if at_least is not None:
                 await reader.reach(at_least)
             row, _ = await reader.row(key[self.view.key])
-            return self.wrap(row)
+            return self.wrap(row, at_least)
 
         return resolver(
             resolve,
@@ -131,7 +131,7 @@ class RowType:
         history = info.context.history(self.model)
         history.require()
         position = await position_of(as_of, info.context.serving.log)
-        return _wrap(self.object, await history.row(key, position), position)
+        return _wrap(self.object, await history.row(key, position), as_of=position)
 
     def _list(self) -> Callable[..., Any]:
         async def resolve(
@@ -140,8 +140,10 @@ class RowType:
             reader = info.context.reader(self.model)
             if at_least is not None:
                 await reader.reach(at_least)
-            order = [Order(*each.value) for each in order_by or ()]
-            return await self._page(info, reader, filter, order, **page)
+            order = _order(order_by or ())
+            connection = await self._page(info, reader, filter, order, **page)
+            connection.at_least = at_least
+            return connection
 
         return resolver(
             resolve,
@@ -213,13 +215,15 @@ class RowType:
         return resolver(resolve, returns, filter=Omittable(self.filter), after=Omittable(Position))
 
 
-def _wrap(cls: type[Any], row: Row | None, as_of: int | None = None) -> Any:
-    """as_of: the position that the row is of the past of; its links are followed at the same one."""
+def _wrap(cls: type[Any], row: Row | None, *, as_of: int | None = None, at_least: int | None = None) -> Any:
+    """as_of: the position that the row is of the past of; its links are followed at the same one. at_least: the
+    position that was waited for; read models that it links to may be behind, and are waited for in their turn."""
     if row is None:
         return None
     wrapped = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
     wrapped.row = row
     wrapped._as_of = as_of
+    wrapped._at_least = at_least
     return wrapped
 
 
@@ -235,14 +239,28 @@ def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type
 
 def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
     async def resolve(root: Any, info: Info) -> Any:
-        key, as_of = root.row[link.by], root._as_of
+        key, as_of, at_least = root.row[link.by], root._as_of, root._at_least
         if key is None:
             return None
         if as_of is not None:
-            return _wrap(target, await info.context.history(link.to).row(key, as_of), as_of)
-        return _wrap(target, await info.context.linked(link.to, key))
+            return _wrap(target, await info.context.history(link.to).row(key, as_of), as_of=as_of)
+        return _wrap(target, await info.context.linked(link.to, key, at_least), at_least=at_least)
 
     return resolver(resolve, target | None)
+
+
+def _order(given: Sequence[Any]) -> list[Order]:
+    """The order of an `orderBy`.
+
+    Raises:
+        BadUserInput: a column that stands in it twice. The second time it orders nothing, and costs as much.
+    """
+    order: dict[str, Order] = {}
+    for column, descending in (each.value for each in given):
+        if column in order:
+            raise BadUserInput(f"orderBy names {camel(column)} twice.")
+        order[column] = Order(column, descending)
+    return list(order.values())
 
 
 def _order_of(view: View[Any]) -> Any:
@@ -262,10 +280,13 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
     edge = _edge(view, row)
 
     def edges(root: Any, info: Info) -> list[Any]:
-        return [edge(cursor=root.reader.cursor(root.order, each), node=_wrap(row, each)) for each in root.page.rows]
+        return [
+            edge(cursor=root.reader.cursor(root.order, each), node=_wrap(row, each, at_least=root.at_least))
+            for each in root.page.rows
+        ]
 
     def nodes(root: Any, info: Info) -> list[Any]:
-        return [_wrap(row, each) for each in root.page.rows]
+        return [_wrap(row, each, at_least=root.at_least) for each in root.page.rows]
 
     def page_info(root: Any, info: Info) -> PageInfo:
         return _page_info(root.reader, root.order, root.page)

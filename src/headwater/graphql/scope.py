@@ -42,11 +42,12 @@ class Serving:
 
 
 class Scope:
-    """One operation's context. Rows that links ask for are read together, one statement a level and read model."""
+    """One operation's context. Rows that links ask for are read together, one statement a level and read model (and
+    position that they must not be before, of which an operation seldom has two)."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
-        self._loaders: dict[type[ReadModel], DataLoader[UUID, Row | None]] = {}
+        self._loaders: dict[tuple[type[ReadModel], int | None], DataLoader[UUID, Row | None]] = {}
 
     def feed(self, model: type[ReadModel]) -> Feed:
         """The feed of a read model."""
@@ -60,16 +61,23 @@ class Scope:
         """The past of a read model."""
         return self.serving.histories[model]
 
-    async def linked(self, model: type[ReadModel], key: UUID) -> Row | None:
-        """The row that a link points at."""
-        loader = self._loaders.get(model)
+    async def linked(self, model: type[ReadModel], key: UUID, at_least: int | None) -> Row | None:
+        """The row that a link points at. at_least: a position that it must not be before.
+
+        Raises:
+            ProjectionBehind: the read model that is linked to has not reached the position in time.
+        """
+        loader = self._loaders.get((model, at_least))
         if loader is None:
-            loader = self._loaders[model] = DataLoader(load_fn=_loading(self.reader(model)), cache=False)
+            load = _loading(self.reader(model), at_least)
+            loader = self._loaders[model, at_least] = DataLoader(load_fn=load, cache=False)
         return await loader.load(key)
 
 
-def _loading(reader: Reader) -> Any:
+def _loading(reader: Reader, at_least: int | None) -> Any:
     async def load(keys: list[UUID]) -> list[Row | None]:
+        if at_least is not None:
+            await reader.reach(at_least)
         rows = await reader.rows(keys)
         return [rows.get(key) for key in keys]
 

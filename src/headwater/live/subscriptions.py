@@ -12,20 +12,28 @@ from headwater.live.feed import Feed
 from headwater.live.watcher import Batch, Watcher
 from headwater.reader import Changes
 
-ROWS_AT_ONCE = 1_000
-"""Rows in one message, at most: a frame has a size that a client can take."""
+ROWS_AT_ONCE = 100
+"""Rows in one message, at most: a frame has a size that a client can take, and nothing else runs while it is made."""
 
 
 @dataclass(frozen=True)
 class Message:
     """Put `upserted` over what is held by key, drop `removed`; when `reset`, drop everything first. Resume from
-    `position`: 0 in all but the last message of a snapshot, since what was sent so far is not complete up to anything.
-    """
+    `position`: 0 in all but the last part of what belongs together, since what was sent so far is not complete up to
+    anything."""
 
     reset: bool
     upserted: Sequence[Row]
     removed: Sequence[UUID]
     position: int
+
+    def parts(self) -> Iterator[Message]:
+        """The same in messages of a bounded size, at least one."""
+        rows = self.upserted
+        last = max(len(rows) - 1, 0) // ROWS_AT_ONCE * ROWS_AT_ONCE
+        for start in range(0, last, ROWS_AT_ONCE):
+            yield Message(self.reset and start == 0, rows[start : start + ROWS_AT_ONCE], (), 0)
+        yield Message(self.reset and last == 0, rows[last:], self.removed, self.position)
 
 
 async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Row | None, None]:
@@ -60,7 +68,8 @@ async def watch_changes(
                     async for message in again:
                         yield message
             elif (sifted := selection.sift(batch)) is not None:
-                yield sifted
+                for part in sifted.parts():
+                    yield part
 
 
 class _Selection:
@@ -77,11 +86,11 @@ class _Selection:
         """Everything that matches, in messages of a bounded size."""
         snapshot = await self._feed.reader.snapshot(self._where)
         watcher.start(snapshot.position, snapshot.edition)
-        if self._matches is not None:
-            self._shown = {row[self._key] for row in snapshot.rows}
-        chunks = list(_chunks(snapshot.rows))
-        for place, rows in enumerate(chunks, 1):
-            yield Message(place == 1, rows, (), snapshot.position if place == len(chunks) else 0)
+        self._shown = set()
+        for part in Message(True, snapshot.rows, (), snapshot.position).parts():
+            if self._matches is not None:
+                self._shown.update(row[self._key] for row in part.upserted)
+            yield part
 
     async def replay(self, watcher: Watcher, after: int) -> AsyncGenerator[Message, None]:
         """What has changed since a position. Says `removed` of every change that does not match now: what the client
@@ -90,15 +99,17 @@ class _Selection:
             self._shown = await self._feed.reader.keys(self._where)
         while True:
             changes = await self._feed.reader.changes(after)
-            if changes.forgotten or (changes.live_since is not None and after <= changes.live_since):
-                # What the client holds is of another edition, or some of it may be gone: no position tells of that.
+            of_another_edition = changes.live_since is not None and after <= changes.live_since
+            if changes.forgotten or changes.beyond or of_another_edition:
+                # What the client holds is of another edition or log, or some of it may be gone: no position tells.
                 async with aclosing(self.snapshot(watcher)) as again:
                     async for message in again:
                         yield message
                 return
             watcher.start(changes.position, changes.edition)
             if changes.rows or changes.removed:
-                yield self._replayed(changes)
+                for part in self._replayed(changes).parts():
+                    yield part
             if not changes.cut:
                 return
             after = changes.position
@@ -122,13 +133,6 @@ class _Selection:
         self._shown |= now
         self._shown.difference_update(removed)
         return Message(False, upserted, removed, batch.position) if upserted or removed else None
-
-
-def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """The rows in parts; one empty part when there are none."""
-    yield rows[:ROWS_AT_ONCE]
-    for start in range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE):
-        yield rows[start : start + ROWS_AT_ONCE]
 
 
 def _always(row: Row) -> bool:

@@ -1,0 +1,32 @@
+"""Faults of the database, as clients are told of them: what to do, and nothing of what PostgreSQL said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+
+from headwater.database import UNREACHABLE
+from headwater.errors import QueryTimedOut, Unavailable
+
+logger = logging.getLogger("headwater.graphql")
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """What a resolver reads.
+
+    Raises:
+        QueryTimedOut: a statement took longer than it may.
+        Unavailable: the database cannot be reached.
+    """
+    try:
+        yield
+    except asyncpg.QueryCanceledError as error:
+        raise QueryTimedOut(QueryTimedOut.__doc__) from error
+    except UNREACHABLE as error:
+        # One line, not a traceback: every request says the same while the database is away.
+        logger.warning("a read was answered UNAVAILABLE (%s)", str(error) or type(error).__name__)
+        raise Unavailable("The database cannot be reached. Try again later.") from error
