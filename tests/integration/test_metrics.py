@@ -242,10 +242,11 @@ async def test_lag_is_the_age_of_the_oldest_event_that_was_not_passed(
     await connection.execute("update headwater.projections set position = 1 where name = 'User'")
     recorded = {row[0]: row[1] for row in await connection.fetch("select position, recorded_at from headwater.events")}
     generation = await connection.fetchval("select generation from headwater.projections where name = 'User'")
-    for position, key in ((1, user), (2, user), (2, uuid4())):
+    for position, key, error in ((1, user, "ValueError"), (2, user, None), (2, uuid4(), "ValueError")):
         await connection.execute(
-            "insert into headwater.dead_letters (projection, generation, key, position) values ('User', $1, $2, $3)",
-            *(generation, key, position),
+            "insert into headwater.dead_letters (projection, generation, key, position, error) "
+            "values ('User', $1, $2, $3, $4)",
+            *(generation, key, position, error),
         )
 
     before = await connection.fetchval("select clock_timestamp()")
