@@ -38,7 +38,7 @@ from headwater.dispatch import Dispatcher
 from headwater.failure import policy_of
 from headwater.feature import Domain
 from headwater.follower import Follower
-from headwater.ids import derived_id
+from headwater.ids import internal_id
 from headwater.instances import Changed, Held, Instances
 from headwater.log import Log
 from headwater.messages import Event, Recorded
@@ -197,7 +197,7 @@ class Conductor:
             held,
             record,
             event.data,
-            command_id=derived_id(course.stream_id, f"{event.event_id}"),
+            command_id=internal_id(course.stream_id, f"{event.event_id}"),
             correlation_id=event.correlation_id,
             causation_id=event.event_id,
         )

@@ -23,7 +23,7 @@ from uuid import UUID
 import msgspec
 
 from headwater.codec import Codec, encode
-from headwater.ids import derived_id
+from headwater.ids import following_id, internal_id
 from headwater.messages import Command, Event, Recorded
 from headwater.saga import After, Cancel, Confirmed, Do, Done, Reaction, Refusal, Saga, TimedOut, Undo
 
@@ -297,7 +297,7 @@ class Course(Generic[S]):
             failed = isinstance(given, Refusal | TimedOut) and step is not None and not step.optional
             return [Finish()] if failed else []
         reaction = self.saga.reaction(self.saga.evolved(self.state, given), given)
-        return [self._intent(each, derived_id(self.stream_id, f"{cause} {n}"), now) for n, each in enumerate(reaction)]
+        return [self._intent(each, internal_id(self.stream_id, f"{cause} {n}"), now) for n, each in enumerate(reaction)]
 
     def _intent(self, reaction: Reaction, command_id: UUID, now: datetime) -> Intent:
         match reaction:
@@ -421,7 +421,7 @@ class Course(Generic[S]):
     def _undo_of(self, step: Step, recorded: Recorded[Record]) -> Step:
         assert step.undo is not None
         self.compensates = True
-        undo = self._step(step.undo, derived_id(step.command_id, "undo"), recorded)
+        undo = self._step(step.undo, following_id(step.command_id, "undo"), recorded)
         undo.undoes = step.number
         return undo
 
@@ -467,7 +467,7 @@ class Course(Generic[S]):
             return
         step = self.queue[0]
         assert step is not None
-        step.command_id = derived_id(step.command_id, f"again {recorded.version}")
+        step.command_id = following_id(step.command_id, f"again {recorded.version}")
         step.state, step.since, step.reason, step.position = StepState.WAITING, None, None, recorded.position
         self.phase, self.parked_for = Phase.UNDOING, None
 

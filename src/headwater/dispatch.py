@@ -23,7 +23,7 @@ from headwater.database import UNREACHABLE
 from headwater.decider import Decider, Release, Seen, Take
 from headwater.errors import CommandIdReused, Contended, DefinitionError, Unavailable
 from headwater.feature import Domain
-from headwater.ids import new_id
+from headwater.ids import is_internal, new_id
 from headwater.log import Append, Appended, Log, Verdict
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refused, VersionConflict
 from headwater.snapshots import Point, Snapshots
@@ -86,7 +86,8 @@ class _Stream:
 
 
 class _Asked(msgspec.Struct, gc=False):
-    """A command on its way through the dispatcher. `begun`: how many commands had been sent when it came."""
+    """A command on its way through the dispatcher. `begun`: how many commands had been sent when it came. `own`: it is
+    Headwater's own, so that an earlier command is its first run only if it had the same origin."""
 
     decider: Decider[Any, Any, Any]
     command: Command
@@ -95,6 +96,7 @@ class _Asked(msgspec.Struct, gc=False):
     expected_version: int | None
     origin: Origin
     begun: int
+    own: bool
 
     def decide(self, stream: _Stream, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
         """The events of the decision, the claims that they make, and the state that they leave."""
@@ -157,7 +159,8 @@ class Dispatcher:
     ) -> Accepted:
         """Decide a command and append its events.
 
-        command_id: an idempotency key; an id that was accepted before gives its first result and appends nothing.
+        command_id: an idempotency key; an id that was accepted before gives its first result and appends nothing. One
+        of version 8 is refused: those are Headwater's own.
         expected_version: the stream's version that the caller has seen. The command's fields are taken as valid:
         whoever builds one from foreign input uses `headwater.validation`.
 
@@ -166,26 +169,50 @@ class Dispatcher:
             Overloaded, Unavailable, Contended: nothing was written.  OutcomeUnknown: it may have been.
             CommandIdReused: the id belongs to another stream's command.
         """
-        decider = self._domain.decider_of[type(command)]
-        try:
-            return await self._execute(
-                _Asked(
-                    decider,
-                    command,
-                    command_id or new_id(),
-                    getattr(command, decider.key),
-                    expected_version,
-                    origin,
-                    self._sent,
-                )
+        if command_id is not None and is_internal(command_id):
+            raise InvalidInput(
+                ["command_id"], "Expected a UUID of another version than 8, which is kept for internal use"
             )
+        asked = self._asked(command, command_id or new_id(), expected_version, origin, own=False)
+        return await self._run(asked, repeatable=command_id is not None)
+
+    async def issue(self, command: Command, *, command_id: UUID, origin: Origin) -> Accepted:
+        """The same for a command that Headwater itself issues, a saga's or a schedule's, under an internal id.
+
+        Raises:
+            CommandIdReused: what the log has under the id is of another stream, or of another origin.
+            All that `execute` raises.
+        """
+        return await self._run(self._asked(command, command_id, None, origin, own=True), repeatable=True)
+
+    async def is_from(self, command_id: UUID, origin: Origin) -> bool:
+        """Whether what the log has under an id comes from this origin, by its actor and cause.
+
+        A command that has left no event has left no origin either; of such a one it is enough that only Headwater could
+        name the id.
+        """
+        with _reading():
+            found = await self._log.origin_of(command_id)
+        return is_internal(command_id) if found is None else found == (origin.actor, origin.causation_id)
+
+    def _asked(
+        self, command: Command, command_id: UUID, expected_version: int | None, origin: Origin, *, own: bool
+    ) -> _Asked:
+        decider = self._domain.decider_of[type(command)]
+        stream_id = getattr(command, decider.key)
+        return _Asked(decider, command, command_id, stream_id, expected_version, origin, self._sent, own)
+
+    async def _run(self, asked: _Asked, *, repeatable: bool) -> Accepted:
+        command = asked.command
+        try:
+            return await self._execute(asked)
         except Refused as refusal:
-            if command_id is not None:
+            if repeatable:
                 # A command that is sent again may find its own first run in the way.
                 with _reading():
-                    done = await self._log.result_of(command_id)
+                    done = await self._log.result_of(asked.command_id)
                 if done is not None:
-                    return self._answer(command_id, getattr(command, decider.key), done)
+                    return await self._answer(asked, done)
             if not isinstance(refusal, (*command.refuses, *EVERY_COMMAND_REFUSES)):
                 raise RuntimeError(
                     f"{command.command_name} was refused with {type(refusal).__name__}, which it does not declare in "
@@ -225,7 +252,7 @@ class Dispatcher:
                 return self._confirm(asked, stream, appended, state)
             self._forget(asked.stream_id, stream)
             if appended.verdict is Verdict.DONE:
-                return self._answer(asked.command_id, asked.stream_id, appended)
+                return await self._answer(asked, appended)
             asked.refuse(appended, version)
         raise Contended(
             f"{ATTEMPTS} attempts met changes of the same stream by others; nothing was written. Try again."
@@ -280,11 +307,14 @@ class Dispatcher:
             self._keep(asked.decider, stream, asked.stream_id, appended.position)
         return Accepted(asked.command_id, asked.stream_id, appended.version, appended.position)
 
-    @staticmethod
-    def _answer(command_id: UUID, stream_id: UUID, done: Appended) -> Accepted:
-        if done.stream_id != stream_id:
-            raise CommandIdReused(f"commandId {command_id} was used before, for {done.stream_id}; nothing was written.")
-        return Accepted(command_id, stream_id, done.version, done.position)
+    async def _answer(self, asked: _Asked, done: Appended) -> Accepted:
+        """The first result of a command that is in the log, if it is this one."""
+        used = f"commandId {asked.command_id} was used before"
+        if done.stream_id != asked.stream_id:
+            raise CommandIdReused(f"{used}, for {done.stream_id}; nothing was written.", done.stream_id)
+        if asked.own and not await self.is_from(asked.command_id, asked.origin):
+            raise CommandIdReused(f"{used}, by another than {asked.origin.actor}; nothing was written.", done.stream_id)
+        return Accepted(asked.command_id, asked.stream_id, done.version, done.position)
 
     @staticmethod
     async def _is_true(stream: _Stream, fresh: bool, begun: int) -> bool:

@@ -5,6 +5,8 @@ A *refusal* is a business no and is data (`headwater.Refused`); an *error* is a 
 
 from __future__ import annotations
 
+from uuid import UUID
+
 
 class HeadwaterError(Exception):
     """The root of every error that Headwater raises."""
@@ -62,9 +64,14 @@ class Contended(PublicError):
 
 
 class CommandIdReused(PublicError):
-    """This commandId has already been used for another stream; nothing was written. Choose a new one."""
+    """This commandId has already been used for something else; nothing was written. Choose a new one."""
 
     code = "COMMAND_ID_REUSED"
+
+    def __init__(self, message: str, stream_id: UUID) -> None:
+        super().__init__(message)
+        self.stream_id = stream_id
+        """Of the command that has the id."""
 
 
 class ProjectionBehind(PublicError):

@@ -26,6 +26,7 @@ from headwater.appender import Appender, Chain
 from headwater.codec import Codec, encode
 from headwater.course import Course, Record, SagaTook, Step, fold
 from headwater.database import Connection, Database
+from headwater.errors import CommandIdReused
 from headwater.failure import policy_of
 from headwater.follower import PASSING, Follower, outlast
 from headwater.log import Append, Appended, Log, Verdict
@@ -54,6 +55,18 @@ class Held:
 
 class Changed(Exception):
     """The instance is not what it was thought to be: read it again and think again."""
+
+
+class RecordIdTaken(CommandIdReused):
+    """The id that a record is to have is that of another stream's command, which `appended` is."""
+
+    def __init__(self, saga: str, command_id: UUID, appended: Appended) -> None:
+        super().__init__(
+            f"commandId {command_id} was used before, for {appended.stream_id}; saga {saga} cannot keep a record under "
+            "it, and nothing was written.",
+            appended.stream_id,
+        )
+        self.appended = appended
 
 
 class Instances:
@@ -189,11 +202,12 @@ class Instances:
         command_id: UUID,
         correlation_id: UUID | None = None,
         causation_id: UUID | None = None,
-    ) -> Appended | None:
-        """Append a record, under the instance's lock, and fold it. What the log said, when the id is another stream's.
+    ) -> None:
+        """Append a record, under the instance's lock, and fold it.
 
         Raises:
             Changed: another has written to the stream.
+            RecordIdTaken: the log has the id, in another stream.
         """
         course = held.course
         correlation_id = course.correlation_id or correlation_id or command_id
@@ -216,7 +230,7 @@ class Instances:
         await outlast(submit)
         assert appended is not None
         if appended.verdict is Verdict.DONE and appended.stream_id != course.stream_id:
-            return appended
+            raise RecordIdTaken(self._saga.name, command_id, appended)
         if appended.verdict is not Verdict.ACCEPTED:
             await self.read_again(held)
             raise Changed
@@ -233,7 +247,6 @@ class Instances:
         )
         course.apply(recorded, given)
         self._recorded(held, record)
-        return None
 
     # ----------------------------------------------------------------------------------------------------- in the table
 

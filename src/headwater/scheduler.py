@@ -28,7 +28,7 @@ from headwater.database import Database
 from headwater.deadletters import described
 from headwater.dispatch import Dispatcher, Origin
 from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
-from headwater.ids import derived_id
+from headwater.ids import derived_id, internal_id
 from headwater.messages import Refused
 from headwater.projector import TRANSIENT
 from headwater.schedule import Schedule
@@ -178,10 +178,10 @@ class Scheduler:
             command = schedule.command(due)
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises; it is logged
             return _failure(schedule, due, error)
+        origin = Origin(actor=f"schedule {schedule.name}")
         try:
-            await self._dispatcher.execute(
-                command, command_id=_command_id(schedule, due), origin=Origin(actor=f"schedule {schedule.name}")
-            )
+            if not await self._dispatcher.is_from(older_moment(schedule.name, due), origin):
+                await self._dispatcher.issue(command, command_id=moment(schedule.name, due), origin=origin)
         except Refused as refusal:
             logger.warning(
                 "schedule %s: %s, due at %s, was refused: %s %s",
@@ -234,8 +234,15 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
 
 
-def _command_id(schedule: Schedule, due: datetime) -> UUID:
-    return derived_id(_FIRED, f"schedule {schedule.name} {due.isoformat()}")
+def moment(name: str, due: datetime) -> UUID:
+    """The id of the command of a schedule's due moment."""
+    return internal_id(_FIRED, f"schedule {name} {due.isoformat()}")
+
+
+def older_moment(name: str, due: datetime) -> UUID:
+    """The id that it had before internal ids were of version 8: the log may hold a moment under it, while the
+    schedule's row does not say yet that it was fired."""
+    return derived_id(_FIRED, f"schedule {name} {due.isoformat()}")
 
 
 def _of(standing: Standing) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from headwater import After, App, Cancel, Do, Done, Feature, Refusal, Saga, Undo
 from headwater.clock import VirtualClock
 from headwater.conductor import Tally
 from headwater.config import Settings
+from headwater.dispatch import Origin
 from headwater.errors import CommandIdReused
 from headwater.ids import new_id
 from headwater.node import Node
@@ -145,7 +146,7 @@ async def test_a_step_that_is_late_never_takes_effect(
     assert tally(node) == Tally(started=1, done=1, steps=2, timeouts=1, compensations=1)
     works.weather.forgiving = True  # the command of a process that was asleep comes after all
     with pytest.raises(CommandIdReused):
-        await node.dispatcher.execute(Work(**late["input"]), command_id=UUID(late["commandId"]))
+        await node.dispatcher.issue(Work(**late["input"]), command_id=UUID(late["commandId"]), origin=Origin())
     assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
 
 
@@ -155,7 +156,7 @@ async def test_what_was_refused_once_cannot_be_accepted_later(node: Node, connec
     refused = msgspec.json.decode(row["steps"])[1]
     work = Work(work_id=UUID(refused["input"]["work_id"]), name="a yes after all")
     with pytest.raises(CommandIdReused):
-        await node.dispatcher.execute(work, command_id=UUID(refused["commandId"]))
+        await node.dispatcher.issue(work, command_id=UUID(refused["commandId"]), origin=Origin())
 
 
 async def test_undo_at_will(node: Node, connection: asyncpg.Connection) -> None:
