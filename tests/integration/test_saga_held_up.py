@@ -12,13 +12,14 @@ import pytest
 from msgspec.structs import replace
 from tests.integration import works
 from tests.integration.test_saga_operations import LIMITS, _letters_are, change, parked_undo, place, seen
-from tests.integration.works import Input, Known, Reminder, app, fulfilment
+from tests.integration.works import Input, Known, OrderPlaced, Reminder, app, fulfilment
 from tests.waiting import until
 
 from headwater import After, App, Cancel, Do, Done, Feature, Undo, deadletters, sagas
 from headwater.clock import VirtualClock
 from headwater.config import Settings
 from headwater.node import Node
+from headwater.worker import register_units
 
 QUICK = replace(Settings(), poll_seconds=0.1)
 
@@ -138,3 +139,29 @@ async def test_a_message_that_falls_due_during_the_look_for_those_that_are_due_i
         await until(is_looking)
         await clock.advance(timedelta(hours=2))
     await seen(connection, order, "done")
+
+
+async def test_what_is_parked_for_a_person_is_left_alone_until_then(start: Any, connection: asyncpg.Connection) -> None:
+    """Of two letters the one behind is due, but only the first one says when the instance is tried again."""
+    asked = 0
+
+    def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]:
+        nonlocal asked
+        if isinstance(event, OrderPlaced):
+            return works.react(known, event)
+        asked += 1
+        raise RuntimeError("a bug in whatever follows the order")
+
+    failing = App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, react=react)])])
+    await register_units(connection, failing.domain)
+    node = await start(failing, settings=QUICK, work=False)
+    order = await place(node, "no a")
+    await change(node, order, "x")
+    await start(failing, settings=QUICK, serve=False)
+    await seen(connection, order, "parked", "a person")
+    due = "select count(*) from headwater.dead_letters where next_attempt_at <= now()"
+    await until(lambda: connection.fetchval(due))
+    before = asked
+    for _ in range(5):
+        await seen(connection, await place(node), "done")
+    assert asked == before
