@@ -216,12 +216,12 @@ class Timer:
 
 @dataclass(slots=True)
 class Course(Generic[S]):
-    """An instance as its stream tells it. handled: position of the last event of the log that it took. state: what the
-    user's `evolve` made of all that came. queue: the steps to come, the first of them issued; None is the end.
-    timed: a message was ever to fall due. reason: of the failure that led here; parked_for: of the undo that a person
-    must see to. committed: the number of the pivot that was accepted; 0 when none was. forward: what was to come behind
-    a pivot that was given up on its way: if it is accepted all the same, that goes on, and what came of giving up does
-    not."""
+    """An instance as its stream tells it. begun_at: position of its first record. handled: position of the last event
+    of the log that it took. state: what the user's `evolve` made of all that came. queue: the steps to come, the
+    first of them issued; None is the end. timed: a message was ever to fall due. reason: of the failure that led
+    here; parked_for: of the undo that a person must see to. committed: the number of the pivot that was accepted; 0
+    when none was. forward: what was to come behind a pivot that was given up on its way: if it is accepted all the
+    same, that goes on, and what came of giving up does not."""
 
     saga: Saga[S, Any]
     stream_id: UUID
@@ -229,6 +229,7 @@ class Course(Generic[S]):
     key: UUID | None = None
     version: int = 0
     position: int = 0
+    begun_at: int = 0
     handled: int = 0
     correlation_id: UUID | None = None
     steps: list[Step] = field(default_factory=list)
@@ -334,6 +335,7 @@ class Course(Generic[S]):
         record = recorded.data
         if self.started_at is None:
             self.started_at, self.correlation_id = record.at, recorded.correlation_id
+            self.begun_at = recorded.position
         self.version, self.position, self.since = recorded.version, recorded.position, record.at
         match record:
             case SagaTook():
@@ -519,6 +521,14 @@ def read_command(commands: Mapping[str, type[Command]], step: Step) -> Command:
     except KeyError:
         raise LookupError(f"No decider of this app takes the command {step.command}") from None
     return msgspec.convert(step.fields, command)
+
+
+def fold_blindly(saga: Saga[S, Any], stream_id: UUID, records: Sequence[Recorded[Record]]) -> Course[Any]:
+    """What the records alone tell, where the user's code cannot fold them: all but the state, which is None."""
+    course: Course[Any] = Course(saga, stream_id, None)
+    for recorded in records:
+        course.apply(recorded, None)
+    return course
 
 
 def fold(

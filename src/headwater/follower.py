@@ -78,7 +78,8 @@ class Taker(Protocol):
         ...
 
     async def write(self, connection: Connection) -> None:
-        """In the transaction that moves the checkpoint past the batch."""
+        """In the transaction that moves the checkpoint past the batch, or that removes what was set aside and is
+        taken now."""
         ...
 
     def written(self) -> None:
@@ -308,6 +309,8 @@ class Follower:
             await self._letters.remove(connection, done)
             await self._letters.park(connection, list(failed.values()))
             more = await self._letters.go_on(connection, set(keys) - failed.keys())
+            await self._taker.write(connection)
+        self._taker.written()
         self._set_parked(self._parked | failed.keys() | more)
         freed = set(keys) - self._parked
         await outlast(lambda: self._taker.freed(freed))

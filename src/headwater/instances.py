@@ -2,7 +2,7 @@
 
     unknown -> reading -> held: append a record -> held, folded; another has written meanwhile -> read again
                   |         \\-> over and written, or waiting for long -> forgotten
-                  \\-> today's code cannot fold it -> set aside
+                  \\-> today's code cannot fold it -> set aside; but one that is over needs no fold, and is held
 
 A record is appended at the version that it was made on, under the instance's lock, so that neither two tasks nor two
 processes ever both go on from the same place.
@@ -24,13 +24,13 @@ import msgspec
 from headwater import sql
 from headwater.appender import Appender, Chain
 from headwater.codec import Codec, encode
-from headwater.course import Course, Record, SagaTook, Step, fold
+from headwater.course import Course, Record, SagaTook, Step, fold, fold_blindly
 from headwater.database import Connection, Database
-from headwater.errors import CommandIdReused
+from headwater.errors import CommandIdReused, LogError
 from headwater.failure import policy_of
 from headwater.follower import PASSING, Follower, outlast
 from headwater.log import Append, Appended, Log, Verdict
-from headwater.messages import Event, Recorded
+from headwater.messages import Recorded
 from headwater.saga import Saga
 
 logger = logging.getLogger("headwater.instances")
@@ -55,6 +55,16 @@ class Held:
 
 class Changed(Exception):
     """The instance is not what it was thought to be: read it again and think again."""
+
+
+class Unfoldable(Exception):
+    """Today's code cannot fold an instance that is not over. course: what its records alone tell. error: what was
+    raised."""
+
+    def __init__(self, course: Course[Any], error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.course = course
+        self.error = error
 
 
 class RecordIdTaken(CommandIdReused):
@@ -124,7 +134,11 @@ class Instances:
                 self._held[stream_id] = Held(Course(self._saga, stream_id, self._saga.initial))
 
     async def hold(self, stream_id: UUID) -> Held:
-        """An instance, read if it is not held. It raises what reading it raises, but no fault that passes."""
+        """An instance, read if it is not held. It raises what reading it raises, but no fault that passes.
+
+        Raises:
+            Unfoldable.  LogError: the stream is not one of the saga.
+        """
         held = self._held.get(stream_id)
         if held is not None:
             self._held.move_to_end(stream_id)
@@ -141,29 +155,38 @@ class Instances:
             del self._reading[stream_id]
 
     async def readable(self, stream_id: UUID) -> Held | None:
-        """An instance; None when today's code cannot fold it, and it is set aside, so that the others go on."""
+        """An instance; None when it cannot be read. When today's code cannot fold it, it is set aside: the others go
+        on."""
         try:
             return await self.hold(stream_id)
         except PASSING:
             raise
-        except Exception as error:
-            first = await self._database.pool.fetchrow(_SQL["first"], stream_id)
-            assert first is not None  # or there were nothing to read
-            key, position = first
-            logger.exception("saga %s: %s cannot be read", self._saga.name, key)
-            if not self._follower.is_parked(key):
-                self._follower.set_aside(key, position, error, self._policy.times + 1)
-            return None
+        except Unfoldable as unfoldable:
+            self.set_aside(unfoldable)
+        except LogError:
+            logger.exception("saga %s: %s cannot be read", self._saga.name, stream_id)
+        return None
+
+    def set_aside(self, unfoldable: Unfoldable) -> None:
+        """Until a person has it tried again: the others go on."""
+        key, error = unfoldable.course.key, unfoldable.error
+        assert key is not None  # an instance begins by taking an event
+        logger.error("saga %s: %s cannot be folded", self._saga.name, key, exc_info=error)
+        if not self._follower.is_parked(key):
+            self._follower.set_aside(key, unfoldable.course.begun_at, error, self._policy.times + 1)
 
     async def read_again(self, held: Held) -> None:
-        """Take an instance as its stream tells it now. Its lock is the caller's."""
+        """Take an instance as its stream tells it now. Its lock is the caller's.
+
+        Raises:
+            Unfoldable.
+        """
         held.course = await self._read(held.course.stream_id)
 
-    def evict(self, latest: Mapping[UUID, Recorded[Event]]) -> None:
-        """Forget what is over and written, and what has waited the longest. latest: the records that are written."""
-        for stream_id, event in latest.items():
-            held = self._held.get(stream_id)
-            if held is not None and held.course.over and held.course.version == event.version and not held.busy:
+    def evict(self, written: Mapping[UUID, Held]) -> None:
+        """Forget what is over and written, and what has waited the longest."""
+        for stream_id, held in written.items():
+            if held.course.over and not held.busy and self._held.get(stream_id) is held:
                 del self._held[stream_id]
         if len(self._held) > self._cache:
             for stream_id in [each for each, held in self._held.items() if not held.busy][: len(self._held) // 10]:
@@ -185,11 +208,21 @@ class Instances:
         """An instance, from its stream."""
         records: list[Recorded[Record]] = []
         async with aclosing(self._log.read_stream(stream_id)) as stream:
-            async for _, event in stream:
+            async for category, event in stream:
+                if category != self._saga.category:
+                    raise LogError(f"The stream {stream_id} is of {category}, not of {self._saga.category}")
                 records.append(cast("Recorded[Record]", event))
-        positions = [each.data.position for each in records if isinstance(each.data, SagaTook)]
-        events = {event.position: event.data for event in await self._log.at(positions)} if positions else {}
-        return fold(self._saga, stream_id, records, events, self._codec)
+        try:
+            positions = [each.data.position for each in records if isinstance(each.data, SagaTook)]
+            events = {event.position: event.data for event in await self._log.at(positions)} if positions else {}
+            return fold(self._saga, stream_id, records, events, self._codec)
+        except PASSING:
+            raise
+        except Exception as error:
+            course = fold_blindly(self._saga, stream_id, records)
+            if course.over:
+                return course
+            raise Unfoldable(course, error) from error
 
     # ---------------------------------------------------------------------------------------------------- in its stream
 
@@ -250,14 +283,13 @@ class Instances:
 
     # ----------------------------------------------------------------------------------------------------- in the table
 
-    async def keep(self, connection: Connection, stream_ids: Collection[UUID]) -> None:
-        """Write these as rows, with the messages that are to fall due. They are held."""
-        told = [self._held[stream_id].course for stream_id in stream_ids]
-        columns = list(zip(*(_row(self._saga, course) for course in told), strict=True))
+    async def keep(self, connection: Connection, courses: Collection[Course[Any]]) -> None:
+        """Write these as rows, with the messages that are to fall due."""
+        columns = list(zip(*(_row(self._saga, course) for course in courses), strict=True))
         await connection.execute(_SQL["keep"], *columns)
-        timers = [(course.stream_id, t.type, t.due_at) for course in told for t in course.timers.values()]
+        timers = [(course.stream_id, t.type, t.due_at) for course in courses for t in course.timers.values()]
         streams, names, due = zip(*timers, strict=True) if timers else ((), (), ())
-        timed = [course.stream_id for course in told if course.timed]
+        timed = [course.stream_id for course in courses if course.timed]
         if timed:
             await connection.execute(_SQL["stop_timers"], timed, streams, names, due)
         if timers:

@@ -55,7 +55,7 @@ class Saga:
     name: str
     key: UUID = strawberry.field(description="What its events have in common.")
     status: Phase
-    state: JSON = strawberry.field(description="What it remembers.")
+    state: JSON = strawberry.field(description="What it remembers; null while the code cannot fold it.")
     steps: list[SagaStep]
     waiting_for: str | None = strawberry.field(description="In words; null when it is over.")
     since: datetime = strawberry.field(description="When the last thing happened to it.")
