@@ -136,6 +136,11 @@ class Conductor:
         """How far it has followed the log."""
         return self._follower.progress
 
+    @property
+    def held(self) -> int:
+        """How many instances are in memory."""
+        return self._instances.count
+
     async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
         """Run instances until cancelled, or until the lease is another's. Runs under a supervisor."""
         await self._follower.run(standing, well)
@@ -248,8 +253,9 @@ class Conductor:
         """What is kept need not be remembered; what falls due may be another."""
         if self._told:
             self._timers.moved()
-            self._instances.evict(self._told)
-            self._told.clear()
+        # Also when no record was in the batch: what begins no instance was looked at, too.
+        self._instances.evict(self._told)
+        self._told.clear()
 
     # ------------------------------------------------------------------------------------------ as the instances' owner
 

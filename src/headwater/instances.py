@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, cast
 from uuid import UUID
 
@@ -123,6 +124,11 @@ class Instances:
 
     # -------------------------------------------------------------------------------------------------------- in memory
 
+    @property
+    def count(self) -> int:
+        """How many are held."""
+        return len(self._held)
+
     async def begin_unknown(self, stream_ids: Iterable[UUID]) -> None:
         """Hold those of these instances that have no stream yet: one look finds which."""
         unknown = [stream_id for stream_id in stream_ids if stream_id not in self._held]
@@ -188,8 +194,11 @@ class Instances:
         for stream_id, held in written.items():
             if held.course.over and not held.busy and self._held.get(stream_id) is held:
                 del self._held[stream_id]
-        if len(self._held) > self._cache:
-            for stream_id in [each for each, held in self._held.items() if not held.busy][: len(self._held) // 10]:
+        excess = len(self._held) - self._cache
+        if excess > 0:
+            # Some more than there are too many, so that they are not gone through after each batch.
+            idle = (stream_id for stream_id, held in self._held.items() if not held.busy)
+            for stream_id in list(islice(idle, excess + self._cache // 10)):
                 del self._held[stream_id]
 
     async def _hold_read(self, stream_id: UUID) -> Held:
