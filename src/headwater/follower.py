@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -32,6 +32,8 @@ from headwater.tables import Standing
 from headwater.telemetry import Progress
 
 _SQL = sql.load(__file__)
+
+T = TypeVar("T")
 
 PASSING: tuple[type[BaseException], ...] = (
     *UNREACHABLE,
@@ -93,8 +95,8 @@ async def register(connection: Connection, name: str, fingerprint: str, *, from_
         await connection.execute(_SQL["ring"])
 
 
-async def outlast(call: Callable[[], Awaitable[None]]) -> None:
-    """Call until no fault that passes is in the way."""
+async def outlast(call: Callable[[], Awaitable[T]]) -> T:
+    """Call until no fault that passes is in the way. What it then returns."""
     failures = 0
     while True:
         try:

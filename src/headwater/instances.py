@@ -182,12 +182,13 @@ class Instances:
             self._follower.set_aside(key, unfoldable.course.begun_at, error, self._policy.times + 1)
 
     async def read_again(self, held: Held) -> None:
-        """Take an instance as its stream tells it now. Its lock is the caller's.
+        """Take an instance as its stream tells it now, faults that pass outlasted. Its lock is the caller's.
 
         Raises:
             Unfoldable.
         """
-        held.course = await self._read(held.course.stream_id)
+        stream_id = held.course.stream_id
+        held.course = await outlast(lambda: self._read(stream_id))
 
     def evict(self, written: Mapping[UUID, Held]) -> None:
         """Forget what is over and written, and what has waited the longest."""
@@ -202,15 +203,7 @@ class Instances:
                 del self._held[stream_id]
 
     async def _hold_read(self, stream_id: UUID) -> Held:
-        course: Course[Any] | None = None
-
-        async def read() -> None:
-            nonlocal course
-            course = await self._read(stream_id)
-
-        await outlast(read)
-        assert course is not None
-        held = self._held[stream_id] = Held(course)
+        held = self._held[stream_id] = Held(await outlast(lambda: self._read(stream_id)))
         return held
 
     async def _read(self, stream_id: UUID) -> Course[Any]:
@@ -263,14 +256,7 @@ class Instances:
             causation_id,
             f"saga {self._saga.name}",
         )
-        appended: Appended | None = None
-
-        async def submit() -> None:
-            nonlocal appended
-            appended = await self._appender.submit(append, Chain())
-
-        await outlast(submit)
-        assert appended is not None
+        appended = await outlast(lambda: self._appender.submit(append, Chain()))
         if appended.verdict is Verdict.DONE and appended.stream_id != course.stream_id:
             raise RecordIdTaken(self._saga.name, command_id, appended)
         if appended.verdict is not Verdict.ACCEPTED:

@@ -118,6 +118,7 @@ class Steps:
             after = rows[-1]["stream_id"]
 
     async def _run(self, held: Held) -> None:
+        passing = 0
         while (step := held.course.current) is not None:
             key = held.course.key
             assert key is not None  # an instance begins by taking an event
@@ -126,6 +127,15 @@ class Steps:
             try:
                 await self._run_step(held, step)
             except Changed:
+                continue
+            except PASSING as error:
+                passing += 1
+                pause = backoff(passing)
+                logger.warning(
+                    "saga %s: %s, step %d goes on in %.1f s: %s: %s",
+                    *(self._saga.name, key, step.number, pause, type(error).__name__, error),
+                )
+                await asyncio.sleep(pause)
                 continue
             except Exception as error:
                 if held.course.over:
@@ -136,7 +146,7 @@ class Steps:
                 logger.exception("saga %s: %s, step %d cannot go on", self._saga.name, key, step.number)
                 self._follower.set_aside(key, step.position, error, held.failures)
                 return
-            held.failures = 0
+            held.failures = passing = 0
 
     async def _run_step(self, held: Held, step: Step) -> None:
         """Issue a step until it is known what became of it, and record that."""

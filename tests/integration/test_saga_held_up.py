@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -15,9 +17,11 @@ from tests.integration.test_saga_operations import LIMITS, _letters_are, change,
 from tests.integration.works import Input, Known, OrderPlaced, Reminder, app, fulfilment
 from tests.waiting import until
 
-from headwater import After, App, Cancel, Do, Done, Feature, Undo, deadletters, sagas
+from headwater import After, App, Cancel, Do, Done, Feature, Park, Undo, deadletters, sagas
+from headwater.appender import Chain
 from headwater.clock import VirtualClock
 from headwater.config import Settings
+from headwater.log import Append, Appended, Verdict
 from headwater.node import Node
 from headwater.worker import register_units
 
@@ -165,3 +169,35 @@ async def test_what_is_parked_for_a_person_is_left_alone_until_then(start: Any, 
     for _ in range(5):
         await seen(connection, await place(node), "done")
     assert asked == before
+
+
+async def test_a_fault_that_passes_parks_nobody(
+    start: Any, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another has written to the instance, and the connection is lost while it is read again."""
+    at_once = App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, on_failure=Park())])])
+    node = await start(at_once, settings=QUICK)
+    order = await place(node, "late a")
+    await seen(connection, order, "running", "Work (step 1)")
+    stream, submit, read_stream = fulfilment.stream_of(order), node.appender.submit, node.log.read_stream
+    faults = ["conflict", "loss"]
+
+    def conflicting(append: Append, chain: Chain) -> Any:
+        if append.stream_id != stream or "conflict" not in faults:
+            return submit(append, chain)
+        faults.remove("conflict")
+        answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        answer.set_result(Appended(Verdict.CONFLICT, 1, 0, stream))
+        return answer
+
+    def losing(stream_id: UUID, *arguments: Any, **options: Any) -> Any:
+        if stream_id == stream and faults == ["loss"]:
+            faults.remove("loss")
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return read_stream(stream_id, *arguments, **options)
+
+    monkeypatch.setattr(node.appender, "submit", conflicting)
+    monkeypatch.setattr(node.log, "read_stream", losing)
+    works.weather.forgiving = True
+    await until(lambda: not faults)
+    await seen(connection, order, "done")
