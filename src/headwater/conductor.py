@@ -37,7 +37,7 @@ from headwater.database import Connection, Database
 from headwater.dispatch import Dispatcher
 from headwater.failure import policy_of
 from headwater.feature import Domain
-from headwater.follower import Follower
+from headwater.follower import PASSING, Follower
 from headwater.ids import internal_id
 from headwater.instances import Changed, Held, Instances, Unfoldable
 from headwater.log import Log
@@ -184,6 +184,12 @@ class Conductor:
                     await self._take(held, key, event)
             except Changed:
                 continue
+            except PASSING:
+                raise
+            except Exception:
+                if not held.course.version:
+                    self._told[stream_id] = Held(self._instances.unbegun(key, event, self._clock.now()))
+                raise
             self._steps.drive(held)
             return
 
@@ -244,8 +250,10 @@ class Conductor:
             # before this one, which ended before it wrote anything else.
             self._steps.drive(held, anew=behind)
 
-    async def write(self, connection: Connection) -> None:
-        """Keep the instances as their records tell them."""
+    async def write(self, connection: Connection, freed: Collection[UUID]) -> None:
+        """Keep the instances as their records tell them, and those that cannot begin, while that is so."""
+        if freed:
+            await self._instances.drop_unbegun(connection, [self._saga.stream_of(key) for key in freed])
         if self._told:
             await self._instances.keep(connection, [held.course for held in self._told.values()])
 

@@ -132,10 +132,11 @@ class SagaRetried(Record):
 
 
 class SagaAbandoned(Record):
-    """A person gave it up: nothing follows any more."""
+    """A person gave it up: nothing follows any more. key: of the instance, which may not have begun."""
 
     by: str
     reason: str
+    key: UUID | None = None
 
 
 RECORDS: tuple[type[Record], ...] = (
@@ -349,6 +350,7 @@ class Course(Generic[S]):
             case SagaRetried():
                 self._try_again(recorded)
             case SagaAbandoned():
+                self.key = self.key or record.key
                 self._end(Phase.ABANDONED, record.reason)
             case _:
                 pass

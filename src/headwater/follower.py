@@ -79,9 +79,9 @@ class Taker(Protocol):
         """After a batch is taken, before the checkpoint is moved past it."""
         ...
 
-    async def write(self, connection: Connection) -> None:
-        """In the transaction that moves the checkpoint past the batch, or that removes what was set aside and is
-        taken now."""
+    async def write(self, connection: Connection, freed: Collection[UUID]) -> None:
+        """In the transaction that moves the checkpoint past the batch, or that removes what was set aside and is taken,
+        or passed over, now. freed: keys for which nothing waits any more."""
         ...
 
     def written(self) -> None:
@@ -239,7 +239,7 @@ class Follower:
         async with self._transaction(connection):
             if not await connection.fetch(_SQL["move"], *self._of, position, reached):
                 raise Displaced
-            await self._taker.write(connection)
+            await self._taker.write(connection, ())
             if aside:
                 await self._letters.park(connection, aside)
         self._taker.written()
@@ -311,7 +311,7 @@ class Follower:
             await self._letters.remove(connection, done)
             await self._letters.park(connection, list(failed.values()))
             more = await self._letters.go_on(connection, set(keys) - failed.keys())
-            await self._taker.write(connection)
+            await self._taker.write(connection, set(keys) - failed.keys() - more)
         self._taker.written()
         self._set_parked(self._parked | failed.keys() | more)
         freed = set(keys) - self._parked

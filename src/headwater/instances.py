@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from typing import Any, cast
 from uuid import UUID
@@ -31,7 +32,7 @@ from headwater.errors import CommandIdReused, LogError
 from headwater.failure import policy_of
 from headwater.follower import PASSING, Follower, outlast
 from headwater.log import Append, Appended, Log, Verdict
-from headwater.messages import Recorded
+from headwater.messages import Event, Recorded
 from headwater.saga import Saga
 
 logger = logging.getLogger("headwater.instances")
@@ -181,6 +182,19 @@ class Instances:
         if not self._follower.is_parked(key):
             self._follower.set_aside(key, unfoldable.course.begun_at, error, self._policy.times + 1)
 
+    def unbegun(self, key: UUID, event: Recorded[Event], now: datetime) -> Course[Any]:
+        """An instance as it is shown while its first event is set aside: it has no stream yet."""
+        return Course(
+            self._saga,
+            self._saga.stream_of(key),
+            self._saga.initial,
+            key=key,
+            position=event.position,
+            correlation_id=event.correlation_id,
+            started_at=now,
+            since=now,
+        )
+
     async def read_again(self, held: Held) -> None:
         """Take an instance as its stream tells it now, faults that pass outlasted. Its lock is the caller's.
 
@@ -277,6 +291,10 @@ class Instances:
         self._recorded(held, record)
 
     # ----------------------------------------------------------------------------------------------------- in the table
+
+    async def drop_unbegun(self, connection: Connection, stream_ids: Collection[UUID]) -> None:
+        """Remove the rows of those that have not begun: nothing of them is set aside any more."""
+        await connection.execute(_SQL["drop_unbegun"], stream_ids)
 
     async def keep(self, connection: Connection, courses: Collection[Course[Any]]) -> None:
         """Write these as rows, with the messages that are to fall due."""

@@ -14,8 +14,15 @@ select * from unnest($1::uuid[], $2::text[], $3::uuid[], $4::int[], $5::bigint[]
 on conflict (stream_id) do update
    set version = excluded.version, position = excluded.position, status = excluded.status, state = excluded.state,
        steps = excluded.steps, step = excluded.step, waiting_for = excluded.waiting_for, since = excluded.since,
-       reason = excluded.reason, compensates = excluded.compensates, finished_at = excluded.finished_at
+       reason = excluded.reason, compensates = excluded.compensates, finished_at = excluded.finished_at,
+       -- One that has begun after all began then; one that fails to again has been here since it first did.
+       started_at = case when excluded.version = 0 then sagas.started_at else excluded.started_at end,
+       correlation_id = excluded.correlation_id
  where sagas.version <= excluded.version
+
+-- name: drop_unbegun
+-- Instances that have no stream, and nothing that is set aside for them any more.
+delete from headwater.sagas where stream_id = any($1::uuid[]) and version = 0
 
 -- name: stop_timers
 -- Messages that do not fall due any more, or at another time.

@@ -67,7 +67,9 @@ class Saga:
     started_at: datetime
     finished_at: datetime | None
     correlation_id: UUID = strawberry.field(description="What all that followed from one request has in common.")
-    version: int = strawberry.field(description="Of its stream.")
+    version: int = strawberry.field(
+        description="Of its stream; 0 while it has none, since its first event is set aside."
+    )
     position: Position = strawberry.field(description="Of its last record in the log.")
 
 
