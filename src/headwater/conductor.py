@@ -33,11 +33,11 @@ from headwater.course import (
     SagaTimedOut,
     SagaTook,
 )
-from headwater.database import Connection, Database
+from headwater.database import PASSING, Connection, Database
 from headwater.dispatch import Dispatcher
 from headwater.failure import policy_of
 from headwater.feature import Domain
-from headwater.follower import PASSING, Follower
+from headwater.follower import Follower
 from headwater.ids import internal_id
 from headwater.instances import Changed, Held, Instances, Unfoldable
 from headwater.log import Log

@@ -20,9 +20,9 @@ from uuid import UUID
 import asyncpg
 
 from headwater import sql
-from headwater.database import UNREACHABLE, Connection, Database
+from headwater.database import PASSING, Connection, Database
 from headwater.deadletters import DeadLetters, Letter, Waiting, described
-from headwater.errors import Contended, OutcomeUnknown, Overloaded, ReactionFailed, Unavailable
+from headwater.errors import ReactionFailed
 from headwater.failure import Retry
 from headwater.log import Log
 from headwater.messages import Event, Recorded
@@ -34,18 +34,6 @@ from headwater.telemetry import Progress
 _SQL = sql.load(__file__)
 
 T = TypeVar("T")
-
-PASSING: tuple[type[BaseException], ...] = (
-    *UNREACHABLE,
-    asyncpg.TransactionRollbackError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    Overloaded,
-    Unavailable,
-    OutcomeUnknown,
-    Contended,
-)
-"""Faults that pass: waited out with backoff, neither counted nor parked."""
 
 
 class Displaced(Exception):

@@ -27,10 +27,10 @@ from headwater import sql
 from headwater.appender import Appender, Chain
 from headwater.codec import Codec, encode
 from headwater.course import Course, Record, SagaTook, Step, fold, fold_blindly
-from headwater.database import Connection, Database
+from headwater.database import PASSING, Connection, Database
 from headwater.errors import CommandIdReused, LogError
 from headwater.failure import policy_of
-from headwater.follower import PASSING, Follower, outlast
+from headwater.follower import Follower, outlast
 from headwater.log import Append, Appended, Log, Verdict
 from headwater.messages import Event, Recorded
 from headwater.saga import Saga

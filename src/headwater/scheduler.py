@@ -24,13 +24,11 @@ import asyncpg
 
 from headwater import sql
 from headwater.clock import Clock, SystemClock
-from headwater.database import Database
+from headwater.database import PASSING, Database
 from headwater.deadletters import described
 from headwater.dispatch import Dispatcher, Origin
-from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
 from headwater.ids import derived_id, internal_id
 from headwater.messages import Refused
-from headwater.projector import TRANSIENT
 from headwater.schedule import Schedule
 from headwater.supervisor import backoff
 from headwater.tables import Standing
@@ -188,14 +186,14 @@ class Scheduler:
                 *(schedule.name, command.command_name, due.isoformat(), refusal.code, refusal),
             )
             return _Outcome("refused", refusal.code)
-        except Exception as error:  # noqa: BLE001 - whatever the user's decision raises; it is logged
-            if not _passes(error):
-                return _failure(schedule, due, error)
+        except PASSING as error:
             self._set_back(schedule, due, error)
             return None
+        except Exception as error:  # noqa: BLE001 - whatever the user's decision raises; it is logged
+            return _failure(schedule, due, error)
         return _Outcome("fired", ACCEPTED)
 
-    def _set_back(self, schedule: Schedule, due: datetime, error: Exception) -> None:
+    def _set_back(self, schedule: Schedule, due: datetime, error: BaseException) -> None:
         """The same moment is fired again, after a pause that grows."""
         known = self._faults.get(schedule.name)
         failures = known.failures + 1 if known else 1
@@ -224,14 +222,6 @@ def _failure(schedule: Schedule, due: datetime, error: Exception) -> _Outcome:
     logger.error("schedule %s, due at %s, failed", schedule.name, due.isoformat(), exc_info=error)
     text, _ = described(error)
     return _Outcome("failed", text)
-
-
-def _passes(error: Exception) -> bool:
-    """Whether it is a fault of the moment, of which neither the schedule nor its command is the cause."""
-    if isinstance(error, Overloaded | Unavailable | OutcomeUnknown | Contended):
-        return True
-    # What does not fit a column is to asyncpg a misuse of its interface, which counts among the losses.
-    return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
 
 
 def moment(name: str, due: datetime) -> UUID:

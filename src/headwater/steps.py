@@ -31,12 +31,12 @@ from headwater.course import (
     Step,
     read_command,
 )
-from headwater.database import Database
+from headwater.database import PASSING, Database
 from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.errors import CommandIdReused
 from headwater.failure import policy_of
 from headwater.feature import Domain
-from headwater.follower import PASSING, Follower
+from headwater.follower import Follower
 from headwater.ids import following_id
 from headwater.instances import Changed, Held, Instances, RecordIdTaken
 from headwater.messages import Refused

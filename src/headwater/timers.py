@@ -23,8 +23,8 @@ from headwater import sql
 from headwater.clock import Clock
 from headwater.codec import Codec
 from headwater.course import SagaFired
-from headwater.database import Database
-from headwater.follower import PASSING, Follower
+from headwater.database import PASSING, Database
+from headwater.follower import Follower
 from headwater.ids import internal_id
 from headwater.instances import Changed, Held, Instances
 from headwater.saga import Saga
