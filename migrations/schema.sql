@@ -347,9 +347,10 @@ CREATE TABLE headwater.sagas (
     finished_at timestamp with time zone,
     correlation_id uuid NOT NULL,
     CONSTRAINT sagas_status_check CHECK ((status = ANY (ARRAY['running'::text, 'undoing'::text, 'parked'::text, 'done'::text, 'abandoned'::text]))),
-    CONSTRAINT sagas_version_check CHECK ((version > 0))
+    CONSTRAINT sagas_version_check CHECK ((version >= 0))
 );
 COMMENT ON TABLE headwater.sagas IS 'Each instance of each saga as its stream tells it, for operators, and for a worker to know which to take up. Derived: written with the checkpoint of the saga, from the records that the checkpoint passes.';
+COMMENT ON COLUMN headwater.sagas.version IS 'Of its stream. 0: it has not begun, since its first event is set aside; then position is that of the event.';
 COMMENT ON COLUMN headwater.sagas.step IS 'The command that it waits for; null when it waits for something else.';
 COMMENT ON COLUMN headwater.sagas.since IS 'When the last thing happened to it.';
 COMMENT ON COLUMN headwater.sagas.compensates IS 'Whether steps of it were, or are being, undone.';

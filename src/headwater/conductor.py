@@ -33,13 +33,13 @@ from headwater.course import (
     SagaTimedOut,
     SagaTook,
 )
-from headwater.database import Connection, Database
+from headwater.database import PASSING, Connection, Database
 from headwater.dispatch import Dispatcher
 from headwater.failure import policy_of
 from headwater.feature import Domain
 from headwater.follower import Follower
-from headwater.ids import derived_id
-from headwater.instances import Changed, Held, Instances
+from headwater.ids import internal_id
+from headwater.instances import Changed, Held, Instances, Unfoldable
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.positions import Positions
@@ -111,7 +111,7 @@ class Conductor:
         self._clock = clock
         routed = [event for event in saga.events if event in domain.category_of]
         self._routed = frozenset(routed)
-        self._told: dict[UUID, Recorded[Event]] = {}
+        self._told: dict[UUID, Held] = {}
         self.tally = Tally()
         self._follower = follower = Follower(
             database,
@@ -136,6 +136,11 @@ class Conductor:
         """How far it has followed the log."""
         return self._follower.progress
 
+    @property
+    def held(self) -> int:
+        """How many instances are in memory."""
+        return self._instances.count
+
     async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
         """Run instances until cancelled, or until the lease is another's. Runs under a supervisor."""
         await self._follower.run(standing, well)
@@ -145,6 +150,7 @@ class Conductor:
     @asynccontextmanager
     async def begun(self) -> AsyncIterator[None]:
         """Take up what was under way, and have messages fall due. What goes wrong beside the follower ends it."""
+        self._told.clear()
         try:
             async with asyncio.TaskGroup() as group:
                 with self._instances.begun(), self._steps.begun(group), self._timers.begun(group):
@@ -164,8 +170,12 @@ class Conductor:
         """Record that an event came, and what follows. A record, that was parked: go on from there."""
         stream_id = self._saga.stream_of(key)
         while True:
-            held = await self._instances.hold(stream_id)
+            try:
+                held = await self._instances.hold(stream_id)
+            except Unfoldable as unfoldable:
+                raise unfoldable.error from unfoldable
             if isinstance(event.data, Record):
+                self._told[stream_id] = held  # its row may be of code that could not fold it
                 await self._timers.take_due(held, self._clock.now())
                 self._steps.drive(held)
                 return
@@ -174,6 +184,12 @@ class Conductor:
                     await self._take(held, key, event)
             except Changed:
                 continue
+            except PASSING:
+                raise
+            except Exception:
+                if not held.course.version:
+                    self._told[stream_id] = Held(self._instances.unbegun(key, event, self._clock.now()))
+                raise
             self._steps.drive(held)
             return
 
@@ -197,7 +213,7 @@ class Conductor:
             held,
             record,
             event.data,
-            command_id=derived_id(course.stream_id, f"{event.event_id}"),
+            command_id=internal_id(course.stream_id, f"{event.event_id}"),
             correlation_id=event.correlation_id,
             causation_id=event.event_id,
         )
@@ -212,36 +228,42 @@ class Conductor:
 
     async def look(self, events: Sequence[Recorded[Event]]) -> None:
         """Take up the instances that another has written to, a person or the process before this one."""
-        self._told = {
+        latest = {
             event.stream_id: event
             for event in events
             if isinstance(event.data, Record) and event.data.saga == self._saga.name
         }
-        for stream_id, event in list(self._told.items()):
-            held = await self._instances.readable(stream_id)
-            if held is None:
-                del self._told[stream_id]
+        for stream_id, event in latest.items():
+            try:
+                held = await self._instances.hold(stream_id)
+                behind = held.course.version < event.version
+                if behind:
+                    async with held.lock:
+                        if held.course.version < event.version:
+                            await self._instances.read_again(held)
+            except Unfoldable as unfoldable:
+                self._instances.set_aside(unfoldable)
+                self._told[stream_id] = Held(unfoldable.course)
                 continue
-            if held.course.version < event.version:
-                async with held.lock:
-                    if held.course.version < event.version:
-                        await self._instances.read_again(held)
-                self._steps.drive(held, anew=True)
-            # One that was read just now is not being driven yet: its record was written by the process before this one,
-            # which ended before it wrote anything else.
-            self._steps.drive(held)
+            self._told[stream_id] = held
+            # One that was read just now is not being driven yet, and not behind: its record was written by the process
+            # before this one, which ended before it wrote anything else.
+            self._steps.drive(held, anew=behind)
 
-    async def write(self, connection: Connection) -> None:
-        """Keep the instances as the records of the batch tell them."""
-        if not self._told:
-            return
-        await self._instances.keep(connection, self._told)
+    async def write(self, connection: Connection, freed: Collection[UUID]) -> None:
+        """Keep the instances as their records tell them, and those that cannot begin, while that is so."""
+        if freed:
+            await self._instances.drop_unbegun(connection, [self._saga.stream_of(key) for key in freed])
+        if self._told:
+            await self._instances.keep(connection, [held.course for held in self._told.values()])
 
     def written(self) -> None:
         """What is kept need not be remembered; what falls due may be another."""
         if self._told:
             self._timers.moved()
-            self._instances.evict(self._told)
+        # Also when no record was in the batch: what begins no instance was looked at, too.
+        self._instances.evict(self._told)
+        self._told.clear()
 
     # ------------------------------------------------------------------------------------------ as the instances' owner
 

@@ -23,7 +23,7 @@ from uuid import UUID
 import msgspec
 
 from headwater.codec import Codec, encode
-from headwater.ids import derived_id
+from headwater.ids import following_id, internal_id
 from headwater.messages import Command, Event, Recorded
 from headwater.saga import After, Cancel, Confirmed, Do, Done, Reaction, Refusal, Saga, TimedOut, Undo
 
@@ -132,10 +132,11 @@ class SagaRetried(Record):
 
 
 class SagaAbandoned(Record):
-    """A person gave it up: nothing follows any more."""
+    """A person gave it up: nothing follows any more. key: of the instance, which may not have begun."""
 
     by: str
     reason: str
+    key: UUID | None = None
 
 
 RECORDS: tuple[type[Record], ...] = (
@@ -216,12 +217,12 @@ class Timer:
 
 @dataclass(slots=True)
 class Course(Generic[S]):
-    """An instance as its stream tells it. handled: position of the last event of the log that it took. state: what the
-    user's `evolve` made of all that came. queue: the steps to come, the first of them issued; None is the end.
-    timed: a message was ever to fall due. reason: of the failure that led here; parked_for: of the undo that a person
-    must see to. committed: the number of the pivot that was accepted; 0 when none was. forward: what was to come behind
-    a pivot that was given up on its way, and what later events have added. If the pivot is accepted all the same, that
-    goes on, and what came of giving up does not."""
+    """An instance as its stream tells it. begun_at: position of its first record. handled: position of the last event
+    of the log that it took. state: what the user's `evolve` made of all that came. queue: the steps to come, the
+    first of them issued; None is the end. timed: a message was ever to fall due. reason: of the failure that led
+    here; parked_for: of the undo that a person must see to. committed: the number of the pivot that was accepted; 0
+    when none was. forward: what was to come behind a pivot that was given up on its way, and what later events have
+    added. If the pivot is accepted all the same, that goes on, and what came of giving up does not."""
 
     saga: Saga[S, Any]
     stream_id: UUID
@@ -229,6 +230,7 @@ class Course(Generic[S]):
     key: UUID | None = None
     version: int = 0
     position: int = 0
+    begun_at: int = 0
     handled: int = 0
     correlation_id: UUID | None = None
     steps: list[Step] = field(default_factory=list)
@@ -297,7 +299,7 @@ class Course(Generic[S]):
             failed = isinstance(given, Refusal | TimedOut) and step is not None and not step.optional
             return [Finish()] if failed else []
         reaction = self.saga.reaction(self.saga.evolved(self.state, given), given)
-        return [self._intent(each, derived_id(self.stream_id, f"{cause} {n}"), now) for n, each in enumerate(reaction)]
+        return [self._intent(each, internal_id(self.stream_id, f"{cause} {n}"), now) for n, each in enumerate(reaction)]
 
     def _intent(self, reaction: Reaction, command_id: UUID, now: datetime) -> Intent:
         match reaction:
@@ -334,6 +336,7 @@ class Course(Generic[S]):
         record = recorded.data
         if self.started_at is None:
             self.started_at, self.correlation_id = record.at, recorded.correlation_id
+            self.begun_at = recorded.position
         self.version, self.position, self.since = recorded.version, recorded.position, record.at
         match record:
             case SagaTook():
@@ -347,6 +350,7 @@ class Course(Generic[S]):
             case SagaRetried():
                 self._try_again(recorded)
             case SagaAbandoned():
+                self.key = self.key or record.key
                 self._end(Phase.ABANDONED, record.reason)
             case _:
                 pass
@@ -430,7 +434,7 @@ class Course(Generic[S]):
     def _undo_of(self, step: Step, recorded: Recorded[Record]) -> Step:
         assert step.undo is not None
         self.compensates = True
-        undo = self._step(step.undo, derived_id(step.command_id, "undo"), recorded)
+        undo = self._step(step.undo, following_id(step.command_id, "undo"), recorded)
         undo.undoes = step.number
         return undo
 
@@ -476,7 +480,7 @@ class Course(Generic[S]):
             return
         step = self.queue[0]
         assert step is not None
-        step.command_id = derived_id(step.command_id, f"again {recorded.version}")
+        step.command_id = following_id(step.command_id, f"again {recorded.version}")
         step.state, step.since, step.reason, step.position = StepState.WAITING, None, None, recorded.position
         self.phase, self.parked_for = Phase.UNDOING, None
 
@@ -528,6 +532,14 @@ def read_command(commands: Mapping[str, type[Command]], step: Step) -> Command:
     except KeyError:
         raise LookupError(f"No decider of this app takes the command {step.command}") from None
     return msgspec.convert(step.fields, command)
+
+
+def fold_blindly(saga: Saga[S, Any], stream_id: UUID, records: Sequence[Recorded[Record]]) -> Course[Any]:
+    """What the records alone tell, where the user's code cannot fold them: all but the state, which is None."""
+    course: Course[Any] = Course(saga, stream_id, None)
+    for recorded in records:
+        course.apply(recorded, None)
+    return course
 
 
 def fold(

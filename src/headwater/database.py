@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
+from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 """A connection, of the pool or outside it."""
 
@@ -32,6 +34,19 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.ObjectNotInPrerequisiteStateError,
 )
 """What is raised when a connection cannot be made; beside a loss, a database that lets nobody in, or not us."""
+
+PASSING: tuple[type[BaseException], ...] = (
+    *UNREACHABLE,  # a lock that is not to be had is of these, too
+    asyncpg.TransactionRollbackError,  # serialization failures and deadlocks
+    asyncpg.InvalidTransactionStateError,  # as of a server that is read-only since a failover
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    Overloaded,
+    Unavailable,
+    OutcomeUnknown,
+    Contended,
+)
+"""Faults of the moment, of which the code at work is not the cause: waited out, neither counted nor parked."""
 
 CONNECT_SECONDS = 10.0
 

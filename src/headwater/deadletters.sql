@@ -3,11 +3,16 @@
 select distinct key from headwater.dead_letters where projection = $1 and generation = $2
 
 -- name: due
--- Keys that are to be tried again, the first due first, with the seconds until then.
-select key, extract(epoch from next_attempt_at - now())::float8 as wait
-  from headwater.dead_letters
- where projection = $1 and generation = $2 and next_attempt_at is not null
- order by next_attempt_at
+-- Keys that are to be tried again, the first due first, with the seconds until then. A key's first letter alone says when:
+-- those behind it may be due as well, while it waits for a person.
+select d.key, extract(epoch from d.next_attempt_at - now())::float8 as wait
+  from headwater.dead_letters d
+ where d.projection = $1 and d.generation = $2 and d.next_attempt_at is not null
+   and not exists (
+         select from headwater.dead_letters b
+          where b.projection = d.projection and b.generation = d.generation and b.key = d.key
+            and b.position < d.position offset 0)
+ order by d.next_attempt_at
  limit $3
 
 -- name: letters

@@ -24,7 +24,7 @@ from headwater.codec import encode
 from headwater.decider import Decider, Release, Seen, Take
 from headwater.errors import CommandIdReused, Contended, DefinitionError
 from headwater.feature import Domain
-from headwater.ids import new_id
+from headwater.ids import is_internal, new_id
 from headwater.log import Append, Appended, Log, Verdict
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refused, VersionConflict
 from headwater.snapshots import Snapshots
@@ -68,7 +68,8 @@ class Origin:
 
 
 class _Asked(msgspec.Struct, gc=False):
-    """A command on its way through the dispatcher. came: the tick at which it did; see `streams`."""
+    """A command on its way through the dispatcher. came: the tick at which it did; see `streams`. own: it is
+    Headwater's own, so that an earlier command is its first run only if it had the same origin."""
 
     decider: Decider[Any, Any, Any]
     command: Command
@@ -77,6 +78,7 @@ class _Asked(msgspec.Struct, gc=False):
     expected_version: int | None
     origin: Origin
     came: int
+    own: bool
 
     def decide(self, version: int, state: Any, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
         """The events of the decision on a stream of that version and state, the claims that they make, and the state
@@ -137,7 +139,8 @@ class Dispatcher:
     ) -> Accepted:
         """Decide a command and append its events.
 
-        command_id: an idempotency key; an id that was accepted before gives its first result and appends nothing.
+        command_id: an idempotency key; an id that was accepted before gives its first result and appends nothing. One
+        of version 8 is refused: those are Headwater's own.
         expected_version: the stream's version that the caller has seen. The command's fields are taken as valid:
         whoever builds one from foreign input uses `headwater.validation`.
 
@@ -146,21 +149,52 @@ class Dispatcher:
             Overloaded, Unavailable, Contended: nothing was written.  OutcomeUnknown: it may have been.
             CommandIdReused: the id belongs to another stream's command.
         """
+        if command_id is not None and is_internal(command_id):
+            raise InvalidInput(
+                ["command_id"], "Expected a UUID of another version than 8, which is kept for internal use"
+            )
+        asked = self._asked(command, command_id or new_id(), expected_version, origin, own=False)
+        return await self._run(asked, repeatable=command_id is not None)
+
+    async def issue(self, command: Command, *, command_id: UUID, origin: Origin) -> Accepted:
+        """The same for a command that Headwater itself issues, a saga's or a schedule's, under an internal id.
+
+        Raises:
+            CommandIdReused: what the log has under the id is of another stream, or of another origin.
+            All that `execute` raises.
+        """
+        return await self._run(self._asked(command, command_id, None, origin, own=True), repeatable=True)
+
+    async def is_from(self, command_id: UUID, origin: Origin) -> bool:
+        """Whether what the log has under an id comes from this origin, by its actor and cause.
+
+        A command that has left no event has left no origin either; of such a one it is enough that only Headwater could
+        name the id.
+        """
+        with reading_the_log():
+            found = await self._log.origin_of(command_id)
+        return is_internal(command_id) if found is None else found == (origin.actor, origin.causation_id)
+
+    def _asked(
+        self, command: Command, command_id: UUID, expected_version: int | None, origin: Origin, *, own: bool
+    ) -> _Asked:
         decider = self._domain.decider_of[type(command)]
-        stream_id: UUID = getattr(command, decider.key)
-        asked = _Asked(
-            decider, command, command_id or new_id(), stream_id, expected_version, origin, self._streams.tick
-        )
+        stream_id = getattr(command, decider.key)
+        return _Asked(decider, command, command_id, stream_id, expected_version, origin, self._streams.tick, own)
+
+    async def _run(self, asked: _Asked, *, repeatable: bool) -> Accepted:
+        """repeatable: it may have been sent before, under the same id."""
+        command = asked.command
         try:
-            if command_id is not None and (done := await self._done_before(asked)) is not None:
-                return self._answer(command_id, stream_id, done)
+            if repeatable and (done := await self._done_before(asked)) is not None:
+                return await self._answer(asked, done)
             return await self._execute(asked)
         except Refused as refusal:
-            if command_id is not None:
+            if repeatable:
                 # A command that is sent again may find its own first run in the way.
-                done = await self._done(command_id)
+                done = await self._done(asked.command_id)
                 if done is not None:
-                    return self._answer(command_id, stream_id, done)
+                    return await self._answer(asked, done)
             if not isinstance(refusal, (*command.refuses, *EVERY_COMMAND_REFUSES)):
                 raise RuntimeError(
                     f"{command.command_name} was refused with {type(refusal).__name__}, which it does not declare in "
@@ -218,7 +252,7 @@ class Dispatcher:
                     return Accepted(asked.command_id, asked.stream_id, appended.version, appended.position)
                 if appended.verdict is Verdict.DONE:
                     self._remember(asked.command_id, appended)
-                    return self._answer(asked.command_id, asked.stream_id, appended)
+                    return await self._answer(asked, appended)
                 if appended.verdict is Verdict.BEHIND:
                     continue
                 asked.refuse(appended, version)
@@ -279,11 +313,14 @@ class Dispatcher:
         await asyncio.wait([last])
         return sent > asked.came and accepted(last)
 
-    @staticmethod
-    def _answer(command_id: UUID, stream_id: UUID, done: Appended) -> Accepted:
-        if done.stream_id != stream_id:
-            raise CommandIdReused(f"commandId {command_id} was used before, for {done.stream_id}; nothing was written.")
-        return Accepted(command_id, stream_id, done.version, done.position)
+    async def _answer(self, asked: _Asked, done: Appended) -> Accepted:
+        """The first result of a command that is in the log, if it is this one."""
+        used = f"commandId {asked.command_id} was used before"
+        if done.stream_id != asked.stream_id:
+            raise CommandIdReused(f"{used}, for {done.stream_id}; nothing was written.", done.stream_id)
+        if asked.own and not await self.is_from(asked.command_id, asked.origin):
+            raise CommandIdReused(f"{used}, by another than {asked.origin.actor}; nothing was written.", done.stream_id)
+        return Accepted(asked.command_id, asked.stream_id, done.version, done.position)
 
     async def _ask_the_log(self, asked: _Asked, seen: Seen | None, *, certain: bool) -> tuple[Seen | None, bool]:
         """Decide once more, on what the log holds after the command came: if that is a no as well, it is a true one.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from uuid import UUID
 
 
 class HeadwaterError(Exception):
@@ -72,9 +73,14 @@ class Contended(PublicError):
 
 
 class CommandIdReused(PublicError):
-    """This commandId has already been used for another stream; nothing was written. Choose a new one."""
+    """This commandId has already been used for something else; nothing was written. Choose a new one."""
 
     code = "COMMAND_ID_REUSED"
+
+    def __init__(self, message: str, stream_id: UUID) -> None:
+        super().__init__(message)
+        self.stream_id = stream_id
+        """Of the command that has the id."""
 
 
 class ProjectionBehind(PublicError):

@@ -15,15 +15,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import asyncpg
 
 from headwater import sql
-from headwater.database import UNREACHABLE, Connection, Database
+from headwater.database import PASSING, Connection, Database
 from headwater.deadletters import KEYS_AT_ONCE, DeadLetters, Letter, Waiting, described
-from headwater.errors import Contended, OutcomeUnknown, Overloaded, ReactionFailed, Unavailable
+from headwater.errors import ReactionFailed
 from headwater.failure import Retry
 from headwater.log import Log
 from headwater.messages import Event, Recorded
@@ -37,17 +37,7 @@ _SQL = sql.load(__file__)
 TRIED_AT_ONCE = KEYS_AT_ONCE // 2
 """Keys that are tried again beside each other, at most: so that a look at those that are due finds others, too."""
 
-PASSING: tuple[type[BaseException], ...] = (
-    *UNREACHABLE,
-    asyncpg.TransactionRollbackError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    Overloaded,
-    Unavailable,
-    OutcomeUnknown,
-    Contended,
-)
-"""Faults that pass: waited out with backoff, neither counted nor parked."""
+T = TypeVar("T")
 
 
 class Displaced(Exception):
@@ -88,8 +78,9 @@ class Taker(Protocol):
         """After a batch is taken, before the checkpoint is moved past it."""
         ...
 
-    async def write(self, connection: Connection) -> None:
-        """In the transaction that moves the checkpoint past the batch."""
+    async def write(self, connection: Connection, freed: Collection[UUID]) -> None:
+        """In the transaction that moves the checkpoint past the batch, or that removes what was set aside and is taken,
+        or passed over, now. freed: keys for which nothing waits any more."""
         ...
 
     def written(self) -> None:
@@ -103,8 +94,8 @@ async def register(connection: Connection, name: str, fingerprint: str, *, from_
         await connection.execute(_SQL["ring"])
 
 
-async def outlast(call: Callable[[], Awaitable[None]]) -> None:
-    """Call until no fault that passes is in the way."""
+async def outlast(call: Callable[[], Awaitable[T]]) -> T:
+    """Call until no fault that passes is in the way. What it then returns."""
     failures = 0
     while True:
         try:
@@ -251,7 +242,7 @@ class Follower:
         async with self._transaction(connection):
             if not await connection.fetch(_SQL["move"], *self._of, position, reached):
                 raise Displaced
-            await self._taker.write(connection)
+            await self._taker.write(connection, ())
             if aside:
                 await self._letters.park(connection, aside)
         self._taker.written()
@@ -359,6 +350,8 @@ class Follower:
             await self._letters.remove(connection, [letter for each in tried.values() for letter in each.done])
             await self._letters.park(connection, list(failed.values()))
             more = await self._letters.go_on(connection, well)
+            await self._taker.write(connection, well - more)
+        self._taker.written()
         for key in tried:
             del self._tries[key]
         self._look_at = 0.0

@@ -2,7 +2,7 @@
 
     unknown -> reading -> held: append a record -> held, folded; another has written meanwhile -> read again
                   |         \\-> over and written, or waiting for long -> forgotten
-                  \\-> today's code cannot fold it -> set aside
+                  \\-> today's code cannot fold it -> set aside; but one that is over needs no fold, and is held
 
 A record is appended at the version that it was made on, under the instance's lock, so that neither two tasks nor two
 processes ever both go on from the same place.
@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
 from typing import Any, cast
 from uuid import UUID
 
@@ -24,10 +26,11 @@ import msgspec
 from headwater import sql
 from headwater.appender import Appender, Chain
 from headwater.codec import Codec, encode
-from headwater.course import Course, Record, SagaTook, Step, fold
-from headwater.database import Connection, Database
+from headwater.course import Course, Record, SagaTook, Step, fold, fold_blindly
+from headwater.database import PASSING, Connection, Database
+from headwater.errors import CommandIdReused, LogError
 from headwater.failure import policy_of
-from headwater.follower import PASSING, Follower, outlast
+from headwater.follower import Follower, outlast
 from headwater.log import Append, Appended, Log, Verdict
 from headwater.messages import Event, Recorded
 from headwater.saga import Saga
@@ -54,6 +57,28 @@ class Held:
 
 class Changed(Exception):
     """The instance is not what it was thought to be: read it again and think again."""
+
+
+class Unfoldable(Exception):
+    """Today's code cannot fold an instance that is not over. course: what its records alone tell. error: what was
+    raised."""
+
+    def __init__(self, course: Course[Any], error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.course = course
+        self.error = error
+
+
+class RecordIdTaken(CommandIdReused):
+    """The id that a record is to have is that of another stream's command, which `appended` is."""
+
+    def __init__(self, saga: str, command_id: UUID, appended: Appended) -> None:
+        super().__init__(
+            f"commandId {command_id} was used before, for {appended.stream_id}; saga {saga} cannot keep a record under "
+            "it, and nothing was written.",
+            appended.stream_id,
+        )
+        self.appended = appended
 
 
 class Instances:
@@ -100,6 +125,11 @@ class Instances:
 
     # -------------------------------------------------------------------------------------------------------- in memory
 
+    @property
+    def count(self) -> int:
+        """How many are held."""
+        return len(self._held)
+
     async def begin_unknown(self, stream_ids: Iterable[UUID]) -> None:
         """Hold those of these instances that have no stream yet: one look finds which."""
         unknown = [stream_id for stream_id in stream_ids if stream_id not in self._held]
@@ -111,7 +141,11 @@ class Instances:
                 self._held[stream_id] = Held(Course(self._saga, stream_id, self._saga.initial))
 
     async def hold(self, stream_id: UUID) -> Held:
-        """An instance, read if it is not held. It raises what reading it raises, but no fault that passes."""
+        """An instance, read if it is not held. It raises what reading it raises, but no fault that passes.
+
+        Raises:
+            Unfoldable.  LogError: the stream is not one of the saga.
+        """
         held = self._held.get(stream_id)
         if held is not None:
             self._held.move_to_end(stream_id)
@@ -128,55 +162,83 @@ class Instances:
             del self._reading[stream_id]
 
     async def readable(self, stream_id: UUID) -> Held | None:
-        """An instance; None when today's code cannot fold it, and it is set aside, so that the others go on."""
+        """An instance; None when it cannot be read. When today's code cannot fold it, it is set aside: the others go
+        on."""
         try:
             return await self.hold(stream_id)
         except PASSING:
             raise
-        except Exception as error:
-            first = await self._database.pool.fetchrow(_SQL["first"], stream_id)
-            assert first is not None  # or there were nothing to read
-            key, position = first
-            logger.exception("saga %s: %s cannot be read", self._saga.name, key)
-            if not self._follower.is_parked(key):
-                self._follower.set_aside(key, position, error, self._policy.times + 1)
-            return None
+        except Unfoldable as unfoldable:
+            self.set_aside(unfoldable)
+        except LogError:
+            logger.exception("saga %s: %s cannot be read", self._saga.name, stream_id)
+        return None
+
+    def set_aside(self, unfoldable: Unfoldable) -> None:
+        """Until a person has it tried again: the others go on."""
+        key, error = unfoldable.course.key, unfoldable.error
+        assert key is not None  # an instance begins by taking an event
+        logger.error("saga %s: %s cannot be folded", self._saga.name, key, exc_info=error)
+        if not self._follower.is_parked(key):
+            self._follower.set_aside(key, unfoldable.course.begun_at, error, self._policy.times + 1)
+
+    def unbegun(self, key: UUID, event: Recorded[Event], now: datetime) -> Course[Any]:
+        """An instance as it is shown while its first event is set aside: it has no stream yet."""
+        return Course(
+            self._saga,
+            self._saga.stream_of(key),
+            self._saga.initial,
+            key=key,
+            position=event.position,
+            correlation_id=event.correlation_id,
+            started_at=now,
+            since=now,
+        )
 
     async def read_again(self, held: Held) -> None:
-        """Take an instance as its stream tells it now. Its lock is the caller's."""
-        held.course = await self._read(held.course.stream_id)
+        """Take an instance as its stream tells it now, faults that pass outlasted. Its lock is the caller's.
 
-    def evict(self, latest: Mapping[UUID, Recorded[Event]]) -> None:
-        """Forget what is over and written, and what has waited the longest. latest: the records that are written."""
-        for stream_id, event in latest.items():
-            held = self._held.get(stream_id)
-            if held is not None and held.course.over and held.course.version == event.version and not held.busy:
+        Raises:
+            Unfoldable.
+        """
+        stream_id = held.course.stream_id
+        held.course = await outlast(lambda: self._read(stream_id))
+
+    def evict(self, written: Mapping[UUID, Held]) -> None:
+        """Forget what is over and written, and what has waited the longest."""
+        for stream_id, held in written.items():
+            if held.course.over and not held.busy and self._held.get(stream_id) is held:
                 del self._held[stream_id]
-        if len(self._held) > self._cache:
-            for stream_id in [each for each, held in self._held.items() if not held.busy][: len(self._held) // 10]:
+        excess = len(self._held) - self._cache
+        if excess > 0:
+            # Some more than there are too many, so that they are not gone through after each batch.
+            idle = (stream_id for stream_id, held in self._held.items() if not held.busy)
+            for stream_id in list(islice(idle, excess + self._cache // 10)):
                 del self._held[stream_id]
 
     async def _hold_read(self, stream_id: UUID) -> Held:
-        course: Course[Any] | None = None
-
-        async def read() -> None:
-            nonlocal course
-            course = await self._read(stream_id)
-
-        await outlast(read)
-        assert course is not None
-        held = self._held[stream_id] = Held(course)
+        held = self._held[stream_id] = Held(await outlast(lambda: self._read(stream_id)))
         return held
 
     async def _read(self, stream_id: UUID) -> Course[Any]:
         """An instance, from its stream."""
         records: list[Recorded[Record]] = []
         async with aclosing(self._log.read_stream(stream_id)) as stream:
-            async for _, event in stream:
+            async for category, event in stream:
+                if category != self._saga.category:
+                    raise LogError(f"The stream {stream_id} is of {category}, not of {self._saga.category}")
                 records.append(cast("Recorded[Record]", event))
-        positions = [each.data.position for each in records if isinstance(each.data, SagaTook)]
-        events = {event.position: event.data for event in await self._log.at(positions)} if positions else {}
-        return fold(self._saga, stream_id, records, events, self._codec)
+        try:
+            positions = [each.data.position for each in records if isinstance(each.data, SagaTook)]
+            events = {event.position: event.data for event in await self._log.at(positions)} if positions else {}
+            return fold(self._saga, stream_id, records, events, self._codec)
+        except PASSING:
+            raise
+        except Exception as error:
+            course = fold_blindly(self._saga, stream_id, records)
+            if course.over:
+                return course
+            raise Unfoldable(course, error) from error
 
     # ---------------------------------------------------------------------------------------------------- in its stream
 
@@ -189,11 +251,12 @@ class Instances:
         command_id: UUID,
         correlation_id: UUID | None = None,
         causation_id: UUID | None = None,
-    ) -> Appended | None:
-        """Append a record, under the instance's lock, and fold it. What the log said, when the id is another stream's.
+    ) -> None:
+        """Append a record, under the instance's lock, and fold it.
 
         Raises:
             Changed: another has written to the stream.
+            RecordIdTaken: the log has the id, in another stream.
         """
         course = held.course
         correlation_id = course.correlation_id or correlation_id or command_id
@@ -207,16 +270,9 @@ class Instances:
             causation_id,
             f"saga {self._saga.name}",
         )
-        appended: Appended | None = None
-
-        async def submit() -> None:
-            nonlocal appended
-            appended = await self._appender.submit(append, Chain())
-
-        await outlast(submit)
-        assert appended is not None
+        appended = await outlast(lambda: self._appender.submit(append, Chain()))
         if appended.verdict is Verdict.DONE and appended.stream_id != course.stream_id:
-            return appended
+            raise RecordIdTaken(self._saga.name, command_id, appended)
         if appended.verdict is not Verdict.ACCEPTED:
             await self.read_again(held)
             raise Changed
@@ -233,18 +289,20 @@ class Instances:
         )
         course.apply(recorded, given)
         self._recorded(held, record)
-        return None
 
     # ----------------------------------------------------------------------------------------------------- in the table
 
-    async def keep(self, connection: Connection, stream_ids: Collection[UUID]) -> None:
-        """Write these as rows, with the messages that are to fall due. They are held."""
-        told = [self._held[stream_id].course for stream_id in stream_ids]
-        columns = list(zip(*(_row(self._saga, course) for course in told), strict=True))
+    async def drop_unbegun(self, connection: Connection, stream_ids: Collection[UUID]) -> None:
+        """Remove the rows of those that have not begun: nothing of them is set aside any more."""
+        await connection.execute(_SQL["drop_unbegun"], stream_ids)
+
+    async def keep(self, connection: Connection, courses: Collection[Course[Any]]) -> None:
+        """Write these as rows, with the messages that are to fall due."""
+        columns = list(zip(*(_row(self._saga, course) for course in courses), strict=True))
         await connection.execute(_SQL["keep"], *columns)
-        timers = [(course.stream_id, t.type, t.due_at) for course in told for t in course.timers.values()]
+        timers = [(course.stream_id, t.type, t.due_at) for course in courses for t in course.timers.values()]
         streams, names, due = zip(*timers, strict=True) if timers else ((), (), ())
-        timed = [course.stream_id for course in told if course.timed]
+        timed = [course.stream_id for course in courses if course.timed]
         if timed:
             await connection.execute(_SQL["stop_timers"], timed, streams, names, due)
         if timers:

@@ -308,6 +308,11 @@ class Log:
         row = await self._pool.fetchrow(_SQL["result_of"], command_id)
         return None if row is None else Appended(Verdict.DONE, row["version"], row["position"], row["stream_id"])
 
+    async def origin_of(self, command_id: UUID) -> tuple[str | None, UUID | None] | None:
+        """The actor and the causation id of an accepted command's events; None when it has left none."""
+        row = await self._pool.fetchrow(_SQL["origin_of"], command_id)
+        return None if row is None else (row["actor"], row["causation_id"])
+
     def _recorded(self, row: asyncpg.Record) -> Recorded[Event]:
         # One unpacking, no slices: this runs for every event that is read.
         (

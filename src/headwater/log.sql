@@ -58,6 +58,10 @@ select stream_id, version, position from headwater.commands where command_id = $
  order by position desc
  limit 1
 
+-- name: origin_of
+-- On whose behalf a command was carried out, and what led to it; no row for one that left no event, or never was accepted.
+select actor, causation_id from headwater.events where command_id = $1 order by ordinal limit 1
+
 -- name: position_at
 -- The last position recorded at $1 or before it; only before it when $2. No row when positions have a gap. About as many
 -- look-ups in the primary key as the last position has binary digits: an index on the time would burden every append.

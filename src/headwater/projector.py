@@ -20,7 +20,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater import sql
-from headwater.database import LOST, Database
+from headwater.database import PASSING, Database
 from headwater.deadletters import DeadLetters, Letter, described
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
@@ -34,16 +34,6 @@ from headwater.view import ReadModel, View
 _SQL = sql.load(__file__)
 
 M = TypeVar("M", bound=ReadModel)
-
-TRANSIENT: tuple[type[BaseException], ...] = (
-    *LOST,
-    asyncpg.TransactionRollbackError,  # serialization failures and deadlocks
-    asyncpg.InvalidTransactionStateError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.LockNotAvailableError,
-)
-"""Faults of the database, not of a fold: they pass, and are neither counted nor parked."""
 
 
 class FoldFailed(HeadwaterError):
@@ -334,7 +324,7 @@ class Projector(Generic[M]):
                     raise refused[event.position]
                 model = fold(row.model, event)
             except Exception as error:
-                if _transient(error):
+                if isinstance(error, PASSING):
                     raise
                 folded.aside.append(self._set_aside(key, event, error, attempts))
                 failed.add(key)
@@ -457,18 +447,13 @@ class Projector(Generic[M]):
         return None
 
 
-def _transient(error: Exception) -> bool:
-    # What does not fit a column is to asyncpg a misuse of its interface, which LOST counts among the losses.
-    return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
-
-
 def _refusal(error: Exception) -> bool:
     """Whether the rows are at fault, rather than the database, its schema, or another worker."""
     if isinstance(error, asyncpg.PostgresError):
         return isinstance(
             error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
         )
-    return not isinstance(error, Displaced) and not _transient(error)
+    return not isinstance(error, (Displaced, *PASSING))
 
 
 class _Statements:

@@ -116,7 +116,7 @@ class Reacting:
     async def look(self, events: Sequence[Recorded[Event]]) -> None:
         """Nothing is kept of what was taken."""
 
-    async def write(self, connection: Connection) -> None:
+    async def write(self, connection: Connection, freed: Collection[UUID]) -> None:
         """The checkpoint is all there is to write."""
 
     def written(self) -> None:

@@ -77,7 +77,8 @@ class SagaChanging(HeadwaterError):
 @dataclass(frozen=True, slots=True)
 class Instance:
     """An instance of a saga. state, steps: JSON text, see `docs/api.md`. since: when the last thing happened to it.
-    reason: why it gives up, is parked, or is to be tried again. position, version: of its last record."""
+    reason: why it gives up, is parked, or is to be tried again. position, version: of its last record; of one that has
+    not begun, since its first event is set aside, that event's, and 0."""
 
     stream_id: UUID
     saga: str
@@ -234,7 +235,8 @@ async def abandon(connection: asyncpg.Connection, id: UUID, reason: str, by: str
         if Phase(standing["status"]) not in OPEN:
             raise SagaOver(f"{_named(found)} is over: it is {standing['status']}")
         await deadletters.discard(connection, _letters_of(standing), everything=True)
-        return SagaAbandoned(saga=standing["saga"], at=datetime.now(UTC), by=by, reason=reason)
+        now = datetime.now(UTC)
+        return SagaAbandoned(saga=standing["saga"], at=now, by=by, reason=reason, key=standing["key"])
 
     await _say(connection, found, by, act)
     return found

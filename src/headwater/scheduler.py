@@ -24,13 +24,11 @@ import asyncpg
 
 from headwater import sql
 from headwater.clock import Clock, SystemClock
-from headwater.database import Database
+from headwater.database import PASSING, Database
 from headwater.deadletters import described
 from headwater.dispatch import Dispatcher, Origin
-from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
-from headwater.ids import derived_id
+from headwater.ids import derived_id, internal_id
 from headwater.messages import Refused
-from headwater.projector import TRANSIENT
 from headwater.schedule import Schedule
 from headwater.supervisor import backoff
 from headwater.tables import Standing
@@ -178,24 +176,24 @@ class Scheduler:
             command = schedule.command(due)
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises; it is logged
             return _failure(schedule, due, error)
+        origin = Origin(actor=f"schedule {schedule.name}")
         try:
-            await self._dispatcher.execute(
-                command, command_id=_command_id(schedule, due), origin=Origin(actor=f"schedule {schedule.name}")
-            )
+            if not await self._dispatcher.is_from(older_moment(schedule.name, due), origin):
+                await self._dispatcher.issue(command, command_id=moment(schedule.name, due), origin=origin)
         except Refused as refusal:
             logger.warning(
                 "schedule %s: %s, due at %s, was refused: %s %s",
                 *(schedule.name, command.command_name, due.isoformat(), refusal.code, refusal),
             )
             return _Outcome("refused", refusal.code)
-        except Exception as error:  # noqa: BLE001 - whatever the user's decision raises; it is logged
-            if not _passes(error):
-                return _failure(schedule, due, error)
+        except PASSING as error:
             self._set_back(schedule, due, error)
             return None
+        except Exception as error:  # noqa: BLE001 - whatever the user's decision raises; it is logged
+            return _failure(schedule, due, error)
         return _Outcome("fired", ACCEPTED)
 
-    def _set_back(self, schedule: Schedule, due: datetime, error: Exception) -> None:
+    def _set_back(self, schedule: Schedule, due: datetime, error: BaseException) -> None:
         """The same moment is fired again, after a pause that grows."""
         known = self._faults.get(schedule.name)
         failures = known.failures + 1 if known else 1
@@ -226,16 +224,15 @@ def _failure(schedule: Schedule, due: datetime, error: Exception) -> _Outcome:
     return _Outcome("failed", text)
 
 
-def _passes(error: Exception) -> bool:
-    """Whether it is a fault of the moment, of which neither the schedule nor its command is the cause."""
-    if isinstance(error, Overloaded | Unavailable | OutcomeUnknown | Contended):
-        return True
-    # What does not fit a column is to asyncpg a misuse of its interface, which counts among the losses.
-    return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
+def moment(name: str, due: datetime) -> UUID:
+    """The id of the command of a schedule's due moment."""
+    return internal_id(_FIRED, f"schedule {name} {due.isoformat()}")
 
 
-def _command_id(schedule: Schedule, due: datetime) -> UUID:
-    return derived_id(_FIRED, f"schedule {schedule.name} {due.isoformat()}")
+def older_moment(name: str, due: datetime) -> UUID:
+    """The id that it had before internal ids were of version 8: the log may hold a moment under it, while the
+    schedule's row does not say yet that it was fired."""
+    return derived_id(_FIRED, f"schedule {name} {due.isoformat()}")
 
 
 def _of(standing: Standing) -> tuple[int, int]:

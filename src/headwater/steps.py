@@ -31,15 +31,14 @@ from headwater.course import (
     Step,
     read_command,
 )
-from headwater.database import Database
+from headwater.database import PASSING, Database
 from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.errors import CommandIdReused
 from headwater.failure import policy_of
 from headwater.feature import Domain
-from headwater.follower import PASSING, Follower
-from headwater.ids import derived_id
-from headwater.instances import Changed, Held, Instances
-from headwater.log import Appended
+from headwater.follower import Follower
+from headwater.ids import following_id
+from headwater.instances import Changed, Held, Instances, RecordIdTaken
 from headwater.messages import Refused
 from headwater.saga import Saga
 from headwater.supervisor import backoff
@@ -119,6 +118,7 @@ class Steps:
             after = rows[-1]["stream_id"]
 
     async def _run(self, held: Held) -> None:
+        passing = 0
         while (step := held.course.current) is not None:
             key = held.course.key
             assert key is not None  # an instance begins by taking an event
@@ -128,14 +128,25 @@ class Steps:
                 await self._run_step(held, step)
             except Changed:
                 continue
+            except PASSING as error:
+                passing += 1
+                pause = backoff(passing)
+                logger.warning(
+                    "saga %s: %s, step %d goes on in %.1f s: %s: %s",
+                    *(self._saga.name, key, step.number, pause, type(error).__name__, error),
+                )
+                await asyncio.sleep(pause)
+                continue
             except Exception as error:
                 if held.course.over:
                     return
-                held.failures += 1
+                # An id that another has taken is not given back: that is tried again when a person says so.
+                taken = isinstance(error, CommandIdReused)
+                held.failures = 1 + (self._policy.times if taken else held.failures)
                 logger.exception("saga %s: %s, step %d cannot go on", self._saga.name, key, step.number)
                 self._follower.set_aside(key, step.position, error, held.failures)
                 return
-            held.failures = 0
+            held.failures = passing = 0
 
     async def _run_step(self, held: Held, step: Step) -> None:
         """Issue a step until it is known what became of it, and record that."""
@@ -177,25 +188,28 @@ class Steps:
         return issuing.result()
 
     async def _issue(self, held: Held, step: Step) -> Accepted | Refused | None:
-        """The command's outcome; None when its id has been taken by a record of this instance.
+        """The command's outcome; None when its id has been taken by a record of this instance. Raises CommandIdReused
+        when it has been taken by anything else.
 
         A step that has a time is issued again until that is over, whatever its decider raises: then there is an answer,
         where a person would have to find one.
         """
         command = read_command(self._commands, step)
-        origin = Origin(held.course.correlation_id, step.cause_id, f"saga {self._saga.name}")
+        origin = self._origin(held.course, step)
         retry = self._saga.undo_retry if step.undoes is not None else None
         passing = failures = refusals = 0
         while True:
             try:
                 async with self._in_flight:
-                    return await self._dispatcher.execute(command, command_id=step.command_id, origin=origin)
+                    return await self._dispatcher.issue(command, command_id=step.command_id, origin=origin)
             except Refused as refused:
                 refusals += 1
                 pause = None if retry is None else retry.pause(refusals)
                 if pause is None:
                     return refused
-            except CommandIdReused:
+            except CommandIdReused as reused:
+                if reused.stream_id != held.course.stream_id:
+                    raise
                 return None
             except PASSING:
                 passing += 1
@@ -218,7 +232,7 @@ class Steps:
             record = SagaConfirmed(
                 saga=self._saga.name, at=self._clock.now(), step=step.number, version=version, position=position
             )
-            await self._conclude(held, record, step, derived_id(step.command_id, "confirmed"))
+            await self._conclude(held, record, step, following_id(step.command_id, "confirmed"))
         if step.undoes is not None:
             logger.info(
                 "saga %s: %s, step %d was compensated by %s", self._saga.name, course.key, step.undoes, step.command
@@ -228,26 +242,33 @@ class Steps:
         self, held: Held, step: Step, kind: type[SagaRefused | SagaTimedOut], facts: dict[str, Any]
     ) -> None:
         """Record that a step was not accepted, under its own command id: then it never will be. If it was after all,
-        that is recorded."""
-        async with held.lock:
-            course = self._still(held, step)
-            record = kind(saga=self._saga.name, at=self._clock.now(), step=step.number, **facts)
-            accepted = await self._conclude(held, record, step, step.command_id)
-        if accepted is not None:
-            await self._record_accepted(held, step, accepted.version, accepted.position)
-        elif course.phase is Phase.PARKED:
+        that is recorded. If another than the saga has taken the id, that is raised."""
+        try:
+            async with held.lock:
+                course = self._still(held, step)
+                record = kind(saga=self._saga.name, at=self._clock.now(), step=step.number, **facts)
+                await self._conclude(held, record, step, step.command_id)
+        except RecordIdTaken as taken:
+            if not await self._dispatcher.is_from(step.command_id, self._origin(held.course, step)):
+                raise
+            await self._record_accepted(held, step, taken.appended.version, taken.appended.position)
+            return
+        if course.phase is Phase.PARKED:
             logger.error(
                 "saga %s: %s is parked, since %s; a person must see to it: headwater sagas show %s",
                 *(self._saga.name, course.key, course.parked_for, course.key),
             )
 
-    async def _conclude(self, held: Held, record: Record, step: Step, command_id: UUID) -> Appended | None:
+    async def _conclude(self, held: Held, record: Record, step: Step, command_id: UUID) -> None:
         course = held.course
         given = course.given(record, None, self._codec)
         record = msgspec.structs.replace(
             record, then=course.follows(given, f"step {step.number} {step.command_id}", record.at)
         )
-        return await self._instances.append(held, record, given, command_id=command_id, causation_id=step.command_id)
+        await self._instances.append(held, record, given, command_id=command_id, causation_id=step.command_id)
+
+    def _origin(self, course: Course[Any], step: Step) -> Origin:
+        return Origin(course.correlation_id, step.cause_id, f"saga {self._saga.name}")
 
     @staticmethod
     def _still(held: Held, step: Step) -> Course[Any]:

@@ -23,9 +23,9 @@ from headwater import sql
 from headwater.clock import Clock
 from headwater.codec import Codec
 from headwater.course import SagaFired
-from headwater.database import Database
-from headwater.follower import PASSING, Follower
-from headwater.ids import derived_id
+from headwater.database import PASSING, Database
+from headwater.follower import Follower
+from headwater.ids import internal_id
 from headwater.instances import Changed, Held, Instances
 from headwater.saga import Saga
 from headwater.steps import Steps
@@ -151,5 +151,5 @@ class Timers:
         cause = f"{message} {course.version}"
         record = msgspec.structs.replace(record, then=course.follows(given, cause, record.at))
         await self._instances.append(
-            held, record, given, command_id=derived_id(course.stream_id, cause), causation_id=timer.cause_id
+            held, record, given, command_id=internal_id(course.stream_id, cause), causation_id=timer.cause_id
         )

@@ -229,6 +229,22 @@ async def test_one_poisoned_event_among_many_holds_up_its_key_only(
     assert await letters(connection) == []
 
 
+async def test_a_key_is_due_when_its_first_letter_is(dsn: str, connection: asyncpg.Connection, bug: Bug) -> None:
+    view, key = view_of(bug), uuid4()
+    async with projecting(dsn, view) as projector:
+        behind = await write(connection, counted(key, "poison"), counted(key))
+        await passed(projector, behind)
+        due = "update headwater.dead_letters set next_attempt_at = now() where position = $1"
+        await connection.execute(due, behind)
+        for _ in range(20):
+            await passed(projector, await write(connection, counted(uuid4())))  # before each batch it looks what is due
+        assert bug.folded == ["poison"]
+        bug.fix()
+        await deadletters.retry(connection, deadletters.Filter("Tally", key))
+        await until(lambda: no_letters(connection))
+    assert (await rows_of(connection, view))[key] == (Tally(tally_id=key, count=2, note=""), behind)
+
+
 async def test_what_is_parked_stays_so_over_a_restart_and_more_queues_up(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.integration import works
 from tests.integration.test_saga_operations import LIMITS, _letters_are, change, parked_undo, place, seen
-from tests.integration.works import Input, Known, Reminder, app, fulfilment
+from tests.integration.works import Input, Known, OrderPlaced, Reminder, app, fulfilment
 from tests.waiting import until
 
-from headwater import After, App, Cancel, Do, Done, Feature, Undo, deadletters, sagas
+from headwater import After, App, Cancel, Do, Done, Feature, Park, Undo, deadletters, sagas
+from headwater.appender import Chain
 from headwater.clock import VirtualClock
 from headwater.config import Settings
+from headwater.log import Append, Appended, Verdict
 from headwater.node import Node
+from headwater.worker import register_units
 
 QUICK = replace(Settings(), poll_seconds=0.1)
 
@@ -137,4 +142,62 @@ async def test_a_message_that_falls_due_during_the_look_for_those_that_are_due_i
 
         await until(is_looking)
         await clock.advance(timedelta(hours=2))
+    await seen(connection, order, "done")
+
+
+async def test_what_is_parked_for_a_person_is_left_alone_until_then(start: Any, connection: asyncpg.Connection) -> None:
+    """Of two letters the one behind is due, but only the first one says when the instance is tried again."""
+    asked = 0
+
+    def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]:
+        nonlocal asked
+        if isinstance(event, OrderPlaced):
+            return works.react(known, event)
+        asked += 1
+        raise RuntimeError("a bug in whatever follows the order")
+
+    failing = App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, react=react)])])
+    await register_units(connection, failing.domain)
+    node = await start(failing, settings=QUICK, work=False)
+    order = await place(node, "no a")
+    await change(node, order, "x")
+    await start(failing, settings=QUICK, serve=False)
+    await seen(connection, order, "parked", "a person")
+    due = "select count(*) from headwater.dead_letters where next_attempt_at <= now()"
+    await until(lambda: connection.fetchval(due))
+    before = asked
+    for _ in range(5):
+        await seen(connection, await place(node), "done")
+    assert asked == before
+
+
+async def test_a_fault_that_passes_parks_nobody(
+    start: Any, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another has written to the instance, and the connection is lost while it is read again."""
+    at_once = App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, on_failure=Park())])])
+    node = await start(at_once, settings=QUICK)
+    order = await place(node, "late a")
+    await seen(connection, order, "running", "Work (step 1)")
+    stream, submit, read_stream = fulfilment.stream_of(order), node.appender.submit, node.log.read_stream
+    faults = ["conflict", "loss"]
+
+    def conflicting(append: Append, chain: Chain) -> Any:
+        if append.stream_id != stream or "conflict" not in faults:
+            return submit(append, chain)
+        faults.remove("conflict")
+        answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        answer.set_result(Appended(Verdict.CONFLICT, 1, 0, stream))
+        return answer
+
+    def losing(stream_id: UUID, *arguments: Any, **options: Any) -> Any:
+        if stream_id == stream and faults == ["loss"]:
+            faults.remove("loss")
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return read_stream(stream_id, *arguments, **options)
+
+    monkeypatch.setattr(node.appender, "submit", conflicting)
+    monkeypatch.setattr(node.log, "read_stream", losing)
+    works.weather.forgiving = True
+    await until(lambda: not faults)
     await seen(connection, order, "done")

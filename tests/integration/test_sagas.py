@@ -18,11 +18,14 @@ from tests.waiting import until
 
 from headwater import After, App, Cancel, Do, Done, Feature, Refusal, Saga, Undo
 from headwater.clock import VirtualClock
-from headwater.conductor import Tally
+from headwater.conductor import Conductor, Tally
 from headwater.config import Settings
+from headwater.dispatch import Origin
 from headwater.errors import CommandIdReused
 from headwater.ids import new_id
 from headwater.node import Node
+from headwater.tables import Standing
+from headwater.worker import register_units
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -145,7 +148,7 @@ async def test_a_step_that_is_late_never_takes_effect(
     assert tally(node) == Tally(started=1, done=1, steps=2, timeouts=1, compensations=1)
     works.weather.forgiving = True  # the command of a process that was asleep comes after all
     with pytest.raises(CommandIdReused):
-        await node.dispatcher.execute(Work(**late["input"]), command_id=UUID(late["commandId"]))
+        await node.dispatcher.issue(Work(**late["input"]), command_id=UUID(late["commandId"]), origin=Origin())
     assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
 
 
@@ -155,7 +158,7 @@ async def test_what_was_refused_once_cannot_be_accepted_later(node: Node, connec
     refused = msgspec.json.decode(row["steps"])[1]
     work = Work(work_id=UUID(refused["input"]["work_id"]), name="a yes after all")
     with pytest.raises(CommandIdReused):
-        await node.dispatcher.execute(work, command_id=UUID(refused["commandId"]))
+        await node.dispatcher.issue(work, command_id=UUID(refused["commandId"]), origin=Origin())
 
 
 async def test_undo_at_will(node: Node, connection: asyncpg.Connection) -> None:
@@ -452,3 +455,27 @@ WANTED = {
     ("no a",): ["closed WILL_NOT"],
     ("a", "b no undo", "no c"): ["did a", "did b no undo"],
 }
+
+
+async def test_what_passes_instances_by_is_not_kept_in_memory(
+    start: Any, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    """Events that begin no instance leave no record behind, and must not stay either."""
+    await register_units(connection, app.domain)
+    node: Node = await start(app, work=False)
+    parts = node.database, node.log, node.appender, node.dispatcher, app.domain, fulfilment, node.positions
+    conductor = Conductor(*parts, clock=clock, batch=50, cache=100)
+    running = asyncio.create_task(conductor.run(Standing(1, "", 0, 0, "")))
+    try:
+        waiting = await place(node, "a", "wait")
+        await reached(connection, waiting, "running", "events")
+        for _ in range(5):
+            changes = [change(node, new_id(), "x") for _ in range(100)]
+            last = max(await asyncio.gather(*changes))
+            await until(lambda last=last: conductor.progress.position >= last)  # type: ignore[misc]
+            assert conductor.held <= 100
+        await change(node, waiting, "cancel")  # it was forgotten, and is read again
+        await reached(connection, waiting, "done")
+    finally:
+        running.cancel()
+        await asyncio.wait([running])

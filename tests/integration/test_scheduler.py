@@ -112,10 +112,10 @@ class Deaf(Dispatcher):
     faults: list[Exception]
     dies = False
 
-    async def execute(self, command: Command, **options: Any) -> Accepted:
+    async def issue(self, command: Command, **options: Any) -> Accepted:
         if self.faults:
             raise self.faults.pop(0)
-        accepted = await super().execute(command, **options)
+        accepted = await super().issue(command, **options)
         if self.dies:
             raise Died
         return accepted
@@ -329,10 +329,10 @@ async def test_the_row_does_not_move_under_a_lease_that_is_lost_meanwhile(
     async def held_up(command: Command, **options: Any) -> Accepted:
         sent.set()
         await go.wait()
-        return await Dispatcher.execute(slept.dispatcher, command, **options)
+        return await Dispatcher.issue(slept.dispatcher, command, **options)
 
     slept = await worker(every_minute())
-    slept.dispatcher.execute = held_up  # type: ignore[method-assign]  # of this one
+    slept.dispatcher.issue = held_up  # type: ignore[method-assign]  # of this one
     async with slept.working():
         await slept.clock.advance(MINUTE)
         await asyncio.wait_for(sent.wait(), 20)

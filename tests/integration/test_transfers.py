@@ -400,14 +400,14 @@ async def test_a_withdrawal_and_a_transfer_of_the_same_money(customer: Customer)
 
 
 def hold_up(node: Node, kind: type[Command], *, until: asyncio.Future[None] | None = None) -> None:
-    """Have commands of a kind not answered, for ever or until then."""
-    execute = node.dispatcher.execute
+    """Have the saga's commands of a kind not answered, for ever or until then."""
+    issue = node.dispatcher.issue
 
     async def slow(command: Command, **options: Any) -> Any:
         if isinstance(command, kind):
             if until is None:
                 raise Unavailable("nobody answers")
             await asyncio.shield(until)
-        return await execute(command, **options)
+        return await issue(command, **options)
 
-    node.dispatcher.execute = slow  # type: ignore[method-assign]  # as if the account were slow
+    node.dispatcher.issue = slow  # type: ignore[method-assign]  # as if the account were slow

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import RFC_4122, UUID, uuid4
+
+import pytest
 
 from headwater import Command, Do, Done, Event, Refusal, Saga, Undo
 from headwater.codec import Codec
@@ -22,6 +24,7 @@ from headwater.course import (
     SagaTook,
     StepState,
 )
+from headwater.ids import derived_id, internal_id, is_internal, new_id
 from headwater.messages import Recorded
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -220,3 +223,24 @@ def test_undos_go_on_though_more_comes_meanwhile() -> None:
     course = told([A, B, C]).accept(2).refuse().accept().take(GivenUp(key=KEY))
     assert course.to_come[:1] == ["undo a"]
     assert timedelta(0) == course.course.steps[0].since - NOW  # type: ignore[operator]  # issued
+
+
+@pytest.mark.parametrize("made", [derived_id, internal_id])
+def test_the_id_of_an_undo_and_of_its_retry_is_as_whoever_issued_the_step_derives_it(made: Any) -> None:
+    """Older code made ids of another version, and may have issued the undo already."""
+    course = told([A, B]).accept()
+    first = course.course.steps[0]
+    first.command_id = made(KEY, "the first step")
+    undo = course.refuse().course.current
+    assert undo is not None
+    assert undo.command_id == made(first.command_id, "undo")
+    course.refuse().tell(SagaRetried(saga="S", at=NOW, by="ada"))
+    assert undo.command_id == made(made(first.command_id, "undo"), f"again {course.course.version}")
+
+
+def test_internal_ids_are_told_from_all_others() -> None:
+    one = internal_id(KEY, "x")
+    assert (one.version, one.variant, str(UUID(str(one)))) == (8, RFC_4122, str(one))
+    assert one == internal_id(KEY, "x") != internal_id(KEY, "y")
+    assert is_internal(one)
+    assert not any(map(is_internal, (derived_id(KEY, "x"), new_id(), uuid4(), UUID(int=0))))

@@ -55,7 +55,7 @@ class Saga:
     name: str
     key: UUID = strawberry.field(description="What its events have in common.")
     status: Phase
-    state: JSON = strawberry.field(description="What it remembers.")
+    state: JSON = strawberry.field(description="What it remembers; null while the code cannot fold it.")
     steps: list[SagaStep]
     waiting_for: str | None = strawberry.field(description="In words; null when it is over.")
     since: datetime = strawberry.field(description="When the last thing happened to it.")
@@ -67,7 +67,9 @@ class Saga:
     started_at: datetime
     finished_at: datetime | None
     correlation_id: UUID = strawberry.field(description="What all that followed from one request has in common.")
-    version: int = strawberry.field(description="Of its stream.")
+    version: int = strawberry.field(
+        description="Of its stream; 0 while it has none, since its first event is set aside."
+    )
     position: Position = strawberry.field(description="Of its last record in the log.")
 
 
