@@ -35,6 +35,14 @@ _SQL = sql.load(__file__)
 
 M = TypeVar("M", bound=ReadModel)
 
+BREATH_SECONDS = 0.01
+"""How long folds may keep the event loop. The heartbeat of this process's lease is a task like any other: were a whole
+batch folded without a pause, a slow fold would have its lease run out, again and again."""
+
+LEASE_PART = 0.25
+"""How much of a lease a batch may be folded for. What is left of it is read again: however slow a fold is, whoever has
+the lease writes how far it came while it has it."""
+
 TRANSIENT: tuple[type[BaseException], ...] = (
     *LOST,
     asyncpg.TransactionRollbackError,  # serialization failures and deadlocks
@@ -70,11 +78,12 @@ class _Row(Generic[M]):
 @dataclass(slots=True)
 class _Folded(Generic[M]):
     """What a batch came to: the rows that it changed, and what it set aside, in order. failed: keys that a fold has now
-    failed on."""
+    failed on. cut_at: the position of the first event that there was no time for, if it came to that."""
 
     changed: dict[UUID, _Row[M]] = field(default_factory=dict)
     aside: list[Letter] = field(default_factory=list)
     failed: set[UUID] = field(default_factory=set)
+    cut_at: int | None = None
 
 
 _Routed = Sequence[tuple[UUID, Recorded[Event]]]
@@ -86,7 +95,7 @@ class Projector(Generic[M]):
     batch: events folded in one transaction, at most. cache: rows kept in memory, at most; only the loop writes them.
     poll: seconds after which it looks at the log though nothing rang. lease: of this process, in seconds; PostgreSQL
     ends a transaction that it leaves standing for half of that, so that it holds no lock against whoever takes over.
-    sleep: how it waits between attempts where the policy is to stop.
+    sleep: how it waits between attempts where the policy is to stop. clock: seconds, for how long folds take.
     """
 
     def __init__(
@@ -101,6 +110,7 @@ class Projector(Generic[M]):
         poll: float = 1.0,
         lease: float = 6.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._log = log
@@ -111,6 +121,7 @@ class Projector(Generic[M]):
         self._poll = poll
         self._lease = lease
         self._sleep = sleep
+        self._clock = clock
         self._policy = policy_of(view.on_failure)
         self._types = log.stored_names(view.events)
         self._route = {event: view.route_of(event) for event in view.events}
@@ -204,14 +215,15 @@ class Projector(Generic[M]):
         events: Sequence[Recorded[Event]],
         reached: int,
     ) -> int:
-        """Fold a batch, and commit it with the checkpoint that it reaches."""
+        """Fold a batch, or what there is time for, and commit it with the checkpoint that it reaches."""
         if not events:
             if not await connection.fetch(_SQL["pass"], *self._of(standing), position, reached):
                 raise Displaced
             return self._passed(events, reached)
 
         async def write(folded: _Folded[M]) -> None:
-            if not await connection.fetch(_SQL["move"], *self._of(standing), position, reached):
+            upto = reached if folded.cut_at is None else folded.cut_at - 1
+            if not await connection.fetch(_SQL["move"], *self._of(standing), position, upto):
                 raise Displaced
             await self._write_rows(connection, standing, folded.changed)
             if folded.aside:
@@ -221,7 +233,9 @@ class Projector(Generic[M]):
         self._settle(folded)
         if folded.failed:
             self._set_parked(self._parked | folded.failed)
-        return self._passed(events, reached)
+        if folded.cut_at is None:
+            return self._passed(events, reached)
+        return self._passed([event for event in events if event.position < folded.cut_at], folded.cut_at - 1)
 
     def _passed(self, events: Sequence[Recorded[Event]], reached: int) -> int:
         self.progress.position = reached
@@ -251,7 +265,8 @@ class Projector(Generic[M]):
                 raise Displaced
             await self._write_rows(connection, standing, folded.changed)
             behind = {(letter.key, letter.position) for letter in folded.aside}
-            done = [letter for letter in waiting if (letter.key, letter.position) not in behind]
+            tried_now = [letter for letter in waiting if folded.cut_at is None or letter.position < folded.cut_at]
+            done = [letter for letter in tried_now if (letter.key, letter.position) not in behind]
             await self._letters.remove(connection, done)
             await self._letters.park(connection, [letter for letter in folded.aside if letter.error is not None])
             more.update(await self._letters.go_on(connection, set(keys) - folded.failed))
@@ -260,7 +275,7 @@ class Projector(Generic[M]):
         routed = [(key_of[event.position], event) for event in events if type(event.data) in self._route]
         folded = await self._commit(connection, routed, write, attempts=attempts)
         self._settle(folded)
-        self.progress.retries += len(attempts)
+        self.progress.retries += sum(folded.cut_at is None or at < folded.cut_at for at in attempts)
         self._set_parked(self._parked - (set(keys) - folded.failed - more))
 
     async def _commit(
@@ -320,7 +335,15 @@ class Projector(Generic[M]):
         await self._load(connection, {key for key, _ in routed} - parked)
         folded: _Folded[M] = _Folded()
         changed, failed, fold = folded.changed, folded.failed, self._view.fold
-        for key, event in routed:
+        now = self._clock
+        began = breathed = now()
+        for place, (key, event) in enumerate(routed):
+            if (moment := now()) - breathed > BREATH_SECONDS and place:
+                if moment - began > self._lease * LEASE_PART:
+                    folded.cut_at = event.position
+                    break
+                await asyncio.sleep(0)
+                breathed = now()
             if (parked and key in parked) or (failed and key in failed):
                 folded.aside.append(Letter(key, event.position))
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
@@ -256,14 +257,18 @@ async def test_what_is_parked_stays_so_over_a_restart_and_more_queues_up(
     assert await rows_of(connection, view) == await folded(connection, view)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "options",
+    [{"batch": 1}, {"batch": 3}, {"batch": 1000}, {"clock": itertools.count(0, 10).__next__}],
+    ids=["1", "3", "1000", "no time for more than one"],
+)
 async def test_a_long_queue_drains_in_parts_and_in_order(
-    dsn: str, connection: asyncpg.Connection, bug: Bug, batch: int
+    dsn: str, connection: asyncpg.Connection, bug: Bug, options: dict[str, Any]
 ) -> None:
     view, keys = view_of(bug), [uuid4() for _ in range(3)]
     await write(connection, *(counted(key, "poison") for key in keys))
     head = await write(connection, *(counted(keys[n % 3], str(n)) for n in range(30)))
-    async with projecting(dsn, view, batch=batch) as projector:
+    async with projecting(dsn, view, **options) as projector:
         await passed(projector, head)
         assert await rows_of(connection, view) == {}
         bug.fix()

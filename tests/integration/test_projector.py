@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from functools import wraps
 from typing import Any, TypeAlias, assert_never
 from uuid import UUID, uuid4
 
@@ -472,6 +473,61 @@ async def test_a_worker_that_slept_over_anothers_work_does_not_write(dsn: str, c
         await write(connection, Counted(thing_id=key))
         await reached(sleeper._positions, tally_view.name, 3)
     assert await stored(connection, tally_view) == {key: (Tally(thing_id=key, count=3), 3)}
+
+
+# Slow folds --------------------------------------------------------------------------------------------------------
+
+
+async def test_however_slow_a_fold_is_the_heart_beats_and_progress_is_written(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    seconds, turns = 0.0, 0
+    """What the projector's clock says, which only the fold moves; and turns that others had of the event loop."""
+    seen: list[tuple[float, int]] = []
+
+    @wraps(fold_tally)
+    def slow(row: Tally | None, event: Recorded[Counted | Removed]) -> Tally | None:
+        nonlocal seconds
+        seen.append((seconds, turns))
+        seconds += 0.003
+        return fold_tally(row, event)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    keys = [uuid4() for _ in range(50)]
+    head = await write(connection, *(Counted(thing_id=keys[n % 50]) for n in range(2000)))
+    beating = asyncio.create_task(others())
+    options: dict[str, Any] = {"batch": 2000, "lease": 4.0, "clock": lambda: seconds}
+    async with projecting(dsn, things_app, View(Tally, slow), **options) as (projector,):
+        await reached(projector._positions, tally_view.name, head)
+    beating.cancel()
+    assert len(seen) == 2000, "what was folded before the time was over is not folded again"
+    had = [max(at for at, turn in seen if turn == each) - min(at for at, turn in seen if turn == each)
+           for each in {turn for _, turn in seen}]  # fmt: skip
+    assert max(had) < 0.015, "nobody else had a turn for so long"
+    assert projector.progress.batches == 6, "a batch takes a quarter of the lease"
+    assert await stored(connection, tally_view) == await folded(connection, things_app, tally_view)
+
+
+async def test_an_event_is_folded_in_the_end_though_it_takes_longer_than_a_batch_may(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    seconds = 0.0
+
+    def clock() -> float:
+        nonlocal seconds
+        seconds += 1.0  # with every look: there is never time
+        return seconds
+
+    head = await write(connection, *(Counted(thing_id=uuid4()) for _ in range(5)))
+    async with projecting(dsn, things_app, tally_view, lease=0.4, clock=clock) as (projector,):
+        await reached(projector._positions, tally_view.name, head)
+        assert projector.progress.batches == 5
+    assert await stored(connection, tally_view) == await folded(connection, things_app, tally_view)
 
 
 # Failure -----------------------------------------------------------------------------------------------------------
