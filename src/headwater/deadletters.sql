@@ -85,19 +85,21 @@ update headwater.dead_letters d
 returning d.projection, d.key, d.position
 
 -- name: discard
--- The first letter of each key is to be passed over, or ($4) all that wait now; the rest is due.
+-- The first letter of each key is to be passed over, if it failed, or ($4) all that wait now; the rest is due. A key whose
+-- first letter is discarded already is the worker's: the one behind it has not failed, and may never.
 with first as (
-  select distinct on (l.projection, l.generation, l.key) l.projection, l.generation, l.key, l.position
+  select distinct on (l.projection, l.generation, l.key)
+         l.projection, l.generation, l.key, l.position, l.error is not null and not l.discarded as failed
     from headwater.dead_letters l
     join headwater.projections p on p.name = l.projection and p.generation = l.generation and p.state <> 'retired'
-   where not l.discarded and ($1::text is null or l.projection = $1) and ($2::uuid is null or l.key = $2)
+   where ($1::text is null or l.projection = $1) and ($2::uuid is null or l.key = $2)
    order by l.projection, l.generation, l.key, l.position
 )
 update headwater.dead_letters d
    set discarded = true, next_attempt_at = now()
   from first f
  where d.projection = f.projection and d.generation = f.generation and d.key = f.key
-   and (d.position = f.position or $4)
+   and (d.position = f.position and f.failed or $4)
    and ($3::bigint is null or f.position = $3)
    and not d.discarded
 returning d.projection, d.key, d.position

@@ -296,6 +296,31 @@ async def test_a_row_that_the_database_does_not_take_is_parked_at_the_event_that
         assert rows[keys[7]][1] == 28
 
 
+async def test_letters_are_not_folded_under_a_lease_that_is_over(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, one = view_of(bug), uuid4()
+    await write(connection, counted(one, "a"), counted(one, "poison"))
+    standing = await prepare(connection, view)
+    async with Database(dsn) as database:
+        projector = Projector(database, Log(database.pool, app_of(view).domain.codec), view, Positions(), poll=0.02)
+        running = asyncio.create_task(projector.run(standing))
+        await passed(projector, 2)
+        transact = projector._transact
+
+        async def overtaken(*arguments: Any) -> None:
+            await connection.execute("update headwater.projections set fence = fence + 1 where name = 'Tally'")
+            await transact(*arguments)
+
+        projector._transact = overtaken  # type: ignore[method-assign, assignment]  # folded, and not yet written
+        bug.fix()
+        await deadletters.retry(connection, deadletters.Filter())
+        await asyncio.wait_for(running, 10)
+    assert projector.progress.displaced == 1
+    assert [position for position, *_ in await letters(connection)] == [2]
+    assert await rows_of(connection, view) == await folded(connection, view, upto=1)
+
+
 # Retries -----------------------------------------------------------------------------------------------------------
 
 
@@ -577,3 +602,70 @@ async def test_discard(
     await reached(node.positions, "Tally", 6)
     after = (await rows_of(connection, view))[one]
     assert after[1] == 6, "the key goes on"
+
+
+async def test_who_discards_twice_loses_nothing_that_never_failed(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, one = view_of(bug), uuid4()
+    await write(connection, *(counted(one, note) for note in ("a", "poison", "b", "c")))
+    async with projecting(dsn, view) as projector:
+        await passed(projector, 4)
+
+    async def discard(*, everything: bool = False, **where: Any) -> int:
+        return await deadletters.discard(connection, deadletters.Filter(**where), everything=everything)
+
+    # No worker takes up what was discarded before it is asked for again.
+    assert await discard(position=3) == 0, "it waits behind another, and has not failed"
+    assert [await discard(key=one) for _ in range(3)] == [1, 0, 0]
+    async with projecting(dsn, view) as projector:
+        await until(lambda: projector.progress.position == 4 and projector.progress.parked_keys == 0)
+        assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=3, note="c"), 4)}
+
+        await write(connection, *(counted(one, note) for note in ("poison", "d", "e")))
+        await passed(projector, 7)
+    assert [await discard(key=one), await discard(key=one, everything=True), await discard(everything=True)] == [
+        1,
+        2,
+        0,
+    ]
+    async with projecting(dsn, view) as projector:
+        await until(lambda: no_letters(connection))
+        assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=3, note="c"), 4)}
+
+
+async def test_what_is_due_and_has_not_failed_is_not_discarded(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, one = view_of(bug), uuid4()
+    await write(connection, *(counted(one, note) for note in ("poison", "a", "b")))
+    async with projecting(dsn, view) as projector:
+        await passed(projector, 3)
+    # As a worker leaves a long queue that it has drained in part.
+    await connection.execute("delete from headwater.dead_letters where position = 1")
+    await connection.execute("update headwater.dead_letters set next_attempt_at = now() where position = 2")
+    assert await deadletters.discard(connection, deadletters.Filter(key=one), everything=False) == 0
+
+
+async def test_what_is_discarded_while_it_is_tried_is_discarded(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, one = view_of(bug), uuid4()
+    await write(connection, *(counted(one, note) for note in ("a", "poison", "b")))
+    async with projecting(dsn, view) as projector:
+        await passed(projector, 3)
+        transact, tried, discarded = projector._transact, asyncio.Event(), asyncio.Event()
+
+        async def waiting(*arguments: Any) -> None:
+            tried.set()
+            await discarded.wait()
+            await transact(*arguments)
+
+        projector._transact = waiting  # type: ignore[method-assign, assignment]  # it has failed again: not yet written
+        await deadletters.retry(connection, deadletters.Filter())
+        await asyncio.wait_for(tried.wait(), 10)
+        assert await deadletters.discard(connection, deadletters.Filter(key=one), everything=False) == 1
+        discarded.set()
+        await until(lambda: projector.progress.parked_keys == 0)
+        assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=2, note="b"), 3)}
+    assert await letters(connection) == []
