@@ -321,6 +321,27 @@ async def test_events_of_others_move_the_checkpoint_too(start: Start, connection
     assert await stored(connection, account_view) == {}
 
 
+async def test_the_checkpoint_moves_through_a_log_in_which_nothing_is_folded(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.log.READ_ON_POSITIONS", 10)
+    key = uuid4()
+    head = await write(connection, *[Poisoned(thing_id=key)] * 95, Counted(thing_id=key))
+    await connection.execute("create table passed (position bigint)")
+    await connection.execute(
+        "create function note() returns trigger language plpgsql as "
+        "$$ begin insert into passed values (new.position); return null; end $$"
+    )
+    await connection.execute(
+        "create trigger note after update of position on headwater.projections for each row execute function note()"
+    )
+    async with projecting(dsn, things_app, tally_view) as (projector,):
+        await reached(projector._positions, tally_view.name, head)
+    query = "select position from passed order by position"
+    assert [row["position"] for row in await connection.fetch(query)] == [*range(10, 91, 10), 96]
+    assert await stored(connection, tally_view) == {key: (Tally(thing_id=key, count=1), 96)}
+
+
 # Removal -----------------------------------------------------------------------------------------------------------
 
 
