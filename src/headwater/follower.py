@@ -190,8 +190,10 @@ class Follower:
         while True:
             if self._parked and loop.time() >= self._look_at and not self._aside:
                 await self._try_again(connection)
+            heard = self._positions.known(LOG)
             events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
             if reached <= position and not self._aside:
+                self._positions.correct(LOG, heard, reached)
                 well()
                 await self._wait(position)
                 continue

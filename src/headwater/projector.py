@@ -156,6 +156,7 @@ class Projector(Generic[M]):
         self._letters = DeadLetters(self._view.name, standing.generation)
         self._set_parked(await self._letters.parked(connection))
         self.progress.position = position
+        self._positions.correct(self._view.name, self._positions.known(self._view.name), position)
         self._positions.report(self._view.name, position)
         return replace(standing, position=position)
 
@@ -173,8 +174,10 @@ class Projector(Generic[M]):
         while True:
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
                 await self._try_again(connection, standing)
+            heard = self._positions.known(LOG)
             events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
             if reached <= position:
+                self._positions.correct(LOG, heard, reached)
                 well()
                 await self._wait(position)
                 continue
