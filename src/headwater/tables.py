@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,13 +26,14 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from headwater import sql
 from headwater.database import Connection
 from headwater.fields import Field, Kind
+from headwater.relations import LONGEST_NAME
+from headwater.relations import SCHEMA as SCHEMA
+from headwater.relations import snake_case as snake_case
 from headwater.view import ReadModel, View
 
 logger = logging.getLogger("headwater.tables")
 _SQL = sql.load(__file__)
 _DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
-
-SCHEMA = "read"
 
 # Text compares by code point, as Python's does: a live filter and a query must agree on what is less.
 _TEXT = sa.Text(collation="C")
@@ -50,11 +51,6 @@ _TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {
 
 
 _FROM_JSON: dict[Kind, Callable[[str], Any]] = {Kind.TIME: datetime.fromisoformat, Kind.DATE: date.fromisoformat}
-
-
-def snake_case(name: str) -> str:
-    """`BankAccount` as `bank_account`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 @dataclass(frozen=True)
@@ -193,9 +189,25 @@ async def add_key(connection: Connection, view: View[Any], table: str) -> None:
 async def add_indexes(connection: Connection, view: View[Any], name: str) -> None:
     """The declared indexes that are not there."""
     table = table_of(view, name)
-    for indexed in _indexed(view):
-        index = sa.Index(f"{name}_{'_'.join(indexed)}"[:63], *(table.c[column] for column in indexed))
+    for index_name, indexed in _index_names(view, name).items():
+        index = sa.Index(index_name, *(table.c[column] for column in indexed))
         await connection.execute(str(CreateIndex(index, if_not_exists=True).compile(dialect=_DIALECT)))
+
+
+def _index_names(view: View[Any], table: str) -> dict[str, tuple[str, ...]]:
+    """The name of each index, and its columns. Where the columns alone make no name of its own, a hash is added:
+    PostgreSQL would cut it, or make no second index of that name and say nothing."""
+    plain = {columns: f"{table}_{'_'.join(columns)}" for columns in _indexed(view)}
+    often = Counter([*plain.values(), f"{table}_pkey"])
+    return {
+        name if often[name] == 1 and len(name.encode()) <= LONGEST_NAME else _hashed(name, columns): columns
+        for columns, name in plain.items()
+    }
+
+
+def _hashed(name: str, columns: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(json.dumps([name, columns]).encode()).hexdigest()[:8]
+    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
 
 
 async def show(connection: Connection, view: View[Any], table: str) -> None:

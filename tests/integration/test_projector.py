@@ -35,7 +35,7 @@ from headwater.log import Append, Log, append
 from headwater.node import Node
 from headwater.positions import Positions
 from headwater.projector import Projector
-from headwater.tables import model_reader, prepare
+from headwater.tables import Standing, add_indexes, add_key, model_reader, prepare, rebuild
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
@@ -691,3 +691,49 @@ async def test_columns_are_made_from_the_declared_types(dsn: str, connection: as
         "btree (text)",
         "btree (thing_id)",
     ]
+
+
+class LongNames(ReadModel, key="thing_id", name="L" + "o" * 55, indexes=["a_b", ("a", "b"), "pkey", ("c", "a_b")]):
+    """Its indexes have names that are too long, or are those of others."""
+
+    thing_id: UUID
+    a: int
+    b: int
+    c: int
+    a_b: int
+    pkey: int
+
+
+class ShortNames(ReadModel, key="thing_id", indexes=["a_b", ("a", "b"), "pkey", "a"]):
+    """The same, and not too long."""
+
+    thing_id: UUID
+    a: int
+    b: int
+    a_b: int
+    pkey: int
+
+
+def fold_names(row: Any, event: Recorded[Counted]) -> Any:
+    return row
+
+
+async def test_every_declared_index_is_made_whatever_its_name(connection: asyncpg.Connection) -> None:
+    query = "select indexdef from pg_indexes where tablename = $1 order by 1"
+
+    async def indexes(standing: Standing) -> list[str]:
+        return sorted(row[0].rpartition("(")[2][:-1] for row in await connection.fetch(query, standing.table))
+
+    for model, expected in (
+        (LongNames, ["a, b", "a_b", "c, a_b", "pkey", "thing_id"]),
+        (ShortNames, ["a", "a, b", "a_b", "pkey", "thing_id"]),
+    ):
+        view = View(model, fold_names)
+        first = await prepare(connection, view)
+        again = await rebuild(connection, view)
+        for standing in (first, again):
+            await add_key(connection, view, standing.table)
+            await add_indexes(connection, view, standing.table)
+            await add_indexes(connection, view, standing.table)  # those that are there are not made again
+            assert await indexes(standing) == sorted(['"position"', *expected])
+    assert await connection.fetchval("select to_regclass('read.short_names_1_a')") == "read.short_names_1_a"
