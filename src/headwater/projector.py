@@ -62,6 +62,10 @@ class FoldFailed(HeadwaterError):
         self.position = position
 
 
+class RowUnreadable(HeadwaterError):
+    """A stored row is not one that this code could have written: `headwater rebuild` makes it again."""
+
+
 class Displaced(Exception):
     """Another process moved the checkpoint; what was folded here is void."""
 
@@ -128,6 +132,8 @@ class Projector(Generic[M]):
         self._columns = [(each.name, writer_of(each)) for each in view.fields]
         self._read_row = model_reader(view)
         self._rows: dict[UUID, _Row[M]] = {}
+        self._unreadable: dict[UUID, Exception] = {}
+        """Of the keys loaded last: what their stored rows raised."""
         self._parked: set[UUID] = set()
         self._look_at = 0.0
         self.progress = Progress()
@@ -351,11 +357,9 @@ class Projector(Generic[M]):
                 folded.aside.append(Letter(key, event.position))
                 continue
             row = changed.get(key)
-            if row is None:
-                known = self._rows[key]
-                # A copy: what is folded becomes what is known only when it is committed.
-                row = changed[key] = _Row(known.model, known.position, known.stored)
             try:
+                if row is None:
+                    row = changed[key] = self._copy(key)
                 if refused and event.position in refused:
                     raise refused[event.position]
                 model = fold(row.model, event)
@@ -369,6 +373,17 @@ class Projector(Generic[M]):
                 row.model, row.position = model, event.position
         folded.changed = {key: row for key, row in changed.items() if row.position != self._rows[key].position}
         return folded
+
+    def _copy(self, key: UUID) -> _Row[M]:
+        """What is known of a row, to fold into: it becomes what is known only when it is committed."""
+        known = self._rows.get(key)
+        if known is None:
+            error = self._unreadable[key]
+            raise RowUnreadable(
+                f"the stored row cannot be read: {type(error).__name__}: {error}; "
+                f"`headwater rebuild {self._view.name}` makes the rows again"
+            ) from error
+        return _Row(known.model, known.position, known.stored)
 
     def _set_aside(
         self, key: UUID, event: Recorded[Event], error: Exception, attempts: Mapping[int, int] | None
@@ -387,6 +402,7 @@ class Projector(Generic[M]):
 
     async def _load(self, connection: asyncpg.Connection, keys: set[UUID]) -> None:
         rows = self._rows
+        self._unreadable.clear()
         missing = []
         for key in keys:
             row = rows.pop(key, None)
@@ -398,9 +414,12 @@ class Projector(Generic[M]):
             return
         for record in await connection.fetch(self._write.load, missing):
             key, position = record[self._view.key], record["position"]
-            rows[key] = _Row(self._read_row(record), position, True)  # type: ignore[arg-type]  # the view's own model
+            try:
+                rows[key] = _Row(self._read_row(record), position, True)  # type: ignore[arg-type]  # the view's own model
+            except Exception as error:  # noqa: BLE001 - as an enum that has lost a member, or a list written by others
+                self._unreadable[key] = error
         for key in missing:
-            if key not in rows:
+            if key not in rows and key not in self._unreadable:
                 rows[key] = _Row(None, 0, False)
 
     # ----------------------------------------------------------------------------------------------------------- write

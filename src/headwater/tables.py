@@ -86,10 +86,21 @@ def table_of(view: View[Any], name: str | None = None, *, without: Collection[st
 
 
 def fingerprint(view: View[Any]) -> str:
-    """Changes when the columns, the indexes or the declared version do: then the rows must be made again."""
+    """Changes when the columns, the values of an enum, the indexes or the declared version do. Then the rows must be
+    made again, unless an enum has only got more values: see `renew`."""
+    return _fingerprint(view, _enums(view))
+
+
+def _fingerprint(view: View[Any], enums: Mapping[str, Collection[str]]) -> str:
     columns = [(c.name, c.type.compile(_DIALECT), c.nullable) for c in columns_of(view)]
-    shape = json.dumps([columns, view.key, _indexed(view), view.model.model_version])
+    declared = [columns, view.key, _indexed(view), view.model.model_version]
+    shape = json.dumps([*declared, enums] if enums else declared)
     return hashlib.sha256(shape.encode()).hexdigest()[:16]
+
+
+def _enums(view: View[Any]) -> dict[str, list[str]]:
+    """The values that a row may hold, by column."""
+    return {each.name: sorted(member.value for member in each.enum) for each in view.fields if each.enum is not None}
 
 
 def _indexed(view: View[Any]) -> list[tuple[str, ...]]:
@@ -111,6 +122,9 @@ async def prepare(connection: Connection, view: View[Any]) -> Standing:
 async def renew(connection: Connection, view: View[Any], *, insist: bool = False) -> Standing | None:
     """Register the next generation where the live one was declared otherwise; None where there is nothing to build.
 
+    Where enums have got more values and nothing else has changed, the live generation is handed to this code as it is:
+    all its rows can be read. Older code, which cannot read what will be written, leaves it, as it leaves any other.
+
     A declaration that was live before is that of older code, which a rolling deploy may still start: it builds nothing,
     unless `insist` says that this code is the one to go on with. Then what others are building is given up, too.
     """
@@ -127,7 +141,20 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
                 view.model.__name__,
             )
             return None
+        if await _grow(connection, view, made):
+            return None
         return await _next(connection, view)
+
+
+async def _grow(connection: Connection, view: View[Any], made: str) -> bool:
+    """Whether the live generation is of this declaration but for more values of its enums; then it is made so."""
+    live, before = await connection.fetchrow(_SQL["enums"], view.name) or ("", "{}")
+    now, had = _enums(view), json.loads(before)
+    if live != _fingerprint(view, had) or any(not set(values) <= set(now[column]) for column, values in had.items()):
+        return False
+    await connection.execute(_SQL["grow"], view.name, made, json.dumps(now))
+    await connection.execute(_SQL["ring"])
+    return True
 
 
 async def rebuild(connection: Connection, view: View[Any]) -> Standing:
@@ -176,7 +203,8 @@ async def _register(connection: Connection, view: View[Any], generation: int, st
     table = sa.Table(name, sa.MetaData(), *columns_of(view, key=False), schema=SCHEMA)
     await connection.execute(str(CreateTable(table).compile(dialect=_DIALECT)))
     made = fingerprint(view)
-    await connection.execute(_SQL["register"], view.name, generation, view.model.model_version, made, name, state)
+    version, enums = view.model.model_version, json.dumps(_enums(view))
+    await connection.execute(_SQL["register"], view.name, generation, version, made, name, state, enums)
     return Standing(generation, name, 0, 0, made)
 
 

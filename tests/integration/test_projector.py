@@ -27,10 +27,11 @@ from bank.accounts.views import account_view
 from bank.main import app as bank
 from bank.users.domain import RegisterUser
 from bank.users.views import user_view
-from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, Refused, Stop, View
+from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Refused, Stop, View, deadletters
 from headwater.codec import encode
 from headwater.config import Settings
 from headwater.database import Database
+from headwater.failure import OnFailure
 from headwater.log import Append, Log, append
 from headwater.node import Node
 from headwater.positions import Positions
@@ -581,6 +582,31 @@ async def test_a_fold_that_raises_stops_its_projection_before_the_event_where_th
     head = await write(connection, Counted(thing_id=other))
     await reached(node.positions, tally_view.name, head)
     assert await checkpoint(connection, fragile_view) == 3
+
+
+@pytest.mark.parametrize("on_failure", [Park(), Stop()], ids=["park", "stop"])
+async def test_a_stored_row_that_cannot_be_read_is_a_failure_of_its_key(
+    start: Start, connection: asyncpg.Connection, on_failure: OnFailure
+) -> None:
+    view = View(Everything, fold_everything, on_failure=on_failure)
+    node = await start(App([Feature([things], [view])]), settings=replace(QUICK, projection_cache=0), serve=False)
+    one, other = uuid4(), uuid4()
+    await reached(node.positions, view.name, await write(connection, bare(one), bare(other)))
+    await connection.execute("update read.everything_1 set colour = 'mauve' where thing_id = $1", one)
+    head = await write(connection, bare(other), bare(one), bare(other))
+    said = f"the stored row cannot be read: ValueError: 'mauve' is not a valid {Colour.__name__}; `headwater rebuild "
+    if isinstance(on_failure, Stop):
+        await until(lambda: said in node.supervisor.troubles.get("projection Everything", ""))
+        assert await checkpoint(connection, view) == 3
+    else:
+        await reached(node.positions, view.name, head)
+        letters = await connection.fetch("select key, position, error from headwater.dead_letters")
+        assert [tuple(row)[:2] for row in letters] == [(one, 4)]
+        assert said in letters[0]["error"]
+        await connection.execute("update read.everything_1 set colour = 'red' where thing_id = $1", one)
+        await deadletters.retry(connection, deadletters.Filter())
+        await until(lambda: node.worker.projectors["Everything"].progress.parked_keys == 0)
+        assert await stored(connection, view) == await folded(connection, things_app, view)
 
 
 # Columns -----------------------------------------------------------------------------------------------------------
