@@ -11,11 +11,18 @@ select key, extract(epoch from next_attempt_at - now())::float8 as wait
  limit $3
 
 -- name: letters
--- What waits for some keys, in the log's order.
-select key, position, attempts, discarded
-  from headwater.dead_letters
- where projection = $1 and generation = $2 and key = any($3::uuid[])
- order by position
+-- What waits for some keys, in the log's order: an equal share of so many for each, found by the primary key. Where the queue
+-- is long, looking at all of it for each batch would cost more than folding it.
+select waiting.*
+  from unnest($3::uuid[]) as u(key)
+ cross join lateral (
+   select l.key, l.position, l.attempts, l.discarded
+     from headwater.dead_letters l
+    where l.projection = $1 and l.generation = $2 and l.key = u.key
+    order by l.position
+    limit greatest(1, $4 / cardinality($3))
+ ) waiting
+ order by waiting.position
  limit $4
 
 -- name: park
@@ -40,11 +47,14 @@ delete from headwater.dead_letters d
 -- More waited for these keys than was taken at once: the rest is due now.
 update headwater.dead_letters d
    set next_attempt_at = now()
-  from (select distinct on (key) key, position
-          from headwater.dead_letters
-         where projection = $1 and generation = $2 and key = any($3::uuid[])
-         order by key, position) first
- where d.projection = $1 and d.generation = $2 and d.key = first.key and d.position = first.position
+  from unnest($3::uuid[]) as u(key)
+ cross join lateral (
+   select l.position from headwater.dead_letters l
+    where l.projection = $1 and l.generation = $2 and l.key = u.key
+    order by l.position
+    limit 1
+ ) first
+ where d.projection = $1 and d.generation = $2 and d.key = u.key and d.position = first.position
 returning d.key
 
 -- name: list

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -14,7 +15,21 @@ import pytest
 from msgspec.structs import replace
 from tests.waiting import reached, until
 
-from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Retry, Stop, View, deadletters
+from headwater import (
+    App,
+    Command,
+    Decider,
+    Event,
+    Feature,
+    Park,
+    ReadModel,
+    Recorded,
+    Retry,
+    Stop,
+    View,
+    deadletters,
+    sql,
+)
 from headwater.cli import main
 from headwater.codec import encode
 from headwater.config import Settings
@@ -276,6 +291,42 @@ async def test_a_long_queue_drains_in_parts_and_in_order(
         await until(lambda: projector.progress.parked_keys == 0)
     assert await rows_of(connection, view) == await folded(connection, view)
     assert await letters(connection) == []
+
+
+async def test_taking_up_a_long_queue_costs_what_is_taken_not_what_waits(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, keys = view_of(bug), [uuid4() for _ in range(4)]
+    await prepare(connection, view)
+    await connection.execute(
+        "insert into headwater.dead_letters (projection, generation, key, position) "
+        "select 'Tally', 1, key, n from unnest($1::uuid[]) as u(key), generate_series(1, 5000) n",
+        keys,
+    )
+    await connection.execute("analyze headwater.dead_letters")
+
+    async def read(name: str, *values: Any) -> tuple[int, int]:
+        """Rows that the statement returns, and rows of letters that it looks at."""
+        query = f"explain (analyze, timing off, format json) {sql.load(deadletters.__file__)[name]}"
+        plan = json.loads(await connection.fetchval(query, *values))[0]["Plan"]
+        scans = [
+            part for part in parts(plan) if part.get("Relation Name") == "dead_letters" and "Scan" in part["Node Type"]
+        ]
+        looked = sum(
+            part["Actual Loops"] * (part["Actual Rows"] + part.get("Rows Removed by Filter", 0)) for part in scans
+        )
+        return plan["Actual Rows"], looked
+
+    assert await read("letters", "Tally", 1, keys, 20) == (20, 20)
+    assert await read("letters", "Tally", 1, keys[:1], 20) == (20, 20)
+    assert await read("letters", "Tally", 1, keys, 3) == (3, 4), "one for each, and those that come first"
+    assert await read("go_on", "Tally", 1, keys) == (4, 8), "each is found, and then changed"
+
+
+def parts(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from parts(part)
 
 
 async def test_a_row_that_the_database_does_not_take_is_parked_at_the_event_that_made_it(
