@@ -155,8 +155,8 @@ async def retry(connection: asyncpg.Connection, where: Filter) -> int:
 
 
 async def discard(connection: asyncpg.Connection, where: Filter, *, everything: bool) -> int:
-    """Have the first letter of each key that matches passed over, or all that wait now, and the rest tried. How many
-    letters."""
+    """Have the letter that failed passed over, of each key that matches, or all that wait now, and the rest tried. How
+    many letters: none of a key whose letter is discarded already, until the worker has tried the rest."""
     rows = await connection.fetch(_SQL["discard"], *where.values, everything)
     await connection.execute(_SQL["ring"])
     return len(rows)

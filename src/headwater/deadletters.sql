@@ -16,11 +16,18 @@ select d.key, extract(epoch from d.next_attempt_at - now())::float8 as wait
  limit $3
 
 -- name: letters
--- What waits for some keys, in the log's order.
-select key, position, attempts, discarded
-  from headwater.dead_letters
- where projection = $1 and generation = $2 and key = any($3::uuid[])
- order by position
+-- What waits for some keys, in the log's order: an equal share of so many for each, found by the primary key. Where the queue
+-- is long, looking at all of it for each batch would cost more than folding it.
+select waiting.*
+  from unnest($3::uuid[]) as u(key)
+ cross join lateral (
+   select l.key, l.position, l.attempts, l.discarded
+     from headwater.dead_letters l
+    where l.projection = $1 and l.generation = $2 and l.key = u.key
+    order by l.position
+    limit greatest(1, $4 / cardinality($3))
+ ) waiting
+ order by waiting.position
  limit $4
 
 -- name: park
@@ -45,11 +52,14 @@ delete from headwater.dead_letters d
 -- More waited for these keys than was taken at once: the rest is due now.
 update headwater.dead_letters d
    set next_attempt_at = now()
-  from (select distinct on (key) key, position
-          from headwater.dead_letters
-         where projection = $1 and generation = $2 and key = any($3::uuid[])
-         order by key, position) first
- where d.projection = $1 and d.generation = $2 and d.key = first.key and d.position = first.position
+  from unnest($3::uuid[]) as u(key)
+ cross join lateral (
+   select l.position from headwater.dead_letters l
+    where l.projection = $1 and l.generation = $2 and l.key = u.key
+    order by l.position
+    limit 1
+ ) first
+ where d.projection = $1 and d.generation = $2 and d.key = u.key and d.position = first.position
 returning d.key
 
 -- name: list
@@ -90,19 +100,21 @@ update headwater.dead_letters d
 returning d.projection, d.key, d.position
 
 -- name: discard
--- The first letter of each key is to be passed over, or ($4) all that wait now; the rest is due.
+-- The first letter of each key is to be passed over, if it failed, or ($4) all that wait now; the rest is due. A key whose
+-- first letter is discarded already is the worker's: the one behind it has not failed, and may never.
 with first as (
-  select distinct on (l.projection, l.generation, l.key) l.projection, l.generation, l.key, l.position
+  select distinct on (l.projection, l.generation, l.key)
+         l.projection, l.generation, l.key, l.position, l.error is not null and not l.discarded as failed
     from headwater.dead_letters l
     join headwater.projections p on p.name = l.projection and p.generation = l.generation and p.state <> 'retired'
-   where not l.discarded and ($1::text is null or l.projection = $1) and ($2::uuid is null or l.key = $2)
+   where ($1::text is null or l.projection = $1) and ($2::uuid is null or l.key = $2)
    order by l.projection, l.generation, l.key, l.position
 )
 update headwater.dead_letters d
    set discarded = true, next_attempt_at = now()
   from first f
  where d.projection = f.projection and d.generation = f.generation and d.key = f.key
-   and (d.position = f.position or $4)
+   and (d.position = f.position and f.failed or $4)
    and ($3::bigint is null or f.position = $3)
    and not d.discarded
 returning d.projection, d.key, d.position

@@ -30,6 +30,8 @@ _SQL = sql.load(__file__)
 CHANNEL = "headwater"
 HEARTBEAT_SECONDS = 5.0
 _EVERYONE = ""
+_FORGET = "!"
+"""What the listener rings, in this process only, when its connection is lost and when it has another."""
 _LONGEST_POSITION = 19  # digits of a bigint
 
 
@@ -72,14 +74,18 @@ class PostgresBell(BroadcastBackend):
         lost = asyncio.get_running_loop().create_future()
 
         def lose(*_: object) -> None:
+            self._ring(_FORGET, _FORGET)
             if not lost.done():
                 lost.set_result(None)
 
         connection.add_termination_listener(lose)
         try:
             await connection.add_listener(CHANNEL, self._hear)
-            # Only after LISTEN has been answered: what was committed before it did not ring for us.
-            for name, position in await connection.fetch(_SQL["positions"]):
+            # Only after LISTEN has been answered: what was committed before it did not ring for us. It may be less than
+            # what was heard before, of a server that has crashed since, or of another.
+            positions = await connection.fetch(_SQL["positions"])
+            self._ring(_FORGET, _FORGET)
+            for name, position in positions:
                 self._ring(name, f"{name}:{position}")
             self._ring(_EVERYONE, _EVERYONE)
             well()
@@ -116,9 +122,11 @@ class Doorbell:
                 self.hear(ring.message)
 
     def hear(self, message: str) -> None:
-        """One ring: `name:position`, or an empty one for everyone."""
+        """One ring: `name:position`, an empty one for everyone, or that all is to be forgotten."""
         name, _, position = message.partition(":")
-        if not name:
+        if message == _FORGET:
+            self._positions.forget()
+        elif not name:
             self._positions.wake_everyone()
         elif position.isdecimal() and len(position) <= _LONGEST_POSITION:
             self._positions.report(name, int(position))

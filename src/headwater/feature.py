@@ -14,6 +14,7 @@ from headwater.fields import fields_of
 from headwater.messages import Command, Event
 from headwater.names import check_names
 from headwater.reactor import Reactor
+from headwater.relations import check_relations
 from headwater.saga import Saga
 from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
@@ -60,6 +61,7 @@ class Domain:
         self._check_sagas()
         self._check_reactors()
         self._check_views()
+        check_relations(self.views)
         check_names(
             {command: decider.key for command, decider in self.decider_of.items()}, self.views, sagas=bool(self.sagas)
         )

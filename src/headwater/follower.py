@@ -193,8 +193,10 @@ class Follower:
             while True:
                 await self._write_tried(connection)
                 await self._try_due(connection)
+                heard = self._positions.known(LOG)
                 events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
                 if reached <= position and not self._to_write():
+                    self._positions.correct(LOG, heard, reached)
                     well()
                     await self._wait(position)
                     continue

@@ -28,6 +28,10 @@ STREAM_PAGE = 1_000
 """Positions in a page of `Log.stream`: what else the process does waits while one is folded, some 10 ms. More of them
 would not fit in the socket, and so not be on their way while the page before is folded."""
 
+READ_ON_POSITIONS = 100_000
+"""Positions that `Log.read_on` looks at in one statement, some 50 ms where none of them is wanted. Were it all of the
+log, a reader of rare events would run into the statement's timeout, and begin again where it was."""
+
 MOST_EVENTS = 32_767
 """Events of one command: the log counts them in two bytes."""
 
@@ -231,8 +235,9 @@ class Log:
 
     async def read_on(self, after: int, *, types: Sequence[str], limit: int) -> tuple[list[Recorded[Event]], int]:
         """The next events of some types, and up to where in the log that is complete: the last of them, when there are
-        as many as the limit, else the log's end."""
-        rows = await self._pool.fetch(_SQL["read_on"], after, types, limit)
+        as many as the limit, else the log's end, or as far as one statement looks. So it may come on and find none."""
+        upto = after + READ_ON_POSITIONS
+        rows = await self._pool.fetch(_SQL["read_on"], after, upto, types, limit)
         head = 0
         events = []
         for row in rows:
@@ -240,7 +245,7 @@ class Log:
                 head = row[0]
             else:
                 events.append(self._recorded(row))
-        return events, events[-1].position if len(events) == limit else head
+        return events, events[-1].position if len(events) == limit else min(upto, head)
 
     async def stream(
         self,

@@ -32,13 +32,13 @@ select position, stream_id, version, schema_version, event_id, command_id, corre
  limit $5
 
 -- name: read_on
--- What comes next in the log, and where the log ends, as one row without a stream, both of one moment.
+-- What comes next in the log, up to a position, and where the log ends, as one row without a stream, both of one moment.
 (select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
         category, type, actor, data
    from headwater.events
-  where position > $1 and type = any($2)
+  where position > $1 and position <= $2 and type = any($3)
   order by position
-  limit $3)
+  limit $4)
  union all
 select position, null, null, null, null, null, null, null, null, null, null, null, null from headwater.head
 

@@ -1,6 +1,9 @@
 """Where the log and each projection stand, as far as this process has heard, and waiting for one to move.
 
-What is heard may be late, never wrong: positions only grow. Whoever waits also looks for himself now and then.
+What is heard may be late, so whoever waits also looks for himself now and then. It is hardly ever wrong, since
+positions only grow; but a ring can be forged, and a log or a checkpoint can go back under a running process, with a
+restore, a failover, or a crash of PostgreSQL that takes the last commits of projections with it. So what was heard is
+forgotten with the connection that it was heard on, and put right by whoever looks and finds less.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ class Positions:
         self._waiting: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
 
     def known(self, name: str) -> int:
-        """The greatest position heard of; 0 when none was."""
+        """The greatest position heard of; 0 when none was. Ask the database where it must not be too much."""
         return self._known[name]
 
     def report(self, name: str, position: int) -> None:
@@ -33,6 +36,16 @@ class Positions:
         if position > self._known[name]:
             self._known[name] = position
             self._wake(name)
+
+    def correct(self, name: str, heard: int, found: int) -> None:
+        """The database says `found` to one who asked it when `heard` was known: if that was more, it was wrong. Without
+        this, who waits for what is beyond `found` would be told again and again that it is there."""
+        if found < heard == self._known[name]:
+            self._known[name] = found
+
+    def forget(self) -> None:
+        """The connection on which all this was heard is lost, or new: nothing is known."""
+        self._known.clear()
 
     def wake_everyone(self) -> None:
         """Something may have been missed: let everyone look for himself."""

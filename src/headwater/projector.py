@@ -35,6 +35,14 @@ _SQL = sql.load(__file__)
 
 M = TypeVar("M", bound=ReadModel)
 
+BREATH_SECONDS = 0.01
+"""How long folds may keep the event loop. The heartbeat of this process's lease is a task like any other: were a whole
+batch folded without a pause, a slow fold would have its lease run out, again and again."""
+
+LEASE_PART = 0.25
+"""How much of a lease a batch may be folded for. What is left of it is read again: however slow a fold is, whoever has
+the lease writes how far it came while it has it."""
+
 
 class FoldFailed(HeadwaterError):
     """A read model's fold raised; the projection stands still before that event."""
@@ -42,6 +50,10 @@ class FoldFailed(HeadwaterError):
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
         self.position = position
+
+
+class RowUnreadable(HeadwaterError):
+    """A stored row is not one that this code could have written: `headwater rebuild` makes it again."""
 
 
 class Displaced(Exception):
@@ -60,11 +72,12 @@ class _Row(Generic[M]):
 @dataclass(slots=True)
 class _Folded(Generic[M]):
     """What a batch came to: the rows that it changed, and what it set aside, in order. failed: keys that a fold has now
-    failed on."""
+    failed on. cut_at: the position of the first event that there was no time for, if it came to that."""
 
     changed: dict[UUID, _Row[M]] = field(default_factory=dict)
     aside: list[Letter] = field(default_factory=list)
     failed: set[UUID] = field(default_factory=set)
+    cut_at: int | None = None
 
 
 _Routed = Sequence[tuple[UUID, Recorded[Event]]]
@@ -76,7 +89,7 @@ class Projector(Generic[M]):
     batch: events folded in one transaction, at most. cache: rows kept in memory, at most; only the loop writes them.
     poll: seconds after which it looks at the log though nothing rang. lease: of this process, in seconds; PostgreSQL
     ends a transaction that it leaves standing for half of that, so that it holds no lock against whoever takes over.
-    sleep: how it waits between attempts where the policy is to stop.
+    sleep: how it waits between attempts where the policy is to stop. clock: seconds, for how long folds take.
     """
 
     def __init__(
@@ -91,6 +104,7 @@ class Projector(Generic[M]):
         poll: float = 1.0,
         lease: float = 6.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._log = log
@@ -101,12 +115,15 @@ class Projector(Generic[M]):
         self._poll = poll
         self._lease = lease
         self._sleep = sleep
+        self._clock = clock
         self._policy = policy_of(view.on_failure)
         self._types = log.stored_names(view.events)
         self._route = {event: view.route_of(event) for event in view.events}
         self._columns = [(each.name, writer_of(each)) for each in view.fields]
         self._read_row = model_reader(view)
         self._rows: dict[UUID, _Row[M]] = {}
+        self._unreadable: dict[UUID, Exception] = {}
+        """Of the keys loaded last: what their stored rows raised."""
         self._parked: set[UUID] = set()
         self._look_at = 0.0
         self.progress = Progress()
@@ -135,6 +152,7 @@ class Projector(Generic[M]):
         self._letters = DeadLetters(self._view.name, standing.generation)
         self._set_parked(await self._letters.parked(connection))
         self.progress.position = position
+        self._positions.correct(self._view.name, self._positions.known(self._view.name), position)
         self._positions.report(self._view.name, position)
         return replace(standing, position=position)
 
@@ -152,8 +170,10 @@ class Projector(Generic[M]):
         while True:
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
                 await self._try_again(connection, standing)
+            heard = self._positions.known(LOG)
             events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
             if reached <= position:
+                self._positions.correct(LOG, heard, reached)
                 well()
                 await self._wait(position)
                 continue
@@ -194,14 +214,15 @@ class Projector(Generic[M]):
         events: Sequence[Recorded[Event]],
         reached: int,
     ) -> int:
-        """Fold a batch, and commit it with the checkpoint that it reaches."""
+        """Fold a batch, or what there is time for, and commit it with the checkpoint that it reaches."""
         if not events:
             if not await connection.fetch(_SQL["pass"], *self._of(standing), position, reached):
                 raise Displaced
             return self._passed(events, reached)
 
         async def write(folded: _Folded[M]) -> None:
-            if not await connection.fetch(_SQL["move"], *self._of(standing), position, reached):
+            upto = reached if folded.cut_at is None else folded.cut_at - 1
+            if not await connection.fetch(_SQL["move"], *self._of(standing), position, upto):
                 raise Displaced
             await self._write_rows(connection, standing, folded.changed)
             if folded.aside:
@@ -211,7 +232,9 @@ class Projector(Generic[M]):
         self._settle(folded)
         if folded.failed:
             self._set_parked(self._parked | folded.failed)
-        return self._passed(events, reached)
+        if folded.cut_at is None:
+            return self._passed(events, reached)
+        return self._passed([event for event in events if event.position < folded.cut_at], folded.cut_at - 1)
 
     def _passed(self, events: Sequence[Recorded[Event]], reached: int) -> int:
         self.progress.position = reached
@@ -241,7 +264,8 @@ class Projector(Generic[M]):
                 raise Displaced
             await self._write_rows(connection, standing, folded.changed)
             behind = {(letter.key, letter.position) for letter in folded.aside}
-            done = [letter for letter in waiting if (letter.key, letter.position) not in behind]
+            tried_now = [letter for letter in waiting if folded.cut_at is None or letter.position < folded.cut_at]
+            done = [letter for letter in tried_now if (letter.key, letter.position) not in behind]
             await self._letters.remove(connection, done)
             await self._letters.park(connection, [letter for letter in folded.aside if letter.error is not None])
             more.update(await self._letters.go_on(connection, set(keys) - folded.failed))
@@ -250,7 +274,7 @@ class Projector(Generic[M]):
         routed = [(key_of[event.position], event) for event in events if type(event.data) in self._route]
         folded = await self._commit(connection, routed, write, attempts=attempts)
         self._settle(folded)
-        self.progress.retries += len(attempts)
+        self.progress.retries += sum(folded.cut_at is None or at < folded.cut_at for at in attempts)
         self._set_parked(self._parked - (set(keys) - folded.failed - more))
 
     async def _commit(
@@ -310,16 +334,22 @@ class Projector(Generic[M]):
         await self._load(connection, {key for key, _ in routed} - parked)
         folded: _Folded[M] = _Folded()
         changed, failed, fold = folded.changed, folded.failed, self._view.fold
-        for key, event in routed:
+        now = self._clock
+        began = breathed = now()
+        for place, (key, event) in enumerate(routed):
+            if (moment := now()) - breathed > BREATH_SECONDS and place:
+                if moment - began > self._lease * LEASE_PART:
+                    folded.cut_at = event.position
+                    break
+                await asyncio.sleep(0)
+                breathed = now()
             if (parked and key in parked) or (failed and key in failed):
                 folded.aside.append(Letter(key, event.position))
                 continue
             row = changed.get(key)
-            if row is None:
-                known = self._rows[key]
-                # A copy: what is folded becomes what is known only when it is committed.
-                row = changed[key] = _Row(known.model, known.position, known.stored)
             try:
+                if row is None:
+                    row = changed[key] = self._copy(key)
                 if refused and event.position in refused:
                     raise refused[event.position]
                 model = fold(row.model, event)
@@ -333,6 +363,17 @@ class Projector(Generic[M]):
                 row.model, row.position = model, event.position
         folded.changed = {key: row for key, row in changed.items() if row.position != self._rows[key].position}
         return folded
+
+    def _copy(self, key: UUID) -> _Row[M]:
+        """What is known of a row, to fold into: it becomes what is known only when it is committed."""
+        known = self._rows.get(key)
+        if known is None:
+            error = self._unreadable[key]
+            raise RowUnreadable(
+                f"the stored row cannot be read: {type(error).__name__}: {error}; "
+                f"`headwater rebuild {self._view.name}` makes the rows again"
+            ) from error
+        return _Row(known.model, known.position, known.stored)
 
     def _set_aside(
         self, key: UUID, event: Recorded[Event], error: Exception, attempts: Mapping[int, int] | None
@@ -351,6 +392,7 @@ class Projector(Generic[M]):
 
     async def _load(self, connection: asyncpg.Connection, keys: set[UUID]) -> None:
         rows = self._rows
+        self._unreadable.clear()
         missing = []
         for key in keys:
             row = rows.pop(key, None)
@@ -362,9 +404,12 @@ class Projector(Generic[M]):
             return
         for record in await connection.fetch(self._write.load, missing):
             key, position = record[self._view.key], record["position"]
-            rows[key] = _Row(self._read_row(record), position, True)  # type: ignore[arg-type]  # the view's own model
+            try:
+                rows[key] = _Row(self._read_row(record), position, True)  # type: ignore[arg-type]  # the view's own model
+            except Exception as error:  # noqa: BLE001 - as an enum that has lost a member, or a list written by others
+                self._unreadable[key] = error
         for key in missing:
-            if key not in rows:
+            if key not in rows and key not in self._unreadable:
                 rows[key] = _Row(None, 0, False)
 
     # ----------------------------------------------------------------------------------------------------------- write

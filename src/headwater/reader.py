@@ -112,7 +112,7 @@ class Reader:
     async def _shape(self) -> Shape:
         """What can be read now, as far as this process has heard."""
         known = self._known
-        if known is None or known.generation < self._positions.known(self._generation_name):
+        if known is None or known.generation != self._positions.known(self._generation_name):
             known = self._known = await shape_of(self._pool, self.view)
             self._positions.report(self._generation_name, known.generation)
         return known

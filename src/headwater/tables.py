@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,13 +26,14 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from headwater import sql
 from headwater.database import Connection
 from headwater.fields import Field, Kind
+from headwater.relations import LONGEST_NAME
+from headwater.relations import SCHEMA as SCHEMA
+from headwater.relations import snake_case as snake_case
 from headwater.view import ReadModel, View
 
 logger = logging.getLogger("headwater.tables")
 _SQL = sql.load(__file__)
 _DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
-
-SCHEMA = "read"
 
 # Text compares by code point, as Python's does: a live filter and a query must agree on what is less.
 _TEXT = sa.Text(collation="C")
@@ -50,11 +51,6 @@ _TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {
 
 
 _FROM_JSON: dict[Kind, Callable[[str], Any]] = {Kind.TIME: datetime.fromisoformat, Kind.DATE: date.fromisoformat}
-
-
-def snake_case(name: str) -> str:
-    """`BankAccount` as `bank_account`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 @dataclass(frozen=True)
@@ -90,10 +86,21 @@ def table_of(view: View[Any], name: str | None = None, *, without: Collection[st
 
 
 def fingerprint(view: View[Any]) -> str:
-    """Changes when the columns, the indexes or the declared version do: then the rows must be made again."""
+    """Changes when the columns, the values of an enum, the indexes or the declared version do. Then the rows must be
+    made again, unless an enum has only got more values: see `renew`."""
+    return _fingerprint(view, _enums(view))
+
+
+def _fingerprint(view: View[Any], enums: Mapping[str, Collection[str]]) -> str:
     columns = [(c.name, c.type.compile(_DIALECT), c.nullable) for c in columns_of(view)]
-    shape = json.dumps([columns, view.key, _indexed(view), view.model.model_version])
+    declared = [columns, view.key, _indexed(view), view.model.model_version]
+    shape = json.dumps([*declared, enums] if enums else declared)
     return hashlib.sha256(shape.encode()).hexdigest()[:16]
+
+
+def _enums(view: View[Any]) -> dict[str, list[str]]:
+    """The values that a row may hold, by column."""
+    return {each.name: sorted(member.value for member in each.enum) for each in view.fields if each.enum is not None}
 
 
 def _indexed(view: View[Any]) -> list[tuple[str, ...]]:
@@ -115,6 +122,9 @@ async def prepare(connection: Connection, view: View[Any]) -> Standing:
 async def renew(connection: Connection, view: View[Any], *, insist: bool = False) -> Standing | None:
     """Register the next generation where the live one was declared otherwise; None where there is nothing to build.
 
+    Where enums have got more values and nothing else has changed, the live generation is handed to this code as it is:
+    all its rows can be read. Older code, which cannot read what will be written, leaves it, as it leaves any other.
+
     A declaration that was live before is that of older code, which a rolling deploy may still start: it builds nothing,
     unless `insist` says that this code is the one to go on with. Then what others are building is given up, too.
     """
@@ -131,7 +141,20 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
                 view.model.__name__,
             )
             return None
+        if await _grow(connection, view, made):
+            return None
         return await _next(connection, view)
+
+
+async def _grow(connection: Connection, view: View[Any], made: str) -> bool:
+    """Whether the live generation is of this declaration but for more values of its enums; then it is made so."""
+    live, before = await connection.fetchrow(_SQL["enums"], view.name) or ("", "{}")
+    now, had = _enums(view), json.loads(before)
+    if live != _fingerprint(view, had) or any(not set(values) <= set(now[column]) for column, values in had.items()):
+        return False
+    await connection.execute(_SQL["grow"], view.name, made, json.dumps(now))
+    await connection.execute(_SQL["ring"])
+    return True
 
 
 async def rebuild(connection: Connection, view: View[Any]) -> Standing:
@@ -180,7 +203,8 @@ async def _register(connection: Connection, view: View[Any], generation: int, st
     table = sa.Table(name, sa.MetaData(), *columns_of(view, key=False), schema=SCHEMA)
     await connection.execute(str(CreateTable(table).compile(dialect=_DIALECT)))
     made = fingerprint(view)
-    await connection.execute(_SQL["register"], view.name, generation, view.model.model_version, made, name, state)
+    version, enums = view.model.model_version, json.dumps(_enums(view))
+    await connection.execute(_SQL["register"], view.name, generation, version, made, name, state, enums)
     return Standing(generation, name, 0, 0, made)
 
 
@@ -193,9 +217,25 @@ async def add_key(connection: Connection, view: View[Any], table: str) -> None:
 async def add_indexes(connection: Connection, view: View[Any], name: str) -> None:
     """The declared indexes that are not there."""
     table = table_of(view, name)
-    for indexed in _indexed(view):
-        index = sa.Index(f"{name}_{'_'.join(indexed)}"[:63], *(table.c[column] for column in indexed))
+    for index_name, indexed in _index_names(view, name).items():
+        index = sa.Index(index_name, *(table.c[column] for column in indexed))
         await connection.execute(str(CreateIndex(index, if_not_exists=True).compile(dialect=_DIALECT)))
+
+
+def _index_names(view: View[Any], table: str) -> dict[str, tuple[str, ...]]:
+    """The name of each index, and its columns. Where the columns alone make no name of its own, a hash is added:
+    PostgreSQL would cut it, or make no second index of that name and say nothing."""
+    plain = {columns: f"{table}_{'_'.join(columns)}" for columns in _indexed(view)}
+    often = Counter([*plain.values(), f"{table}_pkey"])
+    return {
+        name if often[name] == 1 and len(name.encode()) <= LONGEST_NAME else _hashed(name, columns): columns
+        for columns, name in plain.items()
+    }
+
+
+def _hashed(name: str, columns: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(json.dumps([name, columns]).encode()).hexdigest()[:8]
+    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
 
 
 async def show(connection: Connection, view: View[Any], table: str) -> None:

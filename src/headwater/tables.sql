@@ -9,8 +9,20 @@ select generation, table_name, position, fence, fingerprint
  where name = $1 and state = 'live'
 
 -- name: declared
--- The generations that were made from a declaration.
-select state, generation from headwater.projections where name = $1 and fingerprint = $2
+-- The generations that were made from a declaration. One that has passed to code with more enum values is as good as retired.
+select case when fingerprint = $2 then state else 'retired' end as state, generation
+  from headwater.projections
+ where name = $1 and (fingerprint = $2 or $2 = any(earlier))
+
+-- name: enums
+-- What the live generation was declared as, and the enum values that its rows may hold.
+select fingerprint, enums from headwater.projections where name = $1 and state = 'live'
+
+-- name: grow
+-- The live generation is this declaration's from now on, with its rows.
+update headwater.projections
+   set earlier = array_append(earlier, fingerprint), fingerprint = $2, enums = $3
+ where name = $1 and state = 'live'
 
 -- name: building
 -- The generation that is being built from a declaration; what stopped it may be mended now.
@@ -29,8 +41,8 @@ select coalesce(max(generation), 0) + 1 from headwater.projections where name = 
 
 -- name: register
 -- A new generation, from the beginning of the log.
-insert into headwater.projections (name, generation, version, fingerprint, table_name, state)
-values ($1, $2, $3, $4, $5, $6)
+insert into headwater.projections (name, generation, version, fingerprint, table_name, state, enums)
+values ($1, $2, $3, $4, $5, $6, $7)
 
 -- name: has_key
 -- Whether a table has its primary key.

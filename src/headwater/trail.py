@@ -134,6 +134,7 @@ class Trail:
         after, _ = await self.bounds(wanted, after)
         failures = 0
         while True:
+            heard = self._positions.known(LOG)
             try:
                 entries, reached = await self._next(wanted, after, await self._log.head())
                 failures = 0
@@ -145,6 +146,7 @@ class Trail:
             for entry in entries:
                 yield entry
             if reached == after:
+                self._positions.correct(LOG, heard, reached)
                 await self._positions.moved(LOG, after, self._poll)
             after = reached
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -13,7 +15,21 @@ import pytest
 from msgspec.structs import replace
 from tests.waiting import reached, until
 
-from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Retry, Stop, View, deadletters
+from headwater import (
+    App,
+    Command,
+    Decider,
+    Event,
+    Feature,
+    Park,
+    ReadModel,
+    Recorded,
+    Retry,
+    Stop,
+    View,
+    deadletters,
+    sql,
+)
 from headwater.cli import main
 from headwater.codec import encode
 from headwater.config import Settings
@@ -272,14 +288,18 @@ async def test_what_is_parked_stays_so_over_a_restart_and_more_queues_up(
     assert await rows_of(connection, view) == await folded(connection, view)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "options",
+    [{"batch": 1}, {"batch": 3}, {"batch": 1000}, {"clock": itertools.count(0, 10).__next__}],
+    ids=["1", "3", "1000", "no time for more than one"],
+)
 async def test_a_long_queue_drains_in_parts_and_in_order(
-    dsn: str, connection: asyncpg.Connection, bug: Bug, batch: int
+    dsn: str, connection: asyncpg.Connection, bug: Bug, options: dict[str, Any]
 ) -> None:
     view, keys = view_of(bug), [uuid4() for _ in range(3)]
     await write(connection, *(counted(key, "poison") for key in keys))
     head = await write(connection, *(counted(keys[n % 3], str(n)) for n in range(30)))
-    async with projecting(dsn, view, batch=batch) as projector:
+    async with projecting(dsn, view, **options) as projector:
         await passed(projector, head)
         assert await rows_of(connection, view) == {}
         bug.fix()
@@ -287,6 +307,42 @@ async def test_a_long_queue_drains_in_parts_and_in_order(
         await until(lambda: projector.progress.parked_keys == 0)
     assert await rows_of(connection, view) == await folded(connection, view)
     assert await letters(connection) == []
+
+
+async def test_taking_up_a_long_queue_costs_what_is_taken_not_what_waits(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, keys = view_of(bug), [uuid4() for _ in range(4)]
+    await prepare(connection, view)
+    await connection.execute(
+        "insert into headwater.dead_letters (projection, generation, key, position) "
+        "select 'Tally', 1, key, n from unnest($1::uuid[]) as u(key), generate_series(1, 5000) n",
+        keys,
+    )
+    await connection.execute("analyze headwater.dead_letters")
+
+    async def read(name: str, *values: Any) -> tuple[int, int]:
+        """Rows that the statement returns, and rows of letters that it looks at."""
+        query = f"explain (analyze, timing off, format json) {sql.load(deadletters.__file__)[name]}"
+        plan = json.loads(await connection.fetchval(query, *values))[0]["Plan"]
+        scans = [
+            part for part in parts(plan) if part.get("Relation Name") == "dead_letters" and "Scan" in part["Node Type"]
+        ]
+        looked = sum(
+            part["Actual Loops"] * (part["Actual Rows"] + part.get("Rows Removed by Filter", 0)) for part in scans
+        )
+        return plan["Actual Rows"], looked
+
+    assert await read("letters", "Tally", 1, keys, 20) == (20, 20)
+    assert await read("letters", "Tally", 1, keys[:1], 20) == (20, 20)
+    assert await read("letters", "Tally", 1, keys, 3) == (3, 4), "one for each, and those that come first"
+    assert await read("go_on", "Tally", 1, keys) == (4, 8), "each is found, and then changed"
+
+
+def parts(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from parts(part)
 
 
 async def test_a_row_that_the_database_does_not_take_is_parked_at_the_event_that_made_it(
@@ -305,6 +361,31 @@ async def test_a_row_that_the_database_does_not_take_is_parked_at_the_event_that
         rows, right = await rows_of(connection, view), await folded(connection, view)
         assert {key for key in keys if rows[key] != right[key]} == {keys[7]}
         assert rows[keys[7]][1] == 28
+
+
+async def test_letters_are_not_folded_under_a_lease_that_is_over(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, one = view_of(bug), uuid4()
+    await write(connection, counted(one, "a"), counted(one, "poison"))
+    standing = await prepare(connection, view)
+    async with Database(dsn) as database:
+        projector = Projector(database, Log(database.pool, app_of(view).domain.codec), view, Positions(), poll=0.02)
+        running = asyncio.create_task(projector.run(standing))
+        await passed(projector, 2)
+        transact = projector._transact
+
+        async def overtaken(*arguments: Any) -> None:
+            await connection.execute("update headwater.projections set fence = fence + 1 where name = 'Tally'")
+            await transact(*arguments)
+
+        projector._transact = overtaken  # type: ignore[method-assign, assignment]  # folded, and not yet written
+        bug.fix()
+        await deadletters.retry(connection, deadletters.Filter())
+        await asyncio.wait_for(running, 10)
+    assert projector.progress.displaced == 1
+    assert [position for position, *_ in await letters(connection)] == [2]
+    assert await rows_of(connection, view) == await folded(connection, view, upto=1)
 
 
 # Retries -----------------------------------------------------------------------------------------------------------
@@ -588,3 +669,70 @@ async def test_discard(
     await reached(node.positions, "Tally", 6)
     after = (await rows_of(connection, view))[one]
     assert after[1] == 6, "the key goes on"
+
+
+async def test_who_discards_twice_loses_nothing_that_never_failed(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, one = view_of(bug), uuid4()
+    await write(connection, *(counted(one, note) for note in ("a", "poison", "b", "c")))
+    async with projecting(dsn, view) as projector:
+        await passed(projector, 4)
+
+    async def discard(*, everything: bool = False, **where: Any) -> int:
+        return await deadletters.discard(connection, deadletters.Filter(**where), everything=everything)
+
+    # No worker takes up what was discarded before it is asked for again.
+    assert await discard(position=3) == 0, "it waits behind another, and has not failed"
+    assert [await discard(key=one) for _ in range(3)] == [1, 0, 0]
+    async with projecting(dsn, view) as projector:
+        await until(lambda: projector.progress.position == 4 and projector.progress.parked_keys == 0)
+        assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=3, note="c"), 4)}
+
+        await write(connection, *(counted(one, note) for note in ("poison", "d", "e")))
+        await passed(projector, 7)
+    assert [await discard(key=one), await discard(key=one, everything=True), await discard(everything=True)] == [
+        1,
+        2,
+        0,
+    ]
+    async with projecting(dsn, view) as projector:
+        await until(lambda: no_letters(connection))
+        assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=3, note="c"), 4)}
+
+
+async def test_what_is_due_and_has_not_failed_is_not_discarded(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, one = view_of(bug), uuid4()
+    await write(connection, *(counted(one, note) for note in ("poison", "a", "b")))
+    async with projecting(dsn, view) as projector:
+        await passed(projector, 3)
+    # As a worker leaves a long queue that it has drained in part.
+    await connection.execute("delete from headwater.dead_letters where position = 1")
+    await connection.execute("update headwater.dead_letters set next_attempt_at = now() where position = 2")
+    assert await deadletters.discard(connection, deadletters.Filter(key=one), everything=False) == 0
+
+
+async def test_what_is_discarded_while_it_is_tried_is_discarded(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
+    view, one = view_of(bug), uuid4()
+    await write(connection, *(counted(one, note) for note in ("a", "poison", "b")))
+    async with projecting(dsn, view) as projector:
+        await passed(projector, 3)
+        transact, tried, discarded = projector._transact, asyncio.Event(), asyncio.Event()
+
+        async def waiting(*arguments: Any) -> None:
+            tried.set()
+            await discarded.wait()
+            await transact(*arguments)
+
+        projector._transact = waiting  # type: ignore[method-assign, assignment]  # it has failed again: not yet written
+        await deadletters.retry(connection, deadletters.Filter())
+        await asyncio.wait_for(tried.wait(), 10)
+        assert await deadletters.discard(connection, deadletters.Filter(key=one), everything=False) == 1
+        discarded.set()
+        await until(lambda: projector.progress.parked_keys == 0)
+        assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=2, note="b"), 3)}
+    assert await letters(connection) == []

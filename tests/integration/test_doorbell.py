@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from decimal import Decimal
@@ -21,9 +22,13 @@ from headwater import supervisor
 from headwater.config import Settings
 from headwater.database import Database
 from headwater.doorbell import CHANNEL, Doorbell, PostgresBell
+from headwater.errors import ProjectionBehind
 from headwater.live.subscriptions import Message, watch_changes
+from headwater.log import Log
 from headwater.node import Node
 from headwater.positions import LOG, Positions
+from headwater.reader import Reader
+from headwater.trail import Wanted
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
@@ -256,6 +261,66 @@ async def test_rings_that_are_not_ours_do_no_harm(
     assert all(line.startswith("a ring that is not ours on channel headwater: ") and len(line) < 150 for line in warned)
 
 
+# Going back --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_ring_for_what_is_not_there_keeps_nobody_busy(
+    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves, works = nodes
+    looks: Counter[str] = Counter()
+
+    def counted(owner: type, name: str) -> None:
+        look = getattr(owner, name)
+
+        async def counting(self: Any, *arguments: Any, **options: Any) -> Any:
+            looks[name] += 1
+            return await look(self, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    account = await opened(serves)
+    following = asyncio.ensure_future(anext(serves.serving.trail.follow(Wanted(), 1)))
+    async with aclosing(Subscriber(serves)) as subscriber:
+        await subscriber.told(1)
+        for owner, name in ((Log, "read_on"), (Reader, "changes"), (Log, "head")):
+            counted(owner, name)
+        # As of a server that failed, whose log was longer than that of the one which took its place.
+        for name in ("log", "Account", "User"):
+            await connection.execute(f"notify headwater, '{name}:1000'")
+        await connection.execute("notify headwater, 'Marker:1'")
+        for node in nodes:
+            await reached(node.positions, "Marker", 1)
+        await asyncio.wait([following], timeout=0.3)
+        assert all(count <= 6 for count in looks.values()), looks
+        position = await deposit(serves, account)
+        await subscriber.told(position, seconds=5)  # nobody polls: what is true is heard again
+        assert (await asyncio.wait_for(following, 5)).position == position
+    assert works.positions.known(LOG) == serves.positions.known("Account") == position
+
+
+async def test_what_was_heard_is_forgotten_with_the_connection(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A projection's last commits are lost when PostgreSQL crashes; nobody may read as if its rows were there."""
+    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.3)
+    node = await start(settings=replace(RUNG, at_least_seconds=0.05), work=False)
+    reader = node.serving.feeds[AccountView].reader
+    await listening(connection, 1)
+    await connection.execute("notify headwater, 'Account:100'")
+    await reached(node.positions, "Account", 100)
+    await reader.reach(100)
+    assert await kill_listeners(connection) == 1
+    await until(lambda: "listener" in node.supervisor.troubles)
+    with pytest.raises(ProjectionBehind):
+        await reader.reach(100)
+    await until(lambda: not node.supervisor.troubles)
+    with pytest.raises(ProjectionBehind):
+        await reader.reach(100)
+    await opened(node)
+    assert node.positions.known(LOG) == 1
+
+
 # Positions ---------------------------------------------------------------------------------------------------------
 
 
@@ -282,3 +347,17 @@ async def test_who_waits_too_long_may_look_for_himself() -> None:
     positions = Positions()
     await asyncio.wait_for(positions.moved("log", 0, 0.01), 1)
     assert not any(positions._waiting.values())
+
+
+async def test_what_was_heard_and_is_not_so_is_put_right() -> None:
+    positions = Positions()
+    positions.report("log", 1000)
+    positions.correct("log", heard=1000, found=5)
+    assert positions.known("log") == 5
+    positions.report("log", 6)
+    positions.correct("log", heard=5, found=5)
+    assert positions.known("log") == 6, "it came after the database was asked"
+    positions.correct("log", heard=6, found=9)
+    assert positions.known("log") == 6
+    positions.forget()
+    assert positions.known("log") == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import random
 import re
 import sys
+import types
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -37,7 +39,7 @@ from headwater.node import Node
 from headwater.positions import Positions
 from headwater.reader import Order, Reader
 from headwater.rebuild import BuildStopped, Rebuild, Retired
-from headwater.tables import Standing, fingerprint, prepare, renew
+from headwater.tables import Standing, _fingerprint, fingerprint, model_reader, prepare, renew
 from headwater.tables import rebuild as force
 
 FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
@@ -131,13 +133,9 @@ async def folded(connection: asyncpg.Connection, app: App, view: View[Any]) -> d
 
 async def stored(connection: asyncpg.Connection, view: View[Any]) -> dict[UUID, tuple[Any, int]]:
     """Each key's row and position, as the view shows them."""
-    names = [each.name for each in view.fields]
-    records = await connection.fetch(f'select * from read."{view.name.lower()}"')
-    readers = {each.name: each.enum or (lambda value: value) for each in view.fields}
-    return {
-        record[view.key]: (view.model(**{name: readers[name](record[name]) for name in names}), record["position"])
-        for record in records
-    }
+    read = model_reader(view)
+    records: Any = await connection.fetch(f'select * from read."{view.name.lower()}"')
+    return {record[view.key]: (read(record), record["position"]) for record in records}
 
 
 async def generations(connection: asyncpg.Connection, name: str = "Tally") -> list[tuple[int, str]]:
@@ -800,6 +798,74 @@ async def test_a_worker_drops_them(dsn: str, connection: asyncpg.Connection) -> 
     async with Node(new, replace(QUICK, retired_seconds=0.0), dsn, serve=False, work=True):
         await until(is_live(connection, 2))
         await until(lambda: _is(connection, "select to_regclass('read.tally_1') is null", value=True))
+
+
+# Enums ---------------------------------------------------------------------------------------------------------------
+
+
+def with_sizes(*names: str, version: int = 1) -> App:
+    """Code whose enum has these values; a thing has the size that it was counted by, or the first."""
+    made: Any = enum.Enum
+    size = made("Size", {name.upper(): name for name in names})
+    columns = {"thing_id": UUID, "size": size, "sizes": list[size]}  # type: ignore[valid-type]  # as the test says
+    keywords = {"name": "Tally", "key": "thing_id", "version": version}
+    namespace = {"__annotations__": columns, "__module__": __name__}
+    model: Any = types.new_class("Sized", (ReadModel,), keywords, lambda body: body.update(namespace))
+
+    def fold(row: Any, event: Recorded[ThingEvent]) -> Any:
+        by = event.data.by if isinstance(event.data, Counted) else 0
+        now = list(size)[min(by, len(size)) - 1]
+        return model(thing_id=event.data.thing_id, size=now, sizes=[*(row.sizes if row else []), now])
+
+    return App([Feature([things], [View(model, fold)])])
+
+
+def view_in(app: App) -> View[Any]:
+    return app.domain.views[0]
+
+
+async def test_an_enum_that_grows_keeps_its_rows(dsn: str, connection: asyncpg.Connection) -> None:
+    small, large = with_sizes("s", "m"), with_sizes("xs", "s", "m", "l")
+    async with Node(small, QUICK, dsn, serve=False, work=True) as old_node:
+        head = await write(connection, *(Counted(thing_id=uuid4(), by=by) for by in (1, 2)))
+        await until(is_live(connection, 1, head))
+        async with Node(large, QUICK, dsn, serve=False, work=True) as new_node:
+            assert await generations(connection) == [(1, "live")]
+            await until(lambda: [unit.name for unit in new_node.leases.held] == ["Tally"])
+            key = uuid4()
+            await until(is_live(connection, 1, await write(connection, *[Counted(thing_id=key, by=4)] * 2)))
+            row: Any = (await stored(connection, view_in(large)))[key][0]
+            assert [each.value for each in (row.size, *row.sizes)] == ["l", "l", "l"]
+            assert old_node.leases.held == [], "it could not read what is written now"
+            assert (old_node.supervisor.troubles, new_node.supervisor.troubles) == ({}, {})
+            assert await connection.fetchval("select count(*) from headwater.dead_letters") == 0
+    async with Node(small, QUICK, dsn, serve=False, work=True):  # an old process is started again
+        assert await generations(connection) == [(1, "live")]
+    assert await renew(connection, view_in(large)) is None
+    assert await renew(connection, view_in(with_sizes("xs", "s", "m", "l", version=2))) is not None
+
+
+async def test_an_enum_that_loses_a_value_has_its_rows_made_again(dsn: str, connection: asyncpg.Connection) -> None:
+    before, after = with_sizes("s", "m", "l"), with_sizes("s", "m", "xl")
+    key = uuid4()
+    async with Node(before, QUICK, dsn, serve=False, work=True):
+        await until(is_live(connection, 1, await write(connection, Counted(thing_id=key, by=3))))
+    async with Node(after, QUICK, dsn, serve=False, work=True):
+        await until(is_live(connection, 2, await write(connection, Counted(thing_id=key, by=1))))
+    row: Any = (await stored(connection, view_in(after)))[key][0]
+    assert [each.value for each in row.sizes] == ["xl", "s"]
+    assert await generations(connection) == [(1, "retired"), (2, "live")]
+
+
+async def test_rows_of_before_enums_were_noted_are_kept(connection: asyncpg.Connection) -> None:
+    view = view_in(with_sizes("s", "m"))
+    await prepare(connection, view)
+    await connection.execute(
+        "update headwater.projections set enums = '{}', fingerprint = $1 where name = 'Tally'", _fingerprint(view, {})
+    )
+    assert await renew(connection, view) is None
+    query = "select fingerprint from headwater.projections where name = 'Tally'"
+    assert await connection.fetchval(query) == fingerprint(view)
 
 
 def test_a_declaration_has_one_fingerprint() -> None:

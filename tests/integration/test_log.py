@@ -76,3 +76,31 @@ async def test_a_category_in_pages(log: Log) -> None:
         pages.append([event.position for event in page])
         after = page[-1].position
     assert pages == [[1, 3], [5]]
+
+
+@pytest.mark.parametrize(
+    "after, types, limit, window, positions, reached",
+    [
+        (0, ["UserRegistered"], 10, 100, [1, 3], 5),
+        (0, ["UserRegistered"], 1, 100, [1], 1),
+        (1, ["UserRegistered"], 10, 2, [3], 3),
+        (0, ["EmailChanged"], 10, 2, [], 2),
+        (2, ["EmailChanged"], 10, 2, [], 4),
+        (4, ["EmailChanged"], 10, 2, [5], 5),
+        (5, ["EmailChanged"], 10, 2, [], 5),
+        (7, ["EmailChanged"], 10, 2, [], 5),
+    ],
+)
+async def test_reading_on_looks_at_so_much_of_the_log_at_once(
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+    types: Sequence[str],
+    limit: int,
+    window: int,
+    positions: list[int],
+    reached: int,
+) -> None:
+    monkeypatch.setattr("headwater.log.READ_ON_POSITIONS", window)
+    events, upto = await log.read_on(after, types=types, limit=limit)
+    assert ([event.position for event in events], upto) == (positions, reached)

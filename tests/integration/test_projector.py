@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from functools import wraps
 from typing import Any, TypeAlias, assert_never
 from uuid import UUID, uuid4
 
@@ -26,15 +27,16 @@ from bank.accounts.views import account_view
 from bank.main import app as bank
 from bank.users.domain import RegisterUser
 from bank.users.views import user_view
-from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, Refused, Stop, View
+from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Refused, Stop, View, deadletters
 from headwater.codec import encode
 from headwater.config import Settings
 from headwater.database import Database
+from headwater.failure import OnFailure
 from headwater.log import Append, Log, append
 from headwater.node import Node
 from headwater.positions import Positions
 from headwater.projector import Projector
-from headwater.tables import model_reader, prepare
+from headwater.tables import Standing, add_indexes, add_key, model_reader, prepare, rebuild
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
@@ -320,6 +322,27 @@ async def test_events_of_others_move_the_checkpoint_too(start: Start, connection
     assert await stored(connection, account_view) == {}
 
 
+async def test_the_checkpoint_moves_through_a_log_in_which_nothing_is_folded(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.log.READ_ON_POSITIONS", 10)
+    key = uuid4()
+    head = await write(connection, *[Poisoned(thing_id=key)] * 95, Counted(thing_id=key))
+    await connection.execute("create table passed (position bigint)")
+    await connection.execute(
+        "create function note() returns trigger language plpgsql as "
+        "$$ begin insert into passed values (new.position); return null; end $$"
+    )
+    await connection.execute(
+        "create trigger note after update of position on headwater.projections for each row execute function note()"
+    )
+    async with projecting(dsn, things_app, tally_view) as (projector,):
+        await reached(projector._positions, tally_view.name, head)
+    query = "select position from passed order by position"
+    assert [row["position"] for row in await connection.fetch(query)] == [*range(10, 91, 10), 96]
+    assert await stored(connection, tally_view) == {key: (Tally(thing_id=key, count=1), 96)}
+
+
 # Removal -----------------------------------------------------------------------------------------------------------
 
 
@@ -474,6 +497,61 @@ async def test_a_worker_that_slept_over_anothers_work_does_not_write(dsn: str, c
     assert await stored(connection, tally_view) == {key: (Tally(thing_id=key, count=3), 3)}
 
 
+# Slow folds --------------------------------------------------------------------------------------------------------
+
+
+async def test_however_slow_a_fold_is_the_heart_beats_and_progress_is_written(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    seconds, turns = 0.0, 0
+    """What the projector's clock says, which only the fold moves; and turns that others had of the event loop."""
+    seen: list[tuple[float, int]] = []
+
+    @wraps(fold_tally)
+    def slow(row: Tally | None, event: Recorded[Counted | Removed]) -> Tally | None:
+        nonlocal seconds
+        seen.append((seconds, turns))
+        seconds += 0.003
+        return fold_tally(row, event)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    keys = [uuid4() for _ in range(50)]
+    head = await write(connection, *(Counted(thing_id=keys[n % 50]) for n in range(2000)))
+    beating = asyncio.create_task(others())
+    options: dict[str, Any] = {"batch": 2000, "lease": 4.0, "clock": lambda: seconds}
+    async with projecting(dsn, things_app, View(Tally, slow), **options) as (projector,):
+        await reached(projector._positions, tally_view.name, head)
+    beating.cancel()
+    assert len(seen) == 2000, "what was folded before the time was over is not folded again"
+    had = [max(at for at, turn in seen if turn == each) - min(at for at, turn in seen if turn == each)
+           for each in {turn for _, turn in seen}]  # fmt: skip
+    assert max(had) < 0.015, "nobody else had a turn for so long"
+    assert projector.progress.batches == 6, "a batch takes a quarter of the lease"
+    assert await stored(connection, tally_view) == await folded(connection, things_app, tally_view)
+
+
+async def test_an_event_is_folded_in_the_end_though_it_takes_longer_than_a_batch_may(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    seconds = 0.0
+
+    def clock() -> float:
+        nonlocal seconds
+        seconds += 1.0  # with every look: there is never time
+        return seconds
+
+    head = await write(connection, *(Counted(thing_id=uuid4()) for _ in range(5)))
+    async with projecting(dsn, things_app, tally_view, lease=0.4, clock=clock) as (projector,):
+        await reached(projector._positions, tally_view.name, head)
+        assert projector.progress.batches == 5
+    assert await stored(connection, tally_view) == await folded(connection, things_app, tally_view)
+
+
 # Failure -----------------------------------------------------------------------------------------------------------
 
 
@@ -504,6 +582,31 @@ async def test_a_fold_that_raises_stops_its_projection_before_the_event_where_th
     head = await write(connection, Counted(thing_id=other))
     await reached(node.positions, tally_view.name, head)
     assert await checkpoint(connection, fragile_view) == 3
+
+
+@pytest.mark.parametrize("on_failure", [Park(), Stop()], ids=["park", "stop"])
+async def test_a_stored_row_that_cannot_be_read_is_a_failure_of_its_key(
+    start: Start, connection: asyncpg.Connection, on_failure: OnFailure
+) -> None:
+    view = View(Everything, fold_everything, on_failure=on_failure)
+    node = await start(App([Feature([things], [view])]), settings=replace(QUICK, projection_cache=0), serve=False)
+    one, other = uuid4(), uuid4()
+    await reached(node.positions, view.name, await write(connection, bare(one), bare(other)))
+    await connection.execute("update read.everything_1 set colour = 'mauve' where thing_id = $1", one)
+    head = await write(connection, bare(other), bare(one), bare(other))
+    said = f"the stored row cannot be read: ValueError: 'mauve' is not a valid {Colour.__name__}; `headwater rebuild "
+    if isinstance(on_failure, Stop):
+        await until(lambda: said in node.supervisor.troubles.get("projection Everything", ""))
+        assert await checkpoint(connection, view) == 3
+    else:
+        await reached(node.positions, view.name, head)
+        letters = await connection.fetch("select key, position, error from headwater.dead_letters")
+        assert [tuple(row)[:2] for row in letters] == [(one, 4)]
+        assert said in letters[0]["error"]
+        await connection.execute("update read.everything_1 set colour = 'red' where thing_id = $1", one)
+        await deadletters.retry(connection, deadletters.Filter())
+        await until(lambda: node.worker.projectors["Everything"].progress.parked_keys == 0)
+        assert await stored(connection, view) == await folded(connection, things_app, view)
 
 
 # Columns -----------------------------------------------------------------------------------------------------------
@@ -614,3 +717,49 @@ async def test_columns_are_made_from_the_declared_types(dsn: str, connection: as
         "btree (text)",
         "btree (thing_id)",
     ]
+
+
+class LongNames(ReadModel, key="thing_id", name="L" + "o" * 55, indexes=["a_b", ("a", "b"), "pkey", ("c", "a_b")]):
+    """Its indexes have names that are too long, or are those of others."""
+
+    thing_id: UUID
+    a: int
+    b: int
+    c: int
+    a_b: int
+    pkey: int
+
+
+class ShortNames(ReadModel, key="thing_id", indexes=["a_b", ("a", "b"), "pkey", "a"]):
+    """The same, and not too long."""
+
+    thing_id: UUID
+    a: int
+    b: int
+    a_b: int
+    pkey: int
+
+
+def fold_names(row: Any, event: Recorded[Counted]) -> Any:
+    return row
+
+
+async def test_every_declared_index_is_made_whatever_its_name(connection: asyncpg.Connection) -> None:
+    query = "select indexdef from pg_indexes where tablename = $1 order by 1"
+
+    async def indexes(standing: Standing) -> list[str]:
+        return sorted(row[0].rpartition("(")[2][:-1] for row in await connection.fetch(query, standing.table))
+
+    for model, expected in (
+        (LongNames, ["a, b", "a_b", "c, a_b", "pkey", "thing_id"]),
+        (ShortNames, ["a", "a, b", "a_b", "pkey", "thing_id"]),
+    ):
+        view = View(model, fold_names)
+        first = await prepare(connection, view)
+        again = await rebuild(connection, view)
+        for standing in (first, again):
+            await add_key(connection, view, standing.table)
+            await add_indexes(connection, view, standing.table)
+            await add_indexes(connection, view, standing.table)  # those that are there are not made again
+            assert await indexes(standing) == sorted(['"position"', *expected])
+    assert await connection.fetchval("select to_regclass('read.short_names_1_a')") == "read.short_names_1_a"

@@ -708,6 +708,34 @@ def test_an_index_on_nothing() -> None:
         View(Odd, fold)
 
 
+def named(name: str, **columns: Any) -> View[Any]:
+    """A read model of that name."""
+    namespace = {"__annotations__": {"thing_id": UUID, **columns}, "__module__": __name__}
+    model: type[ReadModel] = types.new_class(
+        name, (ReadModel,), {"key": "thing_id"}, lambda body: body.update(namespace)
+    )
+    return View(model, fold)
+
+
+def test_names_that_are_too_long_for_postgresql() -> None:
+    domain(decider(), views=[named("A" + "b" * 55, **{"c" * 63: int})])
+    too_long = f"A{'b' * 56}: 'a{'b' * 56}' is too long for the name of its tables, which has 56 bytes at most; "
+    with says(too_long + "give it a shorter one, class ...(ReadModel, name=...)"):
+        domain(decider(), views=[named("A" + "b" * 56)])
+    with says(f"Thing.{'c' * 64}: the name of a column has 63 bytes at most; rename it"):
+        domain(decider(), views=[named("Thing", **{"c" * 64: int})])
+
+
+def test_read_models_that_would_share_a_table() -> None:
+    with says("BankAccount and Bank_Account would both be read.bank_account; rename one of them"):
+        domain(decider(), views=[named("BankAccount"), named("Bank_Account")])
+    taken = "a name that a table or an index of Account can have; rename it"
+    for name in ("Account_1", "Account_27", "Account_2_owner", "Account_3_Other_4"):
+        with says(f"{name} would be read.{name.lower()}, {taken}"):
+            domain(decider(), views=[named(name), named("Account")])
+    domain(decider(), views=[named("Account"), named("Account2"), named("Account_x"), named("Other_1")])
+
+
 def test_a_link_to_nothing() -> None:
     class Linked(ReadModel, key="thing_id"):
         thing_id: UUID
