@@ -20,13 +20,14 @@ from uuid import UUID
 import asyncpg
 
 from headwater import sql
-from headwater.database import LOST, Database
+from headwater.database import Database
 from headwater.deadletters import DeadLetters, Letter, described
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.positions import LOG, Positions
+from headwater.refusals import is_refusal, is_transient, misfits
 from headwater.tables import Standing, delete_sql, load_sql, model_reader, upsert_sql, writer_of
 from headwater.telemetry import Progress
 from headwater.view import ReadModel, View
@@ -34,16 +35,6 @@ from headwater.view import ReadModel, View
 _SQL = sql.load(__file__)
 
 M = TypeVar("M", bound=ReadModel)
-
-TRANSIENT: tuple[type[BaseException], ...] = (
-    *LOST,
-    asyncpg.TransactionRollbackError,  # serialization failures and deadlocks
-    asyncpg.InvalidTransactionStateError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.LockNotAvailableError,
-)
-"""Faults of the database, not of a fold: they pass, and are neither counted nor parked."""
 
 
 class FoldFailed(HeadwaterError):
@@ -277,7 +268,7 @@ class Projector(Generic[M]):
         try:
             await self._transact(connection, write, folded)
         except Exception as error:
-            if not _refusal(error):
+            if isinstance(error, Displaced) or not is_refusal(error):
                 raise
             refused = await self._refused(connection, routed, folded)
             if not refused:
@@ -334,7 +325,7 @@ class Projector(Generic[M]):
                     raise refused[event.position]
                 model = fold(row.model, event)
             except Exception as error:
-                if _transient(error):
+                if is_transient(error):
                     raise
                 folded.aside.append(self._set_aside(key, event, error, attempts))
                 failed.add(key)
@@ -419,7 +410,9 @@ class Projector(Generic[M]):
         """The first event of each key that leads to a row which the database does not take, with what it said."""
         rows = {key: row for key, row in folded.changed.items() if row.model is not None}
         refused = {}
-        for key in await self._misfits(connection, rows):
+        for key in await misfits(
+            list(rows), lambda keys: self._objection(connection, {key: rows[key] for key in keys})
+        ):
             known = self._rows[key]
             row = _Row(known.model, known.position, known.stored)
             for event in (event for each, event in routed if each == key):
@@ -432,16 +425,6 @@ class Projector(Generic[M]):
                 row.model = model
         return refused
 
-    async def _misfits(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> list[UUID]:
-        """Which of the rows are refused, found by halving."""
-        if not rows or await self._objection(connection, rows) is None:
-            return []
-        if len(rows) == 1:
-            return list(rows)
-        each = list(rows.items())
-        halves = each[: len(each) // 2], each[len(each) // 2 :]
-        return [key for half in halves for key in await self._misfits(connection, dict(half))]
-
     async def _objection(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> Exception | None:
         """What the database says to these rows, without writing them."""
         transaction = connection.transaction()
@@ -449,26 +432,12 @@ class Projector(Generic[M]):
         try:
             await connection.execute(self._write.upsert, *self._arrays(rows))
         except Exception as error:
-            if not _refusal(error):
+            if not is_refusal(error):
                 raise
             return error
         finally:
             await transaction.rollback()
         return None
-
-
-def _transient(error: Exception) -> bool:
-    # What does not fit a column is to asyncpg a misuse of its interface, which LOST counts among the losses.
-    return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
-
-
-def _refusal(error: Exception) -> bool:
-    """Whether the rows are at fault, rather than the database, its schema, or another worker."""
-    if isinstance(error, asyncpg.PostgresError):
-        return isinstance(
-            error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
-        )
-    return not isinstance(error, Displaced) and not _transient(error)
 
 
 class _Statements:

@@ -30,7 +30,7 @@ from headwater.dispatch import Dispatcher, Origin
 from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
 from headwater.ids import derived_id
 from headwater.messages import Refused
-from headwater.projector import TRANSIENT
+from headwater.refusals import is_transient
 from headwater.schedule import Schedule
 from headwater.supervisor import backoff
 from headwater.tables import Standing
@@ -230,8 +230,7 @@ def _passes(error: Exception) -> bool:
     """Whether it is a fault of the moment, of which neither the schedule nor its command is the cause."""
     if isinstance(error, Overloaded | Unavailable | OutcomeUnknown | Contended):
         return True
-    # What does not fit a column is to asyncpg a misuse of its interface, which counts among the losses.
-    return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
+    return is_transient(error)
 
 
 def _command_id(schedule: Schedule, due: datetime) -> UUID:
