@@ -4,6 +4,7 @@
               -> catching up -> a sample verified -> swapped in one transaction: live
     any of them -> displaced (the lease is another's, or the generation was given up): end; who has it goes on from the
               checkpoint, which moves with the rows
+                -> failed: nobody goes on, until a person has another generation begun from the start of the log
 
 What is built is read by nobody, so that its table has no index, and rows are written once for many events. Tombstones
 are not kept: whoever goes on from before the swap is sent everything again.
@@ -24,7 +25,7 @@ import msgspec
 
 from headwater import sql
 from headwater.database import Database
-from headwater.deadletters import DeadLetters, Letter, described
+from headwater.deadletters import DeadLetters, Letter, described, storable
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
 from headwater.log import Log
@@ -59,9 +60,16 @@ SWAP_WAIT_SECONDS = 2.0
 
 RESTORED_AT_ONCE = 5_000
 
+WHY_BYTES = 2048
+"""Of the sentence that says why a build has failed, at most: what a fold raised may say anything."""
+
 
 class BuildStopped(HeadwaterError):
     """A generation cannot be built; it stands still, and what is live goes on. The sentence says why."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class _Displaced(Exception):
@@ -119,19 +127,37 @@ class Rebuild(Generic[M]):
         """Build until the generation is live, or until the lease with this fence is another's. Runs under a supervisor,
         which is told when a failure is got over.
 
+        When the build has failed it rests, and is well: what is live is not touched. Tried again, the same code would
+        fail again, or have a sample at last in which nothing happens to be wrong. What a person has begun in its place
+        is another unit, and with this one's end the leases end this task.
+        """
+        try:
+            await self.build(standing, well)
+        except BuildStopped as stopped:
+            logger.error("%s; once it is mended, `headwater rebuild %s` begins again", stopped, self.view.name)
+            well()
+            await asyncio.Event().wait()
+
+    async def build(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+        """The same, but a failure is raised.
+
         Raises:
             BuildStopped: a fold failed whose policy is to stop, PostgreSQL does not take what a fold gave, the sample
-                is not what the log says, or something depends on the view.
+                is not what the log says. Or it was so before: nobody goes on with a generation that has failed.
         """
         name = f"{self.view.name} {standing.generation}"
         writing = await self._database.connect(f"building {name}")
         reading = await self._database.connect(f"building {name}, reading")
+        build = _Build(self, standing, writing, reading)
         try:
-            build = _Build(self, standing, writing, reading)
             while not await build.run(well):  # noqa: ASYNC110 - what is in the way does not ring
                 await asyncio.sleep(self.poll)
         except _Displaced:
             logger.info("%s is built by another, or given up", name)
+        except BuildStopped as stopped:
+            # Here, and not where it arose, which may be in a transaction that has now been rolled back.
+            await writing.execute(_SQL["fail"], *build.lease, stopped.why)
+            raise
         finally:
             reading.terminate()
             writing.terminate()
@@ -150,7 +176,7 @@ class _Build(Generic[M]):
         self._reading = reading
         self._standing = standing
         self._table = standing.table
-        self._lease = view.name, standing.generation, standing.fence
+        self.lease = view.name, standing.generation, standing.fence
         self._letters = DeadLetters(view.name, standing.generation)
         self._policy = policy_of(view.on_failure)
         self._types = self._log.stored_names(view.events)
@@ -183,10 +209,12 @@ class _Build(Generic[M]):
 
     async def _restore(self) -> None:
         """Take up what is written, wherever the one before came to an end."""
-        position = await self._writing.fetchval(_SQL["held"], *self._lease)
-        if position is None:
+        held = await self._writing.fetchrow(_SQL["held"], *self.lease)
+        if held is None:
             raise _Displaced
-        self._position = position
+        if held["failure"] is not None:
+            self._stop(held["failure"])
+        self._position = held["position"]
         self._rows.clear()
         self._changed.clear()
         self._aside.clear()
@@ -242,7 +270,7 @@ class _Build(Generic[M]):
             try:
                 model = fold(row.model, event)
             except Exception as error:  # noqa: BLE001 - whatever a user's fold raises
-                await self._set_aside(key, event, error)
+                self._set_aside(key, event, error)
                 continue
             if model is not row.model:
                 row.model, row.position = model, event.position
@@ -256,10 +284,10 @@ class _Build(Generic[M]):
             for record in await self._writing.fetch(load_sql(self._view, self._table), missing):
                 self._keep(record)
 
-    async def _set_aside(self, key: UUID, event: Recorded[Event], error: Exception) -> None:
+    def _set_aside(self, key: UUID, event: Recorded[Event], error: Exception) -> None:
         """As the live projection does: its key is parked, to be tried again as the policy says once this is live."""
         if isinstance(self._policy.then, Stop):
-            await self._stop(
+            self._stop(
                 f"the fold of {event.data.event_name} at position {event.position} on row {key} raised "
                 f"{type(error).__name__}: {error}",
                 error,
@@ -267,9 +295,9 @@ class _Build(Generic[M]):
         self._parked.add(key)
         self._aside.append(Letter(key, event.position, 1, *described(error), self._policy.pause(1)))
 
-    async def _stop(self, why: str, cause: Exception | None = None) -> NoReturn:
-        await self._writing.execute(_SQL["fail"], *self._lease, why)
-        raise BuildStopped(f"generation {self._lease[1]} of {self._view.name} is not built: {why}") from cause
+    def _stop(self, why: str, cause: Exception | None = None) -> NoReturn:
+        why = storable(why, WHY_BYTES)
+        raise BuildStopped(f"generation {self.lease[1]} of {self._view.name} is not built: {why}", why) from cause
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -278,7 +306,7 @@ class _Build(Generic[M]):
         try:
             await self._transact(reached)
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
-            await self._stop(f"PostgreSQL does not take what was folded up to position {reached}: {error}", error)
+            self._stop(f"PostgreSQL does not take what was folded up to position {reached}: {error}", error)
         self._settle(reached)
         await self._shrink()
 
@@ -292,7 +320,7 @@ class _Build(Generic[M]):
             if self._aside:
                 await self._letters.park(self._writing, self._aside)
             # Last, so that one that is stopped in the middle does not hold the row from which another takes over.
-            if not await self._writing.fetch(_SQL["move"], *self._lease, self._position, reached):
+            if not await self._writing.fetch(_SQL["move"], *self.lease, self._position, reached):
                 raise _Displaced
 
     async def _write_rows(self, rows: list[_Row]) -> None:
@@ -337,7 +365,7 @@ class _Build(Generic[M]):
             self._writing, self._reading, replace(self._standing, position=self._position), self._of.sample
         )
         if report.differences:
-            await self._stop(
+            self._stop(
                 f"of {report.checked} sampled rows, {len(report.differences)} are not what the log says, "
                 f"such as {report.differences[0]}; is its fold without clock, chance and I/O?"
             )
@@ -351,12 +379,16 @@ class _Build(Generic[M]):
             logger.info("the swap of %s waits for queries under way (%s)", self._view.name, error)
             return False
         except asyncpg.DependentObjectsStillExistError as error:
-            await self._stop(
-                f"a column goes or changes its type, but what depends on the view stays: {error.detail}", error
-            )
+            await self._hinder(f"a column goes or changes its type, but what depends on the view stays: {error.detail}")
+            return False
+
+    async def _hinder(self, what: str) -> None:
+        """Say once what a person has to take out of the way; the swap comes again by itself."""
+        if await self._writing.fetch(_SQL["hinder"], *self.lease, storable(what, WHY_BYTES)):
+            logger.warning("the swap of %s waits: %s", self._view.name, what)
 
     async def _take_its_place(self) -> bool:
-        name, generation, _ = self._lease
+        name, generation, _ = self.lease
         await self._writing.execute(_SQL["derived"], self._of.patience)
         live = await self._writing.fetchrow(_SQL["hold_live"], name)
         if live is not None and live["position"] > self._position:
@@ -364,7 +396,7 @@ class _Build(Generic[M]):
                 return False
             await self._catch_up(live["position"])
         await self._writing.execute(_SQL["retire"], name, generation)
-        if not await self._writing.fetch(_SQL["publish"], *self._lease, self._position):
+        if not await self._writing.fetch(_SQL["publish"], *self.lease, self._position):
             raise _Displaced
         await show(self._writing, self._view, self._table)
         return True

@@ -116,7 +116,8 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
     """Register the next generation where the live one was declared otherwise; None where there is nothing to build.
 
     A declaration that was live before is that of older code, which a rolling deploy may still start: it builds nothing,
-    unless `insist` says that this code is the one to go on with. Then what others are building is given up, too.
+    unless `insist` says that this code is the one to go on with. Then what others are building is given up, too, and a
+    build that has failed is begun again. Without it a failed build stays one: that a worker starts mends nothing.
     """
     async with alone(connection, view.name):
         made = fingerprint(view)
@@ -125,7 +126,13 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
             await connection.execute(_SQL["give_up"], view.name, made)
         if "live" in known:
             return None
-        if "retired" in known and not insist:
+        building = known.get("building")
+        if building is not None and building["failure"] is not None and not insist:
+            logger.warning(
+                "generation %d of %s is not built on: %s", building["generation"], view.name, building["failure"]
+            )
+            return None
+        if building is None and "retired" in known and not insist:
             logger.warning(
                 "%s is declared as an earlier generation was; run `headwater migrate` with this code if it is to go on",
                 view.model.__name__,
@@ -135,7 +142,8 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
 
 
 async def rebuild(connection: Connection, view: View[Any]) -> Standing:
-    """Register a generation though nothing has changed. One that is being built already goes on instead."""
+    """Register a generation though nothing has changed. One that is being built already goes on instead, unless it has
+    failed: then it is given up."""
     async with alone(connection, view.name):
         return await _next(connection, view)
 
@@ -156,7 +164,9 @@ async def alone(connection: Connection, name: str, *, seconds: float = 0) -> Asy
 
 
 async def _next(connection: Connection, view: View[Any]) -> Standing:
-    row = await connection.fetchrow(_SQL["building"], view.name, fingerprint(view))
+    made = fingerprint(view)
+    await connection.execute(_SQL["give_up_failed"], view.name, made)
+    row = await connection.fetchrow(_SQL["building"], view.name, made)
     if row is not None:
         return Standing(*row)
     generation = await connection.fetchval(_SQL["next_generation"], view.name)

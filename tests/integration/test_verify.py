@@ -104,7 +104,7 @@ async def built(database: Database, connection: asyncpg.Connection, app: App, vi
     """The rows of the log as it is now."""
     await prepare(connection, view)
     standing = await rebuild(connection, view)
-    await Rebuild(database, Log(database.pool, app.domain.codec), view).run(standing)
+    await Rebuild(database, Log(database.pool, app.domain.codec), view).build(standing)
 
 
 async def note(connection: asyncpg.Connection, *events: Noted) -> None:
