@@ -2,6 +2,7 @@
 
     restoring -> catching up: read -> fold in memory -> write in bulk -> ... -> near the head -> indexed
               -> catching up -> a sample verified -> swapped in one transaction: live
+                                                  -> in vain -> catching up -> swapped ...
     any of them -> displaced (the lease is another's, or the generation was given up): end; who has it goes on from the
               checkpoint, which moves with the rows
                 -> failed: nobody goes on, until a person has another generation begun from the start of the log
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Generic, NoReturn, TypeVar
@@ -110,6 +111,7 @@ class Rebuild(Generic[M]):
         sample: int = 100,
         by_stream: bool = False,
         lease: float = 6.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
         self.patience = str(round(lease * 1000))
@@ -121,6 +123,7 @@ class Rebuild(Generic[M]):
         self.pause = pause
         self.poll = poll
         self.sample = sample
+        self.sleep = sleep
         self.verifier = Verifier(log, view, by_stream=by_stream)
 
     async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
@@ -150,8 +153,7 @@ class Rebuild(Generic[M]):
         reading = await self._database.connect(f"building {name}, reading")
         build = _Build(self, standing, writing, reading)
         try:
-            while not await build.run(well):  # noqa: ASYNC110 - what is in the way does not ring
-                await asyncio.sleep(self.poll)
+            await build.run(well)
         except _Displaced:
             logger.info("%s is built by another, or given up", name)
         except BuildStopped as stopped:
@@ -192,18 +194,20 @@ class _Build(Generic[M]):
         self._aside: list[Letter] = []
         self._position = 0
 
-    async def run(self, well: Callable[[], None]) -> bool:
-        """From the checkpoint to the swap. False when the swap has to be tried again."""
+    async def run(self, well: Callable[[], None]) -> None:
+        """From the checkpoint to the swap."""
         await self._restore()
-        while (head := await self._log.head()) - self._position > NEAR:
-            await self._catch_up(head, well)
+        await self._come_near(well)
         await add_key(self._writing, self._view, self._table)
         await add_indexes(self._writing, self._view, self._table)
         await self._writing.execute(f'analyze {SCHEMA}."{self._table}"')
-        await self._catch_up(await self._log.head(), well)
+        await self._come_near(well)
+        # Once: a sample may read the whole log, and meanwhile the live generation comes further than the swap may fold.
         await self._verify()
-        well()
-        return await self._swap()
+        await self._come_near(well)
+        while not await self._swap():
+            await asyncio.sleep(self._of.poll)  # what is in the way does not ring
+            await self._come_near(well)
 
     # ----------------------------------------------------------------------------------------------------- restoring
 
@@ -241,14 +245,27 @@ class _Build(Generic[M]):
 
     # --------------------------------------------------------------------------------------------------- catching up
 
-    async def _catch_up(self, upto: int, well: Callable[[], None] = lambda: None) -> None:
-        """To a position, in large writes."""
+    async def _come_near(self, well: Callable[[], None]) -> None:
+        """To where the log ends, or to what was appended while the last of it was folded."""
+        while (head := await self._log.head()) - self._position > NEAR:
+            await self._catch_up(head, self._of.pause)
+            well()
+        await self._catch_up(head)
+        well()
+
+    async def _catch_up(self, upto: int, pause: float = 0.0) -> None:
+        """To a position, in large writes, with a rest between them. There is none after the last one, in which the log
+        would get ahead again by more than may be folded in the swap."""
+        if upto <= self._position:
+            return
         async for reached, events in self._log.stream(self._reading, self._position, upto, types=self._types):
             await self._fold(events)
-            if reached == upto or self._is_enough(reached):
+            if reached == upto:
                 await self._write(reached)
-                well()
-                await asyncio.sleep(self._of.pause)
+            elif self._is_enough(reached):
+                await self._write(reached)
+                if pause:
+                    await self._of.sleep(pause)
 
     def _is_enough(self, reached: int) -> bool:
         return reached - self._position >= self._of.events or len(self._changed) >= self._of.rows
@@ -371,16 +388,19 @@ class _Build(Generic[M]):
             )
 
     async def _swap(self) -> bool:
-        """In one transaction: what is live stands still, the rest is folded, and clients read the new rows."""
+        """In one transaction: what is live stands still, the rest is folded, and clients read the new rows. False when
+        it has to be tried again."""
+        before = self._position
         try:
             async with alone(self._writing, self._view.name, seconds=SWAP_WAIT_SECONDS):
                 return await self._take_its_place()
         except (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError) as error:
             logger.info("the swap of %s waits for queries under way (%s)", self._view.name, error)
-            return False
         except asyncpg.DependentObjectsStillExistError as error:
             await self._hinder(f"a column goes or changes its type, but what depends on the view stays: {error.detail}")
-            return False
+        if self._position > before:
+            await self._restore()  # what was folded in the swap was rolled back with it
+        return False
 
     async def _hinder(self, what: str) -> None:
         """Say once what a person has to take out of the way; the swap comes again by itself."""
@@ -391,7 +411,7 @@ class _Build(Generic[M]):
         name, generation, _ = self.lease
         await self._writing.execute(_SQL["derived"], self._of.patience)
         live = await self._writing.fetchrow(_SQL["hold_live"], name)
-        if live is not None and live["position"] > self._position:
+        if live is not None:
             if live["position"] - self._position > NEAR:
                 return False
             await self._catch_up(live["position"])

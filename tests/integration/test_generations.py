@@ -23,7 +23,7 @@ from bank.main import app as bank
 from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Stop, View, rebuild
 from headwater.codec import encode
 from headwater.config import Settings
-from headwater.database import Database
+from headwater.database import LOST, Database
 from headwater.errors import ReadModelRebuilding
 from headwater.filter import EVERYTHING, Compare
 from headwater.graphql.engine import Engine
@@ -343,6 +343,182 @@ async def test_the_view_keeps_what_was_granted_when_columns_are_only_added(
     assert await connection.fetchval("select has_table_privilege('public', 'read.tally', 'select')")
     assert await connection.fetchval("select note from public.report") == ""
     assert [tuple(row.values()) for row in await connection.fetch("select more, count from read.tally")] == [(1, 2)]
+
+
+# The swap ------------------------------------------------------------------------------------------------------------
+
+
+async def _live_goes_on(connection: asyncpg.Connection, events: int) -> None:
+    """So many events, which the live projection has passed."""
+    head = await write(connection, *(Counted(thing_id=uuid4()) for _ in range(events)))
+    await connection.execute("update headwater.projections set position = $1 where generation = 1", head)
+
+
+@asynccontextmanager
+async def meanwhile(
+    dsn: str,
+    *,
+    verified: Callable[[], Awaitable[object]] | None = None,
+    before_swap: Callable[[], Awaitable[object]] | None = None,
+    in_swap: Callable[[], Awaitable[object]] | None = None,
+    **options: Any,
+) -> AsyncIterator[tuple[Rebuild[Any], list[int]]]:
+    """One who builds, and how many rows each of his samples had. verified: happens when a sample was verified.
+    before_swap: happens when he has looked where the log ends for the last time before the swap. in_swap: happens when
+    the log is read on after that."""
+    async with building(dsn, new_view, new, **options) as builder:
+        sampling, heading, streaming = builder.verifier.sample, builder.log.head, builder.log.stream
+        samples: list[int] = []
+        swapping = False
+
+        async def sample(*arguments: Any) -> Any:
+            report = await sampling(*arguments)
+            samples.append(report.checked)
+            if verified is not None:
+                await verified()
+            return report
+
+        async def head() -> int:
+            nonlocal swapping
+            found = await heading()
+            if samples and not swapping:
+                swapping = True
+                if before_swap is not None:
+                    await before_swap()
+            return found
+
+        async def stream(*arguments: Any, **more: Any) -> AsyncGenerator[Any, None]:
+            if swapping and in_swap is not None:
+                await in_swap()
+            async for page in streaming(*arguments, **more):
+                yield page
+
+        builder.verifier.sample = sample  # type: ignore[method-assign, assignment]
+        builder.log.head = head  # type: ignore[method-assign]
+        builder.log.stream = stream  # type: ignore[method-assign]
+        yield builder, samples
+
+
+async def test_rows_are_verified_once_however_far_the_live_ones_have_come_meanwhile(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample may read the whole log: were it verified again before each swap, there would be as much to catch up with
+    as before."""
+    monkeypatch.setattr(rebuild, "NEAR", 5)
+    restored, restore = [], rebuild._Build._restore
+
+    async def counting(build: Any) -> None:
+        restored.append(build)
+        await restore(build)
+
+    monkeypatch.setattr(rebuild._Build, "_restore", counting)
+    await made(connection, dsn, *(Counted(thing_id=uuid4()) for _ in range(20)))
+    standing = await registered(connection)
+    async with meanwhile(dsn, verified=lambda: _live_goes_on(connection, 20)) as (builder, samples):
+        await asyncio.wait_for(builder.build(standing), 20)
+    assert (samples, len(restored)) == ([20], 1)
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+    assert len(await stored(connection, new_view)) == 40
+
+
+async def test_what_a_swap_in_vain_has_folded_is_folded_again(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was rolled back with the rest of the swap."""
+    monkeypatch.setattr(rebuild, "SWAP_WAIT_SECONDS", 0.05)
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    standing = await registered(connection)
+    async with meanwhile(dsn, before_swap=lambda: _live_goes_on(connection, 3)) as (builder, samples):
+        other = await asyncpg.connect(dsn)
+        async with other.transaction():
+            await other.fetch("select * from read.tally")
+            task = asyncio.create_task(builder.build(standing))
+            waits = "select count(*) from pg_locks where not granted and relation = 'read.tally'::regclass"
+            await until(lambda: _is(connection, waits, 1))
+            await until(lambda: _is(connection, waits, 0))
+        await other.close()
+        await asyncio.wait_for(task, 20)
+    assert samples == [1]
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+
+
+async def test_a_build_rests_between_writes_and_never_in_the_swap(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resting there, it would hold the live row, and PostgreSQL would end a transaction that stands so long."""
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 10)
+    monkeypatch.setattr(rebuild, "NEAR", 40)
+    await made(connection, dsn, *(Counted(thing_id=uuid4()) for _ in range(50)))
+    standing = await registered(connection)
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    async with meanwhile(
+        dsn, before_swap=lambda: _live_goes_on(connection, 30), events=10, pause=60.0, sleep=rest
+    ) as (builder, samples):  # fmt: skip
+        await asyncio.wait_for(builder.build(standing), 20)
+    assert samples == [50]
+    assert rests == [60.0] * 4, "between five writes, and not when there is nothing left to write"
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+
+
+async def test_a_worker_builds_as_its_settings_say(dsn: str) -> None:
+    chosen = replace(QUICK, rebuild_pause_seconds=0.25, projection_cache=7, lease_seconds=3.0)
+    async with Node(new, chosen, dsn, serve=False, work=True) as node:
+        builder = node.worker._rebuild(new_view)
+    assert (builder.pause, builder.cache, builder.poll, builder.patience) == (0.25, 7, 0.2, "3000")
+
+
+async def test_the_live_projection_stands_still_during_the_swap(dsn: str, connection: asyncpg.Connection) -> None:
+    """Else it could come further than the one that takes its place."""
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    standing = await registered(connection)
+    tried: list[str] = []
+
+    async def go_on() -> None:
+        try:
+            async with connection.transaction():
+                await connection.execute("set local lock_timeout = '50ms'")
+                await connection.execute("update headwater.projections set position = position where generation = 1")
+            tried.append("went on")
+        except asyncpg.LockNotAvailableError:
+            tried.append("stood still")
+
+    async with meanwhile(dsn, before_swap=lambda: _live_goes_on(connection, 3), in_swap=go_on) as (builder, _):
+        await asyncio.wait_for(builder.build(standing), 20)
+    assert tried == ["stood still"]
+
+
+async def test_whoever_lost_the_lease_swaps_nothing(dsn: str, connection: asyncpg.Connection) -> None:
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    standing = await registered(connection)
+    async with meanwhile(dsn, verified=lambda: lease(connection, standing)) as (builder, samples):
+        await asyncio.wait_for(builder.build(standing), 20)
+    assert samples == [1]
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+
+
+async def test_a_builder_that_is_stopped_in_the_swap_does_not_hold_up_the_live_one(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """PostgreSQL ends a transaction that has stood for a lease, and with it the locks."""
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    standing = await registered(connection)
+
+    async def stopped() -> None:
+        """Until the live row can be written again."""
+        await connection.execute("update headwater.projections set position = position where generation = 1")
+
+    async with meanwhile(
+        dsn, before_swap=lambda: _live_goes_on(connection, 3), in_swap=stopped, lease=0.3
+    ) as (builder, _):  # fmt: skip
+        with pytest.raises(LOST):
+            await asyncio.wait_for(builder.build(standing), 20)
+    assert await generations(connection) == [(1, "live"), (2, "building")]
+    await build(dsn, new_view, new, standing)
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
 
 
 # Killed, displaced, stopped ------------------------------------------------------------------------------------------
