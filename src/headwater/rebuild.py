@@ -5,6 +5,7 @@
                                                   -> in vain -> catching up -> swapped ...
     any of them -> displaced (the lease is another's, or the generation was given up): end; who has it goes on from the
               checkpoint, which moves with the rows
+                -> refused (PostgreSQL does not take a row): from the checkpoint again, each event of that row looked at
                 -> failed: nobody goes on, until a person has another generation begun from the start of the log
 
 What is built is read by nobody, so that its table has no index, and rows are written once for many events. Tombstones
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Generic, NoReturn, TypeVar
@@ -31,6 +33,7 @@ from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
+from headwater.refusals import is_refusal, misfits
 from headwater.tables import (
     SCHEMA,
     Standing,
@@ -75,6 +78,15 @@ class BuildStopped(HeadwaterError):
 
 class _Displaced(Exception):
     """The lease is another's, or the generation was given up; what was folded here is void."""
+
+
+class _Refused(Exception):
+    """PostgreSQL does not take what was folded since the checkpoint; which row is at fault is to be found out."""
+
+    def __init__(self, reached: int, error: Exception) -> None:
+        super().__init__(str(error))
+        self.reached = reached
+        self.error = error
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -191,6 +203,8 @@ class _Build(Generic[M]):
         """Whether memory holds all rows; then a key that is not there has none."""
         self._changed: list[_Row] = []
         self._parked: set[UUID] = set()
+        self._suspects: set[UUID] = set()
+        """Keys of rows that PostgreSQL has refused, whose events are looked at one by one."""
         self._aside: list[Letter] = []
         self._position = 0
 
@@ -198,8 +212,11 @@ class _Build(Generic[M]):
         """From the checkpoint to the swap."""
         await self._restore()
         await self._come_near(well)
-        await add_key(self._writing, self._view, self._table)
-        await add_indexes(self._writing, self._view, self._table)
+        try:
+            await self._index()
+        except asyncpg.ProgramLimitExceededError as error:
+            await self._begin_again(error)
+            await self._come_near(well)
         await self._writing.execute(f'analyze {SCHEMA}."{self._table}"')
         await self._come_near(well)
         # Once: a sample may read the whole log, and meanwhile the live generation comes further than the swap may fold.
@@ -229,6 +246,21 @@ class _Build(Generic[M]):
         else:
             await add_key(self._writing, self._view, self._table)
 
+    async def _index(self) -> None:
+        await add_key(self._writing, self._view, self._table)
+        await add_indexes(self._writing, self._view, self._table)
+
+    async def _begin_again(self, error: Exception) -> None:
+        """A value is too large for an index, and PostgreSQL does not say whose. With the indexes there from the start
+        it refuses the row when it is written, as it does in the live projection."""
+        logger.warning("%s is built from the start again, with its indexes: %s", self._table, error)
+        async with self._writing.transaction():
+            if not await self._writing.fetch(_SQL["begin_again"], *self.lease):
+                raise _Displaced
+            await self._writing.execute(f'truncate {SCHEMA}."{self._table}"')
+            await self._index()
+        await self._restore()
+
     async def _count(self) -> int:
         counted = f'select count(*) from (select from {SCHEMA}."{self._table}" limit $1) few'  # noqa: S608 - our own name
         return await self._writing.fetchval(counted, self._of.cache + 1)  # type: ignore[no-any-return]  # count(*)
@@ -254,28 +286,35 @@ class _Build(Generic[M]):
         well()
 
     async def _catch_up(self, upto: int, pause: float = 0.0) -> None:
+        """To a position, whatever PostgreSQL refuses on the way."""
+        while self._position < upto:
+            try:
+                await self._fold_on(upto, pause)
+            except _Refused as refused:
+                await self._suspect(refused)
+
+    async def _fold_on(self, upto: int, pause: float = 0.0) -> None:
         """To a position, in large writes, with a rest between them. There is none after the last one, in which the log
         would get ahead again by more than may be folded in the swap."""
-        if upto <= self._position:
-            return
-        async for reached, events in self._log.stream(self._reading, self._position, upto, types=self._types):
-            await self._fold(events)
-            if reached == upto:
-                await self._write(reached)
-            elif self._is_enough(reached):
-                await self._write(reached)
-                if pause:
-                    await self._of.sleep(pause)
+        reading = self._log.stream(self._reading, self._position, upto, types=self._types)
+        async with aclosing(reading):  # or the next page would still be on its way when the log is read again
+            async for reached, events in reading:
+                await self._fold(events)
+                if reached == upto:
+                    await self._write(reached)
+                elif self._is_enough(reached):
+                    await self._write(reached)
+                    if pause:
+                        await self._of.sleep(pause)
 
     def _is_enough(self, reached: int) -> bool:
         return reached - self._position >= self._of.events or len(self._changed) >= self._of.rows
 
     async def _fold(self, events: Iterator[Recorded[Event]]) -> None:
-        routes = self._route
-        routed = [(route(event.data), event) for event in events if (route := routes.get(type(event.data))) is not None]
+        routed = self._routed(events)
         if not self._complete:
             await self._load({key for key, _ in routed})
-        rows, fold = self._rows, self._view.fold
+        rows, fold, suspects = self._rows, self._view.fold, self._suspects
         for key, event in routed:
             number = key.int
             row = rows.get(number)
@@ -290,10 +329,31 @@ class _Build(Generic[M]):
                 self._set_aside(key, event, error)
                 continue
             if model is not row.model:
+                if suspects and key in suspects and model is not None:
+                    objection = await self._objection([_Row(key, model, event.position, row.stored)])
+                    if objection is not None:
+                        self._set_aside(key, event, objection)
+                        continue
                 row.model, row.position = model, event.position
                 if not row.changed:
                     row.changed = True
                     self._changed.append(row)
+
+    def _routed(self, events: Iterator[Recorded[Event]]) -> list[tuple[UUID, Recorded[Event]]]:
+        routes, routed = self._route, []
+        for event in events:
+            route = routes.get(type(event.data))
+            if route is None:
+                continue
+            try:
+                routed.append((route(event.data), event))
+            except Exception as error:  # noqa: BLE001 - whatever a user's route raises
+                self._stop(  # whose key is not known cannot be set aside
+                    f"the route of {event.data.event_name} at position {event.position} raised "
+                    f"{type(error).__name__}: {error}",
+                    error,
+                )
+        return routed
 
     async def _load(self, keys: set[UUID]) -> None:
         missing = [key for key in keys if key.int not in self._rows]
@@ -322,8 +382,10 @@ class _Build(Generic[M]):
         """Rows, dead letters and checkpoint, in one transaction; then memory is made small again."""
         try:
             await self._transact(reached)
-        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
-            self._stop(f"PostgreSQL does not take what was folded up to position {reached}: {error}", error)
+        except Exception as error:
+            if isinstance(error, _Displaced) or not is_refusal(error):
+                raise
+            raise _Refused(reached, error) from error
         self._settle(reached)
         await self._shrink()
 
@@ -340,7 +402,7 @@ class _Build(Generic[M]):
             if not await self._writing.fetch(_SQL["move"], *self.lease, self._position, reached):
                 raise _Displaced
 
-    async def _write_rows(self, rows: list[_Row]) -> None:
+    async def _write_rows(self, rows: Sequence[_Row]) -> None:
         new = [row for row in rows if not row.stored]
         if new:
             names = [*(name for name, _ in self._columns), "position"]
@@ -354,6 +416,33 @@ class _Build(Generic[M]):
         models = [row.model for row in rows]
         arrays = [[write(getattr(model, name)) for model in models] for name, write in self._columns]
         return [*arrays, [row.position for row in rows]]
+
+    async def _suspect(self, refused: _Refused) -> None:
+        """Find whose rows are refused, and go back to the checkpoint. Then each event of theirs is looked at by itself,
+        so that the one that made the row what it is counts as a failed fold."""
+        await add_key(self._writing, self._view, self._table)  # each try would go through all rows
+        rows = [row for row in self._changed if row.model is not None]
+        found = {row.key for row in await misfits(rows, self._objection)}
+        if found <= self._suspects:
+            self._stop(
+                f"PostgreSQL does not take what was folded up to position {refused.reached}: {refused}", refused.error
+            )
+        self._suspects |= found
+        await self._restore()
+
+    async def _objection(self, rows: Sequence[_Row]) -> Exception | None:
+        """What PostgreSQL says to these rows, without writing them."""
+        transaction = self._writing.transaction()
+        await transaction.start()
+        try:
+            await self._write_rows(rows)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return error
+        finally:
+            await transaction.rollback()
+        return None
 
     def _settle(self, reached: int) -> None:
         for row in self._changed:
@@ -398,7 +487,9 @@ class _Build(Generic[M]):
             logger.info("the swap of %s waits for queries under way (%s)", self._view.name, error)
         except asyncpg.DependentObjectsStillExistError as error:
             await self._hinder(f"a column goes or changes its type, but what depends on the view stays: {error.detail}")
-        if self._position > before:
+        except _Refused as refused:
+            logger.info("the swap of %s waits for a row that is refused (%s)", self._view.name, refused)
+        if self._position > before or self._changed:
             await self._restore()  # what was folded in the swap was rolled back with it
         return False
 
@@ -414,7 +505,8 @@ class _Build(Generic[M]):
         if live is not None:
             if live["position"] - self._position > NEAR:
                 return False
-            await self._catch_up(live["position"])
+            if live["position"] > self._position:
+                await self._fold_on(live["position"])
         await self._writing.execute(_SQL["retire"], name, generation)
         if not await self._writing.fetch(_SQL["publish"], *self.lease, self._position):
             raise _Displaced

@@ -13,6 +13,17 @@ update headwater.projections set position = $5, updated_at = now()
  where name = $1 and generation = $2 and position = $4 and fence = $3 and state = 'building'
 returning position
 
+-- name: begin_again
+-- From the start of the log, under the same lease: what was set aside goes with the rows. No row: it is another's.
+with begun as (
+  update headwater.projections set position = 0, updated_at = now()
+   where name = $1 and generation = $2 and fence = $3 and state = 'building'
+  returning name, generation
+), letters as (
+  delete from headwater.dead_letters d using begun b where d.projection = b.name and d.generation = b.generation
+)
+select generation from begun
+
 -- name: fail
 -- Why it stands still, and is not gone on with.
 update headwater.projections set failure = $4, updated_at = now()

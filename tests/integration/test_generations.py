@@ -8,7 +8,9 @@ import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from datetime import datetime
 from pathlib import Path
+from string import ascii_letters
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -24,7 +26,9 @@ from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Re
 from headwater.codec import encode
 from headwater.config import Settings
 from headwater.database import LOST, Database
+from headwater.deadletters import Filter, retry
 from headwater.errors import ReadModelRebuilding
+from headwater.failure import OnFailure
 from headwater.filter import EVERYTHING, Compare
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
@@ -361,12 +365,14 @@ async def meanwhile(
     verified: Callable[[], Awaitable[object]] | None = None,
     before_swap: Callable[[], Awaitable[object]] | None = None,
     in_swap: Callable[[], Awaitable[object]] | None = None,
+    view: View[Any] = new_view,
+    app: App = new,
     **options: Any,
 ) -> AsyncIterator[tuple[Rebuild[Any], list[int]]]:
     """One who builds, and how many rows each of his samples had. verified: happens when a sample was verified.
     before_swap: happens when he has looked where the log ends for the last time before the swap. in_swap: happens when
     the log is read on after that."""
-    async with building(dsn, new_view, new, **options) as builder:
+    async with building(dsn, view, app, **options) as builder:
         sampling, heading, streaming = builder.verifier.sample, builder.log.head, builder.log.stream
         samples: list[int] = []
         swapping = False
@@ -610,6 +616,47 @@ async def test_a_fold_that_fails_parks_its_key_and_those_behind_it(dsn: str, con
     assert [tuple(letter) for letter in letters] == [(2, bad, 3, 1, True, None), (2, bad, 4, 0, False, None)]
 
 
+async def test_whoever_goes_on_with_a_build_knows_which_keys_are_parked(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 2)
+    monkeypatch.setattr(rebuild, "NEAR", 0)
+    key, other = uuid4(), uuid4()
+    await prepare(connection, old_view)
+    await write(
+        connection, *(Counted(thing_id=k, by=n) for k, n in ((key, 1), (key, 13), (other, 1), (key, 2), (key, 3)))
+    )
+    view = View(Fragile, fold_fragile, on_failure=Park())
+    app = App([Feature([things], [view])])
+    standing = await registered(connection, view)
+
+    async def killed(seconds: float) -> None:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await build(dsn, view, app, standing, events=2, pause=1.0, sleep=killed)
+    assert await _letters(connection, 2) == [(key, 2, 1, False)]
+    await build(dsn, view, app, standing)
+    assert await _letters(connection, 2) == [(key, 2, 1, False), (key, 4, 0, True), (key, 5, 0, True)]
+    rows = {each: (row.count, position) for each, (row, position) in (await stored(connection, view)).items()}
+    assert rows == {key: (1, 1), other: (1, 3)}
+
+
+async def test_what_a_build_has_parked_is_retried_once_it_is_live(dsn: str, connection: asyncpg.Connection) -> None:
+    key, code = uuid4(), Mending()
+    view = View(Fragile, code.view.fold, on_failure=Park())
+    app = App([Feature([things], [view])])
+    await prepare(connection, old_view)
+    await write(connection, *(Counted(thing_id=key, by=by) for by in (13, 2, 3)))
+    await build(dsn, view, app, await registered(connection, view))
+    assert len(await _letters(connection, 2)) == 3
+    code.mended = True
+    async with Node(app, QUICK, dsn, serve=False, work=True):
+        assert await retry(connection, Filter(key=key)) == 1
+        await until(lambda: _is(connection, "select count(*) from headwater.dead_letters", 0))
+    assert await stored(connection, view) == await folded(connection, app, view)
+
+
 async def test_a_fold_whose_policy_is_to_stop_stops_the_build_and_says_so(
     dsn: str, connection: asyncpg.Connection
 ) -> None:
@@ -624,21 +671,135 @@ async def test_a_fold_whose_policy_is_to_stop_stops_the_build_and_says_so(
     assert len(await stored(connection, old_view)) == 2
 
 
-async def test_a_row_that_cannot_be_stored_stops_the_build(dsn: str, connection: asyncpg.Connection) -> None:
-    class Spelt(ReadModel, name="Tally", key="thing_id"):
-        thing_id: UUID
-        text: str
+class Written(ReadModel, name="Tally", key="thing_id", indexes=["text"]):
+    thing_id: UUID
+    text: str
+    count: int
+    at: datetime | None
 
-    def fold_spelt(row: Spelt | None, event: Recorded[ThingEvent]) -> Spelt | None:
-        return Spelt(thing_id=event.data.thing_id, text="\0")
 
+REFUSED: dict[str, dict[str, Any]] = {
+    "text with a zero byte": {"text": "a\0b"},
+    "half of a surrogate pair": {"text": "\ud800"},
+    "a number beyond bigint": {"count": 2**70},
+    "more than an index takes": {"text": "".join(random.Random(1).choices(ascii_letters, k=9000))},
+}
+"""What PostgreSQL, its driver or an index does not take."""
+
+
+def written(fields: dict[str, Any], on_failure: OnFailure) -> tuple[View[Any], App]:
+    """Rows that are not taken any more after a Counted by 13."""
+
+    def fold_written(row: Written | None, event: Recorded[ThingEvent]) -> Written | None:
+        if isinstance(event.data, Removed):
+            return None
+        row = row or Written(thing_id=event.data.thing_id, text="", count=0, at=None)
+        if event.data.by == 13:
+            return replace(row, **fields)
+        return replace(row, count=row.count + event.data.by)
+
+    view = View(Written, _resolved(fold_written, Written), on_failure=on_failure)
+    return view, App([Feature([things], [view])])
+
+
+async def _letters(connection: asyncpg.Connection, generation: int) -> list[tuple[Any, ...]]:
+    columns = "key, position, attempts, error is null"
+    query = f"select {columns} from headwater.dead_letters where generation = $1 order by position"
+    return [tuple(row) for row in await connection.fetch(query, generation)]
+
+
+@pytest.mark.parametrize("fields", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("options", [{}, {"events": 4, "cache": 2}], ids=str)
+async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it(
+    dsn: str,
+    connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    view, app = written(fields, Park())
+    one, two, three, good = keys = [uuid4() for _ in range(4)]
+    log = [*((key, 1) for key in keys), (two, 13), (good, 2), (two, 3), (three, 13), (one, 4), (one, 13), (good, 5)]
+    expected = [(two, 5), (two, 7), (three, 8), (one, 10)]
+    await prepare(connection, view)
+    head = await write(connection, *(Counted(thing_id=key, by=by) for key, by in log))
+    async with Node(app, QUICK, dsn, serve=False, work=True):
+        await until(is_live(connection, 1, head))
+    letters, rows = await _letters(connection, 1), await stored(connection, view)
+    assert [(key, position) for key, position, *_ in letters] == expected
+    assert {key: row.count for key, (row, _) in rows.items()} == {one: 5, two: 1, three: 1, good: 8}
+
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 2)
+    await build(dsn, view, app, await force(connection, view), **options)
+    assert await stored(connection, view) == rows
+    assert await _letters(connection, 2) == letters
+    assert await generations(connection) == [(1, "retired"), (2, "live")]
+
+
+async def test_a_row_that_is_not_taken_in_the_swap_is_parked_before_the_next(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """What is live does not stand still while the row at fault is looked for."""
+    view, app = written({"text": "\0"}, Park())
+    key = uuid4()
+    await made(connection, dsn, Counted(thing_id=key))
+    standing = await registered(connection, view)
+
+    async def go_on() -> None:
+        head = await write(connection, Counted(thing_id=key, by=13), Counted(thing_id=uuid4()))
+        await connection.execute("update headwater.projections set position = $1 where generation = 1", head)
+
+    async with meanwhile(dsn, before_swap=go_on, view=view, app=app) as (builder, samples):
+        await asyncio.wait_for(builder.build(standing), 20)
+    assert samples == [1]
+    assert await _letters(connection, 2) == [(key, 2, 1, False)]
+    assert sorted(position for _, position in (await stored(connection, view)).values()) == [1, 3]
+
+
+@pytest.mark.parametrize("fields", REFUSED.values(), ids=REFUSED)
+async def test_a_row_that_is_not_taken_stops_a_build_whose_policy_is_to_stop(
+    dsn: str, connection: asyncpg.Connection, fields: dict[str, Any]
+) -> None:
+    view, app = written(fields, Stop())
+    await prepare(connection, old_view)
+    await write(connection, Counted(thing_id=uuid4()), Counted(thing_id=(bad := uuid4()), by=13))
+    standing = await registered(connection, view)
+    with pytest.raises(BuildStopped, match=f"the fold of Counted at position 2 on row {bad} raised "):
+        await build(dsn, view, app, standing)
+    assert str(await failure_of(connection, 2)).startswith("the fold of Counted at position 2")
+
+
+@pytest.mark.parametrize("said", ["\0", "\ud800", "x" * 10_000], ids=["zero", "surrogate", "long"])
+async def test_whatever_a_fold_raises_is_said(dsn: str, connection: asyncpg.Connection, said: str) -> None:
+    def raising(row: Fragile | None, event: Recorded[ThingEvent]) -> Fragile | None:
+        raise ValueError(said)
+
+    view = View(Fragile, _resolved(raising, Fragile), on_failure=Stop())
     await prepare(connection, old_view)
     await write(connection, Counted(thing_id=uuid4()))
-    view = View(Spelt, _resolved(fold_spelt, Spelt))
     standing = await registered(connection, view)
-    with pytest.raises(BuildStopped, match="PostgreSQL does not take what was folded up to position 1"):
+    with pytest.raises(BuildStopped):
         await build(dsn, view, App([Feature([things], [view])]), standing)
-    assert await generations(connection) == [(1, "live"), (2, "building")]
+    why = await failure_of(connection, 2)
+    assert why is not None
+    assert "raised ValueError: " in why
+    assert len(why.encode()) <= 2048
+
+
+async def test_a_route_that_fails_is_said(dsn: str, connection: asyncpg.Connection) -> None:
+    """Whose key is not known cannot be set aside: whatever the policy is, the build stops."""
+
+    def routed(event: Counted | Removed) -> UUID:
+        raise LookupError("no such shelf")
+
+    view = View(Fragile, fold_fragile, route=routed, on_failure=Park())
+    await prepare(connection, old_view)
+    await write(connection, Counted(thing_id=uuid4()))
+    standing = await registered(connection, view)
+    with pytest.raises(BuildStopped):
+        await build(dsn, view, App([Feature([things], [view])]), standing)
+    why = "the route of Counted at position 1 raised LookupError: no such shelf"
+    assert await failure_of(connection, 2) == why
 
 
 async def test_what_depends_on_the_view_stops_a_swap_that_would_break_it(
