@@ -276,7 +276,7 @@ def select_sql(view: View[Any], table: str) -> str:
 
 
 def writer_of(field: Field) -> Callable[[Any], Any]:
-    """From a field's Python value to what is stored."""
+    """From a field's Python value to what is stored. It raises ValueError for a time without a zone."""
     if field.many:
         one = _scalar_writer(field)
         return lambda values: None if values is None else json.dumps([one(value) for value in values], default=str)
@@ -304,7 +304,7 @@ def model_reader(view: View[Any]) -> Callable[[Mapping[str, Any]], ReadModel]:
 def _scalar_writer(field: Field) -> Callable[[Any], Any]:
     if field.kind is Kind.ENUM:
         return lambda member: None if member is None else member.value
-    return _same
+    return _aware if field.kind is Kind.TIME else _same
 
 
 def _element_reader(field: Field) -> Callable[[Any], Any]:
@@ -313,6 +313,15 @@ def _element_reader(field: Field) -> Callable[[Any], Any]:
         return field.enum
     chosen: Callable[[Any], Any] = _FROM_JSON.get(field.kind, field.kind.value)
     return chosen
+
+
+def _aware(moment: Any) -> Any:
+    """A time as it is, if it says which moment it is."""
+    if moment is not None and moment.tzinfo is None:
+        raise ValueError(
+            f"{moment} has no time zone: which moment is stored would depend on the machine; give it one, such as UTC"
+        )
+    return moment
 
 
 def _same(value: Any) -> Any:
