@@ -520,6 +520,8 @@ class Retired:
     def __init__(self, database: Database, *, seconds: float = 60.0) -> None:
         self._database = database
         self._seconds = seconds
+        self._kept: set[str] = set()
+        """Tables of which it was said that they are kept."""
 
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
         """Look now and then, until cancelled. Runs under a supervisor."""
@@ -529,17 +531,33 @@ class Retired:
             await asyncio.sleep(min(max(self._seconds / 4, 0.1), 15.0))
 
     async def drop(self) -> list[str]:
-        """Drop what is due; the names of the tables. One that is still read is left for the next time."""
+        """Drop what is due; the names of the tables. One that is still read, or that something of the operator's
+        depends on, is left for the next time."""
         connection = await self._database.connect("retired tables")
+        try:
+            expired = await connection.fetch(_SQL["expired"], self._seconds)
+            return [
+                table for name, generation, table in expired if await self._drop(connection, name, generation, table)
+            ]
+        finally:
+            connection.terminate()
+
+    async def _drop(self, connection: asyncpg.Connection, name: str, generation: int, table: str) -> bool:
+        """One table, in a transaction of its own: what keeps it keeps no other."""
         try:
             async with connection.transaction():
                 await connection.execute(f"set local lock_timeout = '{SWAP_WAIT_SECONDS}s'")
-                expired = await connection.fetch(_SQL["expired"], self._seconds)
-                for name, generation, table in expired:
-                    await connection.execute(f'drop table {SCHEMA}."{table}"')
-                    await connection.execute(_SQL["clear"], name, generation)
-            return [table for _, _, table in expired]
+                if not await connection.fetch(_SQL["claim"], name, generation):
+                    return False
+                await connection.execute(f'drop table {SCHEMA}."{table}"')
+                await connection.execute(_SQL["clear"], name, generation)
         except asyncpg.LockNotAvailableError:
-            return []
-        finally:
-            connection.terminate()
+            return False
+        except asyncpg.DependentObjectsStillExistError as error:
+            if table not in self._kept:
+                logger.warning(
+                    "the retired table %s.%s is kept while something needs it: %s", SCHEMA, table, error.detail
+                )
+                self._kept.add(table)
+            return False
+        return True

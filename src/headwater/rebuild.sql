@@ -62,6 +62,11 @@ select pg_notify('headwater', name || ' generation:' || generation),
 select name, generation, table_name from headwater.projections
  where state = 'retired' and retired_at < now() - $1 * interval '1 second'
    and to_regclass(format('read.%I', table_name)) is not null
+
+-- name: claim
+-- One of them, for whoever drops it. No row: another does so now, or has done it.
+select name from headwater.projections
+ where name = $1 and generation = $2 and state = 'retired' and to_regclass(format('read.%I', table_name)) is not null
    for update skip locked
 
 -- name: clear

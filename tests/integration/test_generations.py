@@ -1255,6 +1255,43 @@ async def test_the_old_rows_are_dropped_after_a_time(dsn: str, connection: async
     assert await generations(connection) == [(1, "retired"), (2, "live")], "its declaration is remembered"
 
 
+async def test_what_cannot_be_dropped_holds_up_nothing_else(
+    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator's view on the table, or a query that goes on for long: what else is due is dropped."""
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    for _ in range(3):
+        await build(dsn, old_view, old, await force(connection, old_view))
+    await connection.execute("create view public.report as select * from read.tally_1")
+    other = await asyncpg.connect(dsn)
+    async with Database(dsn) as database, other.transaction():
+        await other.fetch("select * from read.tally_2")
+        retired = Retired(database, seconds=0)
+        assert await retired.drop() == ["tally_3"]
+        assert await retired.drop() == []
+        said = [line for line in caplog.messages if "tally_1" in line]
+        assert len(said) == 1, "once, and not at each look"
+        assert "view report depends on table read.tally_1" in said[0]
+    async with Database(dsn) as database:
+        assert await Retired(database, seconds=0).drop() == ["tally_2"]
+        await connection.execute("drop view public.report")
+        assert await Retired(database, seconds=0).drop() == ["tally_1"]
+    await other.close()
+
+
+async def test_letters_of_a_generation_go_with_its_table(dsn: str, connection: asyncpg.Connection) -> None:
+    view, key = View(Fragile, fold_fragile, on_failure=Park()), uuid4()
+    app = App([Feature([things], [view])])
+    await prepare(connection, view)
+    await write(connection, Counted(thing_id=key, by=13))
+    for _ in range(2):
+        await build(dsn, view, app, await force(connection, view))
+    async with Database(dsn) as database:
+        assert sorted(await Retired(database, seconds=0).drop()) == ["tally_1", "tally_2"]
+    assert await _letters(connection, 2) == []
+    assert await _letters(connection, 3) == [(key, 1, 1, False)]
+
+
 async def test_a_worker_drops_them(dsn: str, connection: asyncpg.Connection) -> None:
     await made(connection, dsn, Counted(thing_id=uuid4()))
     async with Node(new, replace(QUICK, retired_seconds=0.0), dsn, serve=False, work=True):

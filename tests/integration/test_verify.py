@@ -196,7 +196,7 @@ async def test_a_time_without_a_zone_is_not_stored(
         Noted(note_id=uuid4(), shelf_id=other, price=Decimal(1)),
     )
     await built(database, connection, shelves, shelf_view)
-    (error,) = await connection.fetchrow("select error from headwater.dead_letters where key = $1", shelf)
+    error = await connection.fetchval("select error from headwater.dead_letters where key = $1", shelf)
     assert error.startswith("ValueError: 2026-01-02 12:00:00 has no time zone")
     checks = verifier(database, shelves, shelf_view, by_stream=False)
     assert await checks.live(database, None) == Report("Shelf", 2, 2, checked=1, parked=1)
