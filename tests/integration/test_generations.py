@@ -375,7 +375,7 @@ async def meanwhile(
     async with building(dsn, view, app, **options) as builder:
         sampling, heading, streaming = builder.verifier.sample, builder.log.head, builder.log.stream
         samples: list[int] = []
-        swapping = False
+        swapping, seen = False, 0
 
         async def sample(*arguments: Any) -> Any:
             report = await sampling(*arguments)
@@ -385,13 +385,13 @@ async def meanwhile(
             return report
 
         async def head() -> int:
-            nonlocal swapping
-            found = await heading()
-            if samples and not swapping:
+            nonlocal swapping, seen
+            seen, found = await heading(), seen
+            if samples and not swapping and found == seen:  # it has come so far already
                 swapping = True
                 if before_swap is not None:
                     await before_swap()
-            return found
+            return seen
 
         async def stream(*arguments: Any, **more: Any) -> AsyncGenerator[Any, None]:
             if swapping and in_swap is not None:
@@ -420,11 +420,15 @@ async def test_rows_are_verified_once_however_far_the_live_ones_have_come_meanwh
     monkeypatch.setattr(rebuild._Build, "_restore", counting)
     await made(connection, dsn, *(Counted(thing_id=uuid4()) for _ in range(20)))
     standing = await registered(connection)
-    async with meanwhile(dsn, verified=lambda: _live_goes_on(connection, 20)) as (builder, samples):
+
+    async def go_on() -> None:
+        await _live_goes_on(connection, 20)
+
+    async with meanwhile(dsn, verified=go_on, before_swap=go_on) as (builder, samples):
         await asyncio.wait_for(builder.build(standing), 20)
     assert (samples, len(restored)) == ([20], 1)
     assert await stored(connection, new_view) == await folded(connection, new, new_view)
-    assert len(await stored(connection, new_view)) == 40
+    assert len(await stored(connection, new_view)) == 60
 
 
 async def test_what_a_swap_in_vain_has_folded_is_folded_again(
@@ -513,15 +517,19 @@ async def test_a_builder_that_is_stopped_in_the_swap_does_not_hold_up_the_live_o
     await made(connection, dsn, Counted(thing_id=uuid4()))
     standing = await registered(connection)
 
+    freed: list[bool] = []
+
     async def stopped() -> None:
         """Until the live row can be written again."""
         await connection.execute("update headwater.projections set position = position where generation = 1")
+        freed.append(True)
 
     async with meanwhile(
         dsn, before_swap=lambda: _live_goes_on(connection, 3), in_swap=stopped, lease=0.3
     ) as (builder, _):  # fmt: skip
         with pytest.raises(LOST):
-            await asyncio.wait_for(builder.build(standing), 20)
+            await asyncio.wait_for(builder.build(standing), 10)
+    assert freed == [True]
     assert await generations(connection) == [(1, "live"), (2, "building")]
     await build(dsn, new_view, new, standing)
     assert await stored(connection, new_view) == await folded(connection, new, new_view)
@@ -696,6 +704,8 @@ def written(fields: dict[str, Any], on_failure: OnFailure) -> tuple[View[Any], A
         row = row or Written(thing_id=event.data.thing_id, text="", count=0, at=None)
         if event.data.by == 13:
             return replace(row, **fields)
+        if event.data.by == 14:
+            raise ValueError("fourteen")
         return replace(row, count=row.count + event.data.by)
 
     view = View(Written, _resolved(fold_written, Written), on_failure=on_failure)
@@ -719,7 +729,7 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
 ) -> None:
     view, app = written(fields, Park())
     one, two, three, good = keys = [uuid4() for _ in range(4)]
-    log = [*((key, 1) for key in keys), (two, 13), (good, 2), (two, 3), (three, 13), (one, 4), (one, 13), (good, 5)]
+    log = [*((key, 1) for key in keys), (two, 13), (good, 2), (two, 3), (three, 14), (one, 4), (one, 13), (good, 5)]
     expected = [(two, 5), (two, 7), (three, 8), (one, 10)]
     await prepare(connection, view)
     head = await write(connection, *(Counted(thing_id=key, by=by) for key, by in log))
