@@ -76,7 +76,7 @@ async def rebuilt(dsn: str, events: int) -> float:
         async with database.pool.acquire() as connection:
             standing = await rebuild(connection, account_view)
         started = time.perf_counter()
-        await Rebuild(database, log, account_view, by_stream=True).run(standing)
+        await Rebuild(database, log, account_view, by_stream=True).build(standing)
         seconds = time.perf_counter() - started
         await Retired(database, seconds=0).drop()
         await _must_be_live(database, standing.generation)

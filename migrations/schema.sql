@@ -316,6 +316,7 @@ CREATE TABLE headwater.projections (
     forgotten bigint DEFAULT 0 NOT NULL,
     enums text DEFAULT '{}'::text NOT NULL,
     earlier text[] DEFAULT '{}'::text[] NOT NULL,
+    hindrance text,
     CONSTRAINT projections_generation_check CHECK ((generation > 0)),
     CONSTRAINT projections_state_check CHECK ((state = ANY (ARRAY['live'::text, 'building'::text, 'retired'::text])))
 );
@@ -326,13 +327,14 @@ COMMENT ON COLUMN headwater.projections.state IS 'live: clients read it. buildin
 COMMENT ON COLUMN headwater.projections.repairs IS 'How often rows were changed by events that the position had passed long before: dead letters that were folded after all.';
 COMMENT ON COLUMN headwater.projections.edition IS 'Another one means that rows may differ though no position says so: readers start again from a snapshot.';
 COMMENT ON COLUMN headwater.projections.live_since IS 'The position at which it took the place of another, or was last repaired: cursors from up to there are of other rows.';
-COMMENT ON COLUMN headwater.projections.failure IS 'Why it stands still, while it is built.';
+COMMENT ON COLUMN headwater.projections.failure IS 'Why it is not built: nobody goes on with it, and what is begun in its place starts from nothing.';
 COMMENT ON COLUMN headwater.projections.differences IS 'Found by `headwater verify` at verified_at.';
 COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases it. It is free when there is none, or when that worker''s own lease has run out.';
 COMMENT ON COLUMN headwater.projections.fence IS 'Rises with each lease, so that a holder that slept cannot commit.';
 COMMENT ON COLUMN headwater.projections.forgotten IS 'Up to here removals are forgotten, their tombstones pruned: a cursor from before it misses some of them.';
 COMMENT ON COLUMN headwater.projections.enums IS 'JSON: the values that each column of an enum may hold, as declared.';
 COMMENT ON COLUMN headwater.projections.earlier IS 'Fingerprints of older code, whose enums had fewer values, and whose rows this generation has kept.';
+COMMENT ON COLUMN headwater.projections.hindrance IS 'What is in the way of its swap, which is tried again by itself.';
 CREATE TABLE headwater.sagas (
     stream_id uuid NOT NULL,
     saga text NOT NULL COLLATE pg_catalog."C",

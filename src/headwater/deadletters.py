@@ -95,12 +95,12 @@ def described(error: BaseException) -> tuple[str, str]:
     frames = traceback.extract_tb(error.__traceback__)
     where = [f"{PurePath(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]
     digest = hashlib.sha256("\n".join([type(error).__qualname__, *where]).encode()).hexdigest()[:16]
-    head = _bounded(f"{type(error).__name__}: {error}", ERROR_BYTES // 2)
-    return _bounded("\n  ".join([head, *where]), ERROR_BYTES), digest
+    head = storable(f"{type(error).__name__}: {error}", ERROR_BYTES // 2)
+    return storable("\n  ".join([head, *where]), ERROR_BYTES), digest
 
 
-def _bounded(text: str, most: int) -> str:
-    """What PostgreSQL takes as text, and not more of it."""
+def storable(text: str, most: int) -> str:
+    """What PostgreSQL takes as text, and not more of it than so many bytes."""
     return text.replace("\x00", "\\0").encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 

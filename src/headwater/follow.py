@@ -22,12 +22,14 @@ class RebuildFailed(HeadwaterError):
 
 @dataclass(frozen=True)
 class Built:
-    """A generation on its way. workers: those alive whose code can build it."""
+    """A generation on its way. failure: why it is not built. hindrance: what its swap waits for. workers: those alive
+    whose code can build it."""
 
     state: str
     position: int
     head: int
     failure: str | None
+    hindrance: str | None
     workers: int
 
 
@@ -51,7 +53,7 @@ async def follow(
     there to build it.
 
     Raises:
-        RebuildFailed: it stands still, or was given up.
+        RebuildFailed: it stands still, is held up, or was given up.
     """
     loop = asyncio.get_running_loop()
     built = await look(connection, name, generation)
@@ -59,6 +61,11 @@ async def follow(
     while built.state == "building":
         if built.failure is not None:
             raise RebuildFailed(f"{name} stays as it is: {built.failure}")
+        if built.hindrance is not None:
+            raise RebuildFailed(
+                f"{name} stays as it is: {built.hindrance}. Its new rows are built, and take their place by themselves "
+                "once that is out of the way."
+            )
         if not built.workers:
             await alone()
         show(line(name, built.position, built.head, built.position - first, loop.time() - started))

@@ -1,6 +1,6 @@
 -- name: built
 -- A generation, where the log ends, and how many workers live whose code can build it.
-select p.state, p.position, h.position as head, p.failure,
+select p.state, p.position, h.position as head, p.failure, p.hindrance,
        (select count(*) from headwater.workers w
          where w.lease_until > now() and p.name || ' ' || p.fingerprint = any(w.runs)) as workers
   from headwater.projections p, headwater.head h

@@ -27,6 +27,7 @@ from headwater.failure import Stop, policy_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.positions import LOG, Positions
+from headwater.refusals import is_refusal, misfits
 from headwater.tables import Standing, delete_sql, load_sql, model_reader, upsert_sql, writer_of
 from headwater.telemetry import Progress
 from headwater.view import ReadModel, View
@@ -291,7 +292,7 @@ class Projector(Generic[M]):
         try:
             await self._transact(connection, write, folded)
         except Exception as error:
-            if not _refusal(error):
+            if isinstance(error, Displaced) or not is_refusal(error):
                 raise
             refused = await self._refused(connection, routed, folded)
             if not refused:
@@ -454,7 +455,9 @@ class Projector(Generic[M]):
         """The first event of each key that leads to a row which the database does not take, with what it said."""
         rows = {key: row for key, row in folded.changed.items() if row.model is not None}
         refused = {}
-        for key in await self._misfits(connection, rows):
+        for key in await misfits(
+            list(rows), lambda keys: self._objection(connection, {key: rows[key] for key in keys})
+        ):
             known = self._rows[key]
             row = _Row(known.model, known.position, known.stored)
             for event in (event for each, event in routed if each == key):
@@ -467,16 +470,6 @@ class Projector(Generic[M]):
                 row.model = model
         return refused
 
-    async def _misfits(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> list[UUID]:
-        """Which of the rows are refused, found by halving."""
-        if not rows or await self._objection(connection, rows) is None:
-            return []
-        if len(rows) == 1:
-            return list(rows)
-        each = list(rows.items())
-        halves = each[: len(each) // 2], each[len(each) // 2 :]
-        return [key for half in halves for key in await self._misfits(connection, dict(half))]
-
     async def _objection(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> Exception | None:
         """What the database says to these rows, without writing them."""
         transaction = connection.transaction()
@@ -484,21 +477,12 @@ class Projector(Generic[M]):
         try:
             await connection.execute(self._write.upsert, *self._arrays(rows))
         except Exception as error:
-            if not _refusal(error):
+            if not is_refusal(error):
                 raise
             return error
         finally:
             await transaction.rollback()
         return None
-
-
-def _refusal(error: Exception) -> bool:
-    """Whether the rows are at fault, rather than the database, its schema, or another worker."""
-    if isinstance(error, asyncpg.PostgresError):
-        return isinstance(
-            error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
-        )
-    return not isinstance(error, (Displaced, *PASSING))
 
 
 class _Statements:

@@ -2,8 +2,11 @@
 
     restoring -> catching up: read -> fold in memory -> write in bulk -> ... -> near the head -> indexed
               -> catching up -> a sample verified -> swapped in one transaction: live
+                                                  -> in vain -> catching up -> swapped ...
     any of them -> displaced (the lease is another's, or the generation was given up): end; who has it goes on from the
               checkpoint, which moves with the rows
+                -> refused (PostgreSQL does not take a row): from the checkpoint again, each event of that row looked at
+                -> failed: nobody goes on, until a person has another generation begun from the start of the log
 
 What is built is read by nobody, so that its table has no index, and rows are written once for many events. Tombstones
 are not kept: whoever goes on from before the swap is sent everything again.
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Generic, NoReturn, TypeVar
@@ -24,11 +28,12 @@ import msgspec
 
 from headwater import sql
 from headwater.database import Database
-from headwater.deadletters import DeadLetters, Letter, described
+from headwater.deadletters import DeadLetters, Letter, described, storable
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
+from headwater.refusals import is_refusal, misfits
 from headwater.tables import (
     SCHEMA,
     Standing,
@@ -59,13 +64,29 @@ SWAP_WAIT_SECONDS = 2.0
 
 RESTORED_AT_ONCE = 5_000
 
+WHY_BYTES = 2048
+"""Of the sentence that says why a build has failed, at most: what a fold raised may say anything."""
+
 
 class BuildStopped(HeadwaterError):
     """A generation cannot be built; it stands still, and what is live goes on. The sentence says why."""
 
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
 
 class _Displaced(Exception):
     """The lease is another's, or the generation was given up; what was folded here is void."""
+
+
+class _Refused(Exception):
+    """PostgreSQL does not take what was folded since the checkpoint; which row is at fault is to be found out."""
+
+    def __init__(self, reached: int, error: Exception) -> None:
+        super().__init__(str(error))
+        self.reached = reached
+        self.error = error
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -102,6 +123,7 @@ class Rebuild(Generic[M]):
         sample: int = 100,
         by_stream: bool = False,
         lease: float = 6.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
         self.patience = str(round(lease * 1000))
@@ -113,25 +135,43 @@ class Rebuild(Generic[M]):
         self.pause = pause
         self.poll = poll
         self.sample = sample
+        self.sleep = sleep
         self.verifier = Verifier(log, view, by_stream=by_stream)
 
     async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
         """Build until the generation is live, or until the lease with this fence is another's. Runs under a supervisor,
         which is told when a failure is got over.
 
+        When the build has failed it rests, and is well: what is live is not touched. Tried again, the same code would
+        fail again, or have a sample at last in which nothing happens to be wrong. What a person has begun in its place
+        is another unit, and with this one's end the leases end this task.
+        """
+        try:
+            await self.build(standing, well)
+        except BuildStopped as stopped:
+            logger.error("%s; once it is mended, `headwater rebuild %s` begins again", stopped, self.view.name)
+            well()
+            await asyncio.Event().wait()
+
+    async def build(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+        """The same, but a failure is raised.
+
         Raises:
             BuildStopped: a fold failed whose policy is to stop, PostgreSQL does not take what a fold gave, the sample
-                is not what the log says, or something depends on the view.
+                is not what the log says. Or it was so before: nobody goes on with a generation that has failed.
         """
         name = f"{self.view.name} {standing.generation}"
         writing = await self._database.connect(f"building {name}")
         reading = await self._database.connect(f"building {name}, reading")
+        build = _Build(self, standing, writing, reading)
         try:
-            build = _Build(self, standing, writing, reading)
-            while not await build.run(well):  # noqa: ASYNC110 - what is in the way does not ring
-                await asyncio.sleep(self.poll)
+            await build.run(well)
         except _Displaced:
             logger.info("%s is built by another, or given up", name)
+        except BuildStopped as stopped:
+            # Here, and not where it arose, which may be in a transaction that has now been rolled back.
+            await writing.execute(_SQL["fail"], *build.lease, stopped.why)
+            raise
         finally:
             reading.terminate()
             writing.terminate()
@@ -150,7 +190,7 @@ class _Build(Generic[M]):
         self._reading = reading
         self._standing = standing
         self._table = standing.table
-        self._lease = view.name, standing.generation, standing.fence
+        self.lease = view.name, standing.generation, standing.fence
         self._letters = DeadLetters(view.name, standing.generation)
         self._policy = policy_of(view.on_failure)
         self._types = self._log.stored_names(view.events)
@@ -163,30 +203,39 @@ class _Build(Generic[M]):
         """Whether memory holds all rows; then a key that is not there has none."""
         self._changed: list[_Row] = []
         self._parked: set[UUID] = set()
+        self._suspects: set[UUID] = set()
+        """Keys of rows that PostgreSQL has refused, whose events are looked at one by one."""
         self._aside: list[Letter] = []
         self._position = 0
 
-    async def run(self, well: Callable[[], None]) -> bool:
-        """From the checkpoint to the swap. False when the swap has to be tried again."""
+    async def run(self, well: Callable[[], None]) -> None:
+        """From the checkpoint to the swap."""
         await self._restore()
-        while (head := await self._log.head()) - self._position > NEAR:
-            await self._catch_up(head, well)
-        await add_key(self._writing, self._view, self._table)
-        await add_indexes(self._writing, self._view, self._table)
+        await self._come_near(well)
+        try:
+            await self._index()
+        except asyncpg.ProgramLimitExceededError as error:
+            await self._begin_again(error)
+            await self._come_near(well)
         await self._writing.execute(f'analyze {SCHEMA}."{self._table}"')
-        await self._catch_up(await self._log.head(), well)
+        await self._come_near(well)
+        # Once: a sample may read the whole log, and meanwhile the live generation comes further than the swap may fold.
         await self._verify()
-        well()
-        return await self._swap()
+        await self._come_near(well)
+        while not await self._swap():
+            await asyncio.sleep(self._of.poll)  # what is in the way does not ring
+            await self._come_near(well)
 
     # ----------------------------------------------------------------------------------------------------- restoring
 
     async def _restore(self) -> None:
         """Take up what is written, wherever the one before came to an end."""
-        position = await self._writing.fetchval(_SQL["held"], *self._lease)
-        if position is None:
+        held = await self._writing.fetchrow(_SQL["held"], *self.lease)
+        if held is None:
             raise _Displaced
-        self._position = position
+        if held["failure"] is not None:
+            self._stop(held["failure"])
+        self._position = held["position"]
         self._rows.clear()
         self._changed.clear()
         self._aside.clear()
@@ -196,6 +245,21 @@ class _Build(Generic[M]):
             await self._load_all()
         else:
             await add_key(self._writing, self._view, self._table)
+
+    async def _index(self) -> None:
+        await add_key(self._writing, self._view, self._table)
+        await add_indexes(self._writing, self._view, self._table)
+
+    async def _begin_again(self, error: Exception) -> None:
+        """A value is too large for an index, and PostgreSQL does not say whose. With the indexes there from the start
+        it refuses the row when it is written, as it does in the live projection."""
+        logger.warning("%s is built from the start again, with its indexes: %s", self._table, error)
+        async with self._writing.transaction():
+            if not await self._writing.fetch(_SQL["begin_again"], *self.lease):
+                raise _Displaced
+            await self._writing.execute(f'truncate {SCHEMA}."{self._table}"')
+            await self._index()
+        await self._restore()
 
     async def _count(self) -> int:
         counted = f'select count(*) from (select from {SCHEMA}."{self._table}" limit $1) few'  # noqa: S608 - our own name
@@ -213,24 +277,44 @@ class _Build(Generic[M]):
 
     # --------------------------------------------------------------------------------------------------- catching up
 
-    async def _catch_up(self, upto: int, well: Callable[[], None] = lambda: None) -> None:
-        """To a position, in large writes."""
-        async for reached, events in self._log.stream(self._reading, self._position, upto, types=self._types):
-            await self._fold(events)
-            if reached == upto or self._is_enough(reached):
-                await self._write(reached)
-                well()
-                await asyncio.sleep(self._of.pause)
+    async def _come_near(self, well: Callable[[], None]) -> None:
+        """To where the log ends, or to what was appended while the last of it was folded."""
+        while (head := await self._log.head()) - self._position > NEAR:
+            await self._catch_up(head, self._of.pause)
+            well()
+        await self._catch_up(head)
+        well()
+
+    async def _catch_up(self, upto: int, pause: float = 0.0) -> None:
+        """To a position, whatever PostgreSQL refuses on the way."""
+        while self._position < upto:
+            try:
+                await self._fold_on(upto, pause)
+            except _Refused as refused:
+                await self._suspect(refused)
+
+    async def _fold_on(self, upto: int, pause: float = 0.0) -> None:
+        """To a position, in large writes, with a rest between them. There is none after the last one, in which the log
+        would get ahead again by more than may be folded in the swap."""
+        reading = self._log.stream(self._reading, self._position, upto, types=self._types)
+        async with aclosing(reading):  # or the next page would still be on its way when the log is read again
+            async for reached, events in reading:
+                await self._fold(events)
+                if reached == upto:
+                    await self._write(reached)
+                elif self._is_enough(reached):
+                    await self._write(reached)
+                    if pause:
+                        await self._of.sleep(pause)
 
     def _is_enough(self, reached: int) -> bool:
         return reached - self._position >= self._of.events or len(self._changed) >= self._of.rows
 
     async def _fold(self, events: Iterator[Recorded[Event]]) -> None:
-        routes = self._route
-        routed = [(route(event.data), event) for event in events if (route := routes.get(type(event.data))) is not None]
+        routed = self._routed(events)
         if not self._complete:
             await self._load({key for key, _ in routed})
-        rows, fold = self._rows, self._view.fold
+        rows, fold, suspects = self._rows, self._view.fold, self._suspects
         for key, event in routed:
             number = key.int
             row = rows.get(number)
@@ -242,13 +326,34 @@ class _Build(Generic[M]):
             try:
                 model = fold(row.model, event)
             except Exception as error:  # noqa: BLE001 - whatever a user's fold raises
-                await self._set_aside(key, event, error)
+                self._set_aside(key, event, error)
                 continue
             if model is not row.model:
+                if suspects and key in suspects and model is not None:
+                    objection = await self._objection([_Row(key, model, event.position, row.stored)])
+                    if objection is not None:
+                        self._set_aside(key, event, objection)
+                        continue
                 row.model, row.position = model, event.position
                 if not row.changed:
                     row.changed = True
                     self._changed.append(row)
+
+    def _routed(self, events: Iterator[Recorded[Event]]) -> list[tuple[UUID, Recorded[Event]]]:
+        routes, routed = self._route, []
+        for event in events:
+            route = routes.get(type(event.data))
+            if route is None:
+                continue
+            try:
+                routed.append((route(event.data), event))
+            except Exception as error:  # noqa: BLE001 - whatever a user's route raises
+                self._stop(  # whose key is not known cannot be set aside
+                    f"the route of {event.data.event_name} at position {event.position} raised "
+                    f"{type(error).__name__}: {error}",
+                    error,
+                )
+        return routed
 
     async def _load(self, keys: set[UUID]) -> None:
         missing = [key for key in keys if key.int not in self._rows]
@@ -256,10 +361,10 @@ class _Build(Generic[M]):
             for record in await self._writing.fetch(load_sql(self._view, self._table), missing):
                 self._keep(record)
 
-    async def _set_aside(self, key: UUID, event: Recorded[Event], error: Exception) -> None:
+    def _set_aside(self, key: UUID, event: Recorded[Event], error: Exception) -> None:
         """As the live projection does: its key is parked, to be tried again as the policy says once this is live."""
         if isinstance(self._policy.then, Stop):
-            await self._stop(
+            self._stop(
                 f"the fold of {event.data.event_name} at position {event.position} on row {key} raised "
                 f"{type(error).__name__}: {error}",
                 error,
@@ -267,9 +372,9 @@ class _Build(Generic[M]):
         self._parked.add(key)
         self._aside.append(Letter(key, event.position, 1, *described(error), self._policy.pause(1)))
 
-    async def _stop(self, why: str, cause: Exception | None = None) -> NoReturn:
-        await self._writing.execute(_SQL["fail"], *self._lease, why)
-        raise BuildStopped(f"generation {self._lease[1]} of {self._view.name} is not built: {why}") from cause
+    def _stop(self, why: str, cause: Exception | None = None) -> NoReturn:
+        why = storable(why, WHY_BYTES)
+        raise BuildStopped(f"generation {self.lease[1]} of {self._view.name} is not built: {why}", why) from cause
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -277,8 +382,10 @@ class _Build(Generic[M]):
         """Rows, dead letters and checkpoint, in one transaction; then memory is made small again."""
         try:
             await self._transact(reached)
-        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
-            await self._stop(f"PostgreSQL does not take what was folded up to position {reached}: {error}", error)
+        except Exception as error:
+            if isinstance(error, _Displaced) or not is_refusal(error):
+                raise
+            raise _Refused(reached, error) from error
         self._settle(reached)
         await self._shrink()
 
@@ -292,10 +399,10 @@ class _Build(Generic[M]):
             if self._aside:
                 await self._letters.park(self._writing, self._aside)
             # Last, so that one that is stopped in the middle does not hold the row from which another takes over.
-            if not await self._writing.fetch(_SQL["move"], *self._lease, self._position, reached):
+            if not await self._writing.fetch(_SQL["move"], *self.lease, self._position, reached):
                 raise _Displaced
 
-    async def _write_rows(self, rows: list[_Row]) -> None:
+    async def _write_rows(self, rows: Sequence[_Row]) -> None:
         new = [row for row in rows if not row.stored]
         if new:
             names = [*(name for name, _ in self._columns), "position"]
@@ -309,6 +416,33 @@ class _Build(Generic[M]):
         models = [row.model for row in rows]
         arrays = [[write(getattr(model, name)) for model in models] for name, write in self._columns]
         return [*arrays, [row.position for row in rows]]
+
+    async def _suspect(self, refused: _Refused) -> None:
+        """Find whose rows are refused, and go back to the checkpoint. Then each event of theirs is looked at by itself,
+        so that the one that made the row what it is counts as a failed fold."""
+        await add_key(self._writing, self._view, self._table)  # each try would go through all rows
+        rows = [row for row in self._changed if row.model is not None]
+        found = {row.key for row in await misfits(rows, self._objection)}
+        if found <= self._suspects:
+            self._stop(
+                f"PostgreSQL does not take what was folded up to position {refused.reached}: {refused}", refused.error
+            )
+        self._suspects |= found
+        await self._restore()
+
+    async def _objection(self, rows: Sequence[_Row]) -> Exception | None:
+        """What PostgreSQL says to these rows, without writing them."""
+        transaction = self._writing.transaction()
+        await transaction.start()
+        try:
+            await self._write_rows(rows)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return error
+        finally:
+            await transaction.rollback()
+        return None
 
     def _settle(self, reached: int) -> None:
         for row in self._changed:
@@ -337,34 +471,44 @@ class _Build(Generic[M]):
             self._writing, self._reading, replace(self._standing, position=self._position), self._of.sample
         )
         if report.differences:
-            await self._stop(
+            self._stop(
                 f"of {report.checked} sampled rows, {len(report.differences)} are not what the log says, "
                 f"such as {report.differences[0]}; is its fold without clock, chance and I/O?"
             )
 
     async def _swap(self) -> bool:
-        """In one transaction: what is live stands still, the rest is folded, and clients read the new rows."""
+        """In one transaction: what is live stands still, the rest is folded, and clients read the new rows. False when
+        it has to be tried again."""
+        before = self._position
         try:
             async with alone(self._writing, self._view.name, seconds=SWAP_WAIT_SECONDS):
                 return await self._take_its_place()
         except (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError) as error:
             logger.info("the swap of %s waits for queries under way (%s)", self._view.name, error)
-            return False
         except asyncpg.DependentObjectsStillExistError as error:
-            await self._stop(
-                f"a column goes or changes its type, but what depends on the view stays: {error.detail}", error
-            )
+            await self._hinder(f"a column goes or changes its type, but what depends on the view stays: {error.detail}")
+        except _Refused as refused:
+            logger.info("the swap of %s waits for a row that is refused (%s)", self._view.name, refused)
+        if self._position > before or self._changed:
+            await self._restore()  # what was folded in the swap was rolled back with it
+        return False
+
+    async def _hinder(self, what: str) -> None:
+        """Say once what a person has to take out of the way; the swap comes again by itself."""
+        if await self._writing.fetch(_SQL["hinder"], *self.lease, storable(what, WHY_BYTES)):
+            logger.warning("the swap of %s waits: %s", self._view.name, what)
 
     async def _take_its_place(self) -> bool:
-        name, generation, _ = self._lease
+        name, generation, _ = self.lease
         await self._writing.execute(_SQL["derived"], self._of.patience)
         live = await self._writing.fetchrow(_SQL["hold_live"], name)
-        if live is not None and live["position"] > self._position:
+        if live is not None:
             if live["position"] - self._position > NEAR:
                 return False
-            await self._catch_up(live["position"])
+            if live["position"] > self._position:
+                await self._fold_on(live["position"])
         await self._writing.execute(_SQL["retire"], name, generation)
-        if not await self._writing.fetch(_SQL["publish"], *self._lease, self._position):
+        if not await self._writing.fetch(_SQL["publish"], *self.lease, self._position):
             raise _Displaced
         await show(self._writing, self._view, self._table)
         return True
@@ -376,6 +520,8 @@ class Retired:
     def __init__(self, database: Database, *, seconds: float = 60.0) -> None:
         self._database = database
         self._seconds = seconds
+        self._kept: set[str] = set()
+        """Tables of which it was said that they are kept."""
 
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
         """Look now and then, until cancelled. Runs under a supervisor."""
@@ -385,17 +531,33 @@ class Retired:
             await asyncio.sleep(min(max(self._seconds / 4, 0.1), 15.0))
 
     async def drop(self) -> list[str]:
-        """Drop what is due; the names of the tables. One that is still read is left for the next time."""
+        """Drop what is due; the names of the tables. One that is still read, or that something of the operator's
+        depends on, is left for the next time."""
         connection = await self._database.connect("retired tables")
+        try:
+            expired = await connection.fetch(_SQL["expired"], self._seconds)
+            return [
+                table for name, generation, table in expired if await self._drop(connection, name, generation, table)
+            ]
+        finally:
+            connection.terminate()
+
+    async def _drop(self, connection: asyncpg.Connection, name: str, generation: int, table: str) -> bool:
+        """One table, in a transaction of its own: what keeps it keeps no other."""
         try:
             async with connection.transaction():
                 await connection.execute(f"set local lock_timeout = '{SWAP_WAIT_SECONDS}s'")
-                expired = await connection.fetch(_SQL["expired"], self._seconds)
-                for name, generation, table in expired:
-                    await connection.execute(f'drop table {SCHEMA}."{table}"')
-                    await connection.execute(_SQL["clear"], name, generation)
-            return [table for _, _, table in expired]
+                if not await connection.fetch(_SQL["claim"], name, generation):
+                    return False
+                await connection.execute(f'drop table {SCHEMA}."{table}"')
+                await connection.execute(_SQL["clear"], name, generation)
         except asyncpg.LockNotAvailableError:
-            return []
-        finally:
-            connection.terminate()
+            return False
+        except asyncpg.DependentObjectsStillExistError as error:
+            if table not in self._kept:
+                logger.warning(
+                    "the retired table %s.%s is kept while something needs it: %s", SCHEMA, table, error.detail
+                )
+                self._kept.add(table)
+            return False
+        return True

@@ -1,6 +1,6 @@
 -- name: held
--- Where a generation stands that is being built, if its lease is still the one with this fence.
-select position from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building'
+-- Where a generation stands that is being built, if its lease is still the one with this fence; and why, if it has failed.
+select position, failure from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building'
 
 -- name: derived
 -- Of a transaction that writes rows: they can be folded again from the log, and only the log must outlive a crash. A worker
@@ -9,14 +9,31 @@ select set_config('synchronous_commit', 'off', true), set_config('idle_in_transa
 
 -- name: move
 -- Compare-and-swap of the checkpoint. No row: the lease is another's, or the generation was given up.
-update headwater.projections set position = $5, failure = null, updated_at = now()
+update headwater.projections set position = $5, updated_at = now()
  where name = $1 and generation = $2 and position = $4 and fence = $3 and state = 'building'
 returning position
 
+-- name: begin_again
+-- From the start of the log, under the same lease: what was set aside goes with the rows. No row: it is another's.
+with begun as (
+  update headwater.projections set position = 0, updated_at = now()
+   where name = $1 and generation = $2 and fence = $3 and state = 'building'
+  returning name, generation
+), letters as (
+  delete from headwater.dead_letters d using begun b where d.projection = b.name and d.generation = b.generation
+)
+select generation from begun
+
 -- name: fail
--- Why it stands still.
+-- Why it stands still, and is not gone on with.
 update headwater.projections set failure = $4, updated_at = now()
  where name = $1 and generation = $2 and fence = $3 and state = 'building'
+
+-- name: hinder
+-- What is in the way of its swap. No row: that is known.
+update headwater.projections set hindrance = $4, updated_at = now()
+ where name = $1 and generation = $2 and fence = $3 and state = 'building' and hindrance is distinct from $4
+returning generation
 
 -- name: hold_live
 -- What clients read until now, held: its projector commits nothing until this transaction ends.
@@ -30,7 +47,7 @@ update headwater.projections set state = 'retired', retired_at = now(), owner = 
 -- name: publish
 -- A generation is the one that clients read. Everyone is told, also those who wait for a position.
 with live as (
-  update headwater.projections set state = 'live', live_since = position, updated_at = now()
+  update headwater.projections set state = 'live', live_since = position, hindrance = null, updated_at = now()
    where name = $1 and generation = $2 and fence = $3 and position = $4 and state = 'building'
   returning name, generation, position
 )
@@ -45,6 +62,11 @@ select pg_notify('headwater', name || ' generation:' || generation),
 select name, generation, table_name from headwater.projections
  where state = 'retired' and retired_at < now() - $1 * interval '1 second'
    and to_regclass(format('read.%I', table_name)) is not null
+
+-- name: claim
+-- One of them, for whoever drops it. No row: another does so now, or has done it.
+select name from headwater.projections
+ where name = $1 and generation = $2 and state = 'retired' and to_regclass(format('read.%I', table_name)) is not null
    for update skip locked
 
 -- name: clear

@@ -126,7 +126,8 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
     all its rows can be read. Older code, which cannot read what will be written, leaves it, as it leaves any other.
 
     A declaration that was live before is that of older code, which a rolling deploy may still start: it builds nothing,
-    unless `insist` says that this code is the one to go on with. Then what others are building is given up, too.
+    unless `insist` says that this code is the one to go on with. Then what others are building is given up, too, and a
+    build that has failed is begun again. Without it a failed build stays one: that a worker starts mends nothing.
     """
     async with alone(connection, view.name):
         made = fingerprint(view)
@@ -135,7 +136,13 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
             await connection.execute(_SQL["give_up"], view.name, made)
         if "live" in known:
             return None
-        if "retired" in known and not insist:
+        building = known.get("building")
+        if building is not None and building["failure"] is not None and not insist:
+            logger.warning(
+                "generation %d of %s is not built on: %s", building["generation"], view.name, building["failure"]
+            )
+            return None
+        if building is None and "retired" in known and not insist:
             logger.warning(
                 "%s is declared as an earlier generation was; run `headwater migrate` with this code if it is to go on",
                 view.model.__name__,
@@ -158,7 +165,8 @@ async def _grow(connection: Connection, view: View[Any], made: str) -> bool:
 
 
 async def rebuild(connection: Connection, view: View[Any]) -> Standing:
-    """Register a generation though nothing has changed. One that is being built already goes on instead."""
+    """Register a generation though nothing has changed. One that is being built already goes on instead, unless it has
+    failed: then it is given up."""
     async with alone(connection, view.name):
         return await _next(connection, view)
 
@@ -179,7 +187,9 @@ async def alone(connection: Connection, name: str, *, seconds: float = 0) -> Asy
 
 
 async def _next(connection: Connection, view: View[Any]) -> Standing:
-    row = await connection.fetchrow(_SQL["building"], view.name, fingerprint(view))
+    made = fingerprint(view)
+    await connection.execute(_SQL["give_up_failed"], view.name, made)
+    row = await connection.fetchrow(_SQL["building"], view.name, made)
     if row is not None:
         return Standing(*row)
     generation = await connection.fetchval(_SQL["next_generation"], view.name)
@@ -306,7 +316,7 @@ def select_sql(view: View[Any], table: str) -> str:
 
 
 def writer_of(field: Field) -> Callable[[Any], Any]:
-    """From a field's Python value to what is stored."""
+    """From a field's Python value to what is stored. It raises ValueError for a time without a zone."""
     if field.many:
         one = _scalar_writer(field)
         return lambda values: None if values is None else json.dumps([one(value) for value in values], default=str)
@@ -334,7 +344,7 @@ def model_reader(view: View[Any]) -> Callable[[Mapping[str, Any]], ReadModel]:
 def _scalar_writer(field: Field) -> Callable[[Any], Any]:
     if field.kind is Kind.ENUM:
         return lambda member: None if member is None else member.value
-    return _same
+    return _aware if field.kind is Kind.TIME else _same
 
 
 def _element_reader(field: Field) -> Callable[[Any], Any]:
@@ -343,6 +353,15 @@ def _element_reader(field: Field) -> Callable[[Any], Any]:
         return field.enum
     chosen: Callable[[Any], Any] = _FROM_JSON.get(field.kind, field.kind.value)
     return chosen
+
+
+def _aware(moment: Any) -> Any:
+    """A time as it is, if it says which moment it is."""
+    if moment is not None and moment.tzinfo is None:
+        raise ValueError(
+            f"{moment} has no time zone: which moment is stored would depend on the machine; give it one, such as UTC"
+        )
+    return moment
 
 
 def _same(value: Any) -> Any:

@@ -10,7 +10,7 @@ select generation, table_name, position, fence, fingerprint
 
 -- name: declared
 -- The generations that were made from a declaration. One that has passed to code with more enum values is as good as retired.
-select case when fingerprint = $2 then state else 'retired' end as state, generation
+select case when fingerprint = $2 then state else 'retired' end as state, generation, failure
   from headwater.projections
  where name = $1 and (fingerprint = $2 or $2 = any(earlier))
 
@@ -25,15 +25,20 @@ update headwater.projections
  where name = $1 and state = 'live'
 
 -- name: building
--- The generation that is being built from a declaration; what stopped it may be mended now.
-update headwater.projections set failure = null
+-- The generation that is being built from a declaration.
+select generation, table_name, position, fence, fingerprint
+  from headwater.projections
  where name = $1 and fingerprint = $2 and state = 'building'
-returning generation, table_name, position, fence, fingerprint
 
 -- name: give_up
 -- What is being built from other declarations.
 update headwater.projections set state = 'retired', retired_at = now(), owner = null
  where name = $1 and fingerprint <> $2 and state = 'building'
+
+-- name: give_up_failed
+-- A build of a declaration that has failed. What it has written is of a fold with a mistake in it, even when that is mended.
+update headwater.projections set state = 'retired', retired_at = now(), owner = null
+ where name = $1 and fingerprint = $2 and state = 'building' and failure is not null
 
 -- name: next_generation
 -- A number that no generation had.

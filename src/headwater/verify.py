@@ -18,6 +18,7 @@ import asyncpg
 from headwater import sql
 from headwater.database import Database
 from headwater.errors import HeadwaterError
+from headwater.fields import Field, Kind
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.tables import SCHEMA, Standing, fingerprint, select_sql, writer_of
@@ -28,7 +29,8 @@ _SQL = sql.load(__file__)
 M = TypeVar("M", bound=ReadModel)
 
 ROWS_AT_ONCE = 200_000
-"""Rows that are held in memory, as stored and as folded; more are taken in ranges of keys, with a pass each."""
+"""Rows that are held in memory as stored, and twice as many as folded; more are taken in ranges of keys, with a pass
+each. Of rows that were removed the table says nothing: a range that turns out to have too many keys is cut."""
 
 LISTED = 100
 """Differences that are printed, at most."""
@@ -43,7 +45,7 @@ class NotVerifiable(HeadwaterError):
 @dataclass(frozen=True)
 class Difference:
     """What a row is, and what the log says. column: `row` when there should be one and is none, or the other way round;
-    `fold` when the fold raised."""
+    `fold` when the fold raised, or gave what cannot be stored."""
 
     key: UUID
     column: str
@@ -84,6 +86,40 @@ class _Folded:
     failed: str | None = None
 
 
+class _Range:
+    """Rows of the keys from low to high, as the log says. When there are more than twice as many as there should be,
+    the upper ones are left for another pass, and `high` says so; of those that stay nothing is lost."""
+
+    def __init__(self, low: UUID, high: UUID, rows: int) -> None:
+        self.folded: dict[int, _Folded] = {}
+        self._lowest, self._highest = low.int, high.int
+        self._rows = rows
+
+    @property
+    def high(self) -> UUID:
+        return UUID(int=self._highest)
+
+    def has(self, number: int) -> bool:
+        """Whether a key is in it, by its number."""
+        return self._lowest <= number <= self._highest
+
+    def row(self, number: int) -> _Folded | None:
+        """What is folded of a key so far; None when it is not in the range, or not any more."""
+        row = self.folded.get(number)
+        if row is None and self.has(number):
+            row = self.folded[number] = _Folded()
+            if len(self.folded) > 2 * self._rows:
+                self._cut()
+                row = self.folded.get(number)
+        return row
+
+    def _cut(self) -> None:
+        numbers = sorted(self.folded)
+        self._highest = numbers[self._rows - 1]
+        for number in numbers[self._rows :]:
+            del self.folded[number]
+
+
 class Verifier(Generic[M]):
     """Compares the rows of one read model with the log. by_stream: whether a row's key is the id of the stream that all
     its events are in."""
@@ -95,7 +131,7 @@ class Verifier(Generic[M]):
         self._at_once = rows
         self._types = log.stored_names(view.events)
         self._route = {event: view.route_of(event) for event in view.events}
-        self._columns = [(each.name, each.many, writer_of(each)) for each in view.fields]
+        self._columns = [(each, writer_of(each)) for each in view.fields]
 
     async def live(self, database: Database, sample: int | None) -> Report:
         """Verify what clients read: so many keys by chance, or all (None).
@@ -141,11 +177,16 @@ class Verifier(Generic[M]):
     async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing) -> Report:
         """Every key, in as many passes over the log as its rows need memory."""
         report = Report(self._view.name, standing.generation, standing.position)
-        for low, high in await self._ranges(rows, standing):
+        ranges = await self._ranges(rows, standing)
+        while ranges:
+            low, high = ranges.pop()
+            part = _Range(low, high, self._at_once)
+            await self._fold_log(log, standing.position, part.has, part.row)
+            if part.high < high:
+                ranges.append((UUID(int=part.high.int + 1), high))
             where = f'where "{self._view.key}" between $1 and $2'
-            stored = await self._stored(rows, standing, where, low, high)
-            folded = await self._fold_range(log, standing.position, low, high)
-            await self._compare(rows, report, stored, folded)
+            stored = await self._stored(rows, standing, where, low, part.high)
+            await self._compare(rows, report, stored, part.folded)
         return report
 
     # ----------------------------------------------------------------------------------------------- what is stored
@@ -188,7 +229,8 @@ class Verifier(Generic[M]):
     async def _fold_some(self, log: asyncpg.Connection, upto: int, keys: dict[int, UUID]) -> dict[int, _Folded]:
         folded = {number: _Folded() for number in keys}
         if not self._by_stream:
-            return await self._fold_log(log, upto, folded, keys.__contains__)
+            await self._fold_log(log, upto, folded.__contains__, folded.get)
+            return folded
         for number, key in keys.items():
             async for _, event in self._log.read_stream(key):
                 if event.position > upto:
@@ -196,13 +238,13 @@ class Verifier(Generic[M]):
                 self._take(folded[number], key, event)
         return folded
 
-    async def _fold_range(self, log: asyncpg.Connection, upto: int, low: UUID, high: UUID) -> dict[int, _Folded]:
-        lowest, highest = low.int, high.int
-        return await self._fold_log(log, upto, {}, lambda number: lowest <= number <= highest)
-
     async def _fold_log(
-        self, log: asyncpg.Connection, upto: int, folded: dict[int, _Folded], wanted: Callable[[int], bool]
-    ) -> dict[int, _Folded]:
+        self,
+        log: asyncpg.Connection,
+        upto: int,
+        wanted: Callable[[int], bool],
+        row_of: Callable[[int], _Folded | None],
+    ) -> None:
         of = (lambda stream_id: wanted(stream_id.int)) if self._by_stream else None
         async for _, events in self._log.stream(log, 0, upto, types=self._types, of=of):
             for event in events:
@@ -210,12 +252,9 @@ class Verifier(Generic[M]):
                 if route is None:
                     continue
                 key = route(event.data)
-                if wanted(key.int):
-                    row = folded.get(key.int)
-                    if row is None:
-                        row = folded[key.int] = _Folded()
+                row = row_of(key.int)
+                if row is not None:
                     self._take(row, key, event)
-        return folded
 
     def _take(self, row: _Folded, key: UUID, event: Recorded[Event]) -> None:
         route = self._route.get(type(event.data))
@@ -256,18 +295,30 @@ class Verifier(Generic[M]):
             if there[0] == there[1]:
                 return []
             return [Difference(key, "row", *("a row" if each else "no row" for each in there))]
-        pairs = [
-            (name, _read(stored[name], many), _read(write(getattr(folded.model, name)), many))
-            for name, many, write in self._columns
+        try:
+            pairs = [
+                (each, stored[each.name], write(getattr(folded.model, each.name))) for each, write in self._columns
+            ]
+        except ValueError as error:
+            return [Difference(key, "fold", "a row", f"gave what cannot be stored: {error}")]
+        found = [
+            Difference(key, each.name, _shown(each, was), _shown(each, is_))
+            for each, was, is_ in pairs
+            if not _same(each, was, is_)
         ]
-        pairs.append(("position", stored["position"], folded.position))
-        return [Difference(key, name, was, is_) for name, was, is_ in pairs if not _same(was, is_)]
+        if stored["position"] != folded.position:
+            found.append(Difference(key, "position", stored["position"], folded.position))
+        return found
 
 
-def _read(value: Any, many: bool) -> Any:
-    """A list is stored as JSON, which PostgreSQL spells in its own way."""
-    return json.loads(value) if many and value is not None else value
+def _shown(field: Field, value: Any) -> Any:
+    """A list is stored as JSON."""
+    return json.loads(value) if field.many and value is not None else value
 
 
-def _same(one: Any, other: Any) -> bool:
-    return bool(one == other or (one != one and other != other))  # NaN is the same as NaN
+def _same(field: Field, was: Any, is_: Any) -> bool:
+    """PostgreSQL spells JSON in its own way: 1e23 comes back as a whole number, which is not the float of before."""
+    if field.many and was is not None and is_ is not None:
+        number = float if field.kind is Kind.FLOAT else None
+        was, is_ = (json.loads(value, parse_int=number) for value in (was, is_))
+    return bool(was == is_ or (was != was and is_ != is_))  # NaN is the same as NaN

@@ -20,7 +20,7 @@ async def build(dsn: str) -> None:
     async with Database(dsn, pool_size=2) as database:
         async with database.pool.acquire() as connection:
             standing = await rebuild(connection, account_view)
-        await Rebuild(database, Log(database.pool, app.domain.codec), account_view, events=100, pause=0.02).run(
+        await Rebuild(database, Log(database.pool, app.domain.codec), account_view, events=100, pause=0.02).build(
             standing
         )
 
