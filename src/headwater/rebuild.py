@@ -62,6 +62,9 @@ NEAR = 10_000
 SWAP_WAIT_SECONDS = 2.0
 """How long a swap waits for queries under way; those that come meanwhile wait behind it."""
 
+HELD_UP_POLLS = 9
+"""How much longer than a poll the next swap waits when a person has to take something out of the way."""
+
 RESTORED_AT_ONCE = 5_000
 
 WHY_BYTES = 2048
@@ -489,7 +492,7 @@ class _Build(Generic[M]):
             await self._hinder(f"a column goes or changes its type, but what depends on the view stays: {error.detail}")
         except _Refused as refused:
             logger.info("the swap of %s waits for a row that is refused (%s)", self._view.name, refused)
-        if self._position > before or self._changed:
+        if self._position > before or self._changed or self._aside:
             await self._restore()  # what was folded in the swap was rolled back with it
         return False
 
@@ -497,6 +500,8 @@ class _Build(Generic[M]):
         """Say once what a person has to take out of the way; the swap comes again by itself."""
         if await self._writing.fetch(_SQL["hinder"], *self.lease, storable(what, WHY_BYTES)):
             logger.warning("the swap of %s waits: %s", self._view.name, what)
+        # Each swap in vain has the live projection wait for it, and a person is not that quick.
+        await asyncio.sleep(HELD_UP_POLLS * self._of.poll)
 
     async def _take_its_place(self) -> bool:
         name, generation, _ = self.lease
