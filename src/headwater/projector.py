@@ -20,6 +20,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater import sql
+from headwater.clock import BREATH_SECONDS
 from headwater.database import PASSING, Database
 from headwater.deadletters import DeadLetters, Letter, described
 from headwater.errors import HeadwaterError
@@ -35,10 +36,6 @@ from headwater.view import ReadModel, View
 _SQL = sql.load(__file__)
 
 M = TypeVar("M", bound=ReadModel)
-
-BREATH_SECONDS = 0.01
-"""How long folds may keep the event loop. The heartbeat of this process's lease is a task like any other: were a whole
-batch folded without a pause, a slow fold would have its lease run out, again and again."""
 
 LEASE_PART = 0.25
 """How much of a lease a batch may be folded for. What is left of it is read again: however slow a fold is, whoever has

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import islice
+from time import monotonic
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import UUID
 
@@ -27,6 +28,7 @@ import asyncpg
 import msgspec
 
 from headwater import sql
+from headwater.clock import BREATH_SECONDS
 from headwater.database import Database
 from headwater.deadletters import DeadLetters, Letter, described, storable
 from headwater.errors import HeadwaterError
@@ -318,7 +320,11 @@ class _Build(Generic[M]):
         if not self._complete:
             await self._load({key for key, _ in routed})
         rows, fold, suspects = self._rows, self._view.fold, self._suspects
+        breathed = monotonic()
         for key, event in routed:
+            if monotonic() - breathed > BREATH_SECONDS:
+                await asyncio.sleep(0)
+                breathed = monotonic()
             number = key.int
             row = rows.get(number)
             if row is None:

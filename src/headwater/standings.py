@@ -19,7 +19,7 @@ class ProjectionStanding:
     """A generation of a projection. state: `live` or `building`. lag_events: events of the log that it has not passed;
     lag_seconds: the age of the oldest of them, 0 at the head. worker: who keeps it; None when nobody does. parked_keys:
     rows that stay behind, see `headwater dead-letters list`. differences: found by the last `headwater verify`; None
-    when there was none. failure: why it is not built; None when nothing is wrong."""
+    when there was none. failure: why it is not built. hindrance: what its swap waits for. None: nothing is wrong."""
 
     name: str
     generation: int
@@ -31,6 +31,7 @@ class ProjectionStanding:
     parked_keys: int
     differences: int | None
     failure: str | None
+    hindrance: str | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Standings:
     def late(self, tolerance: float) -> list[str]:
         """The names of live projections that are behind by more seconds than that. One whose next generation is being
         built is waited for, not late: its code may be gone already."""
-        built = {each.name for each in self.projections if each.state == "building"}
+        built = {each.name for each in self.projections if each.state == "building" and each.failure is None}
         live = (each for each in self.projections if each.state == "live" and each.name not in built)
         return [each.name for each in live if each.lag_seconds > tolerance]
 

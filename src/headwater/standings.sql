@@ -1,7 +1,7 @@
 -- name: standings
 -- Every generation of every projection that is kept: how far it has come, how far it is behind, and who keeps it, all of
 -- one moment. One row without a name where there is none.
-select h.position as head, p.name, p.generation, p.state, p.position, p.differences, p.failure,
+select h.position as head, p.name, p.generation, p.state, p.position, p.differences, p.failure, p.hindrance,
        -- After a restore a checkpoint may be beyond the log's end, until the log has caught up.
        greatest(h.position - p.position, 0) as lag_events,
        -- Since when the first event after the checkpoint waits.

@@ -86,6 +86,8 @@ def _troubles(standing: ProjectionStanding) -> Iterator[str]:
     name = f"{standing.name} {standing.generation}"
     if standing.failure is not None:
         yield printable(f"{name} is not built: {standing.failure}")
+    if standing.hindrance is not None:
+        yield printable(f"{name} is built, but cannot take its place yet: {standing.hindrance}")
     if standing.differences:
         rows = "row differs" if standing.differences == 1 else "rows differ"
         yield f"{name}: {standing.differences:,} {rows} from the log, as the last `headwater verify` found."

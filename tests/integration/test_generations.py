@@ -277,6 +277,32 @@ async def test_a_build_equals_the_fold_however_small_its_memory(
     assert await connection.fetch("select from headwater.tombstones where generation = 2") == []
 
 
+async def test_a_slow_fold_leaves_others_their_turn(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat is one of them: a page of the log that is folded in one go may take longer than the lease."""
+    monkeypatch.setattr("headwater.rebuild.BREATH_SECONDS", -1.0)  # each fold takes longer than that
+    turns, seen = 0, []
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def counting(row: Wider | None, event: Recorded[ThingEvent]) -> Wider | None:
+        seen.append(turns)
+        return fold_wider(row, event)
+
+    await prepare(connection, old_view)
+    await write(connection, *(Counted(thing_id=uuid4()) for _ in range(50)))
+    view = View(Wider, counting)
+    other = asyncio.create_task(take_turns())
+    await build(dsn, view, App([Feature([things], [view])]), await registered(connection))
+    other.cancel()
+    assert len(set(seen[:50])) == 50, "a turn between each two"
+
+
 async def test_what_is_appended_while_it_is_built_is_in_it(dsn: str, connection: asyncpg.Connection) -> None:
     """The old code keeps its rows meanwhile; the new ones are never behind them."""
     keys = [uuid4() for _ in range(5)]

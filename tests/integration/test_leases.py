@@ -418,6 +418,7 @@ async def test_status(
             "parked_keys": 0,
             "differences": None,
             "failure": None,
+            "hindrance": None,
         }
         account = {p["name"]: p for p in said["projections"]}["Account"]
         assert 0 < account.pop("lag_seconds") < 60
@@ -431,6 +432,7 @@ async def test_status(
             "parked_keys": 0,
             "differences": None,
             "failure": None,
+            "hindrance": None,
         }
         assert await asyncio.to_thread(main, ["status"]) == 0
         lines = capsys.readouterr().out.splitlines()

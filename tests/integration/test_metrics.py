@@ -313,6 +313,19 @@ async def test_what_waits_for_its_next_generation_is_not_late(start: Start, conn
     ]
 
 
+async def test_what_waits_for_a_generation_that_has_failed_is_late(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    """Nobody goes on with it by itself: that its code is gone is no reason to wait any more."""
+    node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
+    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    await connection.execute(
+        "insert into headwater.projections (name, generation, version, fingerprint, table_name, state, failure) "
+        "values ('User', 7, 2, 'new', 'user_7', 'building', 'its sample')"
+    )
+    assert "projection User" in (await get(Web(node).app, "/health/ready")).json()["troubles"]
+
+
 async def test_what_verify_found_is_shown(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(work=False)
     await connection.execute("update headwater.projections set differences = 3 where name = 'User'")
