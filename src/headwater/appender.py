@@ -49,7 +49,8 @@ AT_FAULT = (asyncpg.PostgresError, ValueError, TypeError, OverflowError)
 """What is raised when a call holds something that PostgreSQL does not take, or that cannot be sent to it."""
 
 SMALL_BATCH = 16
-"""Commands that are written together even if that leaves nobody to decide meanwhile: below, the disk sets the pace."""
+"""Up to so many commands are written in one batch, even if nobody is left to decide the next one meanwhile: the flush
+to the disk takes longer than deciding them, so that two smaller batches gain nothing."""
 
 
 class Chain(msgspec.Struct, eq=False, gc=False):

@@ -8,7 +8,7 @@ two processes never both go on from the same place. What is kept in memory and i
 A crash at any moment leaves either the record, and then the instance is taken up from it, or not, and then what led to
 it comes again: the event from the log, the command's outcome by its id.
 
-Here is what takes from the follower. `instances` holds and records, `steps` drives, `timers` has messages fall due.
+This module is the follower's `Taker`. `instances` holds and records, `steps` drives, `timers` has messages fall due.
 """
 
 from __future__ import annotations

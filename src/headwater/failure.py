@@ -61,5 +61,5 @@ USUALLY: OnFailure = Retry()
 
 
 def policy_of(declared: OnFailure) -> Retry:
-    """`Park()` and `Stop()` alone are said of a fold that is not tried again."""
+    """As a `Retry`: a bare `Park()` or `Stop()` means that there is no retry before it."""
     return declared if isinstance(declared, Retry) else Retry(times=0, then=declared)

@@ -41,8 +41,8 @@ _SQL = sql.load(__file__)
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """An instance in memory. lock: held while a record is made and appended. driver: issues its steps. failures: of the
-    code on what became of a step, in a row."""
+    """An instance in memory. lock: held while a record is made and appended. driver: issues its steps. failures: how
+    often in a row the user's code has raised on what became of the current step."""
 
     course: Course[Any]
     failures: int = 0

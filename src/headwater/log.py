@@ -25,8 +25,8 @@ from headwater.messages import Event, Recorded
 _SQL = sql.load(__file__)
 
 STREAM_PAGE = 1_000
-"""Positions in a page of `Log.stream`: what else the process does waits while one is folded, some 10 ms. More of them
-would not fit in the socket, and so not be on their way while the page before is folded."""
+"""Positions in a page of `Log.stream`. Folding one takes some 10 ms. A larger one would not fit into the socket's
+buffers, so that the next could not be on its way while one is folded."""
 
 READ_ON_POSITIONS = 100_000
 """Positions that `Log.read_on` looks at in one statement, some 50 ms where none of them is wanted. Were it all of the

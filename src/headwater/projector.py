@@ -141,7 +141,7 @@ class Projector(Generic[M]):
             connection.terminate()
 
     async def _stand(self, connection: asyncpg.Connection, standing: Standing) -> Standing | None:
-        """Find out what is written, and forget what was only thought of. None when the lease is another's."""
+        """Read the checkpoint and the parked keys again, and drop the rows in memory. None: the lease is another's."""
         self._forget()
         position = await connection.fetchval(_SQL["held"], self._view.name, standing.generation, standing.fence)
         if position is None:

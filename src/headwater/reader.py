@@ -65,11 +65,11 @@ class Changes:
     """What changed after a position: the rows as they are now, the removed keys with the positions of their removal,
     and what this is complete up to. `cut`: that is not all yet; ask again from there.
 
-    edition: of the rows; another one means that rows may differ though no position says so, since another generation
-    is live, or dead letters were folded after all. live_since: the position at which that was last so, if it was: what
-    was read up to there may differ from what it would be now. forgotten: some removals after the position are no longer
-    known, since their tombstones are pruned; read a snapshot. beyond: the log ends before the position, so it is of
-    another log, or of this one before a backup was restored; read a snapshot.
+    edition: changes when rows may have changed without a new position, by a swap of generations or by dead letters that
+    were folded after all. live_since: where the checkpoint stood when that last happened, if it did; cursors up to
+    there need a snapshot. forgotten: some removals after the position are no longer known, since their tombstones are
+    pruned; read a snapshot. beyond: the log ends before the position, so it is of another log, or of this one before a
+    backup was restored; read a snapshot.
     """
 
     rows: Sequence[Row]

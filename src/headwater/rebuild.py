@@ -59,7 +59,7 @@ _SQL = sql.load(__file__)
 M = TypeVar("M", bound=ReadModel)
 
 NEAR = 10_000
-"""Events to the head with which the rest is folded while the live generation waits for the swap."""
+"""Events that may be folded inside the swap, at most, while the live projection is held up."""
 
 SWAP_WAIT_SECONDS = 2.0
 """How long a swap waits for queries under way; those that come meanwhile wait behind it."""

@@ -93,7 +93,7 @@ class Steps:
                 task.cancel()
 
     def drive(self, held: Held, *, anew: bool = False) -> None:
-        """Have an instance's steps issued. anew: what is being issued is not what is to be, any more."""
+        """Have an instance's steps issued. anew: the current step has changed; what is being issued is given up."""
         if held.driver is not None and not held.driver.done():
             if not anew or held.driver is asyncio.current_task():
                 return

@@ -38,7 +38,8 @@ SCHEDULED = "schedules"
 
 
 async def register_units(connection: Connection, domain: Domain) -> None:
-    """Have sagas and reactors stand in the log from now on: what happens before a worker comes waits for it."""
+    """Make the checkpoints that are missing now, so that what is appended before the first worker starts is not passed
+    over."""
     for saga in domain.sagas:
         await register(connection, saga.category, CONDUCTED, from_end=not saga.from_start)
     for reactor in domain.reactors:

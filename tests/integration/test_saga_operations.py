@@ -627,7 +627,6 @@ async def test_all_at_once_from_the_command_line(node: Node, connection: asyncpg
         ["retry", str(UUID(int=1))],
         ["show", str(UUID(int=1))],
         ["abandon", str(UUID(int=1)), "--reason", "why"],
-        ["list", "--limit", "0"],
     ],
 )
 async def test_what_the_command_line_refuses(dsn: str, arguments: list[str]) -> None:

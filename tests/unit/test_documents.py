@@ -27,6 +27,19 @@ def test_the_readme_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert listed == commands_of_the_cli(capsys)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["sagas list --limit 0", "verify --sample -1", "events tail --after -1", f"dead-letters list --position {10**20}"],
+)
+def test_a_number_that_can_be_none_is_refused_with_the_usage(
+    arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2
+    assert "must be from" in capsys.readouterr().err
+
+
 def test_the_readme_names_make_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake (\w+)", README))
