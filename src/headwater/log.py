@@ -25,9 +25,9 @@ from headwater.messages import Event, Recorded
 _SQL = sql.load(__file__)
 
 STREAM_PAGE = 150
-"""Positions in a page of `Log.stream`. One of ordinary events fits into the socket's buffers with room to spare, so that
-PostgreSQL is done with the next one before one is folded: a rebuild with pages of 1,000 had to wait for each, and was
-slower by a third."""
+"""Positions in a page of `Log.stream`. One of ordinary events fits into the socket's buffers with room to spare, so
+that PostgreSQL is done with the next one before this one is folded. With pages of 1,000 a rebuild had to wait for each
+of them, and was slower by a third."""
 
 READ_ON_POSITIONS = 100_000
 """Positions that `Log.read_on` looks at in one statement, some 50 ms where none of them is wanted. Were it all of the
