@@ -19,7 +19,8 @@ from headwater.embedded import EmbeddedPostgres
 from headwater.log import Log
 from headwater.positions import Positions
 from headwater.projector import Projector
-from headwater.rebuild import Rebuild, Retired
+from headwater.rebuild import Rebuild
+from headwater.retire import Retired
 from headwater.supervisor import Supervisor
 from headwater.tables import prepare, rebuild
 

@@ -31,7 +31,7 @@ from headwater.log import Log
 from headwater.migrate import require_schema
 from headwater.positions import Positions
 from headwater.reader import Reader
-from headwater.rebuild import Retired
+from headwater.retire import Retired
 from headwater.snapshots import Snapshots
 from headwater.standings import read_standings
 from headwater.supervisor import Supervisor

@@ -56,20 +56,3 @@ select pg_notify('headwater', name || ' generation:' || generation),
        pg_notify('headwater', 'leases:' || (extract(epoch from clock_timestamp()) * 1000)::bigint),
        pg_notify('headwater', '')
   from live
-
--- name: expired
--- Generations retired for so many seconds whose tables are still there.
-select name, generation, table_name from headwater.projections
- where state = 'retired' and retired_at < now() - $1 * interval '1 second'
-   and to_regclass(format('read.%I', table_name)) is not null
-
--- name: claim
--- One of them, for whoever drops it. No row: another does so now, or has done it.
-select name from headwater.projections
- where name = $1 and generation = $2 and state = 'retired' and to_regclass(format('read.%I', table_name)) is not null
-   for update skip locked
-
--- name: clear
--- What was kept beside a table that is gone. The generation's own row stays: see the column `state`.
-with buried as (delete from headwater.tombstones where projection = $1 and generation = $2)
-delete from headwater.dead_letters where projection = $1 and generation = $2

@@ -1,4 +1,5 @@
-"""Retiring what no code brings any more: a read model, a saga or a reactor that was taken out of an app or renamed.
+"""Retiring what no code brings any more, a read model, a saga or a reactor that was taken out of an app or renamed, and
+dropping the rows of what is retired.
 
 Nobody keeps it then, so that it falls behind the log for good. That nobody does now is no proof that nobody will: older
 code may come back. So a person says it.
@@ -6,14 +7,19 @@ code may come back. So a person says it.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
+from collections.abc import Callable
 
 import asyncpg
 
 from headwater import sql
+from headwater.database import Database
 from headwater.errors import HeadwaterError
 from headwater.tables import SCHEMA, alone
 
+logger = logging.getLogger("headwater.retire")
 _SQL = sql.load(__file__)
 
 LOCK_SECONDS = 5.0
@@ -46,3 +52,52 @@ async def retire(connection: asyncpg.Connection, name: str) -> None:
         ) from error
     except asyncpg.LockNotAvailableError as error:
         raise NotRetired(f"a query or a worker holds {name}, or its rows; try again") from error
+
+
+class Retired:
+    """Drops the tables of generations that are retired for so many seconds."""
+
+    def __init__(self, database: Database, *, seconds: float = 60.0) -> None:
+        self._database = database
+        self._seconds = seconds
+        self._kept: set[str] = set()
+        """Tables of which it was said that they are kept."""
+
+    async def run(self, well: Callable[[], None] = lambda: None) -> None:
+        """Look now and then, until cancelled. Runs under a supervisor."""
+        while True:
+            await self.drop()
+            well()
+            await asyncio.sleep(min(max(self._seconds / 4, 0.1), 15.0))
+
+    async def drop(self) -> list[str]:
+        """Drop what is due; the names of the tables. One that is still read, or that something of the operator's
+        depends on, is left for the next time."""
+        connection = await self._database.connect("retired tables")
+        try:
+            expired = await connection.fetch(_SQL["expired"], self._seconds)
+            return [
+                table for name, generation, table in expired if await self._drop(connection, name, generation, table)
+            ]
+        finally:
+            connection.terminate()
+
+    async def _drop(self, connection: asyncpg.Connection, name: str, generation: int, table: str) -> bool:
+        """One table, in a transaction of its own: what keeps it keeps no other."""
+        try:
+            async with connection.transaction():
+                await connection.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
+                if not await connection.fetch(_SQL["claim"], name, generation):
+                    return False
+                await connection.execute(f'drop table {SCHEMA}."{table}"')
+                await connection.execute(_SQL["clear"], name, generation)
+        except asyncpg.LockNotAvailableError:
+            return False
+        except asyncpg.DependentObjectsStillExistError as error:
+            if table not in self._kept:
+                logger.warning(
+                    "the retired table %s.%s is kept while something needs it: %s", SCHEMA, table, error.detail
+                )
+                self._kept.add(table)
+            return False
+        return True

@@ -19,7 +19,7 @@ AT_ONCE = 10_000
 
 class Tombstones:
     """Prunes the tombstones of live read models that are older than so many seconds. Any number of processes may do so;
-    those of replaced generations go with their tables (`rebuild.Retired`)."""
+    those of replaced generations go with their tables (`retire.Retired`)."""
 
     def __init__(self, database: Database, *, seconds: float) -> None:
         self._database = database

@@ -42,7 +42,9 @@ from headwater.migrate import prepare_views
 from headwater.node import Node
 from headwater.positions import Positions
 from headwater.reader import Order, Reader
-from headwater.rebuild import BuildStopped, Rebuild, Retired
+from headwater.rebuild import BuildStopped, Rebuild
+from headwater.retire import Retired
+from headwater.supervisor import backoff
 from headwater.tables import Standing, _fingerprint, fingerprint, model_reader, prepare, renew
 from headwater.tables import rebuild as force
 
@@ -949,9 +951,10 @@ async def test_a_failed_build_begins_again_from_nothing(
 
 
 async def test_a_worker_rests_beside_a_failed_build(
-    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is well, says so once, and builds what is registered in its place as soon as that rings."""
+    monkeypatch.setitem(backoff.__kwdefaults__ or {}, "first", 0.0)  # what dies is started again at once
     code = Mending()
     await made(connection, dsn, Counted(thing_id=uuid4(), by=13))
     settings = replace(QUICK, lease_seconds=60.0)  # a look at the leases comes with a ring only
@@ -964,7 +967,12 @@ async def test_a_worker_rests_beside_a_failed_build(
             await until(rests)
             said = "generation 2 of Tally is not built: "
             await until(lambda: sum(said in line for line in caplog.messages) >= starts)  # noqa: B023 - awaited here
-            await asyncio.sleep(0.3)  # were it tried again, it would have been by now
+            # Until there was a heartbeat more: were it tried again, it would have been many times by now.
+            before = await connection.fetchval("select max(lease_until) from headwater.workers")
+            now = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
+            await connection.execute(f"select pg_notify('headwater', 'leases:' || {now})")
+            beaten = "select max(lease_until) > $1 from headwater.workers"
+            await until(lambda: connection.fetchval(beaten, before))  # noqa: B023 - awaited here
             assert sum(said in line for line in caplog.messages) == starts
             assert node.supervisor.troubles == {}
             assert await generations(connection) == [(1, "live"), (2, "building")]
