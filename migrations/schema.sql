@@ -418,10 +418,12 @@ CREATE TABLE headwater.workers (
     name text NOT NULL,
     runs text[] NOT NULL COLLATE pg_catalog."C",
     lease_until timestamp with time zone NOT NULL,
-    started_at timestamp with time zone DEFAULT now() NOT NULL
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    paces json DEFAULT '{}'::json NOT NULL
 );
 COMMENT ON TABLE headwater.workers IS 'One row, and one heartbeat, for each process that keeps projections, however many it keeps.';
 COMMENT ON COLUMN headwater.workers.runs IS 'What its code can keep: name and fingerprint of each read model, so that old and new code share out only what is theirs.';
+COMMENT ON COLUMN headwater.workers.paces IS 'Of what it keeps, by name: events a second since the heartbeat before, events a batch and retries since it started. Told with the heartbeat, for `headwater status`.';
 ALTER TABLE ONLY headwater.claims
     ADD CONSTRAINT claims_pkey PRIMARY KEY (name, value);
 ALTER TABLE ONLY headwater.commands

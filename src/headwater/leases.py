@@ -114,7 +114,7 @@ class Leases:
 
     runs: what this code can keep, with the fingerprint of each. run_unit: keeps a unit until it is cancelled, and
     returns when the unit is no longer its own. lease: seconds until another may take over what this process has, when
-    it says nothing more.
+    it says nothing more. paces: told with each heartbeat, as JSON; see `telemetry.Paces`.
     """
 
     def __init__(
@@ -126,7 +126,9 @@ class Leases:
         *,
         run_unit: Callable[[Unit], Awaitable[None]],
         lease: float = 6.0,
+        paces: Callable[[], str] = lambda: "{}",
     ) -> None:
+        self._paces = paces
         self.worker_id = uuid4()
         self._database = database
         self._runs = [_code(name, made) for name, made in runs.items()]
@@ -172,7 +174,7 @@ class Leases:
 
     async def _look(self, connection: asyncpg.Connection) -> None:
         fetch = partial(connection.fetch, timeout=self._lease)
-        await fetch(_SQL["beat"], self.worker_id, _named(), self._runs, self._lease)
+        await fetch(_SQL["beat"], self.worker_id, _named(), self._runs, self._lease, self._paces())
         workers = {row["worker_id"]: frozenset(row["runs"]) for row in await fetch(_SQL["workers"])}
         units = {unit.place: unit for unit in [Unit(*row) for row in await fetch(_SQL["units"])]}
         due = shares(list(units.values()), workers)

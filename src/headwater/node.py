@@ -36,7 +36,7 @@ from headwater.snapshots import Snapshots
 from headwater.standings import read_standings
 from headwater.supervisor import Supervisor
 from headwater.tables import prepare, renew
-from headwater.telemetry import Telemetry
+from headwater.telemetry import Paces, Telemetry
 from headwater.tombstones import Tombstones
 from headwater.trail import Trail
 from headwater.worker import Worker, register_units
@@ -207,6 +207,7 @@ class Node:
             self.supervisor,
             run_unit=self.worker.run_unit,
             lease=self.settings.lease_seconds,
+            paces=Paces(self.worker.progress).told,
         )
         retired = Retired(self.database, seconds=self.settings.retired_seconds)
         self.supervisor.start("retired", partial(retired.run, partial(self.supervisor.well, "retired")))

@@ -32,7 +32,9 @@ from headwater.leases import Unit, shares
 from headwater.log import Append, append
 from headwater.migrate import prepare_views
 from headwater.node import Node
+from headwater.status import Status, status
 from headwater.tables import fingerprint
+from headwater.telemetry import Paces, Progress
 
 HERE = Path(__file__).parent
 VIEWS = 6
@@ -436,7 +438,7 @@ async def test_status(
         }
         assert await asyncio.to_thread(main, ["status"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == "The log ends at position 2."
+        assert lines[0] == "The log ends at position 2. In the last 10 seconds 0.2 events/s were appended."
         assert lines[2].split() == [
             "PROJECTION",
             "GENERATION",
@@ -445,17 +447,24 @@ async def test_status(
             "LAG",
             "OLDEST",
             "WORKER",
+            "EVENTS/S",
+            "A",
+            "BATCH",
+            "RETRIES",
             "PARKED",
             "KEYS",
         ]
-        assert ["Tally0", "1", "live", "2", "0", worker, "0"] in [line.split() for line in lines]
+        assert ["Tally0", "1", "live", "2", "0", worker, "0"] in [
+            line.split()[:6] + line.split()[-1:] for line in lines
+        ]
         assert ["Account", "1", "live", "0", "2", "nobody", "0"] in [
             [word for word in line.split() if ":" not in word] for line in lines
         ]
         assert len({len(line) for line in lines[3:6]}) == 1, "aligned"
         assert node.supervisor.troubles == {}
     assert await asyncio.to_thread(main, ["status"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "No worker is running."
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "No worker is running."
     await connection.execute(
         "update headwater.projections set failure = $1, differences = 2 where name = 'Tally0'", "its sample \x1b[2J"
     )
@@ -464,3 +473,35 @@ async def test_status(
         "Tally0 1 is not built: its sample \\x1b[2J",
         "Tally0 1: 2 rows differ from the log, as the last `headwater verify` found.",
     ]
+
+
+async def test_status_shows_how_fast_each_gets_on(dsn: str, connection: asyncpg.Connection) -> None:
+    """As its worker tells with the heartbeat, once it has done anything."""
+    settings = replace(Settings(), poll_seconds=0.1, lease_seconds=0.3)
+    async with Node(one_view, settings, dsn, serve=False, work=True):
+        head = await write(connection, *(uuid4() for _ in range(50)))
+
+        async def told() -> Status | None:
+            now = await status(connection, {})
+            return now if any(each.paces.get("Tally0") for each in now.workers) else None
+
+        await until(lambda: reached_by(connection, head))
+        now = await until(told)
+        (worker,) = now.workers
+        assert worker.paces["Tally0"].events_per_batch > 0
+        assert worker.paces["Tally0"].retries == 0
+        assert now.appended_per_second == 5.0
+        (row,) = [line.split() for line in now.as_text().splitlines() if line.startswith("Tally0")]
+        assert row[5:] == [worker.name, f"{worker.paces['Tally0'].events_per_second:,.1f}", row[7], "0", "0"]
+
+
+def test_a_pace_is_of_the_time_since_the_heartbeat_before() -> None:
+    now, followed, idle = 0.0, Progress(), Progress()
+    paces = Paces({"Followed": followed, "Idle": idle}, clock=lambda: now)
+    now, followed.events, followed.batches, followed.retries = 2.0, 100, 4, 1
+    told = {"events_per_second": 50.0, "events_per_batch": 25.0, "retries": 1}
+    assert json.loads(paces.told()) == {"Followed": told}
+    now, followed.events, followed.batches = 4.0, 110, 5
+    assert json.loads(paces.told()) == {"Followed": told | {"events_per_second": 5.0, "events_per_batch": 22.0}}
+    now = 6.0
+    assert json.loads(paces.told())["Followed"]["events_per_second"] == 0.0
