@@ -448,7 +448,6 @@ async def test_status(
             "OLDEST",
             "WORKER",
             "EVENTS/S",
-            "A",
             "BATCH",
             "RETRIES",
             "PARKED",
