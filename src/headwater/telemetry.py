@@ -37,6 +37,12 @@ class Distribution:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
+    @property
+    def mean(self) -> float:
+        """Of all values; 0 when there was none."""
+        count = sum(self.counts)
+        return self.total / count if count else 0.0
+
     def ages(self, moments: Sequence[datetime], now: float) -> None:
         """Count the seconds from each moment to now, a Unix time. Neighbours that are alike are counted together."""
         start, last = 0, len(moments) - 1
@@ -103,7 +109,7 @@ class Progress:
 
 class Pace(msgspec.Struct, frozen=True):
     """How one that follows the log gets on. events_per_second: since the heartbeat before. events_per_batch, retries:
-    since its process started."""
+    since its process started, batches without an event not counted."""
 
     events_per_second: float
     events_per_batch: float
@@ -125,11 +131,7 @@ class Paces:
         seconds = max(now - self._told_at, 0.001)
         self._told_at, self._events = now, {name: each.events for name, each in self._progress.items()}
         paces = {
-            name: Pace(
-                round((each.events - before[name]) / seconds, 1),
-                round(each.events / each.batches, 1) if each.batches else 0.0,
-                each.retries,
-            )
+            name: Pace(round((each.events - before[name]) / seconds, 1), round(each.sizes.mean, 1), each.retries)
             for name, each in self._progress.items()
             if each.batches or each.retries
         }

@@ -497,10 +497,12 @@ async def test_status_shows_how_fast_each_gets_on(dsn: str, connection: asyncpg.
 def test_a_pace_is_of_the_time_since_the_heartbeat_before() -> None:
     now, followed, idle = 0.0, Progress(), Progress()
     paces = Paces({"Followed": followed, "Idle": idle}, clock=lambda: now)
-    now, followed.events, followed.batches, followed.retries = 2.0, 100, 4, 1
+    followed.sizes.observe(25, times=4)
+    now, followed.events, followed.batches, followed.retries = 2.0, 100, 9, 1
     told = {"events_per_second": 50.0, "events_per_batch": 25.0, "retries": 1}
     assert json.loads(paces.told()) == {"Followed": told}
-    now, followed.events, followed.batches = 4.0, 110, 5
+    followed.sizes.observe(10)
+    now, followed.events = 4.0, 110
     assert json.loads(paces.told()) == {"Followed": told | {"events_per_second": 5.0, "events_per_batch": 22.0}}
     now = 6.0
     assert json.loads(paces.told())["Followed"]["events_per_second"] == 0.0
