@@ -191,6 +191,7 @@ class Follower:
     async def _follow(self, connection: asyncpg.Connection, position: int, well: Callable[[], None]) -> None:
         try:
             while True:
+                alarms = self._positions.alarms
                 await self._write_tried(connection)
                 await self._try_due(connection)
                 heard = self._positions.known(LOG)
@@ -198,21 +199,22 @@ class Follower:
                 if reached <= position and not self._to_write():
                     self._positions.correct(LOG, heard, reached)
                     well()
-                    await self._wait(position)
+                    await self._wait(position, alarms)
                     continue
                 position = await self._advance(connection, position, events, max(reached, position))
         finally:
             await self._stop_trying()
 
-    async def _wait(self, position: int) -> None:
-        """Until the log moves, a key is set aside or was tried again, or it is time to look all the same."""
+    async def _wait(self, position: int, alarms: int) -> None:
+        """Until the log moves, a key is set aside or was tried again, or it is time to look all the same. alarms: see
+        `Positions.alarms`."""
         patience = self._poll
         if self._may_try():
             patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
         self._woken.clear()
         if self._to_write() or any(tried.done() for tried in self._tries.values()):
             return
-        moved = asyncio.ensure_future(self._positions.moved(LOG, position, patience))
+        moved = asyncio.ensure_future(self._positions.moved(LOG, position, patience, alarms))
         woken = asyncio.ensure_future(self._woken.wait())
         try:
             await asyncio.wait([moved, woken], return_when=asyncio.FIRST_COMPLETED)

@@ -26,6 +26,13 @@ class Positions:
     def __init__(self) -> None:
         self._known: defaultdict[str, int] = defaultdict(int)
         self._waiting: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        self._alarms = 0
+
+    @property
+    def alarms(self) -> int:
+        """How often everyone was woken. Who looks for himself and then waits asks before he looks, and says so when he
+        waits: an alarm in between is not missed."""
+        return self._alarms
 
     def known(self, name: str) -> int:
         """The greatest position heard of; 0 when none was. Ask the database where it must not be too much."""
@@ -49,12 +56,14 @@ class Positions:
 
     def wake_everyone(self) -> None:
         """Something may have been missed: let everyone look for himself."""
+        self._alarms += 1
         for name in list(self._waiting):
             self._wake(name)
 
-    async def moved(self, name: str, after: int, seconds: float) -> None:
-        """Return when the position is heard to be beyond `after`, when everyone is woken, or after so many seconds."""
-        if self._known[name] > after:
+    async def moved(self, name: str, after: int, seconds: float, alarms: int | None = None) -> None:
+        """Return when the position is heard to be beyond `after`, when everyone is woken, or after so many seconds.
+        alarms: how many there were when the caller looked last; when there is another since, it returns at once."""
+        if self._known[name] > after or alarms not in (None, self._alarms):
             return
         waiting = asyncio.get_running_loop().create_future()
         self._waiting[name].add(waiting)

@@ -166,6 +166,7 @@ class Projector(Generic[M]):
     async def _follow(self, connection: asyncpg.Connection, standing: Standing, well: Callable[[], None]) -> None:
         position, attempts = standing.position, 0
         while True:
+            alarms = self._positions.alarms
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
                 await self._try_again(connection, standing)
             heard = self._positions.known(LOG)
@@ -173,7 +174,7 @@ class Projector(Generic[M]):
             if reached <= position:
                 self._positions.correct(LOG, heard, reached)
                 well()
-                await self._wait(position)
+                await self._wait(position, alarms)
                 continue
             try:
                 position = await self._advance(connection, standing, position, events, reached)
@@ -187,12 +188,12 @@ class Projector(Generic[M]):
                 attempts += 1
                 await self._pause(failure, attempts)
 
-    async def _wait(self, position: int) -> None:
-        """Until the log moves, or it is time to look all the same."""
+    async def _wait(self, position: int, alarms: int) -> None:
+        """Until the log moves, or it is time to look all the same. alarms: see `Positions.alarms`."""
         patience = self._poll
         if self._parked:
             patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
-        await self._positions.moved(LOG, position, patience)
+        await self._positions.moved(LOG, position, patience, alarms)
         if self._positions.known(LOG) <= position:
             self._look_at = 0.0  # time is up, or a person rang
 

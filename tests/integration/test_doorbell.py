@@ -343,6 +343,20 @@ async def test_who_waits_is_woken_by_a_later_position_only() -> None:
     assert not any(positions._waiting.values())
 
 
+async def test_an_alarm_between_looking_and_waiting_is_not_missed() -> None:
+    positions = Positions()
+    alarms = positions.alarms
+    positions.wake_everyone()  # while the caller reads, and does not wait yet
+    async with asyncio.timeout(5):
+        await positions.moved(LOG, 0, 3600, alarms)
+    waiting = asyncio.create_task(positions.moved(LOG, 0, 3600, positions.alarms))
+    await asyncio.wait([waiting], timeout=0)
+    assert not waiting.done(), "it is missed once only"
+    positions.wake_everyone()
+    async with asyncio.timeout(5):
+        await waiting
+
+
 async def test_who_waits_too_long_may_look_for_himself() -> None:
     positions = Positions()
     await asyncio.wait_for(positions.moved("log", 0, 0.01), 1)

@@ -40,13 +40,13 @@ class Feed:
         """Follow while anyone watches. Runs under a supervisor, which is told when a failure is got over."""
         while True:
             await self._watched.wait()
-            heard = self._positions.known(self.reader.view.name)
+            heard, alarms = self._positions.known(self.reader.view.name), self._positions.alarms
             changes = await self.reader.changes(self._position)
             well()
             self._hand_out(changes)
             if changes.position == self._position:
                 self._positions.correct(self.reader.view.name, heard, changes.position)
-                await self._positions.moved(self.reader.view.name, self._position, self._poll)
+                await self._positions.moved(self.reader.view.name, self._position, self._poll, alarms)
             self._position = max(self._position, changes.position)
             if not self.watchers:
                 self._watched.clear()
