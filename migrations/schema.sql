@@ -295,6 +295,18 @@ CREATE TABLE headwater.kinds (
     last_position bigint NOT NULL
 );
 COMMENT ON TABLE headwater.kinds IS 'What kinds of events the log holds, as far as headwater.counted says: whether the code reads all of them is asked at each start, and each time only the new end of the log is counted. Derived: may be emptied together with counted.';
+CREATE TABLE headwater.processes (
+    process_id uuid NOT NULL,
+    name text NOT NULL,
+    serves boolean NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    seen_until timestamp with time zone NOT NULL,
+    report json NOT NULL
+);
+COMMENT ON TABLE headwater.processes IS 'What each process tells of itself every few seconds, for `headwater status`. Nothing depends on it.';
+COMMENT ON COLUMN headwater.processes.process_id IS 'That of its row among the workers, where it keeps projections.';
+COMMENT ON COLUMN headwater.processes.seen_until IS 'Until when it counts as running, unless it tells something more.';
+COMMENT ON COLUMN headwater.processes.report IS 'How what it keeps gets on, what became of the commands that it sent to the log, and how soon subscribers had changes.';
 CREATE TABLE headwater.projections (
     name text NOT NULL COLLATE pg_catalog."C",
     generation integer NOT NULL,
@@ -423,7 +435,7 @@ CREATE TABLE headwater.workers (
 );
 COMMENT ON TABLE headwater.workers IS 'One row, and one heartbeat, for each process that keeps projections, however many it keeps.';
 COMMENT ON COLUMN headwater.workers.runs IS 'What its code can keep: name and fingerprint of each read model, so that old and new code share out only what is theirs.';
-COMMENT ON COLUMN headwater.workers.paces IS 'Of what it keeps, by name: events a second since the heartbeat before, events a batch and retries since it started. Told with the heartbeat, for `headwater status`.';
+COMMENT ON COLUMN headwater.workers.paces IS 'Not used any more: `processes.report` has it. It stays for workers that still run code from before.';
 ALTER TABLE ONLY headwater.claims
     ADD CONSTRAINT claims_pkey PRIMARY KEY (name, value);
 ALTER TABLE ONLY headwater.commands
@@ -442,6 +454,8 @@ ALTER TABLE ONLY headwater.head
     ADD CONSTRAINT head_pkey PRIMARY KEY (singleton);
 ALTER TABLE ONLY headwater.kinds
     ADD CONSTRAINT kinds_pkey PRIMARY KEY (category, type, schema_version);
+ALTER TABLE ONLY headwater.processes
+    ADD CONSTRAINT processes_pkey PRIMARY KEY (process_id);
 ALTER TABLE ONLY headwater.projections
     ADD CONSTRAINT projections_pkey PRIMARY KEY (name, generation);
 ALTER TABLE ONLY headwater.sagas

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ import asyncpg
 from headwater import sql
 from headwater.database import UNREACHABLE, Database
 from headwater.positions import Positions
+from headwater.report import process_name
 from headwater.supervisor import Supervisor
 from headwater.tables import Standing
 
@@ -114,7 +113,7 @@ class Leases:
 
     runs: what this code can keep, with the fingerprint of each. run_unit: keeps a unit until it is cancelled, and
     returns when the unit is no longer its own. lease: seconds until another may take over what this process has, when
-    it says nothing more. paces: told with each heartbeat, as JSON; see `telemetry.Paces`.
+    it says nothing more.
     """
 
     def __init__(
@@ -126,9 +125,7 @@ class Leases:
         *,
         run_unit: Callable[[Unit], Awaitable[None]],
         lease: float = 6.0,
-        paces: Callable[[], str] = lambda: "{}",
     ) -> None:
-        self._paces = paces
         self.worker_id = uuid4()
         self._database = database
         self._runs = [_code(name, made) for name, made in runs.items()]
@@ -174,7 +171,7 @@ class Leases:
 
     async def _look(self, connection: asyncpg.Connection) -> None:
         fetch = partial(connection.fetch, timeout=self._lease)
-        await fetch(_SQL["beat"], self.worker_id, _named(), self._runs, self._lease, self._paces())
+        await fetch(_SQL["beat"], self.worker_id, process_name(), self._runs, self._lease)
         workers = {row["worker_id"]: frozenset(row["runs"]) for row in await fetch(_SQL["workers"])}
         units = {unit.place: unit for unit in [Unit(*row) for row in await fetch(_SQL["units"])]}
         due = shares(list(units.values()), workers)
@@ -228,11 +225,6 @@ class Leases:
 
 def _code(name: str, made: str) -> str:
     return f"{name} {made}"
-
-
-def _named() -> str:
-    """The process, for people."""
-    return f"{socket.gethostname()}/{os.getpid()}"
 
 
 def _places(units: Sequence[Unit]) -> tuple[list[str], list[int]]:

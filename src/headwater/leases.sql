@@ -1,8 +1,8 @@
 -- name: beat
 -- The one heartbeat of a process: its lease, and so that of all it owns, lasts from now. It registers the process, too.
-insert into headwater.workers (worker_id, name, runs, lease_until, paces)
-values ($1, $2, $3, now() + $4 * interval '1 second', $5)
-on conflict (worker_id) do update set lease_until = excluded.lease_until, paces = excluded.paces
+insert into headwater.workers (worker_id, name, runs, lease_until)
+values ($1, $2, $3, now() + $4 * interval '1 second')
+on conflict (worker_id) do update set lease_until = excluded.lease_until
 
 -- name: forget
 -- Workers that ended without saying so, long ago.

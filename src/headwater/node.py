@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 
@@ -31,12 +32,13 @@ from headwater.log import Log
 from headwater.migrate import require_schema
 from headwater.positions import Positions
 from headwater.reader import Reader
+from headwater.report import Measures, Reporting
 from headwater.retire import Retired
 from headwater.snapshots import Snapshots
 from headwater.standings import read_standings
 from headwater.supervisor import Supervisor
 from headwater.tables import prepare, renew
-from headwater.telemetry import Paces, Telemetry
+from headwater.telemetry import Telemetry
 from headwater.tombstones import Tombstones
 from headwater.trail import Trail
 from headwater.worker import Worker, register_units
@@ -123,6 +125,7 @@ class Node:
             self._start_serving()
         if self._work:
             await self._start_working()
+        await self._start_reporting()
 
     async def _prepare(self) -> None:
         """The read models' tables are there before anyone asks for them."""
@@ -207,7 +210,6 @@ class Node:
             self.supervisor,
             run_unit=self.worker.run_unit,
             lease=self.settings.lease_seconds,
-            paces=Paces(self.worker.progress).told,
         )
         retired = Retired(self.database, seconds=self.settings.retired_seconds)
         self.supervisor.start("retired", partial(retired.run, partial(self.supervisor.well, "retired")))
@@ -215,6 +217,25 @@ class Node:
         self.supervisor.start("tombstones", partial(tombstones.run, partial(self.supervisor.well, "tombstones")))
         # Left before the supervisor is: what this process has is given back at once.
         await self._stack.enter_async_context(self.leases)
+
+    async def _start_reporting(self) -> None:
+        measures = Measures(
+            self.worker.progress if self.works else {},
+            self.appender.tally if self.decides else None,
+            self.telemetry.sent,
+        )
+        process_id = self.leases.worker_id if self.works else uuid4()
+        await self._stack.enter_async_context(
+            Reporting(
+                self.probe.pool,
+                measures,
+                self.telemetry,
+                self.supervisor,
+                process_id=process_id,
+                serves=self.serves,
+                every=self.settings.lease_seconds / 3,  # with the leases: who is shown is alive
+            )
+        )
 
     @property
     def serves(self) -> bool:

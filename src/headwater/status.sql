@@ -1,12 +1,13 @@
--- name: workers
--- Who is alive, with what it has.
-select w.name, w.started_at,
-       (select count(*) from headwater.projections p where p.owner = w.worker_id and p.state in ('live', 'building'))
+-- name: processes
+-- Who is alive, with what it has and tells. A worker that has not told anything yet is there all the same.
+select coalesce(p.name, w.name) as name, coalesce(p.started_at, w.started_at) as started_at,
+       coalesce(p.serves, false) as serves, w.worker_id is not null as works,
+       (select count(*) from headwater.projections o where o.owner = w.worker_id and o.state in ('live', 'building'))
          as units,
-       w.paces
-  from headwater.workers w
- where w.lease_until > now()
- order by w.name
+       coalesce(p.report, '{}') as report
+  from (select * from headwater.processes where seen_until > now()) p
+  full join (select * from headwater.workers where lease_until > now()) w on w.worker_id = p.process_id
+ order by name, started_at
 
 -- name: appended
 -- Events that were appended in the last seconds. Times never fall with the position: the first of them is found by halving,

@@ -6,14 +6,13 @@ Nothing here knows who reads it. The core's other numbers stand where they arise
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-
-import msgspec
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000)
@@ -61,6 +60,7 @@ class Telemetry:
         self.sent = Distribution(SECONDS)
         self.messages: dict[str, int] = {}
         self.followers = 0
+        self.settling = asyncio.Lock()
         self._unread: deque[tuple[int, float, float]] = deque(maxlen=SENT_AT_MOST)
 
     def operated(self, kind: str, outcome: str, seconds: float) -> None:
@@ -105,34 +105,3 @@ class Progress:
     parked_keys: int = 0
     sizes: Distribution = field(default_factory=lambda: Distribution(SIZES))
     delays: Distribution = field(default_factory=lambda: Distribution(SECONDS))
-
-
-class Pace(msgspec.Struct, frozen=True):
-    """How one that follows the log gets on. events_per_second: since the heartbeat before. events_per_batch, retries:
-    since its process started, batches without an event not counted."""
-
-    events_per_second: float
-    events_per_batch: float
-    retries: int
-
-
-class Paces:
-    """The paces of a process, told with each heartbeat."""
-
-    def __init__(self, progress: Mapping[str, Progress], clock: Callable[[], float] = time.monotonic) -> None:
-        self._progress = progress
-        self._clock = clock
-        self._told_at = clock()
-        self._events = {name: each.events for name, each in progress.items()}
-
-    def told(self) -> str:
-        """As JSON, by name: of those that have done anything. The next call tells what was done since this one."""
-        now, before = self._clock(), self._events
-        seconds = max(now - self._told_at, 0.001)
-        self._told_at, self._events = now, {name: each.events for name, each in self._progress.items()}
-        paces = {
-            name: Pace(round((each.events - before[name]) / seconds, 1), round(each.sizes.mean, 1), each.retries)
-            for name, each in self._progress.items()
-            if each.batches or each.retries
-        }
-        return msgspec.json.encode(paces).decode()

@@ -24,10 +24,11 @@ from headwater.appender import Appender
 from headwater.conductor import Tally
 from headwater.log import Verdict
 from headwater.node import HEALTH_SECONDS, NO_ANSWER, Node
+from headwater.report import settle_ages
 from headwater.sagas import OPEN, Count, counted, limits_of
 from headwater.scheduler import Tally as ScheduleTally
 from headwater.snapshots import Tally as SnapshotTally
-from headwater.standings import Standings, read_standings, recorded_at
+from headwater.standings import Standings, read_standings
 from headwater.telemetry import Distribution, Progress, Telemetry
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -83,14 +84,12 @@ def _tallies(node: Node) -> dict[str, Tally]:
 
 async def _known(node: Node) -> tuple[Standings, Sequence[Count]] | tuple[None, None]:
     """What the database knows."""
-    pool, unread = node.probe.pool, node.telemetry.take_unread()
+    pool = node.probe.pool
     try:
         async with asyncio.timeout(HEALTH_SECONDS):
             standings = await read_standings(pool)
             sagas = await counted(pool, limits_of(node.app.domain))
-            if unread:
-                positions = {position for position, _, _ in unread}
-                node.telemetry.settle(unread, await recorded_at(pool, positions))
+            await settle_ages(pool, node.telemetry)
     except NO_ANSWER:
         return None, None  # shown as a metric of its own; the supervisor's tasks have logged it
     return standings, sagas
@@ -217,8 +216,8 @@ def _serving(telemetry: Telemetry, subscriptions: Mapping[str, int], sockets: in
     yield _counter("sent_messages", "Changes that subscribers have taken.", _labelled(telemetry.messages), ["to"])
     yield _histogram(
         "append_to_sent_seconds",
-        "From the recording of an event to the moment when a subscriber had taken its change; of the last 10000 "
-        "changes between two scrapes.",
+        "From the recording of an event to the moment when a subscriber had taken its change; of 10000 changes every "
+        "few seconds, at most.",
         [([], telemetry.sent)],
     )
 
