@@ -111,6 +111,11 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
+def ratio(values: list[float], beside: list[float]) -> float:
+    """The middle of the rounds' ratios."""
+    return median([value / other for value, other in zip(values, beside, strict=True)])
+
+
 def deposit(account: UUID) -> Deposit:
     """A command of one event."""
     return Deposit(account_id=account, amount=CENT)
