@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -20,6 +23,10 @@ from headwater.node import Node
 
 _names = itertools.count(1)
 
+MEMORY = Path("/dev/shm")
+ENOUGH = 4 * 2**30
+"""Bytes that must be free there: the suite's servers do not need half of them."""
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
@@ -27,8 +34,16 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     a restart only, a database is cloned in half the time."""
     options = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
     options |= {"max_connections": "200", "max_prepared_transactions": "10"}
-    with embedded.temporary(options=options) as server:
+    with embedded.temporary(options=options, within=_memory()) as server:
         yield server
+
+
+def _memory() -> Path | None:
+    """A file system in memory, if there is one with room: a database is hundreds of files, and a disk takes its time to
+    make them, on some machines most of the suite's."""
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH:
+        return MEMORY
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -470,8 +470,8 @@ async def test_what_a_swap_in_vain_has_folded_is_folded_again(
             await other.fetch("select * from read.tally")
             task = asyncio.create_task(builder.build(standing))
             waits = "select count(*) from pg_locks where not granted and relation = 'read.tally'::regclass"
-            await until(lambda: _is(connection, waits, 1))
-            await until(lambda: _is(connection, waits, 0))
+            await until(lambda: _is(other, waits, 1))
+            await until(lambda: _is(other, waits, 0))
         await other.close()
         await asyncio.wait_for(task, 20)
     assert samples == [1]

@@ -425,11 +425,12 @@ async def test_exactly_once_though_the_worker_is_killed(start: Start, dsn: str, 
     dice = random.Random(20)
     node = await start(settings=QUICK, work=False)
     accounts = await bank_accounts(node, 30)
+    killed = asyncio.Event()
 
     async def load() -> None:
-        for _ in range(40):
+        while not killed.is_set() or await node.log.head() < 4000:
             await bank_load(node, accounts, 150, dice)
-            # Not far ahead, so that the load lasts as long as the killing.
+            # Not far ahead, so that what is left to do after the killing is little.
             await reached(node.positions, account_view.name, await node.log.head() - 1000, seconds=60)
 
     loading = asyncio.create_task(load())
@@ -438,7 +439,8 @@ async def test_exactly_once_though_the_worker_is_killed(start: Start, dsn: str, 
         async with worker(dsn):
             # At some moment of the work: right after a commit is heard of, in the middle of a later one.
             await reached(node.positions, account_view.name, begun + dice.randrange(1, 700))
-        assert not loading.done(), "the load was over before the killing was"
+        assert not loading.done(), "it has failed"
+    killed.set()
     async with worker(dsn):
         await asyncio.wait_for(loading, 60)
         head = await node.log.head()

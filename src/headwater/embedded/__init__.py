@@ -116,9 +116,10 @@ def arguments(socket: Path, options: Mapping[str, str]) -> list[str]:
 
 
 @contextmanager
-def temporary(*, options: Mapping[str, str] = NO_OPTIONS) -> Iterator[EmbeddedPostgres]:
-    """A server for tests: nothing of it is left afterwards, and it does not wait for the disk."""
-    data = Path(tempfile.mkdtemp(prefix="headwater-data-")).resolve()
+def temporary(*, options: Mapping[str, str] = NO_OPTIONS, within: Path | None = None) -> Iterator[EmbeddedPostgres]:
+    """A server for tests: nothing of it is left afterwards, and it does not wait for the disk. within: the folder to
+    keep it in meanwhile; left out: the system's for temporary files."""
+    data = Path(tempfile.mkdtemp(prefix="headwater-data-", dir=within)).resolve()
     try:
         data.chmod(0o711)
         server = start(data, options={"fsync": "off", **options})
