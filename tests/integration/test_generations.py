@@ -24,7 +24,7 @@ from tests.waiting import until
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
-from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Stop, View, rebuild
+from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Stop, View, rebuild, retire
 from headwater.codec import encode
 from headwater.config import Settings
 from headwater.database import LOST, Database
@@ -1281,7 +1281,10 @@ async def test_the_command_builds_as_a_worker_when_there_is_none(dsn: str, conne
     assert "the app has no read model 'Acount'; it has" in err
 
 
-async def test_the_old_rows_are_dropped_after_a_time(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_the_old_rows_are_dropped_after_a_time(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retire, "LOCK_SECONDS", 0.2)
     await made(connection, dsn, Counted(thing_id=(key := uuid4())), Removed(thing_id=key))
     await build(dsn, new_view, new, await registered(connection))
     async with Database(dsn) as database:
@@ -1298,9 +1301,10 @@ async def test_the_old_rows_are_dropped_after_a_time(dsn: str, connection: async
 
 
 async def test_what_cannot_be_dropped_holds_up_nothing_else(
-    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator's view on the table, or a query that goes on for long: what else is due is dropped."""
+    monkeypatch.setattr(retire, "LOCK_SECONDS", 0.2)
     await made(connection, dsn, Counted(thing_id=uuid4()))
     for _ in range(3):
         await build(dsn, old_view, old, await force(connection, old_view))
