@@ -28,7 +28,7 @@ from headwater.failure import Stop, policy_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.positions import LOG, Positions
-from headwater.refusals import is_refusal, misfits
+from headwater.refusals import is_refusal, misfits, objection
 from headwater.tables import Standing, delete_sql, load_sql, model_reader, upsert_sql, writer_of
 from headwater.telemetry import Progress
 from headwater.view import ReadModel, View
@@ -469,18 +469,7 @@ class Projector(Generic[M]):
         return refused
 
     async def _objection(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> Exception | None:
-        """What the database says to these rows, without writing them."""
-        transaction = connection.transaction()
-        await transaction.start()
-        try:
-            await connection.execute(self._write.upsert, *self._arrays(rows))
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            return error
-        finally:
-            await transaction.rollback()
-        return None
+        return await objection(connection, lambda: connection.execute(self._write.upsert, *self._arrays(rows)))
 
 
 class _Statements:

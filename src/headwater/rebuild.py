@@ -35,7 +35,7 @@ from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
-from headwater.refusals import is_refusal, misfits
+from headwater.refusals import is_refusal, misfits, objection
 from headwater.tables import (
     SCHEMA,
     Standing,
@@ -339,9 +339,9 @@ class _Build(Generic[M]):
                 continue
             if model is not row.model:
                 if suspects and key in suspects and model is not None:
-                    objection = await self._objection([_Row(key, model, event.position, row.stored)])
-                    if objection is not None:
-                        self._set_aside(key, event, objection)
+                    refusal = await self._objection([_Row(key, model, event.position, row.stored)])
+                    if refusal is not None:
+                        self._set_aside(key, event, refusal)
                         continue
                 row.model, row.position = model, event.position
                 if not row.changed:
@@ -440,18 +440,7 @@ class _Build(Generic[M]):
         await self._restore()
 
     async def _objection(self, rows: Sequence[_Row]) -> Exception | None:
-        """What PostgreSQL says to these rows, without writing them."""
-        transaction = self._writing.transaction()
-        await transaction.start()
-        try:
-            await self._write_rows(rows)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            return error
-        finally:
-            await transaction.rollback()
-        return None
+        return await objection(self._writing, lambda: self._write_rows(rows))
 
     def _settle(self, reached: int) -> None:
         for row in self._changed:

@@ -21,11 +21,26 @@ def is_refusal(error: Exception) -> bool:
     return not isinstance(error, PASSING)
 
 
-async def misfits(rows: Sequence[T], objection: Callable[[Sequence[T]], Awaitable[Exception | None]]) -> list[T]:
-    """Which of the rows are refused, found by halving. objection: what the database says to some of them."""
-    if not rows or await objection(rows) is None:
+async def objection(connection: asyncpg.Connection, write: Callable[[], Awaitable[object]]) -> Exception | None:
+    """What PostgreSQL says to rows, without their being written: the write is undone. Faults of its own are raised."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await write()
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        return error
+    finally:
+        await transaction.rollback()
+    return None
+
+
+async def misfits(rows: Sequence[T], ask: Callable[[Sequence[T]], Awaitable[Exception | None]]) -> list[T]:
+    """Which of the rows are refused, found by halving. ask: what the database says to some of them."""
+    if not rows or await ask(rows) is None:
         return []
     if len(rows) == 1:
         return list(rows)
     half = len(rows) // 2
-    return [*await misfits(rows[:half], objection), *await misfits(rows[half:], objection)]
+    return [*await misfits(rows[:half], ask), *await misfits(rows[half:], ask)]
