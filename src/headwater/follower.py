@@ -12,7 +12,6 @@ who takes to know it again.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple, Protocol, TypeVar
@@ -255,13 +254,7 @@ class Follower:
         return reached
 
     def _count(self, events: Sequence[Recorded[Event]], reached: int) -> None:
-        progress = self.progress
-        progress.position = reached
-        progress.events += len(events)
-        progress.batches += 1
-        if events:
-            progress.sizes.observe(len(events))
-            progress.delays.ages([event.recorded_at for event in events], time.time())
+        self.progress.passed([event.recorded_at for event in events], reached)
         self._positions.report(self._name, reached)
 
     async def _take_all(self, key: UUID, events: Sequence[Recorded[Event]]) -> list[Letter]:

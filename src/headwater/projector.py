@@ -236,12 +236,7 @@ class Projector(Generic[M]):
         return self._passed([event for event in events if event.position < folded.cut_at], folded.cut_at - 1)
 
     def _passed(self, events: Sequence[Recorded[Event]], reached: int) -> int:
-        self.progress.position = reached
-        self.progress.events += len(events)
-        self.progress.batches += 1
-        if events:
-            self.progress.sizes.observe(len(events))
-            self.progress.delays.ages([event.recorded_at for event in events], time.time())
+        self.progress.passed([event.recorded_at for event in events], reached)
         self._positions.report(self._view.name, reached)
         return reached
 

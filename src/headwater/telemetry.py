@@ -105,3 +105,12 @@ class Progress:
     parked_keys: int = 0
     sizes: Distribution = field(default_factory=lambda: Distribution(SIZES))
     delays: Distribution = field(default_factory=lambda: Distribution(SECONDS))
+
+    def passed(self, recorded: Sequence[datetime], position: int) -> None:
+        """A batch is committed, up to a position; recorded: when each of its events was."""
+        self.position = position
+        self.events += len(recorded)
+        self.batches += 1
+        if recorded:
+            self.sizes.observe(len(recorded))
+            self.delays.ages(recorded, time.time())
