@@ -334,7 +334,7 @@ CREATE TABLE headwater.projections (
 );
 COMMENT ON TABLE headwater.projections IS 'How far each projection has come. The position moves by compare-and-swap in the transaction that writes the rows: that is what makes them exactly once.';
 COMMENT ON COLUMN headwater.projections.generation IS 'The physical table of the rows; clients read a view on the live one.';
-COMMENT ON COLUMN headwater.projections.fingerprint IS 'Of the declared columns, and the values of their enums: another means the rows are made again, unless all that is new is more values.';
+COMMENT ON COLUMN headwater.projections.fingerprint IS 'Of what is declared: columns, the values of their enums, indexes and version, and after a point the kinds of events that are taken. Of a saga or a reactor only the latter. Another means that the rows are made again, or that older code must leave it.';
 COMMENT ON COLUMN headwater.projections.state IS 'live: clients read it. building: made beside the live one. retired: was live, or was given up; its table is dropped after a time, the row stays, so that older code that starts again does not take its own declaration for a new one.';
 COMMENT ON COLUMN headwater.projections.repairs IS 'How often rows were changed by events that the position had passed long before: dead letters that were folded after all.';
 COMMENT ON COLUMN headwater.projections.edition IS 'Another one means that rows may differ though no position says so: readers start again from a snapshot.';
@@ -345,7 +345,7 @@ COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases it. It 
 COMMENT ON COLUMN headwater.projections.fence IS 'Rises with each lease, so that a holder that slept cannot commit.';
 COMMENT ON COLUMN headwater.projections.forgotten IS 'Up to here removals are forgotten, their tombstones pruned: a cursor from before it misses some of them.';
 COMMENT ON COLUMN headwater.projections.enums IS 'JSON: the values that each column of an enum may hold, as declared.';
-COMMENT ON COLUMN headwater.projections.earlier IS 'Fingerprints of older code, whose enums had fewer values, and whose rows this generation has kept.';
+COMMENT ON COLUMN headwater.projections.earlier IS 'Fingerprints of code that has kept it before, had enums of fewer values or took other kinds of events, and must leave it.';
 COMMENT ON COLUMN headwater.projections.hindrance IS 'What is in the way of its swap, which is tried again by itself.';
 CREATE TABLE headwater.sagas (
     stream_id uuid NOT NULL,

@@ -15,3 +15,9 @@ comment on column headwater.processes.report is
 
 comment on column headwater.workers.paces is
   'Not used any more: `processes.report` has it. It stays for workers that still run code from before.';
+
+comment on column headwater.projections.fingerprint is
+  'Of what is declared: columns, the values of their enums, indexes and version, and after a point the kinds of events that are '
+  'taken. Of a saga or a reactor only the latter. Another means that the rows are made again, or that older code must leave it.';
+comment on column headwater.projections.earlier is
+  'Fingerprints of code that has kept it before, had enums of fewer values or took other kinds of events, and must leave it.';

@@ -87,9 +87,19 @@ class Taker(Protocol):
         ...
 
 
-async def register(connection: Connection, name: str, fingerprint: str, *, from_end: bool = False) -> None:
-    """Make a unit that workers share out by leases. from_end: it is not concerned with what has happened so far."""
-    if (await connection.execute(_SQL["register"], name, fingerprint, from_end)) != "INSERT 0 0":
+async def register(
+    connection: Connection, name: str, fingerprint: str, *, from_end: bool = False, insist: bool = False
+) -> None:
+    """Make a unit that workers share out by leases, or have it be this code's from now on. from_end: it is not
+    concerned with what has happened so far.
+
+    A unit whose fingerprint is another was that of older code, which would pass over what it does not know: as in
+    `tables.adopt`, it is handed to this code, with the fence raised. Where this code had it before, this is the older
+    one, and takes it back only if `insist` says that it is the one to go on with.
+    """
+    made = await connection.execute(_SQL["register"], name, fingerprint, from_end)
+    adopted = await connection.execute(_SQL["adopt"], name, fingerprint, insist)
+    if (made, adopted) != ("INSERT 0 0", "UPDATE 0"):
         await connection.execute(_SQL["ring"])
 
 

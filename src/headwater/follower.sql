@@ -38,6 +38,14 @@ insert into headwater.projections (name, generation, version, fingerprint, table
 select $1, 1, 1, $2, '', case when $3 then h.position else 0 end, 'live' from headwater.head h
 on conflict do nothing
 
+-- name: adopt
+-- A unit of another declaration is this one's from now on, and nobody's yet; not one that this one has given away before,
+-- unless ($3) that is insisted on.
+update headwater.projections
+   set earlier = array_append(array_remove(earlier, fingerprint), fingerprint), fingerprint = $2, fence = fence + 1,
+       owner = null
+ where name = $1 and state = 'live' and fingerprint <> $2 and ($3 or $2 <> all(earlier))
+
 -- name: ring
 -- Workers: there is something to lease.
 select pg_notify('headwater', 'leases:' || (extract(epoch from clock_timestamp()) * 1000)::bigint)

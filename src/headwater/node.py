@@ -37,7 +37,7 @@ from headwater.retire import Retired
 from headwater.snapshots import Snapshots
 from headwater.standings import read_standings
 from headwater.supervisor import Supervisor
-from headwater.tables import prepare, renew
+from headwater.tables import adopt, prepare, renew
 from headwater.telemetry import Telemetry
 from headwater.tombstones import Tombstones
 from headwater.trail import Trail
@@ -132,10 +132,8 @@ class Node:
         async with self.database.pool.acquire() as connection:
             for view in self.app.domain.views:
                 await prepare(connection, view)
-                if self._work:
-                    await renew(connection, view)
-            if self._work:
-                await register_units(connection, self.app.domain)
+                await (renew if self._work else adopt)(connection, view)
+            await register_units(connection, self.app.domain)
 
     def _start_doorbell(self) -> None:
         bell = PostgresBell(self.database)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -25,7 +25,9 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from headwater import sql
 from headwater.database import Connection
+from headwater.errors import HeadwaterError
 from headwater.fields import Field, Kind
+from headwater.messages import Event
 from headwater.relations import LONGEST_NAME
 from headwater.relations import SCHEMA as SCHEMA
 from headwater.relations import snake_case as snake_case
@@ -51,6 +53,10 @@ _TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {
 
 
 _FROM_JSON: dict[Kind, Callable[[str], Any]] = {Kind.TIME: datetime.fromisoformat, Kind.DATE: date.fromisoformat}
+
+
+class Outdated(HeadwaterError):
+    """This code is older than that which declared what is live; the sentence says which, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,19 @@ def table_of(view: View[Any], name: str | None = None, *, without: Collection[st
 
 
 def fingerprint(view: View[Any]) -> str:
-    """Changes when the columns, the values of an enum, the indexes or the declared version do. Then the rows must be
-    made again, unless an enum has only got more values: see `renew`."""
-    return _fingerprint(view, _enums(view))
+    """Changes when the columns, the values of an enum, the indexes or the declared version do: then the rows must be
+    made again, unless an enum has only got more values. And when the kinds of events do, that are folded: then older
+    code must not go on, since it would pass over those that it does not know. See `renew`."""
+    return f"{_shape(view, _enums(view))}.{kinds_of(view.events)}"
 
 
-def _fingerprint(view: View[Any], enums: Mapping[str, Collection[str]]) -> str:
+def kinds_of(events: Iterable[type[Event]]) -> str:
+    """Changes when the types of events do, or their versions."""
+    kinds = sorted((event.event_name, event.event_version) for event in events)
+    return hashlib.sha256(json.dumps(kinds).encode()).hexdigest()[:8]
+
+
+def _shape(view: View[Any], enums: Mapping[str, Collection[str]]) -> str:
     columns = [(c.name, c.type.compile(_DIALECT), c.nullable) for c in columns_of(view)]
     declared = [columns, view.key, _indexed(view), view.model.model_version]
     shape = json.dumps([*declared, enums] if enums else declared)
@@ -122,8 +135,8 @@ async def prepare(connection: Connection, view: View[Any]) -> Standing:
 async def renew(connection: Connection, view: View[Any], *, insist: bool = False) -> Standing | None:
     """Register the next generation where the live one was declared otherwise; None where there is nothing to build.
 
-    Where enums have got more values and nothing else has changed, the live generation is handed to this code as it is:
-    all its rows can be read. Older code, which cannot read what will be written, leaves it, as it leaves any other.
+    Where enums have got more values, or the kinds of events are others, and nothing else has changed, the live
+    generation is handed to this code as it is: see `adopt`.
 
     A declaration that was live before is that of older code, which a rolling deploy may still start: it builds nothing,
     unless `insist` says that this code is the one to go on with. Then what others are building is given up, too, and a
@@ -148,26 +161,55 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
                 view.model.__name__,
             )
             return None
-        if await _grow(connection, view, made):
+        if await _adopt(connection, view, made):
             return None
         return await _next(connection, view)
 
 
-async def _grow(connection: Connection, view: View[Any], made: str) -> bool:
-    """Whether the live generation is of this declaration but for more values of its enums; then it is made so."""
+async def adopt(connection: Connection, view: View[Any]) -> None:
+    """Have the live generation be this code's from now on, if its rows are what this code declares but for more values
+    of its enums, or other kinds of events.
+
+    Older code cannot read what will be written, or would pass over events that it does not know, and nobody would look
+    at them again. So this comes before this code appends anything: the fence rises with it, and what older code has yet
+    to commit is void. Code whose declaration was live before is older code, and adopts nothing.
+    """
+    async with alone(connection, view.name):
+        made = fingerprint(view)
+        if not await connection.fetch(_SQL["declared"], view.name, made):
+            await _adopt(connection, view, made)
+
+
+async def _adopt(connection: Connection, view: View[Any], made: str) -> bool:
+    """Whether the live generation is this code's now."""
     live, before = await connection.fetchrow(_SQL["enums"], view.name) or ("", "{}")
     now, had = _enums(view), json.loads(before)
-    if live != _fingerprint(view, had) or any(not set(values) <= set(now[column]) for column, values in had.items()):
+    shape = live.partition(".")[0]
+    if shape != _shape(view, had) or any(not set(values) <= set(now[column]) for column, values in had.items()):
         return False
-    await connection.execute(_SQL["grow"], view.name, made, json.dumps(now))
+    # What older code is building would take this one's place.
+    given_up = await connection.fetch(_SQL["give_up_earlier"], view.name)
+    await connection.execute(_SQL["adopt"], view.name, made, json.dumps(now))
     await connection.execute(_SQL["ring"])
+    if given_up:
+        await _next(connection, view)
     return True
 
 
 async def rebuild(connection: Connection, view: View[Any]) -> Standing:
     """Register a generation though nothing has changed. One that is being built already goes on instead, unless it has
-    failed: then it is given up."""
+    failed: then it is given up.
+
+    Raises:
+        Outdated: this is older code than that of the live generation.
+    """
     async with alone(connection, view.name):
+        states = {row["state"] for row in await connection.fetch(_SQL["declared"], view.name, fingerprint(view))}
+        if states == {"retired"}:
+            raise Outdated(
+                f"{view.model.__name__} is declared as an earlier generation was, so this is older code than that of "
+                "the live one. Run `headwater migrate` with it if it is to go on."
+            )
         return await _next(connection, view)
 
 

@@ -9,7 +9,7 @@ select generation, table_name, position, fence, fingerprint
  where name = $1 and state = 'live'
 
 -- name: declared
--- The generations that were made from a declaration. One that has passed to code with more enum values is as good as retired.
+-- The generations that were made from a declaration. One that has passed to newer code is as good as retired.
 select case when fingerprint = $2 then state else 'retired' end as state, generation, failure
   from headwater.projections
  where name = $1 and (fingerprint = $2 or $2 = any(earlier))
@@ -18,10 +18,19 @@ select case when fingerprint = $2 then state else 'retired' end as state, genera
 -- What the live generation was declared as, and the enum values that its rows may hold.
 select fingerprint, enums from headwater.projections where name = $1 and state = 'live'
 
--- name: grow
--- The live generation is this declaration's from now on, with its rows.
+-- name: give_up_earlier
+-- What is being built from the declarations that the live generation has had so far.
+update headwater.projections b set state = 'retired', retired_at = now(), owner = null
+  from headwater.projections l
+ where b.name = $1 and b.state = 'building' and l.name = $1 and l.state = 'live'
+   and b.fingerprint = any(array_append(l.earlier, l.fingerprint))
+returning b.generation
+
+-- name: adopt
+-- The live generation is this declaration's from now on, with its rows, and nobody's yet.
 update headwater.projections
-   set earlier = array_append(earlier, fingerprint), fingerprint = $2, enums = $3
+   set earlier = array_append(array_remove(earlier, fingerprint), fingerprint), fingerprint = $2, enums = $3,
+       fence = fence + 1, owner = null
  where name = $1 and state = 'live'
 
 -- name: building

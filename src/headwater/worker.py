@@ -25,25 +25,32 @@ from headwater.rebuild import Rebuild
 from headwater.saga import Saga
 from headwater.scheduler import SCHEDULES, Scheduler
 from headwater.supervisor import Supervisor
-from headwater.tables import Standing, fingerprint
+from headwater.tables import Standing, fingerprint, kinds_of
 from headwater.telemetry import Progress
 from headwater.view import View
 
-CONDUCTED = "saga"
-"""The fingerprint of a saga's unit: any code that brings the saga can run it, since its records tell what follows."""
-REACTED = "reactor"
-"""The fingerprint of a reactor's unit: any code that brings the reactor can run it."""
 SCHEDULED = "schedules"
 """The fingerprint of the schedules' unit."""
 
 
-async def register_units(connection: Connection, domain: Domain) -> None:
+def conducted(saga: Saga[Any, Any]) -> str:
+    """The fingerprint of a saga's unit: any code that brings the saga, and takes the same events, can run it, since its
+    records tell what follows."""
+    return f"saga.{kinds_of(saga.events)}"
+
+
+def reacted(reactor: Reactor) -> str:
+    """The fingerprint of a reactor's unit: any code that brings the reactor, and takes the same events, can run it."""
+    return f"reactor.{kinds_of(reactor.events)}"
+
+
+async def register_units(connection: Connection, domain: Domain, *, insist: bool = False) -> None:
     """Make the checkpoints that are missing now, so that what is appended before the first worker starts is not passed
-    over."""
+    over, and have older code keep none that it would pass over something with. insist: see `register`."""
     for saga in domain.sagas:
-        await register(connection, saga.category, CONDUCTED, from_end=not saga.from_start)
+        await register(connection, saga.category, conducted(saga), from_end=not saga.from_start, insist=insist)
     for reactor in domain.reactors:
-        await register(connection, reactor.unit, REACTED, from_end=not reactor.from_start)
+        await register(connection, reactor.unit, reacted(reactor), from_end=not reactor.from_start, insist=insist)
     if domain.schedules:
         await register(connection, SCHEDULES, SCHEDULED)
 
@@ -95,8 +102,8 @@ class Worker:
         """What this code can keep, with the fingerprint of each."""
         return (
             {view.name: fingerprint(view) for view in self._domain.views}
-            | dict.fromkeys(self.conductors, CONDUCTED)
-            | dict.fromkeys(self.reacting, REACTED)
+            | {saga.category: conducted(saga) for saga in self._domain.sagas if saga.category in self.conductors}
+            | {reactor.unit: reacted(reactor) for reactor in self._domain.reactors}
             | ({} if self.scheduler is None else {SCHEDULES: SCHEDULED})
         )
 

@@ -45,7 +45,7 @@ from headwater.reader import Order, Reader
 from headwater.rebuild import BuildStopped, Rebuild
 from headwater.retire import Retired
 from headwater.supervisor import backoff
-from headwater.tables import Standing, _fingerprint, fingerprint, model_reader, prepare, renew
+from headwater.tables import Standing, _shape, fingerprint, model_reader, prepare, renew
 from headwater.tables import rebuild as force
 
 FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
@@ -1402,11 +1402,11 @@ async def test_an_enum_that_loses_a_value_has_its_rows_made_again(dsn: str, conn
     assert await generations(connection) == [(1, "retired"), (2, "live")]
 
 
-async def test_rows_of_before_enums_were_noted_are_kept(connection: asyncpg.Connection) -> None:
+async def test_rows_of_before_enums_and_kinds_were_noted_are_kept(connection: asyncpg.Connection) -> None:
     view = view_in(with_sizes("s", "m"))
     await prepare(connection, view)
     await connection.execute(
-        "update headwater.projections set enums = '{}', fingerprint = $1 where name = 'Tally'", _fingerprint(view, {})
+        "update headwater.projections set enums = '{}', fingerprint = $1 where name = 'Tally'", _shape(view, {})
     )
     assert await renew(connection, view) is None
     query = "select fingerprint from headwater.projections where name = 'Tally'"

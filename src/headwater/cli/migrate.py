@@ -31,4 +31,4 @@ async def migrated(app: App, dsn: str) -> None:
         await migrate(dsn)
         await prepare_views(dsn, app.domain.views)
         async with Database(dsn, pool_size=1) as database, database.pool.acquire() as connection:
-            await register_units(connection, app.domain)
+            await register_units(connection, app.domain, insist=True)
