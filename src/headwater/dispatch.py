@@ -147,7 +147,7 @@ class Dispatcher:
         Raises:
             Refused: the decision's no, `VersionConflict` among them.
             Overloaded, Unavailable, Contended: nothing was written.  OutcomeUnknown: it may have been.
-            CommandIdReused: the id belongs to another stream's command.
+            CommandIdReused: the id belongs to another command.
         """
         if command_id is not None and is_internal(command_id):
             raise InvalidInput(
@@ -290,6 +290,7 @@ class Dispatcher:
                 origin.tenant,
                 origin.traceparent,
                 claims,
+                asked.command.command_name,
             ),
             stream.chain,
         )
@@ -318,6 +319,10 @@ class Dispatcher:
         used = f"commandId {asked.command_id} was used before"
         if done.stream_id != asked.stream_id:
             raise CommandIdReused(f"{used}, for {done.stream_id}; nothing was written.", done.stream_id)
+        with reading_the_log():
+            name = await self._log.name_of(asked.command_id)
+        if name not in (asked.command.command_name, None):
+            raise CommandIdReused(f"{used}, for {name}; nothing was written.", done.stream_id)
         if asked.own and not await self.is_from(asked.command_id, asked.origin):
             raise CommandIdReused(f"{used}, by another than {asked.origin.actor}; nothing was written.", done.stream_id)
         return Accepted(asked.command_id, asked.stream_id, done.version, done.position)

@@ -1,7 +1,7 @@
 """The log: append in commit order, read by stream or by position. Everything else is a fold over it.
 
 Positions are contiguous and become visible in their own order, so a reader that has seen N has seen everything up to N.
-How that is done is in `headwater.append` (migrations/versions/0007_claims_once.sql).
+How that is done is in `headwater.append` (migrations/versions/0014_command_names.sql).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Append(msgspec.Struct, gc=False):
     """One command's events on their way into the log.
 
     expected: the stream's version, `NEW`, or None for any. events: (type, schema version, JSON text) each, at most
-    `MOST_EVENTS`.
+    `MOST_EVENTS`. name: the command's; None for what is no command, such as a record.
     """
 
     command_id: UUID
@@ -71,6 +71,7 @@ class Append(msgspec.Struct, gc=False):
     tenant: str | None = None
     traceparent: str | None = None
     claims: Sequence[Take | Release] = ()
+    name: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.events) > MOST_EVENTS:
@@ -102,6 +103,7 @@ async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
         base = await connection.fetchval(
             _SQL["append_plain"],
             [each.command_id for each in batch],
+            [each.name for each in batch],
             [each.stream_id for each in batch],
             [each.expected for each in batch],
             behind if True in behind else None,
@@ -117,7 +119,7 @@ async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
 
 def _behind(batch: Sequence[Append]) -> list[bool] | None:
     """Whether the command before each on its stream is in the batch too; None when the batch is not plain, see
-    migrations/versions/0005_append_once.sql."""
+    migrations/versions/0014_command_names.sql."""
     reached: dict[UUID, int] = {}
     behind = []
     for each in batch:
@@ -155,6 +157,7 @@ def _command_columns(batch: Sequence[Append]) -> tuple[Any, ...]:
     counts = [len(each.events) for each in batch]
     return (
         [each.command_id for each in batch],
+        [each.name for each in batch],
         [each.stream_id for each in batch],
         [each.expected for each in batch],
         None if counts.count(1) == len(counts) else counts,
@@ -313,6 +316,10 @@ class Log:
         """What an accepted command came to, or None when it never was accepted."""
         row = await self._pool.fetchrow(_SQL["result_of"], command_id)
         return None if row is None else Appended(Verdict.DONE, row["version"], row["position"], row["stream_id"])
+
+    async def name_of(self, command_id: UUID) -> str | None:
+        """What an accepted command is called; None when it never was accepted, or code of before wrote it."""
+        return await self._pool.fetchval(_SQL["name_of"], command_id)  # type: ignore[no-any-return]  # text
 
     async def origin_of(self, command_id: UUID) -> tuple[str | None, UUID | None] | None:
         """The actor and the causation id of an accepted command's events; None when it has left none."""

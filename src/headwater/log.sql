@@ -1,11 +1,11 @@
 -- name: append
 -- Many commands in one call, and a verdict for each. See the function's comment.
 select verdicts, versions, positions, streams, blockers
-  from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+  from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 
 -- name: append_plain
 -- A batch of one-event commands as a whole: the position before it, or null when anyone in it loses.
-select headwater.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+select headwater.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 
 -- name: head
 -- Where the log ends.
@@ -56,6 +56,13 @@ select stream_id, version, position from headwater.events where command_id = $1
  union all
 select stream_id, version, position from headwater.commands where command_id = $1
  order by position desc
+ limit 1
+
+-- name: name_of
+-- What the command of an id is called, as far as that is known; no row for one that never was accepted.
+(select command as name from headwater.events where command_id = $1 order by ordinal limit 1)
+ union all
+select name from headwater.commands where command_id = $1
  limit 1
 
 -- name: origin_of

@@ -1,7 +1,7 @@
 """The audit trail as lines of text: one an event, or the tree of what caused what.
 
 A tree is made of commands, the events that each left, and under the event or the command that led to it, the commands
-that followed. The log keeps no command's name, only its id and its events; a command without events left no trace.
+that followed. A command without events left no trace, and of those of older code the log keeps no name.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def json_of(entry: Entry) -> str:
         "data": msgspec.Raw(entry.data.encode()),
         "recordedAt": entry.recorded_at,
         "actor": entry.actor,
+        "command": entry.command,
         "commandId": entry.command_id,
         "correlationId": entry.correlation_id,
         "causationId": entry.causation_id,
@@ -94,7 +95,7 @@ def _branch(root: UUID, commands: dict[UUID, list[Entry]], led_to: dict[UUID, li
 
 
 def _command_line(command: UUID, first: Entry) -> str:
-    return printable(f"command {command}  {_time(first)}{_by(first)}")
+    return printable(f"{first.command or 'command'} {command}  {_time(first)}{_by(first)}")
 
 
 def _event_line(entry: Entry) -> str:

@@ -27,7 +27,7 @@ logger = logging.getLogger("headwater.trail")
 
 _COLUMNS = (
     "position, event_id, stream_id, category, version, type, schema_version, data, recorded_at, actor, command_id, "
-    "correlation_id, causation_id"
+    "correlation_id, causation_id, command"
 )
 _SQL = {
     (name, backward): text.format(columns=_COLUMNS, direction="desc" if backward else "asc")
@@ -48,7 +48,8 @@ PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event as it is stored. `data` is JSON text of `schema_version`; `recorded_at` is UTC."""
+    """An event as it is stored. `data` is JSON text of `schema_version`; `recorded_at` is UTC. `command` is the name of
+    the command that it came of, where the log knows it."""
 
     position: int
     event_id: UUID
@@ -63,6 +64,7 @@ class Entry:
     command_id: UUID
     correlation_id: UUID
     causation_id: UUID | None
+    command: str | None = None
 
 
 @dataclass(frozen=True)

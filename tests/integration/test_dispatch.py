@@ -206,6 +206,30 @@ async def test_an_id_of_another_streams_command_is_refused(bank: Process, connec
     assert await connection.fetchval("select count(*) from headwater.events") == 3
 
 
+async def test_an_id_of_another_command_of_the_stream_is_refused(bank: Process, connection: asyncpg.Connection) -> None:
+    account, command_id, idle_id = await opened(bank, 20), new_id(), new_id()
+    first = await bank(deposit(account, 5), command_id=command_id)
+    with pytest.raises(CommandIdReused, match=f"{command_id} was used before, for Deposit; nothing was written"):
+        await bank(withdraw(account, 5), command_id=command_id)
+    assert await bank(deposit(account, 5), command_id=command_id) == first
+    owner = await connection.fetchval("select data ->> 'owner_id' from headwater.events where version = 1")
+    same = OpenAccount(account_id=account, owner_id=UUID(owner), currency="EUR")
+    with pytest.raises(CommandIdReused, match="for Deposit"):
+        await bank(same, command_id=command_id)
+    await bank(UnfreezeAccount(account_id=account), command_id=idle_id)  # it is open, so that this leaves no event
+    with pytest.raises(CommandIdReused, match=f"{idle_id} was used before, for UnfreezeAccount"):
+        await bank(FreezeAccount(account_id=account), command_id=idle_id)
+    assert await state(bank, account) == Account(AccountStatus.OPEN, Decimal(25), "EUR")
+
+
+async def test_what_older_code_wrote_has_no_name_to_compare(bank: Process, connection: asyncpg.Connection) -> None:
+    account, command_id = await opened(bank), new_id()
+    await connection.execute("alter table headwater.events disable trigger append_only")
+    first = await bank(deposit(account, 5), command_id=command_id)
+    await connection.execute("update headwater.events set command = null")
+    assert await bank(deposit(account, 5), command_id=command_id) == first
+
+
 # -------------------------------------------------------------------------------------------------- expected versions
 
 

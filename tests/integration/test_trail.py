@@ -61,12 +61,13 @@ class Writer:
         correlation_id: UUID | None = None,
         causation_id: UUID | None = None,
         actor: str | None = None,
+        name: str | None = None,
     ) -> UUID:
         """One command; its id."""
         command_id = command_id or uuid4()
         events = [(name, 1, f'{{"n": {place}}}') for place, name in enumerate(types)]
         correlation_id = correlation_id or command_id
-        one = Append(command_id, stream_id, category, None, events, correlation_id, causation_id, actor)
+        one = Append(command_id, stream_id, category, None, events, correlation_id, causation_id, actor, name=name)
         await append(self.connection, [one])
         return command_id
 
@@ -444,7 +445,7 @@ async def test_tail_follows_until_it_is_told_to_stop(environ: dict[str, str], wr
 
 async def test_trace_shows_what_led_to_what(environ: dict[str, str], writer: Writer) -> None:
     transfer, account, other = uuid4(), uuid4(), uuid4()
-    request = await writer.write(transfer, ["Requested"], category="transfer", actor="ada")
+    request = await writer.write(transfer, ["Requested"], category="transfer", actor="ada", name="Request")
     requested = await event_at(writer.connection, 1)
     withdraw = await writer.write(
         account,
@@ -463,7 +464,7 @@ async def test_trace_shows_what_led_to_what(environ: dict[str, str], writer: Wri
     assert (code, lines) == (
         0,
         [
-            f"command {request}  {times[1]}  by ada",
+            f"Request {request}  {times[1]}  by ada",
             f'  Requested at 1  transfer {transfer} v1  {{"n": 0}}',
             f"    command {withdraw}  {times[2]}  by saga",
             f'      Withdrawn at 2  account {account} v1  {{"n": 0}}',
