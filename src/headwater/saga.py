@@ -27,6 +27,9 @@ from headwater.fields import fields_of, union_arms
 from headwater.ids import derived_id
 from headwater.messages import Command, Event
 
+UNIT = "saga "
+"""How the category of a saga's streams begins, which is its name among the projections, too."""
+
 S = TypeVar("S")
 I = TypeVar("I")  # noqa: E741  # an input: an event, a message that fell due, or what became of a step
 
@@ -175,7 +178,7 @@ class Saga(Generic[S, I]):
     @property
     def category(self) -> str:
         """Of its own streams in the log, and its name among the projections."""
-        return f"saga {self.name}"
+        return f"{UNIT}{self.name}"
 
     def stream_of(self, key: UUID) -> UUID:
         """The stream of an instance."""

@@ -25,6 +25,7 @@ from headwater.errors import HeadwaterError
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Verdict, append
+from headwater.saga import UNIT
 from headwater.supervisor import backoff
 
 _TEXTS = sql.load(__file__)
@@ -304,7 +305,7 @@ def _letters_of(standing: asyncpg.Record) -> deadletters.Filter:
 
 def _unit(saga: str) -> str:
     """A saga's name among the projections, and its streams' category: see `Saga.category`."""
-    return f"saga {saga}"
+    return f"{UNIT}{saga}"
 
 
 def _named(found: Instance) -> str:

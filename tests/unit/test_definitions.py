@@ -445,6 +445,8 @@ def test_two_things_with_one_name() -> None:
         domain(decider(), decider(decide2, evolve2, category="Thing"))
     with says("Two of the app's features bring a command named 'open'"):
         domain(decider(), decider(decide2, evolve2, category="other"))
+    with says("Streams of the category 'saga Thing' are a saga's own; name the decider otherwise"):
+        domain(decider(category="saga Thing"))
     with says("Two of the app's features bring a read model named 'THING'"):
         domain(decider(), views=[View(Thing, fold), View(Thing2, fold)])
 
