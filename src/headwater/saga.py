@@ -30,6 +30,9 @@ from headwater.messages import Command, Event
 UNIT = "saga "
 """How the category of a saga's streams begins, which is its name among the projections, too."""
 
+LONGEST = timedelta(days=36_525)
+"""What a step may take, and a message may wait: a hundred years. So long from now is a moment still."""
+
 S = TypeVar("S")
 I = TypeVar("I")  # noqa: E741  # an input: an event, a message that fell due, or what became of a step
 
@@ -56,6 +59,11 @@ class Do:
             raise DefinitionError(f"{self.command.command_name}: a pivot is never undone; give it no undo")
         if self.within is not None and self.within <= timedelta(0):
             raise DefinitionError(f"{self.command.command_name}: within={self.within} leaves it no time")
+        if self.within is not None and self.within > LONGEST:
+            raise DefinitionError(
+                f"{self.command.command_name}: within={self.within} is more than a hundred years; leave it out, and it "
+                "may take for ever"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,10 @@ class After:
 
     delay: timedelta
     message: Event
+
+    def __post_init__(self) -> None:
+        if self.delay > LONGEST:
+            raise DefinitionError(f"{self.message.event_name}: a delay of {self.delay} is more than a hundred years")
 
 
 @dataclass(frozen=True)
