@@ -299,13 +299,14 @@ class Verifier(Generic[M]):
             pairs = [
                 (each, stored[each.name], write(getattr(folded.model, each.name))) for each, write in self._columns
             ]
-        except ValueError as error:
-            return [Difference(key, "fold", "a row", f"gave what cannot be stored: {error}")]
-        found = [
-            Difference(key, each.name, _shown(each, was), _shown(each, is_))
-            for each, was, is_ in pairs
-            if not _same(each, was, is_)
-        ]
+            found = [
+                Difference(key, each.name, _shown(each, was), _shown(each, is_))
+                for each, was, is_ in pairs
+                if not _same(each, was, is_)
+            ]
+        except Exception as error:  # noqa: BLE001 - a fold may give anything
+            why = f"{type(error).__name__}: {error}"
+            return [Difference(key, "fold", "a row", f"gave what cannot be stored: {why}")]
         if stored["position"] != folded.position:
             found.append(Difference(key, "position", stored["position"], folded.position))
         return found

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec import field
+from msgspec.structs import replace
 from tests.commands import run_command
 
 from bank.accounts.views import account_view
@@ -327,6 +328,32 @@ async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
     await connection.execute("delete from headwater.dead_letters")
     report = await checks.live(database, None)
     assert report.differences == [Difference(parked, "fold", "a row", "raised ValueError at position 3: below zero")]
+
+
+async def test_a_row_that_cannot_be_written_is_a_difference(database: Database, connection: asyncpg.Connection) -> None:
+    """Whatever is wrong with it, and the others are compared all the same."""
+    wrong: dict[UUID, dict[str, Any]] = {
+        uuid4(): {"mood": "good"},
+        uuid4(): {"prices": 5},
+        uuid4(): {"price": Decimal("sNaN")},
+        uuid4(): {},
+    }
+
+    def fold_wrong(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+        made = fold(row, event)
+        return replace(made, **wrong[event.data.shelf_id]) if made else None
+
+    await note(connection, *(Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(1)) for shelf in wrong))
+    await built(database, connection, shelves, shelf_view)
+    checks = verifier(database, shelves, View(Shelf, fold_wrong), by_stream=False)
+    for sample in (None, 100):
+        report = await checks.live(database, sample)
+        assert (report.checked, len(report.differences)) == (4, 3)
+        assert {(each.key, each.column, each.stored) for each in report.differences} == {
+            (key, "fold", "a row") for key, fields in wrong.items() if fields
+        }
+        assert all(str(each.folded).startswith("gave what cannot be stored: ") for each in report.differences)
+        assert any("AttributeError: 'str' object has no attribute 'value'" in line for line in report.lines())
 
 
 async def test_rows_of_other_code_are_not_compared(database: Database, connection: asyncpg.Connection) -> None:
