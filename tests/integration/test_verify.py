@@ -245,6 +245,24 @@ async def test_whatever_was_falsified_is_found(
     assert {each.key for each in sampled.differences} >= {key_of(3), key_of(59), extra}
 
 
+@pytest.mark.parametrize("how", HOW, ids=str)
+async def test_all_differences_are_counted_and_some_are_kept(
+    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(verify, "LISTED", 5)
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("update read.account set balance = -1, currency = 'USD'")
+    report = await verifier(database, **how).live(database, None)
+    assert (report.found, len(report.differences), report.checked) == (2 * ACCOUNTS, 5, ACCOUNTS)
+    heading, *kept, rest = report.lines()
+    assert heading == "Account: 60 rows compared at position 600: 120 differences"
+    assert kept == [f"  {each}" for each in report.differences]
+    assert rest == "  and 115 more"
+    verified = "select differences from headwater.projections where name = 'Account' and state = 'live'"
+    assert await connection.fetchval(verified) == 2 * ACCOUNTS
+
+
 async def test_all_is_verified_in_little_memory_however_many_rows_were_removed(
     database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
     for report in reports:
         for line in report.lines():
             print(line)
-    return 1 if any(report.differences for report in reports) else 0
+    return 1 if any(report.found for report in reports) else 0
 
 
 async def _verified(app: App, dsn: str, views: Sequence[View[Any]], sample: int | None) -> list[Report]:
