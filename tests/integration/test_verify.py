@@ -410,3 +410,14 @@ async def test_the_command_says_so_by_its_exit_code(
     code, out, _ = await verify("--all")
     assert code == 1
     assert f"  {key_of(3)}  balance: stored 5, folded 0.09\n" in out
+
+
+async def test_the_command_verifies_what_can_be(dsn: str, database: Database, connection: asyncpg.Connection) -> None:
+    await fill(connection)
+    await connection.execute("update headwater.projections set fingerprint = 'another' where name = 'User'")
+    sentence = "headwater: User is made by another version of this code than the one that runs here"
+    code, out, complaint = await run_command("verify", "--all", DATABASE_URL=dsn)
+    assert (code, complaint.startswith(sentence), complaint.count("\n")) == (1, True, 1)
+    assert [line.split(":")[0] for line in out.splitlines()] == ["Account", "Transfer"]
+    code, out, complaint = await run_command("verify", "User", DATABASE_URL=dsn)
+    assert (code, out, complaint.startswith(sentence)) == (1, "", True)
