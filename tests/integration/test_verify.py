@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import weakref
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,7 +20,7 @@ import asyncpg
 import pytest
 from msgspec import field
 from msgspec.structs import replace
-from tests.commands import run_command
+from tests.commands import clean_environ, run_command
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
@@ -421,3 +424,19 @@ async def test_the_command_verifies_what_can_be(dsn: str, database: Database, co
     assert [line.split(":")[0] for line in out.splitlines()] == ["Account", "Transfer"]
     code, out, complaint = await run_command("verify", "User", DATABASE_URL=dsn)
     assert (code, out, complaint.startswith(sentence)) == (1, "", True)
+
+
+async def test_the_exit_code_says_so_though_nobody_reads_on(
+    dsn: str, database: Database, connection: asyncpg.Connection
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("update read.account set currency = 'USD'")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "headwater", "verify", "--all", "--app", "bank.main:app"]
+    environ = clean_environ() | {"DATABASE_URL": dsn}
+    process = await asyncio.create_subprocess_exec(*command, stdout=write, stderr=PIPE, env=environ)
+    os.close(write)
+    _, complaint = await process.communicate()
+    assert (process.returncode, complaint) == (1, b"")

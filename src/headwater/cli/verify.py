@@ -11,7 +11,7 @@ from headwater.cli.application import app_option, load, view_named
 from headwater.cli.commands import Commands, command, count
 from headwater.cli.connection import dsn_to_ask, migrated_database
 from headwater.cli.loop import complete
-from headwater.cli.output import complain
+from headwater.cli.output import answer, complain
 from headwater.config import Settings
 from headwater.history import has_history
 from headwater.log import Log
@@ -32,12 +32,10 @@ def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
     app = load(chosen.app)
     views = app.domain.views if chosen.name is None else [view_named(app, chosen.name)]
     reports, left = complete(_verified(app, dsn_to_ask(settings), views, None if chosen.all else chosen.sample))
-    for report in reports:
-        for line in report.lines():
-            print(line)
+    code = answer((line for report in reports for line in report.lines()), int(any(each.found for each in reports)))
     for each in left:
-        complain(str(each))
-    return 1 if left or any(report.found for report in reports) else 0
+        code = complain(str(each))
+    return code
 
 
 async def _verified(
