@@ -25,7 +25,7 @@ import msgspec
 from headwater.codec import Codec, encode
 from headwater.ids import following_id, internal_id
 from headwater.messages import Command, Event, Recorded
-from headwater.saga import After, Cancel, Confirmed, Do, Done, Reaction, Refusal, Saga, TimedOut, Undo
+from headwater.saga import LONGEST, After, Cancel, Confirmed, Do, Done, Reaction, Refusal, Saga, TimedOut, Undo
 
 S = TypeVar("S")
 
@@ -200,7 +200,8 @@ class Step:
         """Until when it must be accepted."""
         if self.within is None or self.since is None:
             return None
-        return self.since + timedelta(seconds=self.within)
+        # A log of before may hold more than there are years.
+        return self.since + timedelta(seconds=min(self.within, LONGEST.total_seconds()))
 
 
 @dataclass(slots=True)

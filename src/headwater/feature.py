@@ -15,7 +15,7 @@ from headwater.messages import Command, Event
 from headwater.names import check_names
 from headwater.reactor import Reactor
 from headwater.relations import check_relations
-from headwater.saga import Saga
+from headwater.saga import UNIT, Saga
 from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
 from headwater.view import View
@@ -54,7 +54,8 @@ class Domain:
         self.sagas = tuple(saga for feature in features for saga in feature.sagas)
         self.reactors = tuple(reactor for feature in features for reactor in feature.reactors)
         self.codec = Codec(
-            (*self.category_of, *self._messages(), *(RECORDS if self.sagas else ())),
+            # The records also where there is no saga: the log may have those of one that was taken out.
+            (*self.category_of, *self._messages(), *RECORDS),
             (upcaster for feature in features for upcaster in feature.upcasters),
         )
         self._check_names()
@@ -68,7 +69,7 @@ class Domain:
 
     def complaint_about(self, category: str, name: str, version: int) -> str | None:
         """Why events that are stored so cannot be read by this app; None when they can."""
-        if any(saga.category == category for saga in self.sagas):
+        if category.startswith(UNIT):  # of a saga, which may have been taken out: its records are Headwater's own
             return None if name in _RECORD_NAMES else f"{name} is no record of a saga"
         if category not in self.decider_named:
             return f"no feature of this app brings the category {category!r}"
@@ -121,6 +122,11 @@ class Domain:
 
     def _check_names(self) -> None:
         _refuse_twice("category", [decider.category for decider in self.deciders])
+        for category in self.decider_named:
+            if category.startswith(UNIT):
+                raise DefinitionError(
+                    f"Streams of the category {category!r} are a saga's own; name the decider otherwise"
+                )
         _refuse_twice("command", [command.command_name for command in self.decider_of])
         _refuse_twice("read model", [view.name for view in self.views])
         _refuse_twice("saga", [saga.name for saga in self.sagas])

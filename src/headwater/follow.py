@@ -52,10 +52,13 @@ async def follow(
     """Until the generation is live; its position. show: takes each line of progress. alone: awaited when no worker is
     there to build it.
 
+    What has held it up before is forgotten: it may be out of the way, and whoever builds says so again when it is not.
+
     Raises:
         RebuildFailed: it stands still, is held up, or was given up.
     """
     loop = asyncio.get_running_loop()
+    await connection.execute(_SQL["forget_hindrance"], name, generation)
     built = await look(connection, name, generation)
     started, first = loop.time(), built.position
     while built.state == "building":

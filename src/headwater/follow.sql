@@ -6,6 +6,11 @@ select p.state, p.position, h.position as head, p.failure, p.hindrance,
   from headwater.projections p, headwater.head h
  where p.name = $1 and p.generation = $2
 
+-- name: forget_hindrance
+-- What its swap has waited for is not known any more: the next one in vain says it again.
+update headwater.projections set hindrance = null
+ where name = $1 and generation = $2 and state = 'building' and hindrance is not null
+
 -- name: was_live
 -- Whether a generation was ever live.
 select live_since is not null from headwater.projections where name = $1 and generation = $2

@@ -1,4 +1,5 @@
-"""What an app's declarations are called in GraphQL. Each must be a name there, and be the name of one thing only.
+"""What an app's declarations are called in GraphQL. Each must be a name there, and be the name of one thing only. A
+read model's is its name among what is kept, too, and is not one of Headwater's own there.
 
 It is checked here, where the classes are known that have to be renamed: Strawberry notices some clashes without naming
 the class, and with others silently takes one of the two for both.
@@ -28,6 +29,10 @@ TYPES = frozenset((*_SCALARS, *_FILTERS, *_EVENTS, *_ALWAYS))
 
 SAGA_TYPES = frozenset(_SAGAS)
 """The types that it brings where the app has sagas."""
+
+KEPT = frozenset(("leases", "log", "schedules"))
+"""What projections and positions have by these names is Headwater's own, and a read model would be taken for it. Those
+of sagas and reactors have a space in them, which no read model has."""
 
 
 def camel(name: str) -> str:
@@ -103,6 +108,10 @@ class _Names:
 
     def view(self, view: View[Any]) -> None:
         what = f"the read model {_full_name(view.model)}"
+        if view.name in KEPT:
+            raise DefinitionError(
+                f"{what}: Headwater has something of its own named {view.name!r}; give it another name"
+            )
         self.take("type", view.name, view, what)
         for part in ("Changes", "Connection", "Edge", "Filter", "Order"):
             self.take("type", f"{view.name}{part}", (view, part), f"the {part.lower()} type of {what}")

@@ -468,9 +468,9 @@ class _Build(Generic[M]):
         report = await self._of.verifier.sample(
             self._writing, self._reading, replace(self._standing, position=self._position), self._of.sample
         )
-        if report.differences:
+        if report.found:
             self._stop(
-                f"of {report.checked} sampled rows, {len(report.differences)} are not what the log says, "
+                f"of {report.checked} sampled rows, {report.found} are not what the log says, "
                 f"such as {report.differences[0]}; is its fold without clock, chance and I/O?"
             )
 

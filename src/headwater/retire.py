@@ -17,6 +17,7 @@ import asyncpg
 from headwater import sql
 from headwater.database import Database
 from headwater.errors import HeadwaterError
+from headwater.saga import UNIT
 from headwater.tables import SCHEMA, alone
 
 logger = logging.getLogger("headwater.retire")
@@ -34,7 +35,8 @@ async def retire(connection: asyncpg.Connection, name: str) -> None:
     a time; where a saga or a reactor stands is forgotten.
 
     Raises:
-        NotRetired: there is no such thing, or a view of the operator's, or a long query, needs its rows.
+        NotRetired: there is no such thing, or a view of the operator's, or a long query, needs its rows. Or instances
+            of the saga are open, which nobody would go on with.
     """
     try:
         async with alone(connection, name, seconds=LOCK_SECONDS):
@@ -42,7 +44,7 @@ async def retire(connection: asyncpg.Connection, name: str) -> None:
             # Every generation's table is the view's name and a number.
             for view in {re.sub(r"_\d+$", "", table) for table in tables}:
                 await connection.execute(f'drop view if exists {SCHEMA}."{view}"')
-            if not tables and not await connection.fetch(_SQL["forget"], name):
+            if not tables and not await _forget(connection, name):
                 names = ", ".join(row["name"] for row in await connection.fetch(_SQL["known"]))
                 raise NotRetired(f"nothing is kept under the name {name!r}; there are {names or 'none'}")
             await connection.execute(_SQL["ring"])
@@ -52,6 +54,25 @@ async def retire(connection: asyncpg.Connection, name: str) -> None:
         ) from error
     except asyncpg.LockNotAvailableError as error:
         raise NotRetired(f"a query or a worker holds {name}, or its rows; try again") from error
+
+
+async def _forget(connection: asyncpg.Connection, name: str) -> bool:
+    """Forget where a saga or a reactor stands. Whether there was anything."""
+    forgotten = await connection.fetch(_SQL["forget"], name)
+    if not name.startswith(UNIT):
+        return bool(forgotten)
+    # Now that the checkpoint is locked, no worker of it writes any more.
+    saga = name.removeprefix(UNIT)
+    given_up = await connection.fetch(_SQL["give_up"], saga)
+    opened = await connection.fetchval(_SQL["open"], saga)
+    if opened:
+        instances = "1 instance of it is" if opened == 1 else f"{opened:,} instances of it are"
+        raise NotRetired(
+            f"{name} is not retired: {instances} not over, and nobody would go on with what is begun. Bring the saga "
+            f"back and let them end, or give each up by `headwater sagas abandon ID --reason TEXT`; `headwater sagas "
+            f"list --saga {saga}` shows them"
+        )
+    return bool(forgotten or given_up)
 
 
 class Retired:

@@ -27,6 +27,12 @@ from headwater.fields import fields_of, union_arms
 from headwater.ids import derived_id
 from headwater.messages import Command, Event
 
+UNIT = "saga "
+"""How the category of a saga's streams begins, which is its name among the projections, too."""
+
+LONGEST = timedelta(days=36_525)
+"""What a step may take, and a message may wait: a hundred years. So long from now is a moment still."""
+
 S = TypeVar("S")
 I = TypeVar("I")  # noqa: E741  # an input: an event, a message that fell due, or what became of a step
 
@@ -53,6 +59,11 @@ class Do:
             raise DefinitionError(f"{self.command.command_name}: a pivot is never undone; give it no undo")
         if self.within is not None and self.within <= timedelta(0):
             raise DefinitionError(f"{self.command.command_name}: within={self.within} leaves it no time")
+        if self.within is not None and self.within > LONGEST:
+            raise DefinitionError(
+                f"{self.command.command_name}: within={self.within} is more than a hundred years; leave it out, and it "
+                "may take for ever"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,10 @@ class After:
 
     delay: timedelta
     message: Event
+
+    def __post_init__(self) -> None:
+        if self.delay > LONGEST:
+            raise DefinitionError(f"{self.message.event_name}: a delay of {self.delay} is more than a hundred years")
 
 
 @dataclass(frozen=True)
@@ -175,7 +190,7 @@ class Saga(Generic[S, I]):
     @property
     def category(self) -> str:
         """Of its own streams in the log, and its name among the projections."""
-        return f"saga {self.name}"
+        return f"{UNIT}{self.name}"
 
     def stream_of(self, key: UUID) -> UUID:
         """The stream of an instance."""

@@ -25,6 +25,7 @@ from headwater.errors import HeadwaterError
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Verdict, append
+from headwater.saga import UNIT
 from headwater.supervisor import backoff
 
 _TEXTS = sql.load(__file__)
@@ -188,8 +189,15 @@ def _instance(row: asyncpg.Record) -> Instance:
 # -------------------------------------------------------------------------------------------------------------- to act
 
 
-async def retry(connection: asyncpg.Connection, id: UUID, by: str) -> Instance:  # noqa: A002 - whose it is
+async def retry(
+    connection: asyncpg.Connection,
+    id: UUID,  # noqa: A002 - whose it is
+    by: str,
+    *,
+    attempts: int = ATTEMPTS,
+) -> Instance:
     """Have what parks an instance tried again: the undo that was refused, the event or step that the code failed on.
+    attempts: how often it is said to one that changes meanwhile.
 
     Raises:
         SagaUnknown, SagaAmbiguous: the id does not say which.  SagaNotParked.  SagaChanging: say it again.
@@ -204,22 +212,26 @@ async def retry(connection: asyncpg.Connection, id: UUID, by: str) -> Instance: 
             raise SagaNotParked(f"{_named(found)} is {standing['status']}: nothing of it waits for a person")
         return None
 
-    await _say(connection, found, by, act)
+    await _say(connection, found, by, act, attempts)
     return found
 
 
-async def retry_all(connection: asyncpg.Connection, saga: str | None, by: str) -> int:
-    """Have all that are parked tried again, of a saga or of all. How many."""
-    where, after, count = Filter(saga=saga, status=Phase.PARKED), None, 0
+async def retry_all(connection: asyncpg.Connection, saga: str | None, by: str) -> tuple[int, int]:
+    """Have all that are parked tried again, of a saga or of all. How many; and how many were left, not being as they
+    were last seen."""
+    where, after, count, left = Filter(saga=saga, status=Phase.PARKED), None, 0, 0
     while page := await listed(connection, where, {}, limit=PAGE, after=after):
         for each in page:
             try:
-                await retry(connection, each.stream_id, by)
+                # Once: without a worker each of those that have changed would be waited for in vain.
+                await retry(connection, each.stream_id, by, attempts=1)
                 count += 1
             except SagaNotParked:
                 continue  # another has done it meanwhile
+            except SagaChanging:
+                left += 1
         after = page[-1].place
-    return count
+    return count, left
 
 
 async def abandon(connection: asyncpg.Connection, id: UUID, reason: str, by: str) -> Instance:  # noqa: A002
@@ -238,7 +250,7 @@ async def abandon(connection: asyncpg.Connection, id: UUID, reason: str, by: str
         now = datetime.now(UTC)
         return SagaAbandoned(saga=standing["saga"], at=now, by=by, reason=reason, key=standing["key"])
 
-    await _say(connection, found, by, act)
+    await _say(connection, found, by, act, ATTEMPTS)
     return found
 
 
@@ -257,9 +269,10 @@ async def _say(
     found: Instance,
     by: str,
     act: Callable[[asyncpg.Record], Awaitable[Record | None]],
+    attempts: int,
 ) -> None:
     """Act on what an instance is known to be, and append the record; from anew when it is not that any more."""
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             async with connection.transaction():
                 standing = await connection.fetchrow(_SQL["standing"], found.stream_id)
@@ -269,7 +282,8 @@ async def _say(
                     await _append(connection, found.stream_id, standing, record, by)
                 return
         except _Changed:
-            await asyncio.sleep(backoff(attempt))
+            if attempt < attempts:
+                await asyncio.sleep(backoff(attempt))
     raise SagaChanging(
         f"{_named(found)} has changed, and its worker has not said yet what it is now; try again, and see "
         "`headwater status` for whether one is running"
@@ -304,7 +318,7 @@ def _letters_of(standing: asyncpg.Record) -> deadletters.Filter:
 
 def _unit(saga: str) -> str:
     """A saga's name among the projections, and its streams' category: see `Saga.category`."""
-    return f"saga {saga}"
+    return f"{UNIT}{saga}"
 
 
 def _named(found: Instance) -> str:

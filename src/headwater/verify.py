@@ -33,7 +33,7 @@ ROWS_AT_ONCE = 200_000
 each. Of rows that were removed the table says nothing: a range that turns out to have too many keys is cut."""
 
 LISTED = 100
-"""Differences that are printed, at most."""
+"""Differences that are kept and printed, at most; all are counted."""
 
 FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
@@ -58,23 +58,30 @@ class Difference:
 
 @dataclass
 class Report:
-    """What was compared, at which position. parked: keys with dead letters, whose rows stay behind."""
+    """What was compared, at which position. parked: keys with dead letters, whose rows stay behind. found: how many
+    differences there are; differences: the first of them."""
 
     name: str
     generation: int
     position: int
     checked: int = 0
     parked: int = 0
+    found: int = 0
     differences: list[Difference] = field(default_factory=list)
+
+    def add(self, differences: list[Difference]) -> None:
+        """Count them, and keep as many as are printed: every row of a large table may differ."""
+        self.found += len(differences)
+        self.differences += differences[: LISTED - len(self.differences)]
 
     def lines(self) -> list[str]:
         """For a person: a line of counts, then the differences, so many at most."""
         parked = f", {self.parked:,} parked" if self.parked else ""
-        found = f"{len(self.differences):,} differences" if self.differences else "no difference"
+        found = f"{self.found:,} differences" if self.found else "no difference"
         counts = f"{self.name}: {self.checked:,} rows compared at position {self.position:,}{parked}: {found}"
-        more = len(self.differences) - LISTED
-        rest = [f"  and {more:,} more"] if more > 0 else []
-        return [counts, *(f"  {each}" for each in self.differences[:LISTED]), *rest]
+        more = self.found - len(self.differences)
+        rest = [f"  and {more:,} more"] if more else []
+        return [counts, *(f"  {each}" for each in self.differences), *rest]
 
 
 @dataclass(slots=True)
@@ -147,7 +154,7 @@ class Verifier(Generic[M]):
                 report = await (
                     self.all(rows, log, standing) if sample is None else self.sample(rows, log, standing, sample)
                 )
-            await rows.execute(_SQL["verified"], report.name, report.generation, len(report.differences))
+            await rows.execute(_SQL["verified"], report.name, report.generation, report.found)
             return report
         finally:
             log.terminate()
@@ -283,9 +290,7 @@ class Verifier(Generic[M]):
                 report.parked += 1
                 continue
             report.checked += 1
-            report.differences += self._differences(
-                UUID(int=number), stored.get(number), folded.get(number) or _Folded()
-            )
+            report.add(self._differences(UUID(int=number), stored.get(number), folded.get(number) or _Folded()))
 
     def _differences(self, key: UUID, stored: asyncpg.Record | None, folded: _Folded) -> list[Difference]:
         if folded.failed is not None:
@@ -299,13 +304,14 @@ class Verifier(Generic[M]):
             pairs = [
                 (each, stored[each.name], write(getattr(folded.model, each.name))) for each, write in self._columns
             ]
-        except ValueError as error:
-            return [Difference(key, "fold", "a row", f"gave what cannot be stored: {error}")]
-        found = [
-            Difference(key, each.name, _shown(each, was), _shown(each, is_))
-            for each, was, is_ in pairs
-            if not _same(each, was, is_)
-        ]
+            found = [
+                Difference(key, each.name, _shown(each, was), _shown(each, is_))
+                for each, was, is_ in pairs
+                if not _same(each, was, is_)
+            ]
+        except Exception as error:  # noqa: BLE001 - a fold may give anything
+            why = f"{type(error).__name__}: {error}"
+            return [Difference(key, "fold", "a row", f"gave what cannot be stored: {why}")]
         if stored["position"] != folded.position:
             found.append(Difference(key, "position", stored["position"], folded.position))
         return found

@@ -77,6 +77,8 @@ UNREADABLE: list[tuple[tuple[str, str, int, dict[str, str]], str]] = [
         "The log holds MoneyWithdrawn of version 3; this app reads version 1 and 2",
     ),
     (("loan", "AccountOpened", 1, OPENED), "no feature of this app brings the category 'loan'"),
+    (("saga Gone", "Lent", 1, MOVED), "Lent is no record of a saga"),
+    (("saga Transfer", "Lent", 1, MOVED), "Lent is no record of a saga"),
     (
         ("user", "AccountOpened", 1, OPENED),
         "it would be read as AccountOpened, which belongs to account in this app",

@@ -9,12 +9,15 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.commands import clean_environ, run_command
-from tests.integration import posts
+from tests.integration import posts, works
 from tests.integration.posts import Outside, app_of, posted, write
+from tests.integration.works import PlaceOrder
 from tests.waiting import until
 
-from headwater import App, Decider, Feature
+from headwater import App, Decider, Feature, sagas
 from headwater.config import Settings
+from headwater.course import Phase
+from headwater.ids import new_id
 from headwater.node import Node
 from headwater.retire import NotRetired, retire
 from headwater.standings import read_standings
@@ -84,6 +87,61 @@ async def test_what_stands_in_the_way_is_said(dsn: str, connection: asyncpg.Conn
     assert await names(connection) == {"Box"}
 
 
+without_saga = App([Feature([works.orders, works.works])])
+
+
+async def orders(dsn: str, connection: asyncpg.Connection, *plans: str) -> None:
+    """An order for each plan, which its saga has gone on with as far as it gets."""
+    async with Node(works.app, QUICK, dsn, serve=True, work=True) as node:
+        for plan in plans:
+            await node.dispatcher.execute(PlaceOrder(order_id=new_id(), plan=[plan]))
+        settled = "select count(*) from headwater.sagas where status = 'done' or waiting_for in ('events', 'a person')"
+        await until(lambda: _are(connection, settled, len(plans)))
+
+
+async def _are(connection: asyncpg.Connection, query: str, count: int) -> bool:
+    return bool(await connection.fetchval(query) == count)
+
+
+async def test_a_saga_that_nobody_brings(dsn: str, connection: asyncpg.Connection) -> None:
+    await orders(dsn, connection, "a", "b")
+    await retire(connection, "saga Fulfilment")
+    known = "select count(*) from headwater.projections where name = 'saga Fulfilment'"
+    assert await _are(connection, known, 0)
+    # Its records stay in the log: the app without it starts on them, and reads them where it reads everything.
+    async with Node(without_saga, QUICK, dsn, serve=True, work=True) as node:
+        head = await node.log.head()
+        categories = {event.stream_id for event in await node.log.at(list(range(1, head + 1)))}
+        assert len(categories) > 2
+        assert await node.troubles() == {}
+    assert await sagas.counted(connection, {}) == []
+
+
+async def test_a_saga_that_has_open_instances_stays(dsn: str, connection: asyncpg.Connection) -> None:
+    await orders(dsn, connection, "a", "wait", "wait")
+    with pytest.raises(NotRetired, match="saga Fulfilment is not retired: 2 instances of it are not over"):
+        await retire(connection, "saga Fulfilment")
+    assert await connection.fetchval("select exists (select from headwater.projections where name = 'saga Fulfilment')")
+
+    # No worker has the saga any more, and tells what becomes of them.
+    first, second = await sagas.listed(connection, sagas.Filter(status=Phase.RUNNING), {}, limit=9)
+    await sagas.abandon(connection, first.key, "no use", "ada")
+    with pytest.raises(NotRetired, match="1 instance of it is not over"):
+        await retire(connection, "saga Fulfilment")
+    await sagas.abandon(connection, second.key, "no use either", "ada")
+    await connection.execute(
+        "insert into headwater.timers values ($1, 'Reminder', 'Fulfilment', now())", second.stream_id
+    )
+    await retire(connection, "saga Fulfilment")
+    assert await sagas.counted(connection, {}) == []
+    [found] = await sagas.shown(connection, second.key, {})
+    assert (found.status, found.reason, found.waiting_for) == (Phase.ABANDONED, "no use either", None)
+    assert (found.version, found.finished_at) == (second.version + 1, found.since)
+    assert await connection.fetchval("select count(*) from headwater.timers") == 0
+    with pytest.raises(NotRetired, match="nothing is kept under the name"):
+        await retire(connection, "saga Fulfilment")
+
+
 async def test_the_command(dsn: str, connection: asyncpg.Connection) -> None:
     environ: dict[str, Any] = clean_environ() | {"DATABASE_URL": dsn}
     code, _, complaint = await run_command("retire", "Account", environ=environ)
@@ -92,3 +150,11 @@ async def test_the_command(dsn: str, connection: asyncpg.Connection) -> None:
     code, out, _ = await run_command("retire", "Box", environ=environ)
     assert (code, out.startswith("Box is retired.")) == (0, True)
     assert await names(connection) == set()
+
+
+async def test_the_command_says_that_instances_are_open(dsn: str, connection: asyncpg.Connection) -> None:
+    await orders(dsn, connection, "wait")
+    code, out, complaint = await run_command("retire", "saga Fulfilment", DATABASE_URL=dsn)
+    assert (code, out) == (1, "")
+    assert "1 instance of it is not over" in complaint
+    assert "`headwater sagas list --saga Fulfilment`" in complaint

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import weakref
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,7 +19,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec import field
-from tests.commands import run_command
+from msgspec.structs import replace
+from tests.commands import clean_environ, run_command
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
@@ -244,6 +248,24 @@ async def test_whatever_was_falsified_is_found(
     assert {each.key for each in sampled.differences} >= {key_of(3), key_of(59), extra}
 
 
+@pytest.mark.parametrize("how", HOW, ids=str)
+async def test_all_differences_are_counted_and_some_are_kept(
+    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(verify, "LISTED", 5)
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("update read.account set balance = -1, currency = 'USD'")
+    report = await verifier(database, **how).live(database, None)
+    assert (report.found, len(report.differences), report.checked) == (2 * ACCOUNTS, 5, ACCOUNTS)
+    heading, *kept, rest = report.lines()
+    assert heading == "Account: 60 rows compared at position 600: 120 differences"
+    assert kept == [f"  {each}" for each in report.differences]
+    assert rest == "  and 115 more"
+    verified = "select differences from headwater.projections where name = 'Account' and state = 'live'"
+    assert await connection.fetchval(verified) == 2 * ACCOUNTS
+
+
 async def test_all_is_verified_in_little_memory_however_many_rows_were_removed(
     database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +351,32 @@ async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
     assert report.differences == [Difference(parked, "fold", "a row", "raised ValueError at position 3: below zero")]
 
 
+async def test_a_row_that_cannot_be_written_is_a_difference(database: Database, connection: asyncpg.Connection) -> None:
+    """Whatever is wrong with it, and the others are compared all the same."""
+    wrong: dict[UUID, dict[str, Any]] = {
+        uuid4(): {"mood": "good"},
+        uuid4(): {"prices": 5},
+        uuid4(): {"price": Decimal("sNaN")},
+        uuid4(): {},
+    }
+
+    def fold_wrong(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+        made = fold(row, event)
+        return replace(made, **wrong[event.data.shelf_id]) if made else None
+
+    await note(connection, *(Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(1)) for shelf in wrong))
+    await built(database, connection, shelves, shelf_view)
+    checks = verifier(database, shelves, View(Shelf, fold_wrong), by_stream=False)
+    for sample in (None, 100):
+        report = await checks.live(database, sample)
+        assert (report.checked, len(report.differences)) == (4, 3)
+        assert {(each.key, each.column, each.stored) for each in report.differences} == {
+            (key, "fold", "a row") for key, fields in wrong.items() if fields
+        }
+        assert all(str(each.folded).startswith("gave what cannot be stored: ") for each in report.differences)
+        assert any("AttributeError: 'str' object has no attribute 'value'" in line for line in report.lines())
+
+
 async def test_rows_of_other_code_are_not_compared(database: Database, connection: asyncpg.Connection) -> None:
     class Other(ReadModel, name="Shelf", key="shelf_id"):
         shelf_id: UUID
@@ -365,3 +413,30 @@ async def test_the_command_says_so_by_its_exit_code(
     code, out, _ = await verify("--all")
     assert code == 1
     assert f"  {key_of(3)}  balance: stored 5, folded 0.09\n" in out
+
+
+async def test_the_command_verifies_what_can_be(dsn: str, database: Database, connection: asyncpg.Connection) -> None:
+    await fill(connection)
+    await connection.execute("update headwater.projections set fingerprint = 'another' where name = 'User'")
+    sentence = "headwater: User is made by another version of this code than the one that runs here"
+    code, out, complaint = await run_command("verify", "--all", DATABASE_URL=dsn)
+    assert (code, complaint.startswith(sentence), complaint.count("\n")) == (1, True, 1)
+    assert [line.split(":")[0] for line in out.splitlines()] == ["Account", "Transfer"]
+    code, out, complaint = await run_command("verify", "User", DATABASE_URL=dsn)
+    assert (code, out, complaint.startswith(sentence)) == (1, "", True)
+
+
+async def test_the_exit_code_says_so_though_nobody_reads_on(
+    dsn: str, database: Database, connection: asyncpg.Connection
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("update read.account set currency = 'USD'")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "headwater", "verify", "--all", "--app", "bank.main:app"]
+    environ = clean_environ() | {"DATABASE_URL": dsn}
+    process = await asyncio.create_subprocess_exec(*command, stdout=write, stderr=PIPE, env=environ)
+    os.close(write)
+    _, complaint = await process.communicate()
+    assert (process.returncode, complaint) == (1, b"")

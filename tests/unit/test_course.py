@@ -26,6 +26,7 @@ from headwater.course import (
 )
 from headwater.ids import derived_id, internal_id, is_internal, new_id
 from headwater.messages import Recorded
+from headwater.saga import LONGEST
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 KEY = uuid4()
@@ -223,6 +224,13 @@ def test_undos_go_on_though_more_comes_meanwhile() -> None:
     course = told([A, B, C]).accept(2).refuse().accept().take(GivenUp(key=KEY))
     assert course.to_come[:1] == ["undo a"]
     assert timedelta(0) == course.course.steps[0].since - NOW  # type: ignore[operator]  # issued
+
+
+@pytest.mark.parametrize("within", [timedelta.max.total_seconds(), 1e300])
+def test_a_log_of_before_may_hold_more_time_than_there_is(within: float) -> None:
+    [first, *_] = told([A]).course.steps
+    first.within = within
+    assert first.due_at == NOW + LONGEST
 
 
 @pytest.mark.parametrize("made", [derived_id, internal_id])

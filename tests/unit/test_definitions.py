@@ -21,8 +21,11 @@ from headwater.errors import DefinitionError
 from headwater.feature import Domain
 from headwater.fields import Field, Kind, fields_of
 from headwater.graphql.schema import print_schema, schema_of
+from headwater.leases import LEASES
 from headwater.messages import EVERY_COMMAND_REFUSES
-from headwater.names import SAGA_TYPES, TYPES
+from headwater.names import KEPT, SAGA_TYPES, TYPES
+from headwater.positions import LOG
+from headwater.scheduler import SCHEDULES
 
 
 class Number(enum.Enum):
@@ -445,6 +448,8 @@ def test_two_things_with_one_name() -> None:
         domain(decider(), decider(decide2, evolve2, category="Thing"))
     with says("Two of the app's features bring a command named 'open'"):
         domain(decider(), decider(decide2, evolve2, category="other"))
+    with says("Streams of the category 'saga Thing' are a saga's own; name the decider otherwise"):
+        domain(decider(category="saga Thing"))
     with says("Two of the app's features bring a read model named 'THING'"):
         domain(decider(), views=[View(Thing, fold), View(Thing2, fold)])
 
@@ -593,6 +598,30 @@ def test_names_that_are_made_of_others() -> None:
         domain(decider(), views=[View(OpenFilter, fold)])
     with says(f"the field node of Headwater's own and the read model ...Node {BOTH.format('node')}"):
         domain(decider(), views=[View(Node, fold)])
+
+
+@pytest.mark.parametrize("name", sorted(KEPT))
+def test_what_headwater_keeps_itself_has_no_other_under_its_name(name: str) -> None:
+    class Mine(ReadModel, key="thing_id", name=name):
+        thing_id: UUID
+
+    with says(f"the read model ...Mine: Headwater has something of its own named {name!r}; give it another name"):
+        domain(decider(), views=[View(Mine, fold)])
+    Mine.model_name = name.capitalize()
+    domain(decider(), views=[View(Mine, fold)])
+
+
+@pytest.mark.parametrize("name", ["saga Thing", "reactor thing"])
+def test_what_is_kept_for_sagas_and_reactors_is_no_name_of_a_read_model(name: str) -> None:
+    class Mine(ReadModel, key="thing_id", name=name):
+        thing_id: UUID
+
+    with says(f"the read model ...Mine: {name!r} {NO_NAME}"):
+        domain(decider(), views=[View(Mine, fold)])
+
+
+def test_the_names_of_what_headwater_keeps_are_known() -> None:
+    assert {LOG, LEASES, SCHEDULES} == KEPT
 
 
 def test_an_internal_command_has_no_name_in_graphql() -> None:

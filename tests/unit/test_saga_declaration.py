@@ -52,6 +52,7 @@ from headwater import (
 )
 from headwater.errors import DefinitionError
 from headwater.feature import Domain
+from headwater.saga import LONGEST
 from headwater.testing import given
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "sagas.md").read_text(encoding="utf-8")
@@ -247,6 +248,15 @@ def test_a_pivot_has_no_undo() -> None:
 def test_a_step_has_some_time(within: timedelta) -> None:
     with says(f"Open: within={within} leaves it no time"):
         Do(Open(thing_id=KEY), within=within)
+
+
+def test_nothing_is_due_after_the_end_of_time() -> None:
+    for much in (timedelta.max, LONGEST + timedelta(seconds=1)):
+        with says(f"Open: within={much} is more than a hundred years; leave it out, and it may take for ever"):
+            Do(Open(thing_id=KEY), within=much)
+        with says(f"Nudge: a delay of {much} is more than a hundred years"):
+            After(much, Nudge())
+    assert Do(Open(thing_id=KEY), within=LONGEST).within == After(LONGEST, Nudge()).delay == LONGEST
 
 
 def test_what_is_no_reaction_is_an_error() -> None:

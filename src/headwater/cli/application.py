@@ -35,7 +35,7 @@ def load(name: str | None) -> App:
     if name is None:
         raise SettingsError("no app: say --app MODULE:NAME, or write [tool.headwater] app in pyproject.toml")
     module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise SettingsError(f"--app {name!r} must be MODULE:NAME, such as bank.main:app")
     sys.path.insert(0, "")
     try:
@@ -62,8 +62,16 @@ def _configured() -> str | None:
         table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:  # not TOML, or not UTF-8
         raise SettingsError(f"pyproject.toml cannot be read: {error}; mend it, or say --app MODULE:NAME") from error
-    name = table.get("tool", {}).get("headwater", {}).get("app")
-    return name if isinstance(name, str) else None
+    try:
+        name = table.get("tool", {}).get("headwater", {}).get("app", "")
+    except AttributeError:  # something else stands where a table should
+        name = None
+    if not isinstance(name, str):
+        raise SettingsError(
+            'pyproject.toml names no app as it should, which is app = "MODULE:NAME" in the table [tool.headwater]; '
+            "mend it, or say --app MODULE:NAME"
+        )
+    return name or None
 
 
 def view_named(app: App, name: str) -> View[Any]:

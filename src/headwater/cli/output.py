@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 def complain(sentence: str) -> int:
@@ -15,11 +15,27 @@ def complain(sentence: str) -> int:
 
 def into_the_pipe(command: Callable[[], int | None]) -> int:
     """Run a command to its exit code. Whoever reads what it prints may go, as `head` does: that ends it, and is no
-    fault."""
+    fault. A fault that it has found stays one."""
+    code = 0
     try:
         code = command() or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
-        return 0
+        _into_nowhere()
     return code
+
+
+def answer(lines: Iterable[str], code: int) -> int:
+    """Print the answer of a command that knows its exit code by now, and ends with it whoever reads on. Returns it."""
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _into_nowhere()
+    return code
+
+
+def _into_nowhere() -> None:
+    """Where what is still to be flushed goes, and what is printed from now on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

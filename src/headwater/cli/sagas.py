@@ -154,19 +154,32 @@ def _camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-def _retry(chosen: argparse.Namespace, settings: Settings) -> None:
+def _retry(chosen: argparse.Namespace, settings: Settings) -> int:
     if (chosen.id is None) is not chosen.all:
         raise SettingsError("sagas retry: say which, by its ID or --all")
     if chosen.saga is not None and not chosen.all:
         raise SettingsError("sagas retry: --saga goes with --all")
     by = _operator()
     if chosen.all:
-        count = ask(settings, lambda c: retry_all(c, chosen.saga, by))
-        whom = "1 parked instance" if count == 1 else f"{count} parked instances"
-        print(f"{whom} will be tried again by the worker that runs the saga.")
-        return
+        return _said(*ask(settings, lambda c: retry_all(c, chosen.saga, by)))
     found = ask(settings, lambda c: retry(c, chosen.id, by))
     print(f"{found.saga} {found.key} will be tried again by the worker that runs the saga.")
+    return 0
+
+
+def _said(count: int, left: int) -> int:
+    print(f"{_parked(count)} will be tried again by the worker that runs the saga.")
+    if not left:
+        return 0
+    it = "has changed, and nothing was said to it" if left == 1 else "have changed, and nothing was said to them"
+    return complain(
+        f"{_parked(left)} {it}: no worker has told of the change yet; try again, and see `headwater status` for "
+        "whether one is running"
+    )
+
+
+def _parked(count: int) -> str:
+    return "1 parked instance" if count == 1 else f"{count} parked instances"
 
 
 def _abandon(chosen: argparse.Namespace, settings: Settings) -> None:

@@ -30,6 +30,14 @@ def _schema(chosen: argparse.Namespace, settings: Settings) -> int:
         sys.stdout.write(printed)
         return 0
     held = Path(chosen.check)
-    if held.is_file() and held.read_text(encoding="utf-8") == printed:
+    if _text_of(held) == printed:
         return 0
     return complain(f"{held} holds another schema than the app; write it with `headwater schema > {held}`")
+
+
+def _text_of(file: Path) -> str | None:
+    """None when it is no file, or no text."""
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError:
+        return None

@@ -11,10 +11,11 @@ from headwater.cli.application import app_option, load, view_named
 from headwater.cli.commands import Commands, command, count
 from headwater.cli.connection import dsn_to_ask, migrated_database
 from headwater.cli.loop import complete
+from headwater.cli.output import answer, complain
 from headwater.config import Settings
 from headwater.history import has_history
 from headwater.log import Log
-from headwater.verify import Report, Verifier
+from headwater.verify import NotVerifiable, Report, Verifier
 from headwater.view import View
 
 
@@ -30,15 +31,24 @@ def add(commands: Commands) -> None:
 def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
     app = load(chosen.app)
     views = app.domain.views if chosen.name is None else [view_named(app, chosen.name)]
-    reports = complete(_verified(app, dsn_to_ask(settings), views, None if chosen.all else chosen.sample))
-    for report in reports:
-        for line in report.lines():
-            print(line)
-    return 1 if any(report.differences for report in reports) else 0
+    reports, left = complete(_verified(app, dsn_to_ask(settings), views, None if chosen.all else chosen.sample))
+    code = answer((line for report in reports for line in report.lines()), int(any(each.found for each in reports)))
+    for each in left:
+        code = complain(str(each))
+    return code
 
 
-async def _verified(app: App, dsn: str, views: Sequence[View[Any]], sample: int | None) -> list[Report]:
+async def _verified(
+    app: App, dsn: str, views: Sequence[View[Any]], sample: int | None
+) -> tuple[list[Report], list[NotVerifiable]]:
+    """What was found, and why others could not be verified."""
+    reports, left = [], []
     async with migrated_database(dsn, pool_size=2) as database:
         log = Log(database.pool, app.domain.codec)
-        verifiers = [Verifier(log, view, by_stream=has_history(app.domain, view)) for view in views]
-        return [await verifier.live(database, sample) for verifier in verifiers]
+        for view in views:
+            try:
+                verifier = Verifier(log, view, by_stream=has_history(app.domain, view))
+                reports.append(await verifier.live(database, sample))
+            except NotVerifiable as error:
+                left.append(error)
+    return reports, left
