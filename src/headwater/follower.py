@@ -22,7 +22,6 @@ import asyncpg
 from headwater import sql
 from headwater.database import PASSING, Connection, Database
 from headwater.deadletters import KEYS_AT_ONCE, DeadLetters, Letter, Waiting, described
-from headwater.errors import ReactionFailed
 from headwater.failure import Retry
 from headwater.log import Log
 from headwater.messages import Event, Recorded
@@ -276,8 +275,6 @@ class Follower:
             await outlast(lambda: self._taker.take(key, event))
         except Displaced:
             raise
-        except ReactionFailed as failed:
-            return failed.error
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises
             return error
         return None

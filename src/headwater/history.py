@@ -10,7 +10,8 @@ from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
-from headwater.errors import AsOfUnsupported
+from headwater.database import PASSING
+from headwater.errors import AsOfUnsupported, CodeFailed
 from headwater.feature import Domain
 from headwater.filter import Row
 from headwater.log import Log
@@ -50,7 +51,7 @@ class History:
         Its `position` is that of the last event that changed it.
 
         Raises:
-            AsOfUnsupported: the read model cannot show its past.
+            AsOfUnsupported: the read model cannot show its past.  CodeFailed: a fold raised.
         """
         self.require()
         model, changed = None, 0
@@ -63,7 +64,10 @@ class History:
                 route = self._routes.get(type(event.data))
                 if route is None or route(event.data) != key:
                     continue
-                after = fold(model, event)
+                try:
+                    after = fold(model, event)
+                except PASSING as error:  # of a fold, it says nothing of the database
+                    raise CodeFailed(error) from error
                 if after is not model:
                     model, changed = after, event.position
         if model is None:

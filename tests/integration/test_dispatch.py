@@ -40,7 +40,15 @@ from headwater.appender import Appender
 from headwater.database import Database
 from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.embedded import EmbeddedPostgres
-from headwater.errors import CommandIdReused, Contended, DefinitionError, LogError, Unavailable, UnreadableEvent
+from headwater.errors import (
+    CodeFailed,
+    CommandIdReused,
+    Contended,
+    DefinitionError,
+    LogError,
+    Unavailable,
+    UnreadableEvent,
+)
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Appended, Log, Verdict, append
@@ -628,6 +636,19 @@ async def test_a_refusal_that_was_not_declared_is_a_mistake(process: Start) -> N
     await trips(Book(trip_id=new_id(), seats=["1a"]))
     with pytest.raises(RuntimeError, match="Book was refused with Full"):  # by a claim
         await trips(Book(trip_id=new_id(), seats=["1a"]))
+
+
+async def test_what_a_domain_raises_is_not_taken_for_the_logs_being_away(process: Start) -> None:
+    def evolve_worse(seat: str, event: SeatTaken) -> str:
+        raise IsADirectoryError("as ZoneInfo raises")
+
+    trips, trip_id = await process(TRIPS), new_id()
+    await trips(Book(trip_id=trip_id, seats=["1a"]))
+    worse = await process(Domain([Feature([Decider("trip", "trip_id", "", decide, evolve_worse)])]))
+    with pytest.raises(CodeFailed, match=r"^IsADirectoryError: as ZoneInfo raises$"):
+        await worse(Book(trip_id=trip_id, seats=["1b"]))  # the stream is read
+    with pytest.raises(CodeFailed):
+        await worse(Book(trip_id=new_id(), seats=["1b"]))  # and what is decided is folded
 
 
 async def test_a_command_has_as_many_events_as_the_log_can_count(process: Start) -> None:
