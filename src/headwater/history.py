@@ -14,6 +14,7 @@ from headwater.database import PASSING
 from headwater.errors import AsOfUnsupported, CodeFailed
 from headwater.feature import Domain
 from headwater.filter import Row
+from headwater.folding import fold_of
 from headwater.log import Log
 from headwater.tables import writer_of
 from headwater.view import View
@@ -36,6 +37,7 @@ class History:
         self._log = log
         self._has_history = has_history(domain, view)
         self._routes = {event: view.route_of(event) for event in view.events}
+        self._fold = fold_of(view)
         self._columns = [(each.name, writer_of(each)) for each in view.fields]
 
     def require(self) -> None:
@@ -55,7 +57,7 @@ class History:
         """
         self.require()
         model, changed = None, 0
-        fold = self._view.fold
+        fold = self._fold
         # Each page is fetched, so that other work goes on between two.
         async with aclosing(self._log.read_stream(key, page=PAGE)) as stream:
             async for _, event in stream:
@@ -65,7 +67,7 @@ class History:
                 if route is None or route(event.data) != key:
                     continue
                 try:
-                    after = fold(model, event)
+                    after = fold(key, model, event)
                 except PASSING as error:  # of a fold, it says nothing of the database
                     raise CodeFailed(error) from error
                 if after is not model:

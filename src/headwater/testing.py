@@ -21,6 +21,7 @@ from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
 from headwater.decider import Decider, Seen
+from headwater.folding import fold_of
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, Recorded, Refused
 from headwater.saga import Do, Reaction, Saga, Undo
 from headwater.view import ReadModel, View
@@ -143,8 +144,9 @@ def recorded(
 
 
 def folded(view: View[M], events: Iterable[Recorded[Any]]) -> M | None:
-    """The row that the events leave."""
+    """The row that the events leave, which must all be routed to it."""
     row: M | None = None
+    fold = fold_of(view)
     for event in events:
-        row = view.fold(row, event)
+        row = fold(view.route_of(type(event.data))(event.data), row, event)
     return row

@@ -617,6 +617,47 @@ async def test_whatever_a_fold_raises_is_its_failure_and_no_fault_of_the_databas
     }
 
 
+async def test_a_row_of_another_key_is_a_failed_fold(dsn: str, connection: asyncpg.Connection) -> None:
+    one, other = uuid4(), uuid4()
+
+    def fold(row: Fragile | None, event: Recorded[Counted | Poisoned]) -> Fragile:
+        if isinstance(event.data, Poisoned):
+            return Fragile(thing_id=other, count=100)
+        return fold_fragile(row, event)
+
+    view = View(Fragile, fold, on_failure=Park())
+    events = [Counted(thing_id=one), Counted(thing_id=other), Poisoned(thing_id=one), Counted(thing_id=other)]
+    async with projecting(dsn, App([Feature([things], [view])]), view) as (projector,):
+        head = await write(connection, *events)
+        await until(lambda: projector.progress.position == head)
+    [(position, error)] = await connection.fetch("select position, error from headwater.dead_letters")
+    said = f"RowMisplaced: the fold gave a row of Fragile {other}, for an event that is routed to {one}"
+    assert (position, error.splitlines()[0]) == (3, said)
+    assert {row["thing_id"]: row["count"] for row in await connection.fetch("select * from read.fragile")} == {
+        one: 1,
+        other: 2,
+    }
+
+
+@pytest.mark.parametrize("gives", [None, "text", 1])
+async def test_a_route_that_gives_no_key_stops_the_projection_before_the_event(
+    start: Start, connection: asyncpg.Connection, gives: Any
+) -> None:
+    """Whose key is not known cannot be set aside."""
+
+    def route(event: Counted | Poisoned) -> UUID:
+        return gives if isinstance(event, Poisoned) else event.thing_id
+
+    view = View(Fragile, fold_fragile, route=route, on_failure=Park())
+    node = await start(App([Feature([things], [view])]), settings=QUICK, serve=False)
+    await write(connection, Counted(thing_id=uuid4()), Poisoned(thing_id=uuid4()), Counted(thing_id=uuid4()))
+    await until(lambda: "projection Fragile" in node.supervisor.troubles)
+    trouble = node.supervisor.troubles["projection Fragile"]
+    assert trouble.startswith("FoldFailed: Fragile: the route of Poisoned at position 2 raised TypeError: ")
+    assert trouble.endswith(f"route gave {gives!r}, which is no UUID")
+    assert await checkpoint(connection, view) == 1
+
+
 @pytest.mark.parametrize("on_failure", [Park(), Stop()], ids=["park", "stop"])
 async def test_a_stored_row_that_cannot_be_read_is_a_failure_of_its_key(
     start: Start, connection: asyncpg.Connection, on_failure: OnFailure

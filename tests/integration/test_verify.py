@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec import field
+from msgspec.structs import replace
 from tests.commands import run_command
 
 from bank.accounts.views import account_view
@@ -327,6 +328,30 @@ async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
     await connection.execute("delete from headwater.dead_letters")
     report = await checks.live(database, None)
     assert report.differences == [Difference(parked, "fold", "a row", "raised ValueError at position 3: below zero")]
+
+
+async def test_a_row_of_another_key_is_a_fold_that_fails(database: Database, connection: asyncpg.Connection) -> None:
+    one, other = uuid4(), uuid4()
+
+    def fold_worse(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+        after = fold(row, event)
+        return replace(after, shelf_id=other) if after is not None and event.data.price == 2 else after
+
+    await note(connection, *(Noted(note_id=uuid4(), shelf_id=one, price=Decimal(price)) for price in (1, 2)))
+    await built(database, connection, shelves, shelf_view)
+    report = await verifier(database, shelves, View(Shelf, fold_worse), by_stream=False).live(database, None)
+    said = f"the fold gave a row of Shelf {other}, for an event that is routed to {one}"
+    assert report.differences == [
+        Difference(one, "fold", "a row", f"raised RowMisplaced at position 2: {said}"),
+    ]
+
+
+async def test_a_route_that_raises_is_said(database: Database, connection: asyncpg.Connection) -> None:
+    await note(connection, Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal(1)))
+    await built(database, connection, shelves, shelf_view)
+    astray = View(Shelf, fold, route=lambda event: None)  # type: ignore[arg-type, return-value]  # a mistake
+    with pytest.raises(NotVerifiable, match=r"^the route of Noted at position 1 raised TypeError: .* gave None, which"):
+        await verifier(database, shelves, astray, by_stream=False).live(database, None)
 
 
 async def test_rows_of_other_code_are_not_compared(database: Database, connection: asyncpg.Connection) -> None:
