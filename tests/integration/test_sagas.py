@@ -253,6 +253,25 @@ async def test_a_bug_in_react_parks_the_event_and_those_behind_it(
     await until(lambda: changes(connection, order, 3))
 
 
+async def test_an_event_without_an_instance_stops_the_saga_before_it(
+    start: Any, connection: asyncpg.Connection
+) -> None:
+    def route(event: works.Input) -> UUID | None:
+        if isinstance(event, OrderPlaced):
+            return {"nobody": None, "text": "a text"}.get(event.plan[0], event.order_id)  # type: ignore[return-value]  # a mistake
+        return None
+
+    node = await start(app_of(replace(fulfilment, route=route)))
+    nobody, order = await place(node, "nobody"), await place(node, "a")
+    await reached(connection, order, "done")
+    await place(node, "text")
+    await until(lambda: "saga Fulfilment" in node.supervisor.troubles)
+    trouble = node.supervisor.troubles["saga Fulfilment"]
+    assert trouble.startswith("KeyUnknown: the key of OrderPlaced at position ")
+    assert trouble.endswith("route gave 'a text', which is neither a UUID nor None")
+    assert await instance(connection, nobody) is None
+
+
 async def parked(connection: asyncpg.Connection, order: UUID) -> bool:
     return any(is_parked for _, is_parked in await letters(connection, order))
 
