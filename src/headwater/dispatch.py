@@ -86,7 +86,8 @@ class _Asked(msgspec.Struct, gc=False):
         that they leave.
 
         Raises:
-            Refused.  CodeFailed: a function of the domain raised what would be taken for a fault of the database.
+            Refused.  MisplacedEvent: an event says that it is of another stream.
+            CodeFailed: a function of the domain raised what would be taken for a fault of the database.
         """
         if self.expected_version is not None and self.expected_version != version:
             raise VersionConflict(self.expected_version, version)
@@ -105,6 +106,7 @@ class _Asked(msgspec.Struct, gc=False):
         )
         claims: list[Take | Release] = []
         for event in events:
+            decider.require_own(event, self.stream_id)
             claims.extend(decider.claims(state, event))
             state = decider.evolve(state, event)
         return events, claims, state

@@ -31,6 +31,11 @@ class UnreadableEvent(HeadwaterError):
     the domain's code: the sentence names the event's class and the field."""
 
 
+class MisplacedEvent(HeadwaterError):
+    """A decision gave an event whose key is the id of another stream; nothing was written. The fault is in the domain's
+    code: the sentence names the event's class and the field."""
+
+
 class CodeFailed(HeadwaterError):
     """A function of the app raised. Whatever it raised counts as its failure: an OSError that comes out of a fold or a
     decision is no fault of the database, which would be waited out. `error` is what was raised."""

@@ -50,7 +50,8 @@ class Given:
                 ) from refusal
             return Outcome([], refusal)
         state = self.state
-        for event in events:  # an event that evolve cannot take fails here, not in production
+        for event in events:  # an event that evolve cannot take, or of another stream, fails here, not in production
+            self.decider.require_own(event, getattr(command, self.decider.key))
             state = self.decider.evolve(state, event)
         return Outcome(list(events), None)
 

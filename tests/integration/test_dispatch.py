@@ -35,7 +35,7 @@ from bank.accounts.domain import (
 from bank.main import app
 from bank.transfers.domain import RequestTransfer, TransferRequested
 from bank.users.domain import AlreadyExists, ChangeEmail, EmailTaken, RegisterUser, UserNotFound
-from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Seen, Take
+from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Seen, Take, testing
 from headwater.appender import Appender
 from headwater.database import Database
 from headwater.dispatch import Accepted, Dispatcher, Origin
@@ -46,6 +46,7 @@ from headwater.errors import (
     Contended,
     DefinitionError,
     LogError,
+    MisplacedEvent,
     Unavailable,
     UnreadableEvent,
 )
@@ -709,6 +710,29 @@ def scaled(size: float, event: Scaled) -> float:
 
 
 THINGS = Domain([Feature(deciders=[Decider("thing", "thing_id", 1e308, scale, scaled)])])
+
+
+def swap(command: Scale, size: float) -> list[Scaled]:
+    return [
+        Scaled(thing_id=command.thing_id, size=1.0),
+        Scaled(thing_id=UUID(int=command.thing_id.int ^ (command.by < 0)), size=2.0),
+    ]
+
+
+SWAPPED = Domain([Feature(deciders=[Decider("thing", "thing_id", 1.0, swap, scaled)])])
+
+
+async def test_an_event_that_names_another_stream_is_never_written(process: Start) -> None:
+    things, thing_id = await process(SWAPPED), new_id()
+    other = UUID(int=thing_id.int ^ 1)
+    with pytest.raises(
+        MisplacedEvent, match=f"^Scaled cannot be written to thing {thing_id}: its field thing_id is {other}$"
+    ):
+        await things(Scale(thing_id=thing_id, by=-1.0))
+    assert await stream(things, thing_id) == await stream(things, other) == []
+    assert (await things(Scale(thing_id=thing_id, by=1.0))).version == 2  # and the stream goes on
+    with pytest.raises(MisplacedEvent):
+        testing.given(SWAPPED.deciders[0]).when(Scale(thing_id=thing_id, by=-1.0))
 
 
 async def test_an_event_that_could_not_be_read_back_is_never_written(process: Start) -> None:
