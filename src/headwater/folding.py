@@ -41,7 +41,7 @@ def fold_of(view: View[M]) -> Fold[M]:
         if after is None or after is row:
             return after
         given = getattr(after, key_of_row)
-        if given is not key and given != key:
+        if given is not key and getattr(given, "int", None) != key.int:  # UUIDs are compared in Python, and slowly
             raise RowMisplaced(f"the fold gave a row of {name} {given}, for an event that is routed to {key}")
         return _respelled(after, spelled) if spelled else after
 
