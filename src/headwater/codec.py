@@ -117,6 +117,12 @@ class Codec:
             return decoder(data)  # type: ignore[no-any-return]  # a decoder of an Event gives one
         except msgspec.MsgspecError as error:
             raise LogError(f"A stored {name} of version {version} does not fit its class: {error}") from error
+        except LogError:
+            raise
+        except Exception as error:  # of the class's own `__post_init__`; an OSError of it is no fault of the database
+            raise LogError(
+                f"A stored {name} of version {version} cannot be read: {type(error).__name__}: {error}"
+            ) from error
 
     def classes_of(self, name: str, version: int) -> frozenset[type[Event]]:
         """What an event that is stored so may be read as.

@@ -23,6 +23,7 @@ from uuid import UUID
 import msgspec
 
 from headwater.codec import Codec, encode
+from headwater.errors import CodeFailed
 from headwater.ids import following_id, internal_id
 from headwater.messages import Command, Event, Recorded
 from headwater.saga import LONGEST, After, Cancel, Confirmed, Do, Done, Reaction, Refusal, Saga, TimedOut, Undo
@@ -292,14 +293,21 @@ class Course(Generic[S]):
                 return TimedOut(command=step.command)
 
     def follows(self, given: Any, cause: str, now: datetime) -> list[Intent]:
-        """What follows from what came: `react`'s answer, as it is recorded. cause: what came, by a name of its own."""
+        """What follows from what came: `react`'s answer, as it is recorded. cause: what came, by a name of its own.
+
+        Raises:
+            CodeFailed: `react` or `evolve` raised.
+        """
         if given is None:
             return []
         if not isinstance(given, Event) and type(given) not in self.saga.outcomes:
             step = self.queue[0]
             failed = isinstance(given, Refusal | TimedOut) and step is not None and not step.optional
             return [Finish()] if failed else []
-        reaction = self.saga.reaction(self.saga.evolved(self.state, given), given)
+        try:
+            reaction = self.saga.reaction(self.saga.evolved(self.state, given), given)
+        except Exception as error:
+            raise CodeFailed(error) from error
         return [self._intent(each, internal_id(self.stream_id, f"{cause} {n}"), now) for n, each in enumerate(reaction)]
 
     def _intent(self, reaction: Reaction, command_id: UUID, now: datetime) -> Intent:
@@ -356,9 +364,15 @@ class Course(Generic[S]):
             case _:
                 pass
         if given is not None:
-            self.state = self.saga.evolved(self.state, given)
+            self._evolve(given)
         self._follow(recorded)
         self._go_on(record.at)
+
+    def _evolve(self, given: Any) -> None:
+        try:
+            self.state = self.saga.evolved(self.state, given)
+        except Exception as error:
+            raise CodeFailed(error) from error
 
     def _follow(self, recorded: Recorded[Record]) -> None:
         """Queue what follows, also in `forward` where it has nothing to do with giving up."""

@@ -18,6 +18,7 @@ import asyncpg
 
 from headwater import sql
 from headwater.database import Connection
+from headwater.errors import CodeFailed
 
 _SQL = sql.load(__file__)
 
@@ -92,6 +93,8 @@ def described(error: BaseException) -> tuple[str, str]:
 
     The first line says what was raised, the others where, the innermost place last.
     """
+    if isinstance(error, CodeFailed):
+        error = error.error
     frames = traceback.extract_tb(error.__traceback__)
     where = [f"{PurePath(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]
     digest = hashlib.sha256("\n".join([type(error).__qualname__, *where]).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from headwater.codec import StateCodec
-from headwater.errors import DefinitionError
+from headwater.errors import DefinitionError, MisplacedEvent
 from headwater.fields import fields_of, union_arms
 from headwater.messages import Command, Event, Refused
 
@@ -121,6 +121,18 @@ class Decider(Generic[C, S, E]):
         object.__setattr__(self, "commands", commands)
         object.__setattr__(self, "events", events)
         object.__setattr__(self, "snapshots", self._read_snapshots())
+
+    def require_own(self, event: E, stream_id: UUID) -> None:
+        """Raise MisplacedEvent when an event says that it is of another stream than the one it is to be written to.
+
+        Read models find its row by what it says, and the past and verify by where it is written.
+        """
+        key = getattr(event, self.key, stream_id)
+        if key is not stream_id and key != stream_id:
+            name = type(event).__name__
+            raise MisplacedEvent(
+                f"{name} cannot be written to {self.category} {stream_id}: its field {self.key} is {key}"
+            )
 
     def _read_decide(self) -> tuple[tuple[type[Command], ...], tuple[type[Event], ...]]:
         (command, *_), answer = _annotations(self.decide, 3 if self._takes_seen() else 2)

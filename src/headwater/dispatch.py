@@ -21,8 +21,9 @@ import msgspec
 
 from headwater.appender import Appender
 from headwater.codec import encode
+from headwater.database import PASSING
 from headwater.decider import Decider, Release, Seen, Take
-from headwater.errors import CommandIdReused, Contended, DefinitionError
+from headwater.errors import CodeFailed, CommandIdReused, Contended, DefinitionError
 from headwater.feature import Domain
 from headwater.ids import is_internal, new_id
 from headwater.log import Append, Appended, Log, Verdict
@@ -82,9 +83,20 @@ class _Asked(msgspec.Struct, gc=False):
 
     def decide(self, version: int, state: Any, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
         """The events of the decision on a stream of that version and state, the claims that they make, and the state
-        that they leave."""
+        that they leave.
+
+        Raises:
+            Refused.  MisplacedEvent: an event says that it is of another stream.
+            CodeFailed: a function of the domain raised what would be taken for a fault of the database.
+        """
         if self.expected_version is not None and self.expected_version != version:
             raise VersionConflict(self.expected_version, version)
+        try:
+            return self._decided(state, seen)
+        except PASSING as error:
+            raise CodeFailed(error) from error
+
+    def _decided(self, state: Any, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
         decider = self.decider
         # A decider that consults is one whose `decide` takes a third: its definition has been checked for that.
         events = (
@@ -94,6 +106,7 @@ class _Asked(msgspec.Struct, gc=False):
         )
         claims: list[Take | Release] = []
         for event in events:
+            decider.require_own(event, self.stream_id)
             claims.extend(decider.claims(state, event))
             state = decider.evolve(state, event)
         return events, claims, state
@@ -341,10 +354,9 @@ class Dispatcher:
 
         It is when all was read, or written, after the command came. anew: have it read so, whatever is known.
         """
-        assert asked.decider.consults is not None
         states: dict[tuple[str, UUID], Any] = {}
         certain = True
-        for decider, stream_id in asked.decider.consults(asked.command):
+        for decider, stream_id in _consulted(asked):
             if self._domain.decider_named.get(decider.category) is not decider:
                 raise DefinitionError(
                     f"{asked.command.command_name} consults {decider.category}, which no feature of this app brings"
@@ -361,6 +373,14 @@ class Dispatcher:
             states[decider.category, stream_id] = stream.written_state
             certain = certain and stream.as_of > asked.came
         return Seen(states), certain
+
+
+def _consulted(asked: _Asked) -> Sequence[tuple[Decider[Any, Any, Any], UUID]]:
+    assert asked.decider.consults is not None
+    try:
+        return asked.decider.consults(asked.command)
+    except PASSING as error:
+        raise CodeFailed(error) from error
 
 
 def _path_of(command: Command, stream_id: UUID) -> list[str]:

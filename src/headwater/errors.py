@@ -31,13 +31,22 @@ class UnreadableEvent(HeadwaterError):
     the domain's code: the sentence names the event's class and the field."""
 
 
-class ReactionFailed(HeadwaterError):
-    """A reactor's function raised, or took too long. Whatever it raised counts: a connection that the outside lost is
-    not one of the database."""
+class MisplacedEvent(HeadwaterError):
+    """A decision gave an event whose key is the id of another stream; nothing was written. The fault is in the domain's
+    code: the sentence names the event's class and the field."""
 
-    def __init__(self, error: Exception) -> None:
+
+class CodeFailed(HeadwaterError):
+    """A function of the app raised. Whatever it raised counts as its failure: an OSError that comes out of a fold or a
+    decision is no fault of the database, which would be waited out. `error` is what was raised."""
+
+    def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
         self.error = error
+
+
+class ReactionFailed(CodeFailed):
+    """A reactor's function raised, or took too long."""
 
 
 class PublicError(HeadwaterError):

@@ -22,7 +22,7 @@ import asyncpg
 from headwater import sql
 from headwater.database import PASSING, Connection, Database
 from headwater.deadletters import KEYS_AT_ONCE, DeadLetters, Letter, Waiting, described
-from headwater.errors import ReactionFailed
+from headwater.errors import HeadwaterError
 from headwater.failure import Retry
 from headwater.log import Log
 from headwater.messages import Event, Recorded
@@ -43,6 +43,11 @@ class Displaced(Exception):
     """The lease is another's, or another moved the checkpoint: what was done here counts no more."""
 
 
+class KeyUnknown(HeadwaterError):
+    """In whose order an event is to be taken is not known, so that it cannot be set aside: the follower stands still
+    before it."""
+
+
 class Tried(NamedTuple):
     """What became of a key that was tried again: the letters that are done, and the one that failed again."""
 
@@ -58,7 +63,8 @@ class Taker(Protocol):
         ...
 
     def key_of(self, event: Recorded[Event]) -> UUID | None:
-        """In whose order it is to be taken; None when it is not to be taken at all."""
+        """In whose order it is to be taken; None when it is not to be taken at all. What it raises stops the follower
+        before the event."""
         ...
 
     async def ready(self, keys: Collection[UUID]) -> None:
@@ -243,8 +249,14 @@ class Follower:
             self._count(events, reached)
             return reached
         by_key: dict[UUID, list[Recorded[Event]]] = {}
-        for event in events:
-            key = self._taker.key_of(event)
+        for place, event in enumerate(events):
+            try:
+                key = self._key_of(event)
+            except KeyUnknown:
+                if event.position - 1 == position:
+                    raise
+                events, reached = events[:place], event.position - 1  # what came before it stands in no one's way
+                break
             if key is not None:
                 by_key.setdefault(key, []).append(event)
         await outlast(lambda: self._taker.ready(by_key))
@@ -262,6 +274,15 @@ class Follower:
         self._set_parked(self._parked | {letter.key for letter in aside})
         self._count(events, reached)
         return reached
+
+    def _key_of(self, event: Recorded[Event]) -> UUID | None:
+        try:
+            return self._taker.key_of(event)
+        except Exception as error:
+            raise KeyUnknown(
+                f"the key of {event.data.event_name} at position {event.position} is not known: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _count(self, events: Sequence[Recorded[Event]], reached: int) -> None:
         self.progress.passed([event.recorded_at for event in events], reached)
@@ -286,8 +307,6 @@ class Follower:
             await outlast(lambda: self._taker.take(key, event))
         except Displaced:
             raise
-        except ReactionFailed as failed:
-            return failed.error
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises
             return error
         return None

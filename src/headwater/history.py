@@ -10,9 +10,11 @@ from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
-from headwater.errors import AsOfUnsupported
+from headwater.database import PASSING
+from headwater.errors import AsOfUnsupported, CodeFailed
 from headwater.feature import Domain
 from headwater.filter import Row
+from headwater.folding import fold_of
 from headwater.log import Log
 from headwater.tables import writer_of
 from headwater.view import View
@@ -35,6 +37,7 @@ class History:
         self._log = log
         self._has_history = has_history(domain, view)
         self._routes = {event: view.route_of(event) for event in view.events}
+        self._fold = fold_of(view)
         self._columns = [(each.name, writer_of(each)) for each in view.fields]
 
     def require(self) -> None:
@@ -50,11 +53,11 @@ class History:
         Its `position` is that of the last event that changed it.
 
         Raises:
-            AsOfUnsupported: the read model cannot show its past.
+            AsOfUnsupported: the read model cannot show its past.  CodeFailed: a fold raised.
         """
         self.require()
         model, changed = None, 0
-        fold = self._view.fold
+        fold = self._fold
         # Each page is fetched, so that other work goes on between two.
         async with aclosing(self._log.read_stream(key, page=PAGE)) as stream:
             async for _, event in stream:
@@ -63,7 +66,10 @@ class History:
                 route = self._routes.get(type(event.data))
                 if route is None or route(event.data) != key:
                     continue
-                after = fold(model, event)
+                try:
+                    after = fold(key, model, event)
+                except PASSING as error:  # of a fold, it says nothing of the database
+                    raise CodeFailed(error) from error
                 if after is not model:
                     model, changed = after, event.position
         if model is None:

@@ -21,10 +21,11 @@ import asyncpg
 
 from headwater import sql
 from headwater.clock import BREATH_SECONDS
-from headwater.database import PASSING, Database
+from headwater.database import Database
 from headwater.deadletters import DeadLetters, Letter, described
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
+from headwater.folding import fold_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.positions import LOG, Positions
@@ -117,6 +118,7 @@ class Projector(Generic[M]):
         self._policy = policy_of(view.on_failure)
         self._types = log.stored_names(view.events)
         self._route = {event: view.route_of(event) for event in view.events}
+        self._fold_row = fold_of(view)
         self._columns = [(each.name, writer_of(each)) for each in view.fields]
         self._read_row = model_reader(view)
         self._rows: dict[UUID, _Row[M]] = {}
@@ -327,7 +329,7 @@ class Projector(Generic[M]):
         """Fold a batch in memory. attempts: given for letters, how often each failed before."""
         await self._load(connection, {key for key, _ in routed} - parked)
         folded: _Folded[M] = _Folded()
-        changed, failed, fold = folded.changed, folded.failed, self._view.fold
+        changed, failed, fold = folded.changed, folded.failed, self._fold_row
         now = self._clock
         began = breathed = now()
         for place, (key, event) in enumerate(routed):
@@ -346,10 +348,8 @@ class Projector(Generic[M]):
                     row = changed[key] = self._copy(key)
                 if refused and event.position in refused:
                     raise refused[event.position]
-                model = fold(row.model, event)
-            except Exception as error:
-                if isinstance(error, PASSING):
-                    raise
+                model = fold(key, row.model, event)
+            except Exception as error:  # noqa: BLE001 - whatever a user's fold raises; nothing is asked of the database
                 folded.aside.append(self._set_aside(key, event, error, attempts))
                 failed.add(key)
                 continue
@@ -454,7 +454,7 @@ class Projector(Generic[M]):
             known = self._rows[key]
             row = _Row(known.model, known.position, known.stored)
             for event in (event for each, event in routed if each == key):
-                model = self._view.fold(row.model, event)
+                model = self._fold_row(key, row.model, event)
                 if model is not None and model is not row.model:
                     error = await self._objection(connection, {key: _Row(model, event.position, row.stored)})
                     if error is not None:

@@ -58,8 +58,17 @@ class Reactor:
         return f"{_UNIT}{self.name}"
 
     def order_of(self, event: Recorded[Event]) -> UUID:
-        """The key in whose order an event is taken."""
-        return event.stream_id if self.order is None else self.order(event.data)
+        """The key in whose order an event is taken.
+
+        Raises:
+            TypeError: `order` gave something else than a UUID.
+        """
+        if self.order is None:
+            return event.stream_id
+        key = self.order(event.data)
+        if not isinstance(key, UUID):
+            raise TypeError(f"{self.order.__module__}.{self.order.__qualname__} gave {key!r}, which is no UUID")
+        return key
 
     def key_for(self, event: Recorded[Event]) -> str:
         """The idempotency key of an event: the same each time, and another for each reactor."""

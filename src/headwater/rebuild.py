@@ -33,6 +33,7 @@ from headwater.database import Database
 from headwater.deadletters import DeadLetters, Letter, described, storable
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
+from headwater.folding import fold_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.refusals import is_refusal, misfits, objection
@@ -200,6 +201,7 @@ class _Build(Generic[M]):
         self._policy = policy_of(view.on_failure)
         self._types = self._log.stored_names(view.events)
         self._route = {event: view.route_of(event) for event in view.events}
+        self._fold_row = fold_of(view)
         self._columns = [(each.name, writer_of(each)) for each in view.fields]
         self._read_row = model_reader(view)
         self._rows: dict[int, _Row] = {}
@@ -319,7 +321,7 @@ class _Build(Generic[M]):
         routed = self._routed(events)
         if not self._complete:
             await self._load({key for key, _ in routed})
-        rows, fold, suspects = self._rows, self._view.fold, self._suspects
+        rows, fold, suspects = self._rows, self._fold_row, self._suspects
         breathed = monotonic()
         for key, event in routed:
             if monotonic() - breathed > BREATH_SECONDS:
@@ -333,7 +335,7 @@ class _Build(Generic[M]):
                 self._aside.append(Letter(key, event.position))
                 continue
             try:
-                model = fold(row.model, event)
+                model = fold(key, row.model, event)
             except Exception as error:  # noqa: BLE001 - whatever a user's fold raises
                 self._set_aside(key, event, error)
                 continue

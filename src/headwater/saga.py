@@ -197,10 +197,17 @@ class Saga(Generic[S, I]):
         return derived_id(key, self.category)
 
     def key_of(self, event: Event) -> UUID | None:
-        """Which instance a routed event is for."""
+        """Which instance a routed event is for.
+
+        Raises:
+            TypeError: `route` gave neither a UUID nor None.
+        """
         if isinstance(self.route, str):
             return getattr(event, self.route)  # type: ignore[no-any-return]  # `check_route` has seen that it is a UUID
-        return self.route(event)
+        key = self.route(event)
+        if not (key is None or isinstance(key, UUID)):
+            raise TypeError(f"{_named(self.route)} gave {key!r}, which is neither a UUID nor None")
+        return key
 
     def check_route(self, event: type[Event]) -> None:
         """Raise DefinitionError unless events of this type can be routed."""

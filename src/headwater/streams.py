@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from headwater.appender import Chain
-from headwater.database import UNREACHABLE
+from headwater.database import PASSING, UNREACHABLE
 from headwater.decider import Decider
-from headwater.errors import Unavailable
+from headwater.errors import CodeFailed, Unavailable
 from headwater.log import Appended, Log, Verdict
-from headwater.messages import InvalidInput
+from headwater.messages import Event, InvalidInput
 from headwater.snapshots import Point, Snapshots
 
 FIRST_LOOK = 200
@@ -216,7 +216,7 @@ class Streams:
             async for category, event in events:
                 if category != decider.category:
                     raise _wrong_category(decider, stream_id, category)
-                version, position, state = event.version, event.position, decider.evolve(state, event.data)
+                version, position, state = event.version, event.position, _evolved(decider, state, event.data)
                 if version == upto:
                     break
         return Point(version, position, state)
@@ -243,6 +243,13 @@ class Streams:
             if stream_id != new and not stream.ahead:
                 del self._known[stream_id]
                 return
+
+
+def _evolved(decider: AnyDecider, state: Any, event: Event) -> Any:
+    try:
+        return decider.evolve(state, event)
+    except PASSING as error:  # while the log is read, it would be taken for the log's being away
+        raise CodeFailed(error) from error
 
 
 def accepted(answer: asyncio.Future[Appended]) -> bool:

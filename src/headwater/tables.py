@@ -31,6 +31,7 @@ from headwater.messages import Event
 from headwater.relations import LONGEST_NAME
 from headwater.relations import SCHEMA as SCHEMA
 from headwater.relations import snake_case as snake_case
+from headwater.spelling import spelling_of
 from headwater.view import ReadModel, View
 
 logger = logging.getLogger("headwater.tables")
@@ -367,6 +368,14 @@ def writer_of(field: Field) -> Callable[[Any], Any]:
 
 def reader_of(field: Field) -> Callable[[Any], Any]:
     """From what is stored to a field's Python value."""
+    read, spell = _reader_of(field), spelling_of(field)
+    # asyncpg writes zeros as an exponent, if they are many; other columns are spelled by PostgreSQL.
+    if spell is None or not (field.many or field.kind is Kind.DECIMAL):
+        return read
+    return lambda stored: spell(read(stored))
+
+
+def _reader_of(field: Field) -> Callable[[Any], Any]:
     if field.many:
         one = _element_reader(field)
         return lambda text: None if text is None else [one(value) for value in json.loads(text)]

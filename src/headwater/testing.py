@@ -21,6 +21,7 @@ from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
 from headwater.decider import Decider, Seen
+from headwater.folding import fold_of
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, Recorded, Refused
 from headwater.saga import Do, Reaction, Saga, Undo
 from headwater.view import ReadModel, View
@@ -49,7 +50,8 @@ class Given:
                 ) from refusal
             return Outcome([], refusal)
         state = self.state
-        for event in events:  # an event that evolve cannot take fails here, not in production
+        for event in events:  # an event that evolve cannot take, or of another stream, fails here, not in production
+            self.decider.require_own(event, getattr(command, self.decider.key))
             state = self.decider.evolve(state, event)
         return Outcome(list(events), None)
 
@@ -143,8 +145,9 @@ def recorded(
 
 
 def folded(view: View[M], events: Iterable[Recorded[Any]]) -> M | None:
-    """The row that the events leave."""
+    """The row that the events leave, which must all be routed to it."""
     row: M | None = None
+    fold = fold_of(view)
     for event in events:
-        row = view.fold(row, event)
+        row = fold(view.route_of(type(event.data))(event.data), row, event)
     return row

@@ -19,6 +19,7 @@ from headwater import sql
 from headwater.database import Database
 from headwater.errors import HeadwaterError
 from headwater.fields import Field, Kind
+from headwater.folding import fold_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.tables import SCHEMA, Standing, fingerprint, select_sql, writer_of
@@ -39,7 +40,8 @@ FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
 class NotVerifiable(HeadwaterError):
-    """The rows were made by another version of this code: a fold of today says nothing of them."""
+    """The rows were made by another version of this code: a fold of today says nothing of them. Or its route says of
+    an event not which row it changes."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Verifier(Generic[M]):
         self._at_once = rows
         self._types = log.stored_names(view.events)
         self._route = {event: view.route_of(event) for event in view.events}
+        self._fold = fold_of(view)
         self._columns = [(each, writer_of(each)) for each in view.fields]
 
     async def live(self, database: Database, sample: int | None) -> Report:
@@ -226,9 +229,9 @@ class Verifier(Generic[M]):
         # Twice as many places as keys are wanted: not each has an event of this read model.
         places = sorted(random.sample(range(1, standing.position + 1), min(standing.position, 2 * count)))
         for event in await self._log.at(places):
-            route = self._route.get(type(event.data))
-            if route is not None and len(keys) < count:
-                keys.setdefault(route(event.data).int, route(event.data))
+            routed = self._key_of(event)
+            if routed is not None and len(keys) < count:
+                keys.setdefault(routed.int, routed)
         return keys
 
     # ------------------------------------------------------------------------------------------- what the log says
@@ -242,7 +245,8 @@ class Verifier(Generic[M]):
             async for _, event in self._log.read_stream(key):
                 if event.position > upto:
                     break
-                self._take(folded[number], key, event)
+                if self._key_of(event) == key:
+                    self._take(folded[number], key, event)
         return folded
 
     async def _fold_log(
@@ -255,20 +259,29 @@ class Verifier(Generic[M]):
         of = (lambda stream_id: wanted(stream_id.int)) if self._by_stream else None
         async for _, events in self._log.stream(log, 0, upto, types=self._types, of=of):
             for event in events:
-                route = self._route.get(type(event.data))
-                if route is None:
-                    continue
-                key = route(event.data)
-                row = row_of(key.int)
-                if row is not None:
+                key = self._key_of(event)
+                row = None if key is None else row_of(key.int)
+                if key is not None and row is not None:
                     self._take(row, key, event)
 
-    def _take(self, row: _Folded, key: UUID, event: Recorded[Event]) -> None:
+    def _key_of(self, event: Recorded[Event]) -> UUID | None:
+        """Whose row an event changes; None when it is not of this read model."""
         route = self._route.get(type(event.data))
-        if row.failed is not None or route is None or route(event.data) != key:
+        if route is None:
+            return None
+        try:
+            return route(event.data)
+        except Exception as error:
+            raise NotVerifiable(
+                f"the route of {event.data.event_name} at position {event.position} raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _take(self, row: _Folded, key: UUID, event: Recorded[Event]) -> None:
+        if row.failed is not None:
             return
         try:
-            model = self._view.fold(row.model, event)
+            model = self._fold(key, row.model, event)
         except Exception as error:  # noqa: BLE001 - whatever a user's fold raises
             row.failed = f"{type(error).__name__} at position {event.position}: {error}"
             return

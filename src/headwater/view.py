@@ -114,9 +114,9 @@ class View(Generic[M]):
         return self.model.model_key
 
     def route_of(self, event: type[Event]) -> Callable[[Any], UUID]:
-        """How to find the row of an event of this type."""
+        """How to find the row of an event of this type. What a user's route gives is a UUID, or TypeError is raised."""
         if self.route is not None:
-            return self.route
+            return _checked(self.route)
         return _attribute(self.key)
 
     def _check(self) -> None:
@@ -149,6 +149,16 @@ class View(Generic[M]):
 def _attribute(name: str) -> Callable[[Any], UUID]:
     def route(event: Any) -> UUID:
         return getattr(event, name)  # type: ignore[no-any-return]  # _check has seen that it is a UUID field
+
+    return route
+
+
+def _checked(given: Callable[[Any], UUID]) -> Callable[[Any], UUID]:
+    def route(event: Any) -> UUID:
+        key = given(event)
+        if not isinstance(key, UUID):
+            raise TypeError(f"{given.__module__}.{given.__qualname__} gave {key!r}, which is no UUID")
+        return key
 
     return route
 

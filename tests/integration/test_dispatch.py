@@ -35,12 +35,21 @@ from bank.accounts.domain import (
 from bank.main import app
 from bank.transfers.domain import RequestTransfer, TransferRequested
 from bank.users.domain import AlreadyExists, ChangeEmail, EmailTaken, RegisterUser, UserNotFound
-from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Seen, Take
+from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Seen, Take, testing
 from headwater.appender import Appender
 from headwater.database import Database
 from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.embedded import EmbeddedPostgres
-from headwater.errors import CommandIdReused, Contended, DefinitionError, LogError, Unavailable, UnreadableEvent
+from headwater.errors import (
+    CodeFailed,
+    CommandIdReused,
+    Contended,
+    DefinitionError,
+    LogError,
+    MisplacedEvent,
+    Unavailable,
+    UnreadableEvent,
+)
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Appended, Log, Verdict, append
@@ -654,6 +663,19 @@ async def test_a_refusal_that_was_not_declared_is_a_mistake(process: Start) -> N
         await trips(Book(trip_id=new_id(), seats=["1a"]))
 
 
+async def test_what_a_domain_raises_is_not_taken_for_the_logs_being_away(process: Start) -> None:
+    def evolve_worse(seat: str, event: SeatTaken) -> str:
+        raise IsADirectoryError("as ZoneInfo raises")
+
+    trips, trip_id = await process(TRIPS), new_id()
+    await trips(Book(trip_id=trip_id, seats=["1a"]))
+    worse = await process(Domain([Feature([Decider("trip", "trip_id", "", decide, evolve_worse)])]))
+    with pytest.raises(CodeFailed, match=r"^IsADirectoryError: as ZoneInfo raises$"):
+        await worse(Book(trip_id=trip_id, seats=["1b"]))  # the stream is read
+    with pytest.raises(CodeFailed):
+        await worse(Book(trip_id=new_id(), seats=["1b"]))  # and what is decided is folded
+
+
 async def test_a_command_has_as_many_events_as_the_log_can_count(process: Start) -> None:
     things, thing_id = await process(MANY), new_id()
     with pytest.raises(
@@ -712,6 +734,29 @@ def scaled(size: float, event: Scaled) -> float:
 
 
 THINGS = Domain([Feature(deciders=[Decider("thing", "thing_id", 1e308, scale, scaled)])])
+
+
+def swap(command: Scale, size: float) -> list[Scaled]:
+    return [
+        Scaled(thing_id=command.thing_id, size=1.0),
+        Scaled(thing_id=UUID(int=command.thing_id.int ^ (command.by < 0)), size=2.0),
+    ]
+
+
+SWAPPED = Domain([Feature(deciders=[Decider("thing", "thing_id", 1.0, swap, scaled)])])
+
+
+async def test_an_event_that_names_another_stream_is_never_written(process: Start) -> None:
+    things, thing_id = await process(SWAPPED), new_id()
+    other = UUID(int=thing_id.int ^ 1)
+    with pytest.raises(
+        MisplacedEvent, match=f"^Scaled cannot be written to thing {thing_id}: its field thing_id is {other}$"
+    ):
+        await things(Scale(thing_id=thing_id, by=-1.0))
+    assert await stream(things, thing_id) == await stream(things, other) == []
+    assert (await things(Scale(thing_id=thing_id, by=1.0))).version == 2  # and the stream goes on
+    with pytest.raises(MisplacedEvent):
+        testing.given(SWAPPED.deciders[0]).when(Scale(thing_id=thing_id, by=-1.0))
 
 
 async def test_an_event_that_could_not_be_read_back_is_never_written(process: Start) -> None:

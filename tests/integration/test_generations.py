@@ -650,6 +650,23 @@ async def test_a_fold_that_fails_parks_its_key_and_those_behind_it(dsn: str, con
     assert [tuple(letter) for letter in letters] == [(2, bad, 3, 1, True, None), (2, bad, 4, 0, False, None)]
 
 
+async def test_a_row_of_another_key_is_a_failed_fold_of_a_build_too(dsn: str, connection: asyncpg.Connection) -> None:
+    good, bad = uuid4(), uuid4()
+
+    def fold(row: Fragile | None, event: Recorded[Counted | Removed]) -> Fragile:
+        by = event.data.by if isinstance(event.data, Counted) else 0
+        return Fragile(thing_id=good if by == 13 else event.data.thing_id, count=by)
+
+    await prepare(connection, old_view)
+    await write(connection, *(Counted(thing_id=k, by=n) for k, n in ((bad, 1), (good, 1), (bad, 13), (good, 3))))
+    view = View(Fragile, fold, on_failure=Park())
+    await build(dsn, view, App([Feature([things], [view])]), await registered(connection, view))
+    rows = {key: (row.count, position) for key, (row, position) in (await stored(connection, view)).items()}
+    assert rows == {bad: (1, 1), good: (3, 4)}
+    [(key, position, error)] = await connection.fetch("select key, position, error from headwater.dead_letters")
+    assert (key, position, error.partition(":")[0]) == (bad, 3, "RowMisplaced")
+
+
 async def test_whoever_goes_on_with_a_build_knows_which_keys_are_parked(
     dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

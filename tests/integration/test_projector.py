@@ -31,6 +31,7 @@ from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Re
 from headwater.codec import encode
 from headwater.config import Settings
 from headwater.database import Database
+from headwater.errors import Unavailable
 from headwater.failure import OnFailure
 from headwater.log import Append, Log, append
 from headwater.node import Node
@@ -584,6 +585,77 @@ async def test_a_fold_that_raises_stops_its_projection_before_the_event_where_th
     head = await write(connection, Counted(thing_id=other))
     await reached(node.positions, tally_view.name, head)
     assert await checkpoint(connection, fragile_view) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [IsADirectoryError("Europe"), TimeoutError(), asyncpg.InterfaceError("its own"), Unavailable("nobody")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_a_fold_raises_is_its_failure_and_no_fault_of_the_database(
+    dsn: str, connection: asyncpg.Connection, error: Exception
+) -> None:
+    def fold(row: Fragile | None, event: Recorded[Counted | Poisoned]) -> Fragile:
+        if isinstance(event.data, Poisoned):
+            raise error
+        return fold_fragile(row, event)
+
+    view = View(Fragile, fold, on_failure=Park())
+    one, other = uuid4(), uuid4()
+    events = [Counted(thing_id=one), Poisoned(thing_id=one), Counted(thing_id=one), Counted(thing_id=other)]
+    async with projecting(dsn, App([Feature([things], [view])]), view) as (projector,):
+        head = await write(connection, *events)
+        await until(lambda: projector.progress.position == head)
+    rows = await connection.fetch("select position, error from headwater.dead_letters order by position")
+    assert [(row["position"], (row["error"] or "").partition(":")[0]) for row in rows] == [
+        (2, type(error).__name__),
+        (3, ""),
+    ]
+    assert {row["thing_id"]: row["count"] for row in await connection.fetch("select * from read.fragile")} == {
+        one: 1,
+        other: 1,
+    }
+
+
+async def test_a_row_of_another_key_is_a_failed_fold(dsn: str, connection: asyncpg.Connection) -> None:
+    one, other = uuid4(), uuid4()
+
+    def fold(row: Fragile | None, event: Recorded[Counted | Poisoned]) -> Fragile:
+        if isinstance(event.data, Poisoned):
+            return Fragile(thing_id=other, count=100)
+        return fold_fragile(row, event)
+
+    view = View(Fragile, fold, on_failure=Park())
+    events = [Counted(thing_id=one), Counted(thing_id=other), Poisoned(thing_id=one), Counted(thing_id=other)]
+    async with projecting(dsn, App([Feature([things], [view])]), view) as (projector,):
+        head = await write(connection, *events)
+        await until(lambda: projector.progress.position == head)
+    [(position, error)] = await connection.fetch("select position, error from headwater.dead_letters")
+    said = f"RowMisplaced: the fold gave a row of Fragile {other}, for an event that is routed to {one}"
+    assert (position, error.splitlines()[0]) == (3, said)
+    assert {row["thing_id"]: row["count"] for row in await connection.fetch("select * from read.fragile")} == {
+        one: 1,
+        other: 2,
+    }
+
+
+@pytest.mark.parametrize("gives", [None, "text", 1])
+async def test_a_route_that_gives_no_key_stops_the_projection_before_the_event(
+    start: Start, connection: asyncpg.Connection, gives: Any
+) -> None:
+    """Whose key is not known cannot be set aside."""
+
+    def route(event: Counted | Poisoned) -> UUID:
+        return gives if isinstance(event, Poisoned) else event.thing_id
+
+    view = View(Fragile, fold_fragile, route=route, on_failure=Park())
+    node = await start(App([Feature([things], [view])]), settings=QUICK, serve=False)
+    await write(connection, Counted(thing_id=uuid4()), Poisoned(thing_id=uuid4()), Counted(thing_id=uuid4()))
+    await until(lambda: "projection Fragile" in node.supervisor.troubles)
+    trouble = node.supervisor.troubles["projection Fragile"]
+    assert trouble.startswith("FoldFailed: Fragile: the route of Poisoned at position 2 raised TypeError: ")
+    assert trouble.endswith(f"route gave {gives!r}, which is no UUID")
+    assert await checkpoint(connection, view) == 1
 
 
 @pytest.mark.parametrize("on_failure", [Park(), Stop()], ids=["park", "stop"])

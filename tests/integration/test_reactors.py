@@ -96,6 +96,33 @@ async def test_another_order_keeps_streams_one_behind_the_other(start: Start, co
     await until(lambda: outside.notes == ["c", "a", "b"])
 
 
+def no_order(event: Any) -> UUID:
+    if event.note == "raises":
+        raise IsADirectoryError("as ZoneInfo raises")
+    return {"none": None, "text": "a text"}.get(event.note, event.box_id)  # type: ignore[no-any-return]  # a mistake
+
+
+@pytest.mark.parametrize(
+    "note, said",
+    [
+        ("none", "TypeError: tests.integration.test_reactors.no_order gave None, which is no UUID"),
+        ("text", "TypeError: tests.integration.test_reactors.no_order gave 'a text', which is no UUID"),
+        ("raises", "IsADirectoryError: as ZoneInfo raises"),
+    ],
+)
+async def test_an_event_without_an_order_stops_the_reactor_before_it(
+    start: Start, connection: asyncpg.Connection, note: str, said: str
+) -> None:
+    outside, box = Outside(), uuid4()
+    node = await start(app_of(outside.reactor(order=no_order)), settings=QUICK)
+    await write(connection, Read(box_id=box), posted(box, "0"), Read(box_id=box), posted(box, note), posted(box, "1"))
+    await until(lambda: UNIT in node.supervisor.troubles)
+    why = f"KeyUnknown: the key of Posted at position 4 is not known: {said}"
+    assert node.supervisor.troubles[UNIT] == why
+    assert why in (await node.troubles())[UNIT], "in readiness"
+    assert (outside.notes, await stands_at(connection)) == (["0"], 3)
+
+
 # When the outside fails ----------------------------------------------------------------------------------------------
 
 

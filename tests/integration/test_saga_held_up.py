@@ -104,7 +104,7 @@ async def test_a_message_falls_due_though_its_instance_was_parked_at_that_time(
 
 def react_badly(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]:
     if isinstance(event, Reminder) and not works.weather.forgiving:
-        raise RuntimeError("a bug in a reminder")
+        raise OSError("a bug in a reminder")
     return works.react(known, event)
 
 

@@ -42,7 +42,7 @@ def cannot_fold(order: UUID) -> App:
 
     def evolve(known: Known, event: Input) -> Known:
         if isinstance(event, OrderPlaced) and event.order_id == order:
-            raise LookupError("no such plan any more")
+            raise IsADirectoryError("no such plan any more")
         return works.evolve(known, event)
 
     return App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, evolve=evolve)])])

@@ -219,8 +219,9 @@ async def test_what_follows_is_told_by_whom_and_why(node: Node, connection: asyn
 # ------------------------------------------------------------------------------------------------------------- faults
 
 
-async def test_a_bug_in_a_decision_parks_the_instance(node: Node, connection: asyncpg.Connection) -> None:
-    order = await place(node, "a", "bug b")
+@pytest.mark.parametrize("kind", ["bug", "zone"])
+async def test_a_bug_in_a_decision_parks_the_instance(node: Node, connection: asyncpg.Connection, kind: str) -> None:
+    order = await place(node, "a", f"{kind} b")
     await until(lambda: parked(connection, order))
     behind = await change(node, order, "anything")
     other = await place(node, "x", "y")
@@ -230,15 +231,18 @@ async def test_a_bug_in_a_decision_parks_the_instance(node: Node, connection: as
     works.weather.forgiving = True
     await again(connection, order)
     row = await reached(connection, order, "done")
-    assert await deeds(connection, order) == ["did a", "did bug b", "closed done"]
+    assert await deeds(connection, order) == ["did a", f"did {kind} b", "closed done"]
     await until(lambda: no_letters(connection, order))
     assert msgspec.json.decode(row["state"])["changes"] <= 1
 
 
-async def test_a_bug_in_react_parks_the_event_and_those_behind_it(node: Node, connection: asyncpg.Connection) -> None:
+@pytest.mark.parametrize("kind", ["bug", "zone"])
+async def test_a_bug_in_react_parks_the_event_and_those_behind_it(
+    node: Node, connection: asyncpg.Connection, kind: str
+) -> None:
     order = await place(node, "wait")
     await reached(connection, order, "running", "events")
-    for what in ("bug", "one", "two"):
+    for what in (kind, "one", "two"):
         await change(node, order, what)
     await until(lambda: parked(connection, order))
     await until(lambda: set_aside(connection, order, 3))
@@ -247,6 +251,25 @@ async def test_a_bug_in_react_parks_the_event_and_those_behind_it(node: Node, co
     await until(lambda: no_letters(connection, order))
     assert await records(connection, order) == ["SagaTook"] * 4
     await until(lambda: changes(connection, order, 3))
+
+
+async def test_an_event_without_an_instance_stops_the_saga_before_it(
+    start: Any, connection: asyncpg.Connection
+) -> None:
+    def route(event: works.Input) -> UUID | None:
+        if isinstance(event, OrderPlaced):
+            return {"nobody": None, "text": "a text"}.get(event.plan[0], event.order_id)  # type: ignore[return-value]  # a mistake
+        return None
+
+    node = await start(app_of(replace(fulfilment, route=route)))
+    nobody, order = await place(node, "nobody"), await place(node, "a")
+    await reached(connection, order, "done")
+    await place(node, "text")
+    await until(lambda: "saga Fulfilment" in node.supervisor.troubles)
+    trouble = node.supervisor.troubles["saga Fulfilment"]
+    assert trouble.startswith("KeyUnknown: the key of OrderPlaced at position ")
+    assert trouble.endswith("route gave 'a text', which is neither a UUID nor None")
+    assert await instance(connection, nobody) is None
 
 
 async def parked(connection: asyncpg.Connection, order: UUID) -> bool:

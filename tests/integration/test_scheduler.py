@@ -53,6 +53,8 @@ class Rung(Event):
 def decide(command: Ring, state: None) -> list[Rung]:
     if command.bell_id == bell("broken"):
         raise Broken
+    if command.bell_id == bell("zone"):
+        raise IsADirectoryError("as ZoneInfo raises")
     return [Rung(bell_id=command.bell_id, due=command.due)]
 
 
@@ -394,6 +396,21 @@ async def test_one_broken_schedule_does_not_stop_the_others(
     assert first.levelno == logging.ERROR
     assert first.message == "schedule faulty, due at 2026-03-01T12:01:00+00:00, failed"
     assert first.exc_info is not None
+
+
+async def test_whatever_a_decision_raises_is_an_outcome(
+    worker: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (await worker(every_minute("zone"), every_minute())).working() as alive:
+        await alive.advance(MINUTE)
+        await alive.advance(MINUTE)
+        assert await rung(connection) == ["12:01", "12:02"]
+        assert alive.scheduler.tally == Tally(fired=2, failed=2)
+    _, fired_at, outcome, _ = await row(connection, "zone")
+    assert fired_at == at("12:02")
+    assert outcome.startswith("IsADirectoryError: as ZoneInfo raises\n  ")
+    assert "test_scheduler.py" in outcome.splitlines()[-1]
+    assert "IsADirectoryError" in caplog.text
 
 
 @pytest.mark.parametrize(

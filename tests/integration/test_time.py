@@ -18,11 +18,12 @@ from bank.accounts.views import AccountView
 from bank.users.domain import ChangeEmail, RegisterUser
 from bank.users.views import UserView
 from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, Refused, View
-from headwater.errors import AsOfUnsupported
+from headwater.errors import AsOfUnsupported, CodeFailed
+from headwater.folding import RowMisplaced
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
-from headwater.history import PAGE, has_history
+from headwater.history import PAGE, History, has_history
 from headwater.log import Append, append
 from headwater.node import Node
 from headwater.tables import writer_of
@@ -192,6 +193,26 @@ async def test_rows_that_come_and_go_as_of_each_position(start: Start) -> None:
     ]
     await execute(node, commands)
     await check_every_position(node)
+
+
+async def test_a_fold_that_raises_is_not_taken_for_the_databases_being_away(start: Start) -> None:
+    def fold(row: Thing | None, event: Recorded[ThingPut]) -> Thing:
+        raise TimeoutError("a bug")
+
+    node, thing = await start(things_app), uuid4()
+    await execute(node, [Put(thing_id=thing, box_id=thing)])
+    with pytest.raises(CodeFailed, match=r"^TimeoutError: a bug$"):
+        await History(node.app.domain, View(Thing, fold), node.log).row(thing, 1)
+
+
+async def test_a_row_of_another_key_is_no_past(start: Start) -> None:
+    def fold(row: Thing | None, event: Recorded[ThingPut]) -> Thing:
+        return Thing(thing_id=event.data.box_id, box_id=event.data.box_id, puts=1)
+
+    node, thing, box = await start(things_app), uuid4(), uuid4()
+    await execute(node, [Put(thing_id=thing, box_id=box)])
+    with pytest.raises(RowMisplaced, match=f"a row of Thing {box}, for an event that is routed to {thing}"):
+        await History(node.app.domain, View(Thing, fold), node.log).row(thing, 1)
 
 
 async def test_a_long_stream_leaves_the_loop_to_others(start: Start, connection: asyncpg.Connection) -> None:

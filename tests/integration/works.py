@@ -23,7 +23,6 @@ from headwater import (
     TimedOut,
     Undo,
 )
-from headwater.errors import Unavailable
 from headwater.failure import Retry
 from headwater.ids import derived_id
 
@@ -44,8 +43,9 @@ class WillNot(Refused):
 
 
 class PlaceOrder(Command, creates=True, refuses=[Exists]):
-    """plan: works by name, in order. `no ...` is refused, `bug ...` raises, `late ...` is never answered; the undo of
-    `... no undo` is refused. `wait`: it is not over when they are done. patience: seconds that each may take."""
+    """plan: works by name, in order. `no ...` is refused, `bug ...` raises, `zone ...` raises what PostgreSQL's being
+    away does, `late ...` is never answered (see conftest); the undo of `... no undo` is refused. `wait`: it is not over
+    when they are done. patience: seconds that each may take."""
 
     order_id: UUID
     plan: list[str]
@@ -148,8 +148,8 @@ def decide_work(command: Work | Unwork, done: int) -> list[Worked | Unworked]:
                 raise WillNot(why=command.name)
             if command.name.startswith("bug ") and not weather.forgiving:
                 raise RuntimeError(f"a bug in {command.name}")
-            if command.name.startswith("late ") and not weather.forgiving:
-                raise Unavailable("nobody answers")
+            if command.name.startswith("zone ") and not weather.forgiving:
+                raise IsADirectoryError(command.name)
             return [Worked(work_id=command.work_id, name=command.name)]
         case Unwork():
             if command.name.endswith(" no undo") and not weather.forgiving:
@@ -213,6 +213,10 @@ def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]
         case OrderChanged(what="bug"):
             if not weather.forgiving:
                 raise RuntimeError("a bug in react")
+            return []
+        case OrderChanged(what="zone"):
+            if not weather.forgiving:
+                raise TimeoutError("a bug in react that looks like a fault of the database")
             return []
         case OrderChanged():
             return []

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -134,6 +135,20 @@ def test_what_cannot_be_read_is_said(name: str, version: int, data: str, sentenc
     with pytest.raises(LogError) as caught:
         Codec([Everything, Simple]).decode(name, version, data)
     assert str(caught.value).startswith(sentence)
+
+
+class Zoned(Event):
+    zone: str
+
+    def __post_init__(self) -> None:
+        ZoneInfo(self.zone)
+
+
+@pytest.mark.parametrize("zone", ["Europe", "Nowhere"])
+def test_whatever_a_class_raises_is_of_the_log(zone: str) -> None:
+    """The first is an OSError, which would be taken for a fault of the database and waited out."""
+    with pytest.raises(LogError, match=r"^A stored Zoned of version 1 cannot be read: \w+Error: "):
+        Codec([Zoned]).decode("Zoned", 1, f'{{"zone":"{zone}"}}')
 
 
 class Odd(Event):

@@ -1,0 +1,58 @@
+"""A read model's fold, as all who fold take it: the live projection, a rebuild, verify and the past.
+
+What the user's function gives is a row only if it is the row that the event was routed to. Where one of them took
+another, the others would not: the live projection knows its rows by the keys of events, PostgreSQL by those of rows.
+And its values are spelled as they will be read back, so that no row depends on which rows happen to be in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+from uuid import UUID
+
+from msgspec.structs import replace
+
+from headwater.errors import HeadwaterError
+from headwater.spelling import Spell, spelling_of
+from headwater.view import ReadModel, View
+
+M = TypeVar("M", bound=ReadModel)
+
+Fold: TypeAlias = Callable[[UUID, M | None, Any], M | None]
+"""From a key, its row or None and an event to the row after it, or None."""
+
+
+class RowMisplaced(HeadwaterError):
+    """A fold gave a row of another key than the event was routed to. It counts as the event's failure."""
+
+
+def fold_of(view: View[M]) -> Fold[M]:
+    """The view's fold, whose rows are as they will be read from the table.
+
+    Raises, when it is called:
+        RowMisplaced.  Whatever the user's function raises.
+    """
+    fold, key_of_row, name = view.fold, view.key, view.name
+    spelled = [(each.name, spell) for each in view.fields if (spell := spelling_of(each)) is not None]
+
+    def folded(key: UUID, row: M | None, event: Any) -> M | None:
+        after = fold(row, event)
+        if after is None or after is row:
+            return after
+        given = getattr(after, key_of_row)
+        if given is not key and getattr(given, "int", None) != key.int:  # UUIDs are compared in Python, and slowly
+            raise RowMisplaced(f"the fold gave a row of {name} {given}, for an event that is routed to {key}")
+        return _respelled(after, spelled) if spelled else after
+
+    return folded
+
+
+def _respelled(row: M, spelled: Sequence[tuple[str, Spell]]) -> M:
+    changes = None
+    for name, spell in spelled:
+        value = getattr(row, name)
+        again = spell(value)
+        if again is not value:
+            changes = {**changes, name: again} if changes else {name: again}
+    return replace(row, **changes) if changes else row
