@@ -6,7 +6,7 @@ import enum
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import strawberry
@@ -26,6 +26,26 @@ from headwater.names import camel, plural
 from headwater.reader import Order, Page, Reader
 from headwater.tables import reader_of
 from headwater.view import Link, ReadModel, View
+
+
+class _Wrapped(NamedTuple):
+    """What an instance of an object type wraps.
+
+    as_of: the position that the row is of the past of; its links are followed at the same one. at_least: the position
+    that was waited for; read models that it links to may be behind, and are waited for in their turn.
+    """
+
+    row: Row
+    as_of: int | None
+    at_least: int | None
+
+
+_WRAPPED = "what is wrapped"  # a name that no field can have: read models bring their own, such as `row`
+
+
+def _wrapped(instance: Any) -> _Wrapped:
+    found: _Wrapped = vars(instance)[_WRAPPED]
+    return found
 
 
 class RowTypes:
@@ -51,12 +71,12 @@ def _empty(view: View[Any]) -> type[Any]:
 
     def read(self: Any, name: str) -> Any:
         try:
-            return readers[name](self.row[name])
+            return readers[name](_wrapped(self).row[name])
         except KeyError:
             raise AttributeError(name) from None
 
     def identify(self: Any) -> str:
-        return str(self.row[view.key])
+        return str(_wrapped(self).row[view.key])
 
     return new_class(view.name, Node, __getattr__=read, id=strawberry.field(resolver=_identity(identify)))
 
@@ -216,15 +236,11 @@ class RowType:
 
 
 def _wrap(cls: type[Any], row: Row | None, *, as_of: int | None = None, at_least: int | None = None) -> Any:
-    """as_of: the position that the row is of the past of; its links are followed at the same one. at_least: the
-    position that was waited for; read models that it links to may be behind, and are waited for in their turn."""
     if row is None:
         return None
-    wrapped = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
-    wrapped.row = row
-    wrapped._as_of = as_of
-    wrapped._at_least = at_least
-    return wrapped
+    instance = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
+    vars(instance)[_WRAPPED] = _Wrapped(row, as_of, at_least)
+    return instance
 
 
 def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type[Any]:
@@ -239,7 +255,8 @@ def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type
 
 def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
     async def resolve(root: Any, info: Info) -> Any:
-        key, as_of, at_least = root.row[link.by], root._as_of, root._at_least
+        row, as_of, at_least = _wrapped(root)
+        key = row[link.by]
         if key is None:
             return None
         if as_of is not None:
