@@ -139,9 +139,6 @@ def _accept(cls: type[Any], done: Appended) -> Any:
 
 def _row_after(rows: RowType) -> Callable[..., Any]:
     async def resolve(root: Any, info: Info) -> Any:
-        reader = info.context.reader(rows.model)
-        await reader.reach(root.position)
-        row, _ = await reader.row(root.stream_id)
-        return rows.wrap(row, root.position)
+        return rows.wrap(await info.context.after(rows.model, root.stream_id, root.position), root.position)
 
     return resolver(resolve, rows.object | None)

@@ -6,6 +6,7 @@ import enum
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -148,10 +149,9 @@ class RowType:
         """The row as it was, folded from the log: it waits for no projection."""
         if at_least is not None:
             raise BadUserInput("Ask with atLeast or with asOf, not with both: the past does not wait.")
-        history = info.context.history(self.model)
-        history.require()
+        info.context.history(self.model).require()
         position = await position_of(as_of, info.context.serving.log)
-        return _wrap(self.object, await history.row(key, position), as_of=position)
+        return _wrap(self.object, await info.context.past(self.model, key, position), as_of=position)
 
     def _list(self) -> Callable[..., Any]:
         async def resolve(
@@ -196,6 +196,7 @@ class RowType:
         connection = self.connection()
         connection.complete_to = position
         connection.reader, connection.where, connection.order, connection.page = reader, where, order, page
+        connection.info = cache(lambda: _page_info(reader, order, page))
         return connection
 
     def _watch_row(self) -> Callable[..., Any]:
@@ -260,7 +261,7 @@ def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
         if key is None:
             return None
         if as_of is not None:
-            return _wrap(target, await info.context.history(link.to).row(key, as_of), as_of=as_of)
+            return _wrap(target, await info.context.past(link.to, key, as_of), as_of=as_of)
         return _wrap(target, await info.context.linked(link.to, key, at_least), at_least=at_least)
 
     return resolver(resolve, target | None)
@@ -306,11 +307,11 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
         return [_wrap(row, each, at_least=root.at_least) for each in root.page.rows]
 
     def page_info(root: Any, info: Info) -> PageInfo:
-        return _page_info(root.reader, root.order, root.page)
+        found: PageInfo = root.info()
+        return found
 
     async def total_count(root: Any, info: Info) -> int:
-        count: int = await root.reader.count(root.where)
-        return count
+        return await info.context.count(view.model, root.where)
 
     cls = new_class(
         f"{view.name}Connection",
