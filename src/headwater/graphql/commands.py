@@ -18,7 +18,7 @@ from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
 from headwater.ids import derived_in_time, new_id
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
-from headwater.names import camel
+from headwater.names import camel, field_name
 from headwater.validation import command_from
 
 
@@ -123,7 +123,7 @@ class Mutations:
             name: value for name, value in refused.facts.items() if name not in _HIDDEN.get(type(refused), ())
         }
         if isinstance(refused, InvalidInput):
-            facts = {"path": [camel(step) for step in refused.path]}
+            facts = {"path": [field_name(step) for step in refused.path]}
         return cls(code=refused.code, message=refused.message, **facts)
 
 

@@ -13,7 +13,6 @@ from uuid import UUID
 import strawberry
 
 from headwater.errors import BadUserInput
-from headwater.fields import Kind
 from headwater.filter import Row
 from headwater.graphql.asof import AsOf, position_of
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
@@ -23,7 +22,7 @@ from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import watch_changes, watch_row
 from headwater.messages import sentence_of
-from headwater.names import camel, plural
+from headwater.names import camel, field_name, plural
 from headwater.reader import Order, Page, Reader
 from headwater.tables import reader_of
 from headwater.view import Link, ReadModel, View
@@ -276,7 +275,7 @@ def _order(given: Sequence[Any]) -> list[Order]:
     order: dict[str, Order] = {}
     for column, descending in (each.value for each in given):
         if column in order:
-            raise BadUserInput(f"orderBy names {camel(column)} twice.")
+            raise BadUserInput(f"orderBy names {field_name(column)} twice.")
         order[column] = Order(column, descending)
     return list(order.values())
 
@@ -286,7 +285,7 @@ def _order_of(view: View[Any]) -> Any:
     members = {
         f"{each.name.upper()}_{'DESC' if descending else 'ASC'}": (each.name, descending)
         for each in view.fields
-        if not each.many and each.kind is not Kind.BOOL
+        if each.is_ordered
         for descending in (False, True)
     }
     made: Any = enum.Enum(f"{view.name}Order", members)  # type: ignore[misc]  # from a mapping
