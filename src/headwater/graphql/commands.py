@@ -12,6 +12,7 @@ from headwater.dispatch import Accepted as Appended
 from headwater.errors import PublicError
 from headwater.feature import Domain
 from headwater.fields import fields_of
+from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.interfaces import Accepted, Refusal
 from headwater.graphql.rows import RowType, RowTypes
@@ -69,17 +70,21 @@ class Mutations:
             # What the command creates is derived from it, so that it is the same thing the second time.
             command_id = command_id or new_id()
             try:
-                values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
-                if command.creates and values.get(key) is None:
-                    values[key] = derived_in_time(command_id, command.command_name)
+                return await answer(info, input, expected_version, command_id)
+            except PublicError as error:
+                error.facts = {**error.facts, "commandId": str(command_id)}
+                raise
+
+        async def answer(info: Info, input: Any, expected_version: int | None, command_id: UUID) -> Any:
+            values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
+            if command.creates and values.get(key) is None:
+                values[key] = derived_in_time(command_id, command.command_name)
+            try:
                 done = await info.context.serving.dispatcher.execute(
                     command_from(command, values), command_id=command_id, expected_version=expected_version
                 )
             except Refused as refused:
                 return self._refused(refused)
-            except PublicError as error:
-                error.facts = {**error.facts, "commandId": str(command_id)}
-                raise
             return _accept(accepted, done)
 
         return resolve
@@ -119,6 +124,9 @@ class Mutations:
 
     def _refused(self, refused: Refused) -> Any:
         cls = self._refusals[type(refused)]
+        for each in fields_of(type(refused)):
+            if has_bounds(each):
+                within(type(refused).__name__, each, refused.facts[each.name])
         facts: Mapping[str, Any] = {
             name: value for name, value in refused.facts.items() if name not in _HIDDEN.get(type(refused), ())
         }

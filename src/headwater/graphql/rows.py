@@ -13,8 +13,10 @@ from uuid import UUID
 import strawberry
 
 from headwater.errors import BadUserInput
+from headwater.fields import Field
 from headwater.filter import Row
 from headwater.graphql.asof import AsOf, position_of
+from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
@@ -66,7 +68,7 @@ class RowTypes:
 
 def _empty(view: View[Any]) -> type[Any]:
     """The object type, still without fields. Its instances wrap a stored row and read what is asked for."""
-    readers: dict[str, Callable[[Any], Any]] = {each.name: reader_of(each) for each in view.fields}
+    readers: dict[str, Callable[[Any], Any]] = {each.name: _shown(view, each) for each in view.fields}
     readers["position"] = int
 
     def read(self: Any, name: str) -> Any:
@@ -79,6 +81,14 @@ def _empty(view: View[Any]) -> type[Any]:
         return str(_wrapped(self).row[view.key])
 
     return new_class(view.name, Node, __getattr__=read, id=strawberry.field(resolver=_identity(identify)))
+
+
+def _shown(view: View[Any], each: Field) -> Callable[[Any], Any]:
+    """From what is stored to what GraphQL shows."""
+    read = reader_of(each)
+    if not has_bounds(each):
+        return read
+    return lambda stored: within(view.name, each, read(stored))
 
 
 def _identity(identify: Callable[[Any], str]) -> Callable[..., Any]:
