@@ -99,7 +99,7 @@ def _loading(reader: Reader, at_least: int | None) -> Any:
     async def load(keys: list[UUID]) -> list[Row | None]:
         if at_least is not None:
             await reader.reach(at_least)
-        rows = await reader.rows(keys)
+        rows = await reader.rows(list(dict.fromkeys(keys)))  # rows and aliases ask for the same ones
         return [rows.get(key) for key in keys]
 
     return load
