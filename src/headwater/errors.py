@@ -122,6 +122,12 @@ class QueryTimedOut(PublicError):
     code = "QUERY_TIMED_OUT"
 
 
+class NumberOutOfRange(PublicError):
+    """The field holds a number that GraphQL cannot show: an int of more than 32 bits, or a float that is not finite."""
+
+    code = "NUMBER_OUT_OF_RANGE"
+
+
 class BadUserInput(PublicError):
     """An argument breaks a rule that the schema cannot say."""
 

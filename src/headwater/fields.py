@@ -53,6 +53,11 @@ class Field:
         """Whether it can name a stream or a row: one UUID, always there."""
         return self.kind is Kind.UUID and not self.optional and not self.many
 
+    @property
+    def is_ordered(self) -> bool:
+        """Whether rows can be put in order by it."""
+        return not self.many and self.kind is not Kind.BOOL
+
 
 def fields_of(cls: type[Any]) -> tuple[Field, ...]:
     """The fields of a struct or refusal, in their order.

@@ -34,11 +34,26 @@ KEPT = frozenset(("leases", "log", "schedules"))
 """What projections and positions have by these names is Headwater's own, and a read model would be taken for it. Those
 of sagas and reactors have a space in them, which no read model has."""
 
+_COMBINATORS = ("and_", "or_", "not_")
+"""What `and`, `or` and `not` of a filter are called in Python, beside the read model's fields."""
+
+_RESOLVER = ("root", "info")
+"""What every resolver takes, beside its arguments."""
+
+_NO_MEMBERS = ("true", "false", "null")
+"""Values of GraphQL's own, which no member of an enum can be called."""
+
 
 def camel(name: str) -> str:
-    """`account_id` as `accountId`; `AccountView` as `accountView`."""
+    """What a type's name is as a field: `Account` as `account`, `BankAccount` as `bankAccount`."""
     first, *rest = name.split("_")
     return first[:1].lower() + first[1:] + "".join(word.capitalize() for word in rest)
+
+
+def field_name(name: str) -> str:
+    """What a field is called in GraphQL: `account_id` as `accountId`. Strawberry's rule: `type_` stays as it is."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() or "_" for word in rest)
 
 
 def plural(name: str) -> str:
@@ -119,12 +134,30 @@ class _Names:
             self.take(view.model, own, "Headwater", f"the {own} of every row")
         self._fields(view.model, view.fields)
         for link in view.links:
-            self.take(view.model, camel(link), link, f"{view.model.__name__}.{link}")
+            self.take(view.model, field_name(link), link, f"{view.model.__name__}.{link}")
+        self._key(view)
+        self._filter_and_order(view)
         for each in view.fields:
             chosen = each.enum
             if chosen is not None and not each.many:
                 owner = (chosen, "Filter")
                 self.take("type", f"{chosen.__name__}Filter", owner, f"the filter type of {_full_name(chosen)}")
+
+    def _key(self, view: View[Any]) -> None:
+        """The key is an argument of the field that finds a row by it."""
+        if view.key in _RESOLVER or field_name(view.key) in ("atLeast", "asOf"):
+            raise DefinitionError(
+                f"{view.model.__name__}.{view.key}: a key cannot be called so, since Headwater has an argument of that"
+                " name beside it; rename it"
+            )
+
+    def _filter_and_order(self, view: View[Any]) -> None:
+        for each in view.fields:
+            what = f"{view.model.__name__}.{each.name}"
+            if each.name in _COMBINATORS:
+                raise DefinitionError(f"{what}: a filter has `{each.name[:-1]}` of its own; rename it")
+            if each.is_ordered:
+                self.take((view.model, "Order"), f"{each.name.upper()}_ASC", each.name, what)
 
     def roots(self, views: Iterable[View[Any]], *, sagas: bool) -> None:
         """The fields that are asked for first."""
@@ -137,10 +170,15 @@ class _Names:
 
     def _fields(self, owner: type[Any], fields: Iterable[Field]) -> None:
         for each in fields:
-            self.take(owner, camel(each.name), each.name, f"{owner.__name__}.{each.name}")
+            self.take(owner, field_name(each.name), each.name, f"{owner.__name__}.{each.name}")
             if each.enum is not None:
                 self.take("type", each.enum.__name__, each.enum, f"the enum {_full_name(each.enum)}")
                 for member in each.enum:
+                    if member.name in _NO_MEMBERS:
+                        raise DefinitionError(
+                            f"{each.enum.__name__}.{member.name}: no member of an enum is called so in GraphQL, where"
+                            " it is a value of its own; rename it"
+                        )
                     self.take(each.enum, member.name, member, f"{each.enum.__name__}.{member.name}")
 
 

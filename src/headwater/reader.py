@@ -32,6 +32,12 @@ _DIALECT = sa_asyncpg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy l
 
 CHANGES_AT_ONCE = 5_000
 
+SNAPSHOT_AT_ONCE = 1_000
+"""Rows of a snapshot that are read at once: so many are in memory for each that is under way, however large it is."""
+
+SNAPSHOTS_AT_ONCE = 2
+"""Parts of snapshots of one read model that are read at once: a crowd that comes back leaves connections for others."""
+
 SWAPPED: tuple[type[Exception], ...] = (
     asyncpg.UndefinedColumnError,
     asyncpg.UndefinedTableError,
@@ -84,11 +90,13 @@ class Changes:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rows as they were at a position, and the edition that they are of; see `Changes`."""
+    """Rows as they were at a position, and the edition that they are of; see `Changes`. `cut`: those are not all yet;
+    read on from the last one's position."""
 
     rows: Sequence[Row]
     position: int
     edition: int = 0
+    cut: bool = False
 
 
 class Reader:
@@ -108,6 +116,7 @@ class Reader:
         self._poll = poll
         self._generation_name = generation_of(view.name)
         self._known: Shape | None = None
+        self._snapshots = asyncio.Semaphore(SNAPSHOTS_AT_ONCE)
 
     async def _shape(self) -> Shape:
         """What can be read now, as far as this process has heard."""
@@ -251,13 +260,14 @@ class Reader:
         text = json.dumps([_signature(order), *values], separators=(",", ":"))
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
-    async def snapshot(self, where: Filter = EVERYTHING) -> Snapshot:
-        """The rows that match, and the position that they are complete up to, of one moment."""
-        return await self._reading(lambda shape: self._snapshot(shape, where))
+    async def snapshot(self, where: Filter = EVERYTHING, *, after: int = 0, upto: int | None = None) -> Snapshot:
+        """The rows that match, by position, up to so many, and the position that the read model is complete up to, of
+        one moment. after, upto: only those that were last changed after the one position and not after the other."""
+        async with self._snapshots:
+            return await self._reading(lambda shape: self._snapshot(shape, where, after, upto))
 
-    async def _snapshot(self, shape: Shape, where: Filter) -> Snapshot:
-        columns = shape.columns
-        statement = sa.select(shape.table).where(to_sql(where, columns)).order_by(columns["position"])
+    async def _snapshot(self, shape: Shape, where: Filter, after: int, upto: int | None) -> Snapshot:
+        statement = _part(shape, where, after, upto)
         async with (
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
@@ -266,13 +276,14 @@ class Reader:
             # show the new rows, but only those that were written before that moment.
             await connection.execute(f'lock table {SCHEMA}."{snake_case(self.view.name)}" in access share mode')
             position, edition = await self._checkpoint(connection)
-            return Snapshot(shape.rows(await _select(connection, statement)), position, edition)
+            rows = await _select(connection, statement)
+            return Snapshot(shape.rows(rows), position, edition, cut=len(rows) == SNAPSHOT_AT_ONCE)
 
-    async def keys(self, where: Filter) -> set[UUID]:
-        """The keys of the rows that match."""
+    async def keys(self, where: Filter, limit: int | None = None) -> set[UUID]:
+        """The keys of the rows that match, up to so many."""
 
         async def read(shape: Shape) -> set[UUID]:
-            statement = sa.select(shape.columns[self.view.key]).where(to_sql(where, shape.columns))
+            statement = sa.select(shape.columns[self.view.key]).where(to_sql(where, shape.columns)).limit(limit)
             return {record[0] for record in await _select(self._pool, statement)}
 
         return await self._reading(read)
@@ -330,6 +341,15 @@ class Reader:
             return [_parse_value(kinds.get(each.column), v) for each, v in zip(order, values, strict=True)]
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise BadUserInput("The cursor does not belong to this order; start again without it.") from error
+
+
+def _part(shape: Shape, where: Filter, after: int, upto: int | None) -> sa.Select[Any]:
+    """Rows that match, by position, from after one position up to another."""
+    place = shape.columns["position"]
+    statement = sa.select(shape.table).where(place > after, to_sql(where, shape.columns))
+    if upto is not None:
+        statement = statement.where(place <= upto)
+    return statement.order_by(place).limit(SNAPSHOT_AT_ONCE)
 
 
 async def _select(connection: Connection | asyncpg.Pool, statement: sa.sql.ClauseElement) -> list[asyncpg.Record]:

@@ -19,6 +19,10 @@ LONGEST_TABLE = LONGEST_NAME - len("_999999")
 """Bytes of a read model's name as a table, before the generation."""
 
 
+SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
+"""Columns that PostgreSQL gives each table."""
+
+
 def snake_case(name: str) -> str:
     """`BankAccount` as `bank_account`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
@@ -42,6 +46,10 @@ def check_relations(views: Iterable[View[Any]]) -> None:
             if len(column.name.encode()) > LONGEST_NAME:
                 raise DefinitionError(
                     f"{model}.{column.name}: the name of a column has {LONGEST_NAME} bytes at most; rename it"
+                )
+            if column.name in SYSTEM_COLUMNS:
+                raise DefinitionError(
+                    f"{model}.{column.name}: PostgreSQL gives each table a column `{column.name}` of its own; rename it"
                 )
         if name in owners:
             raise DefinitionError(f"{owners[name]} and {model} would both be {SCHEMA}.{name}; rename one of them")

@@ -615,7 +615,7 @@ async def test_links_are_read_in_one_statement_a_level(
     rows = Reader.rows
 
     async def counted(self: Reader, keys: Sequence[UUID]) -> Any:
-        reads.append((self.view.name, len(set(keys))))
+        reads.append((self.view.name, len(keys)))
         return await rows(self, keys)
 
     monkeypatch.setattr(Reader, "rows", counted)
@@ -628,6 +628,44 @@ async def test_links_are_read_in_one_statement_a_level(
 
 
 async def test_statements_do_not_grow_with_the_rows(api: Api, many: list[str]) -> None:
+    query = "query ($first: Int) { accounts(first: $first) { nodes { owner { name } } totalCount } }"
+    assert [len(await statements_of(api, query, first=first)) for first in (1, 12)] == [
+        4,  # the position, the page, the owners, the count
+        4,
+    ]
+
+
+async def test_statements_do_not_grow_with_the_aliases_of_a_field(api: Api, many: list[str]) -> None:
+    for field, of in (
+        ("totalCount", "accounts(first: 2) { FIELDS }"),
+        ("pageInfo { hasNextPage endCursor }", "accounts(first: 2) { FIELDS }"),
+        ("pageInfo { hasPreviousPage hasNextPage }", 'events(last: 2, after: "2", before: "9") { FIELDS }'),
+        ("owner { name }", "accounts(first: 2) { nodes { FIELDS } }"),
+    ):
+        once = await statements_of(api, "{ " + of.replace("FIELDS", aliased(field, 1)) + " }")
+        often = await statements_of(api, "{ " + of.replace("FIELDS", aliased(field, 50)) + " }")
+        assert len(often) == len(once), field
+
+
+async def test_aliases_of_what_a_mutation_shows_are_read_once(api: Api, many: list[str]) -> None:
+    mutation = 'mutation {{ deposit(input: {{ accountId: "{}", amount: "1" }}) {{ ... on DepositAccepted {{ {} }} }} }}'
+    once, often = [
+        [
+            statement
+            for statement in await statements_of(api, mutation.format(many[0], aliased("account { balance }", times)))
+            if '"account"' in statement
+        ]
+        for times in (1, 50)
+    ]
+    assert len(once) == len(often) == 1
+
+
+def aliased(field: str, times: int) -> str:
+    return " ".join(f"a{n}: {field}" for n in range(times))
+
+
+async def statements_of(api: Api, query: str, **variables: object) -> list[str]:
+    """What the pool's connections are asked while the query is answered."""
     statements: list[str] = []
     pool: Any = api.node.database.pool
 
@@ -635,18 +673,13 @@ async def test_statements_do_not_grow_with_the_rows(api: Api, many: list[str]) -
         if "read." in record.query or "headwater." in record.query:  # not the driver's own
             statements.append(record.query)
 
-    query = "query ($first: Int) { accounts(first: $first) { nodes { owner { name } } totalCount } }"
-    counts = []
-    for first in (1, 12):
-        await asyncio.gather(*(pool.fetchval("select 1") for _ in range(pool.get_max_size())))  # all are open
-        for holder in pool._holders:
-            holder._con.add_query_logger(listen)
-        await api.ask(query, first=first)
-        for holder in pool._holders:
-            holder._con.remove_query_logger(listen)
-        counts.append(len(statements))
-        statements.clear()
-    assert counts == [4, 4], "the position, the page, the owners, the count"
+    await asyncio.gather(*(pool.fetchval("select 1") for _ in range(pool.get_max_size())))  # all are open
+    for holder in pool._holders:
+        holder._con.add_query_logger(listen)
+    await api.ask(query, **variables)
+    for holder in pool._holders:
+        holder._con.remove_query_logger(listen)
+    return statements
 
 
 CHOSEN: list[tuple[str, Sequence[int]]] = [

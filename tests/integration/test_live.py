@@ -31,7 +31,7 @@ from headwater.live.subscriptions import Message, watch_changes, watch_row
 from headwater.live.watcher import Watcher
 from headwater.node import Node
 from headwater.positions import Positions
-from headwater.reader import Changes, Reader
+from headwater.reader import Changes, Reader, Snapshot
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
@@ -99,6 +99,7 @@ async def test_clients_hold_what_the_table_holds(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("headwater.reader.SNAPSHOT_AT_ONCE", 10)
     dice = random.Random(seed)
     node = await start(settings=RUNG)
     feed, load = node.serving.feeds[AccountView], Load(node, seed)
@@ -136,6 +137,7 @@ async def test_resuming_after_any_message_leads_to_the_same_rows(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("headwater.reader.SNAPSHOT_AT_ONCE", 3)
     monkeypatch.setattr("headwater.reader.CHANGES_AT_ONCE", 6)
     where = FILTERS[name]
     node = await start(settings=RUNG)
@@ -425,6 +427,216 @@ async def test_a_row_that_no_longer_matches_is_removed_where_it_was(start: Start
         assert ([row["balance"] for row in message.upserted], message.position) == ([Decimal(60)], position)
         position = await execute(node, Withdraw(account_id=account, amount=Decimal(20)))
         assert await anext(of_rich) == Message(False, [], [account], position)
+
+
+# Large snapshots ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of a dozen rows is a large one."""
+    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("headwater.reader.SNAPSHOT_AT_ONCE", 4)
+
+
+async def counted(node: Node, keys: Sequence[UUID]) -> None:
+    """Each thing is counted once, so that its place in a snapshot is its place here."""
+    head = await execute(node, *(Count(thing_id=key) for key in keys))
+    await reached(node.positions, tally_view.name, head)
+
+
+def change(moment: str, keys: Sequence[UUID]) -> list[Command]:
+    """What comes to rows that were sent, to rows that wait to be sent, and to rows that are yet to be read."""
+    some = (keys[0], keys[3], keys[9])
+    changes: dict[str, list[Command]] = {
+        "changed": [Count(thing_id=key) for key in some],
+        "removed": [Remove(thing_id=key) for key in some],
+        "made": [Count(thing_id=uuid4())],
+        "removed and made again": [each(thing_id=key) for key in some for each in (Remove, Count)],
+        "made and removed": [Count(thing_id=UUID(int=7)), Remove(thing_id=UUID(int=7))],
+        "all at once": [
+            *(Count(thing_id=key) for key in keys[::3]),
+            *(Remove(thing_id=key) for key in keys[1::3]),
+            *(Count(thing_id=uuid4()) for _ in range(5)),
+        ],
+    }
+    return changes[moment]
+
+
+MOMENTS = ["changed", "removed", "made", "removed and made again", "made and removed", "all at once"]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("where", [EVERYTHING, Compare("count", "eq", 1), Compare("count", "gt", 1)], ids=str)
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("taken", [1, 4], ids="after {}".format)
+async def test_what_changes_while_a_snapshot_is_sent_is_neither_lost_nor_held_twice(
+    start: Start, connection: asyncpg.Connection, where: Filter, moment: str, taken: int
+) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(11)]
+    await counted(node, keys)
+    if where == Compare("count", "gt", 1):
+        await counted(node, keys)
+    client = Client("thing_id", where)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where)) as messages:
+        for _ in range(taken):
+            client.take(await anext(messages))
+        assert client.position == 0
+        head = await execute(node, *change(moment, keys))
+        await reached(node.positions, tally_view.name, head)
+        while client.position < 1:
+            client.take(await anext(messages))
+    # What the last message of a snapshot leaves a client with is what was there in one moment: no row is missing.
+    assert (client.rows, client.position, client.resets) == (await table(connection, tally_view, where), head, 1)
+    assert max(len(message.upserted) for message in client.messages) <= 2
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("where", [EVERYTHING, Compare("count", "eq", 1)], ids=str)
+async def test_what_changes_when_all_of_a_snapshot_is_read_comes_in_place_of_what_was_read(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, where: Filter
+) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(7)]
+    await counted(node, keys)
+    reading, this_test, head = feed.reader.changes, asyncio.current_task(), 0
+
+    async def changes(after: int) -> Changes:
+        nonlocal head
+        if asyncio.current_task() is this_test:
+            head = await execute(node, Count(thing_id=keys[4]), Remove(thing_id=keys[5]))
+            await reached(node.positions, tally_view.name, head)
+        return await reading(after)
+
+    monkeypatch.setattr(feed.reader, "changes", changes)
+    client = Client("thing_id", where)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where)) as messages:
+        while client.position < 1:
+            client.take(await anext(messages))
+    assert (client.rows, client.position) == (await table(connection, tally_view, where), head)
+    sent = [row["thing_id"] for message in client.messages for row in message.upserted]
+    assert len(sent) == len(set(sent))
+    assert keys[5] not in sent
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_who_leaves_in_the_middle_of_a_snapshot_resumes_from_nothing(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(12)]
+    await counted(node, keys)
+    client = Client("thing_id", EVERYTHING)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed)) as messages:
+        for _ in range(3):
+            client.take(await anext(messages))
+    head = await execute(node, *change("all at once", keys))
+    await reached(node.positions, tally_view.name, head)
+    client = client.copy(client.position)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, after=client.position)) as messages:
+        while client.position < head:
+            client.take(await anext(messages))
+    assert client.rows == await table(connection, tally_view, EVERYTHING)
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_a_snapshot_holds_nothing_open_while_its_client_takes_its_time(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(12)]
+    await counted(node, keys)
+    reading, read = feed.reader.snapshot, 0
+
+    async def snapshot(*args: Any, **options: Any) -> Snapshot:
+        nonlocal read
+        part = await reading(*args, **options)
+        read += len(part.rows)
+        return part
+
+    monkeypatch.setattr(feed.reader, "snapshot", snapshot)
+    sent = 0
+    async with asyncio.timeout(20), aclosing(watch_changes(feed)) as messages:
+        async for message in messages:
+            sent += len(message.upserted)
+            assert read - sent <= 4, "it reads on when what was read is sent"
+            held = await connection.fetchval(
+                "select count(*) from pg_stat_activity where datname = current_database() and state ~ 'in transaction'"
+            )
+            assert held == 0
+            if message.position:
+                break
+    assert sent == read == 12
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_a_snapshot_begins_again_when_rows_change_that_no_position_tells_of(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    """As they do when dead letters are folded after all, or another generation is live."""
+    node = await start(things_app, settings=RUNG)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(12)]
+    await counted(node, keys)
+    client = Client("thing_id", EVERYTHING)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed)) as messages:
+        for _ in range(3):
+            client.take(await anext(messages))
+        async with connection.transaction():
+            await connection.execute("update read.tally_1 set count = 9 where thing_id = $1", keys[0])
+            await connection.execute("update headwater.projections set repairs = repairs + 1 where name = 'Tally'")
+        while client.position < 1:
+            client.take(await anext(messages))
+    assert (client.resets, client.rows) == (2, await table(connection, tally_view, EVERYTHING))
+    assert client.rows[keys[0]]["count"] == 9
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_a_snapshot_begins_again_when_the_read_model_has_gone_back(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    """As it does with a crash of PostgreSQL that takes the last commits of a projection with it: a row that was to come
+    is back at a position that was passed already, until it is folded again."""
+    node = await start(things_app, settings=RUNG, work=False)
+    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(12)]
+    rows = [(key, 1, place) for place, key in enumerate(keys, 1)]
+    await connection.executemany("insert into read.tally_1 (thing_id, count, position) values ($1, $2, $3)", rows)
+    move = "update headwater.projections set position = $1 where name = 'Tally'"
+    await connection.execute(move, 12)
+    await connection.execute("update headwater.head set position = 12")
+    client = Client("thing_id", EVERYTHING)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed)) as messages:
+        client.take(await anext(messages))
+        await connection.execute("delete from read.tally_1 where position > 9")
+        await connection.execute("update read.tally_1 set position = 1 where position = 9")
+        await connection.execute("delete from read.tally_1 where thing_id = $1", keys[0])
+        await connection.execute(move, 8)
+        while client.position < 1:
+            client.take(await anext(messages))
+    assert (client.resets, client.rows) == (2, await table(connection, tally_view, EVERYTHING))
+
+
+async def test_of_very_many_rows_it_is_not_remembered_which_were_sent(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.live.held.MOST_HELD", 3)
+    node = await start(things_app, settings=RUNG)
+    feed, keys, other = node.serving.feeds[Tally], [uuid4() for _ in range(4)], uuid4()
+    await counted(node, [*keys, other, other])
+    once = Compare("count", "eq", 1)
+    for after in (None, 4):
+        async with asyncio.timeout(20), aclosing(watch_changes(feed, once, after)) as messages:
+            if after is None:
+                assert len((await anext(messages)).upserted) == 4
+            else:
+                assert (await anext(messages)).removed == [other]
+            await execute(node, Count(thing_id=other))
+            assert (await anext(messages)).removed == [other], "which it never held"
+    monkeypatch.setattr("headwater.live.held.MOST_HELD", 4)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, once)) as messages:
+        assert len((await anext(messages)).upserted) == 4
+        await execute(node, Count(thing_id=other), Count(thing_id=keys[0]))
+        assert (await anext(messages)).removed == [keys[0]]
 
 
 # Size and speed ----------------------------------------------------------------------------------------------------

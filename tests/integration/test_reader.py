@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tests.waiting import until
 
 from headwater import Event, ReadModel, Recorded, View, reader
 from headwater.errors import BadUserInput, ProjectionBehind
@@ -316,6 +317,54 @@ async def test_a_snapshot_is_of_one_moment(table: Table) -> None:
     assert ([row["position"] for row in snapshot.rows], snapshot.position) == ([1, 2, 3], 5)
     snapshot = await reads.snapshot(Compare("number", "gt", 1))
     assert ([row["position"] for row in snapshot.rows], snapshot.position) == ([2, 3], 5)
+
+
+async def test_a_snapshot_is_read_in_parts(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "SNAPSHOT_AT_ONCE", 3)
+    await table.put([(uuid4(), position, EMPTY | {"number": position}) for position in range(1, 9)])
+    await table.move(8)
+    reads = Reader(table.pool, view, Positions())
+    where, after, seen = Compare("number", "ne", 2), 0, []
+    while True:
+        part = await reads.snapshot(where, after=after, upto=7)
+        seen.append(([row["position"] for row in part.rows], part.cut, part.position))
+        if not part.cut:
+            break
+        after = part.rows[-1]["position"]
+    assert seen == [([1, 3, 4], True, 8), ([5, 6, 7], True, 8), ([], False, 8)]
+
+
+async def test_a_part_of_a_snapshot_is_found_by_the_index_on_the_position(table: Table) -> None:
+    await table.pool.execute(
+        "insert into read.sample_1 (sample_id, amount, removed, complete_to, position) "
+        "select uuidv7(), 0, false, 0, n from generate_series(1, 20000) n"
+    )
+    await table.pool.execute("analyze")
+    shape = await shape_of(table.pool, view)
+    text, *values = reader._compiled(reader._part(shape, Compare("removed", "eq", False), 100, 19_000))
+    lines = [row[0] for row in await table.pool.fetch(f"explain {text}", *values)]
+    assert any("Index Scan using sample_1_position" in line for line in lines), lines
+    assert not any("Sort" in line or "Seq Scan" in line for line in lines), lines
+
+
+async def test_few_snapshots_are_read_at_once(table: Table, connection: asyncpg.Connection) -> None:
+    """Those that wait take no connection from other reads."""
+    await table.move(1)
+    reads = Reader(table.pool, view, Positions())
+    await reads.checkpoint()
+    async with connection.transaction():
+        await connection.execute("lock table read.sample in access exclusive mode")
+        opening = [asyncio.create_task(reads.snapshot()) for _ in range(20)]
+        waiting = "select count(*) from pg_locks where not granted and mode = 'AccessShareLock'"
+        await until(lambda: _count(connection, waiting, reader.SNAPSHOTS_AT_ONCE))
+        async with asyncio.timeout(5):
+            assert await reads.checkpoint() == 1
+    async with asyncio.timeout(20):
+        assert [snapshot.position for snapshot in await asyncio.gather(*opening)] == [1] * 20
+
+
+async def _count(connection: asyncpg.Connection, query: str, expected: int) -> bool:
+    return bool(await connection.fetchval(query) == expected)
 
 
 # Changes -----------------------------------------------------------------------------------------------------------

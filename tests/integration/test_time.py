@@ -296,6 +296,28 @@ async def test_links_are_of_the_same_position(bank: tuple[Node, UUID, list[datet
         assert answer == ({"account": expected}, [])
 
 
+async def test_aliases_of_a_link_fold_its_stream_once(
+    bank: tuple[Node, UUID, list[datetime]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, account, _ = bank
+    folded: list[tuple[UUID, int]] = []
+    row = History.row
+
+    async def counted(self: History, key: UUID, position: int) -> Any:
+        folded.append((key, position))
+        return await row(self, key, position)
+
+    monkeypatch.setattr(History, "row", counted)
+    links = " ".join(f"a{n}: owner {{ email }}" for n in range(30))
+    rows = " ".join(
+        f'b{n}: account(accountId: $id, asOf: {{ position: "{3 + n % 2}" }}) {{ {links} }}' for n in range(6)
+    )
+    data, errors = await ask(node, f"query($id: UUID!) {{ {rows} }}", id=str(account))
+    assert not errors
+    assert [data[f"b{n}"]["a29"]["email"] for n in range(4)] == ["old@example.org", "new@example.org"] * 2
+    assert len(folded) == len(set(folded)) == 4, "the account and its owner, at two positions"
+
+
 async def test_by_time(bank: tuple[Node, UUID, list[datetime]]) -> None:
     node, account, times = bank
     for moment, expected in zip(times, [None, OPENED, PAID_IN, MOVED], strict=True):

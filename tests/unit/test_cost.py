@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
-from graphql import get_introspection_query
+from graphql import OperationDefinitionNode, TypeInfo, ValidationContext, get_introspection_query, parse, print_ast
 from msgspec.structs import replace
 
 from bank.main import app
 from headwater import Example
 from headwater.config import Settings
-from headwater.graphql.cost import CODE, CostLimits, cost_rule
+from headwater.graphql.cost import CODE, CostLimits, _Reckoning, cost_rule
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.node import Node
@@ -84,6 +85,22 @@ ATTACKS: dict[str, tuple[str, str]] = {
         + " }",
         "An operation may ask for 100000 values, full pages reckoned; this is 100040.",
     ),
+    "introspection, every field's type many times": (
+        "{ __schema { types { fields { type { " + " ".join(f"a{n}: name" for n in range(1600)) + " } } } } }",
+        "An operation may ask for 100000 values of the schema's description; this is 435589.",
+    ),
+    "introspection, from type to type": (
+        '{ __type(name: "Query") { fields { type { fields { type { ofType { ofType { ofType {'
+        + " ".join(f"a{n}: name" for n in range(500))
+        + " } } } } } } } } }",
+        "An operation may ask for 100000 values of the schema's description; this is 129058.",
+    ),
+    "introspection in a fragment": (
+        "{ __schema { types { ...t } queryType { ...t } } } fragment t on __Type { fields { type { "
+        + " ".join(f"a{n}: name" for n in range(900))
+        + " } } }",
+        "An operation may ask for 100000 values of the schema's description; this is 259663.",
+    ),
 }
 
 
@@ -123,9 +140,51 @@ async def test_pages_are_reckoned_as_full(arguments: str, cost: int) -> None:
     assert CODE not in [code for code, _ in await errors_of(query + " { undefined }", enough)]
 
 
-async def test_what_tools_ask_for_is_taken() -> None:
-    introspection = get_introspection_query(input_value_deprecation=True, specified_by_url=True)
-    assert not (await engine().execute(GraphQLRequest(introspection), None)).errors
+INTROSPECTION = get_introspection_query(input_value_deprecation=True, specified_by_url=True, schema_description=True)
+
+
+@pytest.mark.parametrize("values", [100_000, 5])
+async def test_what_tools_ask_for_is_taken_however_large_the_schema(values: int) -> None:
+    limits = CostLimits(values=values)  # which a schema of any size is small or large beside
+    assert not (await engine(limits).execute(GraphQLRequest(INTROSPECTION), None)).errors
+    operation, *fragments = parse(INTROSPECTION).definitions
+    assert isinstance(operation, OperationDefinitionNode)
+    asked = " ".join(f"a{n}: {print_ast(operation.selection_set.selections[0])}" for n in range(3))
+    thrice = " ".join(["{", asked, "}", *map(print_ast, fragments)])
+    errors = (await engine(limits).execute(GraphQLRequest(thrice), None)).errors
+    assert [error["extensions"]["code"] for error in errors] == ([] if values > 5 else [CODE])
+
+
+DESCRIBED = [
+    ("types { name kind fields { name args { name type { kind } } } enumValues { name } inputFields { name } }", 1.2),
+    ("directives { name args { name } } queryType { name } mutationType { fields { name } }", 1.5),
+    ("types { possibleTypes { name } interfaces { name } }", 1.4),
+    ("types { fields { type { name ofType { name kind } } } }", 1.6),
+    ("types { possibleTypes { fields { name type { name } } } }", 4),
+    ("queryType { fields { args { name } } }", 7),
+    ("types { ...t } queryType { ...t }", 1.2),
+]
+
+
+@pytest.mark.parametrize(("asked", "at_most"), DESCRIBED)
+async def test_what_a_schema_says_of_itself_is_never_more_than_was_reckoned(asked: str, at_most: float) -> None:
+    query = f"{{ __schema {{ {asked} }} }}" + " fragment t on __Type { name fields { name } }" * ("...t" in asked)
+
+    def values(found: Any) -> int:
+        if isinstance(found, dict):
+            return len(found) + sum(map(values, found.values()))
+        return sum(map(values, found)) if isinstance(found, list) else 0
+
+    schema = app.schema._schema
+    document = parse(query)
+    context = ValidationContext(schema, document, TypeInfo(schema), lambda _: None)
+    (operation,) = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
+    reckoned = _Reckoning(context, CostLimits()).of_definition(operation).described
+    result = await Engine(app.schema).execute(GraphQLRequest(query), None)
+    assert not result.errors
+    data: Any = result.data
+    real = values(data["__schema"])
+    assert real <= reckoned <= real * at_most
 
 
 @pytest.mark.parametrize("example", app.examples, ids=lambda example: example.name)

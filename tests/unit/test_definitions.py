@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
+from graphql import GraphQLInputObjectType
 from msgspec import Meta
 
 from bank.accounts.feature import accounts
@@ -23,7 +24,7 @@ from headwater.fields import Field, Kind, fields_of
 from headwater.graphql.schema import print_schema, schema_of
 from headwater.leases import LEASES
 from headwater.messages import EVERY_COMMAND_REFUSES
-from headwater.names import KEPT, SAGA_TYPES, TYPES
+from headwater.names import KEPT, SAGA_TYPES, TYPES, field_name
 from headwater.positions import LOG
 from headwater.scheduler import SCHEDULES
 
@@ -530,8 +531,8 @@ def test_two_fields_that_become_one() -> None:
         thingId: str  # noqa: N815 - the mistake
 
     class No(Refused):
-        what: str
-        What: str
+        what_for: str
+        whatFor: str  # noqa: N815 - the mistake
 
     class Redo(Command, refuses=[No]):
         thing_id: UUID
@@ -543,7 +544,7 @@ def test_two_fields_that_become_one() -> None:
 
     with says(f"Do.thing_id and Do.thingId {BOTH.format('thingId')}"):
         domain(*asks(Do))
-    with says(f"No.what and No.What {BOTH.format('what')}"):
+    with says(f"No.what_for and No.whatFor {BOTH.format('whatFor')}"):
         domain(*asks(Redo))
     with says(f"Linked.otherThing and Linked.other_thing {BOTH.format('otherThing')}"):
         domain(decider(), views=[View(Thing, fold), View(Linked, fold)])
@@ -567,6 +568,55 @@ def test_what_is_no_name() -> None:
         domain(*asks(Redo))
     with says(f"Shade.GRÜN: 'GRÜN' {NO_NAME}"):
         domain(*asks(Undo))
+
+
+@pytest.mark.parametrize("name", ["true", "false", "null"])
+def test_a_member_that_is_a_value_of_graphqls_own(name: str) -> None:
+    class Do(Command):
+        thing_id: UUID
+        shade: colour("RED", name)  # type: ignore[valid-type]
+
+    with says(f"Shade.{name}: no member of an enum is called so in GraphQL, where it is a value of its own; rename it"):
+        domain(*asks(Do))
+
+
+@pytest.mark.parametrize("name", ["and_", "or_", "not_"])
+def test_a_field_that_a_filter_has(name: str) -> None:
+    with says(f"Thing.{name}: a filter has `{name[:-1]}` of its own; rename it"):
+        domain(decider(), views=[named("Thing", **{name: str})])
+
+
+@pytest.mark.parametrize("name", ["root", "info", "at_least", "as_of", "atLeast", "asOf"])
+def test_a_key_that_is_another_argument(name: str) -> None:
+    sentence = "a key cannot be called so, since Headwater has an argument of that name beside it; rename it"
+    with says(f"Thing.{name}: {sentence}"):
+        domain(decider(), views=[named("Thing", name)])
+    # As any other field it is one among others.
+    domain(decider(), views=[named("Thing", **{name: str})])
+
+
+def test_fields_that_become_one_order() -> None:
+    with says(f"Thing.ab and Thing.aB {BOTH.format('AB_ASC')}"):
+        domain(decider(), views=[named("Thing", ab=str, aB=int)])
+    made = domain(decider(), views=[named("Thing", ab=str, aB=bool, AB=list[str], a_c=str)])
+    assert "AB_ASC" in print_schema(schema_of(made))
+
+
+def test_a_field_is_called_the_same_wherever_it_is_named() -> None:
+    """In the schema, where Strawberry names it, and in paths and sentences, where Headwater does."""
+    names = ["type_", "_x", "a__b", "URL", "a_1", "x2_y", "thingId_", "_as_of", "Up_down", "a_B_CD"]
+
+    Do = types.new_class(  # noqa: N806 - a class
+        "Do",
+        (Command,),
+        {},
+        lambda body: body.update(
+            {"__annotations__": {"thing_id": UUID, **dict.fromkeys(names, str)}, "__module__": __name__}
+        ),
+    )
+    made = schema_of(domain(*asks(Do)))._schema.type_map["DoInput"]
+    assert isinstance(made, GraphQLInputObjectType)
+    assert list(made.fields) == list(map(field_name, ["thing_id", *names]))
 
 
 def test_names_that_are_made_of_others() -> None:
@@ -737,13 +787,11 @@ def test_an_index_on_nothing() -> None:
         View(Odd, fold)
 
 
-def named(name: str, **columns: Any) -> View[Any]:
+def named(name: str, key: str = "thing_id", /, **columns: Any) -> View[Any]:
     """A read model of that name."""
-    namespace = {"__annotations__": {"thing_id": UUID, **columns}, "__module__": __name__}
-    model: type[ReadModel] = types.new_class(
-        name, (ReadModel,), {"key": "thing_id"}, lambda body: body.update(namespace)
-    )
-    return View(model, fold)
+    namespace = {"__annotations__": {key: UUID, **columns}, "__module__": __name__}
+    model: type[ReadModel] = types.new_class(name, (ReadModel,), {"key": key}, lambda body: body.update(namespace))
+    return View(model, fold, route=lambda event: event.thing_id)
 
 
 def test_names_that_are_too_long_for_postgresql() -> None:
@@ -753,6 +801,12 @@ def test_names_that_are_too_long_for_postgresql() -> None:
         domain(decider(), views=[named("A" + "b" * 56)])
     with says(f"Thing.{'c' * 64}: the name of a column has 63 bytes at most; rename it"):
         domain(decider(), views=[named("Thing", **{"c" * 64: int})])
+
+
+@pytest.mark.parametrize("name", ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"])
+def test_a_column_that_postgresql_gives(name: str) -> None:
+    with says(f"Thing.{name}: PostgreSQL gives each table a column `{name}` of its own; rename it"):
+        domain(decider(), views=[named("Thing", **{name: str})])
 
 
 def test_read_models_that_would_share_a_table() -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -21,7 +23,9 @@ from websockets.typing import Origin, Subprotocol
 from headwater.errors import PublicError
 from headwater.graphql import connection
 from headwater.graphql.engine import Engine
+from headwater.graphql.frames import CloseCode
 from headwater.graphql.websocket import GraphQLSocket
+from headwater.server import LARGEST_FRAME
 
 PATIENCE = 5.0  # Seconds after which a signal that should have come is a failure.
 PROTOCOL = "graphql-transport-ws"
@@ -1060,6 +1064,14 @@ async def test_a_frame_over_256_kib_is_refused_by_the_server() -> None:
     async with listening(Server()) as running, dial(running, PROTOCOL) as client:
         await client.send("x" * (256 * 1024 + 1))
         assert await close_code_of(client) == 1009
+
+
+def test_the_docs_have_every_code_that_a_socket_is_closed_with() -> None:
+    api = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    ours = [code for name, code in vars(CloseCode).items() if name.isupper()]
+    too_big = 1009  # sent by uvicorn
+    assert list(map(int, re.findall(r"(?m)^\| (\d{4}) \|", api))) == sorted([*ours, too_big])
+    assert f"more than {LARGEST_FRAME // 1024} KiB" in api
 
 
 async def test_a_real_client_that_stops_reading_finds_1013_when_it_reads_again() -> None:

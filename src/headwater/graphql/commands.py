@@ -12,13 +12,14 @@ from headwater.dispatch import Accepted as Appended
 from headwater.errors import PublicError
 from headwater.feature import Domain
 from headwater.fields import fields_of
+from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.interfaces import Accepted, Refusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
 from headwater.ids import derived_in_time, new_id
 from headwater.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
-from headwater.names import camel
+from headwater.names import camel, field_name
 from headwater.validation import command_from
 
 
@@ -69,17 +70,21 @@ class Mutations:
             # What the command creates is derived from it, so that it is the same thing the second time.
             command_id = command_id or new_id()
             try:
-                values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
-                if command.creates and values.get(key) is None:
-                    values[key] = derived_in_time(command_id, command.command_name)
+                return await answer(info, input, expected_version, command_id)
+            except PublicError as error:
+                error.facts = {**error.facts, "commandId": str(command_id)}
+                raise
+
+        async def answer(info: Info, input: Any, expected_version: int | None, command_id: UUID) -> Any:
+            values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
+            if command.creates and values.get(key) is None:
+                values[key] = derived_in_time(command_id, command.command_name)
+            try:
                 done = await info.context.serving.dispatcher.execute(
                     command_from(command, values), command_id=command_id, expected_version=expected_version
                 )
             except Refused as refused:
                 return self._refused(refused)
-            except PublicError as error:
-                error.facts = {**error.facts, "commandId": str(command_id)}
-                raise
             return _accept(accepted, done)
 
         return resolve
@@ -119,11 +124,14 @@ class Mutations:
 
     def _refused(self, refused: Refused) -> Any:
         cls = self._refusals[type(refused)]
+        for each in fields_of(type(refused)):
+            if has_bounds(each):
+                within(type(refused).__name__, each, refused.facts[each.name])
         facts: Mapping[str, Any] = {
             name: value for name, value in refused.facts.items() if name not in _HIDDEN.get(type(refused), ())
         }
         if isinstance(refused, InvalidInput):
-            facts = {"path": [camel(step) for step in refused.path]}
+            facts = {"path": [field_name(step) for step in refused.path]}
         return cls(code=refused.code, message=refused.message, **facts)
 
 
@@ -139,9 +147,6 @@ def _accept(cls: type[Any], done: Appended) -> Any:
 
 def _row_after(rows: RowType) -> Callable[..., Any]:
     async def resolve(root: Any, info: Info) -> Any:
-        reader = info.context.reader(rows.model)
-        await reader.reach(root.position)
-        row, _ = await reader.row(root.stream_id)
-        return rows.wrap(row, root.position)
+        return rows.wrap(await info.context.after(rows.model, root.stream_id, root.position), root.position)
 
     return resolver(resolve, rows.object | None)

@@ -45,8 +45,8 @@ class EventEdge:
 
 
 async def _page_info(root: Any, info: Info) -> PageInfo:
-    found: PageInfo = await root.page.info()  # set by `_connection`
-    return found
+    page: _Page = root.page  # set by `_connection`
+    return await info.context.once.get(page, page.info)
 
 
 @strawberry.type(description="A page of Events, in the log's order.")

@@ -15,7 +15,7 @@ from headwater.errors import BadUserInput
 from headwater.fields import Field, Kind
 from headwater.filter import EVERYTHING, All, Compare, Filter, Not, Some
 from headwater.graphql.building import graphql_enum, new_class
-from headwater.names import camel
+from headwater.names import field_name
 from headwater.view import View
 
 _EQUALITY = ("eq", "ne", "in", "not_in")
@@ -65,7 +65,7 @@ class Filters:
             cls = new_class(name)
             for operator in operators:
                 cls.__annotations__[f"{operator}_"] = (list[value] if operator in ("in", "not_in") else value) | None
-                setattr(cls, f"{operator}_", strawberry.field(name=camel(operator), default=strawberry.UNSET))
+                setattr(cls, f"{operator}_", strawberry.field(name=field_name(operator), default=strawberry.UNSET))
             cls.__annotations__["is_null_"] = bool | None
             cls.is_null_ = strawberry.field(name="isNull", default=strawberry.UNSET)
             self._of_kind[key] = strawberry.input(cls)
@@ -119,7 +119,7 @@ class _Reading:
             return []
         given: Mapping[str, Any] = {name.rstrip("_"): value for name, value in vars(comparisons).items()}
         return [
-            self._compare(each, operator, _given(value, f"{camel(each.name)}.{camel(operator)}"))
+            self._compare(each, operator, _given(value, f"{field_name(each.name)}.{field_name(operator)}"))
             for operator, value in given.items()
             if value is not strawberry.UNSET
         ]

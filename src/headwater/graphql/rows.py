@@ -6,15 +6,17 @@ import enum
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import strawberry
 
 from headwater.errors import BadUserInput
-from headwater.fields import Kind
+from headwater.fields import Field
 from headwater.filter import Row
 from headwater.graphql.asof import AsOf, position_of
+from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
@@ -22,10 +24,30 @@ from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import watch_changes, watch_row
 from headwater.messages import sentence_of
-from headwater.names import camel, plural
+from headwater.names import camel, field_name, plural
 from headwater.reader import Order, Page, Reader
 from headwater.tables import reader_of
 from headwater.view import Link, ReadModel, View
+
+
+class _Wrapped(NamedTuple):
+    """What an instance of an object type wraps.
+
+    as_of: the position that the row is of the past of; its links are followed at the same one. at_least: the position
+    that was waited for; read models that it links to may be behind, and are waited for in their turn.
+    """
+
+    row: Row
+    as_of: int | None
+    at_least: int | None
+
+
+_WRAPPED = "what is wrapped"  # a name that no field can have: read models bring their own, such as `row`
+
+
+def _wrapped(instance: Any) -> _Wrapped:
+    found: _Wrapped = vars(instance)[_WRAPPED]
+    return found
 
 
 class RowTypes:
@@ -46,19 +68,27 @@ class RowTypes:
 
 def _empty(view: View[Any]) -> type[Any]:
     """The object type, still without fields. Its instances wrap a stored row and read what is asked for."""
-    readers: dict[str, Callable[[Any], Any]] = {each.name: reader_of(each) for each in view.fields}
+    readers: dict[str, Callable[[Any], Any]] = {each.name: _shown(view, each) for each in view.fields}
     readers["position"] = int
 
     def read(self: Any, name: str) -> Any:
         try:
-            return readers[name](self.row[name])
+            return readers[name](_wrapped(self).row[name])
         except KeyError:
             raise AttributeError(name) from None
 
     def identify(self: Any) -> str:
-        return str(self.row[view.key])
+        return str(_wrapped(self).row[view.key])
 
     return new_class(view.name, Node, __getattr__=read, id=strawberry.field(resolver=_identity(identify)))
+
+
+def _shown(view: View[Any], each: Field) -> Callable[[Any], Any]:
+    """From what is stored to what GraphQL shows."""
+    read = reader_of(each)
+    if not has_bounds(each):
+        return read
+    return lambda stored: within(view.name, each, read(stored))
 
 
 def _identity(identify: Callable[[Any], str]) -> Callable[..., Any]:
@@ -128,10 +158,9 @@ class RowType:
         """The row as it was, folded from the log: it waits for no projection."""
         if at_least is not None:
             raise BadUserInput("Ask with atLeast or with asOf, not with both: the past does not wait.")
-        history = info.context.history(self.model)
-        history.require()
+        info.context.history(self.model).require()
         position = await position_of(as_of, info.context.serving.log)
-        return _wrap(self.object, await history.row(key, position), as_of=position)
+        return _wrap(self.object, await info.context.past(self.model, key, position), as_of=position)
 
     def _list(self) -> Callable[..., Any]:
         async def resolve(
@@ -176,6 +205,7 @@ class RowType:
         connection = self.connection()
         connection.complete_to = position
         connection.reader, connection.where, connection.order, connection.page = reader, where, order, page
+        connection.info = cache(lambda: _page_info(reader, order, page))
         return connection
 
     def _watch_row(self) -> Callable[..., Any]:
@@ -216,15 +246,11 @@ class RowType:
 
 
 def _wrap(cls: type[Any], row: Row | None, *, as_of: int | None = None, at_least: int | None = None) -> Any:
-    """as_of: the position that the row is of the past of; its links are followed at the same one. at_least: the
-    position that was waited for; read models that it links to may be behind, and are waited for in their turn."""
     if row is None:
         return None
-    wrapped = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
-    wrapped.row = row
-    wrapped._as_of = as_of
-    wrapped._at_least = at_least
-    return wrapped
+    instance = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
+    vars(instance)[_WRAPPED] = _Wrapped(row, as_of, at_least)
+    return instance
 
 
 def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type[Any]:
@@ -239,11 +265,12 @@ def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type
 
 def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
     async def resolve(root: Any, info: Info) -> Any:
-        key, as_of, at_least = root.row[link.by], root._as_of, root._at_least
+        row, as_of, at_least = _wrapped(root)
+        key = row[link.by]
         if key is None:
             return None
         if as_of is not None:
-            return _wrap(target, await info.context.history(link.to).row(key, as_of), as_of=as_of)
+            return _wrap(target, await info.context.past(link.to, key, as_of), as_of=as_of)
         return _wrap(target, await info.context.linked(link.to, key, at_least), at_least=at_least)
 
     return resolver(resolve, target | None)
@@ -258,7 +285,7 @@ def _order(given: Sequence[Any]) -> list[Order]:
     order: dict[str, Order] = {}
     for column, descending in (each.value for each in given):
         if column in order:
-            raise BadUserInput(f"orderBy names {camel(column)} twice.")
+            raise BadUserInput(f"orderBy names {field_name(column)} twice.")
         order[column] = Order(column, descending)
     return list(order.values())
 
@@ -268,7 +295,7 @@ def _order_of(view: View[Any]) -> Any:
     members = {
         f"{each.name.upper()}_{'DESC' if descending else 'ASC'}": (each.name, descending)
         for each in view.fields
-        if not each.many and each.kind is not Kind.BOOL
+        if each.is_ordered
         for descending in (False, True)
     }
     made: Any = enum.Enum(f"{view.name}Order", members)  # type: ignore[misc]  # from a mapping
@@ -289,11 +316,11 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
         return [_wrap(row, each, at_least=root.at_least) for each in root.page.rows]
 
     def page_info(root: Any, info: Info) -> PageInfo:
-        return _page_info(root.reader, root.order, root.page)
+        found: PageInfo = root.info()
+        return found
 
     async def total_count(root: Any, info: Info) -> int:
-        count: int = await root.reader.count(root.where)
-        return count
+        return await info.context.count(view.model, root.where)
 
     cls = new_class(
         f"{view.name}Connection",

@@ -11,7 +11,8 @@ import asyncpg
 from strawberry.dataloader import DataLoader
 
 from headwater.dispatch import Dispatcher
-from headwater.filter import Row
+from headwater.filter import Filter, Row
+from headwater.graphql.once import Once
 from headwater.history import History
 from headwater.live.feed import Feed
 from headwater.log import Log
@@ -43,10 +44,12 @@ class Serving:
 
 class Scope:
     """One operation's context. Rows that links ask for are read together, one statement a level and read model (and
-    position that they must not be before, of which an operation seldom has two)."""
+    position that they must not be before, of which an operation seldom has two). What is read for one field alone, by a
+    statement or a fold of its own, is read once, however many aliases the field has."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
+        self.once = Once()
         self._loaders: dict[tuple[type[ReadModel], int | None], DataLoader[UUID, Row | None]] = {}
 
     def feed(self, model: type[ReadModel]) -> Feed:
@@ -60,6 +63,24 @@ class Scope:
     def history(self, model: type[ReadModel]) -> History:
         """The past of a read model."""
         return self.serving.histories[model]
+
+    async def past(self, model: type[ReadModel], key: UUID, as_of: int) -> Row | None:
+        """A row as it was after a position."""
+        return await self.once.get(("past", model, key, as_of), lambda: self.history(model).row(key, as_of))
+
+    async def after(self, model: type[ReadModel], key: UUID, position: int) -> Row | None:
+        """A row as it is, after a position has been waited for."""
+
+        async def read() -> Row | None:
+            reader = self.reader(model)
+            await reader.reach(position)
+            return (await reader.row(key))[0]
+
+        return await self.once.get(("after", model, key, position), read)
+
+    async def count(self, model: type[ReadModel], where: Filter) -> int:
+        """How many rows match."""
+        return await self.once.get(("count", model, where), lambda: self.reader(model).count(where))
 
     async def linked(self, model: type[ReadModel], key: UUID, at_least: int | None) -> Row | None:
         """The row that a link points at. at_least: a position that it must not be before.
@@ -78,7 +99,7 @@ def _loading(reader: Reader, at_least: int | None) -> Any:
     async def load(keys: list[UUID]) -> list[Row | None]:
         if at_least is not None:
             await reader.reach(at_least)
-        rows = await reader.rows(keys)
+        rows = await reader.rows(list(dict.fromkeys(keys)))  # rows and aliases ask for the same ones
         return [rows.get(key) for key in keys]
 
     return load

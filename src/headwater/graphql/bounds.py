@@ -1,0 +1,35 @@
+"""Numbers that Python and PostgreSQL hold and GraphQL does not: where one is to be shown, an error names the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from headwater.errors import NumberOutOfRange
+from headwater.fields import Field, Kind
+
+_INT = range(-(2**31), 2**31)
+
+
+_FITS: dict[Kind, tuple[Callable[[Any], bool], str]] = {
+    Kind.INT: (_INT.__contains__, "a whole number beyond the 32 bits that an Int has"),
+    Kind.FLOAT: (math.isfinite, "what is no finite number"),
+}
+
+
+def has_bounds(each: Field) -> bool:
+    """Whether a field can hold what GraphQL cannot show."""
+    return each.kind in _FITS
+
+
+def within(owner: str, each: Field, value: Any) -> Any:
+    """The value of a field that has bounds. owner: what has the field.
+
+    Raises:
+        NumberOutOfRange: an int of more than 32 bits, or a float that is no number or has no end.
+    """
+    fits, what = _FITS[each.kind]
+    if value is not None and not all(map(fits, value if each.many else (value,))):
+        raise NumberOutOfRange(f"{owner}.{each.name} holds {what}.")
+    return value

@@ -1,0 +1,92 @@
+"""How much a schema has to say of itself: the lists of introspection, by which what is asked of them is reckoned.
+
+What the types have, all together, is known, and so is the most that one of them has. Reached from `__schema` by way of
+what is had (its types, their fields, the arguments of these) the lists come to the first; by way of a `type` that a
+field has, which can be any, each list is reckoned as the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from fractions import Fraction
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    GraphQLField,
+    GraphQLNamedType,
+    GraphQLSchema,
+    SchemaMetaFieldDef,
+    TypeMetaFieldDef,
+    get_introspection_query,
+    is_abstract_type,
+    is_enum_type,
+    is_input_object_type,
+    is_interface_type,
+    is_object_type,
+    parse,
+)
+
+ROOTS: dict[str, GraphQLField] = {"__schema": SchemaMetaFieldDef, "__type": TypeMetaFieldDef}
+"""The fields of a query that lead into introspection."""
+
+_HAD = {
+    "__Schema": ("types", "directives"),
+    "__Type": ("fields", "inputFields", "enumValues"),
+    "__Field": ("args",),
+    "__Directive": ("args",),
+}
+"""The lists of what is had, by the type that has them: no part is in two of them."""
+
+
+def standard_query() -> DocumentNode:
+    """What tools ask for, GraphiQL for one, with all that it can ask for."""
+    return parse(
+        get_introspection_query(
+            specified_by_url=True,
+            directive_is_repeatable=True,
+            schema_description=True,
+            input_value_deprecation=True,
+            one_of=True,
+        )
+    )
+
+
+def is_had(parent: str, field: str) -> bool:
+    """Whether what the field gives belongs to what has the field, and to nothing else."""
+    return field == "__schema" or field in _HAD.get(parent, ())
+
+
+class Lists:
+    """The lengths of a schema's lists."""
+
+    def __init__(self, schema: GraphQLSchema) -> None:
+        types = list(schema.type_map.values())
+        fields = [field for each in types for field in _fields(each)]
+        self._lengths: dict[tuple[str, str], list[int]] = {
+            ("__Schema", "types"): [len(types)],
+            ("__Schema", "directives"): [len(schema.directives)],
+            ("__Type", "fields"): _lengths(_fields(each) for each in types),
+            ("__Type", "inputFields"): _lengths(each.fields if is_input_object_type(each) else () for each in types),
+            ("__Type", "enumValues"): _lengths(each.values if is_enum_type(each) else () for each in types),
+            ("__Type", "interfaces"): _lengths(getattr(each, "interfaces", ()) for each in types),
+            ("__Type", "possibleTypes"): _lengths(
+                schema.get_possible_types(each) if is_abstract_type(each) else () for each in types
+            ),
+            ("__Field", "args"): _lengths(field.args for field in fields),
+            ("__Directive", "args"): _lengths(each.args for each in schema.directives),
+        }
+
+    def length(self, parent: str, field: str, *, of_all: bool) -> Fraction:
+        """How long a list is: on average where it is asked of all that have it, else the longest; 1 for what is no
+        list."""
+        lengths = self._lengths.get((parent, field), [1])
+        return Fraction(sum(lengths), len(lengths) or 1) if of_all else Fraction(max(lengths, default=0))
+
+
+def _fields(of: GraphQLNamedType) -> list[Any]:
+    return list(of.fields.values()) if is_object_type(of) or is_interface_type(of) else []
+
+
+def _lengths(lists: Iterable[Sized]) -> list[int]:
+    return list(map(len, lists))
