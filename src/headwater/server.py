@@ -22,6 +22,7 @@ from headwater.console import console_routes, explorer
 from headwater.errors import SettingsError
 from headwater.graphql.cost import CostLimits, cost_rule
 from headwater.graphql.engine import Engine
+from headwater.graphql.head import BoundedHead
 from headwater.graphql.host import LoopbackOnly, is_loopback
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
@@ -127,7 +128,7 @@ def server_of(app: Starlette, settings: Settings, farewell: Callable[[], Awaitab
     return Server(
         uvicorn.Config(
             served,
-            http="httptools",
+            http=BoundedHead,
             ws="websockets-sansio",
             ws_max_size=LARGEST_FRAME,
             # It costs 50 KiB a socket, and lets a small frame become a large one.
