@@ -186,7 +186,7 @@ class Reporting:
     ) -> None:
         await self._supervisor.stop("report")
         try:
-            await asyncio.wait_for(self._pool.execute(_SQL["leave"], self._process_id), LEAVE_SECONDS)
+            await self._supervisor.farewell(self._leave(), LEAVE_SECONDS)
         except _AWAY as failure:
             logger.warning("the process could not sign off (%r); it is shown for some seconds more", failure)
 
@@ -199,6 +199,9 @@ class Reporting:
                 await self._tell()
             self._supervisor.well("report")
             await asyncio.sleep(self._every)
+
+    async def _leave(self) -> None:
+        await self._pool.execute(_SQL["leave"], self._process_id)
 
     async def _tell(self) -> None:
         await settle_ages(self._pool, self._telemetry)

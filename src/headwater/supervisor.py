@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
+from typing import Any
 
 logger = logging.getLogger("headwater.supervisor")
 
@@ -28,6 +29,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._troubles: dict[str, str] = {}
+        self._over_at: float | None = None
 
     @property
     def troubles(self) -> dict[str, str]:
@@ -46,17 +48,36 @@ class Supervisor:
         """Said by a task that is in trouble, and tries to get over it by itself."""
         self._troubles[name] = why
 
-    async def stop(self, name: str) -> None:
-        """End one task and wait for its end."""
-        task = self._tasks.pop(name, None)
-        if task is None:
-            return
-        # Again and again: a cancellation is lost when the connection that a task waits for dies in the same moment,
-        # since leaving the transaction then raises in its place.
-        while not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=STOP_AGAIN_SECONDS)
-        self._troubles.pop(name, None)
+    async def stop(self, *names: str) -> None:
+        """End tasks, all at the same time, and wait for their end."""
+        ending = [task for name in names if (task := self._tasks.pop(name, None)) is not None]
+        await _end(ending)
+        for name in names:
+            self._troubles.pop(name, None)
+
+    async def stop_all(self) -> None:
+        """End whatever runs, what was started last first."""
+        while self._tasks:
+            await self.stop(*reversed(self._tasks))
+
+    def over_within(self, seconds: float) -> None:
+        """From now on, farewells have that long together."""
+        self._over_at = asyncio.get_running_loop().time() + seconds
+
+    async def farewell(self, word: Coroutine[Any, Any, object], seconds: float) -> None:
+        """Have a last word said: in so many seconds, and in half of what is left, since others want to say theirs.
+
+        Raises:
+            TimeoutError: it has taken longer.
+        """
+        if self._over_at is not None:
+            seconds = min(seconds, max(0, self._over_at - asyncio.get_running_loop().time()) / 2)
+        saying = asyncio.create_task(word)
+        await asyncio.wait([saying], timeout=seconds)
+        if not saying.done():
+            await _end([saying])
+            raise TimeoutError(f"it took longer than {seconds:.1f} s")
+        saying.result()
 
     async def __aenter__(self) -> Supervisor:
         return self
@@ -64,8 +85,7 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in reversed(list(self._tasks)):
-            await self.stop(name)
+        await self.stop_all()
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
@@ -87,3 +107,13 @@ class Supervisor:
             finally:
                 steady.cancel()
             await asyncio.sleep(pause)
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    # Again and again: a cancellation is lost when the connection that a task waits for dies in the same moment, since
+    # leaving the transaction then raises in its place. And where the database says nothing, each step out is held up.
+    ending = set(tasks)
+    while ending:
+        for task in tasks:
+            task.cancel()
+        _, ending = await asyncio.wait(ending, timeout=STOP_AGAIN_SECONDS)
