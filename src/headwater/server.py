@@ -122,9 +122,11 @@ class Server(uvicorn.Server):
         yield
 
 
-def server_of(app: Starlette, settings: Settings, farewell: Callable[[], Awaitable[None]]) -> Server:
+def server_of(
+    app: Starlette, listening: socket.socket, settings: Settings, farewell: Callable[[], Awaitable[None]]
+) -> Server:
     """A server that is not started. One that only this machine reaches answers only to its names."""
-    served = LoopbackOnly(app, settings.allowed_origins) if is_loopback(settings.host) else app
+    served = LoopbackOnly(app, settings.host, settings.allowed_origins) if is_local(listening) else app
     return Server(
         uvicorn.Config(
             served,
@@ -177,6 +179,11 @@ def listen(settings: Settings) -> socket.socket:
 def _reason(error: OSError) -> str:
     """In a few words: asyncio and the resolver of names add what has been said already, or number their errors anew."""
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror or error)
+
+
+def is_local(listening: socket.socket) -> bool:
+    """Whether only this machine reaches it: by where it is, since `127.1` and names lead there as well."""
+    return is_loopback(listening.getsockname()[0])
 
 
 def url_of(listening: socket.socket) -> str:

@@ -107,7 +107,7 @@ async def served() -> AsyncIterator[Served]:
     settings = replace(Settings(), port=0)
     listening = listen(settings)
     server = Served(listening.getsockname()[1])
-    uvicorn = server_of(Starlette(routes=routes), settings, farewell)
+    uvicorn = server_of(Starlette(routes=routes), listening, settings, farewell)
     task = asyncio.create_task(uvicorn.serve(sockets=[listening]))
     try:
         yield server
