@@ -36,7 +36,7 @@ from headwater.report import Measures, Reporting
 from headwater.retire import Retired
 from headwater.snapshots import Snapshots
 from headwater.standings import read_standings
-from headwater.supervisor import Supervisor
+from headwater.supervisor import Supervisor, within
 from headwater.tables import prepare, renew
 from headwater.telemetry import Telemetry
 from headwater.tombstones import Tombstones
@@ -277,8 +277,7 @@ class Node:
         troubles = self.supervisor.troubles
         tolerance = self.settings.ready_lag_seconds
         try:
-            async with asyncio.timeout(HEALTH_SECONDS):
-                standings = await read_standings(self.probe.pool)
+            standings = await within(HEALTH_SECONDS, read_standings(self.probe.pool))
         except NO_ANSWER as error:
             troubles["database"] = f"{type(error).__name__}: {error}"
         else:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger("headwater.supervisor")
+
+T = TypeVar("T")
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -72,12 +74,7 @@ class Supervisor:
         """
         if self._over_at is not None:
             seconds = min(seconds, max(0, self._over_at - asyncio.get_running_loop().time()) / 2)
-        saying = asyncio.create_task(word)
-        await asyncio.wait([saying], timeout=seconds)
-        if not saying.done():
-            await _end([saying])
-            raise TimeoutError(f"it took longer than {seconds:.1f} s")
-        saying.result()
+        await within(seconds, word)
 
     async def __aenter__(self) -> Supervisor:
         return self
@@ -109,11 +106,31 @@ class Supervisor:
             await asyncio.sleep(pause)
 
 
-async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What some work comes to, if it does in time. `asyncio.timeout` would wait for its way out as well, which a silent
+    database holds up for ever: a pool has its connection back when the statement has ended.
+
+    Raises:
+        TimeoutError: it has taken longer.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if not task.done():
+            raise TimeoutError(f"it took longer than {seconds:.1f} s")
+        return task.result()
+    finally:
+        await _end([task])
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
     # Again and again: a cancellation is lost when the connection that a task waits for dies in the same moment, since
     # leaving the transaction then raises in its place. And where the database says nothing, each step out is held up.
-    ending = set(tasks)
+    ending = {task for task in tasks if not task.done()}
     while ending:
-        for task in tasks:
+        for task in tasks:  # in their order
             task.cancel()
         _, ending = await asyncio.wait(ending, timeout=STOP_AGAIN_SECONDS)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # asked for, or asyncio complains that nobody did

@@ -1,4 +1,4 @@
-"""The end of a process: in time, whatever the database does."""
+"""What a process has to say in time though the database says nothing: whether it is ready, and that it ends."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from tests.integration.proxy import Proxy
 from tests.waiting import until
 
+import headwater.node
 from bank.main import app as bank
 from bank.users.domain import RegisterUser
 from headwater.config import Settings
@@ -52,8 +53,19 @@ async def test_a_database_that_says_nothing_does_not_hold_up_the_end(
         await node.answered()
         with pytest.raises(OutcomeUnknown):
             await sent
-    assert loop.time() - began < 2
+    assert loop.time() - began < 3
     assert not [record for record in caplog.records if record.exc_info], "nothing went wrong but the database"
+
+
+async def test_it_is_not_ready_while_the_database_says_nothing(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headwater.node, "HEALTH_SECONDS", 0.2)
+    settings = replace(Settings(), shutdown_seconds=1.0)
+    async with Node(bank, settings, proxy.dsn, serve=True, work=False) as node:
+        assert await node.troubles() == {}
+        proxy.silent = True
+        for _ in range(4):  # more than the probe has connections
+            async with asyncio.timeout(5):
+                assert (await node.troubles())["database"] == "TimeoutError: it took longer than 0.2 s"
 
 
 async def test_one_that_answers_is_left_in_order(dsn: str, connection: asyncpg.Connection) -> None:

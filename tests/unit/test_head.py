@@ -187,7 +187,7 @@ async def test_a_body_of_many_chunks_is_none() -> None:
 async def test_one_that_does_not_come_in_time_is_cut_off(
     sent: bytes, before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
     async with served() as server:
         client = await server.client()
         for _ in range(before):
@@ -198,7 +198,7 @@ async def test_one_that_does_not_come_in_time_is_cut_off(
 
 
 async def test_neither_an_answer_nor_a_socket_has_that_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
     async with served() as server, connect(f"ws://127.0.0.1:{server.port}/socket", proxy=None) as socket:
         waiting, ahead = await server.client(), await server.client()
         waiting.send(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
