@@ -6,6 +6,7 @@ import asyncio
 import socket
 from types import TracebackType
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import asyncpg
 
@@ -49,6 +50,7 @@ PASSING: tuple[type[BaseException], ...] = (
 """Faults of the moment, of which the code at work is not the cause: waited out, neither counted nor parked."""
 
 CONNECT_SECONDS = 10.0
+CLOSE_SECONDS = 2.0
 
 SILENCE = {
     "TCP_KEEPIDLE": 10,  # seconds without a word until the other side is asked whether it is there
@@ -87,6 +89,8 @@ class Database:
         self._pool_size = pool_size
         self._statement_timeout = statement_timeout
         self._pool: asyncpg.Pool | None = None
+        self._others: WeakSet[asyncpg.Connection] = WeakSet()
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def pool(self) -> asyncpg.Pool:
@@ -113,16 +117,29 @@ class Database:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        try:
-            await asyncio.wait_for(pool.close(), 2)
-        except TimeoutError:
+        closing = self._closing = asyncio.create_task(pool.close())
+        await asyncio.wait([closing], timeout=CLOSE_SECONDS)
+        if closing.done() and not closing.cancelled():
+            closing.result()
+        else:
+            closing.cancel()
             pool.terminate()
+
+    def cut_off(self) -> None:
+        """End every connection now, those outside the pool as well: whoever waits for one is told."""
+        if self._pool is not None:
+            self._pool.terminate()
+        for connection in self._others:
+            connection.terminate()
+        if self._closing is not None:
+            self._closing.cancel()
 
     async def connect(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
         """A connection outside the pool, shown to the operator as `headwater <name>`. The caller closes it."""
         connection = await asyncpg.connect(
             self._dsn, timeout=seconds, server_settings=self._server_settings(f"headwater {name}")
         )
+        self._others.add(connection)
         await _notice_silence(connection)
         return connection
 

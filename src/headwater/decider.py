@@ -13,20 +13,37 @@ from uuid import UUID
 from headwater.codec import StateCodec
 from headwater.errors import DefinitionError, MisplacedEvent
 from headwater.fields import fields_of, union_arms
-from headwater.messages import Command, Event, Refused
+from headwater.messages import Command, Event, InvalidInput, Refused
 
 C = TypeVar("C", bound=Command)
 S = TypeVar("S")
 E = TypeVar("E", bound=Event)
 
 
+LARGEST_CLAIM = 2500
+"""Bytes of a claim's name and value together, at most. PostgreSQL's index takes 2,704 with what it adds; and more of
+what can be compressed, by which nobody could go."""
+
+
 @dataclass(frozen=True)
 class Take:
-    """Make `value` belong to the stream among all values of `name`, or be refused with `otherwise`."""
+    """Make `value` belong to the stream among all values of `name`, or be refused with `otherwise`.
+
+    Raises:
+        InvalidInput: the two are larger than `LARGEST_CLAIM`. They come from a command, though nobody here knows from
+            which field of it.
+    """
 
     name: str
     value: str
     otherwise: Refused
+
+    def __post_init__(self) -> None:
+        size = len(f"{self.name}{self.value}".encode(errors="surrogatepass"))
+        if size > LARGEST_CLAIM:
+            raise InvalidInput(
+                [], f"Expected at most {LARGEST_CLAIM} bytes in the claim {self.name!r}, its name included, not {size}"
+            )
 
 
 @dataclass(frozen=True)

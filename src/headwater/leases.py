@@ -148,10 +148,10 @@ class Leases:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._supervisor.stop("leases")
-        for unit in self.held:
-            await self._stop(unit)
+        await self._supervisor.stop(*(unit.task for unit in self.held))
+        self._held.clear()
         try:
-            await asyncio.wait_for(self._leave(), LEAVE_SECONDS)
+            await self._supervisor.farewell(self._leave(), LEAVE_SECONDS)
         except _AWAY as failure:
             logger.warning("the leases could not be given back (%r); they run out in %g s", failure, self._lease)
 

@@ -36,7 +36,7 @@ from headwater.report import Measures, Reporting
 from headwater.retire import Retired
 from headwater.snapshots import Snapshots
 from headwater.standings import read_standings
-from headwater.supervisor import Supervisor
+from headwater.supervisor import Supervisor, within
 from headwater.tables import adopt, prepare, renew
 from headwater.telemetry import Telemetry
 from headwater.tombstones import Tombstones
@@ -53,6 +53,9 @@ NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCancele
 
 DRAINING = 0.6
 """The part of a shutdown's time in which commands are waited for; in the rest they are answered, and all is closed."""
+
+LEAST_SECONDS = 0.25
+"""What each step of a shutdown has, however long those before it took: a database that answers needs less."""
 
 
 class Node:
@@ -82,12 +85,13 @@ class Node:
         self._work = work
         self._clock = clock or SystemClock()
         self._stack = AsyncExitStack()
+        self._ending_since: float | None = None
 
     async def __aenter__(self) -> Node:
         try:
             await self._open()
         except BaseException:
-            await self._stack.aclose()
+            await self._close()
             raise
         return self
 
@@ -96,7 +100,20 @@ class Node:
     ) -> None:
         if self.decides:
             await self._in_time(self.appender.drain())
-        await self._stack.aclose()
+        await self._close()
+
+    async def _close(self) -> None:
+        """End everything: all tasks at the same time, then what is open, the last one first. What still waits for the
+        database when the time is up is cut off."""
+        left = self._left(1)
+        cut = [asyncio.get_running_loop().call_later(left, each.cut_off) for each in (self.database, self.probe)]
+        self.supervisor.over_within(left)
+        try:
+            await self.supervisor.stop_all()
+            await self._stack.aclose()
+        finally:
+            for each in cut:
+                each.cancel()
 
     async def answered(self) -> None:
         """Return when the commands on their way have their answer. When that takes too long for a shutdown, they are
@@ -106,9 +123,16 @@ class Node:
 
     async def _in_time(self, answering: Coroutine[Any, Any, None]) -> None:
         try:
-            await asyncio.wait_for(answering, self.settings.shutdown_seconds * DRAINING)
+            await asyncio.wait_for(answering, self._left(DRAINING))
         except TimeoutError:
             self.appender.abandon()
+
+    def _left(self, part: float) -> float:
+        """Seconds until that part of a shutdown's time is over. It runs from the first question."""
+        now = asyncio.get_running_loop().time()
+        if self._ending_since is None:
+            self._ending_since = now
+        return max(LEAST_SECONDS, self._ending_since + self.settings.shutdown_seconds * part - now)
 
     async def _open(self) -> None:
         await self._stack.enter_async_context(self.database)
@@ -251,8 +275,7 @@ class Node:
         troubles = self.supervisor.troubles
         tolerance = self.settings.ready_lag_seconds
         try:
-            async with asyncio.timeout(HEALTH_SECONDS):
-                standings = await read_standings(self.probe.pool)
+            standings = await within(HEALTH_SECONDS, read_standings(self.probe.pool))
         except NO_ANSWER as error:
             troubles["database"] = f"{type(error).__name__}: {error}"
         else:

@@ -23,7 +23,7 @@ from headwater import sql
 from headwater.appender import Tally
 from headwater.database import UNREACHABLE
 from headwater.standings import recorded_at
-from headwater.supervisor import Supervisor
+from headwater.supervisor import Supervisor, backoff
 from headwater.telemetry import Distribution, Progress, Telemetry
 
 logger = logging.getLogger("headwater.report")
@@ -186,19 +186,32 @@ class Reporting:
     ) -> None:
         await self._supervisor.stop("report")
         try:
-            await asyncio.wait_for(self._pool.execute(_SQL["leave"], self._process_id), LEAVE_SECONDS)
+            await self._supervisor.farewell(self._leave(), LEAVE_SECONDS)
         except _AWAY as failure:
             logger.warning("the process could not sign off (%r); it is shown for some seconds more", failure)
 
     async def run(self) -> None:
-        """Tell until cancelled. Runs under the supervisor."""
-        async with asyncio.timeout(MISSED * self._every):
-            await self._pool.execute(_SQL["forget"])
+        """Tell until cancelled. Nothing depends on it: what keeps it from telling is logged, once, and makes nobody the
+        less ready."""
+        failures, forgotten = 0, False
         while True:
-            async with asyncio.timeout(MISSED * self._every):
-                await self._tell()
-            self._supervisor.well("report")
-            await asyncio.sleep(self._every)
+            try:
+                async with asyncio.timeout(MISSED * self._every):
+                    if not forgotten:
+                        await self._pool.execute(_SQL["forget"])
+                        forgotten = True
+                    await self._tell()
+            except Exception as error:
+                failures += 1
+                if failures == 1:
+                    trace = None if isinstance(error, _AWAY) else error
+                    logger.warning("the process cannot tell of itself (%r); it goes on trying", error, exc_info=trace)
+            else:
+                failures = 0
+            await asyncio.sleep(max(self._every, backoff(failures)) if failures else self._every)
+
+    async def _leave(self) -> None:
+        await self._pool.execute(_SQL["leave"], self._process_id)
 
     async def _tell(self) -> None:
         await settle_ages(self._pool, self._telemetry)

@@ -22,6 +22,7 @@ from headwater.console import console_routes, explorer
 from headwater.errors import SettingsError
 from headwater.graphql.cost import CostLimits, cost_rule
 from headwater.graphql.engine import Engine
+from headwater.graphql.head import BoundedHead
 from headwater.graphql.host import LoopbackOnly, is_loopback
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
@@ -121,13 +122,15 @@ class Server(uvicorn.Server):
         yield
 
 
-def server_of(app: Starlette, settings: Settings, farewell: Callable[[], Awaitable[None]]) -> Server:
+def server_of(
+    app: Starlette, listening: socket.socket, settings: Settings, farewell: Callable[[], Awaitable[None]]
+) -> Server:
     """A server that is not started. One that only this machine reaches answers only to its names."""
-    served = LoopbackOnly(app, settings.allowed_origins) if is_loopback(settings.host) else app
+    served = LoopbackOnly(app, settings.host, settings.allowed_origins) if is_local(listening) else app
     return Server(
         uvicorn.Config(
             served,
-            http="httptools",
+            http=BoundedHead,
             ws="websockets-sansio",
             ws_max_size=LARGEST_FRAME,
             # It costs 50 KiB a socket, and lets a small frame become a large one.
@@ -176,6 +179,11 @@ def listen(settings: Settings) -> socket.socket:
 def _reason(error: OSError) -> str:
     """In a few words: asyncio and the resolver of names add what has been said already, or number their errors anew."""
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror or error)
+
+
+def is_local(listening: socket.socket) -> bool:
+    """Whether only this machine reaches it: by where it is, since `127.1` and names lead there as well."""
+    return is_loopback(listening.getsockname()[0])
 
 
 def url_of(listening: socket.socket) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
+from typing import Any, TypeVar
 
 logger = logging.getLogger("headwater.supervisor")
+
+T = TypeVar("T")
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -28,6 +31,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._troubles: dict[str, str] = {}
+        self._over_at: float | None = None
 
     @property
     def troubles(self) -> dict[str, str]:
@@ -46,17 +50,31 @@ class Supervisor:
         """Said by a task that is in trouble, and tries to get over it by itself."""
         self._troubles[name] = why
 
-    async def stop(self, name: str) -> None:
-        """End one task and wait for its end."""
-        task = self._tasks.pop(name, None)
-        if task is None:
-            return
-        # Again and again: a cancellation is lost when the connection that a task waits for dies in the same moment,
-        # since leaving the transaction then raises in its place.
-        while not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=STOP_AGAIN_SECONDS)
-        self._troubles.pop(name, None)
+    async def stop(self, *names: str) -> None:
+        """End tasks, all at the same time, and wait for their end."""
+        ending = [task for name in names if (task := self._tasks.pop(name, None)) is not None]
+        await _end(ending)
+        for name in names:
+            self._troubles.pop(name, None)
+
+    async def stop_all(self) -> None:
+        """End whatever runs, what was started last first."""
+        while self._tasks:
+            await self.stop(*reversed(self._tasks))
+
+    def over_within(self, seconds: float) -> None:
+        """From now on, farewells have that long together."""
+        self._over_at = asyncio.get_running_loop().time() + seconds
+
+    async def farewell(self, word: Coroutine[Any, Any, object], seconds: float) -> None:
+        """Have a last word said: in so many seconds, and in half of what is left, since others want to say theirs.
+
+        Raises:
+            TimeoutError: it has taken longer.
+        """
+        if self._over_at is not None:
+            seconds = min(seconds, max(0, self._over_at - asyncio.get_running_loop().time()) / 2)
+        await within(seconds, word)
 
     async def __aenter__(self) -> Supervisor:
         return self
@@ -64,8 +82,7 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in reversed(list(self._tasks)):
-            await self.stop(name)
+        await self.stop_all()
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
@@ -87,3 +104,33 @@ class Supervisor:
             finally:
                 steady.cancel()
             await asyncio.sleep(pause)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What some work comes to, if it does in time. `asyncio.timeout` would wait for its way out as well, which a silent
+    database holds up for ever: a pool has its connection back when the statement has ended.
+
+    Raises:
+        TimeoutError: it has taken longer.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if not task.done():
+            raise TimeoutError(f"it took longer than {seconds:.1f} s")
+        return task.result()
+    finally:
+        await _end([task])
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    # Again and again: a cancellation is lost when the connection that a task waits for dies in the same moment, since
+    # leaving the transaction then raises in its place. And where the database says nothing, each step out is held up.
+    ending = {task for task in tasks if not task.done()}
+    while ending:
+        for task in tasks:  # in their order
+            task.cancel()
+        _, ending = await asyncio.wait(ending, timeout=STOP_AGAIN_SECONDS)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # asked for, or asyncio complains that nobody did

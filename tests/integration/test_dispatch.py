@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
+from secrets import token_urlsafe
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -38,6 +39,7 @@ from bank.users.domain import AlreadyExists, ChangeEmail, EmailTaken, RegisterUs
 from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Seen, Take, testing
 from headwater.appender import Appender
 from headwater.database import Database
+from headwater.decider import LARGEST_CLAIM
 from headwater.dispatch import Accepted, Dispatcher, Origin
 from headwater.embedded import EmbeddedPostgres
 from headwater.errors import (
@@ -689,6 +691,23 @@ async def test_claims_of_several_events_follow_one_another(process: Start, conne
     trips, trip_id = await process(TRIPS), new_id()
     await trips(Book(trip_id=trip_id, seats=["1a", "1b", "1a", "1c", "1c"]))
     assert [tuple(row) for row in await connection.fetch("select * from headwater.claims")] == [("seat", "1c", trip_id)]
+
+
+async def test_a_claim_is_as_large_as_the_index_takes_it(process: Start, connection: asyncpg.Connection) -> None:
+    """Whatever is in it: what cannot be compressed takes the most room."""
+    trips = await process(TRIPS)
+    random = token_urlsafe(LARGEST_CLAIM)
+    fits = random[: LARGEST_CLAIM - len("seat")]
+    assert (await trips(Book(trip_id=new_id(), seats=[fits]))).version == 1
+    for seat in (random[:LARGEST_CLAIM], "ö" * (LARGEST_CLAIM // 2)):
+        with pytest.raises(InvalidInput) as refused:
+            await trips(Book(trip_id=new_id(), seats=["1a", seat]))
+        assert (refused.value.path, refused.value.complaint) == (
+            [],
+            "Expected at most 2500 bytes in the claim 'seat', its name included, not 2504",
+        )
+    assert await connection.fetchval("select position from headwater.head") == 1
+    assert [row["value"] for row in await connection.fetch("select value from headwater.claims")] == [fits]
 
 
 class Pile(Command):

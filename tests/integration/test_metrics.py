@@ -291,6 +291,27 @@ async def test_ready_tolerates_so_much_and_no_more(start: Start) -> None:
     await until(is_ready)
 
 
+async def test_a_clock_that_was_set_back_hides_no_lag(start: Start, connection: asyncpg.Connection) -> None:
+    """Times of the log never fall, so what was appended since is of the future."""
+    node = await start(work=False)
+
+    async def lags() -> dict[str, float]:
+        return {each.name: each.lag_seconds for each in (await read_standings(node.database.pool)).projections}
+
+    await connection.execute("update headwater.head set recorded_at = clock_timestamp() + interval '1 hour'")
+    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    moved = (
+        "update headwater.projections set position = $2, updated_at = now() + $3 * interval '1 second' where name = $1"
+    )
+    await connection.execute(moved, "User", 0, -100)
+    await connection.execute(moved, "Transfer", 0, 100)  # moved last before the clock was set back
+    await connection.execute(moved, "Account", 1, -100)
+    found = await lags()
+    assert 100 <= found.pop("User") < 160
+    assert found == {"Account": 0, "Transfer": 0}
+    assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == ["projection User"]
+
+
 async def test_what_is_built_beside_makes_nobody_unready(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
     await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))

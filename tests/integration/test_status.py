@@ -18,6 +18,7 @@ from tests.waiting import until
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
 from bank.main import app as bank
 from bank.users.domain import RegisterUser
+from headwater import report
 from headwater.appender import Tally
 from headwater.config import Settings
 from headwater.graphql.engine import Engine
@@ -124,6 +125,46 @@ async def test_who_is_gone_is_not_shown(dsn: str, connection: asyncpg.Connection
     async with Node(bank, OFTEN, dsn, serve=True, work=False):
         await told(connection, lambda now: now.processes)
         assert await connection.fetchval(count) == 2, "what ended long ago is forgotten"
+
+
+async def test_a_process_that_cannot_tell_of_itself_is_as_ready_as_before(
+    start: Start,
+    dsn: str,
+    connection: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures: list[int] = []
+
+    def no_pause(count: int) -> float:
+        failures.append(count)
+        return 0
+
+    monkeypatch.setattr(report, "backoff", no_pause)
+
+    def complaints() -> list[tuple[str, object]]:
+        said = [record for record in caplog.records if record.name.startswith(("headwater.report", "headwater.super"))]
+        return [(record.getMessage().partition("(")[0], record.exc_info) for record in said]
+
+    node = await start(settings=OFTEN)
+    await told(connection, lambda now: len(now.processes) == 1)
+    complaint = ("the process cannot tell of itself ", None)
+
+    locking = await asyncpg.connect(dsn)
+    async with locking.transaction():
+        await locking.execute("lock table headwater.processes in access exclusive mode")
+        await until(lambda: 3 in failures)
+        assert await node.troubles() == {}
+        assert complaints() == [complaint], "once, and without a traceback"
+    await locking.close()
+    await connection.execute("delete from headwater.processes")
+    await told(connection, lambda now: now.processes[0].serves)
+
+    failures.clear()
+    await connection.execute("drop table headwater.processes")
+    await until(lambda: 3 in failures)
+    assert await node.troubles() == {}
+    assert complaints() == [complaint, complaint]
 
 
 async def test_a_worker_of_before_is_shown_without_a_report(connection: asyncpg.Connection) -> None:

@@ -10,6 +10,7 @@ import pytest
 from headwater.cli.connection import reaching
 from headwater.config import VARIABLES, Settings, settings_table
 from headwater.errors import SettingsError
+from headwater.graphql.origin import AllowedOrigins, Origin
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -112,6 +113,53 @@ def test_what_is_wrong_is_said_in_a_sentence(name: str, value: str, sentence: st
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({name: value})
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://a.example:99999",
+        "https://a.example:0",
+        "https://a.example:",
+        "https://a.example:x",
+        "https://user@a.example",
+        "https://user:word@a.example:8443",
+        "https://[::1",
+        "https://[::1]x",
+        "https://[::g]",
+        "https://::1",
+        "https://a.example?x",
+        "https://a.example#x",
+        "https://a.example/",
+        "https://*.example",
+        "https://*",
+        "https://a..example",
+        "https://bücher.example",
+        "https://",
+        "ftp://a.example",
+        "null",
+        "*",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    value = f"https://one.example,{origin}"
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"HEADWATER_ALLOWED_ORIGINS": value})
+    assert str(caught.value) == (
+        f"HEADWATER_ALLOWED_ORIGINS is {value!r}: it must be a list such as"
+        " https://one.example,https://two.example:8443"
+    )
+
+
+def test_every_origin_that_is_taken_is_one_to_the_judge_of_sockets() -> None:
+    written = (
+        *("https://a.example", "http://localhost:3000", "https://A.Example:443", "https://a_b.c-d.example."),
+        *("http://127.0.0.1:8000", "http://[::1]:8000", "https://[2001:db8::1]", "https://xn--bcher-kva.example"),
+    )
+    settings = Settings.from_environment({"HEADWATER_ALLOWED_ORIGINS": ",".join(written)})
+    assert settings.allowed_origins == written
+    assert all(map(Origin.parse, written))
+    AllowedOrigins(settings.allowed_origins)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "61", "1 s", "1,5"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -17,6 +20,7 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from headwater.cli.arguments import parser
 from headwater.config import Settings
 from headwater.server import Server, listen, server_of, url_of
 
@@ -38,8 +42,30 @@ async def _farewell() -> None:
     return None
 
 
-def server(**settings: Any) -> Server:
-    return server_of(app, replace(Settings(), port=0, **settings), _farewell)
+class Serving(Protocol):
+    def __call__(self, **settings: Any) -> Server: ...
+
+
+@pytest.fixture
+def server() -> Iterator[Serving]:
+    """Makes servers that listen, and are not started."""
+    with ExitStack() as stack:
+
+        def server(**given: Any) -> Server:
+            settings = replace(Settings(), port=0, **given)
+            return server_of(app, stack.enter_context(closing(listen(settings))), settings, _farewell)
+
+        yield server
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+@pytest.mark.parametrize("command", ["dev", "serve", "work"])
+def test_an_empty_address_is_a_mistake(command: str, blank: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be every address of the machine."""
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args([command, "--host", blank])
+    assert ended.value.code == 2
+    assert "argument --host: it is empty" in capsys.readouterr().err
 
 
 async def status_of(server: Server, host: str) -> int:
@@ -52,8 +78,8 @@ async def status_of(server: Server, host: str) -> int:
     "host",
     ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:1", "127.8.9.1", "[::1]", "[::1]:8000", "localhost:443"],
 )
-@pytest.mark.parametrize("listening", ["127.0.0.1", "localhost", "::1"])
-async def test_names_of_this_machine_are_answered(listening: str, host: str) -> None:
+@pytest.mark.parametrize("listening", ["127.0.0.1", "localhost", "::1", "127.1", "127.8.9.1"])
+async def test_names_of_this_machine_are_answered(server: Serving, listening: str, host: str) -> None:
     assert await status_of(server(host=listening), host) == 200
 
 
@@ -74,24 +100,40 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-async def test_foreign_names_are_not(host: str) -> None:
+async def test_foreign_names_are_not(server: Serving, host: str) -> None:
     assert await status_of(server(), host) == 421
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.1", "bank.internal"])
-async def test_one_that_others_reach_answers_to_every_name(host: str) -> None:
+@pytest.mark.parametrize("written", ["127.1", "127.8.9.1", "2130706433", "0x7f.1", "LocalHost", "::1", "bank.internal"])
+async def test_however_the_address_is_written(server: Serving, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is where the socket is. A name that leads there is as good as its address."""
+    here = socket.create_server
+    monkeypatch.setattr(
+        socket,
+        "create_server",
+        lambda address, **how: here(("127.0.1.1" if address[0] == "bank.internal" else address[0], address[1]), **how),
+    )
+    listening = server(host=written)
+    assert await status_of(listening, "evil.example") == 421
+    assert await status_of(listening, "localhost:8000") == 200
+    assert await status_of(listening, f"{written}:8000" if written != "::1" else "[::1]:8000") == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0"])
+async def test_one_that_others_reach_answers_to_every_name(server: Serving, host: str) -> None:
     assert await status_of(server(host=host), "bank.example") == 200
 
 
-async def test_a_proxy_on_this_machine_may_pass_the_name_of_an_origin_on() -> None:
+async def test_a_proxy_on_this_machine_may_pass_the_name_of_an_origin_on(server: Serving) -> None:
     behind = server(allowed_origins=("https://Bank.example",))
     assert await status_of(behind, "bank.example") == 200
     assert await status_of(behind, "evil.example") == 421
 
 
 async def test_sockets_and_requests_of_a_real_server() -> None:
-    real = server()
-    listening = listen(replace(Settings(), port=0))
+    settings = replace(Settings(), port=0)
+    listening = listen(settings)
+    real = server_of(app, listening, settings, _farewell)
     url = url_of(listening)
     task = asyncio.create_task(real.serve(sockets=[listening]))
     try:

@@ -207,6 +207,50 @@ async def test_leaving_stops_what_was_started_last_first() -> None:
     assert order == ["feed", "appender", "doorbell"]
 
 
+async def test_leaving_tells_all_before_it_waits_for_any() -> None:
+    order: list[str] = []
+    up = asyncio.Event()
+
+    async def run() -> None:
+        up.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            order.append("told")
+            await asyncio.wait([asyncio.create_task(asyncio.sleep(0.01))])  # cleaning up takes a moment
+            order.append("ended")
+
+    async with Supervisor() as owner:
+        for name in ("appender", "doorbell", "feed"):
+            up.clear()
+            owner.start(name, run)
+            await seen(up)
+    assert order == ["told"] * 3 + ["ended"] * 3
+
+
+async def test_farewells_share_the_time_that_is_left() -> None:
+    said: list[str] = []
+
+    async def brief(word: str) -> None:
+        said.append(word)
+
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(5), Supervisor() as owner:
+        owner.over_within(0.4)
+        began = loop.time()
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await owner.farewell(endless(), 60)
+        assert loop.time() - began > 0.3, "half of what is left, each time"
+        await owner.farewell(brief("leases"), 60)
+        with pytest.raises(TimeoutError):
+            await owner.farewell(endless(), 0.001)
+    assert said == ["leases"]
+
+
 def test_pauses_double_up_to_a_bound_and_are_spread() -> None:
     drawn = [[backoff(failures) for _ in range(200)] for failures in range(1, 12)]
     for n, pauses in enumerate(drawn):

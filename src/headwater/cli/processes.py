@@ -17,12 +17,12 @@ from headwater.cli.connection import dsn_of
 from headwater.cli.loop import STOPPED, complete, unless
 from headwater.cli.migrate import migrated
 from headwater.config import Settings
-from headwater.server import Web, health_routes, listen, metrics_route, run, server_of, stopping, url_of
+from headwater.server import Web, health_routes, is_local, listen, metrics_route, run, server_of, stopping, url_of
 
 
 def add(commands: Commands) -> None:
     address = argparse.ArgumentParser(add_help=False)
-    address.add_argument("--host", help="the address to listen on; left out: HEADWATER_HOST")
+    address.add_argument("--host", type=_host, help="the address to listen on; left out: HEADWATER_HOST")
     address.add_argument("--port", type=int, help="the port to listen on; left out: HEADWATER_PORT")
     for name, process, text in (
         ("dev", _dev, "everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set"),
@@ -30,6 +30,13 @@ def add(commands: Commands) -> None:
         ("work", _work, "read models, sagas, reactors and schedules; listens for health checks and metrics only"),
     ):
         command(commands, name, process, text, parents=[app_option(), address])
+
+
+def _host(text: str) -> str:
+    """An empty one would be every address of the machine, and is more likely a variable that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; write 0.0.0.0 for all addresses, or leave the option out")
+    return text.strip()
 
 
 def _dev(chosen: argparse.Namespace, settings: Settings) -> None:
@@ -76,15 +83,15 @@ async def _process(
         url = url_of(listening)
         if serve:
             web = Web(node)
-            server = server_of(web.app, settings, web.farewell)
-            await run(server, listening, stop, lambda: _announce(url, everything=work))
+            server = server_of(web.app, listening, settings, web.farewell)
+            await run(server, listening, stop, lambda: _announce(url, everything=work, local=is_local(listening)))
         else:
             routes = [*health_routes(node), metrics_route(node)]
-            server = server_of(Starlette(routes=routes), settings, node.answered)
+            server = server_of(Starlette(routes=routes), listening, settings, node.answered)
             await run(server, listening, stop, lambda: print(f"Working. Health: {url}/health/ready", flush=True))
 
 
-def _announce(url: str, *, everything: bool) -> None:
+def _announce(url: str, *, everything: bool, local: bool) -> None:
     lines = [
         "",
         "  Headwater is running"
@@ -95,9 +102,9 @@ def _announce(url: str, *, everything: bool) -> None:
         f"  Subscriptions  {url.replace('http', 'ws', 1)}/graphql            (graphql-transport-ws)",
         f"  Health         {url}/health/ready",
         "",
-        "  Anyone who reaches this address may do everything: there are no permissions yet."
-        if not url.startswith(("http://127.0.0.1:", "http://[::1]:"))
-        else "  It listens on this machine only, since there are no permissions yet.",
+        "  It listens on this machine only, since there are no permissions yet."
+        if local
+        else "  Anyone who reaches this address may do everything: there are no permissions yet.",
         "  Ctrl-C stops it.",
         "",
     ]

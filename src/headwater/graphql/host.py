@@ -36,13 +36,13 @@ def is_loopback(host: str) -> bool:
 class LoopbackOnly:
     """An ASGI application before another: what calls the server by a foreign name is answered 421.
 
-    origins: those whose hosts are admitted as well, for a proxy on this machine that passes the name on. No Host header
-    is no browser: it may.
+    name: what it was told to listen on, which is as good. origins: those whose hosts are admitted as well, for a proxy
+    on this machine that passes the name on. No Host header is no browser: it may.
     """
 
-    def __init__(self, app: ASGIApp, origins: Iterable[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, name: str, origins: Iterable[str] = ()) -> None:
         self._app = app
-        self._hosts = {origin.host for each in origins if (origin := Origin.parse(each)) is not None}
+        self._hosts = {origin.host for each in origins if (origin := Origin.parse(each)) is not None} | {name.lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or self._admits(HTTPConnection(scope)):
