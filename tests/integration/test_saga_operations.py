@@ -73,6 +73,11 @@ async def seen(connection: asyncpg.Connection, order: UUID, status: str, waiting
 async def all_done(connection: asyncpg.Connection, count: int) -> None:
     query = "select count(*) = $1 from headwater.sagas where status = 'done'"
     await until(lambda: connection.fetchval(query, count))
+    # What the worker has yet to read back may be told once more.
+    query = (
+        "select bool_and(p.position = h.position) from headwater.projections p, headwater.head h where name ~ 'saga'"
+    )
+    await until(lambda: connection.fetchval(query))
 
 
 async def records(connection: asyncpg.Connection, found: Instance) -> list[tuple[str, str | None]]:

@@ -362,9 +362,9 @@ async def test_a_target_that_does_not_answer_in_time(start: Start) -> None:
     clock = VirtualClock(NOON)
     customer = Customer(await start(clock=clock))
     source, target = await customer.account(), await customer.account()
-    hold_up(customer.node, ReceiveTransfer)
+    asked = hold_up(customer.node, ReceiveTransfer)
     transferring = asyncio.create_task(customer.transfer(source, target))
-    await customer.balance(source, entries=2)
+    await asyncio.wait_for(asked.wait(), 20)
     await clock.advance(timedelta(seconds=29))
     assert not transferring.done()
     await clock.advance(timedelta(seconds=2))
@@ -399,15 +399,17 @@ async def test_a_withdrawal_and_a_transfer_of_the_same_money(customer: Customer)
     assert await customer.balance(source, entries=3) == "0.00"
 
 
-def hold_up(node: Node, kind: type[Command], *, until: asyncio.Future[None] | None = None) -> None:
-    """Have the saga's commands of a kind not answered, for ever or until then."""
-    issue = node.dispatcher.issue
+def hold_up(node: Node, kind: type[Command], *, until: asyncio.Future[None] | None = None) -> asyncio.Event:
+    """Have the saga's commands of a kind not answered, for ever or until then. What is given is set with the first."""
+    issue, asked = node.dispatcher.issue, asyncio.Event()
 
     async def slow(command: Command, **options: Any) -> Any:
         if isinstance(command, kind):
+            asked.set()
             if until is None:
                 raise Unavailable("nobody answers")
             await asyncio.shield(until)
         return await issue(command, **options)
 
     node.dispatcher.issue = slow  # type: ignore[method-assign]  # as if the account were slow
+    return asked
