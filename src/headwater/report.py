@@ -23,7 +23,7 @@ from headwater import sql
 from headwater.appender import Tally
 from headwater.database import UNREACHABLE
 from headwater.standings import recorded_at
-from headwater.supervisor import Supervisor, backoff
+from headwater.supervisor import Supervisor, backoff, within
 from headwater.telemetry import Distribution, Progress, Telemetry
 
 logger = logging.getLogger("headwater.report")
@@ -196,11 +196,10 @@ class Reporting:
         failures, forgotten = 0, False
         while True:
             try:
-                async with asyncio.timeout(MISSED * self._every):
-                    if not forgotten:
-                        await self._pool.execute(_SQL["forget"])
-                        forgotten = True
-                    await self._tell()
+                if not forgotten:
+                    await within(MISSED * self._every, self._forget())
+                    forgotten = True
+                await within(MISSED * self._every, self._tell())
             except Exception as error:
                 failures += 1
                 if failures == 1:
@@ -209,6 +208,9 @@ class Reporting:
             else:
                 failures = 0
             await asyncio.sleep(max(self._every, backoff(failures)) if failures else self._every)
+
+    async def _forget(self) -> None:
+        await self._pool.execute(_SQL["forget"])
 
     async def _leave(self) -> None:
         await self._pool.execute(_SQL["leave"], self._process_id)

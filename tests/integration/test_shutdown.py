@@ -1,4 +1,4 @@
-"""What a process has to say in time though the database says nothing: whether it is ready, and that it ends."""
+"""What a process says in time though the database says nothing: whether it is ready, its metrics, and that it ends."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from bank.users.domain import RegisterUser
 from headwater.config import Settings
 from headwater.dispatch import Accepted
 from headwater.errors import OutcomeUnknown
+from headwater.exporters import prometheus
 from headwater.node import Node
 
 
@@ -66,6 +67,19 @@ async def test_it_is_not_ready_while_the_database_says_nothing(proxy: Proxy, mon
         for _ in range(4):  # more than the probe has connections
             async with asyncio.timeout(5):
                 assert (await node.troubles())["database"] == "TimeoutError: it took longer than 0.2 s"
+
+
+async def test_its_metrics_say_so_while_the_database_says_nothing(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "HEALTH_SECONDS", 0.2)
+    settings = replace(Settings(), shutdown_seconds=1.0)
+    async with Node(bank, settings, proxy.dsn, serve=True, work=False) as node:
+        assert b"headwater_database_up 1.0" in await prometheus.text_of(node, 0)
+        proxy.silent = True
+        for _ in range(4):  # more than the probe has connections
+            async with asyncio.timeout(5):
+                assert b"headwater_database_up 0.0" in await prometheus.text_of(node, 0)
 
 
 async def test_one_that_answers_is_left_in_order(dsn: str, connection: asyncpg.Connection) -> None:

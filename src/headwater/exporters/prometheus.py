@@ -5,7 +5,6 @@ What the database knows (`log`, `projection`, `sagas`) is the same from every pr
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -29,6 +28,7 @@ from headwater.sagas import OPEN, Count, counted, limits_of
 from headwater.scheduler import Tally as ScheduleTally
 from headwater.snapshots import Tally as SnapshotTally
 from headwater.standings import Standings, read_standings
+from headwater.supervisor import within
 from headwater.telemetry import Distribution, Progress, Telemetry
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -85,14 +85,17 @@ def _tallies(node: Node) -> dict[str, Tally]:
 async def _known(node: Node) -> tuple[Standings, Sequence[Count]] | tuple[None, None]:
     """What the database knows."""
     pool = node.probe.pool
+
+    async def ask() -> tuple[Standings, Sequence[Count]]:
+        standings = await read_standings(pool)
+        sagas = await counted(pool, limits_of(node.app.domain))
+        await settle_ages(pool, node.telemetry)
+        return standings, sagas
+
     try:
-        async with asyncio.timeout(HEALTH_SECONDS):
-            standings = await read_standings(pool)
-            sagas = await counted(pool, limits_of(node.app.domain))
-            await settle_ages(pool, node.telemetry)
+        return await within(HEALTH_SECONDS, ask())
     except NO_ANSWER:
         return None, None  # shown as a metric of its own; the supervisor's tasks have logged it
-    return standings, sagas
 
 
 def _subscriptions(node: Node) -> dict[str, int]:
