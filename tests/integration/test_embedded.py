@@ -24,7 +24,8 @@ from tests.waiting import until
 from headwater.embedded import EmbeddedError, EmbeddedPostgres, start, temporary
 from headwater.embedded.postmaster import is_dead, postmaster
 
-QUICK = {"fsync": "off", "shared_buffers": "16MB"}
+# Shared memory in files of the data directory: what a killed server leaves goes with it.
+QUICK = {"fsync": "off", "shared_buffers": "16MB", "dynamic_shared_memory_type": "mmap"}
 STARTER = """
 import sys, time
 from pathlib import Path
