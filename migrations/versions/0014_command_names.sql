@@ -1,8 +1,8 @@
 -- The log keeps the name of each event's command, and that of a command without events: so a command id that is used again
 -- for another command is found out, where its stream alone would not tell, and a trace shows what was asked for.
 --
--- Both functions that append take the names. They are new ones beside those of 0005 and 0007, which code of before still
--- calls while it runs, and which leave the name out.
+-- Both functions that append are those of 0005 and 0007 again, with the names. Code of before still calls them as they were
+-- while it runs: so called they go on to the new ones, without names, until a later migration takes that away.
 alter table headwater.events add column command text collate "C";
 comment on column headwater.events.command is
   'The name of the command that it came of. Null: it was written by code of before, or is a record of Headwater''s own.';
@@ -243,3 +243,30 @@ comment on function headwater.append_plain(
   text[]
 ) is
   'Appends a batch of one-event commands as a whole, or nothing of it; append() is for all others, and for those who lose.';
+
+create or replace function headwater.append(
+  command_ids uuid[], stream_ids uuid[], expected integer[], counts integer[],
+  kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[],
+  correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[],
+  claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[],
+  out verdicts "char"[], out versions integer[], out positions bigint[], out streams uuid[], out blockers integer[]
+) language sql volatile as $$
+  select * from headwater.append($1, null, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+$$;
+comment on function headwater.append(
+  uuid[], uuid[], integer[], integer[], text[], text[], smallint[], integer[], text[], uuid[], uuid[], text[], text[], text[],
+  integer[], boolean[], text[], text[]
+) is
+  'As code of before calls it, without the names of commands.';
+
+create or replace function headwater.append_plain(
+  command_ids uuid[], stream_ids uuid[], expected integer[], behind boolean[],
+  kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[],
+  correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]
+) returns bigint language sql volatile as $$
+  select headwater.append_plain($1, null, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+$$;
+comment on function headwater.append_plain(
+  uuid[], uuid[], integer[], boolean[], text[], text[], smallint[], integer[], text[], uuid[], uuid[], text[], text[], text[]
+) is
+  'As code of before calls it, without the names of commands.';
