@@ -27,13 +27,13 @@ from headwater.embedded.postmaster import is_dead, postmaster
 # Shared memory in files of the data directory: what a killed server leaves goes with it.
 QUICK = {"fsync": "off", "shared_buffers": "16MB", "dynamic_shared_memory_type": "mmap"}
 STARTER = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from headwater.embedded import start
 from headwater.embedded.postmaster import postmaster
 server = start(Path(sys.argv[1]), options={"fsync": "off", "shared_buffers": "16MB"})
 print(postmaster(server.cluster).pid, flush=True)
-time.sleep(60)  # it lives until it is killed
+signal.pause()  # it lives until it is killed
 """
 
 

@@ -121,6 +121,7 @@ class Bank:
 
     def __init__(self, node: Node) -> None:
         self._execute = node.dispatcher.execute
+        self._ask = node.database.pool.fetchval
         self.rich: list[UUID] = []
         self.targets: list[UUID] = []
 
@@ -147,6 +148,10 @@ class Bank:
             RequestTransfer(transfer_id=transfer, from_account_id=source, to_account_id=target, amount=Decimal(amount))
         )
         return transfer
+
+    async def has_room(self) -> bool:
+        """Whether not too many transfers are on their way."""
+        return bool(await self._ask(OPEN) < 200)
 
     async def request_any(self, chance: random.Random) -> None:
         source = chance.choice(self.sources)
@@ -260,5 +265,5 @@ async def test_workers_are_killed_and_stopped_at_random_under_load(
 
 async def load(bank: Bank, chance: random.Random) -> None:
     while True:
+        await until(bank.has_room)
         await asyncio.gather(*(bank.request_any(chance) for _ in range(4)))
-        await asyncio.sleep(0.05)  # so much load, and no more

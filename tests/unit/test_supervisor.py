@@ -143,6 +143,12 @@ async def test_one_death_is_no_other_tasks_business(pauses: list[int]) -> None:
         assert (well.starts, well.ended.is_set()) == (1, False)
 
 
+async def cleaning_up() -> None:
+    """It takes some turns of the loop."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 async def test_stop_waits_for_the_end_and_forgets_the_trouble(pauses: list[int]) -> None:
     order: list[str] = []
 
@@ -154,7 +160,7 @@ async def test_stop_waits_for_the_end_and_forgets_the_trouble(pauses: list[int])
             running.set()
             await asyncio.Event().wait()
         finally:
-            await asyncio.wait([asyncio.create_task(asyncio.sleep(0.01))])  # cleaning up takes a moment
+            await cleaning_up()
             order.append(f"{name} has cleaned up")
 
     async with Supervisor() as owner:
@@ -217,7 +223,7 @@ async def test_leaving_tells_all_before_it_waits_for_any() -> None:
             await asyncio.Event().wait()
         finally:
             order.append("told")
-            await asyncio.wait([asyncio.create_task(asyncio.sleep(0.01))])  # cleaning up takes a moment
+            await cleaning_up()
             order.append("ended")
 
     async with Supervisor() as owner:
