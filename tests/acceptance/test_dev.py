@@ -119,8 +119,11 @@ async def test_it_says_what_is_where_and_that_nothing_is_protected(
     headwater: Callable[..., Any], blank_dsn: str
 ) -> None:
     dev = await headwater("dev", DATABASE_URL=blank_dsn)
-    printed = "".join(dev.printed)
+    rest = await asyncio.wait_for(dev.process.stdout.readuntil(b"Ctrl-C stops it."), 10)
+    printed = "".join(dev.printed) + rest.decode()
     assert f"{dev.url}/graphql" in printed
+    assert "  Data           the database of DATABASE_URL\n" in printed
+    assert "  It listens on this machine only, since there are no permissions yet.\n" in printed
     assert (await dev.get("/health/live")).json() == {"status": "live"}
     assert (await dev.get("/health/ready")).json() == {"status": "ready"}
     assert (await dev.get("/")).headers["location"] == "/graphql"

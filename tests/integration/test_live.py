@@ -18,6 +18,7 @@ from tests.waiting import reached, until
 
 from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
 from bank.accounts.views import AccountView, account_view
+from bank.users.domain import ChangeEmail, RegisterUser
 from headwater import Command, Refused
 from headwater.config import Settings
 from headwater.filter import EVERYTHING, All, Compare, Filter, Not, Some
@@ -332,6 +333,26 @@ async def test_one_row_through_graphql(start: Start) -> None:
         assert await anext(rows) == {"account": {"balance": "0", "position": "1", "owner": None}}
         await execute(node, Deposit(account_id=account, amount=Decimal("2.50")))
         assert await anext(rows) == {"account": {"balance": "2.50", "position": "2", "owner": None}}
+
+
+async def test_the_same_of_another_read_model(start: Start) -> None:
+    """What is generated for one is generated for all: `user` and `userChanges` beside `account` and its changes."""
+    node, user = await start(settings=RUNG), uuid4()
+    one = subscribed(node, "subscription ($id: UUID!) { user(userId: $id) { email } }", id=str(user))
+    query = "subscription { userChanges { position reset upserted { id email } removed } }"
+    async with aclosing(one) as rows, aclosing(subscribed(node, query)) as changes:
+        assert await anext(rows) == {"user": None}
+        assert await anext(changes) == {
+            "userChanges": {"position": "0", "reset": True, "upserted": [], "removed": []},
+        }
+        for command, email in (
+            (RegisterUser(user_id=user, email="a@b.ch", name="Ada"), "a@b.ch"),
+            (ChangeEmail(user_id=user, email="c@d.ch"), "c@d.ch"),
+        ):
+            await execute(node, command)
+            assert await anext(rows) == {"user": {"email": email}}
+            (changed,) = (await anext(changes))["userChanges"]["upserted"]
+            assert changed["email"] == email
 
 
 @pytest.mark.parametrize(

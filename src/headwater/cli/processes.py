@@ -84,14 +84,15 @@ async def _process(
         if serve:
             web = Web(node)
             server = server_of(web.app, listening, settings, web.farewell)
-            await run(server, listening, stop, lambda: _announce(url, everything=work, local=is_local(listening)))
+            data = "the database of DATABASE_URL" if settings.database_url is not None else str(settings.data)
+            await run(server, listening, stop, lambda: _announce(url, data, everything=work, local=is_local(listening)))
         else:
             routes = [*health_routes(node), metrics_route(node)]
             server = server_of(Starlette(routes=routes), listening, settings, node.answered)
             await run(server, listening, stop, lambda: print(f"Working. Health: {url}/health/ready", flush=True))
 
 
-def _announce(url: str, *, everything: bool, local: bool) -> None:
+def _announce(url: str, data: str, *, everything: bool, local: bool) -> None:
     lines = [
         "",
         "  Headwater is running"
@@ -101,6 +102,7 @@ def _announce(url: str, *, everything: bool, local: bool) -> None:
         f"  GraphQL        {url}/graphql          (HTTP POST and GET)",
         f"  Subscriptions  {url.replace('http', 'ws', 1)}/graphql            (graphql-transport-ws)",
         f"  Health         {url}/health/ready",
+        f"  Data           {data}",
         "",
         "  It listens on this machine only, since there are no permissions yet."
         if local
