@@ -9,10 +9,6 @@ from typing import Protocol
 LONGEST_SLEEP = timedelta(minutes=1)
 """The clock may be set while one sleeps: look again now and then."""
 
-BREATH_SECONDS = 0.01
-"""How long folds may keep the event loop. The heartbeat of this process's lease is a task like any other: were a whole
-batch folded without a pause, a slow fold would have its lease run out, again and again."""
-
 
 class Clock(Protocol):
     """Wall-clock time, in UTC."""

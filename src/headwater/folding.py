@@ -7,7 +7,9 @@ And its values are spelled as they will be read back, so that no row depends on 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -21,6 +23,28 @@ M = TypeVar("M", bound=ReadModel)
 
 Fold: TypeAlias = Callable[[UUID, M | None, Any], M | None]
 """From a key, its row or None and an event to the row after it, or None."""
+
+
+BREATH_SECONDS = 0.01
+"""How long folds may keep the event loop. The heartbeat of this process's lease is a task like any other: were a whole
+batch folded without a pause, a slow fold would have its lease run out, again and again."""
+
+
+class Breath:
+    """Between two folds: `if breath.due: await breath.take()`."""
+
+    def __init__(self) -> None:
+        self._taken = monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the loop was kept for long enough."""
+        return monotonic() - self._taken > BREATH_SECONDS
+
+    async def take(self) -> None:
+        """Let others have their turn."""
+        await asyncio.sleep(0)
+        self._taken = monotonic()
 
 
 class RowMisplaced(HeadwaterError):

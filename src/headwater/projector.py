@@ -20,12 +20,11 @@ from uuid import UUID
 import asyncpg
 
 from headwater import sql
-from headwater.clock import BREATH_SECONDS
 from headwater.database import Database
 from headwater.deadletters import DeadLetters, Letter, described
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
-from headwater.folding import fold_of
+from headwater.folding import BREATH_SECONDS, fold_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.positions import LOG, Positions

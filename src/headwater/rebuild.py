@@ -20,7 +20,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import islice
-from time import monotonic
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import UUID
 
@@ -28,12 +27,11 @@ import asyncpg
 import msgspec
 
 from headwater import sql
-from headwater.clock import BREATH_SECONDS
 from headwater.database import Database
 from headwater.deadletters import DeadLetters, Letter, described, storable
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
-from headwater.folding import fold_of
+from headwater.folding import Breath, fold_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.refusals import is_refusal, misfits, objection
@@ -322,11 +320,10 @@ class _Build(Generic[M]):
         if not self._complete:
             await self._load({key for key, _ in routed})
         rows, fold, suspects = self._rows, self._fold_row, self._suspects
-        breathed = monotonic()
+        breath = Breath()
         for key, event in routed:
-            if monotonic() - breathed > BREATH_SECONDS:
-                await asyncio.sleep(0)
-                breathed = monotonic()
+            if breath.due:
+                await breath.take()
             number = key.int
             row = rows.get(number)
             if row is None:

@@ -19,7 +19,7 @@ from headwater import sql
 from headwater.database import Database
 from headwater.errors import HeadwaterError
 from headwater.fields import Field, Kind
-from headwater.folding import fold_of
+from headwater.folding import Breath, fold_of
 from headwater.log import Log
 from headwater.messages import Event, Recorded
 from headwater.tables import SCHEMA, Standing, fingerprint, select_sql, writer_of
@@ -241,8 +241,11 @@ class Verifier(Generic[M]):
         if not self._by_stream:
             await self._fold_log(log, upto, folded.__contains__, folded.get)
             return folded
+        breath = Breath()
         for number, key in keys.items():
             async for _, event in self._log.read_stream(key):
+                if breath.due:
+                    await breath.take()
                 if event.position > upto:
                     break
                 if self._key_of(event) == key:
@@ -257,8 +260,11 @@ class Verifier(Generic[M]):
         row_of: Callable[[int], _Folded | None],
     ) -> None:
         of = (lambda stream_id: wanted(stream_id.int)) if self._by_stream else None
+        breath = Breath()
         async for _, events in self._log.stream(log, 0, upto, types=self._types, of=of):
             for event in events:
+                if breath.due:
+                    await breath.take()
                 key = self._key_of(event)
                 row = None if key is None else row_of(key.int)
                 if key is not None and row is not None:

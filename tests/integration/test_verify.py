@@ -464,3 +464,30 @@ async def test_the_exit_code_says_so_though_nobody_reads_on(
     os.close(write)
     _, complaint = await process.communicate()
     assert (process.returncode, complaint) == (1, b"")
+
+
+@pytest.mark.parametrize("by_stream", [False, True])
+async def test_others_have_their_turn_between_two_folds(
+    database: Database, connection: asyncpg.Connection, by_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat among them, where a worker verifies a sample before a swap."""
+    monkeypatch.setattr("headwater.folding.BREATH_SECONDS", -1.0)  # each fold takes longer than that
+    shelf, turns, seen = uuid4(), 0, set[int]()
+    await note(connection, *(Noted(note_id=shelf, shelf_id=shelf, price=Decimal(n + 1)) for n in range(50)))
+    await built(database, connection, shelves, shelf_view)
+
+    def fold_slowly(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+        seen.add(turns)
+        return fold(row, event)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    report = await verifier(database, shelves, View(Shelf, fold_slowly), by_stream=by_stream).live(database, 10)
+    beside.cancel()
+    assert (report.checked, report.found) == (1, 0)
+    assert len(seen) >= 50
