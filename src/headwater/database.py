@@ -36,6 +36,9 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
 )
 """What is raised when a connection cannot be made; beside a loss, a database that lets nobody in, or not us."""
 
+FAILING: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
+"""Whatever PostgreSQL raises, or its absence: of what may be left undone, such as a last word."""
+
 PASSING: tuple[type[BaseException], ...] = (
     *UNREACHABLE,  # a lock that is not to be had is of these, too
     asyncpg.TransactionRollbackError,  # serialization failures and deadlocks

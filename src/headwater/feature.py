@@ -15,7 +15,7 @@ from headwater.messages import Command, Event
 from headwater.names import check_names
 from headwater.reactor import Reactor
 from headwater.relations import check_relations
-from headwater.saga import UNIT, Saga
+from headwater.saga import SAGA_PREFIX, Saga
 from headwater.schedule import Schedule
 from headwater.upcasters import Upcaster
 from headwater.view import View
@@ -69,7 +69,7 @@ class Domain:
 
     def complaint_about(self, category: str, name: str, version: int) -> str | None:
         """Why events that are stored so cannot be read by this app; None when they can."""
-        if category.startswith(UNIT):  # of a saga, which may have been taken out: its records are Headwater's own
+        if category.startswith(SAGA_PREFIX):  # its saga may have been taken out, and its records are Headwater's
             return None if name in _RECORD_NAMES else f"{name} is no record of a saga"
         if category not in self.decider_named:
             return f"no feature of this app brings the category {category!r}"
@@ -123,7 +123,7 @@ class Domain:
     def _check_names(self) -> None:
         _refuse_twice("category", [decider.category for decider in self.deciders])
         for category in self.decider_named:
-            if category.startswith(UNIT):
+            if category.startswith(SAGA_PREFIX):
                 raise DefinitionError(
                     f"Streams of the category {category!r} are a saga's own; name the decider otherwise"
                 )

@@ -40,7 +40,7 @@ on conflict do nothing
 
 -- name: adopt
 -- A unit of another declaration is this one's from now on, and nobody's yet; not one that this one has given away before,
--- unless ($3) that is insisted on.
+-- unless ($3) that is insisted on. It is handed over as in tables.sql: what changes here, changes there.
 update headwater.projections
    set earlier = array_append(array_remove(earlier, fingerprint), fingerprint), fingerprint = $2, fence = fence + 1,
        owner = null

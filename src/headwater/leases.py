@@ -27,7 +27,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from headwater import sql
-from headwater.database import UNREACHABLE, Database
+from headwater.database import FAILING, Database
 from headwater.positions import Positions
 from headwater.report import process_name
 from headwater.supervisor import Supervisor
@@ -40,7 +40,6 @@ LEASES = "leases"
 """What rings among the positions when something was given back."""
 
 LEAVE_SECONDS = 2.0
-_AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
 
 Place: TypeAlias = tuple[str, int]
 """A projection's name, and a generation of it."""
@@ -152,7 +151,7 @@ class Leases:
         self._held.clear()
         try:
             await self._supervisor.farewell(self._leave(), LEAVE_SECONDS)
-        except _AWAY as failure:
+        except FAILING as failure:
             logger.warning("the leases could not be given back (%r); they run out in %g s", failure, self._lease)
 
     async def run(self) -> None:

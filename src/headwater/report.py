@@ -21,14 +21,13 @@ import msgspec
 
 from headwater import sql
 from headwater.appender import Tally
-from headwater.database import UNREACHABLE
+from headwater.database import FAILING
 from headwater.standings import recorded_at
 from headwater.supervisor import Supervisor, backoff, within
 from headwater.telemetry import Distribution, Progress, Telemetry
 
 logger = logging.getLogger("headwater.report")
 _SQL = sql.load(__file__)
-_AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
 
 MISSED = 3
 """A process that was not heard of so many times is not shown any more."""
@@ -187,7 +186,7 @@ class Reporting:
         await self._supervisor.stop("report")
         try:
             await self._supervisor.farewell(self._leave(), LEAVE_SECONDS)
-        except _AWAY as failure:
+        except FAILING as failure:
             logger.warning("the process could not sign off (%r); it is shown for some seconds more", failure)
 
     async def run(self) -> None:
@@ -203,7 +202,7 @@ class Reporting:
             except Exception as error:
                 failures += 1
                 if failures == 1:
-                    trace = None if isinstance(error, _AWAY) else error
+                    trace = None if isinstance(error, FAILING) else error
                     logger.warning("the process cannot tell of itself (%r); it goes on trying", error, exc_info=trace)
             else:
                 failures = 0

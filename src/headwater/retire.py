@@ -17,7 +17,7 @@ import asyncpg
 from headwater import sql
 from headwater.database import Database
 from headwater.errors import HeadwaterError
-from headwater.saga import UNIT
+from headwater.saga import SAGA_PREFIX
 from headwater.tables import SCHEMA, alone
 
 logger = logging.getLogger("headwater.retire")
@@ -59,10 +59,10 @@ async def retire(connection: asyncpg.Connection, name: str) -> None:
 async def _forget(connection: asyncpg.Connection, name: str) -> bool:
     """Forget where a saga or a reactor stands. Whether there was anything."""
     forgotten = await connection.fetch(_SQL["forget"], name)
-    if not name.startswith(UNIT):
+    if not name.startswith(SAGA_PREFIX):
         return bool(forgotten)
     # Now that the checkpoint is locked, no worker of it writes any more.
-    saga = name.removeprefix(UNIT)
+    saga = name.removeprefix(SAGA_PREFIX)
     given_up = await connection.fetch(_SQL["give_up"], saga)
     opened = await connection.fetchval(_SQL["open"], saga)
     if opened:

@@ -27,7 +27,7 @@ from headwater.fields import fields_of, union_arms
 from headwater.ids import derived_id
 from headwater.messages import Command, Event
 
-UNIT = "saga "
+SAGA_PREFIX = "saga "
 """How the category of a saga's streams begins, which is its name among the projections, too."""
 
 LONGEST = timedelta(days=36_525)
@@ -190,7 +190,7 @@ class Saga(Generic[S, I]):
     @property
     def category(self) -> str:
         """Of its own streams in the log, and its name among the projections."""
-        return f"{UNIT}{self.name}"
+        return f"{SAGA_PREFIX}{self.name}"
 
     def stream_of(self, key: UUID) -> UUID:
         """The stream of an instance."""

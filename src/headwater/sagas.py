@@ -25,7 +25,7 @@ from headwater.errors import HeadwaterError
 from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Append, Verdict, append
-from headwater.saga import UNIT
+from headwater.saga import SAGA_PREFIX
 from headwater.supervisor import backoff
 
 _TEXTS = sql.load(__file__)
@@ -318,7 +318,7 @@ def _letters_of(standing: asyncpg.Record) -> deadletters.Filter:
 
 def _unit(saga: str) -> str:
     """A saga's name among the projections, and its streams' category: see `Saga.category`."""
-    return f"{UNIT}{saga}"
+    return f"{SAGA_PREFIX}{saga}"
 
 
 def _named(found: Instance) -> str:

@@ -22,12 +22,12 @@ from headwater.console import console_routes, explorer
 from headwater.errors import SettingsError
 from headwater.graphql.cost import CostLimits, cost_rule
 from headwater.graphql.engine import Engine
-from headwater.graphql.head import BoundedHead
 from headwater.graphql.host import LoopbackOnly, is_loopback
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
 from headwater.graphql.websocket import GraphQLSocket
 from headwater.node import Node
+from headwater.request_head import BoundedHead
 
 logger = logging.getLogger("headwater.server")
 

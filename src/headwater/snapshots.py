@@ -20,15 +20,13 @@ import asyncpg
 import msgspec
 
 from headwater import sql
-from headwater.database import UNREACHABLE, Database
+from headwater.database import FAILING, Database
 from headwater.decider import Decider
 
 _SQL = sql.load(__file__)
 
 logger = logging.getLogger("headwater.snapshots")
 
-AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
-"""What storing may meet: no connection, or a PostgreSQL that does not take it now (a full disk, a lock, a timeout)."""
 
 BATCH = 100
 """Snapshots stored in one statement, at most."""
@@ -123,7 +121,7 @@ class Snapshots:
             return
         try:
             await self._database.pool.execute(_SQL["store"], *map(list, zip(*rows, strict=True)))
-        except AWAY as error:
+        except FAILING as error:
             # A later command offers the stream again.
             self.tally.failed += len(rows)
             logger.warning("%d snapshots could not be stored: %s: %s", len(rows), type(error).__name__, error)

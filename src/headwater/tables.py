@@ -183,9 +183,9 @@ async def adopt(connection: Connection, view: View[Any]) -> None:
 
 async def _adopt(connection: Connection, view: View[Any], made: str) -> bool:
     """Whether the live generation is this code's now."""
-    live, before = await connection.fetchrow(_SQL["enums"], view.name) or ("", "{}")
+    declared, before = await connection.fetchrow(_SQL["live_declaration"], view.name) or ("", "{}")
     now, had = _enums(view), json.loads(before)
-    shape = live.partition(".")[0]
+    shape = declared.partition(".")[0]
     if shape != _shape(view, had) or any(not set(values) <= set(now[column]) for column, values in had.items()):
         return False
     # What older code is building would take this one's place.

@@ -14,7 +14,7 @@ select case when fingerprint = $2 then state else 'retired' end as state, genera
   from headwater.projections
  where name = $1 and (fingerprint = $2 or $2 = any(earlier))
 
--- name: enums
+-- name: live_declaration
 -- What the live generation was declared as, and the enum values that its rows may hold.
 select fingerprint, enums from headwater.projections where name = $1 and state = 'live'
 
@@ -27,7 +27,8 @@ update headwater.projections b set state = 'retired', retired_at = now(), owner 
 returning b.generation
 
 -- name: adopt
--- The live generation is this declaration's from now on, with its rows, and nobody's yet.
+-- The live generation is this declaration's from now on, with its rows, and nobody's yet. It is handed over as in
+-- follower.sql: what changes here, changes there.
 update headwater.projections
    set earlier = array_append(array_remove(earlier, fingerprint), fingerprint), fingerprint = $2, enums = $3,
        fence = fence + 1, owner = null

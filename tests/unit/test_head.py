@@ -17,9 +17,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 
+from headwater import request_head as head
 from headwater.config import Settings
-from headwater.graphql import head
-from headwater.graphql.head import LARGEST_HEAD
+from headwater.request_head import LARGEST_HEAD
 from headwater.server import listen, server_of
 
 PIECE = 16 * 1024

@@ -19,6 +19,7 @@ from headwater.cli.output import complain
 from headwater.config import Settings
 from headwater.course import Phase
 from headwater.errors import SettingsError
+from headwater.names import field_name
 from headwater.sagas import Filter, Instance, abandon, listed, retry, retry_all, shown
 from headwater.terminal import aligned, printable
 
@@ -143,15 +144,10 @@ def _print_json(some: Sequence[Instance]) -> None:
     """With the names of the GraphQL API; positions are strings there too."""
     for each in some:
         values = asdict(each)
-        words = {_camel(name): value for name, value in values.items() if name not in ("stream_id", "saga")}
+        words = {field_name(name): value for name, value in values.items() if name not in ("stream_id", "saga")}
         raw = {name: msgspec.Raw(values[name].encode()) for name in ("state", "steps")}
         head = {"id": each.stream_id, "name": each.saga}
         print(msgspec.json.encode(head | words | raw | {"position": str(each.position)}).decode())
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
 
 
 def _retry(chosen: argparse.Namespace, settings: Settings) -> int:
