@@ -77,6 +77,14 @@ class _Folded(Generic[M]):
     failed: set[UUID] = field(default_factory=set)
     cut_at: int | None = None
 
+    def has(self, position: int) -> bool:
+        """Whether there was time for what stands there."""
+        return self.cut_at is None or position < self.cut_at
+
+    def upto(self, reached: int) -> int:
+        """How far it is complete, of what was to be reached."""
+        return reached if self.cut_at is None else self.cut_at - 1
+
 
 _Routed = Sequence[tuple[UUID, Recorded[Event]]]
 
@@ -221,8 +229,7 @@ class Projector(Generic[M]):
             return self._passed(events, reached)
 
         async def write(folded: _Folded[M]) -> None:
-            upto = reached if folded.cut_at is None else folded.cut_at - 1
-            if not await connection.fetch(_SQL["move"], *self._of(standing), position, upto):
+            if not await connection.fetch(_SQL["move"], *self._of(standing), position, folded.upto(reached)):
                 raise Displaced
             await self._write_rows(connection, standing, folded.changed)
             if folded.aside:
@@ -232,9 +239,7 @@ class Projector(Generic[M]):
         self._settle(folded)
         if folded.failed:
             self._set_parked(self._parked | folded.failed)
-        if folded.cut_at is None:
-            return self._passed(events, reached)
-        return self._passed([event for event in events if event.position < folded.cut_at], folded.cut_at - 1)
+        return self._passed([event for event in events if folded.has(event.position)], folded.upto(reached))
 
     def _passed(self, events: Sequence[Recorded[Event]], reached: int) -> int:
         self.progress.passed([event.recorded_at for event in events], reached)
@@ -259,7 +264,7 @@ class Projector(Generic[M]):
                 raise Displaced
             await self._write_rows(connection, standing, folded.changed)
             behind = {(letter.key, letter.position) for letter in folded.aside}
-            tried_now = [letter for letter in waiting if folded.cut_at is None or letter.position < folded.cut_at]
+            tried_now = [letter for letter in waiting if folded.has(letter.position)]
             done = [letter for letter in tried_now if (letter.key, letter.position) not in behind]
             await self._letters.remove(connection, done)
             await self._letters.park(connection, [letter for letter in folded.aside if letter.error is not None])
@@ -269,7 +274,7 @@ class Projector(Generic[M]):
         routed = [(key_of[event.position], event) for event in events if type(event.data) in self._route]
         folded = await self._commit(connection, routed, write, attempts=attempts)
         self._settle(folded)
-        self.progress.retries += sum(folded.cut_at is None or at < folded.cut_at for at in attempts)
+        self.progress.retries += sum(map(folded.has, attempts))
         self._set_parked(self._parked - (set(keys) - folded.failed - more))
 
     async def _commit(
