@@ -16,7 +16,7 @@ import asyncpg
 
 from bank.accounts.domain import Deposit, OpenAccount
 from bank.main import app
-from headwater import embedded
+from headwater import App, embedded
 from headwater.config import Settings
 from headwater.embedded import EmbeddedPostgres
 from headwater.ids import new_id
@@ -51,22 +51,22 @@ def server() -> Iterator[EmbeddedPostgres]:
         yield postgres
 
 
-async def create(postgres: EmbeddedPostgres, name: str) -> str:
-    """A migrated database, with the bank's tables."""
+async def create(postgres: EmbeddedPostgres, name: str, of: App = app) -> str:
+    """A migrated database, with the tables of an app, the bank if none is named."""
     connection = await asyncpg.connect(postgres.dsn())
     await connection.execute(f"drop database if exists {name} with (force)")
     await connection.execute(f"create database {name}")
     await connection.close()
     dsn = postgres.dsn(name)
     await migrate(dsn)
-    await prepare_views(dsn, app.domain.views)
+    await prepare_views(dsn, of.domain.views)
     return dsn
 
 
 @asynccontextmanager
-async def node(dsn: str, *, serve: bool = True, work: bool = False) -> AsyncIterator[Node]:
-    """A node of the bank in this process."""
-    async with Node(app, Settings(), dsn, serve=serve, work=work) as running:
+async def node(dsn: str, *, serve: bool = True, work: bool = False, of: App = app) -> AsyncIterator[Node]:
+    """A node of an app in this process, of the bank if none is named."""
+    async with Node(of, Settings(), dsn, serve=serve, work=work) as running:
         yield running
 
 

@@ -120,6 +120,11 @@ class Domain:
         """The view of that name. Raises KeyError when there is none."""
         return {view.name: view for view in self.views}[name]
 
+    def by_stream(self, view: View[Any]) -> bool:
+        """Whether each row of a read model is the fold of the stream of its key."""
+        keys = {decider.category: decider.key for decider in self.deciders}
+        return view.route is None and all(keys[self.category_of[event]] == view.key for event in view.events)
+
     def _check_names(self) -> None:
         _refuse_twice("category", [decider.category for decider in self.deciders])
         for category in self.decider_named:
@@ -159,6 +164,11 @@ class Domain:
                     raise DefinitionError(
                         f"{view.model.__name__}.{name} links to {link.to.__name__}, which no feature brings"
                     )
+            if view.history and self.by_stream(view):
+                raise DefinitionError(
+                    f"{view.model.__name__}: each of its rows is the fold of one stream, so that it has its history "
+                    "without `history=True`; leave that out"
+                )
 
 
 def _refuse_twice(what: str, names: Sequence[str]) -> None:

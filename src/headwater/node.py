@@ -198,7 +198,9 @@ class Node:
             feed = feeds[view.model] = Feed(reader, self.positions, poll=settings.poll_seconds)
             name = f"feed {view.name}"
             self.supervisor.start(name, partial(feed.run, partial(self.supervisor.well, name)))
-        histories = {view.model: History(self.app.domain, view, self.log) for view in self.app.domain.views}
+        histories = {
+            view.model: History(self.app.domain, view, self.log, self.database.pool) for view in self.app.domain.views
+        }
         trail = Trail(self.database.pool, self.log, self.positions, poll=settings.poll_seconds)
         self.serving = Serving(
             self.dispatcher,

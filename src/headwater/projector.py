@@ -19,7 +19,7 @@ from uuid import UUID
 
 import asyncpg
 
-from headwater import sql
+from headwater import routed, sql
 from headwater.database import Database
 from headwater.deadletters import DeadLetters, Letter, described
 from headwater.errors import HeadwaterError
@@ -232,10 +232,14 @@ class Projector(Generic[M]):
             if not await connection.fetch(_SQL["move"], *self._of(standing), position, folded.upto(reached)):
                 raise Displaced
             await self._write_rows(connection, standing, folded.changed)
+            if self._view.history:
+                taken = [(key, event.position) for key, event in batch if folded.has(event.position)]
+                await routed.add(connection, standing.table, taken)
             if folded.aside:
                 await self._letters.park(connection, folded.aside)
 
-        folded = await self._commit(connection, self._routed(events), write, parked=self._parked)
+        batch = self._routed(events)
+        folded = await self._commit(connection, batch, write, parked=self._parked)
         self._settle(folded)
         if folded.failed:
             self._set_parked(self._parked | folded.failed)
@@ -271,8 +275,8 @@ class Projector(Generic[M]):
             more.update(await self._letters.go_on(connection, set(keys) - folded.failed))
 
         attempts = {letter.position: letter.attempts for letter in tried if letter.attempts}
-        routed = [(key_of[event.position], event) for event in events if type(event.data) in self._route]
-        folded = await self._commit(connection, routed, write, attempts=attempts)
+        batch = [(key_of[event.position], event) for event in events if type(event.data) in self._route]
+        folded = await self._commit(connection, batch, write, attempts=attempts)
         self._settle(folded)
         self.progress.retries += sum(map(folded.has, attempts))
         self._set_parked(self._parked - (set(keys) - folded.failed - more))
@@ -280,23 +284,23 @@ class Projector(Generic[M]):
     async def _commit(
         self,
         connection: asyncpg.Connection,
-        routed: _Routed,
+        batch: _Routed,
         write: Callable[[_Folded[M]], Awaitable[None]],
         *,
         parked: Set[UUID] = frozenset(),
         attempts: Mapping[int, int] | None = None,
     ) -> _Folded[M]:
         """Fold and write in one transaction. A row that the database does not take is a failed fold, too."""
-        folded = await self._fold(connection, routed, parked, attempts, {})
+        folded = await self._fold(connection, batch, parked, attempts, {})
         try:
             await self._transact(connection, write, folded)
         except Exception as error:
             if isinstance(error, Displaced) or not is_refusal(error):
                 raise
-            refused = await self._refused(connection, routed, folded)
+            refused = await self._refused(connection, batch, folded)
             if not refused:
                 raise
-            folded = await self._fold(connection, routed, parked, attempts, refused)
+            folded = await self._fold(connection, batch, parked, attempts, refused)
             await self._transact(connection, write, folded)
         return folded
 
@@ -311,32 +315,32 @@ class Projector(Generic[M]):
 
     def _routed(self, events: Sequence[Recorded[Event]]) -> _Routed:
         """Each event with the key of its row. Under an old name there may come what this view does not fold."""
-        routed = []
+        batch = []
         for event in events:
             route = self._route.get(type(event.data))
             if route is None:
                 continue
             try:
-                routed.append((route(event.data), event))
+                batch.append((route(event.data), event))
             except Exception as error:  # whose key is not known cannot be set aside
                 raise self._failure("route", "", event, error) from error
-        return routed
+        return batch
 
     async def _fold(
         self,
         connection: asyncpg.Connection,
-        routed: _Routed,
+        batch: _Routed,
         parked: Set[UUID],
         attempts: Mapping[int, int] | None,
         refused: Mapping[int, Exception],
     ) -> _Folded[M]:
         """Fold a batch in memory. attempts: given for letters, how often each failed before."""
-        await self._load(connection, {key for key, _ in routed} - parked)
+        await self._load(connection, {key for key, _ in batch} - parked)
         folded: _Folded[M] = _Folded()
         changed, failed, fold = folded.changed, folded.failed, self._fold_row
         now = self._clock
         began = breathed = now()
-        for place, (key, event) in enumerate(routed):
+        for place, (key, event) in enumerate(batch):
             if (moment := now()) - breathed > BREATH_SECONDS and place:
                 if moment - began > self._lease * LEASE_PART:
                     folded.cut_at = event.position
@@ -447,7 +451,7 @@ class Projector(Generic[M]):
     # ---------------------------------------------------------------------------------- rows that the database refuses
 
     async def _refused(
-        self, connection: asyncpg.Connection, routed: _Routed, folded: _Folded[M]
+        self, connection: asyncpg.Connection, batch: _Routed, folded: _Folded[M]
     ) -> dict[int, Exception]:
         """The first event of each key that leads to a row which the database does not take, with what it said."""
         rows = {key: row for key, row in folded.changed.items() if row.model is not None}
@@ -457,7 +461,7 @@ class Projector(Generic[M]):
         ):
             known = self._rows[key]
             row = _Row(known.model, known.position, known.stored)
-            for event in (event for each, event in routed if each == key):
+            for event in (event for each, event in batch if each == key):
                 model = self._fold_row(key, row.model, event)
                 if model is not None and model is not row.model:
                     error = await self._objection(connection, {key: _Row(model, event.position, row.stored)})

@@ -26,7 +26,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from headwater import sql
+from headwater import routed, sql
 from headwater.database import Database
 from headwater.deadletters import DeadLetters, Letter, described, storable
 from headwater.errors import HeadwaterError
@@ -211,6 +211,8 @@ class _Build(Generic[M]):
         self._suspects: set[UUID] = set()
         """Keys of rows that PostgreSQL has refused, whose events are looked at one by one."""
         self._aside: list[Letter] = []
+        self._taken: list[tuple[UUID, int]] = []
+        """Where the events of each key are, since the last write, if that is kept."""
         self._position = 0
 
     async def run(self, well: Callable[[], None]) -> None:
@@ -244,6 +246,7 @@ class _Build(Generic[M]):
         self._rows.clear()
         self._changed.clear()
         self._aside.clear()
+        self._taken.clear()
         self._parked = await self._letters.parked(self._writing)
         self._complete = await self._count() <= self._of.cache
         if self._complete:
@@ -263,6 +266,8 @@ class _Build(Generic[M]):
             if not await self._writing.fetch(_SQL["begin_again"], *self.lease):
                 raise _Displaced
             await self._writing.execute(f'truncate {SCHEMA}."{self._table}"')
+            if self._view.history:
+                await routed.truncate(self._writing, self._table)
             await self._index()
         await self._restore()
 
@@ -316,12 +321,14 @@ class _Build(Generic[M]):
         return reached - self._position >= self._of.events or len(self._changed) >= self._of.rows
 
     async def _fold(self, events: Iterator[Recorded[Event]]) -> None:
-        routed = self._routed(events)
+        batch = self._routed(events)
+        if self._view.history:
+            self._taken += [(key, event.position) for key, event in batch]
         if not self._complete:
-            await self._load({key for key, _ in routed})
+            await self._load({key for key, _ in batch})
         rows, fold, suspects = self._rows, self._fold_row, self._suspects
         breath = Breath()
-        for key, event in routed:
+        for key, event in batch:
             if breath.due:
                 await breath.take()
             number = key.int
@@ -348,20 +355,20 @@ class _Build(Generic[M]):
                     self._changed.append(row)
 
     def _routed(self, events: Iterator[Recorded[Event]]) -> list[tuple[UUID, Recorded[Event]]]:
-        routes, routed = self._route, []
+        routes, batch = self._route, []
         for event in events:
             route = routes.get(type(event.data))
             if route is None:
                 continue
             try:
-                routed.append((route(event.data), event))
+                batch.append((route(event.data), event))
             except Exception as error:  # noqa: BLE001 - whatever a user's route raises
                 self._stop(  # whose key is not known cannot be set aside
                     f"the route of {event.data.event_name} at position {event.position} raised "
                     f"{type(error).__name__}: {error}",
                     error,
                 )
-        return routed
+        return batch
 
     async def _load(self, keys: set[UUID]) -> None:
         missing = [key for key in keys if key.int not in self._rows]
@@ -404,6 +411,8 @@ class _Build(Generic[M]):
             removed = [row.key for row in self._changed if row.model is None and row.stored]
             if removed:
                 await self._writing.execute(delete_sql(self._view, self._table), removed)
+            if self._taken:
+                await routed.copy(self._writing, self._table, self._taken)
             if self._aside:
                 await self._letters.park(self._writing, self._aside)
             # Last, so that one that is stopped in the middle does not hold the row from which another takes over.
@@ -448,6 +457,7 @@ class _Build(Generic[M]):
                 del self._rows[row.key.int]
         self._changed.clear()
         self._aside.clear()
+        self._taken.clear()
         self._position = reached
 
     async def _shrink(self) -> None:
@@ -486,7 +496,7 @@ class _Build(Generic[M]):
             await self._hinder(f"a column goes or changes its type, but what depends on the view stays: {error.detail}")
         except _Refused as refused:
             logger.info("the swap of %s waits for a row that is refused (%s)", self._view.name, refused)
-        if self._position > before or self._changed or self._aside:
+        if self._position > before or self._changed or self._aside or self._taken:
             await self._restore()  # what was folded in the swap was rolled back with it
         return False
 

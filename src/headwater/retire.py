@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import asyncpg
 
-from headwater import sql
+from headwater import routed, sql
 from headwater.database import Database
 from headwater.errors import HeadwaterError
 from headwater.saga import SAGA_PREFIX
@@ -111,6 +111,7 @@ class Retired:
                 if not await connection.fetch(_SQL["claim"], name, generation):
                     return False
                 await connection.execute(f'drop table {SCHEMA}."{table}"')
+                await routed.drop(connection, table)
                 await connection.execute(_SQL["clear"], name, generation)
         except asyncpg.LockNotAvailableError:
             return False

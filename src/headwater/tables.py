@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from headwater import sql
+from headwater import routed, sql
 from headwater.database import Connection
 from headwater.errors import HeadwaterError
 from headwater.fields import Field, Kind
@@ -107,8 +107,9 @@ def kinds_of(events: Iterable[type[Event]]) -> str:
 
 def _shape(view: View[Any], enums: Mapping[str, Collection[str]]) -> str:
     columns = [(c.name, c.type.compile(_DIALECT), c.nullable) for c in columns_of(view)]
-    declared = [columns, view.key, _indexed(view), view.model.model_version]
-    shape = json.dumps([*declared, enums] if enums else declared)
+    declared: list[Any] = [columns, view.key, _indexed(view), view.model.model_version]
+    # What a declaration does not use is left out, so that older ones have the fingerprint that they had.
+    shape = json.dumps([*declared, *([enums] if enums else []), *(["history"] if view.history else [])])
     return hashlib.sha256(shape.encode()).hexdigest()[:16]
 
 
@@ -255,6 +256,8 @@ async def _register(connection: Connection, view: View[Any], generation: int, st
     name = f"{snake_case(view.name)}_{generation}"
     table = sa.Table(name, sa.MetaData(), *columns_of(view, key=False), schema=SCHEMA)
     await connection.execute(str(CreateTable(table).compile(dialect=_DIALECT)))
+    if view.history:
+        await routed.create(connection, name)
     made = fingerprint(view)
     version, enums = view.model.model_version, json.dumps(_enums(view))
     await connection.execute(_SQL["register"], view.name, generation, version, made, name, state, enums)
@@ -263,12 +266,18 @@ async def _register(connection: Connection, view: View[Any], generation: int, st
 
 async def add_key(connection: Connection, view: View[Any], table: str) -> None:
     """The primary key, if it is not there."""
-    if not await connection.fetchval(_SQL["has_key"], _quoted(table)):
-        await connection.execute(f"alter table {_quoted(table)} add primary key ({_quoted_name(view.key)})")
+    await _add_key(connection, _quoted(table), _quoted_name(view.key))
+
+
+async def _add_key(connection: Connection, table: str, columns: str) -> None:
+    if not await connection.fetchval(_SQL["has_key"], table):
+        await connection.execute(f"alter table {table} add primary key ({columns})")
 
 
 async def add_indexes(connection: Connection, view: View[Any], name: str) -> None:
-    """The declared indexes that are not there."""
+    """The declared indexes that are not there, and that of its history."""
+    if view.history:
+        await _add_key(connection, routed.quoted(name), "key, position")
     table = table_of(view, name)
     for index_name, indexed in _index_names(view, name).items():
         index = sa.Index(index_name, *(table.c[column] for column in indexed))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from headwater import sql
+from headwater import routed, sql
 from headwater.database import Database
 from headwater.errors import HeadwaterError
 from headwater.fields import Field, Kind
@@ -47,7 +47,7 @@ class NotVerifiable(HeadwaterError):
 @dataclass(frozen=True)
 class Difference:
     """What a row is, and what the log says. column: `row` when there should be one and is none, or the other way round;
-    `fold` when the fold raised, or gave what cannot be stored."""
+    `fold` when the fold raised, or gave what cannot be stored; `history` when it is kept of other events."""
 
     key: UUID
     column: str
@@ -88,11 +88,14 @@ class Report:
 
 @dataclass(slots=True)
 class _Folded:
-    """A row as the log says. failed: what the fold raised, after which nothing is known of it."""
+    """A row as the log says. failed: what the fold raised, after which nothing is known of it. events: how many it is
+    folded from; places: what their positions add up to."""
 
     model: Any = None
     position: int = 0
     failed: str | None = None
+    events: int = 0
+    places: int = 0
 
 
 class _Range:
@@ -182,6 +185,10 @@ class Verifier(Generic[M]):
             )
             folded = await self._fold_some(log, standing.position, keys)
             await self._compare(rows, report, stored, folded)
+            if self._view.history:
+                where = "where key = any($1::uuid[])"
+                kept = await routed.totals(rows, standing.table, where, list(keys.values()))
+                self._compare_history(report, kept, folded)
         return report
 
     async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing) -> Report:
@@ -197,6 +204,10 @@ class Verifier(Generic[M]):
             where = f'where "{self._view.key}" between $1 and $2'
             stored = await self._stored(rows, standing, where, low, part.high)
             await self._compare(rows, report, stored, part.folded)
+            if self._view.history:
+                where = "where key between $1 and $2"
+                kept = await routed.totals(rows, standing.table, where, low, part.high)
+                self._compare_history(report, kept, part.folded)
         return report
 
     # ----------------------------------------------------------------------------------------------- what is stored
@@ -284,6 +295,8 @@ class Verifier(Generic[M]):
             ) from error
 
     def _take(self, row: _Folded, key: UUID, event: Recorded[Event]) -> None:
+        row.events += 1
+        row.places += event.position
         if row.failed is not None:
             return
         try:
@@ -310,6 +323,17 @@ class Verifier(Generic[M]):
                 continue
             report.checked += 1
             report.add(self._differences(UUID(int=number), stored.get(number), folded.get(number) or _Folded()))
+
+    def _compare_history(
+        self, report: Report, kept: Mapping[int, tuple[int, int]], folded: Mapping[int, _Folded]
+    ) -> None:
+        """What is kept of where the events of each key are, by what they add up to."""
+        for number in kept.keys() | folded.keys():
+            row = folded.get(number) or _Folded()
+            pair = kept.get(number, (0, 0)), (row.events, row.places)
+            if pair[0] != pair[1]:
+                shown = (f"{events} events, positions of {places} in all" for events, places in pair)
+                report.add([Difference(UUID(int=number), "history", *shown)])
 
     def _differences(self, key: UUID, stored: asyncpg.Record | None, folded: _Folded) -> list[Difference]:
         if folded.failed is not None:

@@ -85,13 +85,15 @@ class View(Generic[M]):
 
     The events are taken from the fold's annotation `Recorded[A | B]`. Each goes to the row that `route` names; left
     out, that is the event's field with the name of the model's key. `on_failure` says what becomes of a key whose fold
-    raised: a few retries, then parked.
+    raised: a few retries, then parked. `history` keeps which events each row is folded from, so that one which gathers
+    those of several streams can be read `asOf` the past, too: sixteen bytes an event, and an index.
     """
 
     model: type[M]
     fold: Callable[[M | None, Any], M | None]
     route: Callable[[Any], UUID] | None = None
     on_failure: OnFailure = USUALLY
+    history: bool = False
     events: tuple[type[Event], ...] = field(init=False)
     fields: tuple[Field, ...] = field(init=False)
     links: dict[str, Link] = field(init=False)

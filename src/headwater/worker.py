@@ -14,7 +14,6 @@ from headwater.database import Connection, Database
 from headwater.dispatch import Dispatcher
 from headwater.feature import Domain
 from headwater.follower import register
-from headwater.history import has_history
 from headwater.leases import Unit
 from headwater.log import Log
 from headwater.positions import Positions
@@ -147,7 +146,7 @@ class Worker:
             cache=self._settings.projection_cache,
             pause=self._settings.rebuild_pause_seconds,
             poll=self._settings.poll_seconds,
-            by_stream=has_history(self._domain, view),
+            by_stream=self._domain.by_stream(view),
             lease=self._settings.lease_seconds,
         )
 

@@ -177,7 +177,7 @@ async def test_a_fold_sees_what_is_stored_wherever_the_row_was(
     report = await Verifier(log, view, by_stream=True).live(database, None)
     assert (report.checked, report.differences) == (len(keys), [])
     for key in keys.values():
-        past: Any = await History(app.domain, view, log).row(key, len(events))
+        past: Any = await History(app.domain, view, log, database.pool).row(key, len(events))
         assert past["shown"] == expected[key]
 
     await connection.execute("update read.cup_1 set shown = 'another'")

@@ -23,7 +23,7 @@ from headwater.folding import RowMisplaced
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
-from headwater.history import PAGE, History, has_history
+from headwater.history import PAGE, History
 from headwater.log import Append, append
 from headwater.node import Node
 from headwater.tables import writer_of
@@ -202,7 +202,7 @@ async def test_a_fold_that_raises_is_not_taken_for_the_databases_being_away(star
     node, thing = await start(things_app), uuid4()
     await execute(node, [Put(thing_id=thing, box_id=thing)])
     with pytest.raises(CodeFailed, match=r"^TimeoutError: a bug$"):
-        await History(node.app.domain, View(Thing, fold), node.log).row(thing, 1)
+        await History(node.app.domain, View(Thing, fold), node.log, node.database.pool).row(thing, 1)
 
 
 async def test_a_row_of_another_key_is_no_past(start: Start) -> None:
@@ -212,7 +212,7 @@ async def test_a_row_of_another_key_is_no_past(start: Start) -> None:
     node, thing, box = await start(things_app), uuid4(), uuid4()
     await execute(node, [Put(thing_id=thing, box_id=box)])
     with pytest.raises(RowMisplaced, match=f"a row of Thing {box}, for an event that is routed to {thing}"):
-        await History(node.app.domain, View(Thing, fold), node.log).row(thing, 1)
+        await History(node.app.domain, View(Thing, fold), node.log, node.database.pool).row(thing, 1)
 
 
 async def test_a_long_stream_leaves_the_loop_to_others(start: Start, connection: asyncpg.Connection) -> None:
@@ -360,10 +360,3 @@ async def test_a_read_model_of_several_streams_says_that_it_cannot(start: Start)
     # A link to it is an error of that field; the row is there.
     answer = await ask(node, THING, id=str(thing), asOf={"position": "1"})
     assert answer == ({"thing": {"puts": 1, "box": None}}, [(["thing", "box"], "AS_OF_UNSUPPORTED")])
-
-
-def test_a_route_of_ones_own_cannot() -> None:
-    routed = View(Thing, fold_thing, route=lambda event: event.thing_id)
-    app = App([Feature([things], [routed, View(Box, fold_box)])])
-    assert not has_history(app.domain, routed)
-    assert has_history(things_app.domain, things_app.domain.views[0])

@@ -13,7 +13,6 @@ from headwater.cli.connection import dsn_to_ask, migrated_database
 from headwater.cli.loop import complete
 from headwater.cli.output import answer, complain
 from headwater.config import Settings
-from headwater.history import has_history
 from headwater.log import Log
 from headwater.verify import NotVerifiable, Report, Verifier
 from headwater.view import View
@@ -47,7 +46,7 @@ async def _verified(
         log = Log(database.pool, app.domain.codec)
         for view in views:
             try:
-                verifier = Verifier(log, view, by_stream=has_history(app.domain, view))
+                verifier = Verifier(log, view, by_stream=app.domain.by_stream(view))
                 reports.append(await verifier.live(database, sample))
             except NotVerifiable as error:
                 left.append(error)
