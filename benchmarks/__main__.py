@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import platform
 import sys
@@ -28,6 +29,8 @@ async def main(names: list[str]) -> None:
     """Run the named benchmarks, or all."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     print(f"\n  {datetime.now(UTC).date()}, {machine}\n")
+    gc.collect()
+    gc.freeze()  # as `headwater serve` and `work` do
     with server() as postgres:
         for name in names or BENCHMARKS:
             for figure in await BENCHMARKS[name](postgres):

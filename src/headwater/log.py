@@ -29,6 +29,8 @@ STREAM_PAGE = 150
 that PostgreSQL is done with the next one before this one is folded. With pages of 1,000 a rebuild had to wait for each
 of them, and was slower by a third."""
 
+CURSOR_PAGE = 500
+
 READ_ON_POSITIONS = 100_000
 """Positions that `Log.read_on` looks at in one statement, some 50 ms where none of them is wanted. Were it all of the
 log, a reader of rare events would run into the statement's timeout, and begin again where it was."""
@@ -301,6 +303,15 @@ class Log:
             if len(rows) < page:
                 return
             after_version = rows[-1]["version"]
+
+    async def read_streams(
+        self, connection: asyncpg.Connection, stream_ids: Sequence[UUID], upto: int
+    ) -> AsyncGenerator[Recorded[Event], None]:
+        """The events of some streams up to a position, one stream after another, on a connection that nobody else uses
+        meanwhile."""
+        async with connection.transaction():
+            async for row in connection.cursor(_SQL["read_streams"], stream_ids, upto, prefetch=CURSOR_PAGE):
+                yield self._recorded(row)
 
     async def position_at(self, moment: datetime, *, before: bool = False) -> int:
         """The last position recorded at a moment or before it, only before it if so asked; 0 when none was.

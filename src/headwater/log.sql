@@ -20,6 +20,14 @@ select position, stream_id, version, schema_version, event_id, command_id, corre
  order by version
  limit $3
 
+-- name: read_streams
+-- The events of some streams up to a position, one stream after another.
+select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
+       category, type, actor, data
+  from headwater.events
+ where stream_id = any($1::uuid[]) and position <= $2
+ order by stream_id, version
+
 -- name: read
 -- The log after a position, in its order; of some categories and types, or of all (null).
 select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -79,11 +80,15 @@ class Report:
     def lines(self) -> list[str]:
         """For a person: a line of counts, then the differences, so many at most."""
         parked = f", {self.parked:,} parked" if self.parked else ""
-        found = f"{self.found:,} differences" if self.found else "no difference"
-        counts = f"{self.name}: {self.checked:,} rows compared at position {self.position:,}{parked}: {found}"
+        found = _counted(self.found, "difference") if self.found else "no difference"
+        counts = f"{self.name}: {_counted(self.checked, 'row')} compared at position {self.position:,}{parked}: {found}"
         more = self.found - len(self.differences)
         rest = [f"  and {more:,} more"] if more else []
         return [counts, *(f"  {each}" for each in self.differences), *rest]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 @dataclass(slots=True)
@@ -253,14 +258,13 @@ class Verifier(Generic[M]):
             await self._fold_log(log, upto, folded.__contains__, folded.get)
             return folded
         breath = Breath()
-        for number, key in keys.items():
-            async for _, event in self._log.read_stream(key):
+        # Closed before the connection is used again: it has the transaction of a cursor.
+        async with aclosing(self._log.read_streams(log, list(keys.values()), upto)) as events:
+            async for event in events:
                 if breath.due:
                     await breath.take()
-                if event.position > upto:
-                    break
-                if self._key_of(event) == key:
-                    self._take(folded[number], key, event)
+                if self._key_of(event) == event.stream_id:
+                    self._take(folded[event.stream_id.int], event.stream_id, event)
         return folded
 
     async def _fold_log(

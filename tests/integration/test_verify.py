@@ -344,7 +344,7 @@ async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
     checks = verifier(database, shelves, shelf_view, by_stream=False)
     report = await checks.live(database, None)
     assert report == Report("Shelf", 2, 4, checked=1, parked=1)
-    assert report.lines() == ["Shelf: 1 rows compared at position 4, 1 parked: no difference"]
+    assert report.lines() == ["Shelf: 1 row compared at position 4, 1 parked: no difference"]
 
     await connection.execute("delete from headwater.dead_letters")
     report = await checks.live(database, None)
