@@ -269,6 +269,18 @@ async def test_a_wrong_one_is_thrown_away_and_made_again(
     assert other.snapshots.tally == Tally(stored=1, unusable=1, used=1)
 
 
+async def test_one_that_cannot_be_read_is_left_alone(
+    process: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, counter_id = await kept_stream(process)
+    await connection.execute("alter table headwater.snapshots rename to gone")
+    other = await process()
+    assert (await other.count(counter_id, [7]))[0].version == 26
+    assert f"the snapshot of counter {counter_id} is left alone: UndefinedTableError" in caplog.text
+    assert other.snapshots.tally == Tally(failed=1, unusable=1)
+    assert await other.state(counter_id) == counted([*range(25), 7])
+
+
 async def test_one_that_does_not_fit_the_state_is_not_used(
     process: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
