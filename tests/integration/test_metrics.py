@@ -24,7 +24,7 @@ from tests.commands import clean_environ
 from tests.waiting import until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
-from bank.users.domain import RegisterUser
+from bank.users.domain import ChangeEmail, RegisterUser
 from bank.users.domain import users as users_decider
 from bank.users.views import user_view
 from headwater import App, Feature, Schedule
@@ -412,7 +412,7 @@ def test_what_was_asked_for_from_the_past_is_not_late() -> None:
     assert (sum(telemetry.sent.counts), telemetry.sent.total) == (1, 1.0)
 
 
-async def test_snapshots_and_schedules_are_counted(start: Start) -> None:
+async def test_snapshots_and_schedules_are_counted(start: Start, connection: asyncpg.Connection) -> None:
     user, now = uuid4(), datetime.now(UTC)
 
     def register(due: datetime) -> RegisterUser:
@@ -435,6 +435,11 @@ async def test_snapshots_and_schedules_are_counted(start: Start) -> None:
     assert said("schedule_moments_total", outcome="failed") == 1
     assert said("snapshots_total", outcome="stored") == 1
     assert said("snapshots_total", outcome="failed") == 0
+
+    await connection.execute("alter table headwater.snapshots rename to gone")
+    await node.dispatcher.execute(ChangeEmail(user_id=user, email="ada@example.com"))
+    await node.snapshots.settled()
+    assert (await scrape(Web(node).app))("snapshots_total", outcome="failed") == 1
 
 
 def broken(due: datetime) -> RegisterUser:
