@@ -11,12 +11,14 @@ import types
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
+from operator import ge
 from pathlib import Path
 from string import ascii_letters
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
 import pytest
 from msgspec.structs import replace
 from tests.commands import run_command
@@ -44,6 +46,7 @@ from headwater.positions import Positions
 from headwater.reader import Order, Reader
 from headwater.rebuild import BuildStopped, Rebuild
 from headwater.retire import Retired
+from headwater.server import Web
 from headwater.supervisor import backoff
 from headwater.tables import Standing, _shape, fingerprint, model_reader, prepare, renew
 from headwater.tables import rebuild as force
@@ -1193,6 +1196,146 @@ async def test_one_field_is_refused_through_graphql_and_the_others_are_not(
 
         await until(is_there)
         assert (await ask("count largest")).data == {"tally": {"count": 4, "largest": 4}}
+
+
+class Asking:
+    """A client that asks a server over HTTP for the same things again and again, one after another, and what it may
+    expect of the answers."""
+
+    def __init__(self, node: Node, keys: list[UUID]) -> None:
+        self._node = node
+        self._keys = sorted(map(str, keys))
+        self._seen: dict[str, tuple[int, int]] = {}
+        self.rounds = 0
+        self.refused = 0
+        self.largest: int | None = None
+
+    async def run(self, asking: Callable[[Asking], Awaitable[None]]) -> None:
+        """Ask, until cancelled."""
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(Web(self._node).app), base_url="http://test") as web:
+            self._web = web
+            while True:
+                await asking(self)
+                self.rounds += 1
+
+    async def ask(self, query: str, **variables: object) -> Any:
+        body = await self.answer(query, **variables)
+        assert "errors" not in body, body
+        return body["data"]
+
+    async def answer(self, query: str, **variables: object) -> Any:
+        response = await self._web.post("/graphql", json={"query": query, "variables": variables})
+        return response.json()
+
+    def see(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            now = int(row["position"]), row["count"]
+            before = self._seen.get(row["thingId"], (0, 0))
+            assert all(map(ge, now, before)), "nothing goes back"
+            self._seen[row["thingId"]] = now
+
+    async def all_pages(self) -> None:
+        query = """query ($after: String) { tallies(first: 7, after: $after) {
+          totalCount nodes { thingId count position } pageInfo { hasNextPage endCursor } } }"""
+        after, more, found = None, True, []
+        while more:
+            page = (await self.ask(query, after=after))["tallies"]
+            assert page["totalCount"] == len(self._keys)
+            self.see(page["nodes"])
+            found += [row["thingId"] for row in page["nodes"]]
+            more, after = page["pageInfo"]["hasNextPage"], page["pageInfo"]["endCursor"]
+        assert found == self._keys, "each once, and none is missing"
+
+    async def count_one(self) -> None:
+        """Its own write is there when it asks for it."""
+        key = self._keys[self.rounds % len(self._keys)]
+        count = """mutation ($key: UUID!) { count(input: {thingId: $key}) {
+          ... on CountAccepted { position tally { thingId count position } } } }"""
+        accepted = (await self.ask(count, key=key))["count"]
+        self.see([accepted["tally"]])
+        assert int(accepted["tally"]["position"]) >= int(accepted["position"])
+        read = """query ($key: UUID!, $position: Position!) { tally(thingId: $key, atLeast: $position) {
+          thingId count position } }"""
+        self.see([(await self.ask(read, key=key, position=accepted["position"]))["tally"]])
+
+    async def new_column(self) -> None:
+        """It is not there yet, and then it is there for good."""
+        query = "query ($key: UUID!) { tally(thingId: $key) { thingId count position largest } }"
+        body = await self.answer(query, key=self._keys[0])
+        codes = [error["extensions"]["code"] for error in body.get("errors", [])]
+        if codes:
+            assert codes == ["READ_MODEL_REBUILDING"], body
+            assert self.largest is None, "it was there"
+            self.refused += 1
+        else:
+            self.largest = body["data"]["tally"]["largest"]
+            self.see([body["data"]["tally"]])
+
+    async def follow(self) -> None:
+        """One subscription, which goes on; each message is a round."""
+        async with self._subscribed() as messages:
+            held: set[str] = set()
+            async for message in messages:
+                held = self._take(message, set() if message["reset"] else held)
+                self.rounds += 1
+
+    async def open(self) -> None:
+        """A subscription, for its snapshot only."""
+        async with self._subscribed() as messages:
+            self._take(await anext(messages), set())
+
+    @asynccontextmanager
+    async def _subscribed(self) -> AsyncIterator[AsyncIterator[Any]]:
+        query = "subscription { tallyChanges { reset removed upserted { thingId count position } } }"
+        source: Any = await Engine(self._node.app.schema).subscribe(GraphQLRequest(query), Scope(self._node.serving))
+        async with aclosing(source):
+            yield (_data(result)["tallyChanges"] async for result in source)
+
+    def _take(self, message: Any, held: set[str]) -> set[str]:
+        self.see(message["upserted"])
+        held = held | {row["thingId"] for row in message["upserted"]}
+        assert (message["removed"], sorted(held)) == ([], self._keys)
+        return held
+
+
+def _data(result: Any) -> Any:
+    assert not result.errors, result.errors
+    return result.data
+
+
+KINDS = (Asking.all_pages, Asking.count_one, Asking.follow, Asking.open)
+
+
+async def test_what_clients_ask_is_answered_before_in_and_after_each_swap(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """By servers of the old code and of the new one. With the first swap comes a column, with the second nothing."""
+    keys = [uuid4() for _ in range(30)]
+    await made(connection, dsn, *(Counted(thing_id=key) for key in keys * 3))
+    async with (
+        Node(old, QUICK, dsn, serve=True, work=True) as before,
+        Node(new, QUICK, dsn, serve=True, work=False) as after,
+        asyncio.TaskGroup() as group,
+    ):
+        kinds = [(node, kind) for node in (before, after) for kind in KINDS] + [(after, Asking.new_column)]
+        clients = [(Asking(node, keys), kind) for node, kind in kinds]
+        tasks = [group.create_task(client.run(kind)) for client, kind in clients]
+
+        async def each_has_had_answers() -> None:
+            seen = [client.rounds for client, _ in clients]
+            await until(lambda: all(client.rounds > n + 2 for n, (client, _) in zip(seen, clients, strict=True)))
+
+        await each_has_had_answers()
+        async with Node(new, QUICK, dsn, serve=False, work=True):
+            await until(is_live(connection, 2))
+            await each_has_had_answers()
+            await force(connection, new_view)
+            await until(is_live(connection, 3))
+            await each_has_had_answers()
+        columns, _ = clients[-1]
+        assert (columns.refused > 0, columns.largest) == (True, 1)
+        for task in tasks:
+            task.cancel()
 
 
 # Subscriptions -------------------------------------------------------------------------------------------------------
