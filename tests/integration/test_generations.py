@@ -282,6 +282,67 @@ async def test_a_build_equals_the_fold_however_small_its_memory(
     assert await connection.fetch("select from headwater.tombstones where generation = 2") == []
 
 
+WRITES = """
+create table writes (place bigserial, kind text, rows bigint, indexes bigint);
+create function note() returns trigger language plpgsql as $$ begin
+  insert into writes (kind, rows, indexes)
+  select lower(split_part(current_query(), ' ', 1)), count(*),
+         (select count(*) from pg_indexes where tablename = tg_table_name) from written;
+  return null;
+end $$;
+create trigger inserted after insert on read.tally_2
+  referencing new table as written for each statement execute function note();
+create trigger updated after update on read.tally_2
+  referencing new table as written for each statement execute function note();
+"""
+"""Notes each statement that writes rows, how many, and how many indexes the table has then."""
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, [("copy", 20, 0)]),
+        ({"events": 250}, [("copy", 20, 0)] + [("update", 20, 0)] * 3),
+        ({"events": 250, "cache": 10}, [("copy", 20, 0)] + [("update", 20, 1)] * 3),
+    ],
+    ids=str,
+)
+async def test_rows_are_written_once_a_batch_into_a_table_without_indexes(
+    dsn: str,
+    connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, int],
+    expected: list[tuple[str, int, int]],
+) -> None:
+    """And the log is read once, in its order. Where not all rows fit into memory they are found by their key."""
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 50)
+    live, keys = await prepare(connection, new_view), [uuid4() for _ in range(20)]
+    await write(connection, *(Counted(thing_id=keys[n % 20], by=n % 7) for n in range(1000)))
+    standing = await force(connection, new_view)
+    await connection.execute(WRITES)
+    read: list[int] = []
+    async with building(dsn, new_view, new, sample=0, **options) as builder:
+        recorded = builder.log._recorded
+
+        def reading(row: asyncpg.Record) -> Recorded[Event]:
+            read.append(row["position"])
+            return recorded(row)
+
+        builder.log._recorded = reading  # type: ignore[method-assign]  # to see each event that is read
+        await asyncio.wait_for(builder.build(standing), 30)
+    assert read == list(range(1, 1001))
+    writes = await connection.fetch("select kind, rows, indexes from writes order by place")
+    assert [tuple(row) for row in writes] == expected
+    assert await indexes(connection, standing.table) == await indexes(connection, live.table)
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+
+
+async def indexes(connection: asyncpg.Connection, table: str) -> list[str]:
+    """Their definitions, as if the table had no number."""
+    found = await connection.fetch("select indexdef from pg_indexes where tablename = $1 order by 1", table)
+    return [definition.replace(table, "tally") for (definition,) in found]
+
+
 async def test_a_slow_fold_leaves_others_their_turn(
     dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
