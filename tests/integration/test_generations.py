@@ -571,6 +571,23 @@ async def test_a_worker_builds_as_its_settings_say(dsn: str) -> None:
     assert (builder.pause, builder.cache, builder.poll, builder.patience) == (0.25, 7, 0.2, "3000")
 
 
+async def test_while_a_worker_rests_in_a_build_what_is_live_goes_on(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 50)
+    monkeypatch.setitem(Rebuild.__init__.__kwdefaults__ or {}, "events", 50)
+    monkeypatch.setattr(rebuild, "NEAR", 10)
+    await made(connection, dsn, *(Counted(thing_id=uuid4()) for _ in range(200)))
+    restful = replace(QUICK, rebuild_pause_seconds=60.0)
+    async with Node(old, QUICK, dsn, serve=False, work=True), Node(new, restful, dsn, serve=False, work=True) as node:
+        built = "select position from headwater.projections where name = 'Tally' and generation = 2"
+        await until(lambda: _is(connection, built, 50))
+        for _ in range(3):
+            await until(is_live(connection, 1, await write(connection, Counted(thing_id=uuid4()))))
+        assert await connection.fetchval(built) == 50
+        assert node.supervisor.troubles == {}
+
+
 async def test_the_live_projection_stands_still_during_the_swap(dsn: str, connection: asyncpg.Connection) -> None:
     """Else it could come further than the one that takes its place."""
     await made(connection, dsn, Counted(thing_id=uuid4()))
