@@ -20,7 +20,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
-from tests.commands import clean_environ
+from tests.commands import clean_environ, run_command
 from tests.waiting import until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
@@ -351,12 +351,17 @@ async def test_what_waits_for_a_generation_that_has_failed_is_late(
     assert "projection User" in (await get(Web(node).app, "/health/ready")).json()["troubles"]
 
 
-async def test_what_verify_found_is_shown(start: Start, connection: asyncpg.Connection) -> None:
-    node = await start(work=False)
-    await connection.execute("update headwater.projections set differences = 3 where name = 'User'")
-    said = await scrape(Web(node).app)
-    assert said.of_projection("differences", "User") == 3
-    assert len(said.families["headwater_projection_differences"].samples) == 1
+async def test_what_verify_found_is_shown(start: Start, dsn: str, connection: asyncpg.Connection) -> None:
+    node = await start()
+    await bank_without_rows(node)
+    await node.serving.feeds[user_view.model].reader.reach(1)
+    for name, differences, exit_code in (("Eve", 2, 1), ("Ada", 0, 0)):
+        rename = "update read.user set name = $1::text, email = lower($1::text) || '@example.org'"
+        await connection.execute(rename, name)
+        assert (await run_command("verify", "User", "--all", DATABASE_URL=dsn))[0] == exit_code
+        said = await scrape(Web(node).app)
+        assert said.of_projection("differences", "User") == differences
+        assert len(said.families["headwater_projection_differences"].samples) == 1, "of what was verified"
 
 
 async def test_metrics_without_a_database(start: Start, connection: asyncpg.Connection) -> None:
