@@ -651,13 +651,13 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(dsn: str, connection
     process = await asyncio.create_subprocess_exec(sys.executable, str(Path(__file__).with_name("builder.py")), dsn)
 
     async def has_begun() -> bool:
-        return (await connection.fetchval(at) or 0) >= 2000
+        return (await connection.fetchval(at) or 0) >= 500
 
     await until(has_begun)
     process.kill()
     await process.wait()
     position = await connection.fetchval(at)
-    assert 2000 <= position < 6000
+    assert 500 <= position < 6000
     (standing,) = await _buildings(connection, "Account")
     positions = await connection.fetch('select max("position") from read.account_2')
     assert positions[0][0] == position, "rows and checkpoint are of one moment"
