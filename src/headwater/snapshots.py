@@ -20,7 +20,7 @@ import asyncpg
 import msgspec
 
 from headwater import sql
-from headwater.database import FAILING, Database
+from headwater.database import FAILING, UNREACHABLE, Database
 from headwater.decider import Decider
 
 _SQL = sql.load(__file__)
@@ -72,6 +72,18 @@ class Snapshots:
 
         Raises what the database raises when it is away.
         """
+        try:
+            return await self._load(decider, stream_id)
+        except UNREACHABLE:
+            raise
+        except asyncpg.PostgresError as error:  # no right to read it, or a block of it that is broken
+            self.tally.unusable += 1
+            logger.warning(
+                "the snapshot of %s %s is left alone: %s: %s", decider.category, stream_id, type(error).__name__, error
+            )
+            return None
+
+    async def _load(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> Point | None:
         assert decider.snapshots is not None
         row = await self._database.pool.fetchrow(_SQL["load"], stream_id, decider.fold_version)
         if row is None:
@@ -83,11 +95,11 @@ class Snapshots:
         try:
             state = _opened(decider, stream_id, row)
         except ValueError as error:
-            self.tally.unusable += 1
             logger.warning("the snapshot of %s %s is thrown away: %s", decider.category, stream_id, error)
             await self._database.pool.execute(
                 _SQL["discard"], stream_id, decider.fold_version, row["version"], row["seal"]
             )
+            self.tally.unusable += 1
             return None
         self.tally.used += 1
         return Point(row["version"], row["position"], state)

@@ -11,12 +11,14 @@ import types
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
+from operator import ge
 from pathlib import Path
 from string import ascii_letters
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
 import pytest
 from msgspec.structs import replace
 from tests.commands import run_command
@@ -44,6 +46,7 @@ from headwater.positions import Positions
 from headwater.reader import Order, Reader
 from headwater.rebuild import BuildStopped, Rebuild
 from headwater.retire import Retired
+from headwater.server import Web
 from headwater.supervisor import backoff
 from headwater.tables import Standing, _shape, fingerprint, model_reader, prepare, renew
 from headwater.tables import rebuild as force
@@ -279,6 +282,67 @@ async def test_a_build_equals_the_fold_however_small_its_memory(
     assert await connection.fetch("select from headwater.tombstones where generation = 2") == []
 
 
+WRITES = """
+create table writes (place bigserial, kind text, rows bigint, indexes bigint);
+create function note() returns trigger language plpgsql as $$ begin
+  insert into writes (kind, rows, indexes)
+  select lower(split_part(current_query(), ' ', 1)), count(*),
+         (select count(*) from pg_indexes where tablename = tg_table_name) from written;
+  return null;
+end $$;
+create trigger inserted after insert on read.tally_2
+  referencing new table as written for each statement execute function note();
+create trigger updated after update on read.tally_2
+  referencing new table as written for each statement execute function note();
+"""
+"""Notes each statement that writes rows, how many, and how many indexes the table has then."""
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, [("copy", 20, 0)]),
+        ({"events": 250}, [("copy", 20, 0)] + [("update", 20, 0)] * 3),
+        ({"events": 250, "cache": 10}, [("copy", 20, 0)] + [("update", 20, 1)] * 3),
+    ],
+    ids=str,
+)
+async def test_rows_are_written_once_a_batch_into_a_table_without_indexes(
+    dsn: str,
+    connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, int],
+    expected: list[tuple[str, int, int]],
+) -> None:
+    """And the log is read once, in its order. Where not all rows fit into memory they are found by their key."""
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 50)
+    live, keys = await prepare(connection, new_view), [uuid4() for _ in range(20)]
+    await write(connection, *(Counted(thing_id=keys[n % 20], by=n % 7) for n in range(1000)))
+    standing = await force(connection, new_view)
+    await connection.execute(WRITES)
+    read: list[int] = []
+    async with building(dsn, new_view, new, sample=0, **options) as builder:
+        recorded = builder.log._recorded
+
+        def reading(row: asyncpg.Record) -> Recorded[Event]:
+            read.append(row["position"])
+            return recorded(row)
+
+        builder.log._recorded = reading  # type: ignore[method-assign]  # to see each event that is read
+        await asyncio.wait_for(builder.build(standing), 30)
+    assert read == list(range(1, 1001))
+    writes = await connection.fetch("select kind, rows, indexes from writes order by place")
+    assert [tuple(row) for row in writes] == expected
+    assert await indexes(connection, standing.table) == await indexes(connection, live.table)
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
+
+
+async def indexes(connection: asyncpg.Connection, table: str) -> list[str]:
+    """Their definitions, as if the table had no number."""
+    found = await connection.fetch("select indexdef from pg_indexes where tablename = $1 order by 1", table)
+    return [definition.replace(table, "tally") for (definition,) in found]
+
+
 async def test_a_slow_fold_leaves_others_their_turn(
     dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,6 +571,23 @@ async def test_a_worker_builds_as_its_settings_say(dsn: str) -> None:
     assert (builder.pause, builder.cache, builder.poll, builder.patience) == (0.25, 7, 0.2, "3000")
 
 
+async def test_while_a_worker_rests_in_a_build_what_is_live_goes_on(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 50)
+    monkeypatch.setitem(Rebuild.__init__.__kwdefaults__ or {}, "events", 50)
+    monkeypatch.setattr(rebuild, "NEAR", 10)
+    await made(connection, dsn, *(Counted(thing_id=uuid4()) for _ in range(200)))
+    restful = replace(QUICK, rebuild_pause_seconds=60.0)
+    async with Node(old, QUICK, dsn, serve=False, work=True), Node(new, restful, dsn, serve=False, work=True) as node:
+        built = "select position from headwater.projections where name = 'Tally' and generation = 2"
+        await until(lambda: _is(connection, built, 50))
+        for _ in range(3):
+            await until(is_live(connection, 1, await write(connection, Counted(thing_id=uuid4()))))
+        assert await connection.fetchval(built) == 50
+        assert node.supervisor.troubles == {}
+
+
 async def test_the_live_projection_stands_still_during_the_swap(dsn: str, connection: asyncpg.Connection) -> None:
     """Else it could come further than the one that takes its place."""
     await made(connection, dsn, Counted(thing_id=uuid4()))
@@ -570,13 +651,13 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(dsn: str, connection
     process = await asyncio.create_subprocess_exec(sys.executable, str(Path(__file__).with_name("builder.py")), dsn)
 
     async def has_begun() -> bool:
-        return (await connection.fetchval(at) or 0) >= 2000
+        return (await connection.fetchval(at) or 0) >= 500
 
     await until(has_begun)
     process.kill()
     await process.wait()
     position = await connection.fetchval(at)
-    assert 2000 <= position < 6000
+    assert 500 <= position < 6000
     (standing,) = await _buildings(connection, "Account")
     positions = await connection.fetch('select max("position") from read.account_2')
     assert positions[0][0] == position, "rows and checkpoint are of one moment"
@@ -1193,6 +1274,146 @@ async def test_one_field_is_refused_through_graphql_and_the_others_are_not(
 
         await until(is_there)
         assert (await ask("count largest")).data == {"tally": {"count": 4, "largest": 4}}
+
+
+class Asking:
+    """A client that asks a server over HTTP for the same things again and again, one after another, and what it may
+    expect of the answers."""
+
+    def __init__(self, node: Node, keys: list[UUID]) -> None:
+        self._node = node
+        self._keys = sorted(map(str, keys))
+        self._seen: dict[str, tuple[int, int]] = {}
+        self.rounds = 0
+        self.refused = 0
+        self.largest: int | None = None
+
+    async def run(self, asking: Callable[[Asking], Awaitable[None]]) -> None:
+        """Ask, until cancelled."""
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(Web(self._node).app), base_url="http://test") as web:
+            self._web = web
+            while True:
+                await asking(self)
+                self.rounds += 1
+
+    async def ask(self, query: str, **variables: object) -> Any:
+        body = await self.answer(query, **variables)
+        assert "errors" not in body, body
+        return body["data"]
+
+    async def answer(self, query: str, **variables: object) -> Any:
+        response = await self._web.post("/graphql", json={"query": query, "variables": variables})
+        return response.json()
+
+    def see(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            now = int(row["position"]), row["count"]
+            before = self._seen.get(row["thingId"], (0, 0))
+            assert all(map(ge, now, before)), "nothing goes back"
+            self._seen[row["thingId"]] = now
+
+    async def all_pages(self) -> None:
+        query = """query ($after: String) { tallies(first: 7, after: $after) {
+          totalCount nodes { thingId count position } pageInfo { hasNextPage endCursor } } }"""
+        after, more, found = None, True, []
+        while more:
+            page = (await self.ask(query, after=after))["tallies"]
+            assert page["totalCount"] == len(self._keys)
+            self.see(page["nodes"])
+            found += [row["thingId"] for row in page["nodes"]]
+            more, after = page["pageInfo"]["hasNextPage"], page["pageInfo"]["endCursor"]
+        assert found == self._keys, "each once, and none is missing"
+
+    async def count_one(self) -> None:
+        """Its own write is there when it asks for it."""
+        key = self._keys[self.rounds % len(self._keys)]
+        count = """mutation ($key: UUID!) { count(input: {thingId: $key}) {
+          ... on CountAccepted { position tally { thingId count position } } } }"""
+        accepted = (await self.ask(count, key=key))["count"]
+        self.see([accepted["tally"]])
+        assert int(accepted["tally"]["position"]) >= int(accepted["position"])
+        read = """query ($key: UUID!, $position: Position!) { tally(thingId: $key, atLeast: $position) {
+          thingId count position } }"""
+        self.see([(await self.ask(read, key=key, position=accepted["position"]))["tally"]])
+
+    async def new_column(self) -> None:
+        """It is not there yet, and then it is there for good."""
+        query = "query ($key: UUID!) { tally(thingId: $key) { thingId count position largest } }"
+        body = await self.answer(query, key=self._keys[0])
+        codes = [error["extensions"]["code"] for error in body.get("errors", [])]
+        if codes:
+            assert codes == ["READ_MODEL_REBUILDING"], body
+            assert self.largest is None, "it was there"
+            self.refused += 1
+        else:
+            self.largest = body["data"]["tally"]["largest"]
+            self.see([body["data"]["tally"]])
+
+    async def follow(self) -> None:
+        """One subscription, which goes on; each message is a round."""
+        async with self._subscribed() as messages:
+            held: set[str] = set()
+            async for message in messages:
+                held = self._take(message, set() if message["reset"] else held)
+                self.rounds += 1
+
+    async def open(self) -> None:
+        """A subscription, for its snapshot only."""
+        async with self._subscribed() as messages:
+            self._take(await anext(messages), set())
+
+    @asynccontextmanager
+    async def _subscribed(self) -> AsyncIterator[AsyncIterator[Any]]:
+        query = "subscription { tallyChanges { reset removed upserted { thingId count position } } }"
+        source: Any = await Engine(self._node.app.schema).subscribe(GraphQLRequest(query), Scope(self._node.serving))
+        async with aclosing(source):
+            yield (_data(result)["tallyChanges"] async for result in source)
+
+    def _take(self, message: Any, held: set[str]) -> set[str]:
+        self.see(message["upserted"])
+        held = held | {row["thingId"] for row in message["upserted"]}
+        assert (message["removed"], sorted(held)) == ([], self._keys)
+        return held
+
+
+def _data(result: Any) -> Any:
+    assert not result.errors, result.errors
+    return result.data
+
+
+KINDS = (Asking.all_pages, Asking.count_one, Asking.follow, Asking.open)
+
+
+async def test_what_clients_ask_is_answered_before_in_and_after_each_swap(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """By servers of the old code and of the new one. With the first swap comes a column, with the second nothing."""
+    keys = [uuid4() for _ in range(30)]
+    await made(connection, dsn, *(Counted(thing_id=key) for key in keys * 3))
+    async with (
+        Node(old, QUICK, dsn, serve=True, work=True) as before,
+        Node(new, QUICK, dsn, serve=True, work=False) as after,
+        asyncio.TaskGroup() as group,
+    ):
+        kinds = [(node, kind) for node in (before, after) for kind in KINDS] + [(after, Asking.new_column)]
+        clients = [(Asking(node, keys), kind) for node, kind in kinds]
+        tasks = [group.create_task(client.run(kind)) for client, kind in clients]
+
+        async def each_has_had_answers() -> None:
+            seen = [client.rounds for client, _ in clients]
+            await until(lambda: all(client.rounds > n + 2 for n, (client, _) in zip(seen, clients, strict=True)))
+
+        await each_has_had_answers()
+        async with Node(new, QUICK, dsn, serve=False, work=True):
+            await until(is_live(connection, 2))
+            await each_has_had_answers()
+            await force(connection, new_view)
+            await until(is_live(connection, 3))
+            await each_has_had_answers()
+        columns, _ = clients[-1]
+        assert (columns.refused > 0, columns.largest) == (True, 1)
+        for task in tasks:
+            task.cancel()
 
 
 # Subscriptions -------------------------------------------------------------------------------------------------------

@@ -240,7 +240,18 @@ create function note() returns trigger language plpgsql as $$ begin
 end $$;
 create trigger note after update of position on headwater.projections
   for each row when (new.name = 'Tally0') execute function note();
+
+create sequence tries;
+create function note_try() returns trigger language plpgsql as $$ begin
+  if pg_backend_pid() = (select backend from commits order by seq limit 1) then
+    perform nextval('tries');
+  end if;
+  return null;
+end $$;
+create trigger note_try before update on headwater.projections for each statement execute function note_try();
 """
+"""Notes each commit of the projection, and counts the attempts of the first who kept it: a sequence is not rolled back
+with them."""
 
 
 @pytest.mark.parametrize("midway", [False, True], ids=["waiting", "in a transaction"])
@@ -260,7 +271,10 @@ async def test_a_worker_that_slept_over_its_lease_commits_nothing(
                 await until(lambda: reached_by(connection, first))
                 assert (await held_by(connection)).get(other.pid) == ["Tally0"], "the other has taken over"
                 [[backend, last]] = await connection.fetch("select backend, seq from commits order by seq desc limit 1")
-                sleeper.send_signal(signal.SIGCONT)
+                if midway:
+                    sleeper.send_signal(signal.SIGCONT)  # what it was about to commit is gone with its connection
+                else:
+                    await tries_in_vain(dsn, connection, sleeper)
                 await until(lambda: is_so(alive, connection, 2))
                 for _ in range(10):
                     await until(partial(reached_by, connection, await write(connection, *keys * 5)))
@@ -290,6 +304,26 @@ async def asleep(
     process.send_signal(signal.SIGSTOP)
     await holding.close()
     yield
+
+
+async def tries_in_vain(dsn: str, connection: asyncpg.Connection, process: asyncio.subprocess.Process) -> None:
+    """Wake a worker, and return when it has tried to commit. Its heart stands still meanwhile: else it would hear in
+    most cases that its lease is over before it has anything to write."""
+    before = await tries(connection)
+    holding = await asyncpg.connect(dsn)
+    async with holding.transaction():
+        await holding.execute("select from headwater.workers where name like $1 for update", f"%/{process.pid}")
+        process.send_signal(signal.SIGCONT)
+        await until(lambda: more_tries(connection, before))
+    await holding.close()
+
+
+async def tries(connection: asyncpg.Connection) -> int:
+    return await connection.fetchval("select pg_sequence_last_value('tries')") or 0
+
+
+async def more_tries(connection: asyncpg.Connection, than: int) -> bool:
+    return await tries(connection) > than
 
 
 async def reached_by(connection: asyncpg.Connection, position: int) -> bool:

@@ -20,11 +20,11 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
-from tests.commands import clean_environ
+from tests.commands import clean_environ, run_command
 from tests.waiting import until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
-from bank.users.domain import RegisterUser
+from bank.users.domain import ChangeEmail, RegisterUser
 from bank.users.domain import users as users_decider
 from bank.users.views import user_view
 from headwater import App, Feature, Schedule
@@ -351,12 +351,17 @@ async def test_what_waits_for_a_generation_that_has_failed_is_late(
     assert "projection User" in (await get(Web(node).app, "/health/ready")).json()["troubles"]
 
 
-async def test_what_verify_found_is_shown(start: Start, connection: asyncpg.Connection) -> None:
-    node = await start(work=False)
-    await connection.execute("update headwater.projections set differences = 3 where name = 'User'")
-    said = await scrape(Web(node).app)
-    assert said.of_projection("differences", "User") == 3
-    assert len(said.families["headwater_projection_differences"].samples) == 1
+async def test_what_verify_found_is_shown(start: Start, dsn: str, connection: asyncpg.Connection) -> None:
+    node = await start()
+    await bank_without_rows(node)
+    await node.serving.feeds[user_view.model].reader.reach(1)
+    for name, differences, exit_code in (("Eve", 2, 1), ("Ada", 0, 0)):
+        rename = "update read.user set name = $1::text, email = lower($1::text) || '@example.org'"
+        await connection.execute(rename, name)
+        assert (await run_command("verify", "User", "--all", DATABASE_URL=dsn))[0] == exit_code
+        said = await scrape(Web(node).app)
+        assert said.of_projection("differences", "User") == differences
+        assert len(said.families["headwater_projection_differences"].samples) == 1, "of what was verified"
 
 
 async def test_metrics_without_a_database(start: Start, connection: asyncpg.Connection) -> None:
@@ -412,7 +417,7 @@ def test_what_was_asked_for_from_the_past_is_not_late() -> None:
     assert (sum(telemetry.sent.counts), telemetry.sent.total) == (1, 1.0)
 
 
-async def test_snapshots_and_schedules_are_counted(start: Start) -> None:
+async def test_snapshots_and_schedules_are_counted(start: Start, connection: asyncpg.Connection) -> None:
     user, now = uuid4(), datetime.now(UTC)
 
     def register(due: datetime) -> RegisterUser:
@@ -435,6 +440,11 @@ async def test_snapshots_and_schedules_are_counted(start: Start) -> None:
     assert said("schedule_moments_total", outcome="failed") == 1
     assert said("snapshots_total", outcome="stored") == 1
     assert said("snapshots_total", outcome="failed") == 0
+
+    await connection.execute("alter table headwater.snapshots rename to gone")
+    await node.dispatcher.execute(ChangeEmail(user_id=user, email="ada@example.com"))
+    await node.snapshots.settled()
+    assert (await scrape(Web(node).app))("snapshots_total", outcome="failed") == 1
 
 
 def broken(due: datetime) -> RegisterUser:

@@ -16,10 +16,12 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.waiting import until
 
-from headwater import Command, Decider, Event, Feature, Recorded
+from headwater import App, Command, Decider, Event, Feature, Recorded
 from headwater.appender import Appender
 from headwater.codec import StateCodec
+from headwater.config import Settings
 from headwater.database import Database
 from headwater.dispatch import Accepted, Dispatcher
 from headwater.errors import DefinitionError
@@ -27,6 +29,7 @@ from headwater.feature import Domain
 from headwater.ids import new_id
 from headwater.log import Log
 from headwater.messages import InvalidInput, Refused
+from headwater.node import Node
 from headwater.positions import Positions
 from headwater.snapshots import Point, Snapshots, Tally
 from headwater.streams import Streams
@@ -98,10 +101,13 @@ class Process:
     supervisor: Supervisor
     decider: Decider[Any, Any, Any]
 
+    async def execute(self, counter_id: UUID, amount: Any) -> Accepted:
+        """Count an amount."""
+        return await self.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(amount)))
+
     async def count(self, counter_id: UUID, amounts: Sequence[Any]) -> list[Accepted]:
         """Count amounts, and return when nothing waits to be stored."""
-        answers = [self.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(each))) for each in amounts]
-        accepted = await asyncio.gather(*answers)
+        accepted = await asyncio.gather(*(self.execute(counter_id, each) for each in amounts))
         await asyncio.wait_for(self.snapshots.settled(), 10)
         return accepted
 
@@ -269,6 +275,18 @@ async def test_a_wrong_one_is_thrown_away_and_made_again(
     assert other.snapshots.tally == Tally(stored=1, unusable=1, used=1)
 
 
+async def test_one_that_cannot_be_read_is_left_alone(
+    process: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, counter_id = await kept_stream(process)
+    await connection.execute("alter table headwater.snapshots rename to gone")
+    other = await process()
+    assert (await other.count(counter_id, [7]))[0].version == 26
+    assert f"the snapshot of counter {counter_id} is left alone: UndefinedTableError" in caplog.text
+    assert other.snapshots.tally == Tally(failed=1, unusable=1)
+    assert await other.state(counter_id) == counted([*range(25), 7])
+
+
 async def test_one_that_does_not_fit_the_state_is_not_used(
     process: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -376,6 +394,42 @@ async def test_more_streams_than_may_wait_are_left_out(process: Start, connectio
     await one.snapshots.settled()
     assert await stored(connection) == [(1, 1), (1, 1)]
     assert one.snapshots.tally == Tally(stored=2, dropped=2)
+
+
+async def test_commands_go_on_while_the_store_is_held_up(process: Start, connection: asyncpg.Connection) -> None:
+    one, counter_id = await process(), new_id()
+    async with connection.transaction():
+        await connection.execute("lock table headwater.snapshots in share mode")  # as an index that is made on it
+        for each in range(EVERY):
+            await one.execute(counter_id, each)
+        await until(lambda: waits_for_a_lock(connection))
+        for each in range(EVERY, 3 * EVERY):
+            await one.execute(counter_id, each)
+        assert await one.state(counter_id) == counted(range(3 * EVERY)), "who does not know the stream reads it"
+        assert await waits_for_a_lock(connection), "all the while"
+        assert one.snapshots.tally == Tally()
+    await asyncio.wait_for(one.snapshots.settled(), 10)
+    assert one.snapshots.tally == Tally(stored=2), "of what was offered meanwhile the latest"
+    assert await stored(connection) == [(1, 3 * EVERY)]
+    assert one.supervisor.troubles == {}
+
+
+async def test_a_store_that_is_held_up_does_not_hold_up_the_end(dsn: str, connection: asyncpg.Connection) -> None:
+    app, counter_id = App([Feature([COUNTERS])]), new_id()
+    patient = Settings(statement_timeout_seconds=3600.0, shutdown_seconds=1.0)
+    async with connection.transaction():
+        await connection.execute("lock table headwater.snapshots in share mode")
+        async with asyncio.timeout(20), Node(app, patient, dsn, serve=True, work=False) as node:
+            for each in range(EVERY):
+                await node.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(each)))
+            await until(lambda: waits_for_a_lock(connection))
+    assert node.snapshots.tally == Tally()
+
+
+async def waits_for_a_lock(connection: asyncpg.Connection) -> bool:
+    """Whether anyone waits for the table of snapshots."""
+    query = "select count(*) from pg_locks where not granted and relation = 'headwater.snapshots'::regclass"
+    return bool(await connection.fetchval(query))
 
 
 async def test_commands_go_on_when_none_can_be_stored(
