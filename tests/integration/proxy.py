@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 class Proxy:
     """Stands before PostgreSQL, on a Unix socket, and breaks what it is told to break. ignored: pieces that it has
-    kept to itself. greetings: the first piece that came of each connection."""
+    kept to itself. greetings: the first piece that came of each connection. silent_from: what it falls silent at."""
 
     def __init__(self, dsn: str, folder: Path) -> None:
         where = parse_qs(urlsplit(dsn).query)
@@ -20,6 +20,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self.dsn = dsn.replace(quote(where["host"][0], safe=""), quote(str(folder), safe=""))
         self.silent = False
+        self.silent_from: bytes | None = None
         self.ignored = 0
         self.greetings: list[bytes] = []
         self.swallow_replies = False
@@ -56,6 +57,8 @@ class Proxy:
                 if not greeted:
                     self.greetings.append(data)
                     greeted = True
+                if self.silent_from is not None and self.silent_from in data:
+                    self.silent = True
                 if self.silent:
                     self.ignored += 1
                     continue

@@ -12,9 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tests.integration.proxy import Proxy
+from tests.waiting import until
 
 from bank.main import app as bank
-from headwater.database import SILENCE, Database
+from headwater.database import LOST, SILENCE, Database
 from headwater.migrate import migrate, prepare_views
 
 
@@ -96,3 +97,21 @@ async def test_no_connection_asks_for_what_pgbouncer_does_not_take(proxy: Proxy)
         "jit": ["off", "off"],
         "statement_timeout": ["1500ms", "0"],
     }
+
+
+@pytest.mark.parametrize("ended", ["given up", "cut off"])
+async def test_a_network_that_falls_silent_while_a_connection_is_set_up_holds_up_nobody(
+    proxy: Proxy, ended: str
+) -> None:
+    async with Database(proxy.dsn, pool_size=2) as database, database.pool.acquire():
+        proxy.silent_from = b"set jit"
+        waiting = asyncio.create_task(database.pool.fetchval("select 1"))
+        await until(lambda: proxy.silent)
+        if ended == "given up":
+            waiting.cancel()
+        else:
+            database.cut_off()
+        done, _ = await asyncio.wait([waiting], timeout=5)
+        assert done == {waiting}
+        assert waiting.cancelled() if ended == "given up" else isinstance(waiting.exception(), LOST)
+        proxy.silent_from, proxy.silent = None, False
