@@ -75,8 +75,17 @@ async def _notice_silence(connection: Any) -> None:
             endpoint.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+_NO_JIT = "set jit = off"
+"""Every statement is short and repeated; compiling one costs more than it can save."""
+
+
+def _greeting(name: str) -> dict[str, str]:
+    """What a connection is made with. PgBouncer lets nobody in who asks for more than these: the rest is set after."""
+    return {"application_name": name, "timezone": "UTC"}
+
+
 async def _as_it_is(connection: object) -> None:
-    """Nothing to reset: whatever is set here is set for one transaction, and one that is left open is rolled back
+    """Nothing to reset: whatever is set later is set for one transaction, and one that is left open is rolled back
     anyway. asyncpg's own way is a statement more for each that is asked."""
 
 
@@ -92,7 +101,7 @@ class Database:
         self._pool_size = pool_size
         self._statement_timeout = statement_timeout
         self._pool: asyncpg.Pool | None = None
-        self._others: WeakSet[asyncpg.Connection] = WeakSet()
+        self._connections: WeakSet[asyncpg.Connection] = WeakSet()
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -107,10 +116,9 @@ class Database:
             min_size=1,
             max_size=self._pool_size,
             timeout=CONNECT_SECONDS,
-            init=_notice_silence,
+            init=self._set_up_pooled,
             reset=_as_it_is,
-            server_settings=self._server_settings("headwater")
-            | {"statement_timeout": str(int(self._statement_timeout * 1000))},
+            server_settings=_greeting("headwater"),
         )
         return self
 
@@ -132,21 +140,26 @@ class Database:
         """End every connection now, those outside the pool as well: whoever waits for one is told."""
         if self._pool is not None:
             self._pool.terminate()
-        for connection in self._others:
+        for connection in self._connections:
             connection.terminate()
         if self._closing is not None:
             self._closing.cancel()
 
     async def connect(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
         """A connection outside the pool, shown to the operator as `headwater <name>`. The caller closes it."""
-        connection = await asyncpg.connect(
-            self._dsn, timeout=seconds, server_settings=self._server_settings(f"headwater {name}")
-        )
-        self._others.add(connection)
-        await _notice_silence(connection)
+        connection = await asyncpg.connect(self._dsn, timeout=seconds, server_settings=_greeting(f"headwater {name}"))
+        await self._set_up(connection, _NO_JIT, seconds)
         return connection
 
-    @staticmethod
-    def _server_settings(name: str) -> dict[str, Any]:
-        # Every statement is short and repeated; compiling one costs more than it can save.
-        return {"application_name": name, "jit": "off", "timezone": "UTC"}
+    async def _set_up_pooled(self, connection: asyncpg.Connection) -> None:
+        limit = f"set statement_timeout = {int(self._statement_timeout * 1000)}"
+        await self._set_up(connection, f"{_NO_JIT}; {limit}", CONNECT_SECONDS)
+
+    async def _set_up(self, connection: asyncpg.Connection, settings: str, seconds: float) -> None:
+        self._connections.add(connection)  # the pool does not know it yet, and would not cut it off
+        try:
+            await _notice_silence(connection)
+            await connection.execute(settings, timeout=seconds)
+        except BaseException:
+            connection.terminate()  # the pool would take leave of it, which waits for an answer
+            raise

@@ -80,7 +80,7 @@ async def follow(
 
 
 def line(name: str, done: int, total: int, folded: int, seconds: float) -> str:
-    """`Account  [######            ]  34 %  1,700,000 of 5,000,000 events  71,000/s  0:46 left`."""
+    """`Account  [######            ]   34%  1,700,000 of 5,000,000 events  71,000/s  0:46 left`."""
     share = min(1.0, done / total) if total else 1.0
     bar = "#" * int(share * WIDTH)
     text = f"{name}  [{bar:<{WIDTH}}]  {share:4.0%}  {done:,} of {total:,} events"

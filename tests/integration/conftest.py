@@ -1,10 +1,14 @@
-"""What the tests of sagas and schedules have in common beside their domain."""
+"""What integration tests have in common: a network that breaks, and, for sagas and schedules, works that are late."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.proxy import Proxy
 from tests.integration.works import Work, weather
 
 from headwater.dispatch import Accepted, Dispatcher
@@ -23,3 +27,12 @@ def nobody_answers_what_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
         return await issue(self, command, **options)
 
     monkeypatch.setattr(Dispatcher, "issue", issued)
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    with tempfile.TemporaryDirectory(prefix="hw-") as folder:  # a socket's path has to be short
+        proxy = Proxy(dsn, Path(folder))
+        await proxy.listen()
+        yield proxy
+        await proxy.close()

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 class Proxy:
     """Stands before PostgreSQL, on a Unix socket, and breaks what it is told to break. ignored: pieces that it has
-    kept to itself."""
+    kept to itself. greetings: the first piece that came of each connection. silent_from: what it falls silent at."""
 
     def __init__(self, dsn: str, folder: Path) -> None:
         where = parse_qs(urlsplit(dsn).query)
@@ -20,7 +20,9 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self.dsn = dsn.replace(quote(where["host"][0], safe=""), quote(str(folder), safe=""))
         self.silent = False
+        self.silent_from: bytes | None = None
         self.ignored = 0
+        self.greetings: list[bytes] = []
         self.swallow_replies = False
         self.swallowed = asyncio.Event()
 
@@ -49,8 +51,14 @@ class Proxy:
             self._tasks.add(task)
 
     async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, is_reply: bool) -> None:
+        greeted = is_reply
         try:
             while data := await source.read(65536):
+                if not greeted:
+                    self.greetings.append(data)
+                    greeted = True
+                if self.silent_from is not None and self.silent_from in data:
+                    self.silent = True
                 if self.silent:
                     self.ignored += 1
                     continue

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -327,15 +325,6 @@ async def test_a_backend_that_is_ended_before_it_wrote(dsn: str, connection: asy
         await gate.open()
         assert accepted_now(await answer) == (1, 1)
         assert len(await logged(connection)) == 1
-
-
-@pytest.fixture
-async def proxy(dsn: str) -> AsyncIterator[Proxy]:
-    with tempfile.TemporaryDirectory(prefix="hw-") as folder:  # a socket's path has to be short
-        proxy = Proxy(dsn, Path(folder))
-        await proxy.listen()
-        yield proxy
-        await proxy.close()
 
 
 async def test_a_commit_whose_answer_was_lost_gives_its_first_result(

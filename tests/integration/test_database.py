@@ -1,4 +1,4 @@
-"""Connections: each notices when the other side has gone without a word."""
+"""Connections: each notices when the other side has gone without a word, and can be had through PgBouncer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from tests.integration.proxy import Proxy
+from tests.waiting import until
 
-from headwater.database import SILENCE, Database
+from bank.main import app as bank
+from headwater.database import LOST, SILENCE, Database
+from headwater.migrate import migrate, prepare_views
 
 
 @pytest.fixture
@@ -67,3 +71,47 @@ def options_of(connection: Any) -> dict[str, int]:
     return {"SO_KEEPALIVE": alive} | {
         name: endpoint.getsockopt(socket.IPPROTO_TCP, option) for name, option in there.items()
     }
+
+
+TAKEN_BY_PGBOUNCER = {b"user", b"database", b"application_name", b"client_encoding", b"timezone"}
+"""Of what a connection may ask for when it is made. Whoever asks for more is sent away."""
+
+
+async def test_no_connection_asks_for_what_pgbouncer_does_not_take(proxy: Proxy) -> None:
+    await migrate(proxy.dsn)
+    await prepare_views(proxy.dsn, bank.domain.views)
+    async with Database(proxy.dsn, pool_size=1, statement_timeout=1.5) as database:
+        alone = await database.connect("test")
+        set_for = {
+            name: [await each.fetchval(f"show {name}") for each in (database.pool, alone)]
+            for name in ("application_name", "timezone", "jit", "statement_timeout")
+        }
+        alone.terminate()
+    # After a length and a version: names and values, each ended by a zero, and one more at the end.
+    asked = [greeting[8:].split(b"\0")[:-2:2] for greeting in proxy.greetings]
+    assert len(asked) == 4
+    assert {name for names in asked for name in names} <= TAKEN_BY_PGBOUNCER
+    assert set_for == {
+        "application_name": ["headwater", "headwater test"],
+        "timezone": ["UTC", "UTC"],
+        "jit": ["off", "off"],
+        "statement_timeout": ["1500ms", "0"],
+    }
+
+
+@pytest.mark.parametrize("ended", ["given up", "cut off"])
+async def test_a_network_that_falls_silent_while_a_connection_is_set_up_holds_up_nobody(
+    proxy: Proxy, ended: str
+) -> None:
+    async with Database(proxy.dsn, pool_size=2) as database, database.pool.acquire():
+        proxy.silent_from = b"set jit"
+        waiting = asyncio.create_task(database.pool.fetchval("select 1"))
+        await until(lambda: proxy.silent)
+        if ended == "given up":
+            waiting.cancel()
+        else:
+            database.cut_off()
+        done, _ = await asyncio.wait([waiting], timeout=5)
+        assert done == {waiting}
+        assert waiting.cancelled() if ended == "given up" else isinstance(waiting.exception(), LOST)
+        proxy.silent_from, proxy.silent = None, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
@@ -202,6 +203,16 @@ async def cli(*arguments: str) -> int:
 
 
 POISON = "ZeroDivisionError: a bug in the fold"
+
+
+def fold_wrongly(row: Tally | None, event: Recorded[TallyEvent]) -> Tally | None:
+    """Its notes say what it raises, and where."""
+    assert isinstance(event.data, Counted)
+    place, _, kind = event.data.note.partition(" ")
+    error = {"ValueError": ValueError, "KeyError": KeyError}[kind](f"no {event.position}")
+    if place == "here":
+        raise error
+    raise error
 
 
 # Sequenced parking -------------------------------------------------------------------------------------------------
@@ -670,6 +681,36 @@ async def test_list_show_and_retry(
     assert await cli("dead-letters", "retry") == 0
     await until(lambda: no_letters(connection))
     assert await rows_of(connection, view) == await folded(connection, view)
+
+
+async def test_the_same_mistake_has_the_same_hash(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    view = View(Tally, fold_wrongly, on_failure=AT_ONCE)
+    notes = ["here ValueError", "here KeyError", "there ValueError"] * 2
+    await write(connection, *(counted(UUID(int=place), note) for place, note in enumerate(notes)))
+    head = await write(connection, counted(UUID(int=0), "here ValueError"))
+
+    async def hashes() -> list[str | None]:
+        query = "select traceback_hash from headwater.dead_letters order by position"
+        return [row[0] for row in await connection.fetch(query)]
+
+    async with projecting(dsn, view) as projector:
+        await passed(projector, head)
+        found = await hashes()
+        assert re.fullmatch("[0-9a-f]{16}", found[0] or "")
+        assert len(set(found[:3])) == 3, "another place, or another error, is another mistake"
+        assert found == [*found[:3] * 2, None], "of whichever event, whatever it says; one behind another has none"
+
+        assert await cli("dead-letters", "show", "--all") == 0
+        shown = re.findall(r"at position (\d)\n(?:  .*\n)*?  error (\S+)\n", capsys.readouterr().out)
+        assert sorted(shown) == [(str(position), each or "-") for position, each in enumerate(found, 1)]
+
+        await deadletters.retry(connection, deadletters.Filter())
+        again = "select count(*) = $1 from headwater.dead_letters where attempts = 2"
+        await until(lambda: connection.fetchval(again, len(notes)))
+        assert await hashes() == found, "it is the same the next time"
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["the first", "all"])

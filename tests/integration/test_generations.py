@@ -725,10 +725,10 @@ async def test_a_fold_that_fails_parks_its_key_and_those_behind_it(dsn: str, con
     rows = {key: (row.count, position) for key, (row, position) in (await stored(connection, view)).items()}
     assert rows == {bad: (1, 1), good: (4, 5)}
     letters = await connection.fetch(
-        "select generation, key, position, attempts, error is not null, next_attempt_at from headwater.dead_letters "
-        "order by position"
+        "select generation, key, position, attempts, error is not null, length(traceback_hash), next_attempt_at "
+        "from headwater.dead_letters order by position"
     )
-    assert [tuple(letter) for letter in letters] == [(2, bad, 3, 1, True, None), (2, bad, 4, 0, False, None)]
+    assert [tuple(letter) for letter in letters] == [(2, bad, 3, 1, True, 16, None), (2, bad, 4, 0, False, None, None)]
 
 
 async def test_a_row_of_another_key_is_a_failed_fold_of_a_build_too(dsn: str, connection: asyncpg.Connection) -> None:

@@ -24,10 +24,10 @@ from tests.commands import clean_environ, run_command
 from tests.waiting import until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
-from bank.users.domain import ChangeEmail, RegisterUser
+from bank.users.domain import ChangeEmail, RegisterUser, UserEvent, UserRegistered
 from bank.users.domain import users as users_decider
-from bank.users.views import user_view
-from headwater import App, Feature, Schedule
+from bank.users.views import UserView, user_view
+from headwater import App, Feature, Recorded, Retry, Schedule, View
 from headwater.conductor import Tally
 from headwater.config import Settings
 from headwater.graphql.engine import Engine
@@ -37,6 +37,7 @@ from headwater.graphql.scope import Scope
 from headwater.node import Node
 from headwater.server import Web, health_routes, metrics_route
 from headwater.standings import read_standings
+from headwater.tables import rebuild
 from headwater.telemetry import SENT_AT_MOST, Distribution, Telemetry
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
@@ -59,8 +60,8 @@ class Scraped:
         """A sample's value."""
         return self.values[f"headwater_{name}", *sorted(labels.items())]
 
-    def of_projection(self, name: str, projection: str) -> float:
-        return self(f"projection_{name}", projection=projection, generation="1", state="live")
+    def of_projection(self, name: str, projection: str, generation: int = 1, state: str = "live") -> float:
+        return self(f"projection_{name}", projection=projection, generation=str(generation), state=state)
 
 
 async def get(app: Starlette, path: str) -> httpx.Response:
@@ -129,6 +130,69 @@ async def test_what_was_done_is_counted(start: Start) -> None:
         )
         for fault in ("retries", "displaced"):
             assert said(f"projection_{fault}_total", projection=name) == 0
+
+
+def fold_all_but_eve(row: UserView | None, event: Recorded[UserEvent]) -> UserView | None:
+    if isinstance(event.data, UserRegistered) and event.data.name == "Eve":
+        raise ValueError("a bug in the fold")
+    return user_view.fold(row, event)
+
+
+async def test_what_went_wrong_is_counted(start: Start, connection: asyncpg.Connection) -> None:
+    view = View(UserView, fold_all_but_eve, on_failure=Retry(times=3, first=0.001, longest=0.01))
+    await rebuild(connection, view)
+    node = await start(App([Feature([users_decider], [view])]))
+    live = "select state = 'live' from headwater.projections where name = 'User' and generation = 2"
+    await until(lambda: connection.fetchval(live))
+
+    async def register(name: str) -> int:
+        user = uuid4()
+        return (
+            await node.dispatcher.execute(RegisterUser(user_id=user, email=f"{user}@example.org", name=name))
+        ).position
+
+    users = node.serving.feeds[UserView].reader
+    await users.reach(await register("Ada"))
+    async with connection.transaction():
+        # As a crash of PostgreSQL leaves it that takes the last commits with it.
+        await connection.execute("delete from read.user_2")
+        await connection.execute("update headwater.projections set position = 0 where name = 'User' and generation = 2")
+    await users.reach(await register("Bob"))
+    for name in ("Eve", "Eve"):
+        await users.reach(await register(name))
+    await until(lambda: node.worker.projectors["User"].progress.retries == 6)
+
+    said = await scrape(Web(node).app)
+    assert said("projection_displaced_total", projection="User") == 1
+    assert said("projection_retries_total", projection="User") == 6, "three for each Eve"
+    assert said("projection_events_total", projection="User") == 1 + 2 + 2, "one of them twice"
+    assert said.of_projection("parked_keys", "User", 2) == 2
+    assert said.of_projection("position", "User", 2) == 4
+    shown = said.families["headwater_projection_position"].samples
+    assert [each.labels["generation"] for each in shown if each.labels["projection"] == "User"] == ["2"]
+
+
+async def test_generations_are_told_apart(start: Start, connection: asyncpg.Connection) -> None:
+    node = await start(work=False)
+    await bank_without_rows(node)
+    await connection.execute("update headwater.projections set position = 1 where name = 'User'")
+    await rebuild(connection, user_view)
+    await connection.execute("update headwater.projections set failure = 'its sample' where generation = 2")
+    key = uuid4()
+    await connection.executemany(
+        "insert into headwater.dead_letters (projection, generation, key, position, error) "
+        "values ('User', $1, $2, $3, 'ValueError')",
+        [(1, key, 1), (2, key, 1), (2, key, 2), (2, uuid4(), 1)],
+    )
+
+    said = await scrape(Web(node).app)
+
+    def of(generation: int, state: str) -> dict[str, float]:
+        names = ("position", "lag_events", "parked_keys", "failed")
+        return {name: said.of_projection(name, "User", generation, state) for name in names}
+
+    assert of(1, "live") == {"position": 1, "lag_events": 0, "parked_keys": 1, "failed": 0}
+    assert of(2, "building") == {"position": 0, "lag_events": 1, "parked_keys": 2, "failed": 1}
 
 
 async def test_buckets_are_cumulative(start: Start) -> None:

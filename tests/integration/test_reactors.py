@@ -148,8 +148,9 @@ async def test_a_failure_holds_up_its_key_only_and_is_parked_at_last(
     await reached(node, head)
     assert (outside.of(one), outside.of(other)) == (["0"], [*"01234"])
     assert outside.tried.count("bad") == 4
-    text = await connection.fetchval("select error from headwater.dead_letters where position = 2")
-    assert text.splitlines()[-1].startswith("  posts.py:"), "where it was raised"
+    (letter,) = await connection.fetch("select error, traceback_hash from headwater.dead_letters where position = 2")
+    assert letter["error"].splitlines()[-1].startswith("  posts.py:"), "where it was raised"
+    assert len(letter["traceback_hash"]) == 16
     assert node.worker.progress[UNIT].parked_keys == 1
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
@@ -22,15 +19,6 @@ from headwater.dispatch import Accepted
 from headwater.errors import OutcomeUnknown
 from headwater.exporters import prometheus
 from headwater.node import Node
-
-
-@pytest.fixture
-async def proxy(dsn: str) -> AsyncIterator[Proxy]:
-    with tempfile.TemporaryDirectory(prefix="hw-") as folder:  # a socket's path has to be short
-        proxy = Proxy(dsn, Path(folder))
-        await proxy.listen()
-        yield proxy
-        await proxy.close()
 
 
 async def register(node: Node, email: str) -> Accepted:

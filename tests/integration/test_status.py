@@ -11,14 +11,18 @@ from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 import pytest
 from msgspec.structs import replace
+from tests.commands import run_command
+from tests.integration.posts import Outside, posted, write
+from tests.integration.posts import app_of as posts_app
 from tests.waiting import until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
 from bank.main import app as bank
 from bank.users.domain import RegisterUser
-from headwater import report
+from headwater import Retry, report
 from headwater.appender import Tally
 from headwater.config import Settings
 from headwater.graphql.engine import Engine
@@ -165,6 +169,30 @@ async def test_a_process_that_cannot_tell_of_itself_is_as_ready_as_before(
     await until(lambda: 3 in failures)
     assert await node.troubles() == {}
     assert complaints() == [complaint, complaint]
+
+
+async def test_what_is_parked_and_was_tried_again_is_shown(
+    start: Start, dsn: str, connection: asyncpg.Connection
+) -> None:
+    outside = Outside(raises={"down": ConnectionError("nobody there")})
+    reactor = outside.reactor(on_failure=Retry(times=2, first=0.001, longest=0.01))
+    await start(posts_app(reactor), settings=OFTEN, serve=False)
+    # Two of one key: what waits behind is neither a key of its own nor tried.
+    await write(connection, *(posted(UUID(int=box), "down") for box in (1, 2, 3, 1)), posted(UUID(int=4), "well"))
+
+    def paces(now: Status) -> dict[str, int]:
+        return {name: pace.retries for each in now.processes for name, pace in each.report.paces.items()}
+
+    await told(connection, lambda now: paces(now) == {"Box": 0, reactor.unit: 6})
+    code, out, _ = await run_command("status", DATABASE_URL=dsn)
+    shown = {line.split("  ")[0]: line.split()[-2:] for line in out.splitlines()}
+    assert (code, shown["Box"], shown[reactor.unit]) == (0, ["0", "0"], ["6", "3"]), out
+    assert shown["PROJECTION"] == ["PARKED", "KEYS"]
+
+    code, out, _ = await run_command("status", "--json", DATABASE_URL=dsn)
+    now = msgspec.json.decode(out, type=Status)
+    assert (code, paces(now)) == (0, {"Box": 0, reactor.unit: 6})
+    assert {each.name: each.parked_keys for each in now.projections if each.worker} == {"Box": 0, reactor.unit: 3}
 
 
 async def test_a_worker_of_before_is_shown_without_a_report(connection: asyncpg.Connection) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,6 +43,7 @@ RUNG = msgspec.structs.replace(Settings(), poll_seconds=60)
 
 STREAMS = {uuid4(): "abc"[place % 3] for place in range(9)}
 REQUESTS = [uuid4() for _ in range(6)]
+CAUSES = [uuid4() for _ in range(6)]
 
 
 class Writer:
@@ -62,10 +63,11 @@ class Writer:
         causation_id: UUID | None = None,
         actor: str | None = None,
         name: str | None = None,
+        schema_version: int = 1,
     ) -> UUID:
         """One command; its id."""
         command_id = command_id or uuid4()
-        events = [(name, 1, f'{{"n": {place}}}') for place, name in enumerate(types)]
+        events = [(each, schema_version, f'{{"n": {place}}}') for place, each in enumerate(types)]
         correlation_id = correlation_id or command_id
         one = Append(command_id, stream_id, category, None, events, correlation_id, causation_id, actor, name=name)
         await append(self.connection, [one])
@@ -83,7 +85,9 @@ class Writer:
                 chance.choices(["Made", "Moved", "Mended"], k=chance.randint(1, 4)),
                 category=STREAMS[stream],
                 correlation_id=chance.choice([None, *REQUESTS]),
+                causation_id=chance.choice([None, *CAUSES]),
                 actor=chance.choice([None, "ada", "bob"]),
+                schema_version=chance.randint(1, 3),
             )
 
 
@@ -92,9 +96,9 @@ def writer(connection: asyncpg.Connection) -> Writer:
     return Writer(connection)
 
 
-async def everything(node: Node) -> list[Entry]:
+async def everything(connection: asyncpg.Connection) -> list[Entry]:
     """The log, read in the plainest way."""
-    rows = await node.database.pool.fetch("select * from headwater.events order by position")
+    rows = await connection.fetch("select * from headwater.events order by position")
     names = Entry.__dataclass_fields__
     return [Entry(**{name: row[name] for name in names}) for row in rows]
 
@@ -140,7 +144,7 @@ def filters(entries: Sequence[Entry]) -> Iterator[Wanted]:
 async def test_pages_both_ways_walk_all_that_matches(start: Start, writer: Writer) -> None:
     node = await start(work=False)
     await writer.write_history(80)
-    trail, entries = node.serving.trail, await everything(node)
+    trail, entries = node.serving.trail, await everything(writer.connection)
     for wanted in filters(entries):
         expected = matching(wanted, entries)
         for limit in (1, 7, 1000):
@@ -179,6 +183,86 @@ async def ask(node: Node, query: str = EVENTS, **variables: Any) -> tuple[Any, l
     result = await Engine(node.app.schema).execute(GraphQLRequest(query, variables=variables), Scope(node.serving))
     errors = [(error["message"], error["extensions"]["code"]) for error in result.errors]
     return json.loads(result.json).get("data"), errors
+
+
+def told(entry: Entry) -> dict[str, Any]:
+    """An event as a client gets it."""
+    return {
+        "position": str(entry.position),
+        "eventId": str(entry.event_id),
+        "streamId": str(entry.stream_id),
+        "category": entry.category,
+        "version": entry.version,
+        "type": entry.type,
+        "schemaVersion": entry.schema_version,
+        "data": json.loads(entry.data),
+        "recordedAt": entry.recorded_at.isoformat().replace("+00:00", "Z"),
+        "actor": entry.actor,
+        "commandId": str(entry.command_id),
+        "correlationId": str(entry.correlation_id),
+        "causationId": None if entry.causation_id is None else str(entry.causation_id),
+    }
+
+
+WHOLE_EVENTS = """
+query($filter: EventFilter, $first: Int, $after: Position, $last: Int, $before: Position) {
+  events(filter: $filter, first: $first, after: $after, last: $last, before: $before) {
+    nodes {
+      position eventId streamId category version type schemaVersion data recordedAt actor
+      commandId correlationId causationId
+    }
+    pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
+  }
+}
+"""
+
+SPELLED = {
+    "stream_id": "streamId",
+    "category": "category",
+    "types": "types",
+    "correlation_id": "correlationId",
+    "actor": "actor",
+    "since": "from",
+    "until": "to",
+}
+
+
+def given(wanted: Wanted) -> dict[str, Any]:
+    """A filter as a client writes it."""
+    values = {SPELLED[name]: value for name, value in asdict(wanted).items() if value is not None}
+    return msgspec.to_builtins(values)  # type: ignore[no-any-return]  # a dict, as it was
+
+
+async def pages_of(node: Node, wanted: Wanted, *, backward: bool) -> list[list[dict[str, Any]]]:
+    """What a client gets that asks for one page after the other."""
+    pages: list[list[dict[str, Any]]] = []
+    place: dict[str, str] = {}
+    size, more = ("last", "hasPreviousPage") if backward else ("first", "hasNextPage")
+    while True:
+        data, errors = await ask(node, WHOLE_EVENTS, filter=given(wanted), **{size: 40}, **place)
+        assert errors == []
+        page, info = data["events"]["nodes"], data["events"]["pageInfo"]
+        pages.append(page)
+        if not info[more]:
+            return pages
+        place = {"before": info["startCursor"]} if backward else {"after": info["endCursor"]}
+
+
+async def test_a_client_gets_what_its_filter_says(start: Start, writer: Writer) -> None:
+    node = await start(work=False)
+    await writer.write_history(80)
+    entries, narrowing = await everything(writer.connection), set()
+    for wanted in filters(entries):
+        expected = [told(entry) for entry in matching(wanted, entries)]
+        if 0 < len(expected) < len(entries):
+            narrowing |= {name for name in SPELLED if wanted == Wanted(**{name: getattr(wanted, name)})}
+        assert [each for page in await pages_of(node, wanted, backward=False) for each in page] == expected, wanted
+        back = await pages_of(node, wanted, backward=True)
+        assert [each for page in reversed(back) for each in page] == expected, wanted
+        if wanted.until is None:
+            async with subscribed(node, filter=given(wanted), after="0") as stream:
+                assert await take(stream, len(expected)) == [int(each["position"]) for each in expected], wanted
+    assert narrowing == set(SPELLED), "each filter by itself is seen to leave out some, and not all"
 
 
 async def test_a_page_knows_what_is_around_it(start: Start, writer: Writer) -> None:
@@ -348,7 +432,7 @@ async def test_a_subscription_starts_now_or_where_it_is_told(start: Start, write
         await until(lambda: node.telemetry.followers)
         await writer.write(uuid4(), ["B", "A"])
         assert await first == [3, 4]
-    since = (await everything(node))[0].recorded_at.isoformat()
+    since = (await everything(writer.connection))[0].recorded_at.isoformat()
     async with subscribed(node, filter={"types": ["B"], "from": since}) as stream:
         assert await take(stream, 2) == [2, 3]
     assert node.telemetry.followers == 0
@@ -420,6 +504,16 @@ async def test_tail(environ: dict[str, str], writer: Writer) -> None:
 
     complaint = "headwater: --after 23 must be a position of the log, which ends at 22"
     assert await run(environ, "tail", "--follow", "--after", "23") == (1, [complaint])
+
+
+async def test_tail_as_json_says_all_that_is_stored(environ: dict[str, str], writer: Writer) -> None:
+    ids = {name: uuid4() for name in ("command_id", "correlation_id", "causation_id")}
+    await writer.write(uuid4(), ["A", "B"], category="first", actor="ada\x1b[2J", name="Do", schema_version=3, **ids)
+    await writer.write(uuid4(), ["C"])
+    code, lines = await run(environ, "tail", "--json")
+    expected = [told(entry) | {"command": entry.command} for entry in await everything(writer.connection)]
+    assert (code, [json.loads(line) for line in lines]) == (0, expected)
+    assert [each["command"] for each in expected] == ["Do", "Do", None]
 
 
 async def test_tail_follows_until_it_is_told_to_stop(environ: dict[str, str], writer: Writer) -> None:

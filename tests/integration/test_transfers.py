@@ -147,6 +147,45 @@ async def test_money_arrives(customer: Customer) -> None:
     assert await customer.balance(target, entries=2) == "31.00"
 
 
+TRAIL = """
+query ($of: UUID!) {
+  events(filter: { correlationId: $of }) { nodes { type actor eventId commandId correlationId causationId } }
+}
+"""
+
+
+async def test_the_trail_says_what_led_to_what(customer: Customer, connection: asyncpg.Connection) -> None:
+    source, target = await customer.account(), await customer.account()
+    transfer, request = new_id(), str(new_id())
+    given = {"fromAccountId": str(source), "toAccountId": str(target), "amount": "30.00", "transferId": str(transfer)}
+    await customer.ask(REQUEST, input=given, commandId=request)
+    await until(lambda: is_done(connection, transfer))
+
+    events = (await customer.ask(TRAIL, of=request))["events"]["nodes"]
+
+    known = {each["eventId"]: f"event {each['type']}" for each in events}
+    known |= {each["commandId"]: f"command of {each['type']}" for each in events}
+    assert len(known) == 2 * len(events), "each has two ids of its own"
+    assert [(each["type"], known.get(each["causationId"])) for each in events] == [
+        ("TransferRequested", None),
+        ("SagaTook", "event TransferRequested"),
+        ("TransferSent", "command of SagaTook"),
+        ("SagaConfirmed", "command of TransferSent"),
+        ("TransferWithdrawn", "command of SagaTook"),
+        ("SagaConfirmed", "command of TransferWithdrawn"),
+        ("TransferReceived", "command of SagaTook"),
+        ("SagaConfirmed", "command of TransferReceived"),
+        ("TransferSettled", "command of SagaTook"),
+        ("SagaConfirmed", "command of TransferSettled"),
+        ("TransferCompleted", "command of SagaTook"),
+        ("SagaConfirmed", "command of TransferCompleted"),
+    ]
+    first, *others = events
+    assert (first["commandId"], first["actor"], first["causationId"]) == (request, None, None)
+    assert {each["correlationId"] for each in events} == {request}
+    assert {each["actor"] for each in others} == {"saga Transfer"}
+
+
 async def test_a_client_sees_each_status(customer: Customer) -> None:
     """A slow client would get the latest only; one that keeps up sees each. The target is held up until it has."""
     source, target = await customer.account(), await customer.account()

@@ -1,0 +1,88 @@
+"""What outlives a transaction: a session holds nothing but what it is set up with and the doorbell's LISTEN.
+
+A lock or a setting of a session stays behind where a worker hangs, and is another's where a pooler such as PgBouncer
+stands between. See "Tables" in `docs/operating.md`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = (ROOT / "src" / "headwater", ROOT / "migrations" / "versions")
+
+OF_THE_SESSION = re.compile(
+    r"""
+      pg_(try_)?advisory_(un)?lock          # with _xact_ between, it is the transaction's
+    | set_config\s*\([^)]*,\s*false\s*\)
+    | ^(re)?set\s+(?!local\b)[a-z_.]+\s*(=|to\b)
+    | ^reset\s+[a-z_.]+$
+    | ^(un)?listen\s+\S+$
+    | ^(prepare|deallocate|discard)\s
+    | \bcreate\s+((global|local)\s+)?temp(orary)?\b
+    | \bwith\s+hold\b
+    | \b(currval|lastval)\s*\(
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+CALLS = {"add_listener", "prepare"}
+"""The driver's own, by which a session gets more."""
+
+
+def statements() -> Iterator[tuple[str, str]]:
+    """Each statement with its file's name, and of Python whatever might be one."""
+    for folder in FOLDERS:
+        for file in folder.rglob("*.sql"):
+            text = re.sub(r"^-- name:.*", ";", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            text = re.sub(r"--.*", "", text)
+            yield from ((file.name, each.strip()) for each in text.split(";"))
+        for file in folder.rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield from ((file.name, each.strip()) for each in node.value.split(";"))
+                elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    yield file.name, f".{node.func.attr}()"
+
+
+def stays(statement: str) -> bool:
+    """Whether a statement, or a call, leaves something with the session."""
+    return OF_THE_SESSION.search(statement) is not None or statement.strip(".()") in CALLS
+
+
+def test_a_session_holds_what_it_is_set_up_with_and_nothing_more() -> None:
+    assert sorted({(file, statement) for file, statement in statements() if stays(statement)}) == [
+        ("database.py", "set jit = off"),
+        ("database.py", "set statement_timeout ="),
+        ("doorbell.py", ".add_listener()"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "statement, expected",
+    [
+        ("select pg_advisory_lock(1)", True),
+        ("select pg_try_advisory_lock_shared(1, 2)", True),
+        ("select pg_advisory_unlock_all()", True),
+        ("select pg_advisory_xact_lock(1)", False),
+        ("select pg_try_advisory_xact_lock(1)", False),
+        ("SET search_path TO read", True),
+        ("set session_replication_role = replica", True),
+        ("set local lock_timeout = '1s'", False),
+        ("update headwater.head\n   set position = 1", False),
+        ("select set_config('jit', 'off', false)", True),
+        ("select set_config('jit', $1, true)", False),
+        ("reset search_path", True),
+        ("listen headwater", True),
+        ("prepare found as select 1", True),
+        ("create temporary table found (n int)", True),
+        ("declare found cursor with hold for select 1", True),
+        (".prepare()", True),
+    ],
+)
+def test_what_stays_with_a_session_is_told_from_what_does_not(statement: str, expected: bool) -> None:
+    assert stays(statement) == expected
