@@ -242,8 +242,9 @@ class Verifier(Generic[M]):
         by_chance = f"select {key} from {table} order by random() limit $1"  # noqa: S608 - the same
         found = await rows.fetch(by_chance, (count + 1) // 2)
         keys = {row[0].int: row[0] for row in found}
-        # Twice as many places as keys are wanted: not each has an event of this read model.
-        places = sorted(random.sample(range(1, standing.position + 1), min(standing.position, 2 * count)))
+        # Twice as many places as keys are still wanted: not each has an event of this read model.
+        wanted = min(standing.position, 2 * (count - len(keys)))
+        places = sorted(random.sample(range(1, standing.position + 1), wanted))
         for event in await self._log.at(places):
             routed = self._key_of(event)
             if routed is not None and len(keys) < count:

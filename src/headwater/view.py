@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from uuid import UUID
 
@@ -119,7 +120,7 @@ class View(Generic[M]):
         """How to find the row of an event of this type. What a user's route gives is a UUID, or TypeError is raised."""
         if self.route is not None:
             return _checked(self.route)
-        return _attribute(self.key)
+        return attrgetter(self.key)  # `_check` has seen that it is a UUID field
 
     def _check(self) -> None:
         columns = {each.name: each for each in self.fields}
@@ -146,13 +147,6 @@ class View(Generic[M]):
                         f"{event.__name__} has no field `{self.key}: UUID` to find its {self.name} row by; give the "
                         "View a route"
                     )
-
-
-def _attribute(name: str) -> Callable[[Any], UUID]:
-    def route(event: Any) -> UUID:
-        return getattr(event, name)  # type: ignore[no-any-return]  # _check has seen that it is a UUID field
-
-    return route
 
 
 def _checked(given: Callable[[Any], UUID]) -> Callable[[Any], UUID]:
