@@ -1,5 +1,6 @@
 """GraphQL over HTTP: every row of the status table, content negotiation, and what another site's page may not do."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -389,22 +390,30 @@ async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient) -> None:
 
 
 class Body:
-    """The client's side of one ASGI request, chunk by chunk, which knows how much of it was read."""
+    """The client's side of one ASGI request, chunk by chunk, which knows how much of it was read. endless: after the
+    last chunk nothing comes, the client's leaving neither."""
 
-    def __init__(self, *chunks: bytes) -> None:
+    def __init__(self, *chunks: bytes, endless: bool = False) -> None:
         self._chunks = iter(chunks)
+        self._endless = endless
         self.read = 0
         self.status: int | None = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.answer = b""
 
     async def receive(self) -> dict[str, Any]:
         chunk = next(self._chunks, None)
         if chunk is None:
+            if self._endless:
+                await asyncio.Event().wait()
             return {"type": "http.disconnect"}
         self.read += 1
         return {"type": "http.request", "body": chunk, "more_body": True}
 
     async def send(self, message: Any) -> None:
         self.status = message.get("status", self.status)
+        self.headers += message.get("headers", [])
+        self.answer += message.get("body", b"")
 
     async def post(self, endpoint: GraphQLHTTP, *headers: tuple[bytes, bytes]) -> None:
         fixed = [(b"content-type", b"application/json")]
@@ -427,6 +436,16 @@ async def test_a_body_announced_as_too_large_is_not_read_at_all(endpoint: GraphQ
     body = Body(b" " * 101)
     await body.post(endpoint, (b"content-length", b"101"))
     assert (body.status, body.read) == (413, 0)
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    endpoint = GraphQLHTTP(Engine(strawberry.Schema(Query)), context, body_seconds=0.05)
+    body = Body(b'{"query": ', endless=True)
+    async with asyncio.timeout(10):
+        await body.post(endpoint)
+    assert (body.status, body.read) == (408, 1)
+    assert b"connection" in dict(body.headers)
+    assert json.loads(body.answer)["errors"][0]["extensions"] == {"code": "BODY_TOO_SLOW"}
 
 
 async def test_a_client_that_leaves_is_not_answered(endpoint: GraphQLHTTP) -> None:

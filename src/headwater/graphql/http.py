@@ -1,5 +1,6 @@
 """GraphQL over HTTP: POST, and GET for queries, in both of the specification's media types."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
@@ -40,15 +41,23 @@ class Refusal(Exception):
 class GraphQLHTTP:
     """The endpoint, an ASGI application: `Route("/graphql", GraphQLHTTP(engine, context))`.
 
-    `max_body` is in bytes. `explorer` answers a GET that prefers HTML and carries no query.
+    `max_body` is in bytes, `body_seconds` how long all of it may take. `explorer` answers a GET that prefers HTML and
+    carries no query.
     """
 
     def __init__(
-        self, engine: Engine, context: ContextFactory, *, max_body: int = 1024 * 1024, explorer: Explorer | None = None
+        self,
+        engine: Engine,
+        context: ContextFactory,
+        *,
+        max_body: int = 1024 * 1024,
+        body_seconds: float = 30.0,
+        explorer: Explorer | None = None,
     ) -> None:
         self._engine = engine
         self._context = context
         self._max_body = max_body
+        self._body_seconds = body_seconds
         self._explorer = explorer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,20 +101,24 @@ class GraphQLHTTP:
         return GraphQLRequest.from_json(decode_json(await self._body(request), "body"))
 
     async def _body(self, request: Request) -> bytes:
-        """The body, refused as soon as it is known to be too large: the rest is never read."""
+        """The body, refused as soon as it is known to be too large or too slow: the rest is never read."""
         if int(request.headers.get("content-length", "0")) > self._max_body:
             raise self._too_large()
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body:
-                raise self._too_large()
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self._max_body:
+                        raise self._too_large()
+        except TimeoutError as error:
+            message = f"The body must be complete within {self._body_seconds:g} seconds."
+            raise _unread(HTTPStatus.REQUEST_TIMEOUT, "BODY_TOO_SLOW", message) from error
         return bytes(body)
 
     def _too_large(self) -> Refusal:
-        # The connection still carries the unread rest, so it cannot be used again.
         message = f"The body may have {self._max_body} bytes at most."
-        return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "BODY_TOO_LARGE", message, {"connection": "close"})
+        return _unread(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "BODY_TOO_LARGE", message)
 
     def _require_runnable(self, request: Request, operation: GraphQLRequest) -> None:
         kind = self._engine.kind(operation)
@@ -115,6 +128,11 @@ class GraphQLHTTP:
         if kind is OperationType.SUBSCRIPTION:
             message = "Subscriptions run over a WebSocket at this address, sub-protocol graphql-transport-ws."
             raise Refusal(HTTPStatus.BAD_REQUEST, "SUBSCRIPTION_NEEDS_WEBSOCKET", message)
+
+
+def _unread(status: HTTPStatus, code: str, message: str) -> Refusal:
+    """The connection still carries the unread rest, so it cannot be used again."""
+    return Refusal(status, code, message, {"connection": "close"})
 
 
 def _wants_page(request: Request, accept: str) -> bool:
