@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, Phase, event, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.commands import clean_environ
+from tests.integration.folding import folded, logged, stored
 from tests.waiting import until
 
 from bank.accounts.domain import (
@@ -56,7 +57,6 @@ from headwater.embedded import EmbeddedPostgres
 from headwater.failure import OnFailure
 from headwater.log import Log
 from headwater.node import Node
-from headwater.tables import model_reader
 from headwater.verify import Verifier
 
 HERE = Path(__file__).parent
@@ -539,42 +539,8 @@ create trigger note_dropped after update of discarded on headwater.dead_letters
 discarded, which rows are the fold of the log without."""
 
 
-async def logged(connection: asyncpg.Connection) -> list[Recorded[Any]]:
-    """The whole log, without Headwater's own way of reading it in pages."""
-    names = ("position", "stream_id", "version", "recorded_at", "event_id", "command_id", "correlation_id")
-    return [
-        Recorded(
-            app.domain.codec.decode(record["type"], record["schema_version"], record["data"]),
-            *(record[name] for name in names),
-        )
-        for record in await connection.fetch("select * from headwater.events order by position")
-    ]
-
-
-def folded(view: View[Any], log: Sequence[Recorded[Any]]) -> dict[UUID, tuple[ReadModel, int]]:
-    """Each key's row and the position that last changed it, after all events in their order."""
-    rows: dict[UUID, tuple[ReadModel, int]] = {}
-    for each in log:
-        kind = type(each.data)
-        if kind not in view.events:
-            continue
-        key = view.route_of(kind)(each.data)
-        before: tuple[Any, int] = rows.pop(key, (None, 0))
-        row = view.fold(before[0], each)
-        if row is not None:
-            rows[key] = before if row is before[0] else (row, each.position)
-    return rows
-
-
-async def stored(connection: asyncpg.Connection, view: View[Any]) -> dict[UUID, tuple[ReadModel, int]]:
-    """Each key's row and position, as clients read them."""
-    read = model_reader(view)
-    records: Any = await connection.fetch(f'select * from read."{view.name.lower()}"')
-    return {record[view.key]: (read(record), record["position"]) for record in records}
-
-
 async def require_whole(dsn: str, connection: asyncpg.Connection, history: History) -> None:
-    log = await logged(connection)
+    log = await logged(connection, app.domain.codec)
     assert [tuple(row) for row in await connection.fetch("select * from twice")] == []
     dropped = {(name, at): key for name, key, at in await connection.fetch("select * from dropped")}
     for view in VIEWS:
