@@ -1,4 +1,4 @@
-"""The fold of the log once more, in a few lines: what a read model's rows are compared with."""
+"""The fold of the log once more, in a few lines: what a read model's rows are compared with, when all is at rest."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ from headwater.tables import model_reader
 
 Rows: TypeAlias = dict[UUID, tuple[ReadModel, int]]
 """Each key's row, and the position that last changed it."""
+
+
+AT_REST = """
+    select not exists (select from headwater.projections p, headwater.head h
+                        where p.name like 'saga %' and p.state = 'live' and p.position < h.position)
+       and not exists (select from headwater.sagas where status in ('running', 'undoing'))
+"""
+
+
+async def at_rest(connection: asyncpg.Connection) -> bool:
+    """Whether sagas have taken all events, and have no step in flight."""
+    return bool(await connection.fetchval(AT_REST))
 
 
 async def logged(connection: asyncpg.Connection, codec: Codec) -> list[Recorded[Any]]:
