@@ -19,7 +19,7 @@ Rows: TypeAlias = dict[UUID, tuple[ReadModel, int]]
 AT_REST = """
     select not exists (select from headwater.projections p, headwater.head h
                         where p.name like 'saga %' and p.state = 'live' and p.position < h.position)
-       and not exists (select from headwater.sagas where status in ('running', 'undoing'))
+       and not exists (select from headwater.sagas where status in ('running', 'undoing') and step is not null)
 """
 
 
