@@ -1,0 +1,69 @@
+"""What must be so in the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from decimal import Decimal
+
+import asyncpg
+from tests.integration.folding import folded, logged, stored
+from tests.integration.whole.app import VIEWS, app
+from tests.integration.whole.history import History
+
+from bank.accounts.domain import MoneyDeposited, MoneyWithdrawn
+from headwater.database import Database
+from headwater.log import Log
+from headwater.verify import Verifier
+
+WATCH = """
+create table twice (name text, before bigint, after bigint);
+create function note() returns trigger language plpgsql as $$ begin
+  insert into twice values (new.name, old.position, new.position);
+  return null;
+end $$;
+create trigger note after update of position on headwater.projections
+  for each row when (new.position <= old.position) execute function note();
+
+create table dropped (name text, key uuid, position bigint);
+create function note_dropped() returns trigger language plpgsql as $$ begin
+  insert into dropped values (new.projection, new.key, new.position);
+  return null;
+end $$;
+create trigger note_dropped after update of discarded on headwater.dead_letters
+  for each row when (new.discarded and not old.discarded) execute function note_dropped();
+"""
+"""Notes what is committed twice: rows alone would not tell, since the same fold makes the same rows. And what is
+discarded, which rows are the fold of the log without."""
+
+
+async def require_whole(dsn: str, connection: asyncpg.Connection, history: History) -> None:
+    log = await logged(connection, app.domain.codec)
+    assert [tuple(row) for row in await connection.fetch("select * from twice")] == []
+    dropped = {(name, at): key for name, key, at in await connection.fetch("select * from dropped")}
+    for view in VIEWS:
+        rows = await stored(connection, view)
+        assert rows == folded(view, [each for each in log if (view.name, each.position) not in dropped]), view.name
+        query = "select key from headwater.tombstones where projection = $1"
+        assert rows.keys().isdisjoint({key for (key,) in await connection.fetch(query, view.name)}), view.name
+
+    async with Database(dsn, pool_size=2) as database:
+        for view in VIEWS:
+            report = await Verifier(Log(database.pool, app.domain.codec), view).live(database, None)
+            without = {key for (name, _), key in dropped.items() if name == view.name}
+            assert {each.key for each in report.differences} <= without, view.name
+            assert report.checked >= len(folded(view, log)), view.name
+
+    moved = sum(
+        (each.data.amount for each in log if isinstance(each.data, MoneyDeposited)),
+        -sum((each.data.amount for each in log if isinstance(each.data, MoneyWithdrawn)), Decimal(0)),
+    )
+    if not any(name == "Account" for name, _ in dropped):
+        assert await connection.fetchval("select coalesce(sum(balance), 0) from read.account") == moved
+
+    # A command of the bank leaves one event, or none and is noted.
+    noted = await connection.fetch("select command_id from headwater.commands")
+    done = Counter([each.command_id for each in log] + [row["command_id"] for row in noted])
+    assert done == Counter(history.accepted.keys())
+
+    assert [each.position for each in log] == list(range(1, len(log) + 1))
+    assert await connection.fetchval("select position from headwater.head") == len(log)

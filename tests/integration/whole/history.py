@@ -1,0 +1,200 @@
+"""A history: what is told to its processes, and what is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import assert_never
+from uuid import UUID, uuid4
+
+import asyncpg
+from hypothesis import event
+from tests.integration.whole.app import POISON, VIEWS
+from tests.integration.whole.steps import (
+    Again,
+    Cut,
+    Discard,
+    Faint,
+    Heal,
+    Kill,
+    KillMidway,
+    Leave,
+    Poison,
+    Send,
+    Start,
+    Step,
+    TryAgain,
+)
+from tests.integration.whole.workers import Apart, Here
+from tests.waiting import until
+
+from headwater import Command, Refused, deadletters
+from headwater.dispatch import Accepted
+from headwater.node import Node
+
+SECONDS = 20.0
+"""Until something that must happen is given up."""
+
+
+class History:
+    """One example: its processes, and what it was told."""
+
+    def __init__(self, dsn: str, connection: asyncpg.Connection, doors: Sequence[Node]) -> None:
+        self._dsn = dsn
+        self._connection = connection
+        self._doors = doors
+        self._workers: list[Here | Apart] = []
+        self._fainted: list[Here] = []
+        self._sent: list[tuple[UUID, Command]] = []
+        self._turns = itertools.cycle(range(len(doors)))
+        self.accepted: dict[UUID, Accepted] = {}
+        self.refusals: set[str] = set()
+
+    async def take(self, step: Step) -> None:
+        match step:
+            case Send():
+                await self._send(step.commands, step.twice)
+                if step.seen:
+                    await until(self._seen, SECONDS)
+            case Again():
+                if step.back < len(self._sent):
+                    await self._execute(*self._sent[-1 - step.back])
+            case Start():
+                await self._start(Apart(self._dsn) if step.apart else Here(self._dsn))
+            case Leave():
+                if self._workers:
+                    await self._workers.pop(0).leave()
+            case Kill():
+                if self._workers:
+                    await self._workers.pop(0).kill()
+            case Faint():
+                await self._faint()
+            case KillMidway():
+                await self._kill_midway(step.commands)
+            case Cut():
+                await self._connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
+                    "and (application_name like 'headwater projection%' or application_name = 'headwater leases')"
+                )
+            case Poison():
+                POISON.add((step.view, step.kind, step.key))
+            case Heal():
+                POISON.clear()
+            case TryAgain():
+                event(f"dead letters tried again: {'some' if await self._letters() else 'none'}")
+                await deadletters.retry(self._connection, deadletters.Filter())
+            case Discard():
+                await self._discard(deadletters.Filter(step.view))
+            case _:
+                assert_never(step)
+
+    async def end(self) -> None:
+        """Everything is healed and tried again once; one new worker has the rest to do."""
+        await self._leave_all()
+        POISON.clear()
+        await self._start(Here(self._dsn))
+        await until(self._complete, SECONDS)
+        event(f"dead letters in the end: {'some' if await self._letters() else 'none'}")
+        await deadletters.retry(self._connection, deadletters.Filter())
+        await until(self._no_letters, SECONDS)
+
+    async def close(self) -> None:
+        """Nothing is left running, whatever became of it."""
+        for worker in [*self._workers, *self._fainted]:
+            await worker.kill()
+
+    async def _leave_all(self) -> None:
+        while self._workers:
+            await self._workers.pop().leave()
+
+    async def _discard(self, where: deadletters.Filter) -> None:
+        await self._leave_all()
+        discarded = await deadletters.discard(self._connection, where, everything=False)
+        event(f"dead letters discarded: {'some' if discarded else 'none'}")
+        assert await deadletters.discard(self._connection, where, everything=False) == 0
+        await self._start(Here(self._dsn))
+
+    async def _start(self, worker: Here | Apart) -> None:
+        if len(self._workers) < 2:
+            await worker.start()
+            self._workers.append(worker)
+
+    async def _send(self, commands: Sequence[Command], twice: bool) -> None:
+        asked = [(uuid4(), command) for command in commands]
+        self._sent += asked
+        await asyncio.gather(*(self._execute(*each) for each in asked for _ in range(2 if twice else 1)))
+
+    async def _execute(self, command_id: UUID, command: Command) -> None:
+        door, before = self._doors[next(self._turns)], self.accepted.get(command_id)
+        try:
+            accepted = await door.dispatcher.execute(command, command_id=command_id)
+        except Refused as refusal:
+            self.refusals.add(type(refusal).__name__)
+            accepted = None
+        if accepted is None:
+            assert before is None, f"{command!r} was accepted before"
+        else:
+            assert self.accepted.setdefault(command_id, accepted) == accepted, command
+
+    async def _faint(self) -> None:
+        for worker in self._workers:
+            if isinstance(worker, Here):
+                await worker.node.supervisor.stop("leases")
+                self._workers.remove(worker)
+                self._fainted.append(worker)
+                await self._start(Here(self._dsn))
+                await until(partial(self._has_nothing, worker.node.leases.worker_id), SECONDS)
+                break
+
+    async def _kill_midway(self, commands: Sequence[Command]) -> None:
+        holding = await asyncpg.connect(self._dsn)
+        try:
+            await holding.execute("begin; lock table read.account_1 in share mode")
+            if not self._workers:
+                await self._start(Here(self._dsn))
+            await self._send(commands, twice=False)
+            await until(self._writing_or_seen, SECONDS)
+            event(f"killed {'midway' if await self._writing() else 'at rest'}")
+            while self._workers:
+                await self._workers.pop(0).kill()
+        finally:
+            await holding.close()
+
+    # What is waited for
+
+    async def _reached(self, names: Sequence[str]) -> bool:
+        query = """
+            select count(*) from headwater.projections p, headwater.head h
+             where p.state = 'live' and p.name = any($1) and p.position = h.position
+        """
+        return bool(await self._connection.fetchval(query, names) == len(names))
+
+    async def _seen(self) -> bool:
+        """Whether the read models that nothing stops are at the end of the log, if anyone keeps them."""
+        return not self._workers or await self._reached(["User", "Account", "Owner"])
+
+    async def _complete(self) -> bool:
+        return await self._reached([view.name for view in VIEWS])
+
+    async def _writing(self) -> bool:
+        """Whether a worker stands in the transaction that writes accounts."""
+        query = """
+            select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+               and application_name = 'headwater projection Account'
+        """
+        return bool(await self._connection.fetchval(query))
+
+    async def _writing_or_seen(self) -> bool:
+        return await self._writing() or await self._seen()
+
+    async def _has_nothing(self, worker_id: UUID) -> bool:
+        query = "select not exists (select from headwater.projections where owner = $1)"
+        return bool(await self._connection.fetchval(query, worker_id))
+
+    async def _letters(self) -> int:
+        return int(await self._connection.fetchval("select count(*) from headwater.dead_letters"))
+
+    async def _no_letters(self) -> bool:
+        return not await self._letters()

@@ -1,0 +1,163 @@
+"""What may happen, and the histories that Hypothesis makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TypeAlias
+from uuid import UUID
+
+from hypothesis import strategies as st
+
+from bank.accounts.domain import (
+    AccountFrozen,
+    AccountOpened,
+    AccountUnfrozen,
+    CloseAccount,
+    Deposit,
+    FreezeAccount,
+    MoneyDeposited,
+    MoneyWithdrawn,
+    OpenAccount,
+    UnfreezeAccount,
+    Withdraw,
+)
+from bank.users.domain import ChangeEmail, EmailChanged, RegisterUser, UserRegistered
+from headwater import Command, Event
+
+USERS = [UUID(int=n) for n in (1, 2, 3)]
+ACCOUNTS = [UUID(int=n) for n in (11, 12, 13, 14)]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Commands, all at once. twice: each to both processes under one id. seen: before more happens."""
+
+    commands: Sequence[Command]
+    twice: bool = False
+    seen: bool = False
+
+
+@dataclass(frozen=True)
+class Again:
+    """A command of before once more, under its id; back: so many before the last."""
+
+    back: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """A worker. apart: as a process of its own, whose folds are never poisoned."""
+
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The oldest worker ends as it should."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The oldest worker dies and says nothing."""
+
+
+@dataclass(frozen=True)
+class Faint:
+    """The oldest worker's heart stops, so that its leases run out; its projectors go on as if they had them."""
+
+
+@dataclass(frozen=True)
+class KillMidway:
+    """All workers die when one has moved a checkpoint and has not committed."""
+
+    commands: Sequence[Command]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """All workers lose their connections to the database, and live."""
+
+
+@dataclass(frozen=True)
+class Poison:
+    """Folds of an event on a key fail from now on."""
+
+    view: str
+    kind: type[Event]
+    key: UUID
+
+
+@dataclass(frozen=True)
+class Heal:
+    """The bug is fixed."""
+
+
+@dataclass(frozen=True)
+class TryAgain:
+    """`headwater dead-letters retry`."""
+
+
+@dataclass(frozen=True)
+class Discard:
+    """`headwater dead-letters discard`, twice, while no worker is there."""
+
+    view: str
+
+
+Step: TypeAlias = Send | Again | Start | Leave | Kill | Faint | KillMidway | Cut | Poison | Heal | TryAgain | Discard
+
+user, account = st.sampled_from(USERS), st.sampled_from(ACCOUNTS)
+email = st.sampled_from(["a@bank.example", "A@bank.example", "b@bank.example", "c@bank.example"])
+amount = st.sampled_from([Decimal("0.01"), Decimal("5.00"), Decimal("19.99"), Decimal("100.00")])
+
+FIRST: list[Command] = [
+    *(RegisterUser(user_id=key, email=f"{key.int}@bank.example", name="Ada") for key in USERS[:2]),
+    *(OpenAccount(account_id=key, owner_id=USERS[0], currency="EUR") for key in ACCOUNTS[:3]),
+]
+PAID_IN: list[Command] = [Deposit(account_id=key, amount=Decimal("100.00")) for key in ACCOUNTS[:3]]
+FROZEN_AND_NOT: list[Command] = [kind(account_id=ACCOUNTS[0]) for kind in (FreezeAccount, UnfreezeAccount)]
+
+command: st.SearchStrategy[Command] = st.one_of(
+    st.builds(RegisterUser, user_id=user, email=email, name=st.just("Ada")),
+    st.builds(ChangeEmail, user_id=user, email=email),
+    st.builds(OpenAccount, account_id=account, owner_id=user, currency=st.just("EUR")),
+    *[st.builds(Deposit, account_id=account, amount=amount)] * 3,
+    *[st.builds(Withdraw, account_id=account, amount=amount)] * 2,
+    *(st.builds(kind, account_id=account) for kind in (FreezeAccount, UnfreezeAccount, UnfreezeAccount, CloseAccount)),
+)
+commands = st.lists(command, min_size=4, max_size=15)
+
+poison = st.one_of(
+    st.builds(Poison, st.just("User"), st.sampled_from([UserRegistered, EmailChanged]), user),
+    *[st.builds(Poison, st.just("Account"), st.sampled_from([MoneyDeposited, MoneyWithdrawn, AccountFrozen]), account)]
+    * 2,
+    st.builds(Poison, st.just("Movable"), st.sampled_from([AccountFrozen, AccountUnfrozen]), account),
+    st.builds(Poison, st.just("Owner"), st.just(AccountOpened), user),
+)
+step: st.SearchStrategy[Step] = st.one_of(
+    *[st.builds(Send, commands, st.booleans(), st.booleans())] * 4,
+    st.builds(Again, st.integers(0, 40)),
+    *[st.just(Start())] * 2,
+    st.just(Leave()),
+    st.just(Kill()),
+    st.just(Faint()),
+    st.builds(KillMidway, commands.map(lambda some: [*some, *PAID_IN])),
+    st.just(Cut()),
+    *[poison] * 2,
+    st.just(Heal()),
+    st.just(TryAgain()),
+    # Not of users: without the event that began it, the fold of a later one would fail for ever.
+    st.builds(Discard, st.sampled_from(["Account", "Owner"])),
+)
+at_first = st.one_of(
+    st.builds(Poison, st.just("User"), st.just(UserRegistered), st.sampled_from(USERS[:2])),
+    st.builds(Poison, st.just("Account"), st.just(MoneyDeposited), st.sampled_from(ACCOUNTS[:3])),
+    st.builds(Poison, st.sampled_from(["Account", "Movable"]), st.just(AccountFrozen), st.just(ACCOUNTS[0])),
+)
+histories = st.builds(
+    lambda bug, steps: [Start(), bug, Send(FIRST + PAID_IN + FROZEN_AND_NOT, seen=True), *steps],
+    at_first,
+    st.lists(step, min_size=6, max_size=14),
+)
