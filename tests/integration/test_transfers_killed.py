@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from decimal import Decimal
@@ -22,6 +21,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from tests.integration.folding import folded, logged, stored
+from tests.integration.money import money_is_right, nothing_twice
 from tests.waiting import until
 
 from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccount
@@ -34,37 +34,6 @@ from headwater.node import Node
 
 KILLS = 200
 
-EFFECTS = """
-    select data->>'transfer_id' as transfer_id, array_agg(type::text order by position) as types
-      from headwater.events
-     where type = any('{TransferRequested,TransferSent,TransferReceived,TransferReturned,TransferWithdrawn,
-                        TransferSettled,TransferCompleted,TransferRefused,TransferRefunded}')
-     group by 1
-"""
-WAYS = {
-    (
-        "TransferRequested",
-        "TransferSent",
-        "TransferWithdrawn",
-        "TransferReceived",
-        "TransferSettled",
-        "TransferCompleted",
-    ),
-    ("TransferRequested", "TransferSent", "TransferWithdrawn", "TransferReturned", "TransferRefunded"),
-    ("TransferRequested", "TransferRefused"),
-}
-BALANCES = """
-    select coalesce(sum(balance), 0) from (
-      select distinct on (stream_id) (data->>'balance')::numeric as balance
-        from headwater.events where category = 'account' and data->>'balance' is not null
-       order by stream_id, version desc
-    ) last
-"""
-ON_ITS_WAY = """
-    select coalesce(sum(case type when 'TransferSent' then 1 else -1 end * (data->>'amount')::numeric), 0)
-      from headwater.events where type in ('TransferSent', 'TransferReceived', 'TransferReturned')
-"""
-PAID_IN = "select coalesce(sum((data->>'amount')::numeric), 0) from headwater.events where type = 'MoneyDeposited'"
 OPEN = """
     select count(*) from headwater.events r
      where r.type = 'TransferRequested'
@@ -168,23 +137,6 @@ class Bank:
 async def all_over(connection: asyncpg.Connection) -> bool:
     """Whether every transfer is, and is shown to be."""
     return not await connection.fetchval(OPEN) and bool(await connection.fetchval(SHOWN))
-
-
-async def money_is_right(connection: asyncpg.Connection) -> None:
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        balances = await connection.fetchval(BALANCES)
-        on_its_way = await connection.fetchval(ON_ITS_WAY)
-        assert balances + on_its_way == await connection.fetchval(PAID_IN)
-
-
-async def nothing_twice(connection: asyncpg.Connection) -> Counter[str]:
-    """How many transfers ended how."""
-    ends: Counter[str] = Counter()
-    for row in await connection.fetch(EFFECTS):
-        assert tuple(row["types"]) in WAYS, (row["transfer_id"], row["types"])
-        ends[row["types"][-1]] += 1
-    assert await connection.fetchval(ON_ITS_WAY) == 0
-    return ends
 
 
 async def rows_are_the_fold(connection: asyncpg.Connection) -> None:
