@@ -1,8 +1,9 @@
-"""The whole: whatever is commanded, killed, poisoned and tried again, in the end rows are the fold of the log.
+"""The whole: whatever is commanded, killed, poisoned and tried again, in the end rows are the fold of the log, and no
+money is lost or doubled.
 
 Hypothesis makes the histories, each on a database of its own. Two processes take commands, up to two keep the read
-models. Most workers run here, so that their folds can be poisoned, and are killed by cutting their sockets and tasks;
-one is a real process, killed by SIGKILL.
+models and move the money. Most workers run here, so that their folds can be poisoned, and are killed by cutting their
+sockets and tasks; one is a real process, killed by SIGKILL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The app: the bank's read models, and one whose rows come and go; each may be poisoned."""
+"""The app: the bank, with two more read models, one of whose rows come and go. Each may be poisoned."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from uuid import UUID
 from bank.accounts.domain import AccountClosed, AccountFrozen, AccountOpened, AccountUnfrozen
 from bank.accounts.feature import accounts
 from bank.accounts.views import account_view
+from bank.transfers.feature import transfers
+from bank.transfers.views import transfer_view
 from bank.users.domain import UserRegistered
 from bank.users.feature import users
 from bank.users.views import user_view
@@ -64,7 +66,7 @@ def owner_of(event: UserRegistered | AccountOpened) -> UUID:
 
 movable_view = View(Movable, fold_movable)
 owner_view = View(Owner, fold_owner, route=owner_of)
-VIEWS: list[View[Any]] = [user_view, account_view, movable_view, owner_view]
+VIEWS: list[View[Any]] = [user_view, account_view, movable_view, owner_view, transfer_view]
 
 
 def poisonable(view: View[Any], on_failure: OnFailure) -> View[Any]:
@@ -91,6 +93,11 @@ app = App(
                 poisonable(owner_view, Park()),
             ],
             accounts.upcasters,
+        ),
+        Feature(
+            transfers.deciders,
+            [poisonable(transfer_view, Retry(times=1, first=0.02, then=Park()))],
+            sagas=transfers.sagas,
         ),
     ]
 )

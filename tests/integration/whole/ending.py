@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from decimal import Decimal
+from uuid import UUID
 
 import asyncpg
 from tests.integration.folding import folded, logged, stored
+from tests.integration.money import nothing_twice
 from tests.integration.whole.app import VIEWS, app
 from tests.integration.whole.history import History
 
 from bank.accounts.domain import MoneyDeposited, MoneyWithdrawn
+from bank.transfers.domain import TransferRequested
+from headwater.course import Record
 from headwater.database import Database
 from headwater.log import Log
 from headwater.verify import Verifier
@@ -60,10 +65,24 @@ async def require_whole(dsn: str, connection: asyncpg.Connection, history: Histo
     if not any(name == "Account" for name, _ in dropped):
         assert await connection.fetchval("select coalesce(sum(balance), 0) from read.account") == moved
 
-    # A command of the bank leaves one event, or none and is noted.
+    ends = await nothing_twice(connection)
+    requested = {each.data.transfer_id for each in log if isinstance(each.data, TransferRequested)}
+    assert ends.total() == len(requested)
+    sagas = await connection.fetch("select key, status, steps from headwater.sagas")
+    assert Counter((row["key"], row["status"]) for row in sagas) == Counter((key, "done") for key in requested)
+
+    # A command leaves one event, or none and is noted: a client's that was accepted, and a saga's that was. What a saga
+    # notes itself is one event, and has the id of the command of which it says that it was refused, or one of its own.
     noted = await connection.fetch("select command_id from headwater.commands")
     done = Counter([each.command_id for each in log] + [row["command_id"] for row in noted])
-    assert done == Counter(history.accepted.keys())
+    steps = [
+        UUID(step["commandId"])
+        for row in sagas
+        for step in json.loads(row["steps"])
+        if step["state"] in ("confirmed", "undone")
+    ]
+    records = [each.command_id for each in log if isinstance(each.data, Record)]
+    assert done == Counter([*history.accepted, *steps, *records])
 
     assert [each.position for each in log] == list(range(1, len(log) + 1))
     assert await connection.fetchval("select position from headwater.head") == len(log)

@@ -11,6 +11,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 from hypothesis import event
+from tests.integration.folding import at_rest
+from tests.integration.money import money_is_right
 from tests.integration.whole.app import POISON, VIEWS
 from tests.integration.whole.steps import (
     Again,
@@ -53,6 +55,10 @@ class History:
         self.refusals: set[str] = set()
 
     async def take(self, step: Step) -> None:
+        await self._take(step)
+        await money_is_right(self._connection)
+
+    async def _take(self, step: Step) -> None:
         match step:
             case Send():
                 await self._send(step.commands, step.twice)
@@ -68,6 +74,7 @@ class History:
                     await self._workers.pop(0).leave()
             case Kill():
                 if self._workers:
+                    event(f"killed with {'all over' if await at_rest(self._connection) else 'transfers on their way'}")
                     await self._workers.pop(0).kill()
             case Faint():
                 await self._faint()
@@ -76,7 +83,7 @@ class History:
             case Cut():
                 await self._connection.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
-                    "and (application_name like 'headwater projection%' or application_name = 'headwater leases')"
+                    "and application_name ~ '^headwater (projection|saga|leases)'"
                 )
             case Poison():
                 POISON.add((step.view, step.kind, step.key))
@@ -157,6 +164,7 @@ class History:
             await self._send(commands, twice=False)
             await until(self._writing_or_seen, SECONDS)
             event(f"killed {'midway' if await self._writing() else 'at rest'}")
+            event(f"killed with {'all over' if await at_rest(self._connection) else 'transfers on their way'}")
             while self._workers:
                 await self._workers.pop(0).kill()
         finally:
@@ -172,11 +180,14 @@ class History:
         return bool(await self._connection.fetchval(query, names) == len(names))
 
     async def _seen(self) -> bool:
-        """Whether the read models that nothing stops are at the end of the log, if anyone keeps them."""
-        return not self._workers or await self._reached(["User", "Account", "Owner"])
+        """Whether the read models that nothing stops are at the end of the log, if anyone keeps them, and all transfers
+        are over."""
+        if not self._workers:
+            return True
+        return await at_rest(self._connection) and await self._reached(["User", "Account", "Owner", "Transfer"])
 
     async def _complete(self) -> bool:
-        return await self._reached([view.name for view in VIEWS])
+        return await at_rest(self._connection) and await self._reached([view.name for view in VIEWS])
 
     async def _writing(self) -> bool:
         """Whether a worker stands in the transaction that writes accounts."""

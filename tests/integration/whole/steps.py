@@ -20,14 +20,18 @@ from bank.accounts.domain import (
     MoneyDeposited,
     MoneyWithdrawn,
     OpenAccount,
+    TransferReceived,
+    TransferSent,
     UnfreezeAccount,
     Withdraw,
 )
+from bank.transfers.domain import RequestTransfer, TransferCompleted, TransferRequested, TransferWithdrawn
 from bank.users.domain import ChangeEmail, EmailChanged, RegisterUser, UserRegistered
 from headwater import Command, Event
 
 USERS = [UUID(int=n) for n in (1, 2, 3)]
 ACCOUNTS = [UUID(int=n) for n in (11, 12, 13, 14)]
+TRANSFERS = [UUID(int=n) for n in range(21, 29)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Discard:
 
 Step: TypeAlias = Send | Again | Start | Leave | Kill | Faint | KillMidway | Cut | Poison | Heal | TryAgain | Discard
 
-user, account = st.sampled_from(USERS), st.sampled_from(ACCOUNTS)
+user, account, transfer = st.sampled_from(USERS), st.sampled_from(ACCOUNTS), st.sampled_from(TRANSFERS)
 email = st.sampled_from(["a@bank.example", "A@bank.example", "b@bank.example", "c@bank.example"])
 amount = st.sampled_from([Decimal("0.01"), Decimal("5.00"), Decimal("19.99"), Decimal("100.00")])
 
@@ -118,6 +122,11 @@ FIRST: list[Command] = [
 ]
 PAID_IN: list[Command] = [Deposit(account_id=key, amount=Decimal("100.00")) for key in ACCOUNTS[:3]]
 FROZEN_AND_NOT: list[Command] = [kind(account_id=ACCOUNTS[0]) for kind in (FreezeAccount, UnfreezeAccount)]
+MOVED: list[Command] = [
+    RequestTransfer(transfer_id=key, from_account_id=source, to_account_id=target, amount=Decimal("5.00"))
+    # The last one comes back: there is no such account at first.
+    for key, source, target in zip(TRANSFERS, ACCOUNTS[:3], [ACCOUNTS[1], ACCOUNTS[0], ACCOUNTS[3]], strict=False)
+]
 
 command: st.SearchStrategy[Command] = st.one_of(
     st.builds(RegisterUser, user_id=user, email=email, name=st.just("Ada")),
@@ -125,16 +134,26 @@ command: st.SearchStrategy[Command] = st.one_of(
     st.builds(OpenAccount, account_id=account, owner_id=user, currency=st.just("EUR")),
     *[st.builds(Deposit, account_id=account, amount=amount)] * 3,
     *[st.builds(Withdraw, account_id=account, amount=amount)] * 2,
+    *[st.builds(RequestTransfer, transfer_id=transfer, from_account_id=account, to_account_id=account, amount=amount)]
+    * 3,
     *(st.builds(kind, account_id=account) for kind in (FreezeAccount, UnfreezeAccount, UnfreezeAccount, CloseAccount)),
 )
 commands = st.lists(command, min_size=4, max_size=15)
 
 poison = st.one_of(
     st.builds(Poison, st.just("User"), st.sampled_from([UserRegistered, EmailChanged]), user),
-    *[st.builds(Poison, st.just("Account"), st.sampled_from([MoneyDeposited, MoneyWithdrawn, AccountFrozen]), account)]
-    * 2,
+    *[
+        st.builds(Poison, st.just("Account"), st.sampled_from(kinds), account)
+        for kinds in ([MoneyDeposited, MoneyWithdrawn, AccountFrozen], [TransferSent, TransferReceived])
+    ],
     st.builds(Poison, st.just("Movable"), st.sampled_from([AccountFrozen, AccountUnfrozen]), account),
     st.builds(Poison, st.just("Owner"), st.just(AccountOpened), user),
+    st.builds(
+        Poison,
+        st.just("Transfer"),
+        st.sampled_from([TransferRequested, TransferWithdrawn, TransferCompleted]),
+        st.sampled_from(TRANSFERS[:4]),
+    ),
 )
 step: st.SearchStrategy[Step] = st.one_of(
     *[st.builds(Send, commands, st.booleans(), st.booleans())] * 4,
@@ -148,16 +167,17 @@ step: st.SearchStrategy[Step] = st.one_of(
     *[poison] * 2,
     st.just(Heal()),
     st.just(TryAgain()),
-    # Not of users: without the event that began it, the fold of a later one would fail for ever.
+    # Not of users, nor of transfers: without the event that began it, the fold of a later one would fail for ever.
     st.builds(Discard, st.sampled_from(["Account", "Owner"])),
 )
 at_first = st.one_of(
     st.builds(Poison, st.just("User"), st.just(UserRegistered), st.sampled_from(USERS[:2])),
     st.builds(Poison, st.just("Account"), st.just(MoneyDeposited), st.sampled_from(ACCOUNTS[:3])),
     st.builds(Poison, st.sampled_from(["Account", "Movable"]), st.just(AccountFrozen), st.just(ACCOUNTS[0])),
+    st.builds(Poison, st.just("Transfer"), st.just(TransferWithdrawn), st.sampled_from(TRANSFERS[:2])),
 )
 histories = st.builds(
-    lambda bug, steps: [Start(), bug, Send(FIRST + PAID_IN + FROZEN_AND_NOT, seen=True), *steps],
+    lambda bug, steps: [Start(), bug, Send(FIRST + PAID_IN + FROZEN_AND_NOT, seen=True), Send(MOVED), *steps],
     at_first,
     st.lists(step, min_size=6, max_size=14),
 )

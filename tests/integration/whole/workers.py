@@ -42,6 +42,7 @@ class Here:
 
     async def kill(self) -> None:
         """Nothing is given back or rolled back: the sockets are gone first."""
+        self.node.database.pool.terminate()
         tasks: set[asyncio.Task[None]] = set(self.node.supervisor._tasks.values())
         while True:
             for connection in self._connections:
@@ -52,7 +53,6 @@ class Here:
             _, tasks = await asyncio.wait(tasks, timeout=0.05)
             if not tasks:
                 break
-        self.node.database.pool.terminate()
 
 
 class Apart:
