@@ -3,7 +3,7 @@ money is lost or doubled.
 
 Hypothesis makes the histories, each on a database of its own. Two processes take commands, up to two keep the read
 models and move the money. Most workers run here, so that their folds can be poisoned, and are killed by cutting their
-sockets and tasks; one is a real process, killed by SIGKILL.
+sockets and tasks; some are real processes, killed by SIGKILL.
 """
 
 from __future__ import annotations

@@ -68,14 +68,14 @@ class History:
                 if step.back < len(self._sent):
                     await self._execute(*self._sent[-1 - step.back])
             case Start():
-                await self._start(Apart(self._dsn) if step.apart else Here(self._dsn))
+                await self._start(Apart(self._dsn, self._connection) if step.apart else Here(self._dsn))
             case Leave():
                 if self._workers:
                     await self._workers.pop(0).leave()
             case Kill():
                 if self._workers:
                     event(f"killed with {'all over' if await at_rest(self._connection) else 'transfers on their way'}")
-                    await self._workers.pop(0).kill()
+                    await self._kill_oldest()
             case Faint():
                 await self._faint()
             case KillMidway():
@@ -128,6 +128,11 @@ class History:
             await worker.start()
             self._workers.append(worker)
 
+    async def _kill_oldest(self) -> None:
+        worker = self._workers.pop(0)
+        event(f"killed one {'apart' if isinstance(worker, Apart) else 'here'}")
+        await worker.kill()
+
     async def _send(self, commands: Sequence[Command], twice: bool) -> None:
         asked = [(uuid4(), command) for command in commands]
         self._sent += asked
@@ -166,7 +171,7 @@ class History:
             event(f"killed {'midway' if await self._writing() else 'at rest'}")
             event(f"killed with {'all over' if await at_rest(self._connection) else 'transfers on their way'}")
             while self._workers:
-                await self._workers.pop(0).kill()
+                await self._kill_oldest()
         finally:
             await holding.close()
 

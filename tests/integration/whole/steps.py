@@ -159,6 +159,7 @@ step: st.SearchStrategy[Step] = st.one_of(
     *[st.builds(Send, commands, st.booleans(), st.booleans())] * 4,
     st.builds(Again, st.integers(0, 40)),
     *[st.just(Start())] * 2,
+    st.just(Start(apart=True)),
     st.just(Leave()),
     st.just(Kill()),
     st.just(Faint()),

@@ -12,6 +12,7 @@ import asyncpg
 from msgspec.structs import replace
 from tests.commands import clean_environ
 from tests.integration.whole.app import app
+from tests.waiting import until
 
 from headwater.config import Settings
 from headwater.node import Node
@@ -58,18 +59,27 @@ class Here:
 class Apart:
     """A worker as a process of its own."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, connection: asyncpg.Connection) -> None:
+        self._connection = connection
         self._environ = clean_environ() | {
             "DATABASE_URL": dsn,
             "PYTHONPATH": os.pathsep.join(sys.path),
             "HEADWATER_POLL_SECONDS": str(QUICK.poll_seconds),
             "HEADWATER_LEASE_SECONDS": str(QUICK.lease_seconds),
             "HEADWATER_PROJECTION_BATCH": str(QUICK.projection_batch),
+            "HEADWATER_PROJECTION_CACHE": str(QUICK.projection_cache),
         }
 
     async def start(self) -> None:
+        """Until it is among the workers: one that is killed before has died of nothing."""
         arguments = ("-m", "headwater", "work", "--app", "app:app", "--port", "0")
         self._process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=HERE, env=self._environ)
+        await until(self._is_there)
+
+    async def _is_there(self) -> bool:
+        assert self._process.returncode is None, "it has ended by itself"
+        query = "select exists (select from headwater.workers where name like '%/' || $1)"
+        return bool(await self._connection.fetchval(query, str(self._process.pid)))
 
     async def leave(self) -> None:
         self._process.terminate()
