@@ -12,6 +12,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from functools import partial
 
 import asyncpg
@@ -21,9 +22,11 @@ from tests.integration.whole.ending import WATCH, require_whole
 from tests.integration.whole.history import SECONDS, History
 from tests.integration.whole.steps import (
     ACCOUNTS,
-    FIRST,
+    BEGUN,
     FROZEN_AND_NOT,
+    MOVED,
     PAID_IN,
+    TRANSFERS,
     USERS,
     Again,
     Cut,
@@ -33,6 +36,7 @@ from tests.integration.whole.steps import (
     Kill,
     KillMidway,
     Poison,
+    Rebuild,
     Send,
     Start,
     Step,
@@ -41,7 +45,8 @@ from tests.integration.whole.steps import (
 )
 from tests.integration.whole.workers import QUICK
 
-from bank.accounts.domain import AccountFrozen, AccountOpened, MoneyDeposited
+from bank.accounts.domain import AccountFrozen, AccountOpened, AccountUnfrozen, MoneyDeposited, Withdraw
+from bank.transfers.domain import TransferWithdrawn
 from bank.users.domain import ChangeEmail, UserRegistered
 from headwater.embedded import EmbeddedPostgres
 from headwater.node import Node
@@ -52,7 +57,7 @@ _names = itertools.count(1)
 @example(  # a worker of another process, killed in the middle of a transaction, and what it left is poisoned
     [
         Start(apart=True),
-        Send(FIRST + PAID_IN, seen=True),
+        *BEGUN,
         KillMidway(PAID_IN * 3),
         Poison("Account", MoneyDeposited, ACCOUNTS[0]),
         Start(),
@@ -69,7 +74,7 @@ _names = itertools.count(1)
         Poison("User", UserRegistered, USERS[1]),
         Poison("Account", MoneyDeposited, ACCOUNTS[1]),
         Poison("Owner", AccountOpened, USERS[0]),
-        Send(FIRST + PAID_IN + FROZEN_AND_NOT, seen=True),
+        *BEGUN,
         Send([ChangeEmail(user_id=key, email="a@bank.example") for key in USERS] * 2, twice=True, seen=True),
         Cut(),
         Faint(),
@@ -82,6 +87,31 @@ _names = itertools.count(1)
         TryAgain(),
         Send(PAID_IN * 3, seen=True),
         Again(0),
+    ]
+)
+@example(  # rows are made again while keys are parked and workers die, one of them in a swap
+    [
+        Start(),
+        Poison("Account", MoneyDeposited, ACCOUNTS[0]),
+        Poison("Transfer", TransferWithdrawn, TRANSFERS[0]),
+        Poison("Movable", AccountUnfrozen, ACCOUNTS[0]),
+        *BEGUN,
+        Send(MOVED),
+        *map(Rebuild, ["Account", "Transfer", "Owner"]),
+        Kill(),
+        Rebuild("Account"),
+        KillMidway(PAID_IN * 3),
+        Send([Withdraw(account_id=ACCOUNTS[0], amount=Decimal("0.01"))]),
+        Discard("Account"),
+        Send(PAID_IN, seen=True),
+        *map(Rebuild, ["Account", "User", "Movable"]),
+        Start(apart=True),
+        Cut(),
+        Send(PAID_IN, seen=True),
+        Rebuild("Account"),
+        Faint(),
+        Discard("Account"),
+        Kill(),
     ]
 )
 @given(histories)

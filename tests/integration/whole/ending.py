@@ -8,6 +8,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import asyncpg
+from hypothesis import event
 from tests.integration.folding import folded, logged, stored
 from tests.integration.money import nothing_twice
 from tests.integration.whole.app import VIEWS, app
@@ -21,35 +22,58 @@ from headwater.log import Log
 from headwater.verify import Verifier
 
 WATCH = """
-create table twice (name text, before bigint, after bigint);
+create table twice (name text, generation int, before bigint, after bigint);
 create function note() returns trigger language plpgsql as $$ begin
-  insert into twice values (new.name, old.position, new.position);
+  insert into twice values (new.name, new.generation, old.position, new.position);
   return null;
 end $$;
 create trigger note after update of position on headwater.projections
   for each row when (new.position <= old.position) execute function note();
 
-create table dropped (name text, key uuid, position bigint);
+create table dropped (name text, generation int, key uuid, position bigint);
 create function note_dropped() returns trigger language plpgsql as $$ begin
-  insert into dropped values (new.projection, new.key, new.position);
+  insert into dropped values (new.projection, new.generation, new.key, new.position);
   return null;
 end $$;
 create trigger note_dropped after update of discarded on headwater.dead_letters
   for each row when (new.discarded and not old.discarded) execute function note_dropped();
 """
 """Notes what is committed twice: rows alone would not tell, since the same fold makes the same rows. And what is
-discarded, which rows are the fold of the log without."""
+discarded, which the rows of that generation are the fold of the log without; the next one folds it again."""
+
+
+LIVE = "select name, generation from headwater.projections where state = 'live'"
+GENERATIONS = """
+    select name, generation, state, live_since is not null as swapped, failure
+      from headwater.projections where table_name <> '' and generation > 1
+"""
 
 
 async def require_whole(dsn: str, connection: asyncpg.Connection, history: History) -> None:
     log = await logged(connection, app.domain.codec)
     assert [tuple(row) for row in await connection.fetch("select * from twice")] == []
-    dropped = {(name, at): key for name, key, at in await connection.fetch("select * from dropped")}
+    live = {row["name"]: row["generation"] for row in await connection.fetch(LIVE)}
+    dropped = {
+        (name, at): key
+        for name, generation, key, at in await connection.fetch("select * from dropped")
+        if generation == live[name]
+    }
     for view in VIEWS:
         rows = await stored(connection, view)
         assert rows == folded(view, [each for each in log if (view.name, each.position) not in dropped]), view.name
-        query = "select key from headwater.tombstones where projection = $1"
-        assert rows.keys().isdisjoint({key for (key,) in await connection.fetch(query, view.name)}), view.name
+        query = "select key from headwater.tombstones where projection = $1 and generation = $2"
+        buried = await connection.fetch(query, view.name, live[view.name])
+        assert rows.keys().isdisjoint({key for (key,) in buried}), view.name
+
+    generations = await connection.fetch(GENERATIONS)
+    assert {(row["name"], row["generation"]) for row in generations} == history.asked
+    for row in generations:
+        # Each took the place of the one before, but those whose fold failed where that is to stop, or in the sample.
+        assert row["swapped"] != ("a bug in the fold" in (row["failure"] or "")), row
+        assert row["failure"] is None or row["name"] in history.poisoned, row
+        event(f"generations: {'built' if row['swapped'] else 'failed'}")
+    assert live == {name: max((made for each, made in history.asked if each == name), default=1) for name in live}
+    assert await connection.fetchval("select count(*) from headwater.projections where state = 'building'") == 0
 
     async with Database(dsn, pool_size=2) as database:
         for view in VIEWS:

@@ -13,7 +13,7 @@ import asyncpg
 from hypothesis import event
 from tests.integration.folding import at_rest
 from tests.integration.money import money_is_right
-from tests.integration.whole.app import POISON, VIEWS
+from tests.integration.whole.app import POISON, VIEWS, app
 from tests.integration.whole.steps import (
     Again,
     Cut,
@@ -24,6 +24,7 @@ from tests.integration.whole.steps import (
     KillMidway,
     Leave,
     Poison,
+    Rebuild,
     Send,
     Start,
     Step,
@@ -35,6 +36,7 @@ from tests.waiting import until
 from headwater import Command, Refused, deadletters
 from headwater.dispatch import Accepted
 from headwater.node import Node
+from headwater.tables import prepare, rebuild
 
 SECONDS = 20.0
 """Until something that must happen is given up."""
@@ -51,8 +53,10 @@ class History:
         self._fainted: list[Here] = []
         self._sent: list[tuple[UUID, Command]] = []
         self._turns = itertools.cycle(range(len(doors)))
+        self.poisoned: set[str] = set()
         self.accepted: dict[UUID, Accepted] = {}
         self.refusals: set[str] = set()
+        self.asked: set[tuple[str, int]] = set()
 
     async def take(self, step: Step) -> None:
         await self._take(step)
@@ -83,10 +87,11 @@ class History:
             case Cut():
                 await self._connection.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
-                    "and application_name ~ '^headwater (projection|saga|leases)'"
+                    "and application_name ~ '^headwater (projection|building|saga|leases)'"
                 )
             case Poison():
                 POISON.add((step.view, step.kind, step.key))
+                self.poisoned.add(step.view)
             case Heal():
                 POISON.clear()
             case TryAgain():
@@ -94,6 +99,8 @@ class History:
                 await deadletters.retry(self._connection, deadletters.Filter())
             case Discard():
                 await self._discard(deadletters.Filter(step.view))
+            case Rebuild():
+                await self._rebuild(step.view)
             case _:
                 assert_never(step)
 
@@ -101,6 +108,8 @@ class History:
         """Everything is healed and tried again once; one new worker has the rest to do."""
         await self._leave_all()
         POISON.clear()
+        for view in await self._failed():
+            await self._rebuild(view)
         await self._start(Here(self._dsn))
         await until(self._complete, SECONDS)
         event(f"dead letters in the end: {'some' if await self._letters() else 'none'}")
@@ -122,6 +131,12 @@ class History:
         event(f"dead letters discarded: {'some' if discarded else 'none'}")
         assert await deadletters.discard(self._connection, where, everything=False) == 0
         await self._start(Here(self._dsn))
+
+    async def _rebuild(self, name: str) -> None:
+        view = app.domain.view_named(name)
+        await prepare(self._connection, view)
+        standing = await rebuild(self._connection, view)
+        self.asked.add((name, standing.generation))
 
     async def _start(self, worker: Here | Apart) -> None:
         if len(self._workers) < 2:
@@ -163,12 +178,13 @@ class History:
     async def _kill_midway(self, commands: Sequence[Command]) -> None:
         holding = await asyncpg.connect(self._dsn)
         try:
-            await holding.execute("begin; lock table read.account_1 in share mode")
+            await holding.execute("begin; lock table read.account in share mode")
             if not self._workers:
                 await self._start(Here(self._dsn))
             await self._send(commands, twice=False)
-            await until(self._writing_or_seen, SECONDS)
-            event(f"killed {'midway' if await self._writing() else 'at rest'}")
+            await until(self._midway, SECONDS)
+            event(f"killed {'midway' if await self._held_up('projection') else 'at rest'}")
+            event(f"killed {'in a swap' if await self._held_up('building') else 'in no swap'}")
             event(f"killed with {'all over' if await at_rest(self._connection) else 'transfers on their way'}")
             while self._workers:
                 await self._kill_oldest()
@@ -192,25 +208,49 @@ class History:
         return await at_rest(self._connection) and await self._reached(["User", "Account", "Owner", "Transfer"])
 
     async def _complete(self) -> bool:
-        return await at_rest(self._connection) and await self._reached([view.name for view in VIEWS])
+        query = "select not exists (select from headwater.projections where state = 'building')"
+        return (
+            bool(await self._connection.fetchval(query))
+            and await at_rest(self._connection)
+            and await self._reached([view.name for view in VIEWS])
+        )
 
-    async def _writing(self) -> bool:
-        """Whether a worker stands in the transaction that writes accounts."""
+    async def _failed(self) -> list[str]:
+        """The read models of which a build has failed, so that nobody goes on with it."""
+        query = "select name from headwater.projections where state = 'building' and failure is not null"
+        return [row["name"] for row in await self._connection.fetch(query)]
+
+    async def _midway(self) -> bool:
+        """Whether who keeps accounts stands in a transaction, or has none to write; and who builds them, in a swap."""
         query = """
-            select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
-               and application_name = 'headwater projection Account'
+            select count(*) from headwater.projections
+             where name = 'Account' and state = 'building' and failure is null
         """
-        return bool(await self._connection.fetchval(query))
+        if await self._held_up("building") < await self._connection.fetchval(query):
+            return False
+        return await self._held_up("projection") > 0 or await self._seen()
 
-    async def _writing_or_seen(self) -> bool:
-        return await self._writing() or await self._seen()
+    async def _held_up(self, at: str) -> int:
+        """How many of those that write accounts wait for another's transaction to end."""
+        query = """
+            select count(*) from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock'
+               and application_name like 'headwater ' || $1 || ' Account%'
+        """
+        return int(await self._connection.fetchval(query, at))
 
     async def _has_nothing(self, worker_id: UUID) -> bool:
         query = "select not exists (select from headwater.projections where owner = $1)"
         return bool(await self._connection.fetchval(query, worker_id))
 
     async def _letters(self) -> int:
-        return int(await self._connection.fetchval("select count(*) from headwater.dead_letters"))
+        """Of what is kept, or built; those of a generation that is retired go with its table."""
+        query = """
+            select count(*) from headwater.dead_letters d
+              join headwater.projections p on p.name = d.projection and p.generation = d.generation
+             where p.state <> 'retired'
+        """
+        return int(await self._connection.fetchval(query))
 
     async def _no_letters(self) -> bool:
         return not await self._letters()

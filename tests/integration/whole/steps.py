@@ -74,7 +74,7 @@ class Faint:
 
 @dataclass(frozen=True)
 class KillMidway:
-    """All workers die when one has moved a checkpoint and has not committed."""
+    """All workers die when one has moved a checkpoint and has not committed, nor the swap of what it builds."""
 
     commands: Sequence[Command]
 
@@ -110,7 +110,16 @@ class Discard:
     view: str
 
 
-Step: TypeAlias = Send | Again | Start | Leave | Kill | Faint | KillMidway | Cut | Poison | Heal | TryAgain | Discard
+@dataclass(frozen=True)
+class Rebuild:
+    """`headwater rebuild`, ended as soon as it was begun: the workers go on with it, or nobody, if there are none."""
+
+    view: str
+
+
+Step: TypeAlias = (
+    Send | Again | Start | Leave | Kill | Faint | KillMidway | Cut | Poison | Heal | TryAgain | Discard | Rebuild
+)
 
 user, account, transfer = st.sampled_from(USERS), st.sampled_from(ACCOUNTS), st.sampled_from(TRANSFERS)
 email = st.sampled_from(["a@bank.example", "A@bank.example", "b@bank.example", "c@bank.example"])
@@ -122,6 +131,9 @@ FIRST: list[Command] = [
 ]
 PAID_IN: list[Command] = [Deposit(account_id=key, amount=Decimal("100.00")) for key in ACCOUNTS[:3]]
 FROZEN_AND_NOT: list[Command] = [kind(account_id=ACCOUNTS[0]) for kind in (FreezeAccount, UnfreezeAccount)]
+BEGUN: list[Step] = [Send(FIRST), Send(PAID_IN), Send(FROZEN_AND_NOT[:1]), Send(FROZEN_AND_NOT[1:], seen=True)]
+"""One after another: what is sent at once to two processes may be decided in any order, and refused."""
+
 MOVED: list[Command] = [
     RequestTransfer(transfer_id=key, from_account_id=source, to_account_id=target, amount=Decimal("5.00"))
     # The last one comes back: there is no such account at first.
@@ -170,6 +182,7 @@ step: st.SearchStrategy[Step] = st.one_of(
     st.just(TryAgain()),
     # Not of users, nor of transfers: without the event that began it, the fold of a later one would fail for ever.
     st.builds(Discard, st.sampled_from(["Account", "Owner"])),
+    *[st.builds(Rebuild, st.sampled_from(["User", "Account", "Movable", "Owner", "Transfer"]))] * 2,
 )
 at_first = st.one_of(
     st.builds(Poison, st.just("User"), st.just(UserRegistered), st.sampled_from(USERS[:2])),
@@ -178,7 +191,7 @@ at_first = st.one_of(
     st.builds(Poison, st.just("Transfer"), st.just(TransferWithdrawn), st.sampled_from(TRANSFERS[:2])),
 )
 histories = st.builds(
-    lambda bug, steps: [Start(), bug, Send(FIRST + PAID_IN + FROZEN_AND_NOT, seen=True), Send(MOVED), *steps],
+    lambda bug, steps: [Start(), bug, *BEGUN, Send(MOVED), *steps],
     at_first,
     st.lists(step, min_size=6, max_size=14),
 )
