@@ -21,6 +21,7 @@ from tests.integration.whole.steps import (
     Faint,
     Heal,
     Kill,
+    KillIssuing,
     KillMidway,
     Leave,
     Poison,
@@ -40,6 +41,17 @@ from headwater.tables import prepare, rebuild
 
 SECONDS = 20.0
 """Until something that must happen is given up."""
+
+GATE = """
+create function pass() returns trigger language plpgsql as $$ begin
+  perform pg_advisory_xact_lock_shared(1);
+  return new;
+end $$;
+create trigger pass before insert on headwater.events
+  for each row when (new.type in ('TransferReceived', 'TransferReturned')) execute function pass();
+"""
+"""Money arrives, and comes back, through a gate. Shut, it stays so for as long as its connection is there."""
+SHUT = "select pg_advisory_lock(1)"
 
 
 class History:
@@ -84,6 +96,8 @@ class History:
                 await self._faint()
             case KillMidway():
                 await self._kill_midway(step.commands)
+            case KillIssuing():
+                await self._kill_issuing(step.transfer)
             case Cut():
                 await self._connection.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
@@ -191,6 +205,21 @@ class History:
         finally:
             await holding.close()
 
+    async def _kill_issuing(self, transfer: Command) -> None:
+        holding = await asyncpg.connect(self._dsn)
+        try:
+            if not self._workers:
+                await self._start(Here(self._dsn))
+            await until(self._seen, SECONDS)  # or other transfers' steps would wait behind it, and the checkpoint, too
+            await holding.execute(SHUT)
+            await self._send([transfer], twice=False)
+            await until(self._issuing_or_seen, SECONDS)
+            event(f"killed {'issuing' if await self._issuing() else 'issuing nothing'}")
+            while self._workers:
+                await self._kill_oldest()
+        finally:
+            await holding.close()
+
     # What is waited for
 
     async def _reached(self, names: Sequence[str]) -> bool:
@@ -238,6 +267,18 @@ class History:
                and application_name like 'headwater ' || $1 || ' Account%'
         """
         return int(await self._connection.fetchval(query, at))
+
+    async def _issuing(self) -> bool:
+        """Whether a step that moves money stands before the log, and what it follows from is behind the checkpoint."""
+        query = """
+            select p.position = h.position and exists (
+                     select from pg_stat_activity where datname = current_database() and wait_event = 'advisory')
+              from headwater.projections p, headwater.head h where p.name = 'saga Transfer'
+        """
+        return bool(await self._connection.fetchval(query))
+
+    async def _issuing_or_seen(self) -> bool:
+        return await self._issuing() or await self._seen()
 
     async def _has_nothing(self, worker_id: UUID) -> bool:
         query = "select not exists (select from headwater.projections where owner = $1)"

@@ -80,6 +80,14 @@ class KillMidway:
 
 
 @dataclass(frozen=True)
+class KillIssuing:
+    """All workers die when the money of a transfer is about to arrive, or to come back, and nobody knows whether it
+    does."""
+
+    transfer: Command
+
+
+@dataclass(frozen=True)
 class Cut:
     """All workers lose their connections to the database, and live."""
 
@@ -118,7 +126,20 @@ class Rebuild:
 
 
 Step: TypeAlias = (
-    Send | Again | Start | Leave | Kill | Faint | KillMidway | Cut | Poison | Heal | TryAgain | Discard | Rebuild
+    Send
+    | Again
+    | Start
+    | Leave
+    | Kill
+    | Faint
+    | KillMidway
+    | KillIssuing
+    | Cut
+    | Poison
+    | Heal
+    | TryAgain
+    | Discard
+    | Rebuild
 )
 
 user, account, transfer = st.sampled_from(USERS), st.sampled_from(ACCOUNTS), st.sampled_from(TRANSFERS)
@@ -140,14 +161,16 @@ MOVED: list[Command] = [
     for key, source, target in zip(TRANSFERS, ACCOUNTS[:3], [ACCOUNTS[1], ACCOUNTS[0], ACCOUNTS[3]], strict=False)
 ]
 
+request = st.builds(
+    RequestTransfer, transfer_id=transfer, from_account_id=account, to_account_id=account, amount=amount
+)
 command: st.SearchStrategy[Command] = st.one_of(
     st.builds(RegisterUser, user_id=user, email=email, name=st.just("Ada")),
     st.builds(ChangeEmail, user_id=user, email=email),
     st.builds(OpenAccount, account_id=account, owner_id=user, currency=st.just("EUR")),
     *[st.builds(Deposit, account_id=account, amount=amount)] * 3,
     *[st.builds(Withdraw, account_id=account, amount=amount)] * 2,
-    *[st.builds(RequestTransfer, transfer_id=transfer, from_account_id=account, to_account_id=account, amount=amount)]
-    * 3,
+    *[request] * 3,
     *(st.builds(kind, account_id=account) for kind in (FreezeAccount, UnfreezeAccount, UnfreezeAccount, CloseAccount)),
 )
 commands = st.lists(command, min_size=4, max_size=15)
@@ -176,6 +199,7 @@ step: st.SearchStrategy[Step] = st.one_of(
     st.just(Kill()),
     st.just(Faint()),
     st.builds(KillMidway, commands.map(lambda some: [*some, *PAID_IN])),
+    st.builds(KillIssuing, request),
     st.just(Cut()),
     *[poison] * 2,
     st.just(Heal()),
