@@ -1,18 +1,25 @@
-"""Connections: each notices when the other side has gone without a word."""
+"""Connections: each notices when the other side has gone without a word, and is closed by who opened it."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import pytest
 
+from bank.accounts.views import account_view
+from bank.main import app as bank
 from headwater.database import SILENCE, Database
+from headwater.log import Log
+from headwater.rebuild import Rebuild
+from headwater.tables import Standing
+from headwater.verify import Verifier
 
 
 @pytest.fixture
@@ -67,3 +74,40 @@ def options_of(connection: Any) -> dict[str, int]:
     return {"SO_KEEPALIVE": alive} | {
         name: endpoint.getsockopt(socket.IPPROTO_TCP, option) for name, option in there.items()
     }
+
+
+class Halfway(Database):
+    """Gives one connection. The next one takes for ever."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn, pool_size=1)
+        self.given: list[asyncpg.Connection] = []
+        self.asked_again = asyncio.Event()
+
+    async def connect(self, name: str, **options: Any) -> asyncpg.Connection:
+        if self.given:
+            self.asked_again.set()
+            await asyncio.Event().wait()
+        self.given.append(await super().connect(name, **options))
+        return self.given[-1]
+
+
+async def build(database: Database, log: Log) -> None:
+    await Rebuild(database, log, account_view).build(Standing(2, "account_2", 0, 0, ""))
+
+
+async def verify(database: Database, log: Log) -> None:
+    await Verifier(log, account_view).live(database, None)
+
+
+@pytest.mark.parametrize("work", [build, verify])
+async def test_what_ends_between_its_two_connections_leaves_none(
+    dsn: str, work: Callable[[Database, Log], Coroutine[Any, Any, None]]
+) -> None:
+    database = Halfway(dsn)
+    async with database:
+        working = asyncio.create_task(work(database, Log(database.pool, bank.domain.codec)))
+        await database.asked_again.wait()
+        working.cancel()
+        await asyncio.wait([working])
+        assert [connection.is_closed() for connection in database.given] == [True]
