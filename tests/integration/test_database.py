@@ -1,22 +1,29 @@
-"""Connections: each notices when the other side has gone without a word, and can be had through PgBouncer."""
+"""Connections: each notices when the other side has gone without a word, is closed by who opened it, and can be had
+through PgBouncer."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import pytest
 from tests.integration.proxy import Proxy
 from tests.waiting import until
 
+from bank.accounts.views import account_view
 from bank.main import app as bank
 from headwater.database import LOST, SILENCE, Database
+from headwater.log import Log
 from headwater.migrate import migrate, prepare_views
+from headwater.rebuild import Rebuild
+from headwater.tables import Standing
+from headwater.verify import Verifier
 
 
 @pytest.fixture
@@ -115,3 +122,40 @@ async def test_a_network_that_falls_silent_while_a_connection_is_set_up_holds_up
         assert done == {waiting}
         assert waiting.cancelled() if ended == "given up" else isinstance(waiting.exception(), LOST)
         proxy.silent_from, proxy.silent = None, False
+
+
+class Halfway(Database):
+    """Gives one connection. The next one takes for ever."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn, pool_size=1)
+        self.given: list[asyncpg.Connection] = []
+        self.asked_again = asyncio.Event()
+
+    async def connect(self, name: str, **options: Any) -> asyncpg.Connection:
+        if self.given:
+            self.asked_again.set()
+            await asyncio.Event().wait()
+        self.given.append(await super().connect(name, **options))
+        return self.given[-1]
+
+
+async def build(database: Database, log: Log) -> None:
+    await Rebuild(database, log, account_view).build(Standing(2, "account_2", 0, 0, ""))
+
+
+async def verify(database: Database, log: Log) -> None:
+    await Verifier(log, account_view).live(database, None)
+
+
+@pytest.mark.parametrize("work", [build, verify])
+async def test_what_ends_between_its_two_connections_leaves_none(
+    dsn: str, work: Callable[[Database, Log], Coroutine[Any, Any, None]]
+) -> None:
+    database = Halfway(dsn)
+    async with database:
+        working = asyncio.create_task(work(database, Log(database.pool, bank.domain.codec)))
+        await database.asked_again.wait()
+        working.cancel()
+        await asyncio.wait([working])
+        assert [connection.is_closed() for connection in database.given] == [True]

@@ -1,7 +1,7 @@
 """Money moves though workers die: killed at every step, killed and stopped at random under load.
 
 At every moment the balances, and what is on its way, are what was paid in; at the end every transfer is over, one way
-or the other, and nothing was done twice.
+or the other, nothing was done twice, and the rows that show it are the fold of the log.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from decimal import Decimal
@@ -21,51 +20,28 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from tests.integration.folding import folded, logged, stored
+from tests.integration.money import money_is_right, nothing_twice
 from tests.waiting import until
 
 from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccount
+from bank.main import app
 from bank.transfers.domain import RequestTransfer
+from bank.transfers.views import transfer_view
 from headwater.follower import register
 from headwater.ids import new_id
 from headwater.node import Node
 
 KILLS = 200
 
-EFFECTS = """
-    select data->>'transfer_id' as transfer_id, array_agg(type::text order by position) as types
-      from headwater.events
-     where type = any('{TransferRequested,TransferSent,TransferReceived,TransferReturned,TransferWithdrawn,
-                        TransferSettled,TransferCompleted,TransferRefused,TransferRefunded}')
-     group by 1
-"""
-WAYS = {
-    (
-        "TransferRequested",
-        "TransferSent",
-        "TransferWithdrawn",
-        "TransferReceived",
-        "TransferSettled",
-        "TransferCompleted",
-    ),
-    ("TransferRequested", "TransferSent", "TransferWithdrawn", "TransferReturned", "TransferRefunded"),
-    ("TransferRequested", "TransferRefused"),
-}
-BALANCES = """
-    select coalesce(sum(balance), 0) from (
-      select distinct on (stream_id) (data->>'balance')::numeric as balance
-        from headwater.events where category = 'account' and data->>'balance' is not null
-       order by stream_id, version desc
-    ) last
-"""
-ON_ITS_WAY = """
-    select coalesce(sum(case type when 'TransferSent' then 1 else -1 end * (data->>'amount')::numeric), 0)
-      from headwater.events where type in ('TransferSent', 'TransferReceived', 'TransferReturned')
-"""
-PAID_IN = "select coalesce(sum((data->>'amount')::numeric), 0) from headwater.events where type = 'MoneyDeposited'"
 OPEN = """
     select count(*) from headwater.events r
      where r.type = 'TransferRequested'
        and not exists (select from headwater.sagas s where s.key = r.stream_id and s.status = 'done')
+"""
+SHOWN = """
+    select p.position = h.position from headwater.projections p, headwater.head h
+     where p.name = 'Transfer' and p.state = 'live'
 """
 
 
@@ -159,24 +135,13 @@ class Bank:
 
 
 async def all_over(connection: asyncpg.Connection) -> bool:
-    return not await connection.fetchval(OPEN)
+    """Whether every transfer is, and is shown to be."""
+    return not await connection.fetchval(OPEN) and bool(await connection.fetchval(SHOWN))
 
 
-async def money_is_right(connection: asyncpg.Connection) -> None:
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        balances = await connection.fetchval(BALANCES)
-        on_its_way = await connection.fetchval(ON_ITS_WAY)
-        assert balances + on_its_way == await connection.fetchval(PAID_IN)
-
-
-async def nothing_twice(connection: asyncpg.Connection) -> Counter[str]:
-    """How many transfers ended how."""
-    ends: Counter[str] = Counter()
-    for row in await connection.fetch(EFFECTS):
-        assert tuple(row["types"]) in WAYS, (row["transfer_id"], row["types"])
-        ends[row["types"][-1]] += 1
-    assert await connection.fetchval(ON_ITS_WAY) == 0
-    return ends
+async def rows_are_the_fold(connection: asyncpg.Connection) -> None:
+    log = await logged(connection, app.domain.codec)
+    assert await stored(connection, transfer_view) == folded(transfer_view, log)
 
 
 async def is_gone(pid: int) -> bool:
@@ -219,6 +184,7 @@ async def test_a_worker_is_killed_at_every_step(
         if not died:
             break
     ends = await nothing_twice(connection)
+    await rows_are_the_fold(connection)
     # How many commits a transfer takes is a matter of how its events fall together.
     assert deaths >= (2 if where == "commit" else 9), deaths
     assert ends == {"TransferRefunded" if refunded else "TransferCompleted": deaths + 1}
@@ -260,6 +226,7 @@ async def test_workers_are_killed_and_stopped_at_random_under_load(
     send(heir, signal.SIGKILL)
     await money_is_right(connection)
     ends = await nothing_twice(connection)
+    await rows_are_the_fold(connection)
     assert all(ends[each] > 20 for each in ("TransferCompleted", "TransferRefused", "TransferRefunded")), ends
 
 

@@ -1,8 +1,9 @@
-"""What older code wrote, read by everything that reads: decisions, read models, and the reader of the log."""
+"""What older code wrote, read by everything that reads: decisions, read models, sagas, and the reader of the log."""
 # Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
 
 import json
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -10,12 +11,15 @@ from uuid import UUID
 import asyncpg
 import pytest
 from msgspec.structs import replace
-from tests.waiting import reached
+from tests.integration.folding import at_rest
+from tests.waiting import reached, until
 
 from bank.accounts.domain import InsufficientFunds, Withdraw
-from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, Upcaster, View
+from headwater import After, App, Command, Decider, Do, Event, Feature, ReadModel, Recorded, Saga, Upcaster, View
+from headwater.clock import VirtualClock
+from headwater.config import Settings
 from headwater.errors import LogError
-from headwater.ids import new_id
+from headwater.ids import derived_id, new_id
 from headwater.log import Append, append
 from headwater.migrate import prepare_views
 from headwater.node import Node
@@ -24,12 +28,17 @@ Start = Callable[..., Coroutine[Any, Any, Node]]
 
 
 async def write(
-    connection: asyncpg.Connection, category: str, key: str, *events: tuple[str, int, dict[str, str]]
+    connection: asyncpg.Connection,
+    category: str,
+    key: str,
+    *events: tuple[str, int, dict[str, str]],
+    behind: tuple[UUID, int] | None = None,
 ) -> UUID:
-    """A stream as older code has stored it: (type, version, fields without the key) each."""
-    stream_id, command_id = new_id(), new_id()
-    stored = [(name, version, json.dumps({key: str(stream_id), **fields})) for name, version, fields in events]
-    await append(connection, [Append(command_id, stream_id, category, 0, stored, command_id)])
+    """A stream as older code has stored it: (type, version, fields without the key) each. behind: a stream that goes on
+    so, and how many events it has; left out, it is a new one."""
+    (stream_id, version), command_id = behind or (new_id(), 0), new_id()
+    stored = [(name, shape, json.dumps({key: str(stream_id), **fields})) for name, shape, fields in events]
+    await append(connection, [Append(command_id, stream_id, category, version, stored, command_id)])
     return stream_id
 
 
@@ -146,6 +155,107 @@ async def test_every_reader_sees_only_what_events_are_today(
     assert last == Opened(door_id=door_id, by="Ada, Grace, nobody")
     read = await node.log.read(0, 5, types=app.domain.codec.stored_names([Shut]))
     assert [type(event.data) for event in read] == [Shut, Opened]
+
+
+# ---------------------------------------------------------------------------------------------------------------- sagas
+
+
+class Note(Command):
+    """Write a line into a door's book."""
+
+    book_id: UUID
+    line: str
+
+
+class Noted(Event):
+    book_id: UUID
+    line: str
+
+
+class Closing(Event, version=2):
+    """A saga's own message."""
+
+    door_id: UUID
+    by: str
+
+
+class ClosingBefore(Event, name="Closing"):
+    """The same, as it was once."""
+
+    door_id: UUID
+
+
+def decide_note(command: Note, state: None) -> list[Noted]:
+    return [Noted(book_id=command.book_id, line=command.line)]
+
+
+def evolve_note(state: None, event: Noted) -> None:
+    return None
+
+
+CLOSING = Upcaster("Closing", from_version=1, defaults={"by": "nobody"})
+
+
+def note(event: Opened | Closing, what: str) -> Do:
+    return Do(Note(book_id=derived_id(event.door_id, "book"), line=what))
+
+
+def react_today(came: tuple[str, ...], event: Opened | Closing) -> list[Do]:
+    return [note(event, f"{type(event).__name__} by {event.by}; so far: {', '.join(came)}")]
+
+
+def react_before(came: tuple[str, ...], event: Opened | ClosingBefore) -> list[After]:
+    return [After(timedelta(hours=1), ClosingBefore(door_id=event.door_id))]
+
+
+def remember(came: tuple[str, ...], event: Opened) -> tuple[str, ...]:
+    return (*came, event.by)
+
+
+def guarded(react: Callable[..., Any], *upcasters: Upcaster) -> App:
+    """Doors with a saga that follows how they are opened."""
+    nobody: tuple[str, ...] = ()
+    saga = Saga("Guard", route="door_id", initial=nobody, react=react, evolve=remember, from_start=True)
+    books = Decider(category="book", key="book_id", initial=None, decide=decide_note, evolve=evolve_note)
+    return App([DOORS, Feature([books], sagas=[saga], upcasters=upcasters)])
+
+
+async def lines(connection: asyncpg.Connection) -> list[str]:
+    """What the saga had written, when it has come to rest."""
+    await until(lambda: at_rest(connection))
+    stored = await connection.fetch("select data from headwater.events where type = 'Noted' order by position")
+    return [json.loads(row["data"])["line"] for row in stored]
+
+
+async def test_a_saga_sees_only_what_events_are_today(dsn: str, connection: asyncpg.Connection) -> None:
+    door_id = await write(
+        connection,
+        "door",
+        "door_id",
+        ("DoorMoved", 1, {"way": "open", "by": "Ada"}),
+        ("DoorMoved", 1, {"way": "shut"}),
+        ("Unlatched", 1, {"by": "Grace"}),
+    )
+    app = guarded(react_today, CLOSING)
+    first, second = "Opened by Ada; so far: Ada", "Opened by Grace; so far: Ada, Grace"
+    async with Node(app, Settings(), dsn, serve=False, work=True):
+        assert await lines(connection) == [first, second]
+    await write(connection, "door", "door_id", ("Opened", 1, {}), behind=(door_id, 3))
+    async with Node(app, Settings(), dsn, serve=False, work=True):  # it reads what the instance took from the log again
+        assert await lines(connection) == [first, second, "Opened by nobody; so far: Ada, Grace, nobody"]
+
+
+async def test_a_message_that_older_code_has_set_is_what_it_is_today(dsn: str, connection: asyncpg.Connection) -> None:
+    clock = VirtualClock(datetime(2026, 6, 1, 12, tzinfo=UTC))
+    await write(connection, "door", "door_id", ("Unlatched", 1, {"by": "Ada"}))
+    async with Node(guarded(react_before), Settings(), dsn, serve=False, work=True, clock=clock):
+        await until(lambda: connection.fetchval("select count(*) from headwater.timers"))
+    async with Node(guarded(react_today, CLOSING), Settings(), dsn, serve=False, work=True, clock=clock):
+        await clock.advance(timedelta(hours=2))
+        assert await until(lambda: lines(connection)) == ["Closing by nobody; so far: Ada"]
+
+
+# ------------------------------------------------------------------------------------------------ what cannot be read
 
 
 async def test_an_event_that_cannot_be_read_is_named_with_its_place(

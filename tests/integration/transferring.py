@@ -3,7 +3,7 @@
     transferring.py DSN, then a line on its input for each worker: `run`, or `die WHERE N`; it answers with the pid.
 
 Workers are forked from a process that has imported everything, so that hundreds of them can live and die in a test.
-Each takes the saga over as one does whose forerunner's lease has run out: with the next fence.
+Each takes the saga and its read model over as one does whose forerunner's lease has run out: with the next fence.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from bank.main import app
 from bank.transfers.saga import transfer
+from bank.transfers.views import transfer_view
 from headwater import appender
 from headwater import log as log_module
 from headwater.appender import Appender
@@ -26,13 +27,14 @@ from headwater.database import Database
 from headwater.dispatch import Dispatcher
 from headwater.log import Log
 from headwater.positions import Positions
+from headwater.projector import Projector
 from headwater.supervisor import Supervisor
 from headwater.tables import Standing
 
 R = TypeVar("R")
 
 TAKE = """
-    update headwater.projections set fence = fence + 1 where name = 'saga Transfer'
+    update headwater.projections set fence = fence + 1 where name = $1 and state = 'live'
     returning generation, table_name, position, fence, fingerprint
 """
 
@@ -75,9 +77,15 @@ async def work(dsn: str, where: str, at: int) -> None:
         )
         if where == "commit":
             conductor.write = dying(conductor.write, at, before=False)  # type: ignore[method-assign,assignment]  # it dies there
-        row = await database.pool.fetchrow(TAKE)
-        assert row is not None
-        await conductor.run(Standing(*row))  # until another takes over
+        projector = Projector(database, log, transfer_view, positions, poll=0.02)
+        saga, rows = await taken(database, "saga Transfer"), await taken(database, "Transfer")
+        await asyncio.gather(conductor.run(saga), projector.run(rows))  # until another takes over
+
+
+async def taken(database: Database, name: str) -> Standing:
+    row = await database.pool.fetchrow(TAKE, name)
+    assert row is not None
+    return Standing(*row)
 
 
 def main(dsn: str) -> None:
