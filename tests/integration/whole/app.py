@@ -65,7 +65,7 @@ def owner_of(event: UserRegistered | AccountOpened) -> UUID:
 
 
 movable_view = View(Movable, fold_movable)
-owner_view = View(Owner, fold_owner, route=owner_of)
+owner_view = View(Owner, fold_owner, route=owner_of, history=True)
 VIEWS: list[View[Any]] = [user_view, account_view, movable_view, owner_view, transfer_view]
 
 
@@ -79,7 +79,7 @@ def poisonable(view: View[Any], on_failure: OnFailure) -> View[Any]:
             raise ZeroDivisionError("a bug in the fold")
         return view.fold(row, event)
 
-    return View(view.model, fold, view.route, on_failure)
+    return View(view.model, fold, view.route, on_failure, view.history)
 
 
 app = App(

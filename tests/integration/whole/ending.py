@@ -11,11 +11,12 @@ import asyncpg
 from hypothesis import event
 from tests.integration.folding import folded, logged, stored
 from tests.integration.money import nothing_twice
-from tests.integration.whole.app import VIEWS, app
+from tests.integration.whole.app import VIEWS, app, owner_of
 from tests.integration.whole.history import History
 
-from bank.accounts.domain import MoneyDeposited, MoneyWithdrawn
+from bank.accounts.domain import AccountOpened, MoneyDeposited, MoneyWithdrawn
 from bank.transfers.domain import TransferRequested
+from bank.users.domain import UserRegistered
 from headwater.course import Record
 from headwater.database import Database
 from headwater.log import Log
@@ -64,6 +65,13 @@ async def require_whole(dsn: str, connection: asyncpg.Connection, history: Histo
         query = "select key from headwater.tombstones where projection = $1 and generation = $2"
         buried = await connection.fetch(query, view.name, live[view.name])
         assert rows.keys().isdisjoint({key for (key,) in buried}), view.name
+
+    # Set aside and discarded or not: what is kept of where a row's events are has each of them, once.
+    routed = await connection.fetch(f"select position, key from routed.owner_{live['Owner']} order by position")
+    owned = [
+        (each.position, owner_of(each.data)) for each in log if isinstance(each.data, UserRegistered | AccountOpened)
+    ]
+    assert [tuple(row) for row in routed] == owned
 
     generations = await connection.fetch(GENERATIONS)
     assert {(row["name"], row["generation"]) for row in generations} == history.asked
