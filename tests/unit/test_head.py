@@ -100,6 +100,9 @@ async def served() -> AsyncIterator[Served]:
             server.left.set()
             return Response()
 
+    async def early(request: Request) -> Response:
+        return PlainTextResponse("seen enough")
+
     async def slow(request: Request) -> Response:
         await server.release.wait()
         return PlainTextResponse("at last")
@@ -117,6 +120,7 @@ async def served() -> AsyncIterator[Served]:
 
     routes = [
         Route("/", page, methods=["GET", "POST"]),
+        Route("/early", early, methods=["POST"]),
         Route("/slow", slow),
         Route("/graphql", GraphQLHTTP(Engine(strawberry.Schema(Query)), nobody, body_seconds=0.2)),
         WebSocketRoute("/socket", socket),
@@ -271,3 +275,12 @@ async def test_a_body_that_comes_bit_by_bit_is_cut_off() -> None:
             client.send(b" ")
             await asyncio.sleep(0)
         assert (await answer)[0] == 408
+
+
+async def test_a_body_that_still_comes_after_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
+    async with served() as server, asyncio.timeout(10):
+        client = await server.client()
+        client.send(b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
+        assert await client.answer() == (200, b"seen enough")
+        await client.pour(b" ")
