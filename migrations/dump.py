@@ -19,8 +19,9 @@ _NOISE = re.compile(r"^(--.*|SET .*|SELECT pg_catalog\.set_config.*|\\(un)?restr
 
 def dump(postgres: EmbeddedPostgres, database: str) -> str:
     """The schema of a database as statements, without what differs from one dump to the next."""
-    command = [postgres.binaries / "pg_dump", "--schema-only", "--no-owner", "--no-privileges", "--schema=headwater"]
-    done = subprocess.run([*command, postgres.dsn(database)], capture_output=True, text=True, check=True)
+    program = str(postgres.binaries / "pg_dump")
+    command = [program, "--schema-only", "--no-owner", "--no-privileges", "--schema=headwater", postgres.dsn(database)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return _NOISE.sub("", done.stdout)
 
 

@@ -19,7 +19,8 @@ LARGEST_HEAD = 64 * 1024
 SEPARATORS = len(b": \r\n")
 
 HEAD_SECONDS = 10.0
-"""From the connection, or from the answer before, until a head must be complete."""
+"""From the connection, or from the answer before, until a head must be complete. Within it the rest of a body must have
+come, too, whose request was answered without it."""
 
 
 class BoundedHead(HttpToolsProtocol):
@@ -78,8 +79,8 @@ class BoundedHead(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._awaited and not self._answering and not self.transport.is_closing():
-            self._wait()
+        if not self._answering and not self.transport.is_closing():
+            self._wait()  # for the next one, and for what still comes of this one's body
 
     def handle_websocket_upgrade(self) -> None:
         self._awaited = False  # what follows is the socket's

@@ -16,12 +16,39 @@ import httpx
 import pytest
 from tests.commands import run_command
 from tests.waiting import until
+from websockets.exceptions import ConnectionClosed
 
 ROOT = Path(__file__).parents[2]
 
 REGISTER = """
 mutation($email: String!) {
   registerUser(input: { email: $email, name: "Ada" }) { ... on RegisterUserAccepted { position user { email } } }
+}
+"""
+
+OPEN = """
+mutation($owner: UUID!) {
+  openAccount(input: { ownerId: $owner, currency: "EUR" }) { ... on OpenAccountAccepted { position account { id } } }
+}
+"""
+
+DEPOSIT = """
+mutation($account: UUID!) {
+  deposit(input: { accountId: $account, amount: 1 }) { ... on DepositAccepted { position account { id } } }
+}
+"""
+
+FREEZE = """
+mutation($account: UUID!) {
+  freezeAccount(input: { accountId: $account }) { ... on FreezeAccountAccepted { position account { id } } }
+}
+"""
+
+CHANGES = """
+subscription($after: Position) {
+  accountChanges(filter: { status: { eq: OPEN } }, after: $after) {
+    reset position upserted { id balance } removed
+  }
 }
 """
 
@@ -56,6 +83,58 @@ async def test_migrate_serve_and_work(headwater: Callable[..., Any], environ: di
     assert done == {"registerUser": {"position": "1", "user": {"email": "ada@example.org"}}}
     assert await work.stop(signal.SIGTERM) == 0
     assert await serve.stop(signal.SIGTERM) == 0
+
+
+async def test_changes_go_on_at_another_server_when_one_dies(
+    headwater: Callable[..., Any], sockets: Callable[..., Any], environ: dict[str, str], blank_dsn: str
+) -> None:
+    assert (await run("migrate", **environ))[0] == 0
+    first, second, _ = await asyncio.gather(
+        *(headwater(command, DATABASE_URL=blank_dsn) for command in ("serve", "serve", "work"))
+    )
+
+    async def do(mutation: str, **variables: str) -> tuple[str, str]:
+        """The account, whose row has the change by then, and the change's position."""
+        (done,) = (await second.graphql(mutation, **variables)).values()
+        return done["account"]["id"], done["position"]
+
+    one, _ = await do(OPEN, owner=str(UUID(int=1)))
+    other, opened = await do(OPEN, owner=str(UUID(int=2)))
+    socket = await sockets(first)
+    await socket.subscribe(CHANGES)
+    snapshot = (await socket.next())["accountChanges"]
+    assert sorted(row["id"] for row in snapshot.pop("upserted")) == sorted([one, other])
+    assert snapshot == {"reset": True, "position": opened, "removed": []}
+    _, deposited = await do(DEPOSIT, account=one)
+    assert (await socket.next())["accountChanges"] == {
+        "reset": False,
+        "position": deposited,
+        "upserted": [{"id": one, "balance": "1"}],
+        "removed": [],
+    }
+
+    first.process.kill()
+    with pytest.raises(ConnectionClosed):
+        await socket.receive()
+    await do(DEPOSIT, account=one)
+    await do(DEPOSIT, account=one)
+    _, frozen = await do(FREEZE, account=other)
+
+    socket = await sockets(second)
+    await socket.subscribe(CHANGES, after=deposited)
+    assert (await socket.next())["accountChanges"] == {
+        "reset": False,
+        "position": frozen,
+        "upserted": [{"id": one, "balance": "3"}],
+        "removed": [other],
+    }
+    third, opened = await do(OPEN, owner=str(UUID(int=3)))
+    assert (await socket.next())["accountChanges"] == {
+        "reset": False,
+        "position": opened,
+        "upserted": [{"id": third, "balance": "0"}],
+        "removed": [],
+    }
 
 
 async def test_serve_refuses_a_database_that_is_not_migrated(environ: dict[str, str]) -> None:

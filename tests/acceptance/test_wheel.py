@@ -1,17 +1,23 @@
-"""The wheel, in an environment of its own: it carries all that a new app needs."""
+"""The wheel, in an environment of its own: it carries all that a new app needs. The source distribution beside it."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from email import message_from_string
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
+from graphql import build_schema
+from tests.commands import clean_environ
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,27 +38,82 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_it_holds_the_migrations_and_the_explorer_and_no_bank(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def own(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Own:
+    """With the app of the README, and the wheel."""
+    folder = tmp_path_factory.mktemp("own")
+    _install(folder / "venv", wheel)
+    (folder / "mine.py").write_text(mine())
+    return Own(folder)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A folder with an app, `mine.py`, and an environment, `venv`."""
+
+    folder: Path
+
+    @property
+    def python(self) -> str:
+        return str(self.folder / "venv" / "bin" / "python")
+
+    async def headwater(self, *arguments: str, **environ: str) -> str:
+        """A command, run as one who has installed it does: what it printed."""
+        command = self.folder / "venv" / "bin" / "headwater"
+        return await asyncio.to_thread(_run, str(command), *arguments, cwd=self.folder, **environ)
+
+
+def test_the_wheel_holds_the_migrations_and_the_explorer_and_no_bank(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert "headwater/migrations/versions/0001_log.sql" in names
+    migrations = {path.relative_to(ROOT) for path in (ROOT / "migrations").rglob("*.*") if path.suffix != ".pyc"}
+    assert names >= {f"headwater/{path}" for path in migrations}
     assert "headwater/console/static/index.html" in names
     assert "headwater/py.typed" in names
     assert "headwater/log.sql" in names
     assert not [name for name in names if name.startswith(("bank/", "tests/", "benchmarks/"))]
 
 
-async def test_an_app_of_ones_own(wheel: Path, tmp_path: Path, headwater: Callable[..., Any]) -> None:
-    venv = tmp_path / "venv"
-    await asyncio.to_thread(_install, venv, wheel)
-    (tmp_path / "mine.py").write_text(mine())
+def test_what_is_given_away_says_under_which_license(wheel: Path, tmp_path: Path) -> None:
+    _run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path), cwd=ROOT)
+    (packed,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(packed, tmp_path / "sdist", filter="data")
+    shutil.unpack_archive(wheel, tmp_path / "wheel", "zip")
+    (sdist,), (info,) = (tmp_path / "sdist").iterdir(), (tmp_path / "wheel").glob("*.dist-info")
+    text = (ROOT / "LICENSE").read_text()
+    assert [line.strip() for line in text.splitlines()[1:3]] == ["Apache License", "Version 2.0, January 2004"]
+    for metadata, license_file in (
+        (sdist / "PKG-INFO", sdist / "LICENSE"),
+        (info / "METADATA", info / "licenses/LICENSE"),
+    ):
+        said = message_from_string(metadata.read_text())
+        assert (said["License-Expression"], said.get_all("License-File")) == ("Apache-2.0", ["LICENSE"])
+        assert license_file.read_text() == text
 
-    dev = await headwater("dev", "--app", "mine:app", cwd=tmp_path, python=str(venv / "bin" / "python"))
+
+async def test_an_app_of_ones_own(own: Own, headwater: Callable[..., Any]) -> None:
+    dev = await headwater("dev", "--app", "mine:app", cwd=own.folder, python=own.python, PYTHONPATH="")
 
     done = await dev.graphql('mutation { note(input: { text: "hello" }) { ... on NoteAccepted { note { text } } } }')
     assert done == {"note": {"note": {"text": "hello"}}}
+    assert await dev.graphql("{ notes { nodes { text } } }") == {"notes": {"nodes": [{"text": "hello"}]}}
     page = await dev.get("/graphql", accept="text/html")
     assert page.status_code == 200
     assert "<title>Headwater</title>" in page.text
+
+
+async def test_its_commands(own: Own, blank_dsn: str) -> None:
+    schema = build_schema(await own.headwater("schema", "--app", "mine:app"))
+    assert {"Note", "NoteFilter", "NoteInput", "NoteResult"} <= schema.type_map.keys()
+
+    printed = await own.headwater("migrate", "--app", "mine:app", DATABASE_URL=blank_dsn)
+
+    assert printed == "The database is up to date.\n"
+    assert await own.headwater("check", "--app", "mine:app", DATABASE_URL=blank_dsn)
+    connection = await asyncpg.connect(blank_dsn)
+    last = max(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("*.sql"))
+    assert await connection.fetchval("select version_num from schema_version") == last
+    assert await connection.fetchval("select array_agg(name) from headwater.projections") == ["Note"]
+    await connection.close()
 
 
 def _install(venv: Path, wheel: Path) -> None:
@@ -64,6 +125,9 @@ def _install(venv: Path, wheel: Path) -> None:
     _run(str(venv / "bin" / "python"), "-m", "pip", "install", "-q", "-c", str(pinned), str(wheel))
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(*command: str, cwd: Path | None = None, **environ: str) -> str:
+    """What it printed, or a failed test. Nothing of this process's environment leads it to the clone."""
+    environ = clean_environ() | {"PYTHONPATH": ""} | environ
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environ)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

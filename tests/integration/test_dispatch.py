@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
 from secrets import token_urlsafe
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -40,7 +41,7 @@ from headwater import Command, Decider, Event, Feature, Recorded, Refused, Relea
 from headwater.appender import Appender
 from headwater.database import Database
 from headwater.decider import LARGEST_CLAIM
-from headwater.dispatch import Accepted, Dispatcher, Origin
+from headwater.dispatch import ATTEMPTS, LONGEST_PAUSE, Accepted, Dispatcher, Origin
 from headwater.embedded import EmbeddedPostgres
 from headwater.errors import (
     CodeFailed,
@@ -350,20 +351,47 @@ async def test_many_refusals_at_once_share_a_look_at_the_log(bank: Process, othe
         assert process.log.reads[account_id] <= 3
 
 
-async def test_one_who_never_wins_is_told(
-    bank: Process, other: Process, monkeypatch: pytest.MonkeyPatch, connection: asyncpg.Connection
-) -> None:
-    monkeypatch.setattr(headwater.dispatch, "ATTEMPTS", 3)
-    account_id = await opened(other)
+def blinded(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on it reads every stream as empty, and so never wins one that is not."""
 
     async def blind(*_: object, **__: object) -> AsyncIterator[tuple[str, Recorded[Event]]]:
         for nothing in list[tuple[str, Recorded[Event]]]():
             yield nothing
 
-    monkeypatch.setattr(bank.log, "read_stream", blind)
+    monkeypatch.setattr(process.log, "read_stream", blind)
+
+
+async def test_one_who_never_wins_is_told(
+    bank: Process, other: Process, monkeypatch: pytest.MonkeyPatch, connection: asyncpg.Connection
+) -> None:
+    monkeypatch.setattr(headwater.dispatch, "ATTEMPTS", 3)
+    account_id = await opened(other)
+    blinded(bank, monkeypatch)
     with pytest.raises(Contended, match=r"3 attempts met changes.*nothing was written"):
         await bank(OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR"))
     assert await connection.fetchval("select count(*) from headwater.events") == 1
+
+
+async def test_those_who_lose_again_and_again_do_not_come_back_together(
+    bank: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait, at random, longer each time up to a bound; only the first two times they try again at once."""
+    account_id = await opened(other)
+    blinded(bank, monkeypatch)
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(headwater.dispatch, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    for _ in range(2):
+        with pytest.raises(Contended):
+            await bank(OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR"))
+    bounds = [min(0.001 * 2**setbacks, LONGEST_PAUSE) for setbacks in range(3, ATTEMPTS)] * 2
+    assert bounds[:3] == [0.008, 0.016, 0.02]
+    parts = [pause / bound for pause, bound in zip(pauses, bounds, strict=True)]
+    assert len(set(parts)) == len(parts)
+    assert 0 <= min(parts) < 0.5 < max(parts) <= 1
 
 
 async def test_a_log_that_cannot_be_read_is_said(bank: Process, postgres: EmbeddedPostgres, dsn: str) -> None:

@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
 import pytest
 from graphql import GraphQLObjectType, GraphQLUnionType, get_named_type, is_leaf_type
 from msgspec.structs import replace
+from tests.waiting import until
 
 from bank.accounts.feature import accounts
 from bank.transfers.feature import transfers
@@ -28,10 +30,16 @@ from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
 from headwater.node import Node
 from headwater.reader import Reader
+from headwater.server import Web
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
 QUICK = replace(Settings(), poll_seconds=0.5, at_least_seconds=5)
+
+APPENDER_WAITS = """
+select pid from pg_stat_activity
+where application_name = 'headwater appender' and datname = current_database() and wait_event_type = 'Lock'
+"""
 
 app = App([users, accounts, Feature(deciders=transfers.deciders, views=transfers.views)])
 """The bank, in which nobody carries out transfers: nothing happens but what is asked for."""
@@ -375,6 +383,40 @@ async def test_an_error_of_a_command_has_the_id_that_the_client_gave_it(
         "The log cannot be reached; nothing was written. Try again later.",
         {"code": "UNAVAILABLE", "commandId": command},
     )
+
+
+async def test_too_many_commands_at_once_are_refused_and_can_be_sent_again(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    node = await start(app, settings=replace(QUICK, append_queue=1))
+    api, account, command = Api(node), str(uuid4()), str(uuid4())
+    await api.done("openAccount", accountId=account, ownerId=str(uuid4()), currency="EUR")
+    await api.done("deposit", accountId=account, amount="10")
+    variables: dict[str, Any] = {"input": {"accountId": account, "amount": "4"}, "commandId": command}
+    web = httpx.AsyncClient(transport=httpx.ASGITransport(Web(node).app), base_url="http://test")
+    async with web, connection.transaction():
+        await connection.execute("select from headwater.head for update")
+        first = asyncio.create_task(api.done("withdraw", accountId=account, amount="3"))
+        await until(lambda: node.database.pool.fetchval(APPENDER_WAITS))
+        second = asyncio.create_task(api.done("withdraw", accountId=account, amount="3"))
+        await until(lambda: node.appender.waiting)
+        refused = await web.post("/graphql", json={"query": written("withdraw"), "variables": variables})
+        assert not first.done()
+    assert (refused.status_code, refused.headers["content-type"]) == (200, "application/json; charset=utf-8")
+    (error,) = refused.json()["errors"]
+    assert (error["message"], error["path"], error["extensions"]) == (
+        "1 commands are waiting; nothing was written. Try again later.",
+        ["withdraw"],
+        {"code": "OVERLOADED", "commandId": command},
+    )
+    assert refused.json()["data"] is None
+    await asyncio.gather(first, second)
+    assert await node.log.head() == 4
+
+    again = await api.ask(written("withdraw"), **variables)
+
+    assert again["withdraw"].items() >= {"commandId": command, "position": "5"}.items()
+    assert again["withdraw"]["account"]["balance"] == "0"
 
 
 async def test_what_is_made_without_an_id_gets_one_in_the_order_of_time(api: Api) -> None:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+from graphql import build_schema
 
 from headwater.cli import main
 from headwater.errors import HeadwaterError, PublicError
+from headwater.graphql.schema import print_schema
 
 ROOT = Path(__file__).parents[2]
 E = TypeVar("E", bound=HeadwaterError)
+SKETCHED_WITH = """
+from decimal import Decimal
+from typing import Annotated
+from uuid import UUID
+from bank.accounts.domain import Account, AccountNotFound, AccountNotOpen
+from headwater import App, Command, Decider, Event, Exact, Feature, ReadModel, Recorded, View
+"""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -38,6 +47,19 @@ def test_a_number_that_can_be_none_is_refused_with_the_usage(
         main(arguments.split())
     assert ended.value.code == 2
     assert "must be from" in capsys.readouterr().err
+
+
+def test_the_readmes_first_screen_is_an_app() -> None:
+    found = re.search(r"```python\n(class Deposit\(.*?)```", README, re.DOTALL)
+    assert found is not None
+    said: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(SKETCHED_WITH + found[1], "README.md", "exec", dont_inherit=True), said)  # it is our own
+    schema = build_schema(print_schema(said["app"].schema))
+    assert schema.mutation_type is not None
+    assert schema.subscription_type is not None
+    assert schema.mutation_type.fields["deposit"].description == "Put money into an account."
+    assert schema.type_map["Account"].description == "An account, as its owner sees it."
+    assert {"account", "accountChanges"} <= schema.subscription_type.fields.keys()
 
 
 def test_the_readme_names_make_targets_that_exist() -> None:

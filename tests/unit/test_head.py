@@ -1,17 +1,18 @@
-"""The head of a request has a bound and a deadline, whoever sends it."""
+"""The head of a request has a bound and a deadline, and so has its body, whoever sends it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+import strawberry
 from msgspec.structs import replace
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -19,6 +20,8 @@ from websockets.asyncio.client import connect
 
 from headwater import request_head as head
 from headwater.config import Settings
+from headwater.graphql.engine import Engine
+from headwater.graphql.http import GraphQLHTTP
 from headwater.request_head import LARGEST_HEAD
 from headwater.server import listen, server_of
 
@@ -39,9 +42,15 @@ class Client:
     async def answer(self) -> tuple[int, bytes]:
         """The status and the body of the next answer."""
         async with asyncio.timeout(10):
-            status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+            status, lines = await self.head()
             (length,) = [int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length")]
-            return int(status.split()[1]), await self._reader.readexactly(length)
+            return status, await self._reader.readexactly(length)
+
+    async def head(self) -> tuple[int, list[bytes]]:
+        """The status and the headers of the next answer."""
+        async with asyncio.timeout(10):
+            status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+            return int(status.split()[1]), lines
 
     async def closed(self) -> bytes:
         """What comes until the server closes."""
@@ -91,6 +100,9 @@ async def served() -> AsyncIterator[Served]:
             server.left.set()
             return Response()
 
+    async def early(request: Request) -> Response:
+        return PlainTextResponse("seen enough")
+
     async def slow(request: Request) -> Response:
         await server.release.wait()
         return PlainTextResponse("at last")
@@ -103,7 +115,16 @@ async def served() -> AsyncIterator[Served]:
     async def farewell() -> None:
         return None
 
-    routes = [Route("/", page, methods=["GET", "POST"]), Route("/slow", slow), WebSocketRoute("/socket", socket)]
+    def nobody(connection: HTTPConnection, init: Mapping[str, object] | None) -> None:
+        return None
+
+    routes = [
+        Route("/", page, methods=["GET", "POST"]),
+        Route("/early", early, methods=["POST"]),
+        Route("/slow", slow),
+        Route("/graphql", GraphQLHTTP(Engine(strawberry.Schema(Query)), nobody, body_seconds=0.2)),
+        WebSocketRoute("/socket", socket),
+    ]
     settings = replace(Settings(), port=0)
     listening = listen(settings)
     server = Served(listening.getsockname()[1])
@@ -118,7 +139,13 @@ async def served() -> AsyncIterator[Served]:
         await task
 
 
+@strawberry.type
+class Query:
+    nothing: str | None = None
+
+
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+GRAPHQL = b"POST /graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -211,3 +238,49 @@ async def test_neither_an_answer_nor_a_socket_has_that_deadline(monkeypatch: pyt
         assert await ahead.closed() == b"", "what it began of the next is late from now on"
         await socket.send("hello")
         assert await socket.recv() == "hello"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Content-Length: 25\r\n\r\n",
+        b'Content-Length: 25\r\n\r\n{"query": ',
+        b"Content-Length: 25\r\nExpect: 100-continue\r\n\r\n",
+        b'Transfer-Encoding: chunked\r\n\r\na\r\n{"query": \r\n',
+        b'Transfer-Encoding: chunked\r\n\r\n19\r\n{"query": "{__typename}"}\r\n',
+    ],
+    ids=["nothing", "half", "asks first", "chunk", "all but its end"],
+)
+async def test_a_body_that_does_not_come_in_time_is_answered_and_cut_off(sent: bytes) -> None:
+    async with served() as server:
+        client = await server.client()
+        client.send(GRAPHQL, b'Content-Length: 25\r\n\r\n{"query": "{__typename}"}')
+        assert await client.answer() == (200, b'{"data":{"__typename":"Query"}}')
+        client.send(GRAPHQL, sent)
+        if b"Expect" in sent:
+            assert (await client.head())[0] == 100
+        status, headers = await client.head()
+        assert (status, b"connection: close" in headers) == (408, True)
+        (error,) = json.loads(await client.closed())["errors"]
+        assert error["extensions"] == {"code": "BODY_TOO_SLOW"}
+
+
+async def test_a_body_that_comes_bit_by_bit_is_cut_off() -> None:
+    """The deadline is that of all of it: a bit that comes does not put it off."""
+    async with served() as server, asyncio.timeout(10):
+        client = await server.client()
+        client.send(GRAPHQL, b"Content-Length: 1000000\r\n\r\n")
+        answer = asyncio.create_task(client.answer())
+        while not answer.done():
+            client.send(b" ")
+            await asyncio.sleep(0)
+        assert (await answer)[0] == 408
+
+
+async def test_a_body_that_still_comes_after_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
+    async with served() as server, asyncio.timeout(10):
+        client = await server.client()
+        client.send(b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
+        assert await client.answer() == (200, b"seen enough")
+        await client.pour(b" ")
