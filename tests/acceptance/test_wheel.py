@@ -88,6 +88,10 @@ def test_what_is_given_away_says_under_which_license(wheel: Path, tmp_path: Path
         said = message_from_string(metadata.read_text())
         assert (said["License-Expression"], said.get_all("License-File")) == ("Apache-2.0", ["LICENSE"])
         assert license_file.read_text() == text
+    for where in (sdist / "src", tmp_path / "wheel"):
+        others = (where / "headwater/console/static/licenses.md").read_text()
+        assert all(f"## {each} - " in others for each in ("graphiql", "monaco-editor", "react")), "what the bundle holds"
+        assert "Permission is hereby granted" in others
 
 
 async def test_an_app_of_ones_own(own: Own, headwater: Callable[..., Any]) -> None:
