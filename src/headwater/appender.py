@@ -122,7 +122,9 @@ class Appender:
         if self._closing:
             raise Unavailable("The server is shutting down; nothing was written. Try again.")
         if len(self._queue) >= self._limit:
-            raise Overloaded(f"{len(self._queue)} commands are waiting; nothing was written. Try again later.")
+            raise Overloaded(
+                f"As many commands are waiting as may, {len(self._queue)}; nothing was written. Try again later."
+            )
         answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(command, chain, answer))
         self._arrived.set()

@@ -90,7 +90,7 @@ def test_what_is_given_away_says_under_which_license(wheel: Path, tmp_path: Path
         assert license_file.read_text() == text
     for where in (sdist / "src", tmp_path / "wheel"):
         others = (where / "headwater/console/static/licenses.md").read_text()
-        assert all(f"## {each} - " in others for each in ("graphiql", "monaco-editor", "react")), "what the bundle holds"
+        assert all(f"## {each} - " in others for each in ("graphiql", "monaco-editor", "react"))
         assert "Permission is hereby granted" in others
 
 
