@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Generic, NoReturn, TypeVar
@@ -165,20 +165,20 @@ class Rebuild(Generic[M]):
                 is not what the log says. Or it was so before: nobody goes on with a generation that has failed.
         """
         name = f"{self.view.name} {standing.generation}"
-        writing = await self._database.connect(f"building {name}")
-        reading = await self._database.connect(f"building {name}, reading")
-        build = _Build(self, standing, writing, reading)
-        try:
-            await build.run(well)
-        except _Displaced:
-            logger.info("%s is built by another, or given up", name)
-        except BuildStopped as stopped:
-            # Here, and not where it arose, which may be in a transaction that has now been rolled back.
-            await writing.execute(_SQL["fail"], *build.lease, stopped.why)
-            raise
-        finally:
-            reading.terminate()
-            writing.terminate()
+        with ExitStack() as connections:
+            writing = await self._database.connect(f"building {name}")
+            connections.callback(writing.terminate)
+            reading = await self._database.connect(f"building {name}, reading")
+            connections.callback(reading.terminate)
+            build = _Build(self, standing, writing, reading)
+            try:
+                await build.run(well)
+            except _Displaced:
+                logger.info("%s is built by another, or given up", name)
+            except BuildStopped as stopped:
+                # Here, and not where it arose, which may be in a transaction that has now been rolled back.
+                await writing.execute(_SQL["fail"], *build.lease, stopped.why)
+                raise
 
 
 class _Build(Generic[M]):

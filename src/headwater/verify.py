@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -157,9 +157,11 @@ class Verifier(Generic[M]):
         Raises:
             NotVerifiable: the rows were made by another version of this code.
         """
-        rows = await database.connect(f"verifying {self._view.name}")
-        log = await database.connect(f"verifying {self._view.name}, log")
-        try:
+        with ExitStack() as connections:
+            rows = await database.connect(f"verifying {self._view.name}")
+            connections.callback(rows.terminate)
+            log = await database.connect(f"verifying {self._view.name}, log")
+            connections.callback(log.terminate)
             async with rows.transaction(isolation="repeatable_read", readonly=True):
                 standing = await self._standing(rows)
                 report = await (
@@ -167,9 +169,6 @@ class Verifier(Generic[M]):
                 )
             await rows.execute(_SQL["verified"], report.name, report.generation, report.found)
             return report
-        finally:
-            log.terminate()
-            rows.terminate()
 
     async def _standing(self, connection: asyncpg.Connection) -> Standing:
         row = await connection.fetchrow(_SQL["standing"], self._view.name)

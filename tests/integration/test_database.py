@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import pytest
 from tests.integration.proxy import Proxy
 from tests.waiting import until
 
+from bank.accounts.views import account_view
 from bank.main import app as bank
 from headwater.database import LOST, SILENCE, Database
+from headwater.log import Log
 from headwater.migrate import migrate, prepare_views
+from headwater.rebuild import Rebuild
+from headwater.tables import rebuild
+from headwater.verify import Verifier
 
 
 @pytest.fixture
@@ -114,4 +120,24 @@ async def test_a_network_that_falls_silent_while_a_connection_is_set_up_holds_up
         done, _ = await asyncio.wait([waiting], timeout=5)
         assert done == {waiting}
         assert waiting.cancelled() if ended == "given up" else isinstance(waiting.exception(), LOST)
+        proxy.silent_from, proxy.silent = None, False
+
+
+@pytest.mark.parametrize("first, second", [("verifying Account", "log"), ("building Account 2", "reading")])
+async def test_who_has_no_second_connection_does_not_keep_the_first(
+    proxy: Proxy, connection: asyncpg.Connection, first: str, second: str
+) -> None:
+    standing = await rebuild(connection, account_view)
+    there = "select exists (select from pg_stat_activity where datname = current_database() and application_name = $1)"
+    async with Database(proxy.dsn, pool_size=1) as database:
+        log = Log(database.pool, bank.domain.codec)
+        build, verify = Rebuild(database, log, account_view).build, Verifier(log, account_view).live
+        proxy.silent_from = f"{first}, {second}".encode()
+        waiting = asyncio.create_task(build(standing) if second == "reading" else verify(database, 5))
+        await until(lambda: proxy.silent)
+        assert await connection.fetchval(there, f"headwater {first}")
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        gone = there.replace("select exists", "select not exists")
+        await until(lambda: connection.fetchval(gone, f"headwater {first}"), seconds=5)
         proxy.silent_from, proxy.silent = None, False
