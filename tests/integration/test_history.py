@@ -300,6 +300,21 @@ async def test_of_one_far_behind_one_is_asked_to_wait(
             await history_of(node).row(BOARDS[0], 11)
 
 
+async def test_where_the_schemas_are_there_nobody_needs_the_right_to_make_one(connection: asyncpg.Connection) -> None:
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(
+            "create schema routed; create role plain; grant usage, create on schema read, routed to plain;"
+            "grant usage on schema headwater to plain; grant select, insert on headwater.projections to plain;"
+            "set local role plain"
+        )
+        await prepare(connection, board_view)
+        assert await connection.fetchval("select count(*) from pg_tables where tableowner = 'plain'") == 2
+    finally:
+        await transaction.rollback()  # the role would be all databases'
+
+
 async def test_a_table_that_is_dropped_meanwhile(dsn: str, connection: asyncpg.Connection) -> None:
     async with Node(app, QUICK, dsn, serve=True, work=False) as node:
         await write(connection, Pinned(note_id=NOTES[0], board_id=BOARDS[0]))
