@@ -37,6 +37,11 @@ async def truncate(connection: Connection, table: str) -> None:
     await connection.execute(f"truncate {quoted(table)}")
 
 
+async def analyze(connection: Connection, table: str) -> None:
+    """Let PostgreSQL know that a key may have many events: it would sort all of them for each page."""
+    await connection.execute(f"analyze {quoted(table)}")
+
+
 async def add(connection: Connection, table: str, routed: Sequence[tuple[UUID, int]]) -> None:
     """Add a batch: keys, and the positions of events that are theirs."""
     keys, positions = [key for key, _ in routed], [position for _, position in routed]

@@ -251,6 +251,8 @@ async def test_a_rebuild_keeps_the_same(dsn: str, connection: asyncpg.Connection
         await require_past(History(app.domain, board_view, log, database.pool), events)
         first, built = [await indexes(connection, f"board_{generation}") for generation in (1, 2)]
         assert built == [each.replace("board_1", "board_2") for each in first] != []
+        statistics = "select exists (select from pg_stats where schemaname = 'routed' and tablename = 'board_2')"
+        assert await connection.fetchval(statistics)
 
 
 async def test_a_rebuild_that_begins_again_keeps_nothing_twice(dsn: str, connection: asyncpg.Connection) -> None:
