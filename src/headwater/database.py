@@ -89,6 +89,12 @@ async def _as_it_is(connection: object) -> None:
     anyway. asyncpg's own way is a statement more for each that is asked."""
 
 
+async def make_schema(connection: Connection, name: str) -> None:
+    """Make a schema, if it is not there. `create schema if not exists` asks for the right to make it even if it is."""
+    if await connection.fetchval("select to_regnamespace($1) is null", name):
+        await connection.execute(f"create schema if not exists {name}")
+
+
 class Database:
     """One database. Opened once a process: `async with Database(dsn) as database`.
 

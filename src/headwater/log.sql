@@ -21,12 +21,17 @@ select position, stream_id, version, schema_version, event_id, command_id, corre
  limit $3
 
 -- name: read_streams
--- The events of some streams up to a position, one stream after another.
-select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
-       category, type, actor, data
-  from headwater.events
- where stream_id = any($1::uuid[]) and position <= $2
- order by stream_id, version
+-- The events of some streams up to a position, one stream after another. Each is looked up by itself, and nothing can be
+-- looked up by `position + 0`: the plan is one for few events of a long log, whatever PostgreSQL knows of its streams.
+select e.*
+  from unnest($1::uuid[]) as s(id)
+ cross join lateral (
+   select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
+          category, type, actor, data
+     from headwater.events
+    where stream_id = s.id and position + 0 <= $2
+    order by version
+ ) e
 
 -- name: read
 -- The log after a position, in its order; of some categories and types, or of all (null).

@@ -225,6 +225,8 @@ class _Build(Generic[M]):
             await self._begin_again(error)
             await self._come_near(well)
         await self._writing.execute(f'analyze {SCHEMA}."{self._table}"')
+        if self._view.history:
+            await routed.analyze(self._writing, self._table)
         await self._come_near(well)
         # Once: a sample may read the whole log, and meanwhile the live generation comes further than the swap may fold.
         await self._verify()

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from headwater.database import Connection
+from headwater.database import Connection, make_schema
 
 SCHEMA = "routed"
 
@@ -23,7 +23,7 @@ def quoted(table: str) -> str:
 
 async def create(connection: Connection, table: str) -> None:
     """Make the table, which has no index yet."""
-    await connection.execute(f"create schema if not exists {SCHEMA}")
+    await make_schema(connection, SCHEMA)
     await connection.execute(f"create table {quoted(table)} (key uuid not null, position bigint not null)")
 
 
@@ -35,6 +35,11 @@ async def drop(connection: Connection, table: str) -> None:
 async def truncate(connection: Connection, table: str) -> None:
     """Take everything out of the table."""
     await connection.execute(f"truncate {quoted(table)}")
+
+
+async def analyze(connection: Connection, table: str) -> None:
+    """Let PostgreSQL know that a key may have many events: it would sort all of them for each page."""
+    await connection.execute(f"analyze {quoted(table)}")
 
 
 async def add(connection: Connection, table: str, routed: Sequence[tuple[UUID, int]]) -> None:

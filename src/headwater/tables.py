@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from headwater import routed, sql
-from headwater.database import Connection
+from headwater.database import Connection, make_schema
 from headwater.errors import HeadwaterError
 from headwater.fields import Field, Kind
 from headwater.messages import Event
@@ -242,7 +242,7 @@ async def _next(connection: Connection, view: View[Any]) -> Standing:
 
 
 async def _make_first(connection: Connection, view: View[Any]) -> Standing:
-    await connection.execute(f"create schema if not exists {SCHEMA}")
+    await make_schema(connection, SCHEMA)
     generation = await connection.fetchval(_SQL["next_generation"], view.name)
     standing = await _register(connection, view, generation, "live")
     await add_key(connection, view, standing.table)

@@ -243,8 +243,9 @@ class Verifier(Generic[M]):
         keys = {row[0].int: row[0] for row in found}
         # Twice as many places as keys are still wanted: not each has an event of this read model.
         wanted = min(standing.position, 2 * (count - len(keys)))
-        places = sorted(random.sample(range(1, standing.position + 1), wanted))
-        for event in await self._log.at(places):
+        events = await self._log.at(random.sample(range(1, standing.position + 1), wanted))
+        random.shuffle(events)  # or they would be enough before the log's later ones had their turn
+        for event in events:
             routed = self._key_of(event)
             if routed is not None and len(keys) < count:
                 keys.setdefault(routed.int, routed)

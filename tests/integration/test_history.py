@@ -251,6 +251,8 @@ async def test_a_rebuild_keeps_the_same(dsn: str, connection: asyncpg.Connection
         await require_past(History(app.domain, board_view, log, database.pool), events)
         first, built = [await indexes(connection, f"board_{generation}") for generation in (1, 2)]
         assert built == [each.replace("board_1", "board_2") for each in first] != []
+        statistics = "select exists (select from pg_stats where schemaname = 'routed' and tablename = 'board_2')"
+        assert await connection.fetchval(statistics)
 
 
 async def test_a_rebuild_that_begins_again_keeps_nothing_twice(dsn: str, connection: asyncpg.Connection) -> None:
@@ -298,6 +300,21 @@ async def test_of_one_far_behind_one_is_asked_to_wait(
         await require_past(history_of(node), events[:10])
         with pytest.raises(ProjectionBehind, match="Board has come to position 0"):
             await history_of(node).row(BOARDS[0], 11)
+
+
+async def test_where_the_schemas_are_there_nobody_needs_the_right_to_make_one(connection: asyncpg.Connection) -> None:
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(
+            "create schema routed; create role plain; grant usage, create on schema read, routed to plain;"
+            "grant usage on schema headwater to plain; grant select, insert on headwater.projections to plain;"
+            "set local role plain"
+        )
+        await prepare(connection, board_view)
+        assert await connection.fetchval("select count(*) from pg_tables where tableowner = 'plain'") == 2
+    finally:
+        await transaction.rollback()  # the role would be all databases'
 
 
 async def test_a_table_that_is_dropped_meanwhile(dsn: str, connection: asyncpg.Connection) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from decimal import Decimal
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg
@@ -12,10 +14,13 @@ import pytest
 from bank.accounts.domain import AccountOpened, MoneyDeposited
 from bank.main import app
 from bank.users.domain import EmailChanged, UserRegistered
+from headwater import log as log_module
 from headwater.codec import encode
 from headwater.database import Database
 from headwater.log import NEW, Append, Log, append
 from headwater.messages import Event
+
+FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
 
 ADA, GRACE, ACCOUNT = UUID(int=1), UUID(int=2), UUID(int=3)
 
@@ -104,3 +109,31 @@ async def test_reading_on_looks_at_so_much_of_the_log_at_once(
     monkeypatch.setattr("headwater.log.READ_ON_POSITIONS", window)
     events, upto = await log.read_on(after, types=types, limit=limit)
     assert ([event.position for event in events], upto) == (positions, reached)
+
+
+async def test_some_streams_one_after_another(log: Log, connection: asyncpg.Connection) -> None:
+    async with aclosing(log.read_streams(connection, [ACCOUNT, UUID(int=9), ADA], 4)) as events:
+        assert [event.position async for event in events] == [2, 4, 1]
+
+
+async def test_whoever_needs_no_more_of_some_streams_has_the_connection_again(
+    log: Log, connection: asyncpg.Connection
+) -> None:
+    async with aclosing(log.read_streams(connection, [ADA, GRACE, ACCOUNT], 5)) as events:
+        await anext(events)
+        assert connection.is_in_transaction()
+    assert not connection.is_in_transaction()
+    assert await connection.fetchval("select 1") == 1
+
+
+@pytest.mark.parametrize("count", [1, 10, 200])
+async def test_streams_are_looked_up_though_nothing_is_known_of_them(
+    connection: asyncpg.Connection, count: int
+) -> None:
+    """As in a log that was restored: whatever PostgreSQL takes it for, it is not read through for a few streams."""
+    query, streams = log_module._SQL["read_streams"], [UUID(int=number) for number in range(count)]
+    async with connection.transaction():  # nobody analyzes what is not committed
+        await connection.execute(FILL.format(events=20_000, streams=2_000))
+        plan = "\n".join(row[0] for row in await connection.fetch(f"explain {query}", streams, 20_000))
+    assert "events_stream_version_key" in plan, plan
+    assert not any(other in plan for other in ("Seq Scan", "events_pkey")), plan

@@ -32,6 +32,7 @@ from headwater.rebuild import Rebuild
 from headwater.tables import prepare, rebuild, renew
 from headwater.verify import Difference, NotVerifiable, Report, Verifier
 
+FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
 EVENTS, ACCOUNTS = 600, 60
 
 
@@ -124,8 +125,7 @@ async def note(connection: asyncpg.Connection, *events: Noted) -> None:
 
 
 async def fill(connection: asyncpg.Connection) -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "fill.sql"
-    await connection.execute(script.read_text().format(events=EVENTS, streams=ACCOUNTS))
+    await connection.execute(FILL.format(events=EVENTS, streams=ACCOUNTS))
 
 
 def verifier(
@@ -307,6 +307,14 @@ async def test_a_sample_finds_a_row_that_is_missing(database: Database, connecti
     await connection.execute("delete from read.account")
     report = await verifier(database).live(database, 5)
     assert [(each.column, each.stored, each.folded) for each in report.differences] == [("row", "no row", "a row")] * 5
+
+
+async def test_a_sample_is_of_all_the_log(database: Database, connection: asyncpg.Connection) -> None:
+    """Not of its beginning, until that makes enough of them."""
+    await connection.execute(FILL.format(events=1_000, streams=1_000))
+    await built(database, connection, bank, account_view)
+    await connection.execute("delete from read.account where position > 800")
+    assert (await verifier(database).live(database, 200)).found > 0
 
 
 async def test_rows_and_position_are_of_one_moment(database: Database, connection: asyncpg.Connection) -> None:
