@@ -25,7 +25,7 @@ HEAD_SECONDS = 10.0
 class BoundedHead(HttpToolsProtocol):
     """A connection whose requests begin in time and within bounds; else it is closed.
 
-    awaited -> complete: it is a request's, or a socket's -> its body has ended: the next is awaited ...
+    awaited -> complete: it is a request's, or a socket's -> its body has ended, or its answer: the next is awaited ...
        |           \\-> too large: 431 or 414, closed
        |-> too much that is not complete: the same
        \\-> too late: closed
@@ -78,8 +78,8 @@ class BoundedHead(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._awaited and not self._answering and not self.transport.is_closing():
-            self._wait()
+        if not self._answering and not self.transport.is_closing():
+            self._wait()  # also where the body has not ended: nobody reads the rest of it
 
     def handle_websocket_upgrade(self) -> None:
         self._awaited = False  # what follows is the socket's

@@ -197,6 +197,25 @@ async def test_one_that_does_not_come_in_time_is_cut_off(
         assert await client.closed() == b""
 
 
+async def test_the_rest_of_a_body_that_was_answered_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
+    async with served() as server:
+        client = await server.client()
+        client.send(POST.replace(b"/", b"/nowhere", 1), b"1\r\na\r\n")
+        assert (await client.answer())[0] == 404
+        client.send(b"1\r\na\r\n")
+        assert await client.closed() == b""
+
+
+async def test_what_comes_after_the_rest_of_a_body_that_was_answered() -> None:
+    async with served() as server:
+        client = await server.client()
+        client.send(POST.replace(b"/", b"/nowhere", 1), b"1\r\na\r\n")
+        assert (await client.answer())[0] == 404
+        client.send(b"1\r\na\r\n0\r\n\r\n", GET, b"\r\n")
+        assert await client.answer() == (200, b"0 bytes")
+
+
 async def test_neither_an_answer_nor_a_socket_has_that_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
     async with served() as server, connect(f"ws://127.0.0.1:{server.port}/socket", proxy=None) as socket:
