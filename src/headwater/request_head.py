@@ -26,7 +26,7 @@ come, too, whose request was answered without it."""
 class BoundedHead(HttpToolsProtocol):
     """A connection whose requests begin in time and within bounds; else it is closed.
 
-    awaited -> complete: it is a request's, or a socket's -> its body has ended: the next is awaited ...
+    awaited -> complete: it is a request's, or a socket's -> its body has ended, or its answer: the next is awaited ...
        |           \\-> too large: 431 or 414, closed
        |-> too much that is not complete: the same
        \\-> too late: closed
