@@ -1,8 +1,8 @@
 """Building a generation of a read model beside the live one, and putting it in its place.
 
-    restoring -> catching up: read -> fold in memory -> write in bulk -> ... -> near the head -> indexed
-              -> catching up -> a sample verified -> swapped in one transaction: live
-                                                  -> in vain -> catching up -> swapped ...
+    restoring -> catching up: read -> fold in memory -> write in bulk -> ... -> near the head -> indexed,
+              and a sample verified -> catching up -> swapped in one transaction: live
+                                                   -> in vain -> catching up -> swapped ...
     any of them -> displaced (the lease is another's, or the generation was given up): end; who has it goes on from the
               checkpoint, which moves with the rows
                 -> refused (PostgreSQL does not take a row): from the checkpoint again, each event of that row looked at
@@ -220,16 +220,11 @@ class _Build(Generic[M]):
         await self._restore()
         await self._come_near(well)
         try:
-            await self._index()
+            await self._finish()
         except asyncpg.ProgramLimitExceededError as error:
             await self._begin_again(error)
             await self._come_near(well)
-        await self._writing.execute(f'analyze {SCHEMA}."{self._table}"')
-        if self._view.history:
-            await routed.analyze(self._writing, self._table)
-        await self._come_near(well)
-        # Once: a sample may read the whole log, and meanwhile the live generation comes further than the swap may fold.
-        await self._verify()
+            await self._finish()
         await self._come_near(well)
         while not await self._swap():
             await asyncio.sleep(self._of.poll)  # what is in the way does not ring
@@ -255,6 +250,24 @@ class _Build(Generic[M]):
             await self._load_all()
         else:
             await add_key(self._writing, self._view, self._table)
+
+    async def _finish(self) -> None:
+        """Indexes and statistics, and beside them a sample is verified: the one is PostgreSQL's work, the other ours.
+
+        Once: a sample may read the whole log, and meanwhile the live generation comes further than the swap may fold.
+        """
+        verifying = asyncio.create_task(self._verify())
+        try:
+            await self._index()
+            await self._writing.execute(f'analyze {SCHEMA}."{self._table}"')
+            if self._view.history:
+                await routed.analyze(self._writing, self._table)
+            await verifying
+        finally:
+            verifying.cancel()
+            await asyncio.gather(
+                verifying, return_exceptions=True
+            )  # what it raised was raised above, or matters no more
 
     async def _index(self) -> None:
         await add_key(self._writing, self._view, self._table)
@@ -328,7 +341,7 @@ class _Build(Generic[M]):
             self._taken += [(key, event.position) for key, event in batch]
         if not self._complete:
             await self._load({key for key, _ in batch})
-        rows, fold, suspects = self._rows, self._fold_row, self._suspects
+        rows, fold, parked, suspects = self._rows, self._fold_row, self._parked, self._suspects
         breath = Breath()
         for key, event in batch:
             if breath.due:
@@ -337,11 +350,11 @@ class _Build(Generic[M]):
             row = rows.get(number)
             if row is None:
                 row = rows[number] = _Row(key, None, 0, False)
-            if self._parked and key in self._parked:
+            if parked and key in parked:
                 self._aside.append(Letter(key, event.position))
                 continue
             try:
-                model = fold(key, row.model, event)
+                model = fold(row.key, row.model, event)  # the very object that the row has for its key is quickly told
             except Exception as error:  # noqa: BLE001 - whatever a user's fold raises
                 self._set_aside(key, event, error)
                 continue
@@ -476,9 +489,8 @@ class _Build(Generic[M]):
     # ------------------------------------------------------------------------------------------------------- swapping
 
     async def _verify(self) -> None:
-        report = await self._of.verifier.sample(
-            self._writing, self._reading, replace(self._standing, position=self._position), self._of.sample
-        )
+        standing = replace(self._standing, position=self._position)
+        report = await self._of.verifier.sample(self._reading, self._reading, standing, self._of.sample)
         if report.found:
             self._stop(
                 f"of {report.checked} sampled rows, {report.found} are not what the log says, "
