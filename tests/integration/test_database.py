@@ -7,9 +7,11 @@ import asyncio
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
 
 import asyncpg
 import pytest
@@ -18,7 +20,7 @@ from tests.waiting import until
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
-from headwater.database import LOST, SILENCE, Database
+from headwater.database import LOST, SILENCE, Database, read_times_by_number
 from headwater.log import Log
 from headwater.migrate import migrate, prepare_views
 from headwater.rebuild import Rebuild
@@ -159,3 +161,30 @@ async def test_what_ends_between_its_two_connections_leaves_none(
         working.cancel()
         await asyncio.wait([working])
         assert [connection.is_closed() for connection in database.given] == [True]
+
+
+MOMENTS = [
+    datetime(2000, 1, 1, tzinfo=UTC),
+    datetime(1999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+    datetime(2026, 7, 1, 12, 30, 0, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+    datetime(1, 1, 1, 0, 0, 1, tzinfo=UTC),
+    datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+]
+
+
+async def test_times_are_the_same_however_they_are_read(dsn: str) -> None:
+    async with Database(dsn, pool_size=1) as database:
+        plain, by_number = await database.connect("plain"), await database.connect("by number")
+        await read_times_by_number(by_number)
+        await plain.execute("create table moments (moment timestamptz)")
+        await plain.copy_records_to_table("moments", records=[(each,) for each in MOMENTS])
+        await plain.execute("insert into moments values ('infinity'), ('-infinity'), (null)")
+        one, other = [[row[0] for row in await each.fetch("table moments")] for each in (plain, by_number)]
+        assert other == one
+        assert other[: len(MOMENTS)] == MOMENTS
+        assert {moment.tzinfo for moment in other[: len(MOMENTS)]} == {UTC}
+        assert other[-1] is None
+        with pytest.raises(asyncpg.DataError, match="only reads times"):
+            await by_number.fetchval("select $1::timestamptz", MOMENTS[0])
+        plain.terminate()
+        by_number.terminate()
