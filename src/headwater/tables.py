@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -368,11 +368,12 @@ def select_sql(view: View[Any], table: str) -> str:
 
 
 def writer_of(field: Field) -> Callable[[Any], Any]:
-    """From a field's Python value to what is stored. It raises ValueError for a time without a zone."""
+    """From a field's Python value to what is stored. It raises ValueError for a time without a zone, and for
+    the very first or last one."""
     if field.many:
         one = _scalar_writer(field)
         return lambda values: None if values is None else json.dumps([one(value) for value in values], default=str)
-    return _scalar_writer(field)
+    return _finite if field.kind is Kind.TIME else _scalar_writer(field)
 
 
 def reader_of(field: Field) -> Callable[[Any], Any]:
@@ -421,6 +422,16 @@ def _aware(moment: Any) -> Any:
         raise ValueError(
             f"{moment} has no time zone: which moment is stored would depend on the machine; give it one, such as UTC"
         )
+    return moment
+
+
+_ENDS = [end.replace(tzinfo=UTC) for end in (datetime.min, datetime.max)]  # noqa: DTZ901 - it is given here
+
+
+def _finite(moment: Any) -> Any:
+    """A time as it is, if it is read back so: asyncpg makes the very first and last PostgreSQL's infinity."""
+    if _aware(moment) is not None and not 1 < moment.year < 9999 and moment in _ENDS:
+        raise ValueError(f"{moment} would be stored as infinity, and not read back; give it another, or leave it out")
     return moment
 
 
