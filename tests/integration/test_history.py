@@ -91,6 +91,16 @@ def board_of(event: PinEvent) -> UUID:
     return event.board_id if isinstance(event, Pinned) else event.was_on
 
 
+class Other(ReadModel, name="Board", key="note_id"):
+    """What is called Board in another version: a row for each note."""
+
+    note_id: UUID
+
+
+def fold_other(row: Other | None, event: Recorded[Pinned]) -> Other:
+    return Other(note_id=event.data.note_id)
+
+
 class Indexed(ReadModel, name="Board", key="board_id", indexes=["last"]):
     board_id: UUID
     last: str
@@ -239,7 +249,10 @@ async def test_over_graphql_with_its_links(dsn: str, connection: asyncpg.Connect
 
 
 @pytest.mark.parametrize("size", [{}, {"events": 5}, {"events": 5, "cache": 1}, {"rows": 1}])
-async def test_a_rebuild_keeps_the_same(dsn: str, connection: asyncpg.Connection, size: dict[str, int]) -> None:
+async def test_a_rebuild_keeps_the_same(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, size: dict[str, int]
+) -> None:
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 3)  # it is written between pages
     events = anything(50)
     await prepare(connection, board_view)
     await write(connection, *events)
@@ -288,6 +301,14 @@ async def test_it_can_be_asked_for_later(dsn: str, connection: asyncpg.Connectio
             live = "select generation = 2 from headwater.projections where name = 'Board' and state = 'live'"
             await until(lambda: connection.fetchval(live))
         await require_past(history_of(node), events)
+
+
+async def test_what_another_route_has_kept_is_not_this_ones(dsn: str, connection: asyncpg.Connection) -> None:
+    await prepare(connection, View(Other, fold_other, history=True))
+    await write(connection, *anything(5))
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:
+        with pytest.raises(ReadModelRebuilding):
+            await history_of(node).row(BOARDS[0], 5)
 
 
 async def test_of_one_far_behind_one_is_asked_to_wait(
