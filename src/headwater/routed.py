@@ -69,7 +69,8 @@ async def positions_of(
         after = positions[-1]
 
 
-async def totals(connection: Connection, table: str, where: str, *values: object) -> dict[int, tuple[int, int]]:
-    """How many events each key has, by its number, and what their positions add up to. where: which keys."""
-    select = f"select key, count(*), sum(position) from {quoted(table)} {where} group by key"  # noqa: S608 - our own name
+async def totals(connection: Connection, table: str, those: str, *values: object) -> dict[int, tuple[int, int]]:
+    """How many events each key has, by its number, and what their positions add up to. those: which keys, as SQL
+    says it of one."""
+    select = f"select key, count(*), sum(position) from {quoted(table)} where key {those} group by key"  # noqa: S608 - our own name
     return {row[0].int: (row[1], int(row[2])) for row in await connection.fetch(select, *values)}

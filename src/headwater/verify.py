@@ -186,15 +186,8 @@ class Verifier(Generic[M]):
         report = Report(self._view.name, standing.generation, standing.position)
         keys = await self._some_keys(rows, log, standing, count)
         if keys:
-            stored = await self._stored(
-                rows, standing, f'where "{self._view.key}" = any($1::uuid[])', list(keys.values())
-            )
             folded = await self._fold_some(log, standing.position, keys)
-            await self._compare(rows, report, stored, folded)
-            if self._view.history:
-                where = "where key = any($1::uuid[])"
-                kept = await routed.totals(rows, standing.table, where, list(keys.values()))
-                self._compare_history(report, kept, folded)
+            await self._compare(rows, report, standing, folded, "= any($1::uuid[])", list(keys.values()))
         return report
 
     async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing) -> Report:
@@ -207,22 +200,10 @@ class Verifier(Generic[M]):
             await self._fold_log(log, standing.position, part.has, part.row)
             if part.high < high:
                 ranges.append((UUID(int=part.high.int + 1), high))
-            where = f'where "{self._view.key}" between $1 and $2'
-            stored = await self._stored(rows, standing, where, low, part.high)
-            await self._compare(rows, report, stored, part.folded)
-            if self._view.history:
-                where = "where key between $1 and $2"
-                kept = await routed.totals(rows, standing.table, where, low, part.high)
-                self._compare_history(report, kept, part.folded)
+            await self._compare(rows, report, standing, part.folded, "between $1 and $2", low, part.high)
         return report
 
     # ----------------------------------------------------------------------------------------------- what is stored
-
-    async def _stored(
-        self, connection: asyncpg.Connection, standing: Standing, where: str, *values: Any
-    ) -> dict[int, asyncpg.Record]:
-        records = await connection.fetch(f"{select_sql(self._view, standing.table)} {where}", *values)
-        return {record[self._view.key].int: record for record in records}
 
     async def _ranges(self, connection: asyncpg.Connection, standing: Standing) -> list[tuple[UUID, UUID]]:
         """Ranges of keys with so many rows each. Together they hold every key, also those without a row."""
@@ -320,9 +301,14 @@ class Verifier(Generic[M]):
         self,
         rows: asyncpg.Connection,
         report: Report,
-        stored: dict[int, asyncpg.Record],
+        standing: Standing,
         folded: dict[int, _Folded],
+        those: str,
+        *values: Any,
     ) -> None:
+        """What is stored of some keys with what is folded of them. those: which they are, as SQL says it of a key."""
+        select = f'{select_sql(self._view, standing.table)} where "{self._view.key}" {those}'
+        stored = {record[self._view.key].int: record for record in await rows.fetch(select, *values)}
         parked = {row["key"].int for row in await rows.fetch(_SQL["parked"], report.name, report.generation)}
         for number in stored.keys() | folded.keys():
             if number in parked:
@@ -330,6 +316,8 @@ class Verifier(Generic[M]):
                 continue
             report.checked += 1
             report.add(self._differences(UUID(int=number), stored.get(number), folded.get(number) or _Folded()))
+        if self._view.history:
+            self._compare_history(report, await routed.totals(rows, standing.table, those, *values), folded)
 
     def _compare_history(
         self, report: Report, kept: Mapping[int, tuple[int, int]], folded: Mapping[int, _Folded]
