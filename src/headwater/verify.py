@@ -184,7 +184,7 @@ class Verifier(Generic[M]):
     async def sample(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing, count: int) -> Report:
         """Some keys that have a row, and some that the log speaks of, which may have none."""
         report = Report(self._view.name, standing.generation, standing.position)
-        keys = await self._some_keys(rows, log, standing, count)
+        keys = await self._some_keys(rows, standing, count)
         if keys:
             folded = await self._fold_some(log, standing.position, keys)
             await self._compare(rows, report, standing, folded, "= any($1::uuid[])", list(keys.values()))
@@ -217,9 +217,7 @@ class Verifier(Generic[M]):
         lows = [FIRST, *(UUID(int=high.int + 1) for high in highs[:-1])]
         return list(zip(lows, highs, strict=True))
 
-    async def _some_keys(
-        self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing, count: int
-    ) -> dict[int, UUID]:
+    async def _some_keys(self, rows: asyncpg.Connection, standing: Standing, count: int) -> dict[int, UUID]:
         key, table = f'"{self._view.key}"', f'{SCHEMA}."{standing.table}"'
         by_chance = f"select {key} from {table} order by random() limit $1"  # noqa: S608 - the same
         found = await rows.fetch(by_chance, (count + 1) // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -12,7 +13,9 @@ from tests.integration.works import PlaceOrder, fulfilment
 from tests.waiting import until
 
 from headwater import App, Feature, Schedule
+from headwater.cli.application import node_of
 from headwater.clock import VirtualClock
+from headwater.config import Settings
 from headwater.ids import derived_id
 from headwater.node import Node
 from headwater.standings import read_standings
@@ -50,3 +53,12 @@ async def test_a_schedule_begins_a_saga_in_whichever_worker_has_the_lease(
     assert [row["actor"] for row in actors] == ["schedule hourly order"] * 3
     assert "schedules" not in {each.name for each in (await read_standings(nodes[0].database.pool)).projections}
     assert await nodes[0].troubles() == {}
+
+
+async def test_what_is_there_when_a_command_has_started_is_passed_over_by_the_collector(dsn: str) -> None:
+    before = gc.get_freeze_count()
+    try:
+        async with node_of(App([]), Settings(), dsn, serve=False, work=True):
+            assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
