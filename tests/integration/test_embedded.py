@@ -282,7 +282,7 @@ def test_nothing_of_a_temporary_server_is_left() -> None:
     assert not server.socket.exists()
 
 
-root = pytest.mark.skipif(os.geteuid() != 0, reason="is about what root does")
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away, or run a server as another user")
 
 
 @root
