@@ -96,6 +96,17 @@ async def make_schema(connection: Connection, name: str) -> None:
         await connection.execute(f"create schema if not exists {name}")
 
 
+async def write_derived(connection: Connection, *, quiet: float) -> None:
+    """Of the transaction that was just begun: what it writes can be made again from the log, and only the log must
+    outlive a crash. A worker that is stopped between two of its statements keeps no lock against the one that takes
+    over: PostgreSQL ends the session after so many seconds of quiet. For one that is stopped within a statement, see
+    `leases.cut_off`.
+    """
+    await connection.execute(
+        f"set local synchronous_commit = off;set local idle_in_transaction_session_timeout = {round(quiet * 1000)}"
+    )
+
+
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _INFINITE = {  # as asyncpg reads it
@@ -129,7 +140,7 @@ class Database:
     """One database. Opened once a process: `async with Database(dsn) as database`.
 
     dsn: `postgresql://...`. pool_size: connections for reads and projections, at most. statement_timeout: seconds that
-    a statement of the pool may take.
+    a statement of the pool may take, and that may pass between two of a transaction.
     """
 
     def __init__(self, dsn: str, *, pool_size: int = 10, statement_timeout: float = 10.0) -> None:
@@ -188,8 +199,9 @@ class Database:
         return connection
 
     async def _set_up_pooled(self, connection: asyncpg.Connection) -> None:
-        limit = f"set statement_timeout = {int(self._statement_timeout * 1000)}"
-        await self._set_up(connection, f"{_NO_JIT}; {limit}", CONNECT_SECONDS)
+        limit = int(self._statement_timeout * 1000)
+        limits = f"set statement_timeout = {limit}; set idle_in_transaction_session_timeout = {limit}"
+        await self._set_up(connection, f"{_NO_JIT}; {limits}", CONNECT_SECONDS)
 
     async def _set_up(self, connection: asyncpg.Connection, settings: str, seconds: float) -> None:
         self._connections.add(connection)  # the pool does not know it yet, and would not cut it off

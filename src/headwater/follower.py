@@ -20,7 +20,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater import sql
-from headwater.database import PASSING, Connection, Database
+from headwater.database import PASSING, Connection, Database, write_derived
 from headwater.deadletters import KEYS_AT_ONCE, DeadLetters, Letter, Waiting, described
 from headwater.errors import HeadwaterError
 from headwater.failure import Retry
@@ -397,5 +397,5 @@ class Follower:
     @asynccontextmanager
     async def _transaction(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
         async with connection.transaction():
-            await connection.execute(_SQL["session"], str(int(self._lease * 500)))
+            await write_derived(connection, quiet=self._lease / 2)
             yield

@@ -27,7 +27,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from headwater import sql
-from headwater.database import FAILING, Database
+from headwater.database import FAILING, Connection, Database
 from headwater.positions import Positions
 from headwater.report import process_name
 from headwater.supervisor import Supervisor
@@ -40,6 +40,9 @@ LEASES = "leases"
 """What rings among the positions when something was given back."""
 
 LEAVE_SECONDS = 2.0
+
+GONE_MS = 500
+"""How long to wait for a session to be gone that is ended, so that what it held can be taken at once."""
 
 Place: TypeAlias = tuple[str, int]
 """A projection's name, and a generation of it."""
@@ -105,6 +108,13 @@ def shares(units: Sequence[Unit], workers: Mapping[UUID, Collection[str]]) -> di
                 load[holder] -= 1
                 load[other] += 1
     return due
+
+
+async def cut_off(connection: Connection, quiet: float) -> None:
+    """End the sessions that keep units from being taken, of workers whose leases are over: those whose process was
+    stopped in the middle of a transaction, and of whom PostgreSQL has heard nothing for so many seconds."""
+    for name, pid, _ in await connection.fetch(_SQL["cut_off"], quiet, GONE_MS):
+        logger.warning("the session %d is ended: it held %s, and its worker says nothing more", pid, name)
 
 
 class Leases:
@@ -177,8 +187,10 @@ class Leases:
         await self._stop_lost(units)
         mine = [unit for unit in units.values() if unit.owner == self.worker_id]
         await self._give(connection, [unit for unit in mine if due.get(unit.place) != self.worker_id])
-        wanted = [units[place] for place, worker in due.items() if worker == self.worker_id]
-        await self._take(connection, [unit for unit in wanted if unit.place not in self._held])
+        wanted = [units[place] for place, worker in due.items() if worker == self.worker_id and place not in self._held]
+        if any(unit.owner not in {None, *workers} for unit in wanted):
+            await cut_off(connection, self._lease / 2)
+        await self._take(connection, wanted)
 
     async def _stop_lost(self, units: Mapping[Place, Unit]) -> None:
         """What another has taken, or what is something else now."""

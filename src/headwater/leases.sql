@@ -19,6 +19,23 @@ select name, generation, table_name, position, fence, fingerprint, state = 'buil
  where state in ('live', 'building')
  order by name, generation
 
+-- name: cut_off
+-- Whoever holds the row of a unit whose owner's lease is over, and whom its own client has left waiting for so long. It has
+-- been stopped, maybe within a statement, whose parts come one after another: no timeout of PostgreSQL's counts there. Found
+-- first and ended then: as one of the conditions it might be asked before the others, of everybody.
+with silent as materialized (
+  select p.name, a.pid
+    from headwater.projections p
+    join pg_stat_activity a on a.backend_xid = p.xmax
+   where p.state in ('live', 'building')
+     and p.owner is not null
+     and not exists (select from headwater.workers w where w.worker_id = p.owner and w.lease_until > now())
+     and a.usename = current_user
+     and a.wait_event_type = 'Client'
+     and a.state_change < clock_timestamp() - $1 * interval '1 second'
+)
+select name, pid, pg_terminate_backend(pid, $2) from silent
+
 -- name: take
 -- Lease what is free, and only that: whoever had it before can commit nothing any more, since the fence rises. A row that
 -- another is taking, or that a stopped worker has locked, is left for the next look.

@@ -20,7 +20,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater import routed, sql
-from headwater.database import Database
+from headwater.database import Database, write_derived
 from headwater.deadletters import DeadLetters, Letter, described
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
@@ -94,7 +94,7 @@ class Projector(Generic[M]):
 
     batch: events folded in one transaction, at most. cache: rows kept in memory, at most; only the loop writes them.
     poll: seconds after which it looks at the log though nothing rang. lease: of this process, in seconds; PostgreSQL
-    ends a transaction that it leaves standing for half of that, so that it holds no lock against whoever takes over.
+    ends a transaction that it leaves standing, so that it holds no lock against whoever takes over.
     sleep: how it waits between attempts where the policy is to stop. clock: seconds, for how long folds take.
     """
 
@@ -308,8 +308,11 @@ class Projector(Generic[M]):
         self, connection: asyncpg.Connection, write: Callable[[_Folded[M]], Awaitable[None]], folded: _Folded[M]
     ) -> None:
         async with connection.transaction():
-            await connection.execute(_SQL["derived"], str(int(self._lease * 500)))
+            await self._limit(connection)
             await write(folded)
+
+    async def _limit(self, connection: asyncpg.Connection) -> None:
+        await write_derived(connection, quiet=self._lease / 2)
 
     # ------------------------------------------------------------------------------------------------------------ fold
 
@@ -472,7 +475,11 @@ class Projector(Generic[M]):
         return refused
 
     async def _objection(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> Exception | None:
-        return await objection(connection, lambda: connection.execute(self._write.upsert, *self._arrays(rows)))
+        async def write() -> None:
+            await self._limit(connection)
+            await connection.execute(self._write.upsert, *self._arrays(rows))
+
+        return await objection(connection, write)
 
 
 class _Statements:

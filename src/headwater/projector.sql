@@ -2,11 +2,6 @@
 -- Where a generation stands, if its lease is still the one with this fence.
 select position from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'live'
 
--- name: derived
--- Of a transaction that writes rows: they can be folded again from the log, and only the log must outlive a crash. A worker
--- that is stopped in the middle keeps no lock against the one that takes over.
-select set_config('synchronous_commit', 'off', true), set_config('idle_in_transaction_session_timeout', $1, true)
-
 -- name: move
 -- Compare-and-swap of the checkpoint, and the doorbell with it. No row: another has moved it, and nothing may be written.
 with moved as (

@@ -27,7 +27,7 @@ import asyncpg
 import msgspec
 
 from headwater import routed, sql
-from headwater.database import Database, read_times_by_number
+from headwater.database import Database, read_times_by_number, write_derived
 from headwater.deadletters import DeadLetters, Letter, described, storable
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
@@ -65,6 +65,9 @@ SWAP_WAIT_SECONDS = 2.0
 
 HELD_UP_POLLS = 9
 """How much longer than a poll the next swap waits when a person has to take something out of the way."""
+
+WHOLE_LEASES = 100
+"""Leases that a transaction may take, which writes the rows of many events, on a slow disk and with indexes."""
 
 RESTORED_AT_ONCE = 5_000
 
@@ -110,7 +113,7 @@ class Rebuild(Generic[M]):
     rows, events: what is folded between two writes, at most. cache: rows kept in memory, at most. pause: seconds of
     rest after a write, so that the database can do other work. sample: rows that are verified before the swap.
     by_stream: whether a row's key is the id of the stream that its events are in; then the sample is read by index.
-    lease: seconds after which PostgreSQL ends a transaction that this process has left standing.
+    lease: of this process, in seconds, after which PostgreSQL ends a transaction that it has left standing.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class Rebuild(Generic[M]):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
-        self.patience = str(round(lease * 1000))
+        self.lease_seconds = lease
         self.log = log
         self.view = view
         self.rows = rows
@@ -279,6 +282,7 @@ class _Build(Generic[M]):
         it refuses the row when it is written, as it does in the live projection."""
         logger.warning("%s is built from the start again, with its indexes: %s", self._table, error)
         async with self._writing.transaction():
+            await self._limit()
             if not await self._writing.fetch(_SQL["begin_again"], *self.lease):
                 raise _Displaced
             await self._writing.execute(f'truncate {SCHEMA}."{self._table}"')
@@ -422,7 +426,7 @@ class _Build(Generic[M]):
 
     async def _transact(self, reached: int) -> None:
         async with self._writing.transaction():
-            await self._writing.execute(_SQL["derived"], self._of.patience)
+            await self._limit()
             await self._write_rows([row for row in self._changed if row.model is not None])
             removed = [row.key for row in self._changed if row.model is None and row.stored]
             if removed:
@@ -464,7 +468,18 @@ class _Build(Generic[M]):
         await self._restore()
 
     async def _objection(self, rows: Sequence[_Row]) -> Exception | None:
-        return await objection(self._writing, lambda: self._write_rows(rows))
+        async def write() -> None:
+            await self._limit()
+            await self._write_rows(rows)
+
+        return await objection(self._writing, write)
+
+    async def _limit(self) -> None:
+        """Of a transaction. A worker that is stopped while it writes rows holds nothing yet by which `leases.cut_off`
+        would find its session: PostgreSQL ends that after so many leases."""
+        await write_derived(self._writing, quiet=self._of.lease_seconds)
+        whole = round(self._of.lease_seconds * WHOLE_LEASES * 1000)
+        await self._writing.execute(f"set local transaction_timeout = {whole}")
 
     def _settle(self, reached: int) -> None:
         for row in self._changed:
@@ -524,7 +539,7 @@ class _Build(Generic[M]):
 
     async def _take_its_place(self) -> bool:
         name, generation, _ = self.lease
-        await self._writing.execute(_SQL["derived"], self._of.patience)
+        await self._limit()
         live = await self._writing.fetchrow(_SQL["hold_live"], name)
         if live is not None:
             if live["position"] - self._position > NEAR:

@@ -2,11 +2,6 @@
 -- Where a generation stands that is being built, if its lease is still the one with this fence; and why, if it has failed.
 select position, failure from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building'
 
--- name: derived
--- Of a transaction that writes rows: they can be folded again from the log, and only the log must outlive a crash. A worker
--- that is stopped in the middle keeps no lock against the one that takes over.
-select set_config('synchronous_commit', 'off', true), set_config('idle_in_transaction_session_timeout', $1, true)
-
 -- name: move
 -- Compare-and-swap of the checkpoint. No row: the lease is another's, or the generation was given up.
 update headwater.projections set position = $5, updated_at = now()

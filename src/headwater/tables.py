@@ -53,6 +53,9 @@ _TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {
 }
 
 
+QUIET_SECONDS = 10
+"""After which a transaction that makes or drops tables, and that nothing more is heard of, is ended."""
+
 _FROM_JSON: dict[Kind, Callable[[str], Any]] = {Kind.TIME: datetime.fromisoformat, Kind.DATE: date.fromisoformat}
 
 
@@ -219,13 +222,17 @@ async def rebuild(connection: Connection, view: View[Any]) -> Standing:
 async def alone(connection: Connection, name: str, *, seconds: float = 0) -> AsyncIterator[None]:
     """A transaction that alone makes or changes a projection's tables: several processes may start at once.
 
-    seconds: that it waits for each lock, at most; 0 is without end.
+    seconds: that it waits for each lock, at most; 0 is without end. One that is stopped in the middle does not keep the
+    others out: PostgreSQL ends what says nothing for QUIET_SECONDS.
 
     Raises:
         asyncpg.LockNotAvailableError: it waited so long.
     """
     async with connection.transaction():
-        await connection.execute(f"set local lock_timeout = {round(seconds * 1000)}")
+        await connection.execute(
+            f"set local lock_timeout = {round(seconds * 1000)};"
+            f"set local idle_in_transaction_session_timeout = '{QUIET_SECONDS}s'"
+        )
         await connection.execute(_SQL["lock"], name)
         yield
 

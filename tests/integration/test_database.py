@@ -20,6 +20,7 @@ from tests.waiting import until
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
+from headwater import tables
 from headwater.database import LOST, SILENCE, Database, read_times_by_number
 from headwater.log import Log
 from headwater.migrate import migrate, prepare_views
@@ -82,6 +83,22 @@ def options_of(connection: Any) -> dict[str, int]:
     }
 
 
+async def test_a_process_that_is_stopped_while_it_changes_tables_does_not_keep_others_out(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "QUIET_SECONDS", 1)
+    stopped = await asyncpg.connect(dsn)
+
+    async def stop() -> None:
+        async with tables.alone(stopped, "Tally"):
+            async with tables.alone(connection, "Tally"):
+                pass
+            await until(stopped.is_closed)
+
+    with pytest.raises(asyncpg.InterfaceError):  # its end finds no session
+        await stop()
+
+
 TAKEN_BY_PGBOUNCER = {b"user", b"database", b"application_name", b"client_encoding", b"timezone"}
 """Of what a connection may ask for when it is made. Whoever asks for more is sent away."""
 
@@ -93,7 +110,10 @@ async def test_no_connection_asks_for_what_pgbouncer_does_not_take(proxy: Proxy)
         alone = await database.connect("test")
         set_for = {
             name: [await each.fetchval(f"show {name}") for each in (database.pool, alone)]
-            for name in ("application_name", "timezone", "jit", "statement_timeout")
+            for name in (
+                *("application_name", "timezone", "jit"),
+                *("statement_timeout", "idle_in_transaction_session_timeout"),
+            )
         }
         alone.terminate()
     # After a length and a version: names and values, each ended by a zero, and one more at the end.
@@ -105,6 +125,7 @@ async def test_no_connection_asks_for_what_pgbouncer_does_not_take(proxy: Proxy)
         "timezone": ["UTC", "UTC"],
         "jit": ["off", "off"],
         "statement_timeout": ["1500ms", "0"],
+        "idle_in_transaction_session_timeout": ["1500ms", "0"],
     }
 
 

@@ -568,7 +568,7 @@ async def test_a_worker_builds_as_its_settings_say(dsn: str) -> None:
     chosen = replace(QUICK, rebuild_pause_seconds=0.25, projection_cache=7, lease_seconds=3.0)
     async with Node(new, chosen, dsn, serve=False, work=True) as node:
         builder = node.worker._rebuild(new_view)
-    assert (builder.pause, builder.cache, builder.poll, builder.patience) == (0.25, 7, 0.2, "3000")
+    assert (builder.pause, builder.cache, builder.poll, builder.lease_seconds) == (0.25, 7, 0.2, 3.0)
 
 
 async def test_while_a_worker_rests_in_a_build_what_is_live_goes_on(
@@ -856,6 +856,8 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
     log = [*((key, 1) for key in keys), (two, 13), (good, 2), (two, 3), (three, 14), (one, 4), (one, 13), (good, 5)]
     expected = [(two, 5), (two, 7), (three, 8), (one, 10)]
     await prepare(connection, view)
+    await connection.execute(LIMITED)
+    await watched(connection, 1)
     head = await write(connection, *(Counted(thing_id=key, by=by) for key, by in log))
     async with Node(app, QUICK, dsn, serve=False, work=True):
         await until(is_live(connection, 1, head))
@@ -864,10 +866,28 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
     assert {key: row.count for key, (row, _) in rows.items()} == {one: 5, two: 1, three: 1, good: 8}
 
     monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 2)
-    await build(dsn, view, app, await force(connection, view), **options)
+    standing = await force(connection, view)
+    await watched(connection, 2)
+    await build(dsn, view, app, standing, **options)
     assert await stored(connection, view) == rows
     assert await _letters(connection, 2) == letters
     assert await generations(connection) == [(1, "retired"), (2, "live")]
+
+
+LIMITED = """
+create function limited() returns trigger language plpgsql as $$ begin
+  if current_setting('idle_in_transaction_session_timeout') = '0' then
+    raise 'whoever is stopped now holds what he has written, for good';
+  end if;
+  return null;
+end $$
+"""
+
+
+async def watched(connection: asyncpg.Connection, generation: int) -> None:
+    """Rows are written, or only tried, under a limit: else the worker fails again and again."""
+    trigger = "create trigger limited before insert or update on %s for each statement execute function limited()"
+    await connection.execute(trigger % f"read.tally_{generation}")
 
 
 async def test_a_row_that_is_not_taken_in_the_swap_is_parked_before_the_next(

@@ -28,7 +28,7 @@ from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded
 from headwater.cli import main
 from headwater.codec import encode
 from headwater.config import Settings
-from headwater.leases import Unit, shares
+from headwater.leases import Unit, cut_off, shares
 from headwater.log import Append, append
 from headwater.migrate import prepare_views
 from headwater.node import Node
@@ -407,6 +407,100 @@ async def test_nothing_is_committed_under_the_fence_of_a_lease_that_is_over(
         assert len(await counts(connection)) == begun
         assert node.worker.projectors["Tally0"].progress.displaced == 1
         assert node.supervisor.troubles == {}
+
+
+async def test_a_worker_that_is_stopped_within_a_statement_is_replaced(
+    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL waits for the rest of it, as for one that works: no timeout of its own counts there."""
+    await prepare_views(dsn, views[:1])
+    settings = replace(Settings(), lease_seconds=0.6, poll_seconds=0.1)
+    async with stopped_within_a_statement(dsn, connection) as stopped:
+        async with Node(one_view, settings, dsn, serve=False, work=True) as node:
+            key = uuid4()
+            head = await write(connection, key)
+            await until(lambda: reached_by(connection, head))
+            assert await counts(connection) == {key: 1}
+            assert node.supervisor.troubles == {}
+        await until(stopped.is_closed)
+    assert "it held Tally0, and its worker says nothing more" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lasting", "quiet", "ended"),
+    [(0, 0, True), (60, 0, False), (0, 60, False)],
+    ids=["over", "leased", "just heard of"],
+)
+async def test_only_a_worker_whose_lease_is_over_is_cut_off(
+    dsn: str, connection: asyncpg.Connection, lasting: float, quiet: float, ended: bool
+) -> None:
+    await prepare_views(dsn, views[:1])
+    async with stopped_within_a_statement(dsn, connection, lasting) as stopped:
+        await connection.execute("create table others as select 1 as one")
+        bystander = await asyncpg.connect(dsn)
+        await bystander.execute("begin; update others set one = 2")
+        await cut_off(connection, quiet)
+        if ended:
+            await until(stopped.is_closed)
+        assert await ended_sessions(connection, stopped, bystander) == ([stopped] if ended else [])
+        await bystander.close()
+
+
+async def test_a_statement_that_takes_long_is_not_cut_off(dsn: str, connection: asyncpg.Connection) -> None:
+    """Its worker's lease is over, but it comes to an end by itself, and the fence says whether that counts."""
+    await prepare_views(dsn, views[:1])
+    await connection.execute("update headwater.projections set owner = uuidv4() where name = 'Tally0'")
+    await connection.execute("create table others ()")
+    await connection.execute("begin; lock table others")
+    at_work = await asyncpg.connect(dsn)
+    await at_work.execute("begin; update headwater.projections set fence = fence where name = 'Tally0'")
+    working = asyncio.create_task(at_work.execute("select from others"))
+    other = await asyncpg.connect(dsn)
+    await until(lambda: waits(other, at_work, "Lock"))
+    await cut_off(other, 0)
+    await connection.execute("rollback")
+    await working
+    await at_work.close()
+    await other.close()
+
+
+@asynccontextmanager
+async def stopped_within_a_statement(
+    dsn: str, connection: asyncpg.Connection, lasting: float = 0
+) -> AsyncIterator[asyncpg.Connection]:
+    """The session of a worker that has Tally0, for some seconds still, and has begun a statement in the middle of a
+    commit, and does not go on with it."""
+    await connection.execute(
+        "with worker as (insert into headwater.workers (worker_id, name, runs, lease_until) "
+        "values (uuidv4(), 'stopped/0', '{}', now() + $1 * interval '1 second') returning worker_id) "
+        "update headwater.projections set owner = worker.worker_id from worker where name = 'Tally0'",
+        lasting,
+    )
+    stopped = await asyncpg.connect(dsn)
+    await stopped.execute("begin; update headwater.projections set position = position where name = 'Tally0'")
+
+    async def nothing_more() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    statement = asyncio.create_task(stopped.copy_to_table("tally0_1", schema_name="read", source=nothing_more()))
+    try:
+        await until(lambda: waits(connection, stopped, "Client"))
+        yield stopped
+    finally:
+        stopped.terminate()
+        statement.cancel()
+        await asyncio.wait([statement])
+
+
+async def waits(connection: asyncpg.Connection, of: asyncpg.Connection, kind: str) -> bool:
+    query = "select true from pg_stat_activity where pid = $1 and state = 'active' and wait_event_type = $2"
+    return bool(await connection.fetchval(query, of.get_server_pid(), kind))
+
+
+async def ended_sessions(connection: asyncpg.Connection, *sessions: asyncpg.Connection) -> list[asyncpg.Connection]:
+    alive = {row["pid"] for row in await connection.fetch("select pid from pg_stat_activity")}
+    return [session for session in sessions if session.get_server_pid() not in alive]
 
 
 async def held_of(node: Node) -> list[Unit]:

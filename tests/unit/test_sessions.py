@@ -56,6 +56,7 @@ def stays(statement: str) -> bool:
 
 def test_a_session_holds_what_it_is_set_up_with_and_nothing_more() -> None:
     assert sorted({(file, statement) for file, statement in statements() if stays(statement)}) == [
+        ("database.py", "set idle_in_transaction_session_timeout ="),
         ("database.py", "set jit = off"),
         ("database.py", "set statement_timeout ="),
         ("doorbell.py", ".add_listener()"),
