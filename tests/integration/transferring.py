@@ -23,8 +23,9 @@ from headwater import log as log_module
 from headwater.appender import Appender
 from headwater.clock import SystemClock
 from headwater.conductor import Conductor
-from headwater.database import Database
+from headwater.database import LOST, Database
 from headwater.dispatch import Dispatcher
+from headwater.leases import cut_off
 from headwater.log import Log
 from headwater.positions import Positions
 from headwater.projector import Projector
@@ -33,8 +34,13 @@ from headwater.tables import Standing
 
 R = TypeVar("R")
 
+LEASE_SECONDS = 1.0
+"""Nobody renews it: a part of it is how long one that is stopped keeps the next from taking over."""
+
 TAKE = """
-    update headwater.projections set fence = fence + 1 where name = $1 and state = 'live'
+    with free as (select name from headwater.projections where name = $1 and state = 'live' for update skip locked)
+    update headwater.projections set fence = fence + 1, owner = gen_random_uuid()
+     where name in (select name from free)
     returning generation, table_name, position, fence, fingerprint
 """
 
@@ -74,17 +80,29 @@ async def work(dsn: str, where: str, at: int) -> None:
             positions,
             clock=SystemClock(),
             poll=0.02,
+            lease=LEASE_SECONDS,
         )
         if where == "commit":
             conductor.write = dying(conductor.write, at, before=False)  # type: ignore[method-assign,assignment]  # it dies there
-        projector = Projector(database, log, transfer_view, positions, poll=0.02)
+        projector = Projector(database, log, transfer_view, positions, poll=0.02, lease=LEASE_SECONDS)
         saga, rows = await taken(database, "saga Transfer"), await taken(database, "Transfer")
-        await asyncio.gather(conductor.run(saga), projector.run(rows))  # until another takes over
+        await asyncio.gather(kept(conductor.run, saga), kept(projector.run, rows))  # until another takes over
+
+
+async def kept(run: Callable[[Standing], Awaitable[None]], standing: Standing) -> None:
+    """As under a supervisor: on a busy machine PostgreSQL may hear nothing for a part of a lease of nobody stopped."""
+    while True:
+        try:
+            return await run(standing)
+        except LOST:
+            continue
 
 
 async def taken(database: Database, name: str) -> Standing:
-    row = await database.pool.fetchrow(TAKE, name)
-    assert row is not None
+    async with database.pool.acquire() as connection:
+        while (row := await connection.fetchrow(TAKE, name)) is None:
+            await cut_off(connection, LEASE_SECONDS / 2)
+            await asyncio.sleep(0.02)  # a lock that is let go rings nobody
     return Standing(*row)
 
 
