@@ -115,12 +115,16 @@ _INFINITE = {  # as asyncpg reads it
 }
 
 
-async def read_times_by_number(connection: asyncpg.Connection) -> None:
-    """Have a connection that only reads compute each `timestamptz` from its number of microseconds, for whoever reads
-    all of a log: asyncpg takes twice as long, by way of a time zone. What is read is the same."""
+async def take_times_by_number(connection: asyncpg.Connection) -> None:
+    """Have a connection take each `timestamptz` as its number of microseconds, for whoever reads all of a log or writes
+    all its rows: asyncpg takes twice as long, by way of a time zone. What is read and written is the same."""
     await connection.set_type_codec(
-        "timestamptz", schema="pg_catalog", format="tuple", encoder=_only_read, decoder=_time_of
+        "timestamptz", schema="pg_catalog", format="tuple", encoder=_number_of, decoder=_time_of
     )
+
+
+def _number_of(moment: datetime) -> tuple[int]:
+    return ((moment - _EPOCH) // _MICROSECOND,)
 
 
 def _time_of(number: tuple[int]) -> datetime:
@@ -130,10 +134,6 @@ def _time_of(number: tuple[int]) -> datetime:
         if number[0] not in _INFINITE:
             raise
         return _INFINITE[number[0]]
-
-
-def _only_read(moment: object) -> tuple[int]:
-    raise TypeError(f"this connection only reads times, and writes none as {moment}")
 
 
 class Database:

@@ -27,7 +27,7 @@ import asyncpg
 import msgspec
 
 from headwater import routed, sql
-from headwater.database import Database, read_times_by_number, write_derived
+from headwater.database import Database, take_times_by_number, write_derived
 from headwater.deadletters import DeadLetters, Letter, described, storable
 from headwater.errors import HeadwaterError
 from headwater.failure import Stop, policy_of
@@ -173,7 +173,8 @@ class Rebuild(Generic[M]):
             opened.callback(writing.terminate)
             reading = await self._database.connect(f"building {name}, reading")
             opened.callback(reading.terminate)
-            await read_times_by_number(reading)
+            for connection in (writing, reading):
+                await take_times_by_number(connection)
             build = _Build(self, standing, writing, reading)
             try:
                 await build.run(well)

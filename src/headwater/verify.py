@@ -17,7 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater import routed, sql
-from headwater.database import Database, read_times_by_number
+from headwater.database import Database, take_times_by_number
 from headwater.errors import HeadwaterError
 from headwater.fields import Field, Kind
 from headwater.folding import Breath, fold_of
@@ -163,7 +163,7 @@ class Verifier(Generic[M]):
             log = await database.connect(f"verifying {self._view.name}, log")
             opened.callback(log.terminate)
             for each in (rows, log):
-                await read_times_by_number(each)
+                await take_times_by_number(each)
             async with rows.transaction(isolation="repeatable_read", readonly=True):
                 standing = await self._standing(rows)
                 report = await (

@@ -21,7 +21,7 @@ from tests.waiting import until
 from bank.accounts.views import account_view
 from bank.main import app as bank
 from headwater import tables
-from headwater.database import LOST, SILENCE, Database, read_times_by_number
+from headwater.database import LOST, SILENCE, Database, take_times_by_number
 from headwater.log import Log
 from headwater.migrate import migrate, prepare_views
 from headwater.rebuild import Rebuild
@@ -193,19 +193,20 @@ MOMENTS = [
 ]
 
 
-async def test_times_are_the_same_however_they_are_read(dsn: str) -> None:
+async def test_times_are_the_same_however_they_are_taken(dsn: str) -> None:
     async with Database(dsn, pool_size=1) as database:
         plain, by_number = await database.connect("plain"), await database.connect("by number")
-        await read_times_by_number(by_number)
+        await take_times_by_number(by_number)
         await plain.execute("create table moments (moment timestamptz)")
-        await plain.copy_records_to_table("moments", records=[(each,) for each in MOMENTS])
+        for each in (plain, by_number):
+            await each.copy_records_to_table("moments", records=[(moment,) for moment in MOMENTS])
         await plain.execute("insert into moments values ('infinity'), ('-infinity'), (null)")
         one, other = [[row[0] for row in await each.fetch("table moments")] for each in (plain, by_number)]
         assert other == one
-        assert other[: len(MOMENTS)] == MOMENTS
-        assert {moment.tzinfo for moment in other[: len(MOMENTS)]} == {UTC}
+        assert other[: 2 * len(MOMENTS)] == MOMENTS * 2
+        assert {moment.tzinfo for moment in other[: 2 * len(MOMENTS)]} == {UTC}
         assert other[-1] is None
-        with pytest.raises(asyncpg.DataError, match="only reads times"):
-            await by_number.fetchval("select $1::timestamptz", MOMENTS[0])
+        with pytest.raises(asyncpg.DataError, match="offset-naive"):
+            await by_number.fetchval("select $1::timestamptz", datetime(2026, 1, 1))  # noqa: DTZ001 - without a zone
         plain.terminate()
         by_number.terminate()
