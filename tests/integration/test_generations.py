@@ -857,7 +857,7 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
     expected = [(two, 5), (two, 7), (three, 8), (one, 10)]
     await prepare(connection, view)
     await connection.execute(LIMITED)
-    await watched(connection, 1)
+    await watched(connection, 1, "idle_in_transaction_session_timeout")
     head = await write(connection, *(Counted(thing_id=key, by=by) for key, by in log))
     async with Node(app, QUICK, dsn, serve=False, work=True):
         await until(is_live(connection, 1, head))
@@ -867,7 +867,7 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
 
     monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 2)
     standing = await force(connection, view)
-    await watched(connection, 2)
+    await watched(connection, 2, "idle_in_transaction_session_timeout", "transaction_timeout")
     await build(dsn, view, app, standing, **options)
     assert await stored(connection, view) == rows
     assert await _letters(connection, 2) == letters
@@ -876,7 +876,7 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
 
 LIMITED = """
 create function limited() returns trigger language plpgsql as $$ begin
-  if current_setting('idle_in_transaction_session_timeout') = '0' then
+  if exists (select from unnest(tg_argv) limits where current_setting(limits) = '0') then
     raise 'whoever is stopped now holds what he has written, for good';
   end if;
   return null;
@@ -884,10 +884,12 @@ end $$
 """
 
 
-async def watched(connection: asyncpg.Connection, generation: int) -> None:
-    """Rows are written, or only tried, under a limit: else the worker fails again and again."""
-    trigger = "create trigger limited before insert or update on %s for each statement execute function limited()"
-    await connection.execute(trigger % f"read.tally_{generation}")
+async def watched(connection: asyncpg.Connection, generation: int, *limits: str) -> None:
+    """Rows are written, or only tried, under these limits: else the worker fails again and again."""
+    await connection.execute(
+        f"create trigger limited before insert or update on read.tally_{generation} "
+        f"for each statement execute function limited({', '.join(limits)})"
+    )
 
 
 async def test_a_row_that_is_not_taken_in_the_swap_is_parked_before_the_next(
