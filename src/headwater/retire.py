@@ -18,7 +18,7 @@ from headwater import routed, sql
 from headwater.database import Database
 from headwater.errors import HeadwaterError
 from headwater.saga import SAGA_PREFIX
-from headwater.tables import QUIET_SECONDS, SCHEMA, alone
+from headwater.tables import SCHEMA, alone
 
 logger = logging.getLogger("headwater.retire")
 _SQL = sql.load(__file__)
@@ -106,11 +106,7 @@ class Retired:
     async def _drop(self, connection: asyncpg.Connection, name: str, generation: int, table: str) -> bool:
         """One table, in a transaction of its own: what keeps it keeps no other."""
         try:
-            async with connection.transaction():
-                await connection.execute(
-                    f"set local lock_timeout = '{LOCK_SECONDS}s';"
-                    f"set local idle_in_transaction_session_timeout = '{QUIET_SECONDS}s'"
-                )
+            async with alone(connection, name, seconds=LOCK_SECONDS):
                 if not await connection.fetch(_SQL["claim"], name, generation):
                     return False
                 await connection.execute(f'drop table {SCHEMA}."{table}"')

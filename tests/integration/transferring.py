@@ -15,6 +15,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import asyncpg
+
 from bank.main import app
 from bank.transfers.saga import transfer
 from bank.transfers.views import transfer_view
@@ -38,9 +40,7 @@ LEASE_SECONDS = 1.0
 """Nobody renews it: a part of it is how long one that is stopped keeps the next from taking over."""
 
 TAKE = """
-    with free as (select name from headwater.projections where name = $1 and state = 'live' for update skip locked)
-    update headwater.projections set fence = fence + 1, owner = gen_random_uuid()
-     where name in (select name from free)
+    update headwater.projections set fence = fence + 1, owner = gen_random_uuid() where name = $1 and state = 'live'
     returning generation, table_name, position, fence, fingerprint
 """
 
@@ -100,10 +100,15 @@ async def kept(run: Callable[[Standing], Awaitable[None]], standing: Standing) -
 
 async def taken(database: Database, name: str) -> Standing:
     async with database.pool.acquire() as connection:
-        while (row := await connection.fetchrow(TAKE, name)) is None:
-            await cut_off(connection, LEASE_SECONDS / 2)
-            await asyncio.sleep(0.02)  # a lock that is let go rings nobody
-    return Standing(*row)
+        while True:
+            try:
+                async with connection.transaction():
+                    await connection.execute(f"set local lock_timeout = {round(LEASE_SECONDS * 500)}")
+                    row = await connection.fetchrow(TAKE, name)
+                    assert row is not None
+                    return Standing(*row)
+            except asyncpg.LockNotAvailableError:
+                await cut_off(connection, LEASE_SECONDS / 2)
 
 
 def main(dsn: str) -> None:
