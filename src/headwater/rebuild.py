@@ -66,9 +66,6 @@ SWAP_WAIT_SECONDS = 2.0
 HELD_UP_POLLS = 9
 """How much longer than a poll the next swap waits when a person has to take something out of the way."""
 
-WHOLE_LEASES = 100
-"""Leases that a transaction may take, which writes the rows of many events, on a slow disk and with indexes."""
-
 RESTORED_AT_ONCE = 5_000
 
 WHY_BYTES = 2048
@@ -436,7 +433,6 @@ class _Build(Generic[M]):
                 await routed.copy(self._writing, self._table, self._taken)
             if self._aside:
                 await self._letters.park(self._writing, self._aside)
-            # Last, so that one that is stopped in the middle does not hold the row from which another takes over.
             if not await self._writing.fetch(_SQL["move"], *self.lease, self._position, reached):
                 raise _Displaced
 
@@ -476,11 +472,10 @@ class _Build(Generic[M]):
         return await objection(self._writing, write)
 
     async def _limit(self) -> None:
-        """Of a transaction. A worker that is stopped while it writes rows holds nothing yet by which `leases.cut_off`
-        would find its session: PostgreSQL ends that after so many leases."""
+        """Of a transaction. It holds the row of the lease from its beginning: by it `leases.cut_off` finds the session of
+        a worker that is stopped while it writes."""
         await write_derived(self._writing, quiet=self._of.lease_seconds)
-        whole = round(self._of.lease_seconds * WHOLE_LEASES * 1000)
-        await self._writing.execute(f"set local transaction_timeout = {whole}")
+        await self._writing.execute(_SQL["mine"], *self.lease)
 
     def _settle(self, reached: int) -> None:
         for row in self._changed:

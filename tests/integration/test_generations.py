@@ -37,6 +37,7 @@ from headwater.filter import EVERYTHING, Compare
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
+from headwater.leases import cut_off
 from headwater.live.feed import Feed
 from headwater.live.subscriptions import Message, watch_changes, watch_row
 from headwater.log import Append, Log, append
@@ -857,7 +858,7 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
     expected = [(two, 5), (two, 7), (three, 8), (one, 10)]
     await prepare(connection, view)
     await connection.execute(LIMITED)
-    await watched(connection, 1, "idle_in_transaction_session_timeout")
+    await watched(connection, 1)
     head = await write(connection, *(Counted(thing_id=key, by=by) for key, by in log))
     async with Node(app, QUICK, dsn, serve=False, work=True):
         await until(is_live(connection, 1, head))
@@ -867,7 +868,7 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
 
     monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 2)
     standing = await force(connection, view)
-    await watched(connection, 2, "idle_in_transaction_session_timeout", "transaction_timeout")
+    await watched(connection, 2)
     await build(dsn, view, app, standing, **options)
     assert await stored(connection, view) == rows
     assert await _letters(connection, 2) == letters
@@ -876,7 +877,7 @@ async def test_a_row_that_is_not_taken_is_parked_as_the_live_projection_parks_it
 
 LIMITED = """
 create function limited() returns trigger language plpgsql as $$ begin
-  if exists (select from unnest(tg_argv) limits where current_setting(limits) = '0') then
+  if current_setting('idle_in_transaction_session_timeout') = '0' then
     raise 'whoever is stopped now holds what he has written, for good';
   end if;
   return null;
@@ -884,12 +885,41 @@ end $$
 """
 
 
-async def watched(connection: asyncpg.Connection, generation: int, *limits: str) -> None:
-    """Rows are written, or only tried, under these limits: else the worker fails again and again."""
-    await connection.execute(
-        f"create trigger limited before insert or update on read.tally_{generation} "
-        f"for each statement execute function limited({', '.join(limits)})"
-    )
+async def watched(connection: asyncpg.Connection, generation: int) -> None:
+    """Rows are written, or only tried, under a limit: else the worker fails again and again."""
+    trigger = "create trigger limited before insert or update on %s for each statement execute function limited()"
+    await connection.execute(trigger % f"read.tally_{generation}")
+
+
+async def test_a_build_that_is_stopped_while_it_writes_rows_is_cut_off_and_gone_on_with(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await made(connection, dsn, Counted(thing_id=uuid4()))
+    standing = await registered(connection)
+    await connection.execute("update headwater.projections set owner = uuidv4() where state = 'building'")
+
+    async def nothing_more() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def stop(self: Any, rows: Any) -> None:
+        await self._writing.copy_to_table(self._table, schema_name="read", source=nothing_more())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rebuild._Build, "_write_rows", stop)
+        stopped = asyncio.create_task(build(dsn, new_view, new, standing))
+        copying = (
+            "select count(*) from pg_stat_activity where datname = current_database() and query like 'COPY%' "
+            "and state = 'active' and wait_event_type = 'Client'"
+        )
+        await until(lambda: _is(connection, copying, 1))
+        await cut_off(connection, 0)
+        await until(lambda: _is(connection, copying, 0))
+        stopped.cancel()
+        await asyncio.wait([stopped])
+    await build(dsn, new_view, new, standing)
+    assert await generations(connection) == [(1, "retired"), (2, "live")]
+    assert await stored(connection, new_view) == await folded(connection, new, new_view)
 
 
 async def test_a_row_that_is_not_taken_in_the_swap_is_parked_before_the_next(
