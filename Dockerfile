@@ -6,7 +6,7 @@ WORKDIR /build
 COPY requirements.txt ./
 RUN pip install --require-hashes --only-binary :all: -r requirements.txt
 COPY . .
-# Builds the explorer too, with the Node.js of console/requirements-node.txt.
+# Builds the explorer too, with the Node.js of explorer/requirements-node.txt.
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheel .
 
 FROM python:3.13-slim

@@ -16,11 +16,11 @@ help: ## Say what there is.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: dev
-dev: console ## Start everything on http://127.0.0.1:8000/graphql, with a PostgreSQL of its own. PORT=8001 changes the port.
+dev: explorer ## Start everything on http://127.0.0.1:8000/graphql, with a PostgreSQL of its own. PORT=8001 changes the port.
 	@exec .venv/bin/headwater dev $${PORT:+--port "$$PORT"}
 
 .PHONY: test
-test: console ## Run every test. ARGS="-k money" chooses.
+test: explorer ## Run every test. ARGS="-k money" chooses.
 	@.venv/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 .PHONY: check
@@ -30,7 +30,7 @@ check: venv ## Lint, types, imports, and whether the written schemas are up to d
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/headwater schema --check
-	.venv/bin/python -m pytest -q tests/migrations
+	.venv/bin/python -m pytest -q tests/postgres/test_migrations.py
 
 .PHONY: bench
 bench: venv ## Measure, and print ratios to what PostgreSQL does alone. ARGS chooses.
@@ -43,9 +43,9 @@ schema: venv ## Write schema.graphql from the bank, and migrations/schema.sql fr
 	@.venv/bin/python migrations/dump.py > schema.sql.new || { rm schema.sql.new; exit 1; }
 	@mv schema.sql.new migrations/schema.sql
 
-.PHONY: console
-console: venv ## Build the explorer (GraphiQL) if its sources changed.
-	@.venv/bin/python console/build.py
+.PHONY: explorer
+explorer: venv ## Build the explorer (GraphiQL) if its sources changed.
+	@.venv/bin/python explorer/build.py
 
 .PHONY: lock
 lock: venv ## Pin the newest versions that pyproject.toml allows, with their hashes.
@@ -57,7 +57,7 @@ COMPILE = pip compile --quiet --universal --python-version 3.11 --generate-hashe
 .PHONY: clean
 clean: ## Remove what was installed and built. The data in .headwater stays.
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
-	rm -rf console/node_modules console/.node console/.lock src/headwater/console/static
+	rm -rf explorer/node_modules explorer/.node explorer/.lock src/headwater/graphql/explorer/static
 	find src tests migrations -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment is made anew for other requirements, another place (scripts name it) or a lost Python, and Headwater is

@@ -10,18 +10,20 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 class ExplorerBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Leaves alone a source distribution, which came with the files, and an editable install (`make console`)."""
+        """Leaves alone a source distribution, which came with the files, and an editable install (`make explorer`)."""
         root = Path(self.root)
-        came_built = (root / "PKG-INFO").is_file() and (root / "src/headwater/console/static/index.html").is_file()
+        came_built = (root / "PKG-INFO").is_file() and (
+            root / "src/headwater/graphql/explorer/static/index.html"
+        ).is_file()
         if version != "editable" and not came_built:
             self.app.display_info(explorer_build(root).build())
 
 
 def explorer_build(root: Path) -> ModuleType:
-    """`console/build.py`, loaded by its place: `build` is also the name of a well-known package."""
-    spec = importlib.util.spec_from_file_location("headwater_console_build", root / "console" / "build.py")
+    """`explorer/build.py`, loaded by its place: `build` is also the name of a well-known package."""
+    spec = importlib.util.spec_from_file_location("headwater_explorer_build", root / "explorer" / "build.py")
     if spec is None or spec.loader is None:
-        raise FileNotFoundError(root / "console" / "build.py")
+        raise FileNotFoundError(root / "explorer" / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

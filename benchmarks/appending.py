@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import asyncpg
 
 from benchmarks.ground import FLOOR, Figure, create, deposit, fill, median, node, open_accounts, rate, ratio
-from headwater.embedded import EmbeddedPostgres
+from headwater.postgres.embedded import EmbeddedPostgres
 
 SECONDS = 2.0
 ROUNDS = 7

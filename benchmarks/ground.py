@@ -16,12 +16,14 @@ import asyncpg
 
 from bank.accounts.domain import Deposit, OpenAccount
 from bank.main import app
-from headwater import App, embedded
+from headwater import App
 from headwater.config import Settings
-from headwater.embedded import EmbeddedPostgres
 from headwater.ids import new_id
-from headwater.migrate import migrate, prepare_views
-from headwater.node import Node
+from headwater.postgres import embedded
+from headwater.postgres.embedded import EmbeddedPostgres
+from headwater.postgres.migrations import migrate
+from headwater.projections.tables import prepare_views
+from headwater.server.node import Node
 
 FLOOR = Path(__file__).parent
 CENT = Decimal("0.01")

@@ -14,7 +14,7 @@ from bank.main import app
 from bank.users.feature import users
 from benchmarks.ground import Figure, create, fill, median, node, ratio
 from headwater import App, View
-from headwater.embedded import EmbeddedPostgres
+from headwater.postgres.embedded import EmbeddedPostgres
 
 EVENTS = 200_000
 KEYS = 20_000

@@ -14,15 +14,15 @@ from contextlib import asynccontextmanager
 from bank.accounts.views import account_view
 from bank.main import app
 from benchmarks.ground import Figure, create, fill, median
-from headwater.database import Database
-from headwater.embedded import EmbeddedPostgres
-from headwater.log import Log
-from headwater.positions import Positions
-from headwater.projector import Projector
-from headwater.rebuild import Rebuild
-from headwater.retire import Retired
+from headwater.eventstore.log import Log
+from headwater.eventstore.positions import Positions
+from headwater.postgres.database import Database
+from headwater.postgres.embedded import EmbeddedPostgres
+from headwater.projections.projector import Projector
+from headwater.projections.rebuild import Rebuild
+from headwater.projections.retire import Retired
+from headwater.projections.tables import prepare, rebuild
 from headwater.supervisor import Supervisor
-from headwater.tables import prepare, rebuild
 
 SHORT = 100_000
 KEYS = 20_000

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from benchmarks.ground import Figure, create, deposit, fill, median, node, open_accounts
-from headwater.embedded import EmbeddedPostgres
-from headwater.node import Node
+from headwater.postgres.embedded import EmbeddedPostgres
+from headwater.server.node import Node
 
 EVENTS = 100_000
 LONG = UUID(int=0)

@@ -16,8 +16,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from benchmarks.ground import Figure, create
-from headwater.embedded import EmbeddedPostgres
 from headwater.ids import new_id
+from headwater.postgres.embedded import EmbeddedPostgres
 
 ROUNDS = 200
 CLIENTS = (1, 100)

@@ -14,10 +14,10 @@ from bank.accounts.domain import Deposit
 from bank.transfers.domain import RequestTransfer
 from bank.transfers.views import TransferView
 from benchmarks.ground import CENT, Figure, create, deposit, median, node, open_accounts, rate
-from headwater.embedded import EmbeddedPostgres
 from headwater.ids import new_id
 from headwater.live.watcher import Watcher
-from headwater.node import Node
+from headwater.postgres.embedded import EmbeddedPostgres
+from headwater.server.node import Node
 
 IN_FLIGHT = 64
 SECONDS = 6.0

@@ -9,9 +9,9 @@ import sys
 
 import asyncpg
 
-from headwater import embedded
-from headwater.embedded import EmbeddedPostgres
-from headwater.migrate import migrate
+from headwater.postgres import embedded
+from headwater.postgres.embedded import EmbeddedPostgres
+from headwater.postgres.migrations import migrate
 
 # What differs between two dumps of one schema: versions, a random token, session settings.
 _NOISE = re.compile(r"^(--.*|SET .*|SELECT pg_catalog\.set_config.*|\\(un)?restrict .*|)$\n?", re.MULTILINE)

@@ -6,20 +6,29 @@ import asyncio
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+from tests.support.proxy import Proxy
+from tests.support.works import Work, weather
 
 from bank.main import app as bank
-from headwater import App, embedded
+from headwater import App
 from headwater.clock import Clock
+from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.config import Settings
-from headwater.embedded import EmbeddedPostgres
-from headwater.migrate import migrate, prepare_views
-from headwater.node import Node
+from headwater.domain.messages import Command
+from headwater.errors import Unavailable
+from headwater.postgres import embedded
+from headwater.postgres.embedded import EmbeddedPostgres
+from headwater.postgres.migrations import migrate
+from headwater.projections.tables import prepare_views
+from headwater.server.node import Node
 
 _names = itertools.count(1)
 
@@ -98,6 +107,28 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
             return await stack.enter_async_context(node)
 
         yield start
+
+
+@pytest.fixture(autouse=True)
+def nobody_answers_what_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To works named `late ...` the log is away: no decider can say that, since what it raises is a bug of its own."""
+    issue = Dispatcher.issue
+
+    async def issued(self: Dispatcher, command: Command, **options: Any) -> Accepted:
+        if isinstance(command, Work) and command.name.startswith("late ") and not weather.forgiving:
+            raise Unavailable("nobody answers")
+        return await issue(self, command, **options)
+
+    monkeypatch.setattr(Dispatcher, "issue", issued)
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    with tempfile.TemporaryDirectory(prefix="hw-") as folder:  # a socket's path has to be short
+        proxy = Proxy(dsn, Path(folder))
+        await proxy.listen()
+        yield proxy
+        await proxy.close()
 
 
 async def _created(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:

@@ -1,6 +1,6 @@
 """The log, and what is kept beside it."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0001"
 down_revision = None

@@ -1,6 +1,6 @@
 """A short way into the log for the commands that most calls are made of."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0002"
 down_revision = "0001"

@@ -1,6 +1,6 @@
 """Which due moments of which schedule are dealt with."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0003"
 down_revision = "0002"

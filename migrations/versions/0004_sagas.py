@@ -1,6 +1,6 @@
 """Sagas as operators see them, and the messages that fall due."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0004"
 down_revision = "0003"

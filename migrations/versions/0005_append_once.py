@@ -1,6 +1,6 @@
 """The short way into the log, shorter."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0005"
 down_revision = "0004"

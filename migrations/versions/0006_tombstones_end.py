@@ -1,6 +1,6 @@
 """Tombstones end."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0006"
 down_revision = "0005"

@@ -1,6 +1,6 @@
 """Claims are looked through once a call."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0007"
 down_revision = "0006"

@@ -1,6 +1,6 @@
 """Parked keys are counted by an index."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0008"
 down_revision = "0007"

@@ -1,6 +1,6 @@
 """Instances of sagas that have not begun, since the event that was to begin them fails."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0009"
 down_revision = "0008"

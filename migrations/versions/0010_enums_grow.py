@@ -1,6 +1,6 @@
 """An enum of a read model may grow without its rows being made again."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0010"
 down_revision = "0009"

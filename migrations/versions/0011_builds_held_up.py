@@ -1,6 +1,6 @@
 """A build says what is in the way of its swap."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0011"
 down_revision = "0010"

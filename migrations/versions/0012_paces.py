@@ -1,6 +1,6 @@
 """Workers tell how they get on."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0012"
 down_revision = "0011"

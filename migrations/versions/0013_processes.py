@@ -1,6 +1,6 @@
 """Every process tells how it gets on."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0013"
 down_revision = "0012"

@@ -1,6 +1,6 @@
 """The log keeps the names of commands."""
 
-from headwater.migrate import run_script
+from headwater.postgres.migrations import run_script
 
 revision = "0014"
 down_revision = "0013"

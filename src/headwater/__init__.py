@@ -3,20 +3,20 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from headwater.decider import Decider, Release, Seen, Take
+from headwater.domain.decider import Decider, Release, Seen, Take
+from headwater.domain.failure_policy import Park, Retry, Stop
+from headwater.domain.feature import Feature
+from headwater.domain.messages import Command, Event, Exact, Recorded, Refused
+from headwater.domain.reactor import Reactor
+from headwater.domain.read_model import Link, ReadModel, View
+from headwater.domain.saga import After, Cancel, Confirmed, Do, Done, Refusal, Saga, TimedOut, Undo
+from headwater.domain.schedule import Schedule
+from headwater.domain.upcasting import Upcaster
 from headwater.errors import HeadwaterError, PublicError
-from headwater.failure import Park, Retry, Stop
-from headwater.feature import Feature
-from headwater.messages import Command, Event, Exact, Recorded, Refused
-from headwater.reactor import Reactor
-from headwater.saga import After, Cancel, Confirmed, Do, Done, Refusal, Saga, TimedOut, Undo
-from headwater.schedule import Schedule
-from headwater.upcasters import Upcaster
-from headwater.view import Link, ReadModel, View
 
 if TYPE_CHECKING:
     from headwater.app import App
-    from headwater.console import Example
+    from headwater.graphql.explorer import Example
 
 __all__ = [
     "After",
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 # These bring the database and the web with them: a domain that imports Command must stay free of both.
-_HEAVY = {"App": "headwater.app", "Example": "headwater.console"}
+_HEAVY = {"App": "headwater.app", "Example": "headwater.graphql.explorer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import strawberry
 
-from headwater.console import Example
-from headwater.feature import Domain, Feature
+from headwater.domain.feature import Domain, Feature
+from headwater.graphql.explorer import Example
 from headwater.graphql.schema import schema_of
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-logger = logging.getLogger("headwater.supervisor")
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
-from headwater.decider import Decider, Seen
-from headwater.folding import fold_of
-from headwater.messages import EVERY_COMMAND_REFUSES, Command, Event, Recorded, Refused
-from headwater.saga import Do, Reaction, Saga, Undo
-from headwater.view import ReadModel, View
+from headwater.domain.decider import Decider, Seen
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, Recorded, Refused
+from headwater.domain.read_model import ReadModel, View
+from headwater.domain.row_fold import fold_of
+from headwater.domain.saga import Do, Reaction, Saga, Undo
 
 E = TypeVar("E", bound=Event)
 M = TypeVar("M", bound=ReadModel)

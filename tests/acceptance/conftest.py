@@ -17,11 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
-from tests import commands
+from tests.support import commands
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from headwater import embedded
+from headwater.postgres import embedded
 
 ROOT = Path(__file__).parents[2]
 STARTS_WITHIN = 60.0

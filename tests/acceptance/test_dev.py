@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.commands import run_command
-from tests.waiting import until
+from tests.support.commands import run_command
+from tests.support.waiting import until
 from websockets.exceptions import ConnectionClosed
 
-from headwater import embedded
+from headwater.postgres import embedded
 
 ROOT = Path(__file__).parents[2]
 

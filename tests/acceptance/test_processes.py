@@ -14,8 +14,8 @@ from uuid import UUID
 import asyncpg
 import httpx
 import pytest
-from tests.commands import run_command
-from tests.waiting import until
+from tests.support.commands import run_command
+from tests.support.waiting import until
 from websockets.exceptions import ConnectionClosed
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,9 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.support.commands import clean_environ
+
 from graphql import build_schema
-from tests.commands import clean_environ
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +68,7 @@ def test_the_wheel_holds_the_migrations_and_the_explorer_and_no_bank(wheel: Path
     names = set(zipfile.ZipFile(wheel).namelist())
     migrations = {path.relative_to(ROOT) for path in (ROOT / "migrations").rglob("*.*") if path.suffix != ".pyc"}
     assert names >= {f"headwater/{path}" for path in migrations}
-    assert "headwater/console/static/index.html" in names
+    assert "headwater/graphql/explorer/static/index.html" in names
     assert "headwater/py.typed" in names
     assert "headwater/log.sql" in names
     assert not [name for name in names if name.startswith(("bank/", "tests/", "benchmarks/"))]
@@ -89,7 +90,7 @@ def test_what_is_given_away_says_under_which_license(wheel: Path, tmp_path: Path
         assert (said["License-Expression"], said.get_all("License-File")) == ("Apache-2.0", ["LICENSE"])
         assert license_file.read_text() == text
     for where in (sdist / "src", tmp_path / "wheel"):
-        others = (where / "headwater/console/static/licenses.md").read_text()
+        others = (where / "headwater/graphql/explorer/static/licenses.md").read_text()
         assert all(f"## {each} - " in others for each in ("graphiql", "monaco-editor", "react"))
         assert "Permission is hereby granted" in others
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from msgspec import Meta
 
 from headwater import Command, Decider, Event, Refused, Release, Take
-from headwater.messages import InvalidInput
+from headwater.domain.messages import InvalidInput
 
 Email: TypeAlias = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\Z")]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]

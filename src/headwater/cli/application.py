@@ -15,10 +15,10 @@ from typing import Any
 from headwater.app import App
 from headwater.cli.connection import reaching
 from headwater.config import Settings
+from headwater.domain.read_model import View
 from headwater.errors import SettingsError
-from headwater.node import Node
-from headwater.sagas import Limits, limits_of
-from headwater.view import View
+from headwater.sagas.operations import Limits, limits_of
+from headwater.server.node import Node
 
 
 def app_option() -> argparse.ArgumentParser:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 
 from headwater.app import App
-from headwater.check import Stored, check, complaint
 from headwater.cli.application import app_option, load
 from headwater.cli.commands import Commands, command
 from headwater.cli.connection import dsn_to_ask, migrated_database
 from headwater.cli.loop import complete
 from headwater.cli.output import complain
 from headwater.config import Settings
+from headwater.eventstore.compatibility import Stored, check, complaint
 
 
 def add(commands: Commands) -> None:

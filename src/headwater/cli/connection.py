@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import asyncpg
 
-from headwater import embedded
 from headwater.cli.loop import complete
 from headwater.config import Settings
-from headwater.database import UNREACHABLE, Database
 from headwater.errors import SettingsError
-from headwater.migrate import require_schema
+from headwater.postgres import embedded
+from headwater.postgres.database import UNREACHABLE, Database
+from headwater.postgres.migrations import require_schema
 
 T = TypeVar("T")
 

@@ -8,10 +8,10 @@ from uuid import UUID
 from headwater.cli.commands import Commands, command, group, position
 from headwater.cli.connection import ask
 from headwater.cli.output import complain
+from headwater.cli.terminal import aligned, printable
 from headwater.config import Settings
-from headwater.deadletters import Filter, Parked, discard, listed, retry
+from headwater.consumers.dead_letters import Filter, Parked, discard, listed, retry
 from headwater.errors import SettingsError
-from headwater.terminal import aligned, printable
 
 MOST = 1_000
 """Dead letters that are printed at once."""

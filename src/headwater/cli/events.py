@@ -9,20 +9,20 @@ from uuid import UUID
 
 from headwater.cli.commands import Commands, command, group, position
 from headwater.cli.connection import dsn_to_ask, reaching
+from headwater.cli.event_lines import json_of, line_of, tree_of
 from headwater.cli.loop import complete, until
 from headwater.cli.output import complain
-from headwater.codec import Codec
 from headwater.config import Settings
-from headwater.database import Database
-from headwater.doorbell import Doorbell, PostgresBell
+from headwater.domain.serialization import Codec
 from headwater.errors import SettingsError
-from headwater.log import Log
-from headwater.migrate import require_schema
-from headwater.narrate import json_of, line_of, tree_of
-from headwater.positions import Positions
-from headwater.server import stopping
+from headwater.eventstore.audit_trail import Entry, Trail, Wanted
+from headwater.eventstore.doorbell import Doorbell, PostgresBell
+from headwater.eventstore.log import Log
+from headwater.eventstore.positions import Positions
+from headwater.postgres.database import Database
+from headwater.postgres.migrations import require_schema
+from headwater.server.web import stopping
 from headwater.supervisor import Supervisor
-from headwater.trail import Entry, Trail, Wanted
 
 LAST = 20
 """What `events tail` shows when it is not told from where."""

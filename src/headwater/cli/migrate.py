@@ -10,9 +10,10 @@ from headwater.cli.commands import Commands, command
 from headwater.cli.connection import dsn_of, reaching
 from headwater.cli.loop import complete
 from headwater.config import Settings
-from headwater.database import Database
-from headwater.migrate import migrate, prepare_views
-from headwater.worker import register_units
+from headwater.postgres.database import Database
+from headwater.postgres.migrations import migrate
+from headwater.projections.tables import prepare_views
+from headwater.server.worker import register_units
 
 
 def add(commands: Commands) -> None:

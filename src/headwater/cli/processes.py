@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 from starlette.applications import Starlette
 
-from headwater import embedded
 from headwater.app import App
 from headwater.cli.application import app_option, load, node_of
 from headwater.cli.commands import Commands, command
@@ -17,7 +16,8 @@ from headwater.cli.connection import dsn_of
 from headwater.cli.loop import STOPPED, complete, unless
 from headwater.cli.migrate import migrated
 from headwater.config import Settings
-from headwater.server import Web, health_routes, is_local, listen, metrics_route, run, server_of, stopping, url_of
+from headwater.postgres import embedded
+from headwater.server.web import Web, health_routes, is_local, listen, metrics_route, run, server_of, stopping, url_of
 
 
 def add(commands: Commands) -> None:

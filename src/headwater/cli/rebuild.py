@@ -16,13 +16,13 @@ from headwater.cli.application import app_option, load, node_of, view_named
 from headwater.cli.commands import Commands, command
 from headwater.cli.connection import connected, dsn_to_ask
 from headwater.cli.loop import complete
+from headwater.cli.rebuild_progress import follow
 from headwater.config import Settings
-from headwater.follow import follow
-from headwater.node import Node
-from headwater.tables import prepare, rebuild
-from headwater.view import View
+from headwater.domain.read_model import View
+from headwater.projections.tables import prepare, rebuild
+from headwater.server.node import Node
 
-logger = logging.getLogger("headwater.cli")
+logger = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:

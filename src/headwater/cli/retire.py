@@ -10,8 +10,8 @@ from headwater.cli.commands import Commands, command
 from headwater.cli.connection import ask
 from headwater.config import Settings
 from headwater.errors import SettingsError
-from headwater.retire import retire
-from headwater.worker import names_of
+from headwater.projections.retire import retire
+from headwater.server.worker import names_of
 
 
 def add(commands: Commands) -> None:

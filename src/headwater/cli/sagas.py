@@ -16,12 +16,12 @@ from headwater.cli.application import app_option, limits
 from headwater.cli.commands import Commands, command, count, group
 from headwater.cli.connection import ask
 from headwater.cli.output import complain
+from headwater.cli.terminal import aligned, printable
 from headwater.config import Settings
-from headwater.course import Phase
+from headwater.domain.graphql_names import field_name
+from headwater.domain.saga_stream import Phase
 from headwater.errors import SettingsError
-from headwater.names import field_name
-from headwater.sagas import Filter, Instance, abandon, listed, retry, retry_all, shown
-from headwater.terminal import aligned, printable
+from headwater.sagas.operations import Filter, Instance, abandon, listed, retry, retry_all, shown
 
 LATEST = 50
 """Instances that are printed when it is not said how many."""

@@ -7,8 +7,8 @@ import argparse
 from headwater.cli.application import app_option, limits
 from headwater.cli.commands import Commands, command
 from headwater.cli.connection import ask
+from headwater.cli.status_report import status
 from headwater.config import Settings
-from headwater.status import status
 
 
 def add(commands: Commands) -> None:

@@ -13,9 +13,9 @@ from headwater.cli.connection import dsn_to_ask, migrated_database
 from headwater.cli.loop import complete
 from headwater.cli.output import answer, complain
 from headwater.config import Settings
-from headwater.log import Log
-from headwater.verify import NotVerifiable, Report, Verifier
-from headwater.view import View
+from headwater.domain.read_model import View
+from headwater.eventstore.log import Log
+from headwater.projections.verify import NotVerifiable, Report, Verifier
 
 
 def add(commands: Commands) -> None:

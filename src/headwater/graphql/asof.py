@@ -7,8 +7,8 @@ from datetime import datetime
 import strawberry
 
 from headwater.errors import BadUserInput
+from headwater.eventstore.log import Log
 from headwater.graphql.scalars import Position
-from headwater.log import Log
 
 
 @strawberry.input(one_of=True, description="One of them: the state after that position, or at that moment.")

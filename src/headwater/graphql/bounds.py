@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from headwater.domain.fields import Field, Kind
 from headwater.errors import NumberOutOfRange
-from headwater.fields import Field, Kind
 
 _INT = range(-(2**31), 2**31)
 

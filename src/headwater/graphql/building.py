@@ -15,7 +15,7 @@ from uuid import UUID
 import strawberry
 from strawberry.types.enum import StrawberryEnumDefinition
 
-from headwater.fields import Field, Kind
+from headwater.domain.fields import Field, Kind
 from headwater.graphql.reading import reading
 from headwater.graphql.scope import Scope
 

@@ -8,19 +8,19 @@ from uuid import UUID
 
 import strawberry
 
-from headwater.dispatch import Accepted as Appended
+from headwater.commands.dispatcher import Accepted as Appended
+from headwater.domain.feature import Domain
+from headwater.domain.fields import fields_of
+from headwater.domain.graphql_names import camel, field_name
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
+from headwater.domain.validation import command_from
 from headwater.errors import PublicError
-from headwater.feature import Domain
-from headwater.fields import fields_of
 from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.interfaces import Accepted, Refusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
 from headwater.ids import derived_in_time, new_id
-from headwater.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
-from headwater.names import camel, field_name
-from headwater.validation import command_from
 
 
 class Mutations:

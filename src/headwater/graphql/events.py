@@ -12,11 +12,11 @@ from uuid import UUID
 import strawberry
 
 from headwater.errors import BadUserInput
+from headwater.eventstore.audit_trail import END, Entry, Trail, Wanted
 from headwater.graphql.building import Info, Omittable, resolver
 from headwater.graphql.interfaces import PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import JSON, Position
-from headwater.trail import END, Entry, Trail, Wanted
 
 _LARGEST_LIST = 100
 

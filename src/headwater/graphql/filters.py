@@ -11,12 +11,12 @@ from uuid import UUID
 
 import strawberry
 
+from headwater.domain.fields import Field, Kind
+from headwater.domain.graphql_names import field_name
+from headwater.domain.read_model import View
 from headwater.errors import BadUserInput
-from headwater.fields import Field, Kind
-from headwater.filter import EVERYTHING, All, Compare, Filter, Not, Some
 from headwater.graphql.building import graphql_enum, new_class
-from headwater.names import field_name
-from headwater.view import View
+from headwater.projections.filter import EVERYTHING, All, Compare, Filter, Not, Some
 
 _EQUALITY = ("eq", "ne", "in", "not_in")
 _ORDER = ("lt", "lte", "gt", "gte")

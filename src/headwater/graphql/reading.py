@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import asyncpg
 
-from headwater.database import UNREACHABLE
 from headwater.errors import QueryTimedOut, Unavailable
+from headwater.postgres.database import UNREACHABLE
 
-logger = logging.getLogger("headwater.graphql")
+logger = logging.getLogger(__name__)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from graphql import ExecutionResult, GraphQLError
 
 from headwater.errors import PublicError
 
-logger = logging.getLogger("headwater.graphql")
+logger = logging.getLogger(__name__)
 
 FormattedError = dict[str, Any]
 

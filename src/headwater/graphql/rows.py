@@ -12,9 +12,11 @@ from uuid import UUID
 
 import strawberry
 
+from headwater.domain.fields import Field
+from headwater.domain.graphql_names import camel, field_name, plural
+from headwater.domain.messages import sentence_of
+from headwater.domain.read_model import Link, ReadModel, View
 from headwater.errors import BadUserInput
-from headwater.fields import Field
-from headwater.filter import Row
 from headwater.graphql.asof import AsOf, position_of
 from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
@@ -23,11 +25,9 @@ from headwater.graphql.interfaces import Node, PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import watch_changes, watch_row
-from headwater.messages import sentence_of
-from headwater.names import camel, field_name, plural
-from headwater.reader import Order, Page, Reader
-from headwater.tables import reader_of
-from headwater.view import Link, ReadModel, View
+from headwater.projections.filter import Row
+from headwater.projections.reader import Order, Page, Reader
+from headwater.projections.tables import reader_of
 
 
 class _Wrapped(NamedTuple):

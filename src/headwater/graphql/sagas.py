@@ -12,13 +12,13 @@ import asyncpg
 import msgspec
 import strawberry
 
-from headwater.course import Phase, StepState
+from headwater.domain.saga_stream import Phase, StepState
 from headwater.errors import BadUserInput, SearchTooWide
 from headwater.graphql.building import Info, Omittable, resolver
 from headwater.graphql.interfaces import PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import JSON, Position
-from headwater.sagas import Filter, Instance, Limits, Place, listed, shown
+from headwater.sagas.operations import Filter, Instance, Limits, Place, listed, shown
 
 T = TypeVar("T")
 

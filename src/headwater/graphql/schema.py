@@ -8,8 +8,8 @@ from uuid import UUID
 import strawberry
 from strawberry.schema.config import StrawberryConfig
 
+from headwater.domain.feature import Domain
 from headwater.errors import BadUserInput
-from headwater.feature import Domain
 from headwater.graphql.building import Info, new_class, resolver
 from headwater.graphql.commands import Mutations
 from headwater.graphql.events import events_query, events_subscription
@@ -17,7 +17,7 @@ from headwater.graphql.interfaces import Node
 from headwater.graphql.rows import RowTypes
 from headwater.graphql.sagas import saga_query, sagas_query
 from headwater.graphql.scalars import SCALARS
-from headwater.sagas import limits_of
+from headwater.sagas.operations import limits_of
 
 
 def schema_of(domain: Domain) -> strawberry.Schema:

@@ -10,16 +10,16 @@ from uuid import UUID
 import asyncpg
 from strawberry.dataloader import DataLoader
 
-from headwater.dispatch import Dispatcher
-from headwater.filter import Filter, Row
+from headwater.commands.dispatcher import Dispatcher
+from headwater.domain.read_model import ReadModel
+from headwater.eventstore.audit_trail import Trail
+from headwater.eventstore.log import Log
 from headwater.graphql.once import Once
-from headwater.history import History
 from headwater.live.feed import Feed
-from headwater.log import Log
-from headwater.reader import Reader
+from headwater.projections.filter import Filter, Row
+from headwater.projections.history import History
+from headwater.projections.reader import Reader
 from headwater.telemetry import Telemetry
-from headwater.trail import Trail
-from headwater.view import ReadModel
 
 
 @dataclass(frozen=True)

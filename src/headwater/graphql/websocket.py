@@ -8,11 +8,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from headwater.graphql.connection import Admit, Connection, SocketLimits
 from headwater.graphql.context import ContextFactory
 from headwater.graphql.engine import Engine
 from headwater.graphql.frames import CloseCode
 from headwater.graphql.origin import AllowedOrigins
+from headwater.graphql.socket import Admit, Connection, SocketLimits
 
 SUBPROTOCOL = "graphql-transport-ws"
 

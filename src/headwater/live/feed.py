@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import UUID
 
+from headwater.eventstore.positions import Positions
 from headwater.live.watcher import Watcher
-from headwater.positions import Positions
-from headwater.reader import Changes, Reader
+from headwater.projections.reader import Changes, Reader
 
 
 class Feed:

@@ -15,11 +15,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from headwater.filter import EVERYTHING, Filter, Row, to_predicate
 from headwater.live.feed import Feed
 from headwater.live.held import MOST_HELD, Held
 from headwater.live.watcher import Batch, Watcher
-from headwater.reader import Changes, Snapshot
+from headwater.projections.filter import EVERYTHING, Filter, Row, to_predicate
+from headwater.projections.reader import Changes, Snapshot
 
 ROWS_AT_ONCE = 100
 """Rows in one message, at most: a frame has a size that a client can take, and nothing else runs while it is made."""

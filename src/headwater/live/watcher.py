@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from headwater.filter import Row
-from headwater.reader import Changes
+from headwater.projections.filter import Row
+from headwater.projections.reader import Changes
 
 
 @dataclass(frozen=True)

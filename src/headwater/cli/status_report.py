@@ -1,0 +1,158 @@
+"""What an operator asks first: where each projection stands, who keeps it, what is parked, and how the sagas are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import asyncpg
+import msgspec
+
+from headwater.cli.terminal import aligned, printable
+from headwater.consumers.standings import ProjectionStanding, read_standings
+from headwater.eventstore.log import Verdict
+from headwater.postgres import queries
+from headwater.sagas.operations import Count, Limits, counted
+from headwater.server.self_report import Report, Spread
+
+_SQL = queries.load(__file__)
+_HEADINGS = (
+    *("PROJECTION", "GENERATION", "STATE", "POSITION", "LAG", "OLDEST", "WORKER"),
+    *("EVENTS/S", "BATCH", "TO ROW", "99 %", "RETRIES", "PARKED KEYS"),
+)
+_SAGA_HEADINGS = ("SAGA", "RUNNING", "UNDOING", "PARKED", "STUCK")
+_PROCESS_HEADINGS = ("PROCESS", "SERVES", "KEEPS", "STARTED", "TO CLIENT", "99 %")
+_VERDICTS = tuple(verdict.name.lower() for verdict in Verdict)
+_APPEND_HEADINGS = ("APPENDS OF", "COMMANDS EACH", *(verdict.upper() for verdict in _VERDICTS))
+
+APPENDED_SECONDS = 10
+"""What the log's rate is worked out over."""
+
+
+@dataclass(frozen=True)
+class ProcessStatus:
+    """A running process. name: host/pid. serves: it takes commands and answers queries. units: how many projections,
+    sagas and the like it keeps; None in one that keeps none by its nature. report: what it has told last."""
+
+    name: str
+    started_at: datetime
+    serves: bool
+    units: int | None
+    report: Report
+
+
+@dataclass(frozen=True)
+class Status:
+    """The whole. position: where the log ends. appended_per_second: events, over the last ten seconds."""
+
+    position: int
+    appended_per_second: float
+    projections: Sequence[ProjectionStanding]
+    processes: Sequence[ProcessStatus]
+    sagas: Sequence[Count]
+
+    def as_json(self) -> str:
+        """One JSON object, fields as in the classes."""
+        return msgspec.json.encode(self).decode()
+
+    def as_text(self) -> str:
+        """Tables, for people: projections with what is wrong with them, sagas where there are any, processes, and what
+        they have appended."""
+        parts = [
+            f"The log ends at position {self.position}. In the last {APPENDED_SECONDS} seconds "
+            f"{self.appended_per_second:,.1f} events/s were appended.",
+            aligned(_HEADINGS, [self._projection(each) for each in self.projections]),
+            "\n".join(self._troubles()),
+            _table(_SAGA_HEADINGS, [_saga(each) for each in self.sagas]),
+            _table(_PROCESS_HEADINGS, [_process(each) for each in self.processes]),
+            _table(_APPEND_HEADINGS, [row for each in self.processes for row in _appends(each)]),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def _projection(self, standing: ProjectionStanding) -> tuple[object, ...]:
+        return (
+            *(standing.name, standing.generation, standing.state, standing.position, standing.lag_events),
+            *(_age(standing.lag_seconds), standing.worker or "nobody", *self._pace(standing), standing.parked_keys),
+        )
+
+    def _pace(self, standing: ProjectionStanding) -> tuple[str, ...]:
+        """As its worker has told; nothing of what it has not begun to keep."""
+        told = (each.report.paces.get(standing.name) for each in self.processes if each.name == standing.worker)
+        pace = next(filter(None, told), None)
+        if pace is None or standing.state == "building":
+            return ("",) * 5
+        speed = f"{pace.events_per_second:,.1f}", f"{pace.events_per_batch:,.1f}"
+        return *speed, *_spread(pace.to_row), f"{pace.retries:,}"
+
+    def _troubles(self) -> Iterator[str]:
+        for each in self.projections:
+            yield from _troubles(each)
+        if all(each.units is None for each in self.processes):
+            yield "No worker is running."
+
+
+async def status(connection: asyncpg.Connection, limits: Limits) -> Status:
+    """As it is at this moment. limits: of the app's sagas."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        standings = await read_standings(connection)
+        appended = await connection.fetchval(_SQL["appended"], APPENDED_SECONDS)
+        return Status(
+            standings.head,
+            (appended or 0) / APPENDED_SECONDS,
+            standings.projections,
+            [_process_status(row) for row in await connection.fetch(_SQL["processes"])],
+            await counted(connection, limits),
+        )
+
+
+def _process_status(row: asyncpg.Record) -> ProcessStatus:
+    name, started_at, serves, works, units, report = row
+    return ProcessStatus(name, started_at, serves, units if works else None, msgspec.json.decode(report, type=Report))
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Nothing of what there is none of."""
+    return aligned(headings, rows) if rows else ""
+
+
+def _saga(count: Count) -> tuple[object, ...]:
+    stuck = "" if count.stuck is None else str(count.stuck)
+    return count.saga, count.running, count.undoing, count.parked, stuck
+
+
+def _process(process: ProcessStatus) -> tuple[object, ...]:
+    serves, keeps = "yes" if process.serves else "no", "" if process.units is None else f"{process.units}"
+    started = process.started_at.strftime("%Y-%m-%d %H:%M:%S UTC")
+    return process.name, serves, keeps, started, *_spread(process.report.to_client)
+
+
+def _appends(process: ProcessStatus) -> Iterator[tuple[object, ...]]:
+    appends = process.report.appends
+    if appends is not None:
+        verdicts = (f"{appends.verdicts.get(verdict, 0):,}" for verdict in _VERDICTS)
+        yield process.name, f"{appends.commands_per_append:,.1f}", *verdicts
+
+
+def _spread(spread: Spread | None) -> tuple[str, str]:
+    return ("", "") if spread is None else (_duration(spread.median), _duration(spread.p99))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:,.1f} ms" if seconds < 1 else f"{seconds:,.1f} s"
+
+
+def _troubles(standing: ProjectionStanding) -> Iterator[str]:
+    """What is wrong with a generation, in sentences."""
+    name = f"{standing.name} {standing.generation}"
+    if standing.failure is not None:
+        yield printable(f"{name} is not built: {standing.failure}")
+    if standing.hindrance is not None:
+        yield printable(f"{name} is built, but cannot take its place yet: {standing.hindrance}")
+    if standing.differences:
+        rows = "row differs" if standing.differences == 1 else "rows differ"
+        yield f"{name}: {standing.differences:,} {rows} from the log, as the last `headwater verify` found."
+
+
+def _age(seconds: float) -> str:
+    return f"{timedelta(seconds=round(seconds))}" if seconds else ""

@@ -1,0 +1,170 @@
+"""The fields of messages and read models, and the one list of types carried from Python to SQL and GraphQL.
+
+A type that is not on the list stops the start with a sentence that names the class and the field.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+import msgspec
+
+from headwater.domain.messages import Exact, Recorded
+from headwater.errors import DefinitionError
+
+_META_BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", "max_length", "tz")
+
+
+class Kind(enum.Enum):
+    """What a value is, wherever it stands. The member's value is the Python type."""
+
+    TEXT = str
+    INT = int
+    FLOAT = float
+    BOOL = bool
+    DECIMAL = Decimal
+    UUID = UUID
+    TIME = datetime
+    DATE = date
+    ENUM = enum.Enum
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: its Python name, what it holds, and whether it may be None, a list, or left out."""
+
+    name: str
+    kind: Kind
+    optional: bool
+    many: bool
+    required: bool
+    enum: type[enum.Enum] | None = None
+    exact: Exact | None = None
+
+    @property
+    def is_key(self) -> bool:
+        """Whether it can name a stream or a row: one UUID, always there."""
+        return self.kind is Kind.UUID and not self.optional and not self.many
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether rows can be put in order by it."""
+        return not self.many and self.kind is not Kind.BOOL
+
+
+def fields_of(cls: type[Any]) -> tuple[Field, ...]:
+    """The fields of a struct or refusal, in their order.
+
+    Raises:
+        DefinitionError: an annotation cannot be resolved, or its type is not one that Headwater carries.
+    """
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except Exception as error:
+        raise DefinitionError(f"{cls.__name__}: an annotation cannot be resolved: {error}") from error
+    return tuple(_field(cls, name, hints[name], required) for name, required in _names(cls))
+
+
+def _names(cls: type[Any]) -> list[tuple[str, bool]]:
+    if issubclass(cls, msgspec.Struct):
+        return [(f.name, f.required) for f in msgspec.structs.fields(cls)]
+    return [(name, True) for name in getattr(cls, "__dataclass_fields__", {})]
+
+
+def _field(cls: type[Any], name: str, annotation: Any, required: bool) -> Field:
+    inner, optional, bounds = _unwrap(annotation)
+    many = get_origin(inner) is list
+    if many:
+        if any(isinstance(bound, Exact) for bound in bounds):
+            raise DefinitionError(
+                f"{cls.__name__}.{name}: Exact bounds a Decimal, not a list of them; write"
+                " list[Annotated[Decimal, ...]]"
+            )
+        inner, inner_optional, bounds = _unwrap(*get_args(inner))
+        if inner_optional:
+            raise DefinitionError(f"{cls.__name__}.{name}: a list of optional values is not carried; leave None out")
+    kind = _kind(inner)
+    if kind is None:
+        raise DefinitionError(
+            f"{cls.__name__}.{name}: {_spell(annotation)} is a type that GraphQL and SQL cannot both carry; use one of "
+            "str, int, float, bool, Decimal, UUID, datetime, date, an Enum of strings, or a list of these"
+        )
+    exact = next((bound for bound in bounds if isinstance(bound, Exact)), None)
+    if exact is not None and kind is not Kind.DECIMAL:
+        raise DefinitionError(f"{cls.__name__}.{name}: Exact bounds a Decimal, not {_spell(inner)}")
+    if kind is Kind.DECIMAL and any(map(_bounds_something, bounds)):
+        raise DefinitionError(
+            f"{cls.__name__}.{name}: msgspec's Meta cannot bound a Decimal; use headwater.Exact, as in"
+            " Annotated[Decimal, Exact(above=0, places=2)]"
+        )
+    if kind is Kind.ENUM and not list(inner):
+        raise DefinitionError(f"{cls.__name__}.{name}: the enum {inner.__name__} has no members; no value would do")
+    chosen = inner if kind is Kind.ENUM else None
+    return Field(name, kind, optional, many, required, chosen, exact)
+
+
+def _unwrap(annotation: Any) -> tuple[Any, bool, tuple[Any, ...]]:
+    """The type inside Annotated and Optional, whether it was optional, and what Annotated says of it."""
+    optional = False
+    bounds: tuple[Any, ...] = ()
+    while True:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            annotation, *inner_bounds = get_args(annotation)
+            bounds = (*inner_bounds, *bounds)
+        elif origin in (Union, types.UnionType) and type(None) in get_args(annotation):
+            rest = [arm for arm in get_args(annotation) if arm is not type(None)]
+            annotation, optional = (rest[0] if len(rest) == 1 else Union[tuple(rest)]), True  # noqa: UP007 - at run time
+        else:
+            return annotation, optional, bounds
+
+
+def _bounds_something(bound: Any) -> bool:
+    """Whether it is a `Meta` that does more than describe."""
+    return isinstance(bound, msgspec.Meta) and any(getattr(bound, name) is not None for name in _META_BOUNDS)
+
+
+def _kind(annotation: Any) -> Kind | None:
+    if isinstance(annotation, type):
+        if issubclass(annotation, enum.Enum):
+            return Kind.ENUM if all(isinstance(member.value, str) for member in annotation) else None
+        for kind in Kind:
+            if annotation is kind.value:
+                return kind
+    return None
+
+
+def _spell(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function's parameters and its `return`, in their order.
+
+    Raises:
+        DefinitionError: one cannot be resolved.
+    """
+    try:
+        return get_type_hints(function)
+    except Exception as error:
+        where = f"{function.__module__}.{function.__qualname__}"
+        raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
+
+
+def recorded_events(annotation: Any) -> tuple[Any, ...]:
+    """The events of `Recorded[A | B]`; none when it is another annotation."""
+    return union_arms(get_args(annotation)[0]) if get_origin(annotation) is Recorded else ()
+
+
+def union_arms(annotation: Any) -> tuple[Any, ...]:
+    """The classes of `A | B`, or the one class."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(arm for inner in get_args(annotation) for arm in union_arms(inner))
+    return (annotation,)

@@ -1,0 +1,186 @@
+"""What an app's declarations are called in GraphQL. Each must be a name there, and be the name of one thing only. A
+read model's is its name among what is kept, too, and is not one of Headwater's own there.
+
+It is checked here, where the classes are known that have to be renamed: Strawberry notices some clashes without naming
+the class, and with others silently takes one of the two for both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from headwater.domain.fields import Field, fields_of
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refused
+from headwater.domain.read_model import View
+from headwater.errors import DefinitionError
+
+_NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)  # two underscores are GraphQL's own
+
+_SCALARS = ["Boolean", "Date", "DateTime", "Decimal", "Float", "ID", "Int", "JSON", "Position", "String", "UUID"]
+_FILTERS = [f"{kind}Filter" for kind in ["Boolean", "Date", "DateTime", "Decimal", "Float", "Int", "String", "UUID"]]
+_EVENTS = ["Event", "EventConnection", "EventEdge", "EventFilter"]
+_ALWAYS = ["Accepted", "AsOf", "Mutation", "Node", "PageInfo", "Query", "Refusal", "Subscription"]
+_SAGAS = ["Saga", "SagaConnection", "SagaEdge", "SagaFilter", "SagaStatus", "SagaStep", "SagaStepState"]
+
+TYPES = frozenset((*_SCALARS, *_FILTERS, *_EVENTS, *_ALWAYS))
+"""The types that Headwater brings into every schema, or may."""
+
+SAGA_TYPES = frozenset(_SAGAS)
+"""The types that it brings where the app has sagas."""
+
+KEPT = frozenset(("leases", "log", "schedules"))
+"""What projections and positions have by these names is Headwater's own, and a read model would be taken for it. Those
+of sagas and reactors have a space in them, which no read model has."""
+
+_COMBINATORS = ("and_", "or_", "not_")
+"""What `and`, `or` and `not` of a filter are called in Python, beside the read model's fields."""
+
+_RESOLVER = ("root", "info")
+"""What every resolver takes, beside its arguments."""
+
+_NO_MEMBERS = ("true", "false", "null")
+"""Values of GraphQL's own, which no member of an enum can be called."""
+
+
+def camel(name: str) -> str:
+    """What a type's name is as a field: `Account` as `account`, `BankAccount` as `bankAccount`."""
+    first, *rest = name.split("_")
+    return first[:1].lower() + first[1:] + "".join(word.capitalize() for word in rest)
+
+
+def field_name(name: str) -> str:
+    """What a field is called in GraphQL: `account_id` as `accountId`. Strawberry's rule: `type_` stays as it is."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() or "_" for word in rest)
+
+
+def plural(name: str) -> str:
+    """`account` as `accounts`, `entry` as `entries`."""
+    if name.endswith("y") and name[-2:-1] not in "aeiou":
+        return name[:-1] + "ies"
+    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
+
+
+def check_names(keys: Mapping[type[Command], str], views: Iterable[View[Any]], *, sagas: bool) -> None:
+    """Look at all names of an app. keys: each command with the key of its streams. sagas: whether the app has any.
+
+    Raises:
+        DefinitionError: a name that GraphQL does not take, or two things of one name.
+    """
+    views = tuple(views)
+    names = _Names()
+    for name in TYPES | SAGA_TYPES if sagas else TYPES:
+        names.take("type", name, "Headwater", "a type of Headwater's own")
+    for refused in EVERY_COMMAND_REFUSES:
+        names.refusal(refused)
+    for view in views:
+        names.view(view)
+    for command, key in keys.items():
+        for refused in command.refuses:
+            names.refusal(refused)
+        if not command.internal:
+            names.command(command, [view for view in views if view.key == key])
+    names.roots(views, sagas=sagas)
+
+
+class _Names:
+    """The names that are taken, among what they have to differ: the types, or the fields of one class."""
+
+    def __init__(self) -> None:
+        self._taken: dict[tuple[object, str], tuple[object, str]] = {}
+
+    def take(self, among: object, name: str, owner: object, what: str) -> None:
+        """what: how the owner is called in the sentence that is said when another has the name."""
+        if not _NAME.fullmatch(name):
+            raise DefinitionError(
+                f"{what}: {name!r} is no name in GraphQL; use the letters A to Z, digits and underscores, and begin"
+                " with a letter"
+            )
+        other, other_what = self._taken.setdefault((among, name), (owner, what))
+        if other != owner:
+            raise DefinitionError(f"{other_what} and {what} would both be `{name}` in GraphQL; rename one of them")
+
+    def refusal(self, refused: type[Refused]) -> None:
+        what = f"the refusal {_full_name(refused)}"
+        self.take("type", refused.__name__, refused, what)
+        # Clients tell refusals apart by the code, too, which several spellings of a name come to.
+        self.take("code", refused.code, refused, what)
+        self._fields(refused, fields_of(refused))
+
+    def command(self, command: type[Command], views: Iterable[View[Any]]) -> None:
+        """views: those that are read at the command's position, as fields of what was accepted."""
+        name, what = command.command_name, f"the command {_full_name(command)}"
+        self.take("mutation", camel(name), command, what)
+        for part in ("Input", "Accepted", "Result"):
+            self.take("type", f"{name}{part}", (command, part), f"the {part.lower()} type of {what}")
+        self._fields(command, fields_of(command))
+        for own in ("commandId", "streamId", "version", "position"):
+            self.take((command, "Accepted"), own, "Headwater", f"{name}Accepted.{own}")
+        for view in views:
+            self.take((command, "Accepted"), camel(view.name), view, f"the read model {_full_name(view.model)}")
+
+    def view(self, view: View[Any]) -> None:
+        what = f"the read model {_full_name(view.model)}"
+        if view.name in KEPT:
+            raise DefinitionError(
+                f"{what}: Headwater has something of its own named {view.name!r}; give it another name"
+            )
+        self.take("type", view.name, view, what)
+        for part in ("Changes", "Connection", "Edge", "Filter", "Order"):
+            self.take("type", f"{view.name}{part}", (view, part), f"the {part.lower()} type of {what}")
+        for own in ("id", "position"):
+            self.take(view.model, own, "Headwater", f"the {own} of every row")
+        self._fields(view.model, view.fields)
+        for link in view.links:
+            self.take(view.model, field_name(link), link, f"{view.model.__name__}.{link}")
+        self._key(view)
+        self._filter_and_order(view)
+        for each in view.fields:
+            chosen = each.enum
+            if chosen is not None and not each.many:
+                owner = (chosen, "Filter")
+                self.take("type", f"{chosen.__name__}Filter", owner, f"the filter type of {_full_name(chosen)}")
+
+    def _key(self, view: View[Any]) -> None:
+        """The key is an argument of the field that finds a row by it."""
+        if view.key in _RESOLVER or field_name(view.key) in ("atLeast", "asOf"):
+            raise DefinitionError(
+                f"{view.model.__name__}.{view.key}: a key cannot be called so, since Headwater has an argument of that"
+                " name beside it; rename it"
+            )
+
+    def _filter_and_order(self, view: View[Any]) -> None:
+        for each in view.fields:
+            what = f"{view.model.__name__}.{each.name}"
+            if each.name in _COMBINATORS:
+                raise DefinitionError(f"{what}: a filter has `{each.name[:-1]}` of its own; rename it")
+            if each.is_ordered:
+                self.take((view.model, "Order"), f"{each.name.upper()}_ASC", each.name, what)
+
+    def roots(self, views: Iterable[View[Any]], *, sagas: bool) -> None:
+        """The fields that are asked for first."""
+        for own in ("node", "events", *(("saga", "sagas") if sagas else ())):
+            self.take("root", own, "Headwater", f"the field {own} of Headwater's own")
+        for view in views:
+            name, what = camel(view.name), f"the read model {_full_name(view.model)}"
+            for part, field in (("one", name), ("all", plural(name)), ("changes", f"{name}Changes")):
+                self.take("root", field, (view, part), what)
+
+    def _fields(self, owner: type[Any], fields: Iterable[Field]) -> None:
+        for each in fields:
+            self.take(owner, field_name(each.name), each.name, f"{owner.__name__}.{each.name}")
+            if each.enum is not None:
+                self.take("type", each.enum.__name__, each.enum, f"the enum {_full_name(each.enum)}")
+                for member in each.enum:
+                    if member.name in _NO_MEMBERS:
+                        raise DefinitionError(
+                            f"{each.enum.__name__}.{member.name}: no member of an enum is called so in GraphQL, where"
+                            " it is a value of its own; rename it"
+                        )
+                    self.take(each.enum, member.name, member, f"{each.enum.__name__}.{member.name}")
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,222 @@
+"""Events and states to stored JSON and back. Names and versions in the log are the contract, not the Python modules."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from headwater.domain.messages import Event
+from headwater.domain.upcasting import Chains, Kind, Upcaster
+from headwater.errors import DefinitionError, LogError, UnreadableEvent
+
+_encode = msgspec.json.Encoder(decimal_format="string").encode
+_exactly = msgspec.msgpack.Encoder(decimal_format="string").encode
+_fields = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def encode(event: Event) -> str:
+    """The event as JSON text: decimals and times as strings, so that nothing is ever a float.
+
+    What is encoded is read back before it is used. Structs do not check what they are made of, and an event that its
+    class cannot read would stand in the log for ever: its stream could not be decided on, and nobody could repair it.
+
+    Raises:
+        UnreadableEvent: it would not be read back as it is.
+    """
+    try:
+        data = _encode(event)
+        again = _decoder_of(type(event))(data)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+        raise _unreadable(event, str(error)) from error
+    if again != event:
+        _require_same(event, again)
+    return data.decode()
+
+
+@cache
+def _decoder_of(event: type[Event]) -> Callable[[bytes], Event]:
+    return msgspec.json.Decoder(event).decode
+
+
+def _require_same(event: Event, again: Event) -> None:
+    """Two that are not equal may still say the same: a tuple is read back as a list. MessagePack shows whether they do,
+    since it keeps apart what JSON has as null: None, NaN and the infinities."""
+    for name in event.__struct_fields__:
+        given, read = getattr(event, name), getattr(again, name)
+        if read != given and _exactly(read) != _exactly(given):
+            raise _unreadable(event, f"its field {name} would be read back as {read!r}, not as {given!r}")
+
+
+def _unreadable(event: Event, reason: str) -> UnreadableEvent:
+    return UnreadableEvent(
+        f"{type(event).__name__} cannot be written, since it could not be read back as it is: {reason}"
+    )
+
+
+class Codec:
+    """Reads every event type of an app by its stored name and version, older ones through the app's upcasters.
+
+    Raises:
+        DefinitionError: two types of one name, a field that JSON cannot carry, or an upcaster that leads nowhere.
+    """
+
+    def __init__(self, events: Iterable[type[Event]], upcasters: Iterable[Upcaster] = ()) -> None:
+        self._types: dict[str, type[Event]] = {}
+        self._decoders: dict[Kind, Callable[[str], Any]] = {}
+        for event in events:
+            self._add(event)
+        self._chains = Chains(upcasters, {name: event.event_version for name, event in self._types.items()})
+        for kind in self._chains.ends:
+            self._decoders[kind] = self._reader_of(kind)
+
+    def _add(self, event: type[Event]) -> None:
+        other = self._types.setdefault(event.event_name, event)
+        if other is not event:
+            raise DefinitionError(
+                f"{_full_name(other)} and {_full_name(event)} are both stored as {event.event_name!r};"
+                " give one of them another `name=`"
+            )
+        try:
+            decoder = msgspec.json.Decoder(event)
+        except TypeError as error:
+            raise DefinitionError(f"{event.__name__} has a field that JSON cannot carry: {error}") from error
+        self._decoders[event.event_name, event.event_version] = decoder.decode
+
+    def _reader_of(self, kind: Kind) -> Callable[[str], Event]:
+        """Reads a kind of the past. It stands beside the decoders of today, which therefore cost what they did."""
+        upcast, types = self._chains.upcast, self._types
+
+        def read(data: str) -> Event:
+            name, fields = upcast(kind, _fields(data))
+            try:
+                return msgspec.convert(fields, types[name])
+            except msgspec.ValidationError as error:
+                raise LogError(
+                    f"A stored {kind[0]} of version {kind[1]} does not fit {name} after its upcasters: {error}"
+                ) from error
+
+        return read
+
+    def decode(self, name: str, version: int, data: str) -> Event:
+        """The event of a stored row.
+
+        Raises:
+            LogError: no class reads this name and version, an upcaster failed, or the data does not fit the class.
+        """
+        decoder = self._decoders.get((name, version))
+        if decoder is None:
+            raise LogError(self._unknown(name, version))
+        try:
+            return decoder(data)  # type: ignore[no-any-return]  # a decoder of an Event gives one
+        except msgspec.MsgspecError as error:
+            raise LogError(f"A stored {name} of version {version} does not fit its class: {error}") from error
+        except LogError:
+            raise
+        except Exception as error:  # of the class's own `__post_init__`; an OSError of it is no fault of the database
+            raise LogError(
+                f"A stored {name} of version {version} cannot be read: {type(error).__name__}: {error}"
+            ) from error
+
+    def classes_of(self, name: str, version: int) -> frozenset[type[Event]]:
+        """What an event that is stored so may be read as.
+
+        Raises:
+            LogError: no class reads this name and version.
+        """
+        if (name, version) not in self._decoders:
+            raise LogError(self._unknown(name, version))
+        ends = self._chains.ends.get((name, version), (name,))
+        return frozenset(self._types[end] for end in ends)
+
+    def stored_names(self, events: Collection[type[Event]]) -> list[str]:
+        """The names that events of these classes may be stored under: their own, and older ones that lead to them.
+
+        What is stored under an old name may become another class too: who asks for these names must leave out what he
+        did not want.
+        """
+        wanted = frozenset(events)
+        return sorted({kind[0] for kind in self._decoders if wanted & self.classes_of(*kind)})
+
+    def _unknown(self, name: str, version: int) -> str:
+        known = sorted(known for stored, known in self._decoders if stored == name)
+        if not known:
+            return f"The log holds events of type {name!r}, which no class of this app reads"
+        return f"The log holds {name} of version {version}; this app reads version {' and '.join(map(str, known))}"
+
+
+def require_readable(message: type[msgspec.Struct]) -> None:
+    """Have msgspec read the type of each field now, since it says only then that a bound fits no value of it.
+
+    Raises:
+        DefinitionError: a field's type, or what bounds it, makes no sense.
+    """
+    for each in msgspec.structs.fields(message):
+        try:
+            msgspec.json.Decoder(each.type)
+        except (TypeError, ValueError) as error:
+            raise DefinitionError(f"{message.__name__}.{each.name} cannot be read from input: {error}") from error
+
+
+class StateCodec:
+    """Keeps a decider's state as JSON. `shape` is another when the fields of the state's type are.
+
+    Raises:
+        DefinitionError: a part of the type cannot be read back from JSON.
+    """
+
+    def __init__(self, state: Any) -> None:
+        try:
+            info = inspect.type_info(state)
+            self._decode = msgspec.json.Decoder(state).decode
+        except Exception as error:  # whatever msgspec makes of a foreign type
+            raise DefinitionError(f"{_spelled(state)} cannot be kept as JSON: {error}") from error
+        self.shape = hashlib.sha256(json.dumps(_shape(info, ())).encode()).hexdigest()[:16]
+
+    def encode(self, state: Any) -> str:
+        """The state as JSON text.
+
+        Raises:
+            ValueError: what would be read back is another state.
+        """
+        text = _encode(state).decode()
+        if (again := self._decode(text)) != state:
+            raise ValueError(f"it would be read back as {again!r}, not as {state!r}")
+        return text
+
+    def decode(self, text: str) -> Any:
+        """The state. Raises `msgspec.MsgspecError` when the text is none."""
+        return self._decode(text)
+
+
+def _shape(part: Any, above: tuple[Any, ...]) -> Any:
+    """A type as nested lists of what JSON shows of it; names of classes and defaults are not seen."""
+    if isinstance(part, inspect.CustomType | inspect.AnyType | inspect.RawType):
+        raise DefinitionError(f"{_spelled(getattr(part, 'cls', Any))} cannot be read back from JSON")
+    if isinstance(part, inspect.Field):
+        return [part.encode_name, part.required, _shape(part.type, above)]
+    if isinstance(part, inspect.Type):
+        if any(part is each for each in above):
+            return "itself"  # a tree of its own kind
+        above = (*above, part)
+        inner = [_shape(getattr(part, name), above) for name in part.__struct_fields__]
+        return [type(part).__name__, *inner]
+    if isinstance(part, tuple):
+        return [_shape(each, above) for each in part]
+    if isinstance(part, type):
+        return [repr(member.value) for member in part] if issubclass(part, enum.Enum) else None
+    return repr(part)
+
+
+def _spelled(annotation: Any) -> str:
+    return _full_name(annotation) if isinstance(annotation, type) else str(annotation)
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,175 @@
+"""Upcasters: how an event that an older version of the code wrote is read today. What is stored is never rewritten.
+
+An upcaster is one step, from a type and version as stored to the next, on the plain dict that the JSON holds. Steps
+follow one another until the shape is that of a class of today. Names and versions only: no step knows a class, so that
+it stays true when the classes move on.
+
+    Upcaster("MoneyWithdrawn", from_version=1, defaults={"balance": None})             # a new field
+    Upcaster("UserRegistered", from_version=1, to=split_the_name)                      # another shape
+    Upcaster("Withdrawn", from_version=3, to_type="MoneyWithdrawn")                    # another name
+    Upcaster("StatusChanged", from_version=1, to_type=["Frozen", "Closed"], to=which)  # one of several, by its data
+
+One stored event is always one event to those who read: an upcaster may choose its type, but can neither drop it nor
+make two of it, since each event has one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from headwater.domain.messages import MAX_EVENT_VERSION
+from headwater.errors import DefinitionError, LogError
+
+Kind: TypeAlias = tuple[str, int]
+"""A type's stored name, and the version of its shape."""
+
+Fields: TypeAlias = dict[str, Any]
+"""An event as its JSON holds it: decimals, times and ids are text."""
+
+
+@dataclass(frozen=True)
+class Upcaster:
+    """One step from a stored type and version to the next.
+
+    type, from_version: what is stored. to: from the stored fields to the newer ones; left out, they stay. With several
+    `to_type`s it gives `(type, fields)`: which of them the event is. defaults: fields that are added where they are
+    missing, as JSON values, after `to`. to_type: the new name, or several; left out, the name stays and the version
+    rises by one. to_version: the version that a new name starts with.
+    """
+
+    type: str
+    from_version: int
+    to: Callable[[Fields], Any] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    to_type: str | Sequence[str] | None = None
+    to_version: int = 1
+
+    def __post_init__(self) -> None:
+        for version in (self.from_version, self.to_version):
+            if not 1 <= version <= MAX_EVENT_VERSION:
+                raise DefinitionError(f"{self}: a version is from 1 to {MAX_EVENT_VERSION}, not {version}")
+        if self.to_type is None and self.to_version != 1:
+            raise DefinitionError(f"{self}: `to_version` belongs to a new name, `to_type`; a step is one version up")
+        if not self.targets:
+            raise DefinitionError(f"{self}: `to_type=[]` leads nowhere; name what the event becomes")
+        if self.splits and self.to is None:
+            raise DefinitionError(f"{self}: with several types, `to` must say which: it gives (type, dict)")
+
+    @property
+    def kind(self) -> Kind:
+        """What it reads."""
+        return self.type, self.from_version
+
+    @property
+    def splits(self) -> bool:
+        """Whether the event's data say what it becomes."""
+        return self.to_type is not None and not isinstance(self.to_type, str)
+
+    @property
+    def targets(self) -> tuple[Kind, ...]:
+        """What it may give."""
+        if self.to_type is None:
+            return ((self.type, self.from_version + 1),)
+        names = (self.to_type,) if isinstance(self.to_type, str) else tuple(self.to_type)
+        return tuple((name, self.to_version) for name in names)
+
+    def step(self, stored: Fields) -> tuple[Kind, Fields]:
+        """One event's next kind and fields.
+
+        Raises:
+            LogError: the function raised, or gave something else than it should.
+        """
+        given = stored if self.to is None else self._call(self.to, stored)
+        kind = self.targets[0]
+        if self.splits:
+            if not (isinstance(given, tuple) and len(given) == 2 and (given[0], self.to_version) in self.targets):
+                names = ", ".join(name for name, _ in self.targets)
+                raise LogError(f"{self} gave {_short(given)}, not (type, dict) with one of its types: {names}")
+            kind, given = (given[0], self.to_version), given[1]
+        if not isinstance(given, dict):
+            raise LogError(f"{self} gave {_short(given)}, not a dict")
+        return kind, {**self._defaults(), **given} if self.defaults else given
+
+    def _defaults(self) -> Fields:
+        """For one event: what a later step changes in it must not be found in the next one."""
+        return {name: deepcopy(each) if isinstance(each, list | dict) else each for name, each in self.defaults.items()}
+
+    def _call(self, function: Callable[[Fields], Any], stored: Fields) -> Any:
+        try:
+            return function(stored)
+        except Exception as error:
+            raise LogError(f"{self} raised {type(error).__name__}: {error}") from error
+
+    def __str__(self) -> str:
+        return f"The upcaster from {self.type} version {self.from_version}"
+
+
+class Chains:
+    """All steps of an app, and where each of them ends.
+
+    current: the version of each type's class.
+
+    Raises:
+        DefinitionError: a step that is never used, two for one kind, one that leads nowhere, or in a circle.
+    """
+
+    def __init__(self, upcasters: Iterable[Upcaster], current: Mapping[str, int]) -> None:
+        self._current = current
+        self._steps: dict[Kind, Upcaster] = {}
+        for upcaster in upcasters:
+            self._add(upcaster)
+        self.ends: dict[Kind, frozenset[str]] = {kind: self._follow(kind, ()) for kind in self._steps}
+        """Each kind that has a step: the types of today that its events may become."""
+
+    def _add(self, upcaster: Upcaster) -> None:
+        version = self._current.get(upcaster.type)
+        if version is not None and upcaster.from_version >= version:
+            raise DefinitionError(
+                f"{upcaster} is never used, since the class that is stored as {upcaster.type!r} has version={version}; "
+                f"raise it to {upcaster.from_version + 1}, or take the step out"
+            )
+        if self._steps.setdefault(upcaster.kind, upcaster) is not upcaster:
+            raise DefinitionError(f"{upcaster} is there twice; each type and version has one way on")
+
+    def _follow(self, kind: Kind, path: tuple[Kind, ...]) -> frozenset[str]:
+        """The types that a kind ends in. The depth is that of the longest chain."""
+        name, version = kind
+        if kind in path:
+            circle = " -> ".join(f"{name} {version}" for name, version in (*path[path.index(kind) :], kind))
+            raise DefinitionError(f"The upcasters go in a circle: {circle}; none of these becomes an event of today")
+        if self._current.get(name) == version:
+            return frozenset([name])
+        step = self._steps.get(kind)
+        if step is None:
+            raise DefinitionError(self._nowhere(name, version, self._steps[path[-1]]))
+        path = (*path, kind)
+        return frozenset(end for target in step.targets for end in self._follow(target, path))
+
+    def _nowhere(self, name: str, version: int, last: Upcaster) -> str:
+        current = self._current.get(name)
+        leads = f"{last} leads to {name} version {version}"
+        if current is None:
+            return f"{leads}, which no decider's evolve takes and no upcaster reads"
+        if version > current:
+            return f"{leads}, but the class that is stored so has version={current}; raise it, or take the step out"
+        return f"{leads}, and nothing leads on to version {current}, that of its class; add the step from there"
+
+    def upcast(self, kind: Kind, stored: Fields) -> tuple[str, Fields]:
+        """From a stored kind to a type of today and its fields.
+
+        Raises:
+            LogError: a step failed.
+        """
+        step: Upcaster | None = self._steps[kind]
+        while step is not None:
+            kind, stored = step.step(stored)
+            step = None if self._current.get(kind[0]) == kind[1] else self._steps[kind]
+        return kind[0], stored
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,299 @@
+"""Group commit: while one append is in flight, commands queue up and go together in the next one.
+
+One connection, one task, one batch at a time. States:
+
+    connecting -> idle -> writing -> settling -> idle ...
+        |            \\-> (connection lost, silent or read-only) -> connecting -> writing the same batch again
+        \\-> patience is over: those who wait are told -> connecting ...
+
+Writing a batch again is safe and tells the truth: commands whose events were committed before the connection was lost
+come back as done, with their first result; the others are judged now, for the first time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import asyncpg
+import msgspec
+
+from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
+from headwater.eventstore.log import Append, Appended, Verdict, append
+from headwater.eventstore.positions import LOG, Positions
+from headwater.postgres.database import CONNECT_SECONDS, LOST, UNREACHABLE, Database
+from headwater.supervisor import backoff
+from headwater.telemetry import SECONDS, SIZES, Distribution
+
+logger = logging.getLogger(__name__)
+
+LOST_FOR_WRITING: tuple[type[BaseException], ...] = (*LOST, asyncpg.ReadOnlySQLTransactionError)
+"""A connection that cannot be written on: it is lost, or its server has become a standby."""
+
+AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.ReadOnlySQLTransactionError)
+"""The same, or there is none to be had."""
+
+NOT_NOW: tuple[type[BaseException], ...] = (
+    asyncpg.InsufficientResourcesError,  # a full disk, for one
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.TransactionRollbackError,
+)
+"""What is raised when PostgreSQL cannot take a call for now: the call is undone, and not at fault."""
+
+AT_FAULT = (asyncpg.PostgresError, ValueError, TypeError, OverflowError)
+"""What is raised when a call holds something that PostgreSQL does not take, or that cannot be sent to it."""
+
+SMALL_BATCH = 16
+"""Up to so many commands are written in one batch, even if nobody is left to decide the next one meanwhile: the flush
+to the disk takes longer than deciding them, so that two smaller batches gain nothing."""
+
+
+class Chain(msgspec.Struct, eq=False, gc=False):
+    """Commands of one stream that were decided one on another before any was written. When one loses, those behind it
+    stand on nothing, and are not sent."""
+
+    broken: bool = False
+
+
+class _Waiting(msgspec.Struct, eq=False):
+    append: Append
+    chain: Chain
+    answer: asyncio.Future[Appended]
+
+
+@dataclass
+class Tally:
+    """What the appender has done since the start. sizes: commands in an append. seconds: that one took."""
+
+    batches: int = 0
+    commands: int = 0
+    events: int = 0
+    verdicts: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(Verdict, 0))
+    sizes: Distribution = field(default_factory=lambda: Distribution(SIZES))
+    seconds: Distribution = field(default_factory=lambda: Distribution(SECONDS))
+
+
+class Appender:
+    """The process's one writer of the log.
+
+    queue: commands that may wait, at most. batch: commands in one append, at most. patience: seconds to wait for a lost
+    database before those who wait are told; one that says nothing for half of that counts as lost.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        positions: Positions,
+        *,
+        queue: int = 10_000,
+        batch: int = 500,
+        patience: float = 10.0,
+    ) -> None:
+        self._database = database
+        self._positions = positions
+        self._limit = queue
+        self._batch = batch
+        self._patience = patience
+        self._queue: deque[_Waiting] = deque()
+        self._writing: list[_Waiting] = []
+        self._share = SMALL_BATCH
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._away_since: float | None = None
+        self.tally = Tally()
+
+    @property
+    def waiting(self) -> int:
+        """Commands that wait for the next append."""
+        return len(self._queue)
+
+    def submit(self, command: Append, chain: Chain) -> asyncio.Future[Appended]:
+        """Queue a command for the next append.
+
+        Raises:
+            Overloaded: too many are waiting.  Unavailable: the process is shutting down.
+        The answer raises Unavailable (nothing was written) or OutcomeUnknown when the database stays away.
+        """
+        if self._closing:
+            raise Unavailable("The server is shutting down; nothing was written. Try again.")
+        if len(self._queue) >= self._limit:
+            raise Overloaded(
+                f"As many commands are waiting as may, {len(self._queue)}; nothing was written. Try again later."
+            )
+        answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(command, chain, answer))
+        self._arrived.set()
+        return answer
+
+    async def drain(self) -> None:
+        """Take no more commands, and return when all that wait have their answer."""
+        self._closing = True
+        await self.answered()
+
+    async def answered(self) -> None:
+        """Return when all that wait now have their answer."""
+        answers = [waiting.answer for waiting in (*self._writing, *self._queue)]
+        if answers:
+            await asyncio.wait(answers)
+
+    def abandon(self) -> None:
+        """Take no more commands, and tell those who still wait: the process ends without having heard from the log."""
+        self._closing = True
+        self._give_up()
+
+    async def run(
+        self, well: Callable[[], None] = lambda: None, unwell: Callable[[str], None] = lambda why: None
+    ) -> None:
+        """Connect, write batches, connect again. Runs under a supervisor, which is told of a loss and when it is got
+        over."""
+        failures = 0
+        while True:
+            try:
+                connection = await self._connect()
+                try:
+                    if self._writing:  # those who could not be written: whether they can be now is seen by that
+                        await self._write(connection)
+                    well()
+                    self._away_since, failures = None, 0
+                    await self._write_batches(connection)
+                finally:
+                    connection.terminate()
+            except AWAY as error:
+                why = str(error) or type(error).__name__
+                failures += 1
+                logger.warning("the log cannot be written (%s); connecting again (failure %d)", why, failures)
+                unwell(f"the log cannot be written: {why}")
+            self._note_absence()
+            await asyncio.sleep(0 if failures == 1 else backoff(failures - 1))
+
+    async def _connect(self) -> asyncpg.Connection:
+        connection = await self._database.connect("appender", seconds=min(CONNECT_SECONDS, self._patience / 2))
+        try:
+            async with asyncio.timeout(self._patience / 2):
+                if await connection.fetchval("select current_setting('transaction_read_only')::boolean"):
+                    raise asyncpg.ReadOnlySQLTransactionError("the server is a standby, or read-only")
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    def _note_absence(self) -> None:
+        """The log is away, since now or since some time: too long for those who wait?"""
+        self._away_since = self._away_since or time.monotonic()
+        if time.monotonic() - self._away_since >= self._patience:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Tell those who wait what is known: what is queued was not written, what was being written may have been."""
+        logger.error("the log is away: %d commands unwritten, %d unknown", len(self._queue), len(self._writing))
+        for waiting in self._writing:
+            self._fail(waiting, OutcomeUnknown(OutcomeUnknown.__doc__))
+        for waiting in self._queue:
+            self._fail(waiting, Unavailable(Unavailable.__doc__))
+        self._writing = []
+        self._queue.clear()
+
+    async def _write_batches(self, connection: asyncpg.Connection) -> None:
+        while True:
+            if not self._writing:
+                await self._take()
+            await self._write(connection)
+
+    async def _append(self, connection: asyncpg.Connection, batch: list[_Waiting]) -> list[Appended]:
+        """Raises TimeoutError, a loss, when nothing is heard of it."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._patience / 2):
+                return await append(connection, [waiting.append for waiting in batch])
+        except LOST_FOR_WRITING:
+            self._away_since = self._away_since or started  # when those who wait began to
+            raise
+
+    async def _take(self) -> None:
+        """Wait for commands, and take a batch of those whose chain still holds."""
+        while not self._writing:
+            while not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+            room = min(self._share, self._batch)
+            while self._queue and len(self._writing) < room:
+                waiting = self._queue.popleft()
+                if waiting.chain.broken:
+                    self._settle(waiting, _behind(waiting.append))
+                else:
+                    self._writing.append(waiting)
+
+    async def _write(self, connection: asyncpg.Connection) -> None:
+        batch, started = self._writing, time.perf_counter()
+        try:
+            answers = await self._append(connection, batch)
+        except LOST_FOR_WRITING:
+            raise
+        except NOT_NOW as error:
+            logger.warning("PostgreSQL does not take an append now (%s); %d commands are told", error, len(batch))
+            self._writing = []
+            for waiting in batch:
+                self._fail(waiting, Unavailable(Unavailable.__doc__))
+            return
+        except AT_FAULT as error:
+            await self._write_singly(connection, error)
+            return
+        self.tally.seconds.observe(time.perf_counter() - started)
+        self._writing = []
+        # Those who get their answer now will ask again, beside those who wait. Half of them a batch, so that the next
+        # is on its way while they decide: both cores work, where one batch of all would have them take turns.
+        self._share = max(SMALL_BATCH, (len(batch) + len(self._queue) + 1) // 2)
+        self._settle_batch(batch, answers)
+
+    async def _write_singly(self, connection: asyncpg.Connection, error: Exception) -> None:
+        """PostgreSQL refused the whole call: find whose fault it was, so that nobody else pays for it."""
+        if len(self._writing) > 1:
+            logger.warning("an append of %d commands failed (%s); writing them one by one", len(self._writing), error)
+        while self._writing:
+            first, *others = self._writing
+            if first.chain.broken:
+                self._settle(first, _behind(first.append))
+            else:
+                try:
+                    answers = await self._append(connection, [first])
+                except LOST_FOR_WRITING:
+                    raise
+                except NOT_NOW:
+                    self._fail(first, Unavailable(Unavailable.__doc__))
+                except AT_FAULT as fault:
+                    self._fail(first, fault)
+                else:
+                    self._settle_batch([first], answers)
+            self._writing = others  # until here the first is still under way: who drains, or gives up, finds it
+
+    def _settle_batch(self, batch: list[_Waiting], answers: list[Appended]) -> None:
+        tally = self.tally
+        tally.batches += 1
+        tally.commands += len(batch)
+        tally.sizes.observe(len(batch))
+        for waiting, appended in zip(batch, answers, strict=True):
+            tally.verdicts[appended.verdict] += 1
+            if appended.verdict is Verdict.ACCEPTED:
+                tally.events += len(waiting.append.events)
+            self._settle(waiting, appended)
+        self._positions.report(LOG, max((a.position for a in answers if a.verdict is Verdict.ACCEPTED), default=0))
+
+    def _settle(self, waiting: _Waiting, appended: Appended) -> None:
+        if appended.verdict is not Verdict.ACCEPTED:
+            waiting.chain.broken = True
+        if not waiting.answer.done():  # its caller may have gone
+            waiting.answer.set_result(appended)
+
+    def _fail(self, waiting: _Waiting, error: Exception) -> None:
+        waiting.chain.broken = True
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)
+
+
+def _behind(command: Append) -> Appended:
+    return Appended(Verdict.BEHIND, 0, 0, command.stream_id)

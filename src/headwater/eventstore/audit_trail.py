@@ -1,0 +1,192 @@
+"""The audit trail: the log as it is stored, for people. What happened, when, by whom, caused by what.
+
+Events are given with their data as it was written, in the version that it was written in: unlike `Log`, nothing is
+decoded, so that what no class reads any more can still be shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from headwater.errors import BadUserInput, SearchTooWide
+from headwater.eventstore.log import Log
+from headwater.eventstore.positions import LOG, Positions
+from headwater.postgres import queries
+from headwater.postgres.database import LOST
+from headwater.supervisor import backoff
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = (
+    "position, event_id, stream_id, category, version, type, schema_version, data, recorded_at, actor, command_id, "
+    "correlation_id, causation_id, command"
+)
+_SQL = {
+    (name, backward): text.format(columns=_COLUMNS, direction="desc" if backward else "asc")
+    for name, text in queries.load(__file__).items()
+    for backward in (False, True)
+}
+
+END = 2**63 - 1
+"""Beyond every position."""
+
+LAST_VERSION = 2**31 - 1
+
+WINDOW = 20_000
+"""Positions that a follower searches at once: a filter that little matches never runs into the statement timeout."""
+
+PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event as it is stored. `data` is JSON text of `schema_version`; `recorded_at` is UTC. `command` is the name of
+    the command that it came of, where the log knows it."""
+
+    position: int
+    event_id: UUID
+    stream_id: UUID
+    category: str
+    version: int
+    type: str
+    schema_version: int
+    data: str
+    recorded_at: datetime
+    actor: str | None
+    command_id: UUID
+    correlation_id: UUID
+    causation_id: UUID | None
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which events; all that is given must hold. `since` is inclusive, `until` is not."""
+
+    stream_id: UUID | None = None
+    category: str | None = None
+    types: Sequence[str] | None = None
+    correlation_id: UUID | None = None
+    actor: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def scans(self) -> bool:
+        """Whether no index finds them, so that the log is searched by position."""
+        return self.stream_id is None and self.correlation_id is None
+
+
+EVERYTHING = Wanted()
+
+
+class Trail:
+    """Reads the log as it is stored.
+
+    Raises, from every read:
+        SearchTooWide: so little matches that the search took longer than a statement may.
+        BadUserInput: a value that PostgreSQL cannot hold.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, log: Log, positions: Positions, *, poll: float = 1.0) -> None:
+        self._pool = pool
+        self._log = log
+        self._positions = positions
+        self._poll = poll
+
+    async def head(self) -> int:
+        """The position of the last event; 0 in an empty log."""
+        return await self._log.head()
+
+    async def bounds(self, wanted: Wanted, after: int = 0, before: int = END) -> tuple[int, int]:
+        """The positions between which `since` and `until` put what lies between two others; neither is included."""
+        if wanted.since is not None:
+            after = max(after, await self._log.position_at(wanted.since, before=True))
+        if wanted.until is not None:
+            before = min(before, await self._log.position_at(wanted.until, before=True) + 1)
+        return after, before
+
+    async def read(
+        self, wanted: Wanted, after: int = 0, before: int = END, *, limit: int, backward: bool = False
+    ) -> list[Entry]:
+        """Events between two positions, neither included: the first so many, or the last, in the log's order."""
+        after, before = await self.bounds(wanted, after, before)
+        return await self._between(wanted, after, before, limit, backward)
+
+    async def walk(self, wanted: Wanted, after: int, upto: int) -> AsyncGenerator[Entry, None]:
+        """The events after a position, to another at most, in order."""
+        after, before = await self.bounds(wanted, after, upto + 1)
+        while after < before - 1:
+            entries, after = await self._next(wanted, after, before - 1)
+            for entry in entries:
+                yield entry
+
+    async def follow(self, wanted: Wanted, after: int) -> AsyncGenerator[Entry, None]:
+        """The events after a position, and each that comes, in order, without gap or duplicate. It reads when it is
+        asked for more: a slow reader waits, and costs nothing meanwhile. When the database is away, it waits for it.
+        `until` is not heeded."""
+        after, _ = await self.bounds(wanted, after)
+        failures = 0
+        while True:
+            heard = self._positions.known(LOG)
+            try:
+                entries, reached = await self._next(wanted, after, await self._log.head())
+                failures = 0
+            except LOST as error:
+                failures += 1
+                logger.warning("the log cannot be read (%s); trying again", str(error) or type(error).__name__)
+                await asyncio.sleep(backoff(failures))
+                continue
+            for entry in entries:
+                yield entry
+            if reached == after:
+                self._positions.correct(LOG, heard, reached)
+                await self._positions.moved(LOG, after, self._poll)
+            after = reached
+
+    async def _next(self, wanted: Wanted, after: int, head: int) -> tuple[list[Entry], int]:
+        """Some events after a position, to another at most, and up to where they are all there are."""
+        if head <= after:
+            return [], after
+        upto = min(head, after + WINDOW) if wanted.scans else head
+        entries = await self._between(wanted, after, upto + 1, PAGE, backward=False)
+        return entries, entries[-1].position if len(entries) == PAGE else upto
+
+    async def _between(self, wanted: Wanted, after: int, before: int, limit: int, backward: bool) -> list[Entry]:
+        place = (after, before, wanted.category, wanted.types, wanted.actor, limit)
+        if wanted.stream_id is not None:
+            versions = await self._versions(wanted.stream_id, after, before)
+            rows = await self._fetch(
+                "page_of_stream", backward, *place, wanted.stream_id, *versions, wanted.correlation_id
+            )
+        elif wanted.correlation_id is not None:
+            rows = await self._fetch("page_of_correlation", backward, *place, wanted.correlation_id)
+        else:
+            rows = await self._fetch("page", backward, *place)
+        entries = [Entry(*row) for row in rows]
+        return entries[::-1] if backward else entries
+
+    async def _versions(self, stream_id: UUID, after: int, before: int) -> tuple[int, int]:
+        """The versions between which a stream's events between two positions are."""
+        version_at = _SQL["version_at", False]
+        low = await self._pool.fetchval(version_at, stream_id, after) if after > 0 else 0
+        high = LAST_VERSION
+        if before < END:
+            high = await self._pool.fetchval(version_at, stream_id, before - 1) + 1
+        return low, high
+
+    async def _fetch(self, name: str, backward: bool, *values: Any) -> list[asyncpg.Record]:
+        try:
+            return await self._pool.fetch(_SQL[name, backward], *values)
+        except asyncpg.QueryCanceledError as error:
+            raise SearchTooWide(SearchTooWide.__doc__) from error
+        except asyncpg.DataError as error:
+            raise BadUserInput("The filter holds a value that no event can have.") from error

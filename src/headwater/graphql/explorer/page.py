@@ -1,0 +1,93 @@
+"""Serves the built explorer: its page, its files and the examples it opens with."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+STATIC = Path(__file__).parent / "static"
+
+# The editor writes inline styles, and its style sheets carry their fonts as data. Its workers are files of ours.
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "worker-src 'self'",
+        "style-src 'self' 'unsafe-inline'",
+        "font-src 'self' data:",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+NOT_BUILT = "The explorer has not been built. Run `make explorer` in the source checkout.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An operation the explorer opens as a tab on a first visit. `variables` is JSON text."""
+
+    name: str
+    query: str
+    variables: str | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "list[Example]":
+        """The `.graphql` files of a folder, by file name. The first line of each, a comment, is its name."""
+        return [cls._from_text(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.graphql"))]
+
+    @classmethod
+    def _from_text(cls, text: str) -> "Example":
+        first, _, rest = text.partition("\n")
+        return cls(first.lstrip("# "), rest)
+
+
+class HashedFiles(StaticFiles):
+    """Files whose names change with their content, so that a browser need never ask for one again."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(SECURITY_HEADERS | {"Cache-Control": "public, max-age=31536000, immutable"})
+        return response
+
+    async def check_config(self) -> None:
+        """A checkout that is not built answers each request with 404, where Starlette would raise."""
+
+
+def explorer_routes(examples: Sequence[Example], static: Path = STATIC) -> list[BaseRoute]:
+    """What the page asks for besides the API itself, all below `/explorer`."""
+    listed = [asdict(example) for example in examples]
+
+    async def examples_json(request: Request) -> Response:
+        return JSONResponse(listed, headers=SECURITY_HEADERS | {"Cache-Control": "no-cache"})
+
+    return [
+        Route("/explorer/examples.json", examples_json),
+        Mount("/explorer/assets", HashedFiles(directory=static / "assets", check_dir=False)),
+    ]
+
+
+async def explorer(request: Request) -> Response:
+    """The explorer's page, for the address at which the API answers: the page talks to the path it was served from."""
+    return explorer_page(STATIC)
+
+
+def explorer_page(static: Path) -> Response:
+    headers = SECURITY_HEADERS | {"Cache-Control": "no-store"}
+    try:
+        page = (static / "index.html").read_bytes()
+    except FileNotFoundError:
+        return PlainTextResponse(NOT_BUILT, status_code=503, headers=headers)
+    return Response(page, media_type="text/html", headers=headers)

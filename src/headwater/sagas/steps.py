@@ -1,0 +1,279 @@
+"""Driving a saga's instances: the commands that are their steps, each issued until it is known what became of it.
+
+    issued -> accepted, refused -> recorded -> the next step ...
+        |\\-> its time is over, or it is withdrawn -> recorded, unless it was accepted after all -> the next step ...
+        \\--> it raised -> issued again ... -> set aside, until it is due or a person acts
+
+That a command was accepted stands in the log by its id; that it was not is recorded under the same id. So whoever
+issues it again, after a crash or beside this process, finds the one or the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from headwater.clock import Clock
+from headwater.commands.dispatcher import Accepted, Dispatcher, Origin
+from headwater.consumers.consumer import Follower
+from headwater.domain.failure_policy import policy_of
+from headwater.domain.feature import Domain
+from headwater.domain.messages import Refused
+from headwater.domain.saga import Saga
+from headwater.domain.saga_stream import (
+    Course,
+    Phase,
+    Record,
+    SagaConfirmed,
+    SagaRefused,
+    SagaTimedOut,
+    Step,
+    read_command,
+)
+from headwater.errors import CommandIdReused
+from headwater.ids import following_id
+from headwater.postgres import queries
+from headwater.postgres.database import PASSING, Database
+from headwater.sagas.instances import Changed, Held, Instances, RecordIdTaken
+from headwater.supervisor import backoff
+
+logger = logging.getLogger(__name__)
+_SQL = queries.load(__file__)
+
+RESUMED_AT_ONCE = 500
+_FIRST = UUID(int=0)
+
+
+class Steps:
+    """The steps of one saga's instances, a driver for each instance that has one.
+
+    follower: says what is set aside, and sets aside what cannot go on. clock: what deadlines go by. in_flight: commands
+    that are on their way at once.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        dispatcher: Dispatcher,
+        domain: Domain,
+        saga: Saga[Any, Any],
+        instances: Instances,
+        follower: Follower,
+        *,
+        clock: Clock,
+        in_flight: int,
+    ) -> None:
+        self._database = database
+        self._dispatcher = dispatcher
+        self._codec = domain.codec
+        self._commands = {command.command_name: command for command in domain.decider_of}
+        self._saga = saga
+        self._policy = policy_of(saga.on_failure)
+        self._instances = instances
+        self._follower = follower
+        self._clock = clock
+        self._in_flight = asyncio.Semaphore(in_flight)
+        self._drivers: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def begun(self, group: asyncio.TaskGroup) -> Iterator[None]:
+        """Instances are driven by tasks of this group until the context is left, those first that were under way."""
+        self._group = group
+        resuming = group.create_task(self._resume())
+        try:
+            yield
+        finally:
+            for task in (resuming, *self._drivers):
+                task.cancel()
+
+    def drive(self, held: Held, *, anew: bool = False) -> None:
+        """Have an instance's steps issued. anew: the current step has changed; what is being issued is given up."""
+        if held.driver is not None and not held.driver.done():
+            if not anew or held.driver is asyncio.current_task():
+                return
+            held.driver.cancel()
+        if held.course.current is None:
+            return
+        held.driver = self._group.create_task(self._run(held))
+        self._drivers.add(held.driver)
+        held.driver.add_done_callback(self._drivers.discard)
+
+    async def _resume(self) -> None:
+        """Take up the instances whose command was on its way when the process before this one ended."""
+        after = _FIRST
+        while True:
+            rows = await self._database.pool.fetch(_SQL["to_resume"], self._saga.name, after, RESUMED_AT_ONCE)
+            for row in rows:
+                held = await self._instances.readable(row["stream_id"])
+                if held is not None:
+                    self.drive(held)
+            if len(rows) < RESUMED_AT_ONCE:
+                return
+            after = rows[-1]["stream_id"]
+
+    async def _run(self, held: Held) -> None:
+        passing = 0
+        while (step := held.course.current) is not None:
+            key = held.course.key
+            assert key is not None  # an instance begins by taking an event
+            if self._follower.is_parked(key):
+                return
+            try:
+                await self._run_step(held, step)
+            except Changed:
+                continue
+            except PASSING as error:
+                passing += 1
+                pause = backoff(passing)
+                logger.warning(
+                    "saga %s: %s, step %d goes on in %.1f s: %s: %s",
+                    *(self._saga.name, key, step.number, pause, type(error).__name__, error),
+                )
+                await asyncio.sleep(pause)
+                continue
+            except Exception as error:
+                if held.course.over:
+                    return
+                # An id that another has taken is not given back: that is tried again when a person says so.
+                taken = isinstance(error, CommandIdReused)
+                held.failures = 1 + (self._policy.times if taken else held.failures)
+                logger.exception("saga %s: %s, step %d cannot go on", self._saga.name, key, step.number)
+                self._follower.set_aside(key, step.position, error, held.failures)
+                return
+            held.failures = passing = 0
+
+    async def _run_step(self, held: Held, step: Step) -> None:
+        """Issue a step until it is known what became of it, and record that."""
+        if step.withdrawn:
+            await self._record_failure(held, step, SagaTimedOut, {})
+            return
+        try:
+            outcome = await self._issue_in_time(held, step)
+        except TimeoutError:
+            await self._record_failure(held, step, SagaTimedOut, {})
+            return
+        if isinstance(outcome, Refused):
+            facts = msgspec.to_builtins(outcome.facts)
+            await self._record_failure(
+                held, step, SagaRefused, {"code": outcome.code, "message": outcome.message, "facts": facts}
+            )
+        elif outcome is None:
+            async with held.lock:
+                await self._instances.read_again(held)
+        else:
+            await self._record_accepted(held, step, outcome.version, outcome.position)
+
+    # ---------------------------------------------------------------------------------------------------------- issuing
+
+    async def _issue_in_time(self, held: Held, step: Step) -> Accepted | Refused | None:
+        """The same as `_issue`. Raises TimeoutError when the step's time is over."""
+        if step.due_at is None:
+            return await self._issue(held, step)
+        issuing = asyncio.create_task(self._issue(held, step))
+        late = asyncio.create_task(self._clock.sleep_until(step.due_at))
+        try:
+            await asyncio.wait([issuing, late], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            late.cancel()
+            issuing.cancel()  # says nothing to one that is done
+        await asyncio.wait([issuing])
+        if issuing.cancelled():
+            raise TimeoutError
+        return issuing.result()
+
+    async def _issue(self, held: Held, step: Step) -> Accepted | Refused | None:
+        """The command's outcome; None when its id has been taken by a record of this instance. Raises CommandIdReused
+        when it has been taken by anything else.
+
+        A step that has a time is issued again until that is over, whatever its decider raises: then there is an answer,
+        where a person would have to find one.
+        """
+        command = read_command(self._commands, step)
+        origin = self._origin(held.course, step)
+        retry = self._saga.undo_retry if step.undoes is not None else None
+        passing = failures = refusals = 0
+        while True:
+            try:
+                async with self._in_flight:
+                    return await self._dispatcher.issue(command, command_id=step.command_id, origin=origin)
+            except Refused as refused:
+                refusals += 1
+                pause = None if retry is None else retry.pause(refusals)
+                if pause is None:
+                    return refused
+            except CommandIdReused as reused:
+                if reused.stream_id != held.course.stream_id:
+                    raise
+                return None
+            except PASSING:
+                passing += 1
+                pause = backoff(passing)
+            except Exception:
+                failures += 1
+                pause = self._policy.pause(failures)
+                if pause is None and step.due_at is None:
+                    held.failures = self._policy.times  # it has been tried so often already
+                    raise
+                pause = self._policy.longest if pause is None else pause
+                self._follower.progress.retries += 1
+            await asyncio.sleep(pause)
+
+    # -------------------------------------------------------------------------------------------------------- recording
+
+    async def _record_accepted(self, held: Held, step: Step, version: int, position: int) -> None:
+        async with held.lock:
+            course = self._still(held, step)
+            record = SagaConfirmed(
+                saga=self._saga.name, at=self._clock.now(), step=step.number, version=version, position=position
+            )
+            await self._conclude(held, record, step, following_id(step.command_id, "confirmed"))
+        if step.undoes is not None:
+            logger.info(
+                "saga %s: %s, step %d was compensated by %s", self._saga.name, course.key, step.undoes, step.command
+            )
+
+    async def _record_failure(
+        self, held: Held, step: Step, kind: type[SagaRefused | SagaTimedOut], facts: dict[str, Any]
+    ) -> None:
+        """Record that a step was not accepted, under its own command id: then it never will be. If it was after all,
+        that is recorded. If another than the saga has taken the id, that is raised."""
+        try:
+            async with held.lock:
+                course = self._still(held, step)
+                record = kind(saga=self._saga.name, at=self._clock.now(), step=step.number, **facts)
+                await self._conclude(held, record, step, step.command_id)
+        except RecordIdTaken as taken:
+            if not await self._dispatcher.is_from(step.command_id, self._origin(held.course, step)):
+                raise
+            await self._record_accepted(held, step, taken.appended.version, taken.appended.position)
+            return
+        if course.phase is Phase.PARKED:
+            logger.error(
+                "saga %s: %s is parked, since %s; a person must see to it: headwater sagas show %s",
+                *(self._saga.name, course.key, course.parked_for, course.key),
+            )
+
+    async def _conclude(self, held: Held, record: Record, step: Step, command_id: UUID) -> None:
+        course = held.course
+        given = course.given(record, None, self._codec)
+        record = msgspec.structs.replace(
+            record, then=course.follows(given, f"step {step.number} {step.command_id}", record.at)
+        )
+        await self._instances.append(held, record, given, command_id=command_id, causation_id=step.command_id)
+
+    def _origin(self, course: Course[Any], step: Step) -> Origin:
+        return Origin(course.correlation_id, step.cause_id, f"saga {self._saga.name}")
+
+    @staticmethod
+    def _still(held: Held, step: Step) -> Course[Any]:
+        """The instance, if the step is what it waits for."""
+        current = held.course.current
+        if current is None or current.number != step.number or current.command_id != step.command_id:
+            raise Changed
+        return held.course

@@ -1,0 +1,155 @@
+"""The messages that an instance of a saga has fall due, when their moment comes.
+
+    waiting -> moved: what is next may be another -> waiting ...
+           \\-> due: recorded, with all of the instance that are by now -> driven, waiting ...
+                \\-> what follows raised -> set aside
+
+`headwater.timers` says which are to fall due; the instance's stream has the last word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from headwater.clock import Clock
+from headwater.consumers.consumer import Follower
+from headwater.domain.saga import Saga
+from headwater.domain.saga_stream import SagaFired
+from headwater.domain.serialization import Codec
+from headwater.ids import internal_id
+from headwater.postgres import queries
+from headwater.postgres.database import PASSING, Database
+from headwater.sagas.instances import Changed, Held, Instances
+from headwater.sagas.steps import Steps
+from headwater.supervisor import backoff
+
+logger = logging.getLogger(__name__)
+_SQL = queries.load(__file__)
+
+TIMERS_AT_ONCE = 100
+_FIRST = UUID(int=0)
+_LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
+
+
+class Timers:
+    """The messages of one saga's instances.
+
+    steps: of the same instances, driven when a message was taken. follower: says what is set aside, and sets aside what
+    cannot be taken. clock: what messages go by.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        saga: Saga[Any, Any],
+        codec: Codec,
+        instances: Instances,
+        steps: Steps,
+        follower: Follower,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._saga = saga
+        self._codec = codec
+        self._instances = instances
+        self._steps = steps
+        self._follower = follower
+        self._clock = clock
+        self._moved = asyncio.Event()
+
+    @contextmanager
+    def begun(self, group: asyncio.TaskGroup) -> Iterator[None]:
+        """Messages fall due, in a task of this group, until the context is left."""
+        running = group.create_task(self._run())
+        try:
+            yield
+        finally:
+            running.cancel()
+
+    def moved(self) -> None:
+        """What falls due next may be another."""
+        self._moved.set()
+
+    async def take_due(self, held: Held, now: datetime) -> None:
+        """Record that an instance's messages fell due, those that have by now, and what follows."""
+        while due := [name for name, timer in held.course.timers.items() if timer.due_at <= now]:
+            try:
+                async with held.lock:
+                    for message in due:
+                        await self._record_fired(held, message, now)
+            except Changed:
+                continue
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            self._moved.clear()
+            now = self._clock.now()  # one moment for both: or what falls due between them is neither due nor to come
+            try:
+                await self._fire_due(now)
+                due_at = await self._database.pool.fetchval(_SQL["next_due"], self._saga.name, now)
+                failures = 0
+            except PASSING:
+                failures += 1
+                await asyncio.sleep(backoff(failures))
+                continue
+            await self._sleep(due_at)
+
+    async def _sleep(self, due_at: datetime | None) -> None:
+        moved = asyncio.create_task(self._moved.wait())
+        waiting: list[asyncio.Task[Any]] = [moved]
+        if due_at is not None:
+            waiting.append(asyncio.create_task(self._clock.sleep_until(due_at)))
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _fire_due(self, now: datetime) -> None:
+        after = (_LONG_AGO, _FIRST)
+        while True:
+            rows = await self._database.pool.fetch(_SQL["due"], self._saga.name, now, *after, TIMERS_AT_ONCE)
+            await asyncio.gather(*(self._fire(row["stream_id"], row["message"], now) for row in rows))
+            if len(rows) < TIMERS_AT_ONCE:
+                return
+            after = rows[-1]["due_at"], rows[-1]["stream_id"]
+
+    async def _fire(self, stream_id: UUID, message: str, now: datetime) -> None:
+        held = await self._instances.readable(stream_id)
+        if held is None:
+            return
+        key, timer = held.course.key, held.course.timers.get(message)
+        if key is None or timer is None or self._follower.is_parked(key):
+            return  # the table is behind the stream, or it waits for what came before
+        try:
+            await self.take_due(held, now)
+        except PASSING:
+            raise
+        except Exception as error:
+            logger.exception("saga %s: %s, %s cannot be taken", self._saga.name, key, message)
+            self._follower.set_aside(key, timer.position, error, 1)
+            return
+        self._steps.drive(held)
+
+    async def _record_fired(self, held: Held, message: str, now: datetime) -> None:
+        course = held.course
+        timer = course.timers.get(message)
+        if timer is None or timer.due_at > now:
+            return
+        record = SagaFired(saga=self._saga.name, at=self._clock.now(), type=message, due_at=timer.due_at)
+        given = course.given(record, None, self._codec)
+        cause = f"{message} {course.version}"
+        record = msgspec.structs.replace(record, then=course.follows(given, cause, record.at))
+        await self._instances.append(
+            held, record, given, command_id=internal_id(course.stream_id, cause), causation_id=timer.cause_id
+        )

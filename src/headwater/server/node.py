@@ -1,0 +1,290 @@
+"""One running process: what it opens, what it keeps running, and in which order it ends.
+
+`serve` takes commands and answers queries and subscriptions, `work` keeps the read models; `headwater dev` does both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+
+from headwater.app import App
+from headwater.clock import Clock, SystemClock
+from headwater.commands.dispatcher import Dispatcher
+from headwater.config import Settings
+from headwater.consumers.leases import Leases
+from headwater.consumers.standings import read_standings
+from headwater.eventstore.appender import Appender
+from headwater.eventstore.audit_trail import Trail
+from headwater.eventstore.compatibility import require_readable
+from headwater.eventstore.doorbell import Doorbell, PostgresBell
+from headwater.eventstore.log import Log
+from headwater.eventstore.positions import Positions
+from headwater.eventstore.snapshots import Snapshots
+from headwater.graphql.scope import Serving
+from headwater.live.feed import Feed
+from headwater.postgres.database import UNREACHABLE, Database
+from headwater.postgres.migrations import require_schema
+from headwater.projections.history import History
+from headwater.projections.reader import Reader
+from headwater.projections.retire import Retired
+from headwater.projections.tables import adopt, prepare, renew
+from headwater.projections.tombstones import Tombstones
+from headwater.server.self_report import Measures, Reporting
+from headwater.server.worker import Worker, register_units
+from headwater.supervisor import Supervisor, within
+from headwater.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+HEALTH_SECONDS = 2.0
+PROBES = 2
+
+NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError)
+"""What a probe meets when the database does not answer it."""
+
+DRAINING = 0.6
+"""The part of a shutdown's time in which commands are waited for; in the rest they are answered, and all is closed."""
+
+LEAST_SECONDS = 0.25
+"""What each step of a shutdown has, however long those before it took: a database that answers needs less."""
+
+
+class Node:
+    """A process of an app: `async with Node(app, settings, dsn, serve=True, work=True) as node`.
+
+    clock: what sagas and schedules go by.
+
+    Raises, from entering:
+        SchemaMissing: the database is not migrated.
+        LogUnreadable: the log holds events that this app cannot read.
+    """
+
+    def __init__(
+        self, app: App, settings: Settings, dsn: str, *, serve: bool, work: bool, clock: Clock | None = None
+    ) -> None:
+        self.app = app
+        self.settings = settings
+        self.positions = Positions()
+        self.supervisor = Supervisor()
+        self.telemetry = Telemetry()
+        self.database = Database(
+            dsn, pool_size=settings.pool_size, statement_timeout=settings.statement_timeout_seconds
+        )
+        # Its own connections: ten slow queries of clients take all of theirs, and make nobody the less ready.
+        self.probe = Database(dsn, pool_size=PROBES, statement_timeout=settings.statement_timeout_seconds)
+        self._serve = serve
+        self._work = work
+        self._clock = clock or SystemClock()
+        self._stack = AsyncExitStack()
+        self._ending_since: float | None = None
+
+    async def __aenter__(self) -> Node:
+        try:
+            await self._open()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.decides:
+            await self._in_time(self.appender.drain())
+        await self._close()
+
+    async def _close(self) -> None:
+        """End everything: all tasks at the same time, then what is open, the last one first. What still waits for the
+        database when the time is up is cut off."""
+        left = self._left(1)
+        cut = [asyncio.get_running_loop().call_later(left, each.cut_off) for each in (self.database, self.probe)]
+        self.supervisor.over_within(left)
+        try:
+            await self.supervisor.stop_all()
+            await self._stack.aclose()
+        finally:
+            for each in cut:
+                each.cancel()
+
+    async def answered(self) -> None:
+        """Return when the commands on their way have their answer. When that takes too long for a shutdown, they are
+        told what is known, and no more are taken."""
+        if self.decides:
+            await self._in_time(self.appender.answered())
+
+    async def _in_time(self, answering: Coroutine[Any, Any, None]) -> None:
+        try:
+            await asyncio.wait_for(answering, self._left(DRAINING))
+        except TimeoutError:
+            self.appender.abandon()
+
+    def _left(self, part: float) -> float:
+        """Seconds until that part of a shutdown's time is over. It runs from the first question."""
+        now = asyncio.get_running_loop().time()
+        if self._ending_since is None:
+            self._ending_since = now
+        return max(LEAST_SECONDS, self._ending_since + self.settings.shutdown_seconds * part - now)
+
+    async def _open(self) -> None:
+        await self._stack.enter_async_context(self.database)
+        await self._stack.enter_async_context(self.probe)
+        await require_schema(self.database.pool)
+        await require_readable(self.database.pool, self.app.domain)
+        await self._prepare()
+        self.log = Log(self.database.pool, self.app.domain.codec)
+        await self._stack.enter_async_context(self.supervisor)
+        self._start_doorbell()
+        if self.decides:
+            self._start_commands()
+        if self._serve:
+            self._start_serving()
+        if self._work:
+            await self._start_working()
+        await self._start_reporting()
+
+    async def _prepare(self) -> None:
+        """The read models' tables are there before anyone asks for them."""
+        async with self.database.pool.acquire() as connection:
+            for view in self.app.domain.views:
+                await prepare(connection, view)
+                await (renew if self._work else adopt)(connection, view)
+            await register_units(connection, self.app.domain)
+
+    def _start_doorbell(self) -> None:
+        bell = PostgresBell(self.database)
+        doorbell = Doorbell(bell, self.positions)
+        self.supervisor.start("doorbell", doorbell.run)
+        self.supervisor.start("listener", partial(bell.listen, partial(self.supervisor.well, "listener")))
+
+    @property
+    def decides(self) -> bool:
+        """Whether it decides commands: a client's, or those of sagas and schedules."""
+        return self._serve or bool(self._work and (self.app.domain.sagas or self.app.domain.schedules))
+
+    def _start_commands(self) -> None:
+        settings = self.settings
+        self.appender = Appender(
+            self.database, self.positions, queue=settings.append_queue, batch=settings.append_batch
+        )
+        self.snapshots = Snapshots(self.database)
+        self.supervisor.start("snapshots", partial(self.snapshots.run, partial(self.supervisor.well, "snapshots")))
+        self.dispatcher = Dispatcher(
+            self.app.domain, self.log, self.appender, snapshots=self.snapshots, cache=settings.stream_cache
+        )
+        supervisor = self.supervisor
+        well, unwell = partial(supervisor.well, "appender"), partial(supervisor.unwell, "appender")
+        supervisor.start("appender", partial(self.appender.run, well, unwell))
+
+    def _start_serving(self) -> None:
+        settings = self.settings
+        feeds = {}
+        for view in self.app.domain.views:
+            reader = Reader(
+                self.database.pool,
+                view,
+                self.positions,
+                patience=settings.at_least_seconds,
+                poll=settings.poll_seconds,
+            )
+            feed = feeds[view.model] = Feed(reader, self.positions, poll=settings.poll_seconds)
+            name = f"feed {view.name}"
+            self.supervisor.start(name, partial(feed.run, partial(self.supervisor.well, name)))
+        histories = {
+            view.model: History(self.app.domain, view, self.log, self.database.pool) for view in self.app.domain.views
+        }
+        trail = Trail(self.database.pool, self.log, self.positions, poll=settings.poll_seconds)
+        self.serving = Serving(
+            self.dispatcher,
+            feeds,
+            histories,
+            self.log,
+            trail,
+            self.database.pool,
+            settings.default_page,
+            settings.max_page,
+            settings.outbox,
+            self.telemetry,
+        )
+
+    async def _start_working(self) -> None:
+        self.worker = Worker(
+            self.database,
+            self.log,
+            self.app.domain,
+            self.settings,
+            self.positions,
+            self.supervisor,
+            self._clock,
+            self.appender if self.decides else None,
+            self.dispatcher if self.decides else None,
+        )
+        self.leases = Leases(
+            self.database,
+            self.worker.runs,
+            self.positions,
+            self.supervisor,
+            run_unit=self.worker.run_unit,
+            lease=self.settings.lease_seconds,
+        )
+        retired = Retired(self.database, seconds=self.settings.retired_seconds)
+        self.supervisor.start("retired", partial(retired.run, partial(self.supervisor.well, "retired")))
+        tombstones = Tombstones(self.database, seconds=self.settings.tombstone_seconds)
+        self.supervisor.start("tombstones", partial(tombstones.run, partial(self.supervisor.well, "tombstones")))
+        # Left before the supervisor is: what this process has is given back at once.
+        await self._stack.enter_async_context(self.leases)
+
+    async def _start_reporting(self) -> None:
+        measures = Measures(
+            self.worker.progress if self.works else {},
+            self.appender.tally if self.decides else None,
+            self.telemetry.sent,
+        )
+        process_id = self.leases.worker_id if self.works else uuid4()
+        await self._stack.enter_async_context(
+            Reporting(
+                self.probe.pool,
+                measures,
+                self.telemetry,
+                self.supervisor,
+                process_id=process_id,
+                serves=self.serves,
+                every=self.settings.lease_seconds / 3,  # with the leases: who is shown is alive
+            )
+        )
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes commands and answers queries: then it has `serving` and `appender`."""
+        return self._serve
+
+    @property
+    def works(self) -> bool:
+        """Whether it keeps read models, sagas and the like: then it has `worker` and `leases`."""
+        return self._work
+
+    async def troubles(self) -> dict[str, str]:
+        """What is not well: the name of a task, `database`, or a projection that is too far behind, and why. Empty when
+        ready."""
+        troubles = self.supervisor.troubles
+        tolerance = self.settings.ready_lag_seconds
+        try:
+            standings = await within(HEALTH_SECONDS, read_standings(self.probe.pool))
+        except NO_ANSWER as error:
+            troubles["database"] = f"{type(error).__name__}: {error}"
+        else:
+            # Not reactors: nobody is served the better by an unready process when the outside is slow. And not what
+            # this code does not bring: that stands still for good.
+            domain = self.app.domain
+            ours = {view.name for view in domain.views} | {saga.category for saga in domain.sagas}
+            for name in ours.intersection(standings.late(tolerance)):
+                troubles.setdefault(f"projection {name}", f"it is more than {tolerance:g} s behind the log")
+        return troubles

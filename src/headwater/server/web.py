@@ -1,0 +1,207 @@
+"""HTTP: the routes of a node, and a uvicorn that says goodbye to sockets before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+
+from headwater.config import Settings
+from headwater.errors import SettingsError
+from headwater.graphql.cost import CostLimits, cost_rule
+from headwater.graphql.engine import Engine
+from headwater.graphql.explorer import explorer, explorer_routes
+from headwater.graphql.host import LoopbackOnly, is_loopback
+from headwater.graphql.http import GraphQLHTTP
+from headwater.graphql.scope import Scope
+from headwater.graphql.websocket import GraphQLSocket
+from headwater.server.node import Node
+from headwater.server.request_head import BoundedHead
+
+logger = logging.getLogger(__name__)
+
+LARGEST_FRAME = 256 * 1024
+BACKLOG = 2048
+
+SERVING = 0.75
+"""The part of a shutdown's time after which requests under way are cut off; in the rest everything else is closed."""
+
+
+def health_routes(node: Node) -> list[BaseRoute]:
+    """`/health/live`: the process runs. `/health/ready`: the database answers, every task is well, and no projection is
+    behind by more than is tolerated."""
+
+    async def live(request: Request) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def ready(request: Request) -> Response:
+        troubles = await node.troubles()
+        # Names only: what is wrong with them stands in the log, not on the network.
+        if troubles:
+            return JSONResponse({"status": "not ready", "troubles": sorted(troubles)}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    return [Route("/health/live", live), Route("/health/ready", ready)]
+
+
+def metrics_route(node: Node, socket: GraphQLSocket | None = None) -> BaseRoute:
+    """`/metrics`: what the process has measured, as Prometheus reads it."""
+
+    async def metrics(request: Request) -> Response:
+        from headwater.server.exporters import prometheus  # whoever is never asked does not load it
+
+        text = await prometheus.text_of(node, None if socket is None else socket.open)
+        return Response(text, headers={"content-type": prometheus.CONTENT_TYPE, "cache-control": "no-store"})
+
+    return Route("/metrics", metrics)
+
+
+class Web:
+    """A serving node as an ASGI application, with the farewell that it needs."""
+
+    def __init__(self, node: Node) -> None:
+        def scope(connection: HTTPConnection, init: Mapping[str, object] | None) -> Scope:
+            return Scope(node.serving)
+
+        async def home(request: Request) -> Response:
+            return RedirectResponse("/graphql")
+
+        self._node = node
+        settings = node.settings
+        limits = CostLimits(values=settings.max_values, default_page=settings.default_page, max_page=settings.max_page)
+        engine = Engine(node.app.schema, guards=[cost_rule(limits)], observe=node.telemetry.operated)
+        self._socket = GraphQLSocket(engine, scope, allowed_origins=settings.allowed_origins or None)
+        self.app = Starlette(
+            routes=[
+                Route("/graphql", GraphQLHTTP(engine, scope, explorer=explorer)),
+                WebSocketRoute("/graphql", self._socket),
+                Route("/", home),
+                *explorer_routes(node.app.examples),
+                *health_routes(node),
+                metrics_route(node, self._socket),
+            ]
+        )
+
+    async def farewell(self) -> None:
+        """Let commands on their way get their answer, then close every socket with 1001: clients know to come back."""
+        await self._node.answered()
+        await self._socket.close_all()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a farewell before it shuts down and signals left to `stopping`."""
+
+    def __init__(self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]], seconds: float) -> None:
+        super().__init__(config)
+        self._farewell = farewell
+        self._seconds = seconds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()  # nobody new comes in while the others are sent away
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._seconds
+        await self._farewell()
+        # What is left of the time: two waits, one after another, would take twice as long as was said.
+        self.config.timeout_graceful_shutdown = max(0, deadline - loop.time())  # type: ignore[assignment]  # it waits for fractions, too
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def server_of(
+    app: Starlette, listening: socket.socket, settings: Settings, farewell: Callable[[], Awaitable[None]]
+) -> Server:
+    """A server that is not started. One that only this machine reaches answers only to its names."""
+    served = LoopbackOnly(app, settings.host, settings.allowed_origins) if is_local(listening) else app
+    return Server(
+        uvicorn.Config(
+            served,
+            http=BoundedHead,
+            ws="websockets-sansio",
+            ws_max_size=LARGEST_FRAME,
+            # It costs 50 KiB a socket, and lets a small frame become a large one.
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        ),
+        farewell,
+        settings.shutdown_seconds * SERVING,
+    )
+
+
+@asynccontextmanager
+async def stopping() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for each in signals:
+        loop.add_signal_handler(each, stop.set)
+    try:
+        yield stop
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket to serve on. Port 0 takes any that is free.
+
+    Raises:
+        SettingsError: the address is taken, or not ours.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host}, port {settings.port}: {_reason(error)}; choose another "
+            "with --host and --port, or HEADWATER_HOST and HEADWATER_PORT"
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    """In a few words: asyncio and the resolver of names add what has been said already, or number their errors anew."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror or error)
+
+
+def is_local(listening: socket.socket) -> bool:
+    """Whether only this machine reaches it: by where it is, since `127.1` and names lead there as well."""
+    return is_loopback(listening.getsockname()[0])
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where a socket is reached, as a URL."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def run(server: Server, listening: socket.socket, stop: asyncio.Event, started: Callable[[], None]) -> None:
+    """Serve on a socket until told to stop. `started` is called when requests are answered."""
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        while not server.started and not serving.done():
+            await asyncio.wait([serving], timeout=0.01)
+        started()
+        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+    finally:
+        stopped.cancel()

@@ -1,0 +1,410 @@
+"""The bank's decisions, in its own words: given these events, when this command, then those events or that refusal."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from hypothesis import given as examples
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from bank.accounts.domain import (
+    Account,
+    AccountClosed,
+    AccountCommand,
+    AccountEvent,
+    AccountFrozen,
+    AccountNotEmpty,
+    AccountNotFound,
+    AccountNotOpen,
+    AccountOpened,
+    AccountStatus,
+    AccountUnfrozen,
+    CloseAccount,
+    CurrencyMismatch,
+    Deposit,
+    FreezeAccount,
+    InsufficientFunds,
+    MoneyDeposited,
+    MoneyWithdrawn,
+    Movement,
+    OpenAccount,
+    ReceiveTransfer,
+    ReturnTransfer,
+    SendTransfer,
+    SettleTransfer,
+    TransferReceived,
+    TransferReturned,
+    TransferSent,
+    TransferSettled,
+    UnfreezeAccount,
+    Withdraw,
+    accounts,
+)
+from bank.transfers.domain import (
+    CompleteTransfer,
+    NoteWithdrawn,
+    RefundTransfer,
+    RefuseTransfer,
+    RequestTransfer,
+    SameAccount,
+    TransferCannotMove,
+    TransferNotFound,
+    transfers,
+)
+from bank.users.domain import (
+    AlreadyExists,
+    ChangeEmail,
+    EmailChanged,
+    EmailTaken,
+    RegisterUser,
+    User,
+    UserNotFound,
+    UserRegistered,
+    claims,
+    users,
+)
+from headwater import Command, Event, Refused, Release, Take
+from headwater.domain.messages import InvalidInput
+from headwater.domain.serialization import Codec, StateCodec
+from headwater.testing import given
+
+A, B, T = UUID(int=1), UUID(int=2), UUID(int=3)
+
+OPENED = AccountOpened(account_id=A, owner_id=B, currency="EUR")
+FROZEN = AccountFrozen(account_id=A)
+CLOSED = AccountClosed(account_id=A)
+SETTLE = SettleTransfer(account_id=A, transfer_id=T)
+SETTLED = TransferSettled(account_id=A, transfer_id=T)
+REGISTERED = UserRegistered(user_id=A, email="ada@example.org", name="Ada")
+
+
+def deposited(amount: str, balance: str) -> MoneyDeposited:
+    return MoneyDeposited(account_id=A, amount=Decimal(amount), balance=Decimal(balance))
+
+
+def withdrawn(amount: str, balance: str) -> MoneyWithdrawn:
+    return MoneyWithdrawn(account_id=A, amount=Decimal(amount), balance=Decimal(balance))
+
+
+def deposit(amount: str) -> Deposit:
+    return Deposit(account_id=A, amount=Decimal(amount))
+
+
+def withdraw(amount: str) -> Withdraw:
+    return Withdraw(account_id=A, amount=Decimal(amount))
+
+
+def send(amount: str, *, hold: bool = False) -> SendTransfer:
+    return SendTransfer(account_id=A, transfer_id=T, amount=Decimal(amount), hold=hold)
+
+
+def receive(amount: str, currency: str = "EUR") -> ReceiveTransfer:
+    return ReceiveTransfer(account_id=A, transfer_id=T, amount=Decimal(amount), currency=currency)
+
+
+def give_back(amount: str) -> ReturnTransfer:
+    return ReturnTransfer(account_id=A, transfer_id=T, amount=Decimal(amount))
+
+
+def sent(amount: str, balance: str, *, held: bool = False, transfer: UUID = T) -> TransferSent:
+    return TransferSent(account_id=A, transfer_id=transfer, amount=Decimal(amount), balance=Decimal(balance), held=held)
+
+
+def received(amount: str, balance: str) -> TransferReceived:
+    return TransferReceived(account_id=A, transfer_id=T, amount=Decimal(amount), balance=Decimal(balance))
+
+
+def given_back(amount: str, balance: str) -> TransferReturned:
+    return TransferReturned(account_id=A, transfer_id=T, amount=Decimal(amount), balance=Decimal(balance))
+
+
+# ------------------------------------------------------------------------------------------------------------ accounts
+
+
+@pytest.mark.parametrize(
+    "history, command, events",
+    [
+        ([], OpenAccount(account_id=A, owner_id=B, currency="EUR"), [OPENED]),
+        ([OPENED], deposit("0.10"), [deposited("0.10", "0.10")]),
+        ([OPENED, deposited("0.10", "0.10")], deposit("0.20"), [deposited("0.20", "0.30")]),
+        ([OPENED, deposited("5", "5")], withdraw("2.5"), [withdrawn("2.5", "2.5")]),
+        ([OPENED, deposited("5", "5")], withdraw("5"), [withdrawn("5", "0")]),
+        ([OPENED, FROZEN, AccountUnfrozen(account_id=A)], deposit("1"), [deposited("1", "1")]),
+        ([OPENED], FreezeAccount(account_id=A), [FROZEN]),
+        ([OPENED, FROZEN], UnfreezeAccount(account_id=A), [AccountUnfrozen(account_id=A)]),
+        ([OPENED], UnfreezeAccount(account_id=A), []),
+        ([OPENED], CloseAccount(account_id=A), [CLOSED]),
+        ([OPENED, deposited("5", "5"), withdrawn("5", "0.00")], CloseAccount(account_id=A), [CLOSED]),
+        ([OPENED, deposited("5", "5")], send("5"), [sent("5", "0")]),
+        ([OPENED, deposited("5", "5")], send("5", hold=True), [sent("5", "0", held=True)]),
+        ([OPENED, deposited("5", "5"), sent("3", "2")], receive("0.5"), [received("0.5", "2.5")]),
+        ([OPENED, received("5", "5"), sent("3", "2")], give_back("3"), [given_back("3", "5")]),
+        ([OPENED, received("5", "5"), sent("3", "2"), FROZEN], give_back("3"), [given_back("3", "5")]),
+        ([OPENED, received("5", "5"), sent("5", "0"), given_back("5", "5")], withdraw("1"), [withdrawn("1", "4")]),
+    ],
+)
+def test_an_account_decides(history: list[AccountEvent], command: AccountCommand, events: list[AccountEvent]) -> None:
+    given(accounts, history).when(command).then(events)
+
+
+MOVES: list[AccountCommand] = [
+    deposit("1"),
+    withdraw("1"),
+    FreezeAccount(account_id=A),
+    UnfreezeAccount(account_id=A),
+    CloseAccount(account_id=A),
+    send("1"),
+    receive("1"),
+    give_back("1"),
+    SETTLE,
+]
+
+
+@pytest.mark.parametrize("command", MOVES)
+def test_an_account_that_was_never_opened_is_not_found(command: AccountCommand) -> None:
+    given(accounts).when(command).refused(AccountNotFound, account_id=A)
+
+
+@pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, ReturnTransfer | SettleTransfer)])
+def test_a_closed_account_is_not_open(command: AccountCommand) -> None:
+    given(accounts, [OPENED, CLOSED]).when(command).refused(AccountNotOpen, status=AccountStatus.CLOSED)
+
+
+WHILE_FROZEN = UnfreezeAccount | ReturnTransfer | SettleTransfer
+
+
+@pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, WHILE_FROZEN)])
+def test_a_frozen_account_is_not_open(command: AccountCommand) -> None:
+    given(accounts, [OPENED, FROZEN]).when(command).refused(AccountNotOpen, status=AccountStatus.FROZEN)
+
+
+@pytest.mark.parametrize("history", [[OPENED], [OPENED, FROZEN], [OPENED, CLOSED]])
+def test_an_account_is_opened_once(history: list[AccountEvent]) -> None:
+    again = OpenAccount(account_id=A, owner_id=B, currency="USD")
+    given(accounts, history).when(again).refused(AlreadyExists)
+
+
+def test_nobody_takes_out_more_than_there_is() -> None:
+    given(accounts, [OPENED]).when(withdraw("0.01")).refused(InsufficientFunds, balance=Decimal(0))
+    rich = given(accounts, [OPENED, deposited("5", "5")])
+    for taken in (withdraw("5.01"), send("5.01")):
+        rich.when(taken).refused(InsufficientFunds, balance=Decimal(5))
+
+
+def test_an_account_receives_its_own_currency() -> None:
+    given(accounts, [OPENED]).when(receive("1", "USD")).refused(CurrencyMismatch, expected="EUR", actual="USD")
+
+
+def test_only_an_empty_account_is_closed() -> None:
+    rich = given(accounts, [OPENED, deposited("0.01", "0.01")])
+    rich.when(CloseAccount(account_id=A)).refused(AccountNotEmpty, balance=Decimal("0.01"))
+
+
+SENT = [OPENED, deposited("5", "5"), sent("5", "0", held=True)]
+
+
+@pytest.mark.parametrize("since", [[], [FROZEN, AccountUnfrozen(account_id=A)]])
+def test_an_account_is_not_closed_while_its_money_may_come_back(since: list[AccountEvent]) -> None:
+    """What is on its way counts as a balance."""
+    close = CloseAccount(account_id=A)
+    given(accounts, [*SENT, *since]).when(close).refused(AccountNotEmpty, balance=Decimal(5))
+    given(accounts, [*SENT, received("3", "3"), *since]).when(close).refused(AccountNotEmpty, balance=Decimal(8))
+    another = sent("1", "2", held=True, transfer=B)
+    given(accounts, [*SENT, received("3", "3"), another]).when(close).refused(AccountNotEmpty, balance=Decimal(8))
+
+
+def test_an_account_is_closed_when_its_money_has_arrived_or_was_taken_out_after_it_came_back() -> None:
+    given(accounts, [*SENT, SETTLED]).when(CloseAccount(account_id=A)).then([CLOSED])
+    back = [given_back("5", "5"), withdrawn("5", "0")]
+    given(accounts, [*SENT, *back]).when(CloseAccount(account_id=A)).then([CLOSED])
+
+
+@pytest.mark.parametrize("since", [[], [FROZEN]])
+def test_a_transfer_is_settled_once_whatever_the_account_has_become(since: list[AccountEvent]) -> None:
+    given(accounts, [*SENT, *since]).when(SETTLE).then([SETTLED])
+    given(accounts, [*SENT, SETTLED, *since]).when(SETTLE).then([])
+    given(accounts, [*SENT, given_back("5", "5"), *since]).when(SETTLE).then([])
+
+
+def test_what_older_code_has_sent_is_not_held() -> None:
+    """The account may have been closed since, and takes back what did not arrive."""
+    stored = f'{{"account_id":"{A}","transfer_id":"{T}","amount":"5","balance":"0"}}'
+    old = Codec([TransferSent]).decode("TransferSent", 1, stored)
+    assert old == sent("5", "0")
+    history = [OPENED, deposited("5", "5"), sent("5", "0")]
+    given(accounts, history).when(CloseAccount(account_id=A)).then([CLOSED])
+    given(accounts, [*history, CLOSED]).when(give_back("5")).then([given_back("5", "5")])
+    given(accounts, [*history, CLOSED]).when(SETTLE).then([])
+
+
+def test_a_snapshot_holds_what_is_on_its_way() -> None:
+    account, codec = given(accounts, SENT).state, StateCodec(Account)
+    assert account.held == {T: Decimal(5)}
+    assert codec.decode(codec.encode(account)) == account
+
+
+AMOUNTS = st.decimals(min_value="0.01", max_value=100, places=2)
+COMMANDS = st.one_of(
+    st.builds(OpenAccount, account_id=st.just(A), owner_id=st.just(B), currency=st.just("EUR")),
+    st.builds(Deposit, account_id=st.just(A), amount=AMOUNTS),
+    st.builds(Withdraw, account_id=st.just(A), amount=AMOUNTS),
+    *(st.just(kind(account_id=A)) for kind in (FreezeAccount, UnfreezeAccount, CloseAccount)),
+    *(
+        st.builds(kind, account_id=st.just(A), transfer_id=st.just(T), amount=AMOUNTS)
+        for kind in (SendTransfer, ReturnTransfer)
+    ),
+    st.builds(SendTransfer, account_id=st.just(A), transfer_id=st.uuids(), amount=AMOUNTS, hold=st.just(True)),
+    st.just(SETTLE),
+    st.builds(
+        ReceiveTransfer,
+        account_id=st.just(A),
+        transfer_id=st.just(T),
+        amount=AMOUNTS,
+        currency=st.sampled_from(["EUR", "USD"]),
+    ),
+)
+
+
+@settings(max_examples=100)
+@examples(st.lists(COMMANDS, max_size=30))
+def test_whatever_is_asked_the_books_balance(commands: list[AccountCommand]) -> None:
+    history: list[Event] = []
+    for command in commands:  # `when` refuses a refusal that is not declared, and an event that evolve does not take
+        history.extend(given(accounts, history).when(command).events)
+    moved = [event for event in history if isinstance(event, Movement)]
+    balance = Decimal(0)
+    for event in moved:
+        balance += -event.amount if isinstance(event, MoneyWithdrawn | TransferSent) else event.amount
+        assert event.balance == balance >= 0
+    assert given(accounts, history).state.balance == balance
+
+
+# --------------------------------------------------------------------------------------------------------------- users
+
+
+def test_a_user_registers() -> None:
+    given(users).when(RegisterUser(user_id=A, email="ada@example.org", name="Ada")).then([REGISTERED])
+
+
+def test_a_user_registers_once() -> None:
+    again = RegisterUser(user_id=A, email="other@example.org", name="Ada")
+    given(users, [REGISTERED]).when(again).refused(AlreadyExists)
+
+
+def test_a_user_changes_the_address() -> None:
+    changed = EmailChanged(user_id=A, email="lovelace@example.org")
+    given(users, [REGISTERED]).when(ChangeEmail(user_id=A, email="lovelace@example.org")).then([changed])
+    given(users, [REGISTERED, changed]).when(ChangeEmail(user_id=A, email="lovelace@example.org")).then([])
+    given(users, [REGISTERED]).when(ChangeEmail(user_id=A, email="ada@example.org")).then([])
+
+
+def test_nobody_else_changes_an_address() -> None:
+    given(users).when(ChangeEmail(user_id=B, email="b@example.org")).refused(UserNotFound, user_id=B)
+
+
+def test_an_address_is_claimed_whatever_its_capitals() -> None:
+    (take,) = claims(User(), UserRegistered(user_id=A, email="Straße@Example.org", name="Ada"))
+    assert isinstance(take, Take)
+    assert (take.name, take.value) == ("email", "strasse@example.org")
+    assert isinstance(take.otherwise, EmailTaken)
+    assert take.otherwise.facts == {"email": "Straße@Example.org"}
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("jos\u00e9@example.org", "jose\u0301@example.org"),  # one character, or a letter and its accent
+        ("\uff41da@example.org", "ada@example.org"),  # a wide letter
+        ("\ufb01n@example.org", "FIN@example.org"),  # a ligature
+    ],
+)
+def test_an_address_is_claimed_however_its_characters_are_composed(one: str, other: str) -> None:
+    taken = [claims(User(), UserRegistered(user_id=A, email=email, name="Ada"))[0].value for email in (one, other)]
+    assert taken[0] == taken[1]
+    assert claims(User(one), EmailChanged(user_id=A, email=other)) == ()
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u2060 \ufeff", "\u202e\n"])
+def test_a_name_that_nobody_can_see(name: str) -> None:
+    given(users).when(RegisterUser(user_id=A, email="ada@example.org", name=name)).refused(
+        InvalidInput, path=["name"], complaint="Expected a name that can be seen"
+    )
+
+
+def test_a_name_may_hold_what_cannot_be_seen() -> None:
+    family = "\U0001f469\u200d\U0001f467"  # two people, joined
+    registered = UserRegistered(user_id=A, email="ada@example.org", name=family)
+    given(users).when(RegisterUser(user_id=A, email="ada@example.org", name=family)).then([registered])
+
+
+def test_a_new_address_gives_the_old_one_back() -> None:
+    release, take = claims(User("Ada@Example.org"), EmailChanged(user_id=A, email="b@example.org"))
+    assert release == Release("email", "ada@example.org")
+    assert isinstance(take, Take)
+    assert take.value == "b@example.org"
+    assert claims(User("Ada@Example.org"), EmailChanged(user_id=A, email="ada@example.org")) == ()
+
+
+# -------------------------------------------------------------------------------------------------------- the contract
+
+REFUSALS: list[tuple[type[Command], set[type[Refused]]]] = [
+    (RegisterUser, {EmailTaken, AlreadyExists}),
+    (ChangeEmail, {UserNotFound, EmailTaken}),
+    (OpenAccount, {AlreadyExists}),
+    (Deposit, {AccountNotFound, AccountNotOpen}),
+    (Withdraw, {AccountNotFound, AccountNotOpen, InsufficientFunds}),
+    (FreezeAccount, {AccountNotFound, AccountNotOpen}),
+    (UnfreezeAccount, {AccountNotFound, AccountNotOpen}),
+    (CloseAccount, {AccountNotFound, AccountNotOpen, AccountNotEmpty}),
+    (SendTransfer, {AccountNotFound, AccountNotOpen, InsufficientFunds}),
+    (ReceiveTransfer, {AccountNotFound, AccountNotOpen, CurrencyMismatch}),
+    (ReturnTransfer, {AccountNotFound}),
+    (SettleTransfer, {AccountNotFound}),
+    (RequestTransfer, {AlreadyExists, SameAccount, AccountNotFound}),
+    (NoteWithdrawn, {TransferNotFound, TransferCannotMove}),
+    (CompleteTransfer, {TransferNotFound, TransferCannotMove}),
+    (RefuseTransfer, {TransferNotFound, TransferCannotMove}),
+    (RefundTransfer, {TransferNotFound, TransferCannotMove}),
+]
+
+
+@pytest.mark.parametrize("command, refusals", REFUSALS)
+def test_a_command_declares_its_refusals(command: type[Command], refusals: set[type[Refused]]) -> None:
+    assert set(command.refuses) == refusals
+
+
+def test_every_command_is_in_the_table_above() -> None:
+    assert {command for command, _ in REFUSALS} == {*accounts.commands, *users.commands, *transfers.commands}
+
+
+def test_what_only_the_app_asks_for_is_internal() -> None:
+    assert {command for command, _ in REFUSALS if command.internal} == {
+        SendTransfer,
+        ReceiveTransfer,
+        ReturnTransfer,
+        SettleTransfer,
+        NoteWithdrawn,
+        CompleteTransfer,
+        RefuseTransfer,
+        RefundTransfer,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- the words themselves
+
+
+def test_the_words_fail_when_something_else_happened() -> None:
+    opened = given(accounts, [OPENED])
+    with pytest.raises(AssertionError, match="expected"):
+        opened.when(deposit("1")).then([])
+    with pytest.raises(AssertionError, match="expected AccountNotOpen; got"):
+        opened.when(deposit("1")).refused(AccountNotOpen, status=AccountStatus.FROZEN)
+    with pytest.raises(AssertionError, match="refused with InsufficientFunds"):
+        opened.when(withdraw("1")).then([])
+    with pytest.raises(AssertionError, match="expected AccountNotOpen; got"):
+        opened.when(withdraw("1")).refused(AccountNotOpen, status=AccountStatus.FROZEN)
+    with pytest.raises(AssertionError, match="'balance': Decimal"):
+        opened.when(withdraw("1")).refused(InsufficientFunds)

@@ -1,0 +1,603 @@
+"""Leases: any number of workers share the projections; one that is killed is replaced, one that slept is harmless.
+
+The workers are real processes of `headwater work`, run from this folder with the app below.
+"""
+# No postponed annotations: read models are made in a function, and their annotations are of that place.
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+from tests.support.commands import clean_environ
+from tests.support.waiting import until
+
+from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
+from headwater.cli import main
+from headwater.config import Settings
+from headwater.consumers.leases import Unit, cut_off, shares
+from headwater.domain.serialization import encode
+from headwater.eventstore.log import Append, append
+from headwater.projections.tables import fingerprint, prepare_views
+from headwater.server.node import Node
+
+HERE = Path(__file__).parent
+VIEWS = 6
+REPLACED_WITHIN = 10.0
+
+
+class Count(Command):
+    thing_id: UUID
+
+
+class Counted(Event):
+    thing_id: UUID
+
+
+def decide(command: Count, state: None) -> list[Counted]:
+    return [Counted(thing_id=command.thing_id)]
+
+
+def evolve(state: None, event: Counted) -> None:
+    return None
+
+
+def counting(number: int) -> View[Any]:
+    """One of several read models that all count the same."""
+
+    class Tally(ReadModel, name=f"Tally{number}", key="thing_id"):
+        """How often a thing was counted."""
+
+        thing_id: UUID
+        count: int
+
+    def fold(row: Tally | None, event: Recorded[Counted]) -> Tally:
+        return Tally(thing_id=event.data.thing_id, count=(row.count if row else 0) + 1)
+
+    return View(Tally, fold)
+
+
+views = [counting(number) for number in range(VIEWS)]
+things = Decider(category="thing", key="thing_id", initial=None, decide=decide, evolve=evolve)
+app = App([Feature([things], views)])
+one_view = App([Feature([things], views[:1])])
+
+
+# Shares: worked out by each for himself ------------------------------------------------------------------------------
+
+
+def unit(number: int, owner: UUID | None = None, code: str = "x") -> Unit:
+    return Unit(f"P{number:02}", 1, f"p{number:02}_1", 0, 0, code, False, owner)
+
+
+def able(workers: Sequence[UUID], count: int, code: str = "x") -> dict[UUID, set[str]]:
+    return {worker: {f"P{number:02} {code}" for number in range(count)} for worker in workers}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_shares_are_even_stable_and_move_no_more_than_they_must(seed: int) -> None:
+    dice = random.Random(seed)
+    workers = [UUID(int=n) for n in range(1, dice.randrange(2, 7))]
+    dead = UUID(int=99)
+    units = [unit(n, dice.choice([None, dead, *workers, workers[0]])) for n in range(dice.randrange(0, 25))]
+    due = shares(units, able(workers, 25))
+    assert set(due) == {each.place for each in units}, "everything is kept"
+    load = [Counter(due.values())[worker] for worker in workers]
+    assert max(load) - min(load) <= 1
+    settled = [unit(int(each.name[1:]), due[each.place]) for each in units]
+    assert shares(settled, able(workers, 25)) == due
+    owned = Counter(each.owner for each in units)
+    for each in units:
+        if each.owner in workers and owned[each.owner] <= len(units) // len(workers):
+            assert due[each.place] == each.owner, "who has no more than his share gives nothing away"
+
+
+def test_a_unit_goes_only_to_code_that_can_keep_it() -> None:
+    old, new = UUID(int=1), UUID(int=2)
+    both: Mapping[UUID, set[str]] = {old: {"P00 a", "P01 a", "P02 x"}, new: {"P00 b", "P01 b", "P02 x"}}
+    units = [unit(0, None, "a"), unit(1, new, "a"), unit(2, old), unit(3, old, "nobody's")]
+    assert shares(units, both) == {("P00", 1): old, ("P01", 1): old, ("P02", 1): new}
+    assert shares(units, {}) == {}
+
+
+# Real processes ------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def working(dsn: str, name: str = "app", lease: float | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A `headwater work` process; killed in the end, whatever became of it."""
+    environ = clean_environ() | {
+        "DATABASE_URL": dsn,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "HEADWATER_POLL_SECONDS": "0.2",
+        "HEADWATER_PROJECTION_BATCH": "50",
+        **({} if lease is None else {"HEADWATER_LEASE_SECONDS": str(lease)}),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headwater", "work", "--app", f"test_leases:{name}", "--port", "0"),
+        cwd=HERE,
+        env=environ,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def write(connection: asyncpg.Connection, *keys: UUID) -> int:
+    """Count things; the position of the last."""
+    events = [(Counted.event_name, Counted.event_version, encode(Counted(thing_id=key))) for key in keys]
+    done = await append(
+        connection,
+        [Append(uuid4(), key, "thing", None, [event], uuid4()) for key, event in zip(keys, events, strict=True)],
+    )
+    return done[-1].position
+
+
+async def held_by(connection: asyncpg.Connection) -> dict[int, list[str]]:
+    """Which projections each living worker has, by its process."""
+    rows = await connection.fetch(
+        "select w.name as worker, p.name from headwater.workers w left join headwater.projections p "
+        "on p.owner = w.worker_id and p.name like 'Tally%' where w.lease_until > now() order by p.name"
+    )
+    held: dict[int, list[str]] = {}
+    for worker, name in rows:
+        held.setdefault(int(worker.rpartition("/")[2]), []).extend([name] if name else [])
+    return held
+
+
+async def spread(connection: asyncpg.Connection) -> list[int]:
+    return sorted(len(names) for names in (await held_by(connection)).values())
+
+
+async def complete(connection: asyncpg.Connection, position: int) -> bool:
+    """Whether every projection of the app has come so far."""
+    query = "select count(*) from headwater.projections where name like 'Tally%' and position >= $1"
+    return bool(await connection.fetchval(query, position) == VIEWS)
+
+
+async def counts(connection: asyncpg.Connection, table: str = "tally0") -> dict[UUID, int]:
+    return {row["thing_id"]: row["count"] for row in await connection.fetch(f"select * from read.{table}")}
+
+
+async def right(connection: asyncpg.Connection) -> dict[UUID, int]:
+    query = "select stream_id, count(*) as count from headwater.events group by stream_id"
+    return {row["stream_id"]: row["count"] for row in await connection.fetch(query)}
+
+
+async def test_workers_share_evenly_and_one_that_ends_is_replaced_at_once(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    await prepare_views(dsn, views)
+    keys = [uuid4() for _ in range(10)]
+    async with working(dsn) as first, working(dsn) as second:
+        await until(lambda: is_so(spread, connection, [3, 3]))
+        async with working(dsn):
+            await until(lambda: is_so(spread, connection, [2, 2, 2]))
+            head = await write(connection, *keys * 10)
+            await until(lambda: complete(connection, head))
+            theirs = set((await held_by(connection))[first.pid])
+
+            first.send_signal(signal.SIGTERM)
+            await until(lambda: nobodys(connection, theirs), 4)  # long before the lease of 6 s runs out
+            assert await asyncio.wait_for(first.wait(), 5) == 0
+            assert await spread(connection) == [3, 3]
+            assert first.pid not in await held_by(connection)
+            head = await write(connection, *keys * 10)
+            await until(lambda: complete(connection, head))
+        assert second.returncode is None
+    for number in range(VIEWS):
+        assert await counts(connection, f"tally{number}") == await right(connection)
+
+
+async def is_so(ask: Callable[[Any], Any], of: Any, expected: Any) -> bool:
+    return bool(await ask(of) == expected)
+
+
+async def nobodys(connection: asyncpg.Connection, names: set[str]) -> bool:
+    """Whether others have all of these, and nothing is without an owner."""
+    held = await held_by(connection)
+    return (
+        len(held) == 2
+        and sum(map(len, held.values())) == VIEWS
+        and names <= {n for each in held.values() for n in each}
+    )
+
+
+async def test_a_killed_worker_is_replaced_within_ten_seconds(dsn: str, connection: asyncpg.Connection) -> None:
+    await prepare_views(dsn, views)
+    async with working(dsn) as first, working(dsn):
+        await until(lambda: is_so(spread, connection, [3, 3]))
+        await write(connection, uuid4())
+        first.kill()
+        await first.wait()
+        head = await write(connection, *[uuid4()] * 20)
+        await until(lambda: complete(connection, head), REPLACED_WITHIN)
+    assert await counts(connection) == await right(connection)
+
+
+AUDIT = """
+create table commits (seq bigserial, backend int, fence bigint, before bigint, after bigint);
+create function note() returns trigger language plpgsql as $$ begin
+  insert into commits (backend, fence, before, after)
+  values (pg_backend_pid(), new.fence, old.position, new.position);
+  return null;
+end $$;
+create trigger note after update of position on headwater.projections
+  for each row when (new.name = 'Tally0') execute function note();
+
+create sequence tries;
+create function note_try() returns trigger language plpgsql as $$ begin
+  if pg_backend_pid() = (select backend from commits order by seq limit 1) then
+    perform nextval('tries');
+  end if;
+  return null;
+end $$;
+create trigger note_try before update on headwater.projections for each statement execute function note_try();
+"""
+"""Notes each commit of the projection, and counts the attempts of the first who kept it: a sequence is not rolled back
+with them."""
+
+
+@pytest.mark.parametrize("midway", [False, True], ids=["waiting", "in a transaction"])
+async def test_a_worker_that_slept_over_its_lease_commits_nothing(
+    dsn: str, connection: asyncpg.Connection, midway: bool
+) -> None:
+    await prepare_views(dsn, views[:1])
+    await connection.execute(AUDIT)
+    keys, lease = [uuid4() for _ in range(20)], 2.0
+    async with working(dsn, "one_view", lease) as sleeper:
+        await until(lambda: is_so(spread, connection, [1]))
+        begun = await write(connection, *keys)
+        await until(lambda: reached_by(connection, begun))
+        async with asleep(dsn, connection, sleeper, midway):
+            first = await write(connection, *keys * 20)
+            async with working(dsn, "one_view", lease) as other:
+                await until(lambda: reached_by(connection, first))
+                assert (await held_by(connection)).get(other.pid) == ["Tally0"], "the other has taken over"
+                [[backend, last]] = await connection.fetch("select backend, seq from commits order by seq desc limit 1")
+                if midway:
+                    sleeper.send_signal(signal.SIGCONT)  # what it was about to commit is gone with its connection
+                else:
+                    await tries_in_vain(dsn, connection, sleeper)
+                await until(lambda: is_so(alive, connection, 2))
+                for _ in range(10):
+                    await until(partial(reached_by, connection, await write(connection, *keys * 5)))
+                late = {row["backend"] for row in await connection.fetch("select * from commits where seq > $1", last)}
+                assert late == {backend}, "only the other writes"
+                assert await counts(connection) == await right(connection)
+        head = await write(connection, *keys)
+        await until(lambda: reached_by(connection, head), REPLACED_WITHIN)
+    commits = await connection.fetch("select fence, before, after from commits order by seq")
+    assert [row["before"] for row in commits[1:]] == [row["after"] for row in commits[:-1]], "no event was folded twice"
+    assert await counts(connection) == await right(connection)
+
+
+@asynccontextmanager
+async def asleep(
+    dsn: str, connection: asyncpg.Connection, process: asyncio.subprocess.Process, midway: bool
+) -> AsyncIterator[None]:
+    """Stop a worker: where it waits for events, or after it has moved the checkpoint and before it has committed."""
+    if not midway:
+        process.send_signal(signal.SIGSTOP)
+        yield
+        return
+    holding = await asyncpg.connect(dsn)
+    await holding.execute("begin; lock table read.tally0_1 in share mode")
+    await write(connection, uuid4())
+    await until(lambda: waits_for_rows(connection))
+    process.send_signal(signal.SIGSTOP)
+    await holding.close()
+    yield
+
+
+async def tries_in_vain(dsn: str, connection: asyncpg.Connection, process: asyncio.subprocess.Process) -> None:
+    """Wake a worker, and return when it has tried to commit. Its heart stands still meanwhile: else it would hear in
+    most cases that its lease is over before it has anything to write."""
+    before = await tries(connection)
+    holding = await asyncpg.connect(dsn)
+    async with holding.transaction():
+        await holding.execute("select from headwater.workers where name like $1 for update", f"%/{process.pid}")
+        process.send_signal(signal.SIGCONT)
+        await until(lambda: more_tries(connection, before))
+    await holding.close()
+
+
+async def tries(connection: asyncpg.Connection) -> int:
+    return await connection.fetchval("select pg_sequence_last_value('tries')") or 0
+
+
+async def more_tries(connection: asyncpg.Connection, than: int) -> bool:
+    return await tries(connection) > than
+
+
+async def reached_by(connection: asyncpg.Connection, position: int) -> bool:
+    now = await connection.fetchval("select position from headwater.projections where name = 'Tally0'")
+    return bool(now >= position)
+
+
+async def waits_for_rows(connection: asyncpg.Connection) -> bool:
+    return bool(
+        await connection.fetchval(
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' "
+            "and application_name = 'headwater projection Tally0'"
+        )
+    )
+
+
+async def alive(connection: asyncpg.Connection) -> int:
+    return int(await connection.fetchval("select count(*) from headwater.workers where lease_until > now()"))
+
+
+# In one process ------------------------------------------------------------------------------------------------------
+
+
+async def test_one_heartbeat_a_process(dsn: str, connection: asyncpg.Connection) -> None:
+    settings = replace(Settings(), lease_seconds=0.3, poll_seconds=0.1)
+    async with Node(app, settings, dsn, serve=False, work=True) as node:
+        await until(lambda: is_so(spread, connection, [VIEWS]))
+        query = "select lease_until from headwater.workers"
+        first = await connection.fetchval(query)
+        fences = await connection.fetch("select name, fence from headwater.projections where name like 'Tally%'")
+        await until(lambda: later(connection, query, first))
+        assert len(await connection.fetch(query)) == 1
+        assert (
+            await connection.fetch("select name, fence from headwater.projections where name like 'Tally%'") == fences
+        )
+        assert len(node.leases.held) == VIEWS
+        assert node.supervisor.troubles == {}
+    assert await connection.fetch("select * from headwater.workers") == []
+    assert await connection.fetchval("select count(*) from headwater.projections where owner is not null") == 0
+
+
+async def later(connection: asyncpg.Connection, query: str, than: Any) -> bool:
+    return bool(await connection.fetchval(query) > than)
+
+
+async def test_a_lease_that_was_taken_away_is_given_up_and_had_again(dsn: str, connection: asyncpg.Connection) -> None:
+    settings = replace(Settings(), lease_seconds=0.6, poll_seconds=0.1)
+    key = uuid4()
+    async with Node(one_view, settings, dsn, serve=False, work=True) as node:
+        await until(lambda: reached_by(connection, 0))
+        await until(lambda: is_so(spread, connection, [1]))
+        # As if another had taken it and died at once.
+        await connection.execute(
+            "update headwater.projections set owner = $1, fence = fence + 1 where name = 'Tally0'", key
+        )
+        head = await write(connection, key)
+        await until(lambda: reached_by(connection, head))
+        assert await counts(connection) == {key: 1}
+        assert [held.fence for held in node.leases.held] == [3]
+        assert node.supervisor.troubles == {}
+
+
+async def test_nothing_is_committed_under_the_fence_of_a_lease_that_is_over(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    settings = replace(Settings(), lease_seconds=3.0, poll_seconds=0.05)
+    async with Node(one_view, settings, dsn, serve=False, work=True) as node:
+        await until(lambda: is_so(spread, connection, [1]))
+        begun = await write(connection, uuid4())
+        await until(lambda: reached_by(connection, begun))
+        # Another has it, and has not written anything yet.
+        await connection.execute(
+            "with other as (insert into headwater.workers (worker_id, name, runs, lease_until) "
+            "values (uuidv4(), 'other/0', '{}', now() + interval '1 minute') returning worker_id) "
+            "update headwater.projections set owner = other.worker_id, fence = fence + 1 from other "
+            "where name = 'Tally0'"
+        )
+        await write(connection, uuid4())
+        await until(lambda: is_so(held_of, node, []))
+        assert await connection.fetchval("select position from headwater.projections where name = 'Tally0'") == begun
+        assert len(await counts(connection)) == begun
+        assert node.worker.projectors["Tally0"].progress.displaced == 1
+        assert node.supervisor.troubles == {}
+
+
+async def test_a_worker_that_is_stopped_within_a_statement_is_replaced(
+    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL waits for the rest of it, as for one that works: no timeout of its own counts there."""
+    await prepare_views(dsn, views[:1])
+    settings = replace(Settings(), lease_seconds=0.6, poll_seconds=0.1)
+    async with stopped_within_a_statement(dsn, connection) as stopped:
+        async with Node(one_view, settings, dsn, serve=False, work=True) as node:
+            key = uuid4()
+            head = await write(connection, key)
+            await until(lambda: reached_by(connection, head))
+            assert await counts(connection) == {key: 1}
+            assert node.supervisor.troubles == {}
+        await until(stopped.is_closed)
+    assert "it held Tally0, and its worker says nothing more" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lasting", "quiet", "ended"),
+    [(0, 0, True), (60, 0, False), (0, 60, False)],
+    ids=["over", "leased", "just heard of"],
+)
+async def test_only_a_worker_whose_lease_is_over_is_cut_off(
+    dsn: str, connection: asyncpg.Connection, lasting: float, quiet: float, ended: bool
+) -> None:
+    await prepare_views(dsn, views[:1])
+    async with stopped_within_a_statement(dsn, connection, lasting) as stopped:
+        await connection.execute("create table others as select 1 as one")
+        bystander = await asyncpg.connect(dsn)
+        await bystander.execute("begin; update others set one = 2")
+        await cut_off(connection, quiet)
+        if ended:
+            await until(stopped.is_closed)
+        assert await ended_sessions(connection, stopped, bystander) == ([stopped] if ended else [])
+        await bystander.close()
+
+
+async def test_a_statement_that_takes_long_is_not_cut_off(dsn: str, connection: asyncpg.Connection) -> None:
+    """Its worker's lease is over, but it comes to an end by itself, and the fence says whether that counts."""
+    await prepare_views(dsn, views[:1])
+    await connection.execute("update headwater.projections set owner = uuidv4() where name = 'Tally0'")
+    await connection.execute("create table others ()")
+    await connection.execute("begin; lock table others")
+    at_work = await asyncpg.connect(dsn)
+    await at_work.execute("begin; update headwater.projections set fence = fence where name = 'Tally0'")
+    working = asyncio.create_task(at_work.execute("select from others"))
+    other = await asyncpg.connect(dsn)
+    await until(lambda: waits(other, at_work, "Lock"))
+    await cut_off(other, 0)
+    await connection.execute("rollback")
+    await working
+    await at_work.close()
+    await other.close()
+
+
+@asynccontextmanager
+async def stopped_within_a_statement(
+    dsn: str, connection: asyncpg.Connection, lasting: float = 0
+) -> AsyncIterator[asyncpg.Connection]:
+    """The session of a worker that has Tally0, for some seconds still, and has begun a statement in the middle of a
+    commit, and does not go on with it."""
+    await connection.execute(
+        "with worker as (insert into headwater.workers (worker_id, name, runs, lease_until) "
+        "values (uuidv4(), 'stopped/0', '{}', now() + $1 * interval '1 second') returning worker_id) "
+        "update headwater.projections set owner = worker.worker_id from worker where name = 'Tally0'",
+        lasting,
+    )
+    stopped = await asyncpg.connect(dsn)
+    await stopped.execute("begin; update headwater.projections set position = position where name = 'Tally0'")
+
+    async def nothing_more() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    statement = asyncio.create_task(stopped.copy_to_table("tally0_1", schema_name="read", source=nothing_more()))
+    try:
+        await until(lambda: waits(connection, stopped, "Client"))
+        yield stopped
+    finally:
+        stopped.terminate()
+        statement.cancel()
+        await asyncio.wait([statement])
+
+
+async def waits(connection: asyncpg.Connection, of: asyncpg.Connection, kind: str) -> bool:
+    query = "select true from pg_stat_activity where pid = $1 and state = 'active' and wait_event_type = $2"
+    return bool(await connection.fetchval(query, of.get_server_pid(), kind))
+
+
+async def ended_sessions(connection: asyncpg.Connection, *sessions: asyncpg.Connection) -> list[asyncpg.Connection]:
+    alive = {row["pid"] for row in await connection.fetch("select pid from pg_stat_activity")}
+    return [session for session in sessions if session.get_server_pid() not in alive]
+
+
+async def held_of(node: Node) -> list[Unit]:
+    return node.leases.held
+
+
+async def test_a_projection_that_other_code_declared_is_left_alone(dsn: str, connection: asyncpg.Connection) -> None:
+    await prepare_views(dsn, views[:2])
+    await connection.execute("update headwater.projections set fingerprint = 'of the past' where name = 'Tally1'")
+    settings = replace(Settings(), lease_seconds=0.3, poll_seconds=0.1)
+    async with Node(one_view, settings, dsn, serve=False, work=True) as node:
+        await until(lambda: is_so(spread, connection, [1]))
+        assert [held.fingerprint for held in node.leases.held] == [fingerprint(views[0])]
+    query = "select owner, fence from headwater.projections where name = 'Tally1'"
+    assert [tuple(row) for row in await connection.fetch(query)] == [(None, 0)]
+
+
+# Status --------------------------------------------------------------------------------------------------------------
+
+
+async def test_status(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    settings = replace(Settings(), poll_seconds=0.1)
+    async with Node(one_view, settings, dsn, serve=False, work=True) as node:
+        await until(lambda: is_so(spread, connection, [1]))
+        head = await write(connection, uuid4(), uuid4())
+        await until(lambda: reached_by(connection, head))
+        assert await asyncio.to_thread(main, ["status", "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        worker = said["processes"][0]["name"]
+        assert worker.endswith(f"/{os.getpid()}")
+        assert said["position"] == 2
+        assert {p["name"]: p for p in said["projections"]}["Tally0"] == {
+            "name": "Tally0",
+            "generation": 1,
+            "state": "live",
+            "position": 2,
+            "lag_events": 0,
+            "lag_seconds": 0.0,
+            "worker": worker,
+            "parked_keys": 0,
+            "differences": None,
+            "failure": None,
+            "hindrance": None,
+        }
+        account = {p["name"]: p for p in said["projections"]}["Account"]
+        assert 0 < account.pop("lag_seconds") < 60
+        assert account == {
+            "name": "Account",
+            "generation": 1,
+            "state": "live",
+            "position": 0,
+            "lag_events": 2,
+            "worker": None,
+            "parked_keys": 0,
+            "differences": None,
+            "failure": None,
+            "hindrance": None,
+        }
+        assert await asyncio.to_thread(main, ["status"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "The log ends at position 2. In the last 10 seconds 0.2 events/s were appended."
+        assert lines[2].split() == [
+            "PROJECTION",
+            "GENERATION",
+            "STATE",
+            "POSITION",
+            "LAG",
+            "OLDEST",
+            "WORKER",
+            "EVENTS/S",
+            "BATCH",
+            "TO",
+            "ROW",
+            "99",
+            "%",
+            "RETRIES",
+            "PARKED",
+            "KEYS",
+        ]
+        assert ["Tally0", "1", "live", "2", "0", worker, "0"] in [
+            line.split()[:6] + line.split()[-1:] for line in lines
+        ]
+        assert ["Account", "1", "live", "0", "2", "nobody", "0"] in [
+            [word for word in line.split() if ":" not in word] for line in lines
+        ]
+        assert len({len(line) for line in lines[3:6]}) == 1, "aligned"
+        assert node.supervisor.troubles == {}
+    assert await asyncio.to_thread(main, ["status"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "No worker is running." in said
+    await connection.execute(
+        "update headwater.projections set failure = $1, differences = 2 where name = 'Tally0'", "its sample \x1b[2J"
+    )
+    assert await asyncio.to_thread(main, ["status"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("Tally0 1")] == [
+        "Tally0 1 is not built: its sample \\x1b[2J",
+        "Tally0 1: 2 rows differ from the log, as the last `headwater verify` found.",
+    ]

@@ -1,0 +1,843 @@
+"""A mistake in an app's declarations stops the start with a sentence that names the class and the field."""
+# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+
+import enum
+import re
+import types
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import UUID
+
+import pytest
+from msgspec import Meta
+
+from bank.accounts.feature import accounts
+from bank.transfers.feature import transfers
+from bank.users.feature import users
+from graphql import GraphQLInputObjectType
+from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refused, Seen, View
+from headwater.consumers.leases import LEASES
+from headwater.consumers.scheduler import SCHEDULES
+from headwater.domain.feature import Domain
+from headwater.domain.fields import Field, Kind, fields_of
+from headwater.domain.graphql_names import KEPT, SAGA_TYPES, TYPES, field_name
+from headwater.domain.messages import EVERY_COMMAND_REFUSES
+from headwater.errors import DefinitionError
+from headwater.eventstore.positions import LOG
+from headwater.graphql.schema import print_schema, schema_of
+
+
+class Number(enum.Enum):
+    ONE = 1
+
+
+class Colour(enum.Enum):
+    RED = "RED"
+
+
+class Open(Command):
+    thing_id: UUID
+
+
+class Opened(Event):
+    thing_id: UUID
+
+
+class Closed(Event):
+    thing_id: UUID
+
+
+class State:
+    pass
+
+
+def decide(command: Open, state: State) -> list[Opened]:
+    return [Opened(thing_id=command.thing_id)]
+
+
+def evolve(state: State, event: Opened) -> State:
+    return state
+
+
+def decider(
+    decide: Callable[..., Any] = decide,
+    evolve: Callable[..., Any] = evolve,
+    *,
+    category: str = "thing",
+    key: str = "thing_id",
+) -> Decider[Any, Any, Any]:
+    return Decider(category=category, key=key, initial=State(), decide=decide, evolve=evolve)
+
+
+class Thing(ReadModel, key="thing_id"):
+    thing_id: UUID
+
+
+def fold(row: Any, event: Recorded[Opened]) -> Any:
+    """For any read model."""
+    return row
+
+
+def says(sentence: str) -> Any:
+    """A DefinitionError whose message is just this; `...` stands for a module's name or what Python says."""
+    return pytest.raises(DefinitionError, match="^" + re.escape(sentence).replace(r"\.\.\.", "[^;]*") + "$")
+
+
+def domain(*deciders: Decider[Any, Any, Any], views: list[View[Any]] | None = None) -> Domain:
+    return Domain([Feature(deciders=[decider], views=[]) for decider in deciders] + [Feature(views=views or [])])
+
+
+def test_what_is_right_is_taken() -> None:
+    made = domain(decider(), views=[View(Thing, fold)])
+    assert made.decider_of.keys() == {Open}
+    assert made.category_of == {Opened: "thing"}
+    assert made.view_of.keys() == {Thing}
+
+
+# ------------------------------------------------------------------------------------------------------------- deciders
+
+
+def test_an_event_that_nobody_evolves() -> None:
+    def decide(command: Open, state: State) -> list[Opened | Closed]:
+        return []
+
+    with says(
+        "...evolve does not take Closed, which ...decide gives; add it to the annotation of its event and to its match"
+    ):
+        decider(decide)
+
+
+def test_a_message_without_its_key() -> None:
+    class Rename(Command):
+        name: str
+
+    class Renamed(Event):
+        thing_id: UUID | None
+
+    def decide_rename(command: Open | Rename, state: State) -> list[Opened]:
+        return []
+
+    def evolve_renamed(state: State, event: Opened | Renamed) -> State:
+        return state
+
+    with says("Rename needs a field `thing_id: UUID`, the key of thing streams"):
+        decider(decide_rename)
+    with says("Renamed needs a field `thing_id: UUID`, the key of thing streams"):
+        decider(evolve=evolve_renamed)
+    with says("Open needs a field `id: UUID`, the key of thing streams"):
+        decider(key="id")
+
+
+def test_annotations_that_are_not_there() -> None:
+    def bare(command, state):  # type: ignore[no-untyped-def]
+        return []
+
+    def half(command: Open, state) -> list[Opened]:  # type: ignore[no-untyped-def]
+        return []
+
+    def unsaid(command: Open, state: State):  # type: ignore[no-untyped-def]
+        return []
+
+    for function in (bare, half, unsaid):
+        with says("... must have 2 parameters, each annotated, and an annotated result"):
+            decider(function)
+        with says("... must have 2 parameters, each annotated, and an annotated result"):
+            decider(evolve=function)
+
+
+def test_a_decision_that_sees_and_a_decider_that_consults() -> None:
+    def seeing(command: Open, state: State, seen: Seen) -> list[Opened]:
+        return decide(command, state)
+
+    def swapped(command: Open, seen: Seen, state: State) -> list[Opened]:
+        return decide(command, state)
+
+    def three(command: Open, state: State, more: State) -> list[Opened]:
+        return decide(command, state)
+
+    def consulting(decide: Callable[..., Any]) -> Decider[Any, Any, Any]:
+        return Decider("thing", "thing_id", State(), decide, evolve, consults=lambda command: [])
+
+    for function in (seeing, swapped):
+        with says(f"...{function.__name__} takes Seen, but its decider consults nothing; give the Decider `consults=`"):
+            decider(function)
+    with says("...three must have 2 parameters, each annotated, and an annotated result"):
+        decider(three)
+    for unseeing in (decide, swapped, three):
+        with says(f"...{unseeing.__name__} must have a third parameter annotated Seen, for what its decider consults"):
+            consulting(unseeing)
+    assert consulting(seeing).commands == (Open,)
+
+
+def test_annotations_that_mean_nothing_here() -> None:
+    def one(command: Open, state: State) -> Opened:
+        raise AssertionError("it is declared, and never called")
+
+    def nothing(command: Open, state: State) -> None:
+        return None
+
+    def by_name(command: Open, state: State) -> dict[str, Opened]:
+        return {}
+
+    for function in (one, nothing, by_name):
+        with says(f"...{function.__name__} must be annotated to return a list of events"):
+            decider(function)
+
+    def unknown(command: "Nowhere", state: State) -> list[Opened]:  # type: ignore[name-defined]  # noqa: F821
+        return []
+
+    with says("...unknown: an annotation cannot be resolved: name 'Nowhere' is not defined"):
+        decider(unknown)
+
+
+def test_messages_that_are_none() -> None:
+    def text(command: str, state: State) -> list[Opened]:
+        return []
+
+    def swapped(command: Opened, state: State) -> list[Opened]:
+        return []
+
+    def numbers(command: Open, state: State) -> list[Opened | int]:
+        return []
+
+    def evolve_commands(state: State, event: Opened | Open) -> State:
+        return state
+
+    with says("...text: <class 'str'> is not Command of Headwater"):
+        decider(text)
+    with says("...swapped: <class '...Opened'> is not Command of Headwater"):
+        decider(swapped)
+    with says("...numbers: <class 'int'> is not Event of Headwater"):
+        decider(numbers)
+    with says("...evolve_commands: <class '...Open'> is not Event of Headwater"):
+        decider(evolve=evolve_commands)
+
+
+@pytest.mark.parametrize("version", [0, -1, 40_000])
+def test_a_version_that_cannot_be_stored(version: int) -> None:
+    with says(f"Odd: version={version} must be from 1 to 32767"):
+
+        class Odd(Event, version=version):
+            thing_id: UUID
+
+
+# --------------------------------------------------------------------------------------------------------------- fields
+
+WORDS = (
+    " is a type that GraphQL and SQL cannot both carry; use one of str, int, float, bool, Decimal, UUID, datetime,"
+    " date, an Enum of strings, or a list of these"
+)
+
+
+@pytest.mark.parametrize(
+    "annotation, spelled",
+    [
+        (bytes, "bytes"),
+        (dict[str, int], "dict[str, int]"),
+        (int | str, "int | str"),
+        (list[list[int]], "list[list[int]]"),
+        (tuple[int, ...], "tuple[int, ...]"),
+        (Number, "Number"),
+        (State, "State"),
+        (Any, "Any"),
+        (bytes | None, "bytes | None"),
+    ],
+)
+def test_a_field_that_cannot_be_carried(annotation: Any, spelled: str) -> None:
+    class Odd(Event):
+        thing_id: UUID
+        value: annotation
+
+    def evolve_odd(state: State, event: Odd) -> State:
+        return state
+
+    def decide_odd(command: Open, state: State) -> list[Odd]:
+        return []
+
+    with pytest.raises(DefinitionError, match=re.escape(f"Odd.value: {spelled}{WORDS}")):
+        decider(decide_odd, evolve_odd)
+
+
+def test_a_field_that_cannot_be_carried_in_a_command_a_refusal_and_a_read_model() -> None:
+    class Odd(Command):
+        thing_id: UUID
+        value: bytes
+
+    class NotSo(Refused):
+        value: bytes
+
+    class Close(Command, refuses=[NotSo]):
+        thing_id: UUID
+
+    class OddThing(ReadModel, key="thing_id"):
+        thing_id: UUID
+        value: bytes
+
+    def decide_odd(command: Odd, state: State) -> list[Opened]:
+        return []
+
+    def decide_close(command: Close, state: State) -> list[Opened]:
+        return []
+
+    with says(f"Odd.value: bytes{WORDS}"):
+        decider(decide_odd)
+    with says(f"NotSo.value: bytes{WORDS}"):
+        domain(decider(decide_close))
+    with says(f"OddThing.value: bytes{WORDS}"):
+        View(OddThing, fold)
+
+
+def test_a_list_of_optional_values() -> None:
+    class Odd(Command):
+        thing_id: UUID
+        values: list[int | None]
+
+    with says("Odd.values: a list of optional values is not carried; leave None out"):
+        fields_of(Odd)
+
+
+def test_bounds_of_what_is_no_decimal() -> None:
+    class Odd(Command):
+        value: Annotated[int, Exact(above=0)]
+
+    with says("Odd.value: Exact bounds a Decimal, not int"):
+        fields_of(Odd)
+
+
+def test_bounds_of_a_list_of_decimals_stand_inside_the_list() -> None:
+    class Odd(Command):
+        values: Annotated[list[Decimal], Exact(above=0)]
+
+    with says("Odd.values: Exact bounds a Decimal, not a list of them; write list[Annotated[Decimal, ...]]"):
+        fields_of(Odd)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Annotated[Decimal, Meta(gt=0)],
+        Annotated[Decimal | None, Meta(le=1, description="A share.")],
+        Annotated[list[Annotated[Decimal, Meta(ge=0)]], Meta(max_length=3)],
+    ],
+)
+def test_bounds_of_a_decimal_that_msgspec_does_not_know(annotation: Any) -> None:
+    class Odd(Command):
+        value: annotation
+
+    with says(
+        "Odd.value: msgspec's Meta cannot bound a Decimal; use headwater.Exact, as in Annotated[Decimal, Exact(above=0,"
+        " places=2)]"
+    ):
+        fields_of(Odd)
+
+
+def test_a_decimal_may_be_described_and_a_list_of_them_bounded() -> None:
+    class Right(Command):
+        value: Annotated[Decimal, Meta(description="How much.")]
+        values: Annotated[list[Decimal], Meta(max_length=3)]
+
+    assert [each.kind for each in fields_of(Right)] == [Kind.DECIMAL, Kind.DECIMAL]
+
+
+def test_an_enum_without_members() -> None:
+    class Nothing(enum.Enum):
+        pass
+
+    class Odd(Command):
+        value: Nothing
+
+    with says("Odd.value: the enum Nothing has no members; no value would do"):
+        fields_of(Odd)
+
+
+def test_a_bound_that_fits_no_value_of_its_type() -> None:
+    class Odd(Command):
+        thing_id: UUID
+        text: Annotated[str, Meta(gt=0)]
+
+    def decide_odd(command: Odd, state: State) -> list[Opened]:
+        return []
+
+    with pytest.raises(DefinitionError, match=r"^Odd\.text cannot be read from input: Can only set `gt` on a numeric"):
+        domain(decider(decide_odd))
+
+
+@pytest.mark.parametrize("name", ["code", "message", "facts", "args"])
+def test_a_field_that_every_refusal_has(name: str) -> None:
+    namespace = {"__annotations__": {name: str}, "__module__": __name__}
+    with says(f"Odd.{name}: every refusal has a `{name}` of its own; rename it"):
+        types.new_class("Odd", (Refused,), {}, lambda body: body.update(namespace))
+
+
+def test_a_field_whose_annotation_is_unknown() -> None:
+    class Odd(Command):
+        value: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
+
+    with says("Odd: an annotation cannot be resolved: name 'Nowhere' is not defined"):
+        fields_of(Odd)
+
+
+def test_the_fields_of_a_class() -> None:
+    class Full(Command):
+        thing_id: UUID
+        amount: Annotated[Decimal, Exact(places=2)]
+        note: str | None = None
+        colours: list[Colour]
+        amounts: list[Annotated[Decimal, Exact(places=1)]] | None = None
+
+    assert fields_of(Full) == (
+        Field("thing_id", Kind.UUID, optional=False, many=False, required=True),
+        Field("amount", Kind.DECIMAL, optional=False, many=False, required=True, exact=Exact(places=2)),
+        Field("note", Kind.TEXT, optional=True, many=False, required=False),
+        Field("colours", Kind.ENUM, optional=False, many=True, required=True, enum=Colour),
+        Field("amounts", Kind.DECIMAL, optional=True, many=True, required=False, exact=Exact(places=1)),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- names, and the app
+
+
+def test_two_events_with_one_name() -> None:
+    class Other(Event, name="Opened"):
+        other_id: UUID
+
+    class Do(Command):
+        other_id: UUID
+
+    def decide_other(command: Do, state: State) -> list[Other]:
+        return []
+
+    def evolve_other(state: State, event: Other) -> State:
+        return state
+
+    with says("...Opened and ...Other are both stored as 'Opened'; give one of them another `name=`"):
+        domain(decider(), decider(decide_other, evolve_other, category="other", key="other_id"))
+
+
+def test_a_message_of_two_deciders() -> None:
+    class Do(Command):
+        thing_id: UUID
+
+    def decide_other(command: Do, state: State) -> list[Opened]:
+        return []
+
+    with says("Open is decided by both thing and other"):
+        domain(decider(), decider(category="other"))
+    with says("Opened belongs to both thing and other"):
+        domain(decider(), decider(decide_other, category="other"))
+
+
+def test_two_things_with_one_name() -> None:
+    class Open2(Command, name="open"):
+        thing_id: UUID
+
+    class Opened2(Event):
+        thing_id: UUID
+
+    class Thing2(ReadModel, key="thing_id", name="THING"):
+        thing_id: UUID
+
+    def decide2(command: Open2, state: State) -> list[Opened2]:
+        return []
+
+    def evolve2(state: State, event: Opened2) -> State:
+        return state
+
+    with says("Two of the app's features bring a category named 'Thing'"):
+        domain(decider(), decider(decide2, evolve2, category="Thing"))
+    with says("Two of the app's features bring a command named 'open'"):
+        domain(decider(), decider(decide2, evolve2, category="other"))
+    with says("Streams of the category 'saga Thing' are a saga's own; name the decider otherwise"):
+        domain(decider(category="saga Thing"))
+    with says("Two of the app's features bring a read model named 'THING'"):
+        domain(decider(), views=[View(Thing, fold), View(Thing2, fold)])
+
+
+# --------------------------------------------------------------------------------------------------- names in GraphQL
+
+
+def asks(*commands: type[Command]) -> list[Decider[Any, Any, Any]]:
+    """A decider for each command, of things of its own."""
+
+    def one(command: type[Command]) -> Decider[Any, Any, Any]:
+        class Happened(Event, name=f"{command.__name__}Happened"):
+            thing_id: UUID
+
+        def decide_one(asked: command, state: State) -> list[Happened]:  # type: ignore[valid-type]  # at run time
+            return []
+
+        def evolve_one(state: State, event: Happened) -> State:
+            return state
+
+        return decider(decide_one, evolve_one, category=command.__name__)
+
+    return [one(command) for command in commands]
+
+
+def colour(*names: str) -> type[enum.Enum]:
+    return enum.Enum("Shade", {name: name for name in names}, module=__name__)  # type: ignore[return-value]  # a class
+
+
+def refusal(name: str) -> type[Refused]:
+    return types.new_class(name, (Refused,), {}, lambda body: body.update({"__module__": __name__}))
+
+
+BOTH = "would both be `{}` in GraphQL; rename one of them"
+NO_NAME = "is no name in GraphQL; use the letters A to Z, digits and underscores, and begin with a letter"
+
+
+def test_two_refusals_with_one_name() -> None:
+    class Do(Command, refuses=[refusal("No")]):
+        thing_id: UUID
+
+    class Redo(Command, internal=True, refuses=[refusal("No")]):
+        thing_id: UUID
+
+    class Undo(Command, refuses=[refusal("VersionConflict")]):
+        thing_id: UUID
+
+    with says(f"the refusal ...No and the refusal ...No {BOTH.format('No')}"):
+        domain(*asks(Do, Redo))
+    with says(f"the refusal ...VersionConflict and the refusal ...VersionConflict {BOTH.format('VersionConflict')}"):
+        domain(*asks(Undo))
+
+
+def test_two_refusals_with_one_code() -> None:
+    class Do(Command, refuses=[refusal("NotOpen"), refusal("Not_Open")]):
+        thing_id: UUID
+
+    with says(f"the refusal ...NotOpen and the refusal ...Not_Open {BOTH.format('NOT_OPEN')}"):
+        domain(*asks(Do))
+
+
+def test_two_enums_with_one_name() -> None:
+    class Do(Command):
+        thing_id: UUID
+        shade: colour("RED")  # type: ignore[valid-type]
+
+    class Redo(Command):
+        thing_id: UUID
+        shade: colour("BLUE")  # type: ignore[valid-type]
+
+    with says(f"the enum ...Shade and the enum ...Shade {BOTH.format('Shade')}"):
+        domain(*asks(Do, Redo))
+
+
+def test_two_fields_that_become_one() -> None:
+    class Do(Command):
+        thing_id: UUID
+        thingId: str  # noqa: N815 - the mistake
+
+    class No(Refused):
+        what_for: str
+        whatFor: str  # noqa: N815 - the mistake
+
+    class Redo(Command, refuses=[No]):
+        thing_id: UUID
+
+    class Linked(ReadModel, key="thing_id"):
+        thing_id: UUID
+        otherThing: str  # noqa: N815 - the mistake
+        other_thing = Link(Thing, by="thing_id")
+
+    with says(f"Do.thing_id and Do.thingId {BOTH.format('thingId')}"):
+        domain(*asks(Do))
+    with says(f"No.what_for and No.whatFor {BOTH.format('whatFor')}"):
+        domain(*asks(Redo))
+    with says(f"Linked.otherThing and Linked.other_thing {BOTH.format('otherThing')}"):
+        domain(decider(), views=[View(Thing, fold), View(Linked, fold)])
+
+
+def test_what_is_no_name() -> None:
+    class Do(Command, name="do it"):
+        thing_id: UUID
+
+    class Redo(Command):
+        thing_id: UUID
+        größe: int
+
+    class Undo(Command):
+        thing_id: UUID
+        shade: colour("RED", "GRÜN")  # type: ignore[valid-type]
+
+    with says(f"the command ...Do: 'do it' {NO_NAME}"):
+        domain(*asks(Do))
+    with says(f"Redo.größe: 'größe' {NO_NAME}"):
+        domain(*asks(Redo))
+    with says(f"Shade.GRÜN: 'GRÜN' {NO_NAME}"):
+        domain(*asks(Undo))
+
+
+@pytest.mark.parametrize("name", ["true", "false", "null"])
+def test_a_member_that_is_a_value_of_graphqls_own(name: str) -> None:
+    class Do(Command):
+        thing_id: UUID
+        shade: colour("RED", name)  # type: ignore[valid-type]
+
+    with says(f"Shade.{name}: no member of an enum is called so in GraphQL, where it is a value of its own; rename it"):
+        domain(*asks(Do))
+
+
+@pytest.mark.parametrize("name", ["and_", "or_", "not_"])
+def test_a_field_that_a_filter_has(name: str) -> None:
+    with says(f"Thing.{name}: a filter has `{name[:-1]}` of its own; rename it"):
+        domain(decider(), views=[named("Thing", **{name: str})])
+
+
+@pytest.mark.parametrize("name", ["root", "info", "at_least", "as_of", "atLeast", "asOf"])
+def test_a_key_that_is_another_argument(name: str) -> None:
+    sentence = "a key cannot be called so, since Headwater has an argument of that name beside it; rename it"
+    with says(f"Thing.{name}: {sentence}"):
+        domain(decider(), views=[named("Thing", name)])
+    # As any other field it is one among others.
+    domain(decider(), views=[named("Thing", **{name: str})])
+
+
+def test_fields_that_become_one_order() -> None:
+    with says(f"Thing.ab and Thing.aB {BOTH.format('AB_ASC')}"):
+        domain(decider(), views=[named("Thing", ab=str, aB=int)])
+    made = domain(decider(), views=[named("Thing", ab=str, aB=bool, AB=list[str], a_c=str)])
+    assert "AB_ASC" in print_schema(schema_of(made))
+
+
+def test_a_field_is_called_the_same_wherever_it_is_named() -> None:
+    """In the schema, where Strawberry names it, and in paths and sentences, where Headwater does."""
+    names = ["type_", "_x", "a__b", "URL", "a_1", "x2_y", "thingId_", "_as_of", "Up_down", "a_B_CD"]
+
+    Do = types.new_class(  # noqa: N806 - a class
+        "Do",
+        (Command,),
+        {},
+        lambda body: body.update(
+            {"__annotations__": {"thing_id": UUID, **dict.fromkeys(names, str)}, "__module__": __name__}
+        ),
+    )
+    made = schema_of(domain(*asks(Do)))._schema.type_map["DoInput"]
+    assert isinstance(made, GraphQLInputObjectType)
+    assert list(made.fields) == list(map(field_name, ["thing_id", *names]))
+
+
+def test_names_that_are_made_of_others() -> None:
+    class Do(Command, refuses=[refusal("DoAccepted")]):
+        thing_id: UUID
+
+    class DoIt(Command):
+        thing_id: UUID
+
+    class Redo(Command, name="do_it"):
+        thing_id: UUID
+
+    class Version(ReadModel, key="thing_id"):
+        thing_id: UUID
+
+    class OpenFilter(ReadModel, key="thing_id", name="Event"):
+        thing_id: UUID
+
+    class Node(ReadModel, key="thing_id", name="node"):
+        thing_id: UUID
+
+    with says(f"the refusal ...DoAccepted and the accepted type of the command ...Do {BOTH.format('DoAccepted')}"):
+        domain(*asks(Do))
+    with says(f"the command ...DoIt and the command ...Redo {BOTH.format('doIt')}"):
+        domain(*asks(DoIt, Redo))
+    with says(f"OpenAccepted.version and the read model ...Version {BOTH.format('version')}"):
+        domain(decider(), views=[View(Version, fold)])
+    with says(f"a type of Headwater's own and the read model ...OpenFilter {BOTH.format('Event')}"):
+        domain(decider(), views=[View(OpenFilter, fold)])
+    with says(f"the field node of Headwater's own and the read model ...Node {BOTH.format('node')}"):
+        domain(decider(), views=[View(Node, fold)])
+
+
+@pytest.mark.parametrize("name", sorted(KEPT))
+def test_what_headwater_keeps_itself_has_no_other_under_its_name(name: str) -> None:
+    class Mine(ReadModel, key="thing_id", name=name):
+        thing_id: UUID
+
+    with says(f"the read model ...Mine: Headwater has something of its own named {name!r}; give it another name"):
+        domain(decider(), views=[View(Mine, fold)])
+    Mine.model_name = name.capitalize()
+    domain(decider(), views=[View(Mine, fold)])
+
+
+@pytest.mark.parametrize("name", ["saga Thing", "reactor thing"])
+def test_what_is_kept_for_sagas_and_reactors_is_no_name_of_a_read_model(name: str) -> None:
+    class Mine(ReadModel, key="thing_id", name=name):
+        thing_id: UUID
+
+    with says(f"the read model ...Mine: {name!r} {NO_NAME}"):
+        domain(decider(), views=[View(Mine, fold)])
+
+
+def test_the_names_of_what_headwater_keeps_are_known() -> None:
+    assert {LOG, LEASES, SCHEDULES} == KEPT
+
+
+def test_an_internal_command_has_no_name_in_graphql() -> None:
+    class Do(Command, name="do it", internal=True, refuses=[refusal("RedoInput")]):
+        thing_id: UUID
+
+    assert domain(*asks(Do)).decider_of.keys() == {Do}
+
+
+def test_the_types_of_headwaters_own_are_those_that_the_schema_has() -> None:
+    class Everything(ReadModel, key="thing_id"):
+        thing_id: UUID
+        text: str
+        whole: int
+        real: float
+        yes: bool
+        amount: Decimal
+        at: datetime
+        day: date
+
+    domain = Domain([users, accounts, transfers, Feature(deciders=[decider()], views=[View(Everything, fold)])])
+    ours = set(re.findall(r"(?m)^(?:type|input|enum|interface|union|scalar) (\w+)", print_schema(schema_of(domain))))
+    theirs = tuple(
+        [command.command_name for command in domain.decider_of]
+        + [refused.__name__ for command in domain.decider_of for refused in (*command.refuses, *EVERY_COMMAND_REFUSES)]
+        + [view.name for view in domain.views]
+        + [each.enum.__name__ for view in domain.views for each in view.fields if each.enum is not None]
+    )
+    built_in = {"Boolean", "Float", "ID", "Int", "String"}  # GraphQL's own scalars are not printed
+    assert {name for name in ours if not name.startswith(theirs)} | built_in == TYPES | SAGA_TYPES
+
+
+# ---------------------------------------------------------------------------------------------------------- read models
+
+
+def test_a_fold_without_its_events() -> None:
+    def bare(row, event):  # type: ignore[no-untyped-def]
+        return row
+
+    def naked(row: Thing | None, event: Opened) -> Thing | None:
+        return row
+
+    def unknown(row: Thing | None, event: "Recorded[Nowhere]") -> Thing | None:  # type: ignore[name-defined]  # noqa: F821
+        return row
+
+    for function in (bare, naked):
+        with says(
+            f"...{function.__name__}: its second parameter must be annotated Recorded[...] with the events it folds"
+        ):
+            View(Thing, function)
+    with says("...unknown: an annotation cannot be resolved: name 'Nowhere' is not defined"):
+        View(Thing, unknown)
+
+
+def test_a_fold_of_an_event_that_does_not_happen() -> None:
+    def fold_closed(row: Thing | None, event: Recorded[Opened | Closed]) -> Thing | None:
+        return row
+
+    with says("Thing folds Closed, which no decider's evolve takes"):
+        domain(decider(), views=[View(Thing, fold_closed)])
+
+
+def test_a_read_model_without_its_key() -> None:
+    class Keyless(ReadModel, key="other_id"):
+        thing_id: UUID
+
+    class Named(ReadModel, key="name"):
+        name: str
+
+    class Maybe(ReadModel, key="thing_id"):
+        thing_id: UUID | None
+
+    with says("Keyless: its key `other_id` must be one of its fields, of type UUID"):
+        View(Keyless, fold)
+    with says("Named: its key `name` must be one of its fields, of type UUID"):
+        View(Named, fold)
+    with says("Maybe: its key `thing_id` must be one of its fields, of type UUID"):
+        View(Maybe, fold)
+
+
+def test_an_event_that_finds_no_row() -> None:
+    class Owner(ReadModel, key="owner_id"):
+        owner_id: UUID
+
+    class Owned(Event):
+        owner_id: str
+
+    def fold_owned(row: Owner | None, event: Recorded[Owned]) -> Owner | None:
+        return row
+
+    with says("Opened has no field `owner_id: UUID` to find its Owner row by; give the View a route"):
+        View(Owner, fold)
+    with says("Owned has no field `owner_id: UUID` to find its Owner row by; give the View a route"):
+        View(Owner, fold_owned)
+    assert View(Owner, fold, route=lambda event: event.thing_id).events == (Opened,)
+
+
+@pytest.mark.parametrize("name", ["id", "position"])
+def test_a_column_that_headwater_gives(name: str) -> None:
+    namespace = {"__annotations__": {"thing_id": UUID, name: int}, "__module__": __name__}
+    model: type[ReadModel] = types.new_class(
+        "Odd", (ReadModel,), {"key": "thing_id"}, lambda body: body.update(namespace)
+    )
+    with says(f"Odd.{name}: Headwater gives each row a `{name}` of its own; rename it"):
+        View(model, fold)
+
+
+def test_an_index_on_nothing() -> None:
+    class Odd(ReadModel, key="thing_id", indexes=["thing_id", ("thing_id", "colour")]):
+        thing_id: UUID
+
+    with says("Odd: the index on `colour` names no field of it"):
+        View(Odd, fold)
+
+
+def named(name: str, key: str = "thing_id", /, **columns: Any) -> View[Any]:
+    """A read model of that name."""
+    namespace = {"__annotations__": {key: UUID, **columns}, "__module__": __name__}
+    model: type[ReadModel] = types.new_class(name, (ReadModel,), {"key": key}, lambda body: body.update(namespace))
+    return View(model, fold, route=lambda event: event.thing_id)
+
+
+def test_names_that_are_too_long_for_postgresql() -> None:
+    domain(decider(), views=[named("A" + "b" * 55, **{"c" * 63: int})])
+    too_long = f"A{'b' * 56}: 'a{'b' * 56}' is too long for the name of its tables, which has 56 bytes at most; "
+    with says(too_long + "give it a shorter one, class ...(ReadModel, name=...)"):
+        domain(decider(), views=[named("A" + "b" * 56)])
+    with says(f"Thing.{'c' * 64}: the name of a column has 63 bytes at most; rename it"):
+        domain(decider(), views=[named("Thing", **{"c" * 64: int})])
+
+
+@pytest.mark.parametrize("name", ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"])
+def test_a_column_that_postgresql_gives(name: str) -> None:
+    with says(f"Thing.{name}: PostgreSQL gives each table a column `{name}` of its own; rename it"):
+        domain(decider(), views=[named("Thing", **{name: str})])
+
+
+def test_read_models_that_would_share_a_table() -> None:
+    with says("BankAccount and Bank_Account would both be read.bank_account; rename one of them"):
+        domain(decider(), views=[named("BankAccount"), named("Bank_Account")])
+    taken = "a name that a table or an index of Account can have; rename it"
+    for name in ("Account_1", "Account_27", "Account_2_owner", "Account_3_Other_4"):
+        with says(f"{name} would be read.{name.lower()}, {taken}"):
+            domain(decider(), views=[named(name), named("Account")])
+    domain(decider(), views=[named("Account"), named("Account2"), named("Account_x"), named("Other_1")])
+
+
+def test_a_link_to_nothing() -> None:
+    class Linked(ReadModel, key="thing_id"):
+        thing_id: UUID
+        name: str
+        other = Link(Thing, by="other_id")
+
+    class LinkedByName(ReadModel, key="thing_id"):
+        thing_id: UUID
+        name: str
+        other = Link(Thing, by="name")
+
+    class Right(ReadModel, key="thing_id"):
+        thing_id: UUID
+        other = Link(Thing, by="thing_id")
+
+    with says("Linked.other: `by=other_id` must be a field of it, of type UUID"):
+        View(Linked, fold)
+    with says("LinkedByName.other: `by=name` must be a field of it, of type UUID"):
+        View(LinkedByName, fold)
+    with says("Right.other links to Thing, which no feature brings"):
+        domain(decider(), views=[View(Right, fold)])
+    assert domain(decider(), views=[View(Right, fold), View(Thing, fold)]).view_of.keys() == {Right, Thing}

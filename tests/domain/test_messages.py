@@ -1,0 +1,323 @@
+"""Messages as they are stored and read again, what a refusal says, and identifiers that sort by time."""
+
+from __future__ import annotations
+
+import enum
+import json
+import time
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Meta
+
+from headwater import Command, Event, Refused
+from headwater.domain.messages import InvalidInput, VersionConflict, constant_case
+from headwater.domain.serialization import Codec, encode
+from headwater.errors import DefinitionError, LogError, UnreadableEvent
+from headwater.ids import derived_id, new_id
+
+A = UUID(int=1)
+
+
+class Colour(enum.Enum):
+    RED = "RED"
+
+
+class Everything(Event, name="all", version=3):
+    key: UUID
+    text: str
+    number: int
+    real: float
+    yes: bool
+    amount: Decimal
+    at: datetime
+    day: date
+    colour: Colour
+    amounts: list[Decimal]
+    note: str | None = None
+
+
+class Simple(Event):
+    text: str = ""
+
+
+EVERYTHING = Everything(
+    key=A,
+    text='"é\u2028\n\\🌊',
+    number=2**63 - 1,
+    real=0.1,
+    yes=True,
+    amount=Decimal("0.10"),
+    at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+    day=date(2026, 1, 2),
+    colour=Colour.RED,
+    amounts=[Decimal("1E+3"), Decimal("-0.00")],
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------- codec
+
+
+def test_an_event_is_stored_as_json_with_exact_decimals() -> None:
+    assert json.loads(encode(EVERYTHING)) == {
+        "key": "00000000-0000-0000-0000-000000000001",
+        "text": '"é\u2028\n\\🌊',
+        "number": 2**63 - 1,
+        "real": 0.1,
+        "yes": True,
+        "amount": "0.10",
+        "at": "2026-01-02T03:04:05.678901Z",
+        "day": "2026-01-02",
+        "colour": "RED",
+        "amounts": ["1E+3", "-0.00"],
+        "note": None,
+    }
+
+
+def test_an_event_comes_back_as_it_was() -> None:
+    assert Codec([Everything]).decode("all", 3, encode(EVERYTHING)) == EVERYTHING
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False), st.text(st.characters(codec="utf-8")))
+def test_no_digit_and_no_letter_is_lost(amount: Decimal, text: str) -> None:
+    class One(Event):
+        amount: Decimal
+        text: str
+
+    back = Codec([One]).decode("One", 1, encode(One(amount=amount, text=text)))
+    assert isinstance(back, One)
+    assert (back.amount.as_tuple(), back.text) == (amount.as_tuple(), text)
+
+
+def test_an_event_of_another_time_zone_is_the_same_moment() -> None:
+    moment = datetime(2026, 1, 2, 5, tzinfo=timezone(timedelta(hours=2)))
+
+    class At(Event):
+        at: datetime
+
+    back = Codec([At]).decode("At", 1, encode(At(at=moment)))
+    assert isinstance(back, At)
+    assert back.at == moment
+
+
+def test_the_name_and_version_are_the_contract_not_the_module() -> None:
+    class Moved(Event, name="all", version=3):
+        text: str
+
+    assert (Everything.event_name, Everything.event_version) == ("all", 3)
+    assert (Simple.event_name, Simple.event_version) == ("Simple", 1)
+    assert Codec([Moved]).decode("all", 3, encode(EVERYTHING)) == Moved(text=EVERYTHING.text)
+
+
+@pytest.mark.parametrize(
+    "name, version, data, sentence",
+    [
+        ("None", 1, "{}", "The log holds events of type 'None', which no class of this app reads"),
+        ("all", 2, "{}", "The log holds all of version 2; this app reads version 3"),
+        ("all", 3, "{}", "A stored all of version 3 does not fit its class: Object missing required field `key`"),
+        (
+            "Simple",
+            1,
+            '{"text":5}',
+            "A stored Simple of version 1 does not fit its class: Expected `str`, got `int` - at",
+        ),
+        ("Simple", 1, "{", "A stored Simple of version 1 does not fit its class: Input data was truncated"),
+    ],
+)
+def test_what_cannot_be_read_is_said(name: str, version: int, data: str, sentence: str) -> None:
+    with pytest.raises(LogError) as caught:
+        Codec([Everything, Simple]).decode(name, version, data)
+    assert str(caught.value).startswith(sentence)
+
+
+class Zoned(Event):
+    zone: str
+
+    def __post_init__(self) -> None:
+        ZoneInfo(self.zone)
+
+
+@pytest.mark.parametrize("zone", ["Europe", "Nowhere"])
+def test_whatever_a_class_raises_is_of_the_log(zone: str) -> None:
+    """The first is an OSError, which would be taken for a fault of the database and waited out."""
+    with pytest.raises(LogError, match=r"^A stored Zoned of version 1 cannot be read: \w+Error: "):
+        Codec([Zoned]).decode("Zoned", 1, f'{{"zone":"{zone}"}}')
+
+
+class Odd(Event):
+    real: float = 0.0
+    maybe: float | None = None
+    small: Annotated[int, Meta(le=100)] = 0
+    text: str = ""
+    amount: Decimal = Decimal()
+    reals: list[float] = msgspec.field(default_factory=list)
+    loose: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    "event, sentence",
+    [
+        (Odd(real=1e308 * 10), "Expected `float`, got `null` - at `$.real`"),
+        (Odd(reals=[0.0, float("nan")]), "Expected `float`, got `null` - at `$.reals[1]`"),
+        (Odd(maybe=float("-inf")), "its field maybe would be read back as None, not as -inf"),
+        (Odd(small=101), "Expected `int` <= 100 - at `$.small`"),
+        (Odd(text=None), "Expected `str`, got `null` - at `$.text`"),  # type: ignore[arg-type]  # the mistake
+        (Odd(text="\ud800"), "'utf-8' codec can't encode character"),
+        (Odd(amount=0.1), "its field amount would be read back as Decimal('0.1'), not as 0.1"),  # type: ignore[arg-type]  # the mistake
+        (Odd(loose={"a": {1: 2}}), "its field loose would be read back as {'a': {'1': 2}}, not as {'a': {1: 2}}"),
+        (Odd(loose={"a": object()}), "Encoding objects of type object is unsupported"),
+    ],
+    ids=["infinity", "nan", "optional", "bound", "none", "surrogate", "float", "key", "object"],
+)
+def test_an_event_that_could_not_be_read_back_is_not_encoded(event: Event, sentence: str) -> None:
+    with pytest.raises(UnreadableEvent) as caught:
+        encode(event)
+    assert str(caught.value).startswith(f"Odd cannot be written, since it could not be read back as it is: {sentence}")
+
+
+def test_what_is_read_back_as_another_type_with_all_that_it_says_is_encoded() -> None:
+    assert json.loads(encode(Odd(reals=(1.0,), text="\0", amount=Decimal("NaN"))))["reals"] == [1.0]  # type: ignore[arg-type]  # a tuple, as may be
+
+
+def test_two_events_of_one_name() -> None:
+    class Other(Event, name="all"):
+        pass
+
+    with pytest.raises(DefinitionError, match=r"Everything and .*Other are both stored as 'all'; give one of them"):
+        Codec([Everything, Other])
+    Codec([Everything, Everything])
+
+
+def test_an_event_that_json_cannot_carry() -> None:
+    class Odd(Event):
+        value: complex | bytes | list[int] | tuple[int]
+
+    with pytest.raises(DefinitionError, match=r"^Odd has a field that JSON cannot carry: "):
+        Codec([Odd])
+
+
+# -------------------------------------------------------------------------------------------------------------- classes
+
+
+def test_messages_are_frozen_and_keyword_only() -> None:
+    with pytest.raises(AttributeError, match="immutable"):
+        EVERYTHING.text = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Simple("text")  # type: ignore[call-arg]
+
+
+def test_a_subclass_has_a_name_of_its_own() -> None:
+    class Special(Everything):
+        pass
+
+    assert (Special.event_name, Special.event_version) == ("Special", 1)
+
+
+def test_a_command_says_what_it_refuses_and_creates_and_who_asks_for_it() -> None:
+    class Do(Command, refuses=[VersionConflict], creates=True, internal=True, name="Act"):
+        """Do something."""
+
+    class Plain(Command):
+        pass
+
+    assert (Do.command_name, Do.refuses, Do.creates, Do.internal) == ("Act", (VersionConflict,), True, True)
+    assert (Plain.command_name, Plain.refuses, Plain.creates, Plain.internal) == ("Plain", (), False, False)
+
+
+def test_a_keyword_that_nobody_knows() -> None:
+    with pytest.raises(TypeError, match="colour"):
+
+        class Odd(Event, colour="red"):
+            pass
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+class SeatTaken(Refused):
+    """Somebody else
+    sits there.
+
+    What follows is for those who read the code.
+    """
+
+    row: int
+    seat: str = "a"
+
+
+class HTTPRefused(Refused):
+    pass
+
+
+def test_a_refusal_is_data() -> None:
+    refusal = SeatTaken(row=3)
+    assert refusal.code == "SEAT_TAKEN"
+    assert refusal.message == str(refusal) == "Somebody else sits there."
+    assert refusal.facts == {"row": 3, "seat": "a"}
+    assert repr(refusal) == "SeatTaken(row=3, seat='a')"
+
+
+def test_a_refusal_without_a_docstring_says_its_code() -> None:
+    assert HTTPRefused().message == "HTTP_REFUSED"
+    assert HTTPRefused().facts == {}
+
+
+def test_a_refusal_is_raised_and_hashed_like_any_exception() -> None:
+    one, same = SeatTaken(row=3), SeatTaken(row=3)
+    assert len({one, same}) == 2
+    with pytest.raises(SeatTaken) as caught:
+        raise one
+    assert caught.value is one
+
+
+def test_what_every_command_may_refuse() -> None:
+    invalid = InvalidInput(["email"], "Expected something else")
+    assert (invalid.code, invalid.message) == ("INVALID_INPUT", "Expected something else")
+    conflict = VersionConflict(expected_version=1, actual_version=2)
+    assert (conflict.code, conflict.facts) == ("VERSION_CONFLICT", {"expected_version": 1, "actual_version": 2})
+
+
+@pytest.mark.parametrize(
+    "name, code",
+    [
+        ("InsufficientFunds", "INSUFFICIENT_FUNDS"),
+        ("Full", "FULL"),
+        ("HTTPError", "HTTP_ERROR"),
+        ("Area51Closed", "AREA51_CLOSED"),
+        ("NotA", "NOT_A"),
+    ],
+)
+def test_a_code_is_the_name_in_constant_case(name: str, code: str) -> None:
+    assert constant_case(name) == code
+
+
+# ------------------------------------------------------------------------------------------------------------------ ids
+
+
+def test_new_ids_are_of_version_7_and_all_different() -> None:
+    before = time.time_ns() // 1_000_000
+    ids = [new_id() for _ in range(1000)]
+    after = time.time_ns() // 1_000_000
+    assert len(set(ids)) == 1000
+    assert {(each.version, each.variant) for each in ids} == {(7, "specified in RFC 4122")}
+    assert all(before <= each.int >> 80 <= after for each in ids)
+
+
+def test_new_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(0, 5_000_000, 1_000_000))
+    monkeypatch.setattr(time, "time_ns", lambda: next(times))
+    ids = [new_id() for _ in range(5)]
+    assert ids == sorted(ids)
+    assert [each.int >> 80 for each in ids] == [0, 1, 2, 3, 4]
+
+
+def test_a_derived_id_is_the_same_each_time() -> None:
+    assert derived_id(A, "account_id") == derived_id(A, "account_id") == UUID("fe1f8014-94d0-5fd9-aade-4a4759768fb3")
+    assert len({derived_id(A, "x"), derived_id(A, "y"), derived_id(UUID(int=2), "x")}) == 3

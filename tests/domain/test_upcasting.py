@@ -1,0 +1,358 @@
+"""Upcasters: what older code wrote is read as the newest shape, and a chain with a hole stops the start."""
+# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+
+import json
+import re
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bank.accounts.domain import Account, AccountStatus, MoneyWithdrawn, accounts
+from bank.accounts.views import AccountView, account_view
+from bank.main import app
+from headwater import Event, Upcaster
+from headwater.domain.serialization import Codec
+from headwater.errors import DefinitionError, LogError
+from headwater.testing import folded, recorded
+
+
+class Paid(Event, version=3):
+    amount: Decimal
+    currency: str
+    payer: str | None
+
+
+class Frozen(Event):
+    why: str
+
+
+class Closed(Event, version=2):
+    why: str
+
+
+def full_name(stored: dict[str, Any]) -> dict[str, Any]:
+    return {"amount": stored["amount"], "payer": f"{stored['first']} {stored['last']}"}
+
+
+def status_changed(stored: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return ("Frozen" if stored["status"] == "FROZEN" else "Closed"), {"why": stored["why"]}
+
+
+RENAMED = Upcaster("Payment", from_version=2, to_type="Paid", to_version=2, to=full_name)
+CURRENCY = Upcaster("Paid", from_version=2, defaults={"currency": "EUR"})
+SPLIT = Upcaster("StatusChanged", from_version=1, to_type=["Frozen", "Closed"], to=status_changed)
+WHY = Upcaster("Closed", from_version=1, to=lambda stored: {"why": stored["why"].upper()})
+
+
+def codec(*upcasters: Upcaster) -> Codec:
+    return Codec([Paid, Frozen, Closed], upcasters)
+
+
+def says(sentence: str, error: type[Exception] = DefinitionError) -> Any:
+    """An error whose message is just this; `...` stands for what others say."""
+    return pytest.raises(error, match="^" + re.escape(sentence).replace(r"\.\.\.", ".*") + "$")
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def test_what_is_of_today_is_read_as_it_is() -> None:
+    event = codec(RENAMED, CURRENCY).decode("Paid", 3, '{"amount": "1.10", "currency": "USD", "payer": null}')
+    assert event == Paid(amount=Decimal("1.10"), currency="USD", payer=None)
+
+
+def test_a_field_that_came_later_has_its_default() -> None:
+    read = codec(CURRENCY).decode
+    assert read("Paid", 2, '{"amount": "1.10", "payer": "Ada"}') == Paid(
+        amount=Decimal("1.10"), currency="EUR", payer="Ada"
+    )
+    assert read("Paid", 2, '{"amount": "1.10", "payer": "Ada", "currency": "USD"}') == Paid(
+        amount=Decimal("1.10"), currency="USD", payer="Ada"
+    )
+
+
+class Tagged(Event, version=3):
+    tags: list[str]
+
+
+def test_a_default_is_of_one_event_only() -> None:
+    def tag(stored: dict[str, Any]) -> dict[str, Any]:
+        stored["tags"].append("old")
+        return stored
+
+    steps = Upcaster("Tagged", 1, defaults={"tags": []}), Upcaster("Tagged", 2, to=tag)
+    read = Codec([Tagged], steps).decode
+    assert [read("Tagged", 1, "{}") for _ in range(3)] == [Tagged(tags=["old"])] * 3
+
+
+def test_another_name_and_shape_and_then_a_default() -> None:
+    event = codec(RENAMED, CURRENCY).decode("Payment", 2, '{"amount": "5", "first": "Ada", "last": "Lovelace"}')
+    assert event == Paid(amount=Decimal(5), currency="EUR", payer="Ada Lovelace")
+
+
+def test_what_one_event_becomes_is_told_by_its_data() -> None:
+    read = codec(SPLIT, WHY).decode
+    assert read("StatusChanged", 1, '{"status": "FROZEN", "why": "asked"}') == Frozen(why="asked")
+    assert read("StatusChanged", 1, '{"status": "CLOSED", "why": "asked"}') == Closed(why="ASKED")
+
+
+def test_a_version_without_a_step_is_not_read() -> None:
+    with says("The log holds Paid of version 1; this app reads version 2 and 3", LogError):
+        codec(CURRENCY).decode("Paid", 1, "{}")
+    with says("The log holds events of type 'Payed', which no class of this app reads", LogError):
+        codec(CURRENCY).decode("Payed", 1, "{}")
+
+
+@pytest.mark.parametrize(
+    "to, sentence",
+    [
+        (
+            lambda stored: stored["payer"],
+            "The upcaster from Paid version 2 raised KeyError: 'payer'",
+        ),
+        (
+            lambda stored: stored.update(currency="EUR"),
+            "The upcaster from Paid version 2 gave None, not a dict",
+        ),
+        (
+            lambda stored: {"amount": "much", "currency": "EUR", "payer": None},
+            "A stored Paid of version 2 does not fit Paid after its upcasters: ... - at `$.amount`",
+        ),
+        (
+            lambda stored: {"amount": "1"},
+            "A stored Paid of version 2 does not fit Paid after its upcasters: Object missing required field ...",
+        ),
+    ],
+)
+def test_a_wrong_step_is_named(to: Any, sentence: str) -> None:
+    with says(sentence, LogError):
+        codec(Upcaster("Paid", from_version=2, to=to)).decode("Paid", 2, '{"amount": "1"}')
+
+
+@pytest.mark.parametrize("given", [("Lost", {}), {"why": "asked"}, ("Closed",), None])
+def test_a_split_into_something_else_is_named(given: Any) -> None:
+    split = Upcaster("StatusChanged", from_version=1, to_type=["Frozen"], to=lambda _: given)
+    with says(
+        f"The upcaster from StatusChanged version 1 gave {given!r}, not (type, dict) with one of its types: Frozen",
+        LogError,
+    ):
+        codec(split).decode("StatusChanged", 1, "{}")
+
+
+def test_a_stored_text_that_is_no_object_is_named() -> None:
+    with says("A stored Paid of version 2 does not fit its class: ...", LogError):
+        codec(CURRENCY).decode("Paid", 2, "[]")
+
+
+# ----------------------------------------------------------------------------------------------------- names to ask for
+
+
+def test_who_asks_for_a_class_asks_for_all_its_names() -> None:
+    all_of_them = codec(RENAMED, CURRENCY, SPLIT, WHY)
+    assert all_of_them.stored_names([Paid]) == ["Paid", "Payment"]
+    assert all_of_them.stored_names([Frozen]) == ["Frozen", "StatusChanged"]
+    assert all_of_them.stored_names([Frozen, Closed]) == ["Closed", "Frozen", "StatusChanged"]
+    assert codec().stored_names([Paid]) == ["Paid"]
+
+
+def test_what_a_kind_may_be_read_as() -> None:
+    all_of_them = codec(RENAMED, CURRENCY, SPLIT, WHY)
+    assert all_of_them.classes_of("StatusChanged", 1) == {Frozen, Closed}
+    assert all_of_them.classes_of("Payment", 2) == {Paid}
+    assert all_of_them.classes_of("Paid", 3) == {Paid}
+
+
+# ------------------------------------------------------------------------------------------------ refused at the start
+
+
+@pytest.mark.parametrize(
+    "upcasters, sentence",
+    [
+        (
+            [Upcaster("Paid", from_version=1)],
+            "The upcaster from Paid version 1 leads to Paid version 2, and nothing leads on to version 3, that of its "
+            "class; add the step from there",
+        ),
+        (
+            [Upcaster("Paid", from_version=3)],
+            "The upcaster from Paid version 3 is never used, since the class that is stored as 'Paid' has version=3; "
+            "raise it to 4, or take the step out",
+        ),
+        (
+            [CURRENCY, Upcaster("Paid", from_version=2)],
+            "The upcaster from Paid version 2 is there twice; each type and version has one way on",
+        ),
+        (
+            [Upcaster("Payment", from_version=1, to_type="Payed")],
+            "The upcaster from Payment version 1 leads to Payed version 1, which no decider's evolve takes and no "
+            "upcaster reads",
+        ),
+        (
+            [Upcaster("Payment", from_version=1)],
+            "The upcaster from Payment version 1 leads to Payment version 2, which no decider's evolve takes and no "
+            "upcaster reads",
+        ),
+        (
+            [Upcaster("Payment", from_version=1, to_type="Paid", to_version=4)],
+            "The upcaster from Payment version 1 leads to Paid version 4, but the class that is stored so has "
+            "version=3; raise it, or take the step out",
+        ),
+        (
+            [SPLIT],
+            "The upcaster from StatusChanged version 1 leads to Closed version 1, and nothing leads on to version 2, "
+            "that of its class; add the step from there",
+        ),
+        (
+            [Upcaster("A", from_version=1, to_type="B"), Upcaster("B", from_version=1, to_type="A")],
+            "The upcasters go in a circle: A 1 -> B 1 -> A 1; none of these becomes an event of today",
+        ),
+    ],
+)
+def test_a_chain_that_does_not_arrive_is_refused(upcasters: Sequence[Upcaster], sentence: str) -> None:
+    with says(sentence):
+        codec(*upcasters)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"from_version": 0}, "The upcaster from Paid version 0: a version is from 1 to 32767, not 0"),
+        (
+            {"from_version": 1, "to_type": "New", "to_version": 0},
+            "The upcaster from Paid version 1: a version is from 1 to 32767, not 0",
+        ),
+        (
+            {"from_version": 1, "to_version": 3},
+            "The upcaster from Paid version 1: `to_version` belongs to a new name, `to_type`; a step is one version up",
+        ),
+        (
+            {"from_version": 1, "to_type": []},
+            "The upcaster from Paid version 1: `to_type=[]` leads nowhere; name what the event becomes",
+        ),
+        (
+            {"from_version": 1, "to_type": ["Frozen", "Closed"]},
+            "The upcaster from Paid version 1: with several types, `to` must say which: it gives (type, dict)",
+        ),
+    ],
+)
+def test_a_step_that_cannot_be_one_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with says(sentence):
+        Upcaster("Paid", **options)
+
+
+# ---------------------------------------------------------------------------------------------- any chain, newest shape
+
+
+@dataclass
+class History:
+    """A made-up past: steps, the classes of today, and for each kind of the past what its events become."""
+
+    upcasters: list[Upcaster]
+    current: dict[str, int]
+    oldest: tuple[str, int]
+
+
+def stamping(added: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A step that leaves its name in the event."""
+    return lambda stored: {**stored, "steps": [*stored["steps"], added]}
+
+
+def choosing(way: str, stamp: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    return lambda stored: (way, stamp(stored))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    """A chain of up to eight steps: another shape, a default, another name, or a split of which one way goes on."""
+    upcasters: list[Upcaster] = []
+    names = (f"T{number}" for number in range(100))
+    name, version = oldest = next(names), draw(st.integers(1, 5))
+    others: dict[str, int] = {}
+    for number in range(draw(st.integers(0, 8))):
+        what = draw(st.sampled_from(["shape", "default", "name", "split"]))
+        stamp, to_version = stamping(f"s{number}"), draw(st.integers(1, 5))
+        if what == "name":
+            new = next(names)
+            upcasters.append(Upcaster(name, version, stamp, to_type=new, to_version=to_version))
+            name, version = new, to_version
+        elif what == "split":
+            way, other = next(names), next(names)
+            both = draw(st.permutations([way, other]))
+            upcasters.append(Upcaster(name, version, choosing(way, stamp), to_type=both, to_version=to_version))
+            others[other] = to_version
+            name, version = way, to_version
+        else:
+            defaults = {f"added{number}": number} if what == "default" else {}
+            upcasters.append(Upcaster(name, version, stamp, defaults=defaults))
+            version += 1
+    return History(draw(st.permutations(upcasters)), others | {name: version}, oldest)
+
+
+def event_class(name: str, version: int, defaults: Sequence[str]) -> type[Event]:
+    fields = {"number": int, "steps": list[str], **dict.fromkeys(defaults, int)}
+    return types.new_class(name, (Event,), {"version": version}, lambda body: body.update(__annotations__=fields))
+
+
+@settings(max_examples=200, deadline=None)
+@given(histories(), st.integers(-(2**60), 2**60))
+def test_any_chain_gives_the_newest_shape(history: History, number: int) -> None:
+    defaults = [name for each in history.upcasters for name in each.defaults]
+    classes = [event_class(name, version, defaults) for name, version in history.current.items()]
+    codec = Codec(classes, history.upcasters)
+    event = codec.decode(*history.oldest, json.dumps({"number": number, "steps": []}))
+    assert type(event) is classes[-1]
+    assert msgspec.structs.asdict(event) == {
+        "number": number,
+        "steps": [f"s{place}" for place in range(len(history.upcasters))],
+        **{field: int(field.removeprefix("added")) for field in defaults},
+    }
+    assert history.oldest[0] in codec.stored_names([type(event)])
+
+
+# ------------------------------------------------------------------------------------------------------- the bank's own
+
+A = UUID(int=1)
+
+
+def stored_withdrawal(version: int, **fields: str) -> Event:
+    return app.domain.codec.decode(
+        "MoneyWithdrawn", version, json.dumps({"account_id": str(A), "amount": "2.50", **fields})
+    )
+
+
+def test_a_withdrawal_of_version_1_did_not_say_what_it_left() -> None:
+    assert stored_withdrawal(1) == MoneyWithdrawn(account_id=A, amount=Decimal("2.50"), balance=None)
+    assert stored_withdrawal(2, balance="7.50") == MoneyWithdrawn(
+        account_id=A, amount=Decimal("2.50"), balance=Decimal("7.50")
+    )
+
+
+def test_the_balance_is_right_whichever_version_was_withdrawn() -> None:
+    before = Account(status=AccountStatus.OPEN, balance=Decimal(10))
+    for event in (stored_withdrawal(1), stored_withdrawal(2, balance="7.50")):
+        after = accounts.evolve(before, event)  # type: ignore[arg-type]  # it is a withdrawal
+        assert after == Account(status=AccountStatus.OPEN, balance=Decimal("7.50"))
+
+
+def test_the_row_is_right_whichever_version_was_withdrawn() -> None:
+    opened = app.domain.codec.decode(
+        "AccountOpened", 1, json.dumps({"account_id": str(A), "owner_id": str(A), "currency": "EUR"})
+    )
+    deposited = app.domain.codec.decode(
+        "MoneyDeposited", 1, json.dumps({"account_id": str(A), "amount": "10", "balance": "10"})
+    )
+    rows = [
+        folded(account_view, [recorded(opened), recorded(deposited), recorded(withdrawn)])
+        for withdrawn in (stored_withdrawal(1), stored_withdrawal(2, balance="7.50"))
+    ]
+    assert rows[0] == rows[1]
+    assert isinstance(rows[0], AccountView)
+    assert rows[0].balance == Decimal("7.50")

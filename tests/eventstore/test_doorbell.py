@@ -1,0 +1,377 @@
+"""The doorbell: what rings is heard at once, and what is not heard is found all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from decimal import Decimal
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+from tests.support.waiting import reached, until
+
+from bank.accounts.domain import Deposit, OpenAccount
+from bank.accounts.views import AccountView
+from headwater import supervisor
+from headwater.config import Settings
+from headwater.errors import ProjectionBehind
+from headwater.eventstore.audit_trail import Wanted
+from headwater.eventstore.doorbell import CHANNEL, Doorbell, PostgresBell
+from headwater.eventstore.log import Log
+from headwater.eventstore.positions import LOG, Positions
+from headwater.live.subscriptions import Message, watch_changes
+from headwater.postgres.database import Database
+from headwater.projections.reader import Reader
+from headwater.server.node import Node
+
+Start: TypeAlias = Callable[..., Awaitable[Node]]
+
+RUNG = replace(Settings(), poll_seconds=3600)
+"""Nobody looks for himself before the test is over."""
+
+
+async def opened(node: Node) -> UUID:
+    account = uuid4()
+    await node.dispatcher.execute(OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+    return account
+
+
+async def deposit(node: Node, account: UUID) -> int:
+    return (await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)))).position
+
+
+LISTENING = """
+select count(*) from pg_stat_activity
+ where application_name = 'headwater listener' and datname = current_database()
+   and state = 'idle' and query like '%headwater.projections%'
+"""
+
+
+async def listening(connection: asyncpg.Connection, nodes: int) -> None:
+    """Wait until the listeners of so many nodes have asked where everything stands, which they do when they listen."""
+    query = f"select ({LISTENING}) = $1"
+    await until(lambda: connection.fetchval(query, nodes))
+
+
+async def kill_listeners(connection: asyncpg.Connection) -> int:
+    """How many there were."""
+    return int(
+        await connection.fetchval(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+            "where application_name = 'headwater listener' and datname = current_database()"
+        )
+    )
+
+
+class Subscriber:
+    """Counts the entries of accounts, as it is told of them."""
+
+    def __init__(self, node: Node) -> None:
+        self._messages: AsyncGenerator[Message, None] = watch_changes(node.serving.feeds[AccountView])
+        self.position = 0
+        self.entries: dict[UUID, int] = {}
+
+    async def told(self, position: int, seconds: float = 15) -> None:
+        """Read until what it has is complete up to a position."""
+        async with asyncio.timeout(seconds):
+            while self.position < position:
+                message: Any = await anext(self._messages)
+                self.position = message.position
+                self.entries |= {row["account_id"]: row["entry_count"] for row in message.upserted}
+
+    async def aclose(self) -> None:
+        await self._messages.aclose()
+
+
+@pytest.fixture
+async def nodes(start: Start) -> tuple[Node, Node]:
+    """One that serves and one that works, as two processes."""
+    return await start(settings=RUNG, work=False), await start(settings=RUNG, serve=False)
+
+
+# Heard -------------------------------------------------------------------------------------------------------------
+
+
+async def test_nodes_hear_each_other(nodes: tuple[Node, Node], connection: asyncpg.Connection) -> None:
+    serves, works = nodes
+    async with aclosing(Subscriber(serves)) as subscriber:
+        account, position = await opened(serves), 1
+        for entries in range(1, 20):
+            position = await deposit(serves, account)
+            await subscriber.told(position, seconds=5)
+            assert subscriber.entries == {account: entries}
+    assert works.positions.known(LOG) == serves.positions.known("Account") == position
+    assert await kill_listeners(connection) == 2, "one connection a process, however much is heard"
+
+
+async def test_a_killed_listener_loses_nothing(
+    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.3)
+    serves, _ = nodes
+    account, entries = await opened(serves), 0
+    await listening(connection, 2)
+    async with aclosing(Subscriber(serves)) as subscriber:
+        await subscriber.told(1)
+        for _ in range(3):
+            assert await kill_listeners(connection) == 2
+            for node in nodes:
+                await until(lambda node=node: "listener" in node.supervisor.troubles)  # type: ignore[misc]  # early
+            # Neither hears this; what it hears is that it is connected again.
+            position = await deposit(serves, account)
+            assert all("listener" in node.supervisor.troubles for node in nodes)
+            entries += 1
+            await subscriber.told(position)
+            assert subscriber.entries == {account: entries}
+            for node in nodes:
+                await until(lambda node=node: not node.supervisor.troubles)  # type: ignore[misc]  # bound early
+
+
+async def test_listeners_that_are_killed_in_the_middle_of_changes_lose_nothing(
+    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.01)
+    serves, _ = nodes
+    accounts = [await opened(serves) for _ in range(5)]
+    killed, position = 0, 0
+    await listening(connection, 2)
+    async with aclosing(Subscriber(serves)) as subscriber:
+        for round_ in range(30):
+            waiting = [asyncio.create_task(deposit(serves, account)) for account in accounts for _ in range(4)]
+            if round_ % 3 == 0:
+                killed += await kill_listeners(connection)
+            position = max(await asyncio.gather(*waiting))
+            if round_ % 2:
+                await subscriber.told(position)
+        await subscriber.told(position)
+    assert subscriber.entries == dict.fromkeys(accounts, 30 * 4)
+    assert killed > 10
+
+
+# Not heard ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_poll_finds_what_no_bell_told(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(Settings(), poll_seconds=0.05)
+    serves, _ = await start(settings=settings, work=False), await start(settings=settings, serve=False)
+    await listening(connection, 2)
+    deaf = []
+    monkeypatch.setattr(Doorbell, "hear", lambda self, message: deaf.append(message))
+    async with aclosing(Subscriber(serves)) as subscriber:
+        account = await opened(serves)
+        for entries in range(1, 6):
+            await subscriber.told(await deposit(serves, account))
+            assert subscriber.entries == {account: entries}
+    assert serves.positions.known("Account") == 0
+    assert deaf, "it did ring"
+
+
+async def test_without_bell_and_poll_nothing_is_found(
+    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the tests above are known to test something."""
+    serves, _ = nodes
+    await listening(connection, 2)
+    monkeypatch.setattr(Doorbell, "hear", lambda self, message: None)
+    async with aclosing(Subscriber(serves)) as subscriber:
+        await opened(serves)
+        with pytest.raises(TimeoutError):
+            await subscriber.told(1, seconds=0.5)
+
+
+# The listener ------------------------------------------------------------------------------------------------------
+
+
+async def test_it_connects_again_with_longer_and_longer_pauses(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await start(settings=RUNG)
+    pauses: list[float] = []
+    choose = supervisor.backoff
+
+    def backoff(failures: int) -> float:
+        pauses.append(choose(failures))
+        return 0.001
+
+    connect, refused = Database.connect, 0
+
+    async def refuse(self: Database, name: str) -> Any:
+        nonlocal refused
+        if name == "listener" and refused < 4:
+            refused += 1
+            raise ConnectionRefusedError("no")
+        return await connect(self, name)
+
+    await listening(connection, 1)
+    monkeypatch.setattr(supervisor, "backoff", backoff)
+    monkeypatch.setattr(Database, "connect", refuse)
+    assert await kill_listeners(connection) == 1
+    await until(lambda: refused == 4 and not node.supervisor.troubles)
+    assert len(pauses) == 5
+    assert all(0.05 * 2**n <= pause <= 0.1 * 2**n for n, pause in enumerate(pauses))
+    said = [record.getMessage() for record in caplog.records if record.name == "headwater.supervisor"]
+    assert [line.partition(" died")[0] for line in said] == ["listener"] * 5
+    assert said[0].endswith("(failure 1)")
+    assert said[4].endswith("(failure 5)")
+    async with aclosing(Subscriber(node)) as subscriber:
+        await opened(node)
+        await subscriber.told(1)
+
+
+async def test_rings_that_come_faster_than_they_are_read_are_merged() -> None:
+    bell = PostgresBell(None)  # type: ignore[arg-type]  # it connects to nothing here
+    for payload in ("log:1", "Account:1", "log:2", "User:1", "log:3", "Account:3"):
+        bell._hear(None, 1, CHANNEL, payload)
+    async with asyncio.timeout(5):
+        assert [(await bell.next_published()).message for _ in range(3)] == ["User:1", "log:3", "Account:3"]
+        waiting = asyncio.create_task(bell.next_published())
+        await asyncio.wait([waiting], timeout=0)
+        assert not waiting.done()
+        bell._hear(None, 1, CHANNEL, "log:4")
+        assert (await waiting).message == "log:4"
+
+
+STRANGE = ["", ":", ":5", "nonsense", "log:", "log:x", "log:-1", "log:1:2", "log:²", "log:1.5", "log:" + "9" * 5000]
+
+
+async def test_rings_that_are_not_ours_do_no_harm(
+    start: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await start(settings=RUNG)
+    account = await opened(node)
+    async with aclosing(Subscriber(node)) as subscriber:
+        await subscriber.told(1)
+        for place, payload in enumerate(STRANGE, 2):
+            await connection.execute("select pg_notify('headwater', $1)", payload)
+            await connection.execute(f"select pg_notify('headwater', 'Marker:{place}')")
+            await reached(node.positions, "Marker", place)
+            assert node.positions.known(LOG) == place - 1, payload
+            await subscriber.told(await deposit(node, account))
+    assert node.supervisor.troubles == {}
+    warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warned) == len([payload for payload in STRANGE if payload.partition(":")[0]])
+    assert all(line.startswith("a ring that is not ours on channel headwater: ") and len(line) < 150 for line in warned)
+
+
+# Going back --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_ring_for_what_is_not_there_keeps_nobody_busy(
+    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves, works = nodes
+    looks: Counter[str] = Counter()
+
+    def counted(owner: type, name: str) -> None:
+        look = getattr(owner, name)
+
+        async def counting(self: Any, *arguments: Any, **options: Any) -> Any:
+            looks[name] += 1
+            return await look(self, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    account = await opened(serves)
+    following = asyncio.ensure_future(anext(serves.serving.trail.follow(Wanted(), 1)))
+    async with aclosing(Subscriber(serves)) as subscriber:
+        await subscriber.told(1)
+        for owner, name in ((Log, "read_on"), (Reader, "changes"), (Log, "head")):
+            counted(owner, name)
+        # As of a server that failed, whose log was longer than that of the one which took its place.
+        for name in ("log", "Account", "User"):
+            await connection.execute(f"notify headwater, '{name}:1000'")
+        await connection.execute("notify headwater, 'Marker:1'")
+        for node in nodes:
+            await reached(node.positions, "Marker", 1)
+        await asyncio.wait([following], timeout=0.3)
+        assert all(count <= 6 for count in looks.values()), looks
+        position = await deposit(serves, account)
+        await subscriber.told(position, seconds=5)  # nobody polls: what is true is heard again
+        assert (await asyncio.wait_for(following, 5)).position == position
+    assert works.positions.known(LOG) == serves.positions.known("Account") == position
+
+
+async def test_what_was_heard_is_forgotten_with_the_connection(
+    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A projection's last commits are lost when PostgreSQL crashes; nobody may read as if its rows were there."""
+    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.3)
+    node = await start(settings=replace(RUNG, at_least_seconds=0.05), work=False)
+    reader = node.serving.feeds[AccountView].reader
+    await listening(connection, 1)
+    await connection.execute("notify headwater, 'Account:100'")
+    await reached(node.positions, "Account", 100)
+    await reader.reach(100)
+    assert await kill_listeners(connection) == 1
+    await until(lambda: "listener" in node.supervisor.troubles)
+    with pytest.raises(ProjectionBehind):
+        await reader.reach(100)
+    await until(lambda: not node.supervisor.troubles)
+    with pytest.raises(ProjectionBehind):
+        await reader.reach(100)
+    await opened(node)
+    assert node.positions.known(LOG) == 1
+
+
+# Positions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_who_waits_is_woken_by_a_later_position_only() -> None:
+    positions = Positions()
+    positions.report("log", 5)
+    await asyncio.wait_for(positions.moved("log", 4, 60), 1)
+    waiting = asyncio.create_task(positions.moved("log", 5, 60))
+    other = asyncio.create_task(positions.moved("Account", 0, 60))
+    await asyncio.wait([waiting, other], timeout=0)
+    positions.report("log", 4)
+    positions.report("log", 5)
+    await asyncio.wait([waiting, other], timeout=0)
+    assert (waiting.done(), other.done(), positions.known("log")) == (False, False, 5)
+    positions.report("log", 6)
+    await asyncio.wait_for(waiting, 1)
+    assert not other.done()
+    positions.wake_everyone()
+    await asyncio.wait_for(other, 1)
+    assert not any(positions._waiting.values())
+
+
+async def test_an_alarm_between_looking_and_waiting_is_not_missed() -> None:
+    positions = Positions()
+    alarms = positions.alarms
+    positions.wake_everyone()  # while the caller reads, and does not wait yet
+    async with asyncio.timeout(5):
+        await positions.moved(LOG, 0, 3600, alarms)
+    waiting = asyncio.create_task(positions.moved(LOG, 0, 3600, positions.alarms))
+    await asyncio.wait([waiting], timeout=0)
+    assert not waiting.done(), "it is missed once only"
+    positions.wake_everyone()
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_who_waits_too_long_may_look_for_himself() -> None:
+    positions = Positions()
+    await asyncio.wait_for(positions.moved("log", 0, 0.01), 1)
+    assert not any(positions._waiting.values())
+
+
+async def test_what_was_heard_and_is_not_so_is_put_right() -> None:
+    positions = Positions()
+    positions.report("log", 1000)
+    positions.correct("log", heard=1000, found=5)
+    assert positions.known("log") == 5
+    positions.report("log", 6)
+    positions.correct("log", heard=5, found=5)
+    assert positions.known("log") == 6, "it came after the database was asked"
+    positions.correct("log", heard=6, found=9)
+    assert positions.known("log") == 6
+    positions.forget()
+    assert positions.known("log") == 0

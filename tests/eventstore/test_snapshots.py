@@ -1,0 +1,518 @@
+"""Snapshots: a long stream is read from its last one on, and a wrong one is never used."""
+# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.waiting import until
+
+from headwater import App, Command, Decider, Event, Feature, Recorded
+from headwater.commands.dispatcher import Accepted, Dispatcher
+from headwater.commands.stream_cache import Streams
+from headwater.config import Settings
+from headwater.domain.feature import Domain
+from headwater.domain.messages import InvalidInput, Refused
+from headwater.domain.serialization import StateCodec
+from headwater.errors import DefinitionError
+from headwater.eventstore.appender import Appender
+from headwater.eventstore.log import Log
+from headwater.eventstore.positions import Positions
+from headwater.eventstore.snapshots import Point, Snapshots, Tally
+from headwater.ids import new_id
+from headwater.postgres.database import Database
+from headwater.server.node import Node
+from headwater.supervisor import Supervisor
+
+EVERY = 10
+
+
+class Count(Command):
+    """Add to a counter."""
+
+    counter_id: UUID
+    amount: Decimal
+
+
+class Counted(Event):
+    counter_id: UUID
+    amount: Decimal
+
+
+@dataclass(frozen=True)
+class Counter:
+    """What a counter holds: their sum, how many there were, and the last of each parity."""
+
+    total: Decimal = Decimal(0)
+    seen: int = 0
+    last: tuple[Decimal, ...] = ()
+
+
+def decide(command: Count, counter: Counter) -> list[Counted]:
+    return [Counted(counter_id=command.counter_id, amount=command.amount)]
+
+
+def evolve(counter: Counter, event: Counted) -> Counter:
+    last = (*counter.last, event.amount)[-3:]
+    return Counter(counter.total + event.amount, counter.seen + 1, last)
+
+
+def deciding(**options: Any) -> Decider[Any, Any, Any]:
+    standard: dict[str, Any] = {"evolve": evolve, "decide": decide, "initial": Counter(), "snapshot_every": EVERY}
+    return Decider(category="counter", key="counter_id", **standard | options)
+
+
+COUNTERS = deciding()
+
+
+class WatchedLog(Log):
+    """Keeps the versions of the events that were read of streams."""
+
+    def __init__(self, pool: asyncpg.Pool, domain: Domain) -> None:
+        super().__init__(pool, domain.codec)
+        self.read_versions: list[int] = []
+
+    async def read_stream(
+        self, stream_id: UUID, after_version: int = 0, *, page: int = 1000
+    ) -> AsyncGenerator[tuple[str, Recorded[Event]], None]:
+        async for category, event in super().read_stream(stream_id, after_version, page=page):
+            self.read_versions.append(event.version)
+            yield category, event
+
+
+@dataclass
+class Process:
+    """What one process of an app has of its own."""
+
+    dispatcher: Dispatcher
+    snapshots: Snapshots
+    log: WatchedLog
+    supervisor: Supervisor
+    decider: Decider[Any, Any, Any]
+
+    async def execute(self, counter_id: UUID, amount: Any) -> Accepted:
+        """Count an amount."""
+        return await self.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(amount)))
+
+    async def count(self, counter_id: UUID, amounts: Sequence[Any]) -> list[Accepted]:
+        """Count amounts, and return when nothing waits to be stored."""
+        accepted = await asyncio.gather(*(self.execute(counter_id, each) for each in amounts))
+        await asyncio.wait_for(self.snapshots.settled(), 10)
+        return accepted
+
+    async def state(self, counter_id: UUID) -> tuple[int, Any]:
+        """The stream's version and state as a process that remembers nothing would find them."""
+        self.log.read_versions.clear()
+        stream = await Streams(self.log, self.snapshots, 1000).get(self.decider, counter_id)
+        return stream.version, stream.state
+
+
+Start: TypeAlias = Callable[..., Coroutine[Any, Any, Process]]
+
+
+@asynccontextmanager
+async def running(dsn: str, decider: Decider[Any, Any, Any], *, queue: int = 1000) -> AsyncIterator[Process]:
+    async with Database(dsn, pool_size=2) as database, Supervisor() as supervisor:
+        appender = Appender(database, Positions())
+        supervisor.start("appender", appender.run)
+        snapshots = Snapshots(database, queue=queue)
+        supervisor.start("snapshots", snapshots.run)
+        domain = Domain([Feature(deciders=[decider])])
+        log = WatchedLog(database.pool, domain)
+        dispatcher = Dispatcher(domain, log, appender, snapshots=snapshots)
+        yield Process(dispatcher, snapshots, log, supervisor, decider)
+
+
+@pytest.fixture
+async def process(dsn: str) -> AsyncIterator[Start]:
+    """Starts processes on the test's database."""
+    async with AsyncExitStack() as stack:
+
+        async def start(decider: Decider[Any, Any, Any] = COUNTERS, **options: int) -> Process:
+            return await stack.enter_async_context(running(dsn, decider, **options))
+
+        yield start
+
+
+async def stored(connection: asyncpg.Connection) -> list[tuple[int, int]]:
+    """(fold_version, version) of all snapshots."""
+    rows = await connection.fetch("select fold_version, version from headwater.snapshots order by stream_id, 1")
+    return [(fold_version, version) for fold_version, version in rows]
+
+
+def counted(amounts: Sequence[Any]) -> tuple[int, Counter]:
+    """Version and state by the fold of all events."""
+    state = Counter()
+    for amount in amounts:
+        state = evolve(state, Counted(counter_id=UUID(int=0), amount=Decimal(amount)))
+    return len(amounts), state
+
+
+# ---------------------------------------------------------------------------------------------------------------- used
+
+
+async def test_a_long_stream_is_read_from_its_snapshot_on(process: Start, connection: asyncpg.Connection) -> None:
+    one, other, counter_id = await process(), await process(), new_id()
+    amounts = range(25)
+    for each in amounts:
+        await one.count(counter_id, [each])
+    assert await stored(connection) == [(1, 20)]
+    assert one.snapshots.tally == Tally(stored=2)
+
+    assert await other.state(counter_id) == counted(amounts)
+    # The first look, as long as a short stream would be, finds that this one is longer.
+    assert other.log.read_versions == [*range(1, EVERY + 1), *range(21, 26)]
+    assert other.snapshots.tally == Tally(used=1)
+
+    accepted = await other.count(counter_id, [7])
+    assert accepted[0].version == 26
+    assert await one.state(counter_id) == counted([*amounts, 7])
+
+
+async def test_a_stream_that_was_only_read_is_kept_too(process: Start, connection: asyncpg.Connection) -> None:
+    unkeeping, keeping, counter_id = await process(deciding(snapshot_every=0)), await process(), new_id()
+    await unkeeping.count(counter_id, range(25))
+    assert await stored(connection) == []
+    await keeping.state(counter_id)
+    await keeping.snapshots.settled()
+    assert await stored(connection) == [(1, 25)]
+    assert await keeping.state(counter_id) == counted(range(25))
+
+
+async def test_a_short_stream_pays_nothing(process: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, counter_id = await process(), new_id()
+    await one.count(counter_id, range(EVERY - 1))
+
+    async def load(*_: object) -> None:
+        raise AssertionError("a snapshot was sought")
+
+    monkeypatch.setattr(one.snapshots, "load", load)
+    assert await one.state(counter_id) == counted(range(EVERY - 1))
+    assert one.snapshots.tally == Tally()
+
+
+AMOUNTS = st.lists(st.decimals(-100, 100, places=2), max_size=45)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(amounts=AMOUNTS, every=st.integers(1, 12), cuts=st.lists(st.integers(0, 45), max_size=4))
+async def test_the_state_is_that_of_all_events(dsn: str, amounts: list[Decimal], every: int, cuts: list[int]) -> None:
+    decider, counter_id = deciding(snapshot_every=every), new_id()
+    places = sorted({0, *(min(cut, len(amounts)) for cut in cuts), len(amounts)})
+    async with running(dsn, decider) as one, running(dsn, decider) as other:
+        for place, (begin, end) in enumerate(pairwise(places)):
+            await (one, other)[place % 2].count(counter_id, amounts[begin:end])
+        for each in (one, other):
+            assert await each.state(counter_id) == counted(amounts)
+
+
+# ---------------------------------------------------------------------------------------------------- wrong, never used
+
+
+async def kept_stream(process: Start) -> tuple[Process, UUID]:
+    """A process that has kept a stream of 25 events at version 20."""
+    one, counter_id = await process(), new_id()
+    await one.count(counter_id, range(25))
+    return one, counter_id
+
+
+WRONG = {
+    "beyond the end of a stream": (
+        "update headwater.snapshots set version = 999",
+        "the stream does not have the event of version 999 that it was taken after",
+    ),
+    "after another event": (
+        "update headwater.snapshots set event_id = uuidv7()",
+        "the stream does not have the event of version 20 that it was taken after",
+    ),
+    "with another text": (
+        """update headwater.snapshots set state = '{"total": "1000000", "seen": 20, "last": []}'""",
+        "it is not what was written",
+    ),
+    "with another seal": (
+        "update headwater.snapshots set seal = repeat('0', 32)",
+        "it is not what was written",
+    ),
+    "at another version": (
+        "update headwater.snapshots s set version = 12, event_id = e.event_id from headwater.events e"
+        " where e.stream_id = s.stream_id and e.version = 12",
+        "it is not what was written",
+    ),
+}
+
+
+@pytest.mark.parametrize("statement, reason", WRONG.values(), ids=WRONG)
+async def test_a_wrong_one_is_thrown_away_and_made_again(
+    process: Start,
+    connection: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    statement: str,
+    reason: str,
+) -> None:
+    one, other, counter_id = await process(), await process(), new_id()
+    for _ in range(2):
+        await one.count(counter_id, range(EVERY))
+    await connection.execute(statement)
+    with caplog.at_level(logging.WARNING, "headwater.eventstore.snapshots"):
+        assert await other.state(counter_id) == counted([*range(EVERY)] * 2)
+    assert caplog.messages == [f"the snapshot of counter {counter_id} is thrown away: {reason}"]
+    assert other.log.read_versions == list(range(1, 21))
+    await other.snapshots.settled()
+    assert await stored(connection) == [(1, 20)]
+    assert other.snapshots.tally == Tally(stored=1, unusable=1)
+    assert await other.state(counter_id) == counted([*range(EVERY)] * 2)
+    assert other.snapshots.tally == Tally(stored=1, unusable=1, used=1)
+
+
+async def test_one_that_cannot_be_read_is_left_alone(
+    process: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, counter_id = await kept_stream(process)
+    await connection.execute("alter table headwater.snapshots rename to gone")
+    other = await process()
+    assert (await other.count(counter_id, [7]))[0].version == 26
+    assert f"the snapshot of counter {counter_id} is left alone: UndefinedTableError" in caplog.text
+    assert other.snapshots.tally == Tally(failed=1, unusable=1)
+    assert await other.state(counter_id) == counted([*range(25), 7])
+
+
+async def test_one_that_does_not_fit_the_state_is_not_used(
+    process: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, counter_id = await kept_stream(process)
+
+    def decode(*_: object) -> None:
+        raise msgspec.ValidationError("Expected something else")
+
+    monkeypatch.setattr(StateCodec, "decode", decode)
+    assert await one.state(counter_id) == counted(range(25))
+    assert "it does not fit the state's type: Expected something else" in caplog.text
+
+
+async def test_one_of_another_fold_version_is_not_used(process: Start, connection: asyncpg.Connection) -> None:
+    _, counter_id = await kept_stream(process)
+
+    def doubled(counter: Counter, event: Counted) -> Counter:
+        return Counter(counter.total + 2 * event.amount, counter.seen + 1)
+
+    newer = await process(deciding(evolve=doubled, fold_version=2))
+    assert await newer.state(counter_id) == (25, Counter(2 * counted(range(25))[1].total, 25))
+    await newer.snapshots.settled()
+    assert newer.snapshots.tally == Tally(stored=1)
+    # The older fold's are taken away with it: its process, if it still runs, would make them again.
+    assert await stored(connection) == [(2, 25)]
+
+
+async def test_one_of_another_shape_is_not_used(process: Start, connection: asyncpg.Connection) -> None:
+    @dataclass(frozen=True)
+    class Another:
+        total: Decimal = Decimal(0)
+        seen: int = 0
+        last: tuple[Decimal, ...] = ()
+        most: Decimal | None = None  # which the stored JSON lacks, though it would decode
+
+    def decide(command: Count, counter: Another) -> list[Counted]:
+        raise AssertionError("it is declared, and never called")
+
+    def evolve(counter: Another, event: Counted) -> Another:
+        return Another(most=event.amount if counter.most is None else max(counter.most, event.amount))
+
+    one, counter_id = await kept_stream(process)
+    forgetful = await process(deciding(decide=decide, evolve=evolve, initial=Another()))
+    assert await forgetful.state(counter_id) == (25, Another(most=Decimal(24)))
+    assert forgetful.snapshots.tally.unusable == 1
+    # Both versions of the code may run side by side: neither uses what the other has kept.
+    await forgetful.snapshots.settled()
+    assert await one.state(counter_id) == counted(range(25))
+    await one.snapshots.settled()
+    assert await forgetful.state(counter_id) == (25, Another(most=Decimal(24)))
+
+
+async def test_one_of_another_category_is_not_used(process: Start, connection: asyncpg.Connection) -> None:
+    _, counter_id = await kept_stream(process)
+    strangers = Decider(
+        category="stranger", key="counter_id", initial=Counter(), decide=decide, evolve=evolve, snapshot_every=EVERY
+    )
+    other = await process(strangers)
+    with pytest.raises(InvalidInput, match="is the id of another thing, in counter, not in stranger"):
+        await other.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(1)))
+    assert await other.snapshots.load(strangers, counter_id) is None
+    assert other.snapshots.tally == Tally(unusable=1)
+
+
+async def test_a_state_that_was_never_in_the_log_is_not_kept(process: Start, connection: asyncpg.Connection) -> None:
+    one, counter_id = await kept_stream(process)
+    one.snapshots.offer(COUNTERS, counter_id, Point(30, 30, Counter(Decimal(1))))
+    one.snapshots.offer(COUNTERS, new_id(), Point(1, 1, Counter(Decimal(1))))
+    await one.snapshots.settled()
+    assert await stored(connection) == [(1, 20)]
+
+
+# --------------------------------------------------------------------------------------------------- never in the way
+
+
+async def test_of_two_processes_the_greater_version_wins(process: Start, connection: asyncpg.Connection) -> None:
+    one, other, counter_id = await process(), await process(), new_id()
+    accepted = await one.count(counter_id, range(9))
+    points = [Point(each.version, each.position, counted(range(each.version))[1]) for each in accepted]
+    for ahead, behind in ((points[7], points[3]), (points[8], points[0])):
+        for offering, point in ((one, ahead), (other, behind)):
+            offering.snapshots.offer(COUNTERS, counter_id, point)
+        await asyncio.gather(one.snapshots.settled(), other.snapshots.settled())
+        assert await stored(connection) == [(1, ahead.version)]
+    assert await other.state(counter_id) == counted(range(9))
+
+
+async def test_of_one_stream_the_latest_is_stored(process: Start, connection: asyncpg.Connection) -> None:
+    one, counter_id = await process(), new_id()
+    accepted = await one.count(counter_id, range(9))
+    for each in accepted:
+        one.snapshots.offer(COUNTERS, counter_id, Point(each.version, each.position, counted(range(each.version))[1]))
+    await one.snapshots.settled()
+    assert await stored(connection) == [(1, 9)]
+    assert one.snapshots.tally == Tally(stored=1)
+
+
+async def test_more_streams_than_may_wait_are_left_out(process: Start, connection: asyncpg.Connection) -> None:
+    one = await process(queue=2)
+    ids = [new_id() for _ in range(4)]
+    for counter_id in ids:
+        await one.count(counter_id, [1])
+    for position, counter_id in enumerate(ids, 1):
+        one.snapshots.offer(COUNTERS, counter_id, Point(1, position, counted([1])[1]))
+    await one.snapshots.settled()
+    assert await stored(connection) == [(1, 1), (1, 1)]
+    assert one.snapshots.tally == Tally(stored=2, dropped=2)
+
+
+async def test_commands_go_on_while_the_store_is_held_up(process: Start, connection: asyncpg.Connection) -> None:
+    one, counter_id = await process(), new_id()
+    async with connection.transaction():
+        await connection.execute("lock table headwater.snapshots in share mode")  # as an index that is made on it
+        for each in range(EVERY):
+            await one.execute(counter_id, each)
+        await until(lambda: waits_for_a_lock(connection))
+        for each in range(EVERY, 3 * EVERY):
+            await one.execute(counter_id, each)
+        assert await one.state(counter_id) == counted(range(3 * EVERY)), "who does not know the stream reads it"
+        assert await waits_for_a_lock(connection), "all the while"
+        assert one.snapshots.tally == Tally()
+    await asyncio.wait_for(one.snapshots.settled(), 10)
+    assert one.snapshots.tally == Tally(stored=2), "of what was offered meanwhile the latest"
+    assert await stored(connection) == [(1, 3 * EVERY)]
+    assert one.supervisor.troubles == {}
+
+
+async def test_a_store_that_is_held_up_does_not_hold_up_the_end(dsn: str, connection: asyncpg.Connection) -> None:
+    app, counter_id = App([Feature([COUNTERS])]), new_id()
+    patient = Settings(statement_timeout_seconds=3600.0, shutdown_seconds=1.0)
+    async with connection.transaction():
+        await connection.execute("lock table headwater.snapshots in share mode")
+        async with asyncio.timeout(20), Node(app, patient, dsn, serve=True, work=False) as node:
+            for each in range(EVERY):
+                await node.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(each)))
+            await until(lambda: waits_for_a_lock(connection))
+    assert node.snapshots.tally == Tally()
+
+
+async def waits_for_a_lock(connection: asyncpg.Connection) -> bool:
+    """Whether anyone waits for the table of snapshots."""
+    query = "select count(*) from pg_locks where not granted and relation = 'headwater.snapshots'::regclass"
+    return bool(await connection.fetchval(query))
+
+
+async def test_commands_go_on_when_none_can_be_stored(
+    process: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, counter_id = await process(), new_id()
+    await connection.execute("alter table headwater.snapshots rename to gone")
+    assert [each.version for each in await one.count(counter_id, range(EVERY))][-1] == EVERY
+    assert one.snapshots.tally == Tally(failed=1)
+    assert "1 snapshots could not be stored: UndefinedTableError" in caplog.text
+    assert one.supervisor.troubles == {}
+    await connection.execute("alter table headwater.gone rename to snapshots")
+    await one.count(counter_id, range(EVERY))
+    assert await stored(connection) == [(1, 2 * EVERY)]
+
+
+async def test_a_state_that_json_does_not_give_back_is_not_kept(
+    process: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    @dataclass(frozen=True)
+    class Unlike:
+        seen: int = 0
+        of: float = field(default=0.0)
+
+    def decide(command: Count, counter: Unlike) -> list[Counted]:
+        return [Counted(counter_id=command.counter_id, amount=command.amount)]
+
+    def evolve(counter: Unlike, event: Counted) -> Unlike:
+        return Unlike(counter.seen + 1, float("nan"))
+
+    one, counter_id = await process(deciding(decide=decide, evolve=evolve, initial=Unlike())), new_id()
+    await one.count(counter_id, range(EVERY))
+    assert await stored(connection) == []
+    assert one.snapshots.tally == Tally(failed=1)
+    assert f"the state of counter {counter_id} cannot be kept" in caplog.text
+    assert one.supervisor.troubles == {}
+
+
+# ------------------------------------------------------------------------------------------------------------ declared
+
+
+class Plain:
+    """Neither a dataclass nor a struct."""
+
+
+def decide_plain(command: Count, counter: Plain) -> list[Counted]:
+    raise Refused
+
+
+def evolve_plain(counter: Plain, event: Counted) -> Plain:
+    return counter
+
+
+def test_what_json_cannot_carry_has_no_snapshots_unless_they_are_asked_for() -> None:
+    options = {"decide": decide_plain, "evolve": evolve_plain, "initial": Plain()}
+    assert deciding(**options, snapshot_every=None).snapshots is None
+    assert deciding(**options, snapshot_every=0).snapshots is None
+    with pytest.raises(
+        DefinitionError, match=r"^counter: its state cannot have snapshots: .*Plain cannot be read back"
+    ):
+        deciding(**options)
+
+
+def test_snapshots_are_the_default_where_they_can_be() -> None:
+    snapshots = deciding(snapshot_every=None).snapshots
+    assert snapshots is not None
+    assert snapshots.every == 1000
+    assert deciding(snapshot_every=0).snapshots is None
+
+
+@pytest.mark.parametrize("options", [{"fold_version": 0}, {"snapshot_every": -1}])
+def test_numbers_that_mean_nothing_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(DefinitionError, match="fold_version begins at 1, and snapshot_every at 0"):
+        deciding(**options)
+
+
+def test_the_shape_is_that_of_the_fields_and_not_of_the_names_of_classes() -> None:
+    def shape(*fields: tuple[Any, ...], name: str = "State") -> str:
+        return StateCodec(msgspec.defstruct(name, fields)).shape
+
+    same = shape(("a", int), ("b", Decimal | None))
+    assert same == shape(("a", int), ("b", Decimal | None), name="Renamed")
+    assert same != shape(("a", int), ("c", Decimal | None))
+    assert same != shape(("a", str), ("b", Decimal | None))
+    assert same != shape(("a", int), ("b", Decimal))
+    assert same != shape(("a", int), ("b", Decimal | None), ("c", int, 0))

@@ -1,0 +1,205 @@
+"""What a document may cost: attacks are refused at once, and what people ask for is not."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from bank.main import app
+from graphql import OperationDefinitionNode, TypeInfo, ValidationContext, get_introspection_query, parse, print_ast
+from headwater import Example
+from headwater.config import Settings
+from headwater.graphql.cost import CODE, CostLimits, _Reckoning, cost_rule
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.server.node import Node
+from headwater.server.web import Web
+
+AT_ONCE = 2.0
+"""Seconds; what doubles with each fragment takes longer than the universe has."""
+
+
+def engine(limits: CostLimits | None = None) -> Engine:
+    return Engine(app.schema, guards=[cost_rule(limits or CostLimits())])
+
+
+async def errors_of(query: str, limits: CostLimits | None = None) -> list[tuple[str, str]]:
+    """Of a query that is not executed: code and message."""
+    started = time.perf_counter()
+    result = await engine(limits).execute(GraphQLRequest(query), None)
+    assert time.perf_counter() - started < AT_ONCE
+    assert not result.executed
+    return [(error["extensions"]["code"], error["message"]) for error in result.errors]
+
+
+def chain(spreads: str, length: int) -> str:
+    """Fragments f0 to the last, each of which spreads the next one."""
+    links = [f"fragment f{n} on Query {{ {spreads.format(n + 1)} }}" for n in range(length)]
+    return "{ ...f0 } " + " ".join(links) + f" fragment f{length} on Query {{ __typename }}"
+
+
+ATTACKS: dict[str, tuple[str, str]] = {
+    "aliases": (
+        "{ " + " ".join(f"a{n}: __typename" for n in range(51)) + " }",
+        "A query may have 50 fields at its top; this one has 51.",
+    ),
+    "the same field a thousand times": (
+        "{ " + "__typename " * 1000 + "}",
+        "A query may have 50 fields at its top; this one has 1000.",
+    ),
+    "aliases of a mutation": (
+        "mutation { " + " ".join(f"a{n}: closeAccount(input: {{accountId: 1}}) {{ x }}" for n in range(21)) + " }",
+        "A mutation may have 20 fields at its top; this one has 21.",
+    ),
+    "aliases in fragments": (
+        "{ ...f ...f } fragment f on Query { " + " ".join(f"a{n}: __typename" for n in range(30)) + " }",
+        "A query may have 50 fields at its top; this one has 60.",
+    ),
+    "aliases in an inline fragment": (
+        "{ ... { ... on Query { " + "__typename " * 51 + " } } }",
+        "A query may have 50 fields at its top; this one has 51.",
+    ),
+    "depth": (
+        '{ node(id: "x") { ' + "a { " * 20 + "b" + " }" * 20 + " } }",
+        "An operation may ask for fields 20 deep; this is 22.",
+    ),
+    "depth in fragments": (
+        "{ ...a } fragment a on Query { a { b { c { ...b } } } } fragment b on X { " + "d { " * 20 + "e" + " }" * 21,
+        "An operation may ask for fields 20 deep; this is 24.",
+    ),
+    "fragment bomb": (
+        chain("...f{0} ...f{0}", 90),
+        "A query may have 50 fields at its top; this one has more than a billion.",
+    ),
+    "a long chain": (chain("...f{0}", 500), "Fields may stand 20 deep; these stand deeper, or fragments do."),
+    "fields": (
+        "{ accounts { nodes { ...f ...f ...f } } } fragment f on Account { " + "id " * 700 + "}",
+        "An operation may select 2000 fields, those of a fragment wherever it is spread; this is 2102.",
+    ),
+    "large pages": (
+        "{ "
+        + " ".join(f"a{n}: accounts(first: 500) {{ nodes {{ id balance status currency }} }}" for n in range(40))
+        + " }",
+        "An operation may ask for 100000 values, full pages reckoned; this is 100040.",
+    ),
+    "introspection, every field's type many times": (
+        "{ __schema { types { fields { type { " + " ".join(f"a{n}: name" for n in range(1600)) + " } } } } }",
+        "An operation may ask for 100000 values of the schema's description; this is 435589.",
+    ),
+    "introspection, from type to type": (
+        '{ __type(name: "Query") { fields { type { fields { type { ofType { ofType { ofType {'
+        + " ".join(f"a{n}: name" for n in range(500))
+        + " } } } } } } } } }",
+        "An operation may ask for 100000 values of the schema's description; this is 129058.",
+    ),
+    "introspection in a fragment": (
+        "{ __schema { types { ...t } queryType { ...t } } } fragment t on __Type { fields { type { "
+        + " ".join(f"a{n}: name" for n in range(900))
+        + " } } }",
+        "An operation may ask for 100000 values of the schema's description; this is 259663.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_attacks_are_refused(name: str) -> None:
+    query, message = ATTACKS[name]
+    assert (CODE, message) in await errors_of(query)
+
+
+@pytest.mark.parametrize("length", [1, 3, 90])
+async def test_circles_are_left_to_the_rule_for_them(length: int) -> None:
+    links = [f"fragment f{n} on Query {{ ...f{(n + 1) % length} ...f{n} }}" for n in range(length)]
+    errors = await errors_of("{ ...f0 } " + " ".join(links))
+    assert {code for code, _ in errors} == {"GRAPHQL_VALIDATION_FAILED"}
+    assert any("within itself" in message for _, message in errors)
+
+
+PAGES: list[tuple[str, int]] = [
+    ("first: 10", 1 + 10 * 3),
+    ("last: 10", 1 + 10 * 3),
+    ("first: 10, after: $after", 1 + 10 * 3),
+    ("", 1 + 7 * 3),
+    ("first: $first", 1 + 40 * 3),
+    ("first: 2147483647", 1 + 40 * 3),
+    ("first: 0", 1),
+]
+
+
+@pytest.mark.parametrize(("arguments", "cost"), PAGES)
+async def test_pages_are_reckoned_as_full(arguments: str, cost: int) -> None:
+    fields = f"accounts({arguments})" if arguments else "accounts"
+    query = f"query ($first: Int, $after: String) {{ {fields} {{ nodes {{ id balance }} }} }}"
+    told = f"An operation may ask for {cost - 1} values, full pages reckoned; this is {cost}."
+    limits = CostLimits(values=cost - 1, default_page=7, max_page=40)
+    assert await errors_of(query, limits) == [(CODE, told)]
+    enough = CostLimits(values=cost, default_page=7, max_page=40)
+    assert CODE not in [code for code, _ in await errors_of(query + " { undefined }", enough)]
+
+
+INTROSPECTION = get_introspection_query(input_value_deprecation=True, specified_by_url=True, schema_description=True)
+
+
+@pytest.mark.parametrize("values", [100_000, 5])
+async def test_what_tools_ask_for_is_taken_however_large_the_schema(values: int) -> None:
+    limits = CostLimits(values=values)  # which a schema of any size is small or large beside
+    assert not (await engine(limits).execute(GraphQLRequest(INTROSPECTION), None)).errors
+    operation, *fragments = parse(INTROSPECTION).definitions
+    assert isinstance(operation, OperationDefinitionNode)
+    asked = " ".join(f"a{n}: {print_ast(operation.selection_set.selections[0])}" for n in range(3))
+    thrice = " ".join(["{", asked, "}", *map(print_ast, fragments)])
+    errors = (await engine(limits).execute(GraphQLRequest(thrice), None)).errors
+    assert [error["extensions"]["code"] for error in errors] == ([] if values > 5 else [CODE])
+
+
+DESCRIBED = [
+    ("types { name kind fields { name args { name type { kind } } } enumValues { name } inputFields { name } }", 1.2),
+    ("directives { name args { name } } queryType { name } mutationType { fields { name } }", 1.5),
+    ("types { possibleTypes { name } interfaces { name } }", 1.4),
+    ("types { fields { type { name ofType { name kind } } } }", 1.6),
+    ("types { possibleTypes { fields { name type { name } } } }", 4),
+    ("queryType { fields { args { name } } }", 7),
+    ("types { ...t } queryType { ...t }", 1.2),
+]
+
+
+@pytest.mark.parametrize(("asked", "at_most"), DESCRIBED)
+async def test_what_a_schema_says_of_itself_is_never_more_than_was_reckoned(asked: str, at_most: float) -> None:
+    query = f"{{ __schema {{ {asked} }} }}" + " fragment t on __Type { name fields { name } }" * ("...t" in asked)
+
+    def values(found: Any) -> int:
+        if isinstance(found, dict):
+            return len(found) + sum(map(values, found.values()))
+        return sum(map(values, found)) if isinstance(found, list) else 0
+
+    schema = app.schema._schema
+    document = parse(query)
+    context = ValidationContext(schema, document, TypeInfo(schema), lambda _: None)
+    (operation,) = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
+    reckoned = _Reckoning(context, CostLimits()).of_definition(operation).described
+    result = await Engine(app.schema).execute(GraphQLRequest(query), None)
+    assert not result.errors
+    data: Any = result.data
+    real = values(data["__schema"])
+    assert real <= reckoned <= real * at_most
+
+
+@pytest.mark.parametrize("example", app.examples, ids=lambda example: example.name)
+def test_what_people_ask_for_is_taken(example: Example) -> None:
+    assert engine().kind(GraphQLRequest(example.query)) is not None
+
+
+async def test_a_server_has_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[dict[str, object]] = []
+    monkeypatch.setattr("headwater.server.Engine", lambda schema, **options: engines.append(options))
+    node = Node(app, replace(Settings(), max_values=5), "postgresql://nowhere", serve=True, work=False)
+    Web(node)
+    (options,) = engines
+    guarded = Engine(app.schema, guards=options["guards"])  # type: ignore[arg-type]  # as they were given
+    result = await guarded.execute(GraphQLRequest("{ users(first: 3) { nodes { id } } }"), None)
+    assert [error["message"] for error in result.errors] == [
+        "An operation may ask for 5 values, full pages reckoned; this is 7."
+    ]

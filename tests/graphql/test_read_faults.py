@@ -1,0 +1,128 @@
+"""What clients are told when the database is away or slow: a code and a sentence, and nothing of PostgreSQL's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+
+from bank.accounts.domain import OpenAccount
+from bank.users.domain import RegisterUser
+from headwater.config import Settings
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.result import Result
+from headwater.graphql.scope import Scope
+from headwater.postgres.embedded import EmbeddedPostgres
+from headwater.server.node import Node
+
+Start: TypeAlias = Callable[..., Awaitable[Node]]
+
+AWAY = ("UNAVAILABLE", "The database cannot be reached. Try again later.")
+TIMED_OUT = (
+    "QUERY_TIMED_OUT",
+    "The query took longer in the database than a statement may. Ask for less at a time, or narrow the filter.",
+)
+
+READS = {
+    "list": "{ users { nodes { name } } }",
+    "count": "{ users { totalCount } }",
+    "row": '{ account(accountId: "KEY") { balance } }',
+    "node": '{ node(id: "KEY") { id } }',
+    "at least": '{ account(accountId: "KEY", atLeast: "99") { balance } }',
+    "as of a position": '{ account(accountId: "KEY", asOf: { position: "1" }) { balance } }',
+    "as of a time": '{ account(accountId: "KEY", asOf: { time: "2026-01-01T00:00:00Z" }) { balance } }',
+    "events": "{ events { nodes { type } } }",
+    "sagas": "{ sagas { nodes { name } } }",
+    "saga": '{ saga(id: "KEY") { name } }',
+    "watched row": 'subscription { account(accountId: "KEY") { balance } }',
+    "watched rows": "subscription { accountChanges { position } }",
+    "watched rows, filtered and resumed": (
+        'subscription { accountChanges(after: "0", filter: { status: { eq: OPEN } }) { position } }'
+    ),
+    "watched events": "subscription { events { type } }",
+    "watched events from a time": 'subscription { events(filter: { from: "2026-01-01T00:00:00Z" }) { type } }',
+}
+SEARCHES = {"events", "sagas", "saga"}
+"""What says by itself how to narrow it when it takes too long."""
+
+
+async def errors_of(node: Node, query: str, key: UUID) -> list[tuple[str, str]]:
+    """The errors of what comes first: code and message."""
+    engine, scope = Engine(node.app.schema), Scope(node.serving)
+    outcome: Result | AsyncGenerator[Result, None] = await engine.subscribe(
+        GraphQLRequest(query.replace("KEY", str(key))), scope
+    )
+    if not isinstance(outcome, Result):
+        async with aclosing(outcome):
+            outcome = await anext(outcome)
+    return [(error["extensions"]["code"], error["message"]) for error in outcome.errors]
+
+
+@asynccontextmanager
+async def away(postgres: EmbeddedPostgres, dsn: str) -> AsyncIterator[None]:
+    """The database lets nobody in, and has sent away those who were."""
+    name = dsn.partition("?")[0].rpartition("/")[2]
+    admin = await asyncpg.connect(postgres.dsn())
+    try:
+        await admin.execute(f"alter database {name} allow_connections false")
+        await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
+        yield
+    finally:
+        await admin.execute(f"alter database {name} allow_connections true")
+        await admin.close()
+
+
+def internal_errors(log: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in log.records if each.name == "headwater.graphql.result" and each.exc_info]
+
+
+async def test_reads_without_a_database_say_so(
+    start: Start, postgres: EmbeddedPostgres, dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, key = await start(), uuid4()
+    async with away(postgres, dsn):
+        found = {name: await errors_of(node, query, key) for name, query in READS.items()}
+    assert found == {name: [AWAY] for name in READS}
+    assert internal_errors(caplog) == []
+
+
+async def test_links_and_pages_without_a_database_say_so(
+    start: Start, postgres: EmbeddedPostgres, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read when the first part of an answer is there already."""
+    node, owner = await start(), uuid4()
+    await node.dispatcher.execute(RegisterUser(user_id=owner, email="a@example.com", name="Ada"))
+    opened = await node.dispatcher.execute(OpenAccount(account_id=uuid4(), owner_id=owner, currency="EUR"))
+    query = f'{{ accounts(atLeast: "{opened.position}") {{ nodes {{ owner {{ name }} }} }} }}'
+    reader = type(node.serving.feeds[next(iter(node.serving.feeds))].reader)
+
+    async def lost(*_: Any) -> Any:
+        raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+
+    monkeypatch.setattr(reader, "rows", lost)
+    assert await errors_of(node, query, owner) == [AWAY]
+    monkeypatch.setattr(type(node.serving.trail), "_fetch", lost)
+    assert await errors_of(node, '{ events(after: "1") { pageInfo { hasPreviousPage } } }', owner) == [AWAY]
+
+
+async def test_reads_that_take_too_long_say_so(
+    start: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, key = await start(work=False, settings=replace(Settings(), statement_timeout_seconds=0.3)), uuid4()
+    tables = "read.account_1, read.user_1, headwater.projections, headwater.events, headwater.head, headwater.sagas"
+    async with connection.transaction():
+        await connection.execute(f"lock table {tables} in access exclusive mode")
+        caplog.set_level(logging.WARNING)
+        found = await asyncio.gather(*(errors_of(node, query, key) for query in READS.values()))
+    codes = {name: [code for code, _ in errors] for name, errors in zip(READS, found, strict=True)}
+    assert codes == {name: ["SEARCH_TOO_WIDE" if name in SEARCHES else "QUERY_TIMED_OUT"] for name in READS}
+    assert {message for errors in found for code, message in errors if code == TIMED_OUT[0]} == {TIMED_OUT[1]}
+    assert internal_errors(caplog) == []

@@ -1,0 +1,287 @@
+"""Background tasks have an owner: a death is logged, shows, and is followed by a new start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+
+import pytest
+from tests.support.waiting import until
+
+from headwater import supervisor
+from headwater.supervisor import Supervisor, backoff
+
+
+class Task:
+    """A loop that dies as often as it is told, and then runs. It says what happens to it."""
+
+    def __init__(self, deaths: int = 0, *, lasting: float = 0) -> None:
+        self.starts = 0
+        self.running = asyncio.Event()
+        self.ended = asyncio.Event()
+        self._deaths = deaths
+        self._lasting = lasting
+
+    async def run(self) -> None:
+        self.starts += 1
+        if self.starts <= self._deaths:
+            await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=self._lasting)
+            raise OSError(f"death {self.starts}")
+        self.running.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+
+async def seen(event: asyncio.Event) -> None:
+    await asyncio.wait_for(event.wait(), 5)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The failures that pauses were chosen for; the pauses themselves take no time."""
+    asked: list[int] = []
+
+    def none(failures: int) -> float:
+        asked.append(failures)
+        return 0
+
+    monkeypatch.setattr(supervisor, "backoff", none)
+    return asked
+
+
+async def test_a_death_is_logged_and_followed_by_a_new_start(
+    pauses: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Supervisor() as supervisor:
+        task = Task(deaths=3)
+        supervisor.start("listener", task.run)
+        await seen(task.running)
+        assert (task.starts, pauses) == (4, [1, 2, 3])
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.ERROR, f"listener died; it starts again in 0.0 s (failure {n})") for n in (1, 2, 3)
+    ]
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == [
+        f"death {n}" for n in (1, 2, 3)
+    ]
+
+
+async def test_trouble_shows_until_the_task_says_that_it_is_well(pauses: list[int]) -> None:
+    async with Supervisor() as supervisor:
+        task, other = Task(deaths=2), Task()
+        assert supervisor.troubles == {}
+        supervisor.start("listener", task.run)
+        supervisor.start("feed", other.run)
+        await seen(task.running)
+        await seen(other.running)
+        # Running is not yet well: it may be waiting for what it died of.
+        assert supervisor.troubles == {"listener": "OSError: death 2"}
+        supervisor.troubles.clear()
+        assert supervisor.troubles == {"listener": "OSError: death 2"}, "a copy"
+        supervisor.well("feed")
+        assert supervisor.troubles == {"listener": "OSError: death 2"}
+        supervisor.well("listener")
+        assert supervisor.troubles == {}
+
+
+async def test_a_task_that_runs_steadily_is_well_though_it_does_not_say_so(
+    pauses: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.05)
+    async with Supervisor() as owner:
+        task, cleared = Task(deaths=1), asyncio.Event()
+        well = owner.well
+
+        def heard(name: str) -> None:
+            well(name)
+            cleared.set()
+
+        monkeypatch.setattr(owner, "well", heard)
+        owner.start("feed", task.run)
+        await seen(task.running)
+        assert owner.troubles == {"feed": "OSError: death 1"}
+        await seen(cleared)
+        assert owner.troubles == {}
+
+
+async def test_a_task_that_had_recovered_starts_from_the_first_pause(
+    pauses: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.01)
+    async with Supervisor() as owner:
+        task = Task(deaths=3, lasting=0.03)
+        owner.start("feed", task.run)
+        await seen(task.running)
+    assert pauses == [1, 1, 1]
+
+
+async def test_a_task_that_ends_by_itself_is_in_trouble_too(pauses: list[int]) -> None:
+    started = asyncio.Event()
+    forever = asyncio.Event()
+
+    async def run() -> None:
+        if started.is_set():
+            await forever.wait()
+        started.set()
+
+    async with Supervisor() as owner:
+        owner.start("feed", run)
+        await seen(started)
+        await until(lambda: owner.troubles, 5)
+        assert owner.troubles == {"feed": "RuntimeError: it ended by itself"}
+
+
+async def test_one_death_is_no_other_tasks_business(pauses: list[int]) -> None:
+    async with Supervisor() as owner:
+        well, ill = Task(), Task(deaths=5)
+        owner.start("well", well.run)
+        owner.start("ill", ill.run)
+        await seen(ill.running)
+        assert (well.starts, well.ended.is_set()) == (1, False)
+
+
+async def cleaning_up() -> None:
+    """It takes some turns of the loop."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_stop_waits_for_the_end_and_forgets_the_trouble(pauses: list[int]) -> None:
+    order: list[str] = []
+
+    async def slow(name: str) -> None:
+        try:
+            if not order:
+                order.append("died")
+                raise OSError("no")
+            running.set()
+            await asyncio.Event().wait()
+        finally:
+            await cleaning_up()
+            order.append(f"{name} has cleaned up")
+
+    async with Supervisor() as owner:
+        running = asyncio.Event()
+        owner.start("one", lambda: slow("one"))
+        await seen(running)
+        assert owner.troubles == {"one": "OSError: no"}
+        await owner.stop("one")
+        assert order == ["died", "one has cleaned up", "one has cleaned up"]
+        assert owner.troubles == {}
+        await owner.stop("one")
+        await owner.stop("never started")
+
+
+async def test_a_task_that_pauses_is_stopped_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    pausing = asyncio.Event()
+
+    def long(failures: int) -> float:
+        pausing.set()
+        return 3600
+
+    monkeypatch.setattr(supervisor, "backoff", long)
+    async with asyncio.timeout(5), Supervisor() as owner:
+        owner.start("ill", Task(deaths=1).run)
+        await seen(pausing)
+
+
+async def test_leaving_stops_what_was_started_last_first() -> None:
+    order: list[str] = []
+    running: list[asyncio.Event] = []
+
+    def named(name: str) -> Callable[[], Awaitable[None]]:
+        up = asyncio.Event()
+        running.append(up)
+
+        async def run() -> None:
+            up.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                order.append(name)
+
+        return run
+
+    async with Supervisor() as owner:
+        for name in ("doorbell", "appender", "feed"):
+            owner.start(name, named(name))
+        for up in running:
+            await seen(up)
+    assert order == ["feed", "appender", "doorbell"]
+
+
+async def test_leaving_tells_all_before_it_waits_for_any() -> None:
+    order: list[str] = []
+    up = asyncio.Event()
+
+    async def run() -> None:
+        up.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            order.append("told")
+            await cleaning_up()
+            order.append("ended")
+
+    async with Supervisor() as owner:
+        for name in ("appender", "doorbell", "feed"):
+            up.clear()
+            owner.start(name, run)
+            await seen(up)
+    assert order == ["told"] * 3 + ["ended"] * 3
+
+
+async def test_farewells_share_the_time_that_is_left() -> None:
+    said: list[str] = []
+
+    async def brief(word: str) -> None:
+        said.append(word)
+
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(5), Supervisor() as owner:
+        owner.over_within(0.4)
+        began = loop.time()
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await owner.farewell(endless(), 60)
+        assert loop.time() - began > 0.3, "half of what is left, each time"
+        await owner.farewell(brief("leases"), 60)
+        with pytest.raises(TimeoutError):
+            await owner.farewell(endless(), 0.001)
+    assert said == ["leases"]
+
+
+def test_pauses_double_up_to_a_bound_and_are_spread() -> None:
+    drawn = [[backoff(failures) for _ in range(200)] for failures in range(1, 12)]
+    for n, pauses in enumerate(drawn):
+        longest = min(10.0, 0.1 * 2**n)
+        assert all(longest / 2 <= pause <= longest for pause in pauses)
+        assert max(pauses) - min(pauses) > longest / 4, "not all at once"
+    assert all(max(earlier) <= max(later) * 1.2 for earlier, later in pairwise(drawn))
+    assert backoff(10_000) <= 10
+    assert backoff(3, first=1, longest=2) <= 2
+
+
+async def test_a_stop_whose_cancellation_is_lost_on_the_way_out_is_a_stop() -> None:
+    runs, waiting = 0, asyncio.Event()
+
+    async def run() -> None:
+        nonlocal runs
+        runs += 1
+        waiting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("the connection died in the same moment")
+
+    async with Supervisor() as owner:
+        owner.start("projection", run)
+        await waiting.wait()
+        await asyncio.wait_for(owner.stop("projection"), 5)
+    assert (runs, owner.troubles) == (1, {})

@@ -1,0 +1,401 @@
+"""The past of rows that gather events of several streams, where their View keeps which those are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+from tests.support.waiting import until
+
+from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, View
+from headwater.config import Settings
+from headwater.domain.serialization import encode
+from headwater.errors import AsOfUnsupported, CodeFailed, DefinitionError, ProjectionBehind, ReadModelRebuilding
+from headwater.eventstore.log import Append, Log, append
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.scope import Scope
+from headwater.postgres.database import Database
+from headwater.projections import history
+from headwater.projections.history import History
+from headwater.projections.rebuild import Rebuild
+from headwater.projections.retire import Retired
+from headwater.projections.tables import prepare, rebuild, renew
+from headwater.projections.verify import Verifier
+from headwater.server.node import Node
+
+QUICK = replace(Settings(), poll_seconds=0.1, lease_seconds=1.0, projection_batch=7, projection_cache=2)
+
+
+# Notes that are pinned to boards, and taken off ----------------------------------------------------------------------
+
+
+class Pin(Command):
+    note_id: UUID
+
+
+class Pinned(Event):
+    note_id: UUID
+    board_id: UUID
+    text: str = ""
+
+
+class TakenOff(Event):
+    note_id: UUID
+    was_on: UUID
+
+
+PinEvent: TypeAlias = Pinned | TakenOff
+
+
+class Board(ReadModel, key="board_id"):
+    """How many notes a board has, while it has any."""
+
+    board_id: UUID
+    notes: int
+    last: str
+
+
+class Note(ReadModel, key="note_id"):
+    note_id: UUID
+    board_id: UUID
+
+    board = Link(Board, by="board_id")
+
+
+def decide(command: Pin, state: None) -> list[PinEvent]:
+    raise AssertionError("the log is written by the tests")
+
+
+def evolve(state: None, event: PinEvent) -> None:
+    return None
+
+
+def fold_board(row: Board | None, event: Recorded[PinEvent]) -> Board | None:
+    if isinstance(event.data, TakenOff):
+        return row and (replace(row, notes=row.notes - 1) if row.notes > 1 else None)
+    if event.data.text == "poison":
+        raise ZeroDivisionError("a bug in the fold")
+    return Board(board_id=event.data.board_id, notes=(row.notes if row else 0) + 1, last=event.data.text)
+
+
+def fold_note(row: Note | None, event: Recorded[Pinned]) -> Note:
+    return Note(note_id=event.data.note_id, board_id=event.data.board_id)
+
+
+def board_of(event: PinEvent) -> UUID:
+    return event.board_id if isinstance(event, Pinned) else event.was_on
+
+
+class Other(ReadModel, name="Board", key="note_id"):
+    """What is called Board in another version: a row for each note."""
+
+    note_id: UUID
+
+
+def fold_other(row: Other | None, event: Recorded[Pinned]) -> Other:
+    return Other(note_id=event.data.note_id)
+
+
+class Indexed(ReadModel, name="Board", key="board_id", indexes=["last"]):
+    board_id: UUID
+    last: str
+
+
+def fold_indexed(row: Indexed | None, event: Recorded[Pinned]) -> Indexed:
+    return Indexed(board_id=event.data.board_id, last=event.data.text)
+
+
+notes = Decider(category="note", key="note_id", initial=None, decide=decide, evolve=evolve)
+board_view = View(Board, fold_board, board_of, history=True)
+without = View(Board, fold_board, board_of)
+indexed_view = View(Indexed, fold_indexed, history=True)
+app, app_without = (App([Feature([notes], [view, View(Note, fold_note)])]) for view in (board_view, without))
+
+NOTES, BOARDS = [uuid4() for _ in range(5)], [uuid4() for _ in range(4)]
+
+
+# What the tests say --------------------------------------------------------------------------------------------------
+
+
+async def write(connection: asyncpg.Connection, *events: Any) -> int:
+    """Append events; the position of the last."""
+    appends = [
+        Append(uuid4(), each.note_id, "note", None, [(each.event_name, each.event_version, encode(each))], uuid4())
+        for each in events
+    ]
+    return (await append(connection, appends))[-1].position
+
+
+def anything(count: int, seed: int = 1) -> list[PinEvent]:
+    chance = random.Random(seed)
+    return [
+        Pinned(note_id=chance.choice(NOTES), board_id=chance.choice(BOARDS), text=f"note {n}")
+        if chance.random() < 0.6
+        else TakenOff(note_id=chance.choice(NOTES), was_on=chance.choice(BOARDS))
+        for n in range(count)
+    ]
+
+
+def pasts(events: Sequence[PinEvent]) -> list[dict[UUID, dict[str, Any]]]:
+    """All boards after each position from 0 on, folded once more."""
+    boards: dict[UUID, dict[str, Any]] = {}
+    past = [boards]
+    for position, data in enumerate(events, 1):
+        key = board_of(data)
+        notes = boards.get(key, {"notes": 0})["notes"]
+        boards = {**boards}
+        if isinstance(data, Pinned):
+            boards[key] = {"board_id": key, "notes": notes + 1, "last": data.text, "position": position}
+        elif notes > 1:
+            boards[key] = boards[key] | {"notes": notes - 1, "position": position}
+        else:
+            boards.pop(key, None)
+        past.append(boards)
+    return past
+
+
+async def require_past(of: History, events: Sequence[PinEvent]) -> None:
+    for position, boards in enumerate(pasts(events)):
+        for key in (*BOARDS, uuid4()):
+            assert await of.row(key, position) == boards.get(key), position
+
+
+async def require_routed(connection: asyncpg.Connection, table: str, events: Sequence[PinEvent]) -> None:
+    """Every event is kept once, under its key."""
+    kept = await connection.fetch(f"select position, key from routed.{table} order by position")
+    assert [tuple(row) for row in kept] == list(enumerate(map(board_of, events), 1))
+
+
+async def indexes(connection: asyncpg.Connection, table: str) -> list[str]:
+    query = "select indexdef from pg_indexes where schemaname = 'routed' and tablename = $1"
+    return [row["indexdef"] for row in await connection.fetch(query, table)]
+
+
+def history_of(node: Node) -> History:
+    return node.serving.histories[Board]
+
+
+async def caught_up(node: Node) -> None:
+    head = await node.log.head()
+    await until(lambda: all(each.progress.position >= head for each in node.worker.projectors.values()))
+
+
+# As of a position ----------------------------------------------------------------------------------------------------
+
+
+async def test_rows_of_several_streams_as_of_each_position(dsn: str, connection: asyncpg.Connection) -> None:
+    events = anything(60)
+    async with Node(app, QUICK, dsn, serve=True, work=True) as node:
+        for some in range(0, len(events), 9):
+            await write(connection, *events[some : some + 9])
+            await caught_up(node)
+        await require_routed(connection, "board_1", events)
+        await require_past(history_of(node), events)
+    await write(connection, *(more := anything(10, seed=2)))
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:  # nobody keeps it: what is new is in the log only
+        await require_past(history_of(node), events + more)
+
+
+async def test_a_long_history_is_read_in_pages(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "PAGE", 3)
+    events = anything(40)
+    async with Node(app, QUICK, dsn, serve=True, work=True) as node:
+        await write(connection, *events)
+        await caught_up(node)
+        await require_past(history_of(node), events)
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:
+        await write(connection, *(more := anything(20, seed=2)))
+        await require_past(history_of(node), events + more)
+
+
+async def test_a_parked_board_keeps_what_is_its_own(dsn: str, connection: asyncpg.Connection) -> None:
+    """What could not be folded is kept all the same; the past up to there can be seen, beyond it there is none."""
+    board, other = BOARDS[:2]
+    pins = [Pinned(note_id=NOTES[0], board_id=each, text=text) for text in "ab" for each in (board, other)]
+    poison = Pinned(note_id=NOTES[0], board_id=board, text="poison")
+    async with Node(app, QUICK, dsn, serve=True, work=True) as node:
+        await write(connection, *pins, poison, *pins)
+        await caught_up(node)
+        assert await connection.fetchval("select count(*) from headwater.dead_letters") == 3
+        await require_routed(connection, "board_1", [*pins, poison, *pins])
+        assert await history_of(node).row(board, 4) == {"board_id": board, "notes": 2, "last": "b", "position": 3}
+        with pytest.raises(ZeroDivisionError, match="a bug in the fold"):
+            await history_of(node).row(board, 9)
+        assert await history_of(node).row(other, 9) == {"board_id": other, "notes": 4, "last": "b", "position": 9}
+
+
+async def test_over_graphql_with_its_links(dsn: str, connection: asyncpg.Connection) -> None:
+    async with Node(app, QUICK, dsn, serve=True, work=True) as node:
+        await write(connection, *(Pinned(note_id=note, board_id=BOARDS[0], text="x") for note in NOTES))
+        await caught_up(node)
+        query = """query($note: UUID!, $board: UUID!) {
+            board(boardId: $board, asOf: { position: "3" }) { notes position }
+            note(noteId: $note, asOf: { position: "4" }) { board { notes } }
+        }"""
+        request = GraphQLRequest(query, variables={"note": str(NOTES[0]), "board": str(BOARDS[0])})
+        result = await Engine(app.schema).execute(request, Scope(node.serving))
+        assert not result.errors
+        assert result.data == {"board": {"notes": 3, "position": "3"}, "note": {"board": {"notes": 4}}}
+
+
+# What is kept --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [{}, {"events": 5}, {"events": 5, "cache": 1}, {"rows": 1}])
+async def test_a_rebuild_keeps_the_same(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, size: dict[str, int]
+) -> None:
+    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 3)  # it is written between pages
+    events = anything(50)
+    await prepare(connection, board_view)
+    await write(connection, *events)
+    async with Database(dsn, pool_size=2) as database:
+        log = Log(database.pool, app.domain.codec)
+        standing = await rebuild(connection, board_view)
+        await Rebuild(database, log, board_view, **size).build(standing)  # type: ignore[arg-type]  # only sizes
+        await require_routed(connection, standing.table, events)
+        await require_past(History(app.domain, board_view, log, database.pool), events)
+        first, built = [await indexes(connection, f"board_{generation}") for generation in (1, 2)]
+        assert built == [each.replace("board_1", "board_2") for each in first] != []
+        statistics = "select exists (select from pg_stats where schemaname = 'routed' and tablename = 'board_2')"
+        assert await connection.fetchval(statistics)
+
+
+async def test_a_rebuild_that_begins_again_keeps_nothing_twice(dsn: str, connection: asyncpg.Connection) -> None:
+    """A value that is too large for an index has it begin again; the row is parked, as in the live projection."""
+    chance = random.Random(1)
+    large = "".join(chr(chance.randrange(0x4E00, 0x9000)) for _ in range(8000))
+    events = [Pinned(note_id=NOTES[0], board_id=board, text=text) for text in ("a", "b", large) for board in BOARDS]
+    await prepare(connection, indexed_view)
+    await write(connection, *events)
+    async with Database(dsn, pool_size=2) as database:
+        log = Log(database.pool, app.domain.codec)
+        standing = await rebuild(connection, indexed_view)
+        await Rebuild(database, log, indexed_view, events=5).build(standing)
+        await require_routed(connection, standing.table, events)
+    assert await connection.fetchval("select count(*) from headwater.dead_letters") == len(BOARDS)
+
+
+async def test_it_can_be_asked_for_later(dsn: str, connection: asyncpg.Connection) -> None:
+    """It is another declaration: the next generation has it, and until that is live one is asked to wait."""
+    events = anything(30)
+    await prepare(connection, without)
+    await write(connection, *events)
+    async with Node(app_without, QUICK, dsn, serve=True, work=True) as node:
+        await caught_up(node)
+        with pytest.raises(AsOfUnsupported, match="Board cannot be read as of the past"):
+            await history_of(node).row(BOARDS[0], 1)
+    await renew(connection, board_view)
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:
+        with pytest.raises(ReadModelRebuilding, match="ask again when that is live"):
+            await history_of(node).row(BOARDS[0], 1)
+        async with Node(app, QUICK, dsn, serve=False, work=True):
+            await until(lambda: connection.fetchval("select to_regclass('routed.board_2') is not null"))
+            live = "select generation = 2 from headwater.projections where name = 'Board' and state = 'live'"
+            await until(lambda: connection.fetchval(live))
+        await require_past(history_of(node), events)
+
+
+async def test_what_another_route_has_kept_is_not_this_ones(dsn: str, connection: asyncpg.Connection) -> None:
+    await prepare(connection, View(Other, fold_other, history=True))
+    await write(connection, *anything(5))
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:
+        with pytest.raises(ReadModelRebuilding):
+            await history_of(node).row(BOARDS[0], 5)
+
+
+async def test_of_one_far_behind_one_is_asked_to_wait(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "BEHIND", 10)
+    events = anything(11)
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:
+        await write(connection, *events)
+        await require_past(history_of(node), events[:10])
+        with pytest.raises(ProjectionBehind, match="Board has come to position 0"):
+            await history_of(node).row(BOARDS[0], 11)
+
+
+async def test_where_the_schemas_are_there_nobody_needs_the_right_to_make_one(connection: asyncpg.Connection) -> None:
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(
+            "create schema routed; create role plain; grant usage, create on schema read, routed to plain;"
+            "grant usage on schema headwater to plain; grant select, insert on headwater.projections to plain;"
+            "set local role plain"
+        )
+        await prepare(connection, board_view)
+        assert await connection.fetchval("select count(*) from pg_tables where tableowner = 'plain'") == 2
+    finally:
+        await transaction.rollback()  # the role would be all databases'
+
+
+async def test_a_table_that_is_dropped_meanwhile(dsn: str, connection: asyncpg.Connection) -> None:
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:
+        await write(connection, Pinned(note_id=NOTES[0], board_id=BOARDS[0]))
+        await connection.execute("drop table routed.board_1")
+        with pytest.raises(ReadModelRebuilding):
+            await history_of(node).row(BOARDS[0], 1)
+
+
+async def test_it_is_dropped_with_the_rows(dsn: str, connection: asyncpg.Connection) -> None:
+    await prepare(connection, board_view)
+    await write(connection, *anything(5))
+    async with Database(dsn, pool_size=2) as database:
+        log = Log(database.pool, app.domain.codec)
+        await Rebuild(database, log, board_view).build(await rebuild(connection, board_view))
+        assert await Retired(database, seconds=0.0).drop() == ["board_1"]
+    tables = await connection.fetch("select tablename from pg_tables where schemaname = 'routed'")
+    assert [name for (name,) in tables] == ["board_2"]
+
+
+@pytest.mark.parametrize(
+    "falsified",
+    [
+        "delete from routed.board_1 where position = 7",
+        "update routed.board_1 set position = 1000 where position = 7",
+        "insert into routed.board_1 values (gen_random_uuid(), 7)",
+    ],
+)
+@pytest.mark.parametrize("sample", [None, 1000])
+async def test_verify_finds_what_is_kept_wrongly(
+    dsn: str, connection: asyncpg.Connection, falsified: str, sample: int | None
+) -> None:
+    async with Node(app, QUICK, dsn, serve=True, work=True) as node:
+        await write(connection, *anything(30))
+        await caught_up(node)
+        verifier = Verifier(node.log, board_view)
+        assert (await verifier.live(node.database, sample)).found == 0
+        await connection.execute(falsified)
+        report = await verifier.live(node.database, sample)
+        if sample is None or "insert" not in falsified:  # a key that the log does not know is in no sample of it
+            assert [each.column for each in report.differences] == ["history"]
+
+
+async def test_a_route_that_raises_is_not_taken_for_the_databases_being_away(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    def route(event: PinEvent) -> UUID:
+        raise TimeoutError("a bug")
+
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:
+        await write(connection, *anything(1))
+        view = View(Board, fold_board, route, history=True)
+        with pytest.raises(CodeFailed, match=r"^TimeoutError: a bug$"):
+            await History(app.domain, view, node.log, node.database.pool).row(BOARDS[0], 1)
+
+
+def test_what_has_its_history_anyway_needs_not_ask() -> None:
+    with pytest.raises(DefinitionError, match="Note: each of its rows is the fold of one stream"):
+        App([Feature([notes], [without, View(Note, fold_note, history=True)])])
+    assert app.domain.by_stream(app.domain.view_named("Note"))
+    assert not app.domain.by_stream(View(Note, fold_note, route=lambda event: event.note_id))

@@ -1,0 +1,512 @@
+"""Verify: what is stored is what the log says, or it is told where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import weakref
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec import field
+from msgspec.structs import replace
+from tests.support.commands import clean_environ, run_command
+
+from bank.accounts.views import account_view
+from bank.main import app as bank
+from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
+from headwater.domain.serialization import encode
+from headwater.eventstore.log import Append, Log, append
+from headwater.postgres.database import Database
+from headwater.projections import verify
+from headwater.projections.rebuild import Rebuild
+from headwater.projections.tables import prepare, rebuild, renew
+from headwater.projections.verify import Difference, NotVerifiable, Report, Verifier
+
+FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
+EVENTS, ACCOUNTS = 600, 60
+
+
+# A read model of every kind of column, whose keys gather events of several streams ------------------------------------
+
+
+class Mood(Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Note(Command):
+    note_id: UUID
+
+
+class Noted(Event):
+    note_id: UUID
+    shelf_id: UUID
+    price: Decimal
+    mood: Mood = Mood.GOOD
+    prices: list[Decimal] = field(default_factory=list)
+    times: list[datetime] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    share: float = 0.5
+    at: datetime | None = None
+
+
+class Shelf(ReadModel, key="shelf_id"):
+    shelf_id: UUID
+    price: Decimal
+    mood: Mood
+    prices: list[Decimal]
+    times: list[datetime]
+    shares: list[float]
+    share: float
+    noted: int
+    at: datetime
+
+
+def decide(command: Note, state: None) -> list[Noted]:
+    return []
+
+
+def evolve(state: None, event: Noted) -> None:
+    return None
+
+
+def fold(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+    if event.data.price < 0:
+        raise ValueError("below zero")
+    if event.data.price == 0:
+        return None
+    return Shelf(
+        shelf_id=event.data.shelf_id,
+        price=event.data.price,
+        mood=event.data.mood,
+        prices=event.data.prices,
+        times=event.data.times,
+        shares=event.data.shares,
+        share=event.data.share or float("nan"),
+        noted=(row.noted if row else 0) + 1,
+        at=event.data.at or event.recorded_at,
+    )
+
+
+notes = Decider(category="note", key="note_id", initial=None, decide=decide, evolve=evolve)
+shelf_view = View(Shelf, fold)
+shelves = App([Feature([notes], [shelf_view])])
+
+
+# What the tests say --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    async with Database(dsn, pool_size=3) as database:
+        yield database
+
+
+async def built(database: Database, connection: asyncpg.Connection, app: App, view: View[Any]) -> None:
+    """The rows of the log as it is now."""
+    await prepare(connection, view)
+    standing = await rebuild(connection, view)
+    await Rebuild(database, Log(database.pool, app.domain.codec), view).build(standing)
+
+
+async def note(connection: asyncpg.Connection, *events: Noted) -> None:
+    stored = [(event.note_id, (event.event_name, event.event_version, encode(event))) for event in events]
+    await append(connection, [Append(uuid4(), key, "note", None, [each], uuid4()) for key, each in stored])
+
+
+async def fill(connection: asyncpg.Connection) -> None:
+    await connection.execute(FILL.format(events=EVENTS, streams=ACCOUNTS))
+
+
+def verifier(
+    database: Database, app: App = bank, view: View[Any] = account_view, *, by_stream: bool = True, **options: Any
+) -> Verifier[Any]:
+    return Verifier(Log(database.pool, app.domain.codec), view, by_stream=by_stream, **options)
+
+
+def key_of(number: int) -> UUID:
+    return UUID(int=number)
+
+
+def found(report: Report) -> list[tuple[UUID, str, str, str]]:
+    return sorted((each.key, each.column, str(each.stored), str(each.folded)) for each in report.differences)
+
+
+HOW: list[dict[str, Any]] = [{}, {"rows": 7}, {"by_stream": False}, {"by_stream": False, "rows": 1}]
+"""At once and in ranges of keys; by the stream's id and by the event's route."""
+
+
+# The truth -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+async def test_rows_that_are_right_have_no_difference(
+    database: Database, connection: asyncpg.Connection, how: dict[str, Any]
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    report = await verifier(database, **how).live(database, None)
+    assert report == Report("Account", 2, EVENTS, checked=ACCOUNTS)
+    report = await verifier(database, **how).live(database, 20)
+    assert report == Report("Account", 2, EVENTS, checked=20)
+    assert report.lines() == ["Account: 20 rows compared at position 600: no difference"]
+
+
+async def test_every_kind_of_column_reads_back_as_it_was_folded(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    shelf = uuid4()
+    await note(
+        connection,
+        Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal("1.50"), share=0.0),
+        Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(2), prices=[Decimal("0.10"), Decimal(7)]),
+        # PostgreSQL spells it without an exponent, so that it is read from JSON as another number.
+        Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal(1), shares=[1e23, 0.1, -5e-324, 1.7976931348623157e308]),
+        Noted(
+            note_id=uuid4(), shelf_id=shelf, price=Decimal(3), mood=Mood.BAD, times=[datetime(2026, 1, 2, tzinfo=UTC)]
+        ),
+    )
+    await built(database, connection, shelves, shelf_view)
+    assert await verifier(database, shelves, shelf_view, by_stream=False).live(database, None) == Report(
+        "Shelf", 2, 4, checked=3
+    )
+    await connection.execute("update read.shelf set times = '[]', noted = 3 where shelf_id = $1", shelf)
+    report = await verifier(database, shelves, shelf_view, by_stream=False).live(database, None)
+    assert found(report) == [(shelf, "noted", "3", "2"), (shelf, "times", "[]", "['2026-01-02 00:00:00+00:00']")]
+
+
+NAIVE = datetime.fromisoformat("2026-01-02T12:00:00")
+
+
+NO_ZONE = "2026-01-02 12:00:00 has no time zone"  # which moment it is would depend on the worker's machine
+LAST, FIRST = (end.replace(tzinfo=UTC) for end in (datetime.max, datetime.min))  # noqa: DTZ901 - it is given here
+
+
+@pytest.mark.parametrize(
+    ("times", "why"),
+    [
+        ({"at": NAIVE}, NO_ZONE),
+        ({"times": [NAIVE]}, NO_ZONE),
+        ({"at": LAST}, "9999-12-31 23:59:59.999999+00:00 would be stored as infinity"),
+        ({"at": FIRST}, "0001-01-01 00:00:00+00:00 would be stored as infinity"),
+    ],
+    ids=str,
+)
+async def test_a_time_that_would_not_be_read_back_is_not_stored(
+    database: Database, connection: asyncpg.Connection, times: dict[str, Any], why: str
+) -> None:
+    shelf, other = uuid4(), uuid4()
+    await note(
+        connection,
+        Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(1), **times),
+        Noted(note_id=uuid4(), shelf_id=other, price=Decimal(1)),
+    )
+    await built(database, connection, shelves, shelf_view)
+    error = await connection.fetchval("select error from headwater.dead_letters where key = $1", shelf)
+    assert error.startswith(f"ValueError: {why}")
+    checks = verifier(database, shelves, shelf_view, by_stream=False)
+    assert await checks.live(database, None) == Report("Shelf", 2, 2, checked=1, parked=1)
+    await connection.execute("delete from headwater.dead_letters")
+    columns = "price, mood, prices, times, shares, share, noted, at, 1"
+    await connection.execute(f"insert into read.shelf select $1, {columns} from read.shelf", shelf)
+    (difference,) = (await checks.live(database, None)).differences
+    assert (difference.key, difference.column, difference.stored) == (shelf, "fold", "a row")
+    assert why in str(difference.folded)
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+async def test_whatever_was_falsified_is_found(
+    database: Database, connection: asyncpg.Connection, how: dict[str, Any]
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("update read.account set balance = balance + 1 where account_id = $1", key_of(3))
+    await connection.execute("update read.account set currency = 'USD', position = 1 where account_id = $1", key_of(59))
+    await connection.execute("delete from read.account where account_id = $1", key_of(7))
+    await connection.execute(
+        "insert into read.account select $1, owner_id, currency, status, balance, entry_count, opened_at, updated_at, "
+        "1 from read.account limit 1",
+        extra := UUID(int=2**128 - 1),
+    )
+    expected = [
+        (key_of(3), "balance", "1.09", "0.09"),
+        (key_of(7), "row", "no row", "a row"),
+        (key_of(59), "currency", "USD", "EUR"),
+        (key_of(59), "position", "1", "599"),
+        (extra, "row", "a row", "no row"),
+    ]
+    report = await verifier(database, **how).live(database, None)
+    assert found(report) == expected
+    assert report.checked == ACCOUNTS + 1
+    assert report.lines()[0] == "Account: 61 rows compared at position 600: 5 differences"
+    assert f"  {key_of(3)}  balance: stored 1.09, folded 0.09" in report.lines()
+    verified = "select differences from headwater.projections where name = 'Account' and state = 'live'"
+    assert await connection.fetchval(verified) == 5
+
+    sampled = await verifier(database, **how).live(database, 10 * ACCOUNTS)
+    assert set(found(sampled)) <= set(expected)
+    assert {each.key for each in sampled.differences} >= {key_of(3), key_of(59), extra}
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+async def test_all_differences_are_counted_and_some_are_kept(
+    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(verify, "LISTED", 5)
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("update read.account set balance = -1, currency = 'USD'")
+    report = await verifier(database, **how).live(database, None)
+    assert (report.found, len(report.differences), report.checked) == (2 * ACCOUNTS, 5, ACCOUNTS)
+    heading, *kept, rest = report.lines()
+    assert heading == "Account: 60 rows compared at position 600: 120 differences"
+    assert kept == [f"  {each}" for each in report.differences]
+    assert rest == "  and 115 more"
+    verified = "select differences from headwater.projections where name = 'Account' and state = 'live'"
+    assert await connection.fetchval(verified) == 2 * ACCOUNTS
+
+
+async def test_all_is_verified_in_little_memory_however_many_rows_were_removed(
+    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table says nothing of them: how many there are is seen only while the log is folded."""
+    held: weakref.WeakSet[Counted] = weakref.WeakSet()
+    most = 0
+
+    class Counted(verify._Folded):
+        def __init__(self) -> None:
+            nonlocal most
+            super().__init__()
+            held.add(self)
+            most = max(most, len(held))
+
+        __hash__ = object.__hash__
+
+    gone = [uuid4() for _ in range(300)]
+    there = [uuid4() for _ in range(25)]
+    noted = [
+        Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(price))
+        for price, shelf_ids in ((1, gone), (2, there), (0, gone))
+        for shelf in shelf_ids
+    ]
+    await note(connection, *noted)
+    await built(database, connection, shelves, shelf_view)
+    await connection.execute("update read.shelf set price = 7 where shelf_id = $1", there[3])
+    await connection.execute("delete from read.shelf where shelf_id = $1", there[20])
+    monkeypatch.setattr(verify, "_Folded", Counted)
+    report = await verifier(database, shelves, shelf_view, by_stream=False, rows=10).live(database, None)
+    assert found(report) == sorted([(there[3], "price", "7", "2"), (there[20], "row", "no row", "a row")])
+    assert report.checked == 325
+    assert most <= 2 * 10 + 2
+
+
+async def test_a_sample_finds_a_row_that_is_missing(database: Database, connection: asyncpg.Connection) -> None:
+    """By what the log speaks of: the table knows nothing of it."""
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("delete from read.account")
+    report = await verifier(database).live(database, 5)
+    assert [(each.column, each.stored, each.folded) for each in report.differences] == [("row", "no row", "a row")] * 5
+
+
+async def test_a_sample_is_of_all_the_log(database: Database, connection: asyncpg.Connection) -> None:
+    """Not of its beginning, until that makes enough of them."""
+    await connection.execute(FILL.format(events=1_000, streams=1_000))
+    await built(database, connection, bank, account_view)
+    await connection.execute("delete from read.account where position > 800")
+    assert (await verifier(database).live(database, 200)).found > 0
+
+
+async def test_rows_and_position_are_of_one_moment(database: Database, connection: asyncpg.Connection) -> None:
+    """While the projection goes on, nothing differs."""
+    shelf = uuid4()
+    await note(connection, Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(1)))
+    await built(database, connection, shelves, shelf_view)
+    checks = verifier(database, shelves, shelf_view, by_stream=False)
+    ranges = checks._ranges
+
+    async def meanwhile(*arguments: Any) -> Any:
+        await note(connection, Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(2)))
+        await connection.execute("update read.shelf set price = 2, noted = 2, position = 2")
+        await connection.execute(
+            "update headwater.projections set position = 2 where name = 'Shelf' and state = 'live'"
+        )
+        return await ranges(*arguments)
+
+    checks._ranges = meanwhile  # type: ignore[method-assign, assignment]  # between the position and the rows
+    assert await checks.live(database, None) == Report("Shelf", 2, 1, checked=1)
+
+
+async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    good, parked = uuid4(), uuid4()
+    await note(
+        connection,
+        *(
+            Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(price))
+            for shelf, price in ((good, 1), (parked, 1), (parked, -1), (parked, 3))
+        ),
+    )
+    await built(database, connection, shelves, shelf_view)
+    checks = verifier(database, shelves, shelf_view, by_stream=False)
+    report = await checks.live(database, None)
+    assert report == Report("Shelf", 2, 4, checked=1, parked=1)
+    assert report.lines() == ["Shelf: 1 row compared at position 4, 1 parked: no difference"]
+
+    await connection.execute("delete from headwater.dead_letters")
+    report = await checks.live(database, None)
+    assert report.differences == [Difference(parked, "fold", "a row", "raised ValueError at position 3: below zero")]
+
+
+async def test_a_row_that_cannot_be_written_is_a_difference(database: Database, connection: asyncpg.Connection) -> None:
+    """Whatever is wrong with it, and the others are compared all the same."""
+    wrong: dict[UUID, dict[str, Any]] = {
+        uuid4(): {"mood": "good"},
+        uuid4(): {"prices": 5},
+        uuid4(): {},
+    }
+
+    def fold_wrong(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+        made = fold(row, event)
+        return replace(made, **wrong[event.data.shelf_id]) if made else None
+
+    await note(connection, *(Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(1)) for shelf in wrong))
+    await built(database, connection, shelves, shelf_view)
+    checks = verifier(database, shelves, View(Shelf, fold_wrong), by_stream=False)
+    for sample in (None, 100):
+        report = await checks.live(database, sample)
+        assert (report.checked, len(report.differences)) == (3, 2)
+        assert {(each.key, each.column, each.stored) for each in report.differences} == {
+            (key, "fold", "a row") for key, fields in wrong.items() if fields
+        }
+        said = {str(each.folded).partition(":")[0] for each in report.differences}
+        assert said in ({"gave what cannot be stored", f"raised TypeError at position {place}"} for place in (1, 2, 3))
+        assert any("AttributeError: 'str' object has no attribute 'value'" in line for line in report.lines())
+
+
+async def test_a_row_of_another_key_is_a_fold_that_fails(database: Database, connection: asyncpg.Connection) -> None:
+    one, other = uuid4(), uuid4()
+
+    def fold_worse(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+        after = fold(row, event)
+        return replace(after, shelf_id=other) if after is not None and event.data.price == 2 else after
+
+    await note(connection, *(Noted(note_id=uuid4(), shelf_id=one, price=Decimal(price)) for price in (1, 2)))
+    await built(database, connection, shelves, shelf_view)
+    report = await verifier(database, shelves, View(Shelf, fold_worse), by_stream=False).live(database, None)
+    said = f"the fold gave a row of Shelf {other}, for an event that is routed to {one}"
+    assert report.differences == [
+        Difference(one, "fold", "a row", f"raised RowMisplaced at position 2: {said}"),
+    ]
+
+
+async def test_a_route_that_raises_is_said(database: Database, connection: asyncpg.Connection) -> None:
+    await note(connection, Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal(1)))
+    await built(database, connection, shelves, shelf_view)
+    astray = View(Shelf, fold, route=lambda event: None)  # type: ignore[arg-type, return-value]  # a mistake
+    with pytest.raises(NotVerifiable, match=r"^the route of Noted at position 1 raised TypeError: .* gave None, which"):
+        await verifier(database, shelves, astray, by_stream=False).live(database, None)
+
+
+async def test_rows_of_other_code_are_not_compared(database: Database, connection: asyncpg.Connection) -> None:
+    class Other(ReadModel, name="Shelf", key="shelf_id"):
+        shelf_id: UUID
+
+    def fold_other(row: Any, event: Any) -> Any:
+        return None
+
+    fold_other.__annotations__ = {"row": Other | None, "event": Recorded[Noted], "return": Other | None}
+    await prepare(connection, shelf_view)
+    other = View(Other, fold_other)
+    await renew(connection, other)
+    with pytest.raises(NotVerifiable, match="Shelf is made by another version of this code"):
+        await verifier(database, shelves, other, by_stream=False).live(database, None)
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_command_says_so_by_its_exit_code(
+    dsn: str, database: Database, connection: asyncpg.Connection
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    verify = partial(run_command, "verify", DATABASE_URL=dsn)
+    right, sampled, wrong_name = await asyncio.gather(
+        verify("Account", "--all"), verify("--sample", "9"), verify("Acount")
+    )
+    assert right[:2] == (0, "Account: 60 rows compared at position 600: no difference\n"), right
+    assert sampled[0] == 0, sampled
+    assert "Account: 9 rows compared at position 600: no difference\n" in sampled[1]
+    assert "User: 0 rows compared at position 0: no difference\n" in sampled[1]
+    assert wrong_name[:2] == (1, "")
+    await connection.execute("update read.account set balance = 5 where account_id = $1", key_of(3))
+    code, out, _ = await verify("--all")
+    assert code == 1
+    assert f"  {key_of(3)}  balance: stored 5, folded 0.09\n" in out
+
+
+async def test_the_command_verifies_what_can_be(dsn: str, database: Database, connection: asyncpg.Connection) -> None:
+    await fill(connection)
+    await connection.execute("update headwater.projections set fingerprint = 'another' where name = 'User'")
+    sentence = "headwater: User is made by another version of this code than the one that runs here"
+    code, out, complaint = await run_command("verify", "--all", DATABASE_URL=dsn)
+    assert (code, complaint.startswith(sentence), complaint.count("\n")) == (1, True, 1)
+    assert [line.split(":")[0] for line in out.splitlines()] == ["Account", "Transfer"]
+    code, out, complaint = await run_command("verify", "User", DATABASE_URL=dsn)
+    assert (code, out, complaint.startswith(sentence)) == (1, "", True)
+
+
+async def test_the_exit_code_says_so_though_nobody_reads_on(
+    dsn: str, database: Database, connection: asyncpg.Connection
+) -> None:
+    await fill(connection)
+    await built(database, connection, bank, account_view)
+    await connection.execute("update read.account set currency = 'USD'")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "headwater", "verify", "--all", "--app", "bank.main:app"]
+    environ = clean_environ() | {"DATABASE_URL": dsn}
+    process = await asyncio.create_subprocess_exec(*command, stdout=write, stderr=PIPE, env=environ)
+    os.close(write)
+    _, complaint = await process.communicate()
+    assert (process.returncode, complaint) == (1, b"")
+
+
+@pytest.mark.parametrize("by_stream", [False, True])
+async def test_others_have_their_turn_between_two_folds(
+    database: Database, connection: asyncpg.Connection, by_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat among them, where a worker verifies a sample before a swap."""
+    monkeypatch.setattr("headwater.folding.BREATH_SECONDS", -1.0)  # each fold takes longer than that
+    shelf, turns, seen = uuid4(), 0, set[int]()
+    await note(connection, *(Noted(note_id=shelf, shelf_id=shelf, price=Decimal(n + 1)) for n in range(50)))
+    await built(database, connection, shelves, shelf_view)
+
+    def fold_slowly(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
+        seen.add(turns)
+        return fold(row, event)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    report = await verifier(database, shelves, View(Shelf, fold_slowly), by_stream=by_stream).live(database, 10)
+    beside.cancel()
+    assert (report.checked, report.found) == (1, 0)
+    assert len(seen) >= 50

@@ -1,0 +1,205 @@
+"""What was held up in a saga goes on when nothing holds it up any more: steps, messages, undos."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+from tests.sagas.test_operations import LIMITS, _letters_are, change, parked_undo, place, seen
+from tests.support import works
+from tests.support.waiting import until
+from tests.support.works import Input, Known, OrderPlaced, Reminder, app, fulfilment
+
+from headwater import After, App, Cancel, Do, Done, Feature, Park, Undo
+from headwater.clock import VirtualClock
+from headwater.config import Settings
+from headwater.consumers import dead_letters
+from headwater.eventstore.appender import Chain
+from headwater.eventstore.log import Append, Appended, Verdict
+from headwater.sagas import operations
+from headwater.server.node import Node
+from headwater.server.worker import register_units
+
+QUICK = replace(Settings(), poll_seconds=0.1)
+
+
+@pytest.fixture(autouse=True)
+def fair_weather() -> None:
+    works.weather.forgiving = False
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock(datetime(2026, 6, 1, 12, tzinfo=UTC))
+
+
+async def settled(node: Node, connection: asyncpg.Connection, order: Any) -> str:
+    """Its status after others have come and gone, which took seconds' worth of polls."""
+    for _ in range(5):
+        await seen(connection, await place(node, "x"), "done")
+    [found] = await operations.shown(connection, order, LIMITS)
+    return f"{found.status.value}: {found.waiting_for}"
+
+
+async def test_steps_go_on_when_the_event_that_held_them_up_is_discarded(
+    start: Any, connection: asyncpg.Connection
+) -> None:
+    node = await start(app, settings=QUICK)
+    order = await place(node, "late a", "b")
+    await seen(connection, order, "running", "Work (step 1)")
+    await change(node, order, "bug")
+    await seen(connection, order, "parked")
+    works.weather.forgiving = True  # a is accepted, and b waits, since the instance is parked
+
+    async def a_is_accepted() -> bool:
+        [found] = await operations.shown(connection, order, LIMITS)
+        return bool(json.loads(found.steps)[0]["state"] == "confirmed")
+
+    await until(a_is_accepted)
+    await dead_letters.discard(connection, dead_letters.Filter("saga Fulfilment", order), everything=True)
+    await until(lambda: _letters_are(connection, 0))
+    assert await settled(node, connection, order) == "done: None"
+
+
+async def test_a_step_whose_letter_is_discarded_does_not_wait_for_the_next_start(
+    start: Any, connection: asyncpg.Connection
+) -> None:
+    node = await start(app, settings=QUICK)
+    order = await place(node, "a", "bug b")
+    await seen(connection, order, "parked")
+    works.weather.forgiving = True
+    await dead_letters.discard(connection, dead_letters.Filter("saga Fulfilment", order), everything=True)
+    await until(lambda: _letters_are(connection, 0))
+    assert await settled(node, connection, order) == "done: None"
+
+
+async def test_the_reason_is_not_a_refusal_that_was_got_over(start: Any, connection: asyncpg.Connection) -> None:
+    node = await start(app, settings=QUICK)
+    found = await parked_undo(node, connection)
+    works.weather.forgiving = True
+    await operations.retry(connection, found.key, "ada")
+    assert (await seen(connection, found.key, "done")).reason == "Work: WILL_NOT"
+
+
+async def test_a_message_falls_due_though_its_instance_was_parked_at_that_time(
+    start: Any, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    node = await start(app, settings=QUICK, clock=clock)
+    order = await place(node, "a", "wait")
+    await change(node, order, "remind")
+    await seen(connection, order, "running", "its messages")
+    await change(node, order, "bug")
+    await seen(connection, order, "parked")
+    await clock.advance(timedelta(hours=2))
+    await seen(connection, await place(node, "x"), "done")  # messages were looked at meanwhile
+    await dead_letters.discard(connection, dead_letters.Filter("saga Fulfilment", order), everything=True)
+    await until(lambda: _letters_are(connection, 0))
+    await seen(connection, order, "done")
+
+
+def react_badly(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]:
+    if isinstance(event, Reminder) and not works.weather.forgiving:
+        raise OSError("a bug in a reminder")
+    return works.react(known, event)
+
+
+async def test_a_message_that_the_code_fails_on_is_parked_and_retried(
+    start: Any, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    saga = dataclasses.replace(fulfilment, react=react_badly)
+    node = await start(App([Feature([works.orders, works.works], sagas=[saga])]), settings=QUICK, clock=clock)
+    order = await place(node, "a", "wait")
+    await change(node, order, "remind")
+    await seen(connection, order, "running", "its messages")
+    await clock.advance(timedelta(hours=2))
+    found = await seen(connection, order, "parked")  # after so many attempts as on_failure allows, not fewer or more
+    assert found.reason is not None
+    works.weather.forgiving = True
+    await operations.retry(connection, order, "ada")
+    await seen(connection, order, "done")
+
+
+async def test_a_message_that_falls_due_during_the_look_for_those_that_are_due_is_not_missed(
+    start: Any, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    node = await start(app, settings=QUICK, clock=clock)
+    order, other = await place(node, "a", "wait"), await place(node, "b", "wait")
+    await change(node, order, "remind")
+    for each, waiting_for in ((order, "its messages"), (other, "events")):
+        await seen(connection, each, "running", waiting_for)
+    async with connection.transaction():
+        await connection.execute("lock headwater.timers")
+        await change(node, other, "something")  # messages are looked up when an instance has changed
+
+        async def is_looking() -> bool:
+            query = "select from pg_locks where relation = 'headwater.timers'::regclass and not granted"
+            return bool(await connection.fetch(query))
+
+        await until(is_looking)
+        await clock.advance(timedelta(hours=2))
+    await seen(connection, order, "done")
+
+
+async def test_what_is_parked_for_a_person_is_left_alone_until_then(start: Any, connection: asyncpg.Connection) -> None:
+    """Of two letters the one behind is due, but only the first one says when the instance is tried again."""
+    asked = 0
+
+    def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]:
+        nonlocal asked
+        if isinstance(event, OrderPlaced):
+            return works.react(known, event)
+        asked += 1
+        raise RuntimeError("a bug in whatever follows the order")
+
+    failing = App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, react=react)])])
+    await register_units(connection, failing.domain)
+    node = await start(failing, settings=QUICK, work=False)
+    order = await place(node, "no a")
+    await change(node, order, "x")
+    await start(failing, settings=QUICK, serve=False)
+    await seen(connection, order, "parked", "a person")
+    due = "select count(*) from headwater.dead_letters where next_attempt_at <= now()"
+    await until(lambda: connection.fetchval(due))
+    before = asked
+    for _ in range(5):
+        await seen(connection, await place(node), "done")
+    assert asked == before
+
+
+async def test_a_fault_that_passes_parks_nobody(
+    start: Any, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another has written to the instance, and the connection is lost while it is read again."""
+    at_once = App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, on_failure=Park())])])
+    node = await start(at_once, settings=QUICK)
+    order = await place(node, "late a")
+    await seen(connection, order, "running", "Work (step 1)")
+    stream, submit, read_stream = fulfilment.stream_of(order), node.appender.submit, node.log.read_stream
+    faults = ["conflict", "loss"]
+
+    def conflicting(append: Append, chain: Chain) -> Any:
+        if append.stream_id != stream or "conflict" not in faults:
+            return submit(append, chain)
+        faults.remove("conflict")
+        answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        answer.set_result(Appended(Verdict.CONFLICT, 1, 0, stream))
+        return answer
+
+    def losing(stream_id: UUID, *arguments: Any, **options: Any) -> Any:
+        if stream_id == stream and faults == ["loss"]:
+            faults.remove("loss")
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return read_stream(stream_id, *arguments, **options)
+
+    monkeypatch.setattr(node.appender, "submit", conflicting)
+    monkeypatch.setattr(node.log, "read_stream", losing)
+    works.weather.forgiving = True
+    await until(lambda: not faults)
+    await seen(connection, order, "done")

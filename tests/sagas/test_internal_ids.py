@@ -1,0 +1,253 @@
+"""The ids under which Headwater issues commands of its own: no client can take one, and what another has written under
+one is never taken for the command's outcome."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from tests.graphql.test_operations import written
+from tests.sagas.test_conductor import deeds, records
+from tests.sagas.test_operations import place, seen
+from tests.support import works
+from tests.support.waiting import until
+from tests.support.works import OrderChanged, PlaceOrder, Worked, app, fulfilment
+
+from bank.main import app as bank
+from headwater import App, Feature, Schedule
+from headwater.clock import VirtualClock
+from headwater.consumers.scheduler import older_moment
+from headwater.domain.messages import Event, InvalidInput
+from headwater.domain.saga_stream import Issue, SagaTook, Written
+from headwater.domain.serialization import encode
+from headwater.eventstore.log import Append, Verdict, append
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.scope import Scope
+from headwater.ids import derived_id, internal_id, new_id
+from headwater.sagas import operations
+from headwater.sagas.operations import Instance
+from headwater.server.node import Node
+from headwater.server.worker import register_units
+
+DUE = datetime(2026, 6, 1, 11, tzinfo=UTC)
+ORDERS = UUID("5d5f1c1e-54f5-4a67-9b0c-0d3e2f6a7b10")
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock(DUE + timedelta(hours=1))
+
+
+@pytest.fixture(autouse=True)
+def fair_weather() -> None:
+    works.weather.forgiving = False
+
+
+async def write(
+    connection: asyncpg.Connection,
+    stream_id: UUID,
+    category: str,
+    event: Event,
+    command_id: UUID,
+    actor: str | None = None,
+    causation_id: UUID | None = None,
+    correlation_id: UUID | None = None,
+) -> None:
+    """Write to the log past every check of Headwater's."""
+    version = await connection.fetchval("select count(*) from headwater.events where stream_id = $1", stream_id)
+    columns = [(event.event_name, event.event_version, encode(event))]
+    one = Append(command_id, stream_id, category, version, columns, correlation_id or command_id, causation_id, actor)
+    [appended] = await append(connection, [one])
+    assert appended.verdict is Verdict.ACCEPTED
+
+
+async def event_of(connection: asyncpg.Connection, order: UUID) -> asyncpg.Record:
+    event = await connection.fetchrow("select * from headwater.events where stream_id = $1", order)
+    assert event is not None
+    return event
+
+
+async def first_step(connection: asyncpg.Connection, order: UUID) -> UUID:
+    """The id of the first step of an order, as anybody can work it out who has seen the order's event."""
+    event = await event_of(connection, order)
+    return internal_id(fulfilment.stream_of(order), f"{event['event_id']} 0")
+
+
+async def parked(connection: asyncpg.Connection, order: UUID) -> Instance:
+    found = await seen(connection, order, "parked", "a person")
+    assert found.reason is not None
+    assert "was used before" in found.reason
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- of clients
+
+
+async def test_no_client_can_name_an_internal_id(start: Any) -> None:
+    node = await start(app, work=False)
+    with pytest.raises(InvalidInput) as refused:
+        await node.dispatcher.execute(
+            PlaceOrder(order_id=new_id(), plan=[]), command_id=internal_id(new_id(), "anything")
+        )
+    assert refused.value.path == ["command_id"]
+
+
+async def test_a_mutation_refuses_an_internal_id_as_input(start: Any, connection: asyncpg.Connection) -> None:
+    node = await start(bank, work=False)
+    engine = Engine(bank.schema)
+    inputs = {
+        "deposit": {"accountId": str(new_id()), "amount": "1"},
+        "openAccount": {"ownerId": str(new_id()), "currency": "EUR"},
+    }
+    for mutation, fields in inputs.items():
+        variables = {"input": fields, "commandId": str(internal_id(new_id(), "anything"))}
+        result = await engine.execute(GraphQLRequest(written(mutation), variables=variables), Scope(node.serving))
+        assert not result.errors
+        answer: Any = result.data
+        assert (answer[mutation]["__typename"], answer[mutation]["path"]) == ("InvalidInput", ["commandId"])
+    assert await connection.fetchval("select count(*) from headwater.events") == 0
+
+
+async def test_all_that_a_saga_writes_has_an_internal_id(start: Any, connection: asyncpg.Connection) -> None:
+    node: Node = await start(app)
+    await seen(connection, await place(node, "a", "no b"), "done")
+    rows = await connection.fetch("select command_id from headwater.events where actor = 'saga Fulfilment'")
+    assert {row["command_id"].version for row in rows} == {8}
+
+
+# ------------------------------------------------------------------------------------------ what another has written
+
+
+@pytest.fixture
+async def client(start: Any, connection: asyncpg.Connection) -> Node:
+    """A node that takes commands, while the saga has no worker yet."""
+    await register_units(connection, app.domain)
+    node: Node = await start(app, work=False)
+    return node
+
+
+@pytest.mark.parametrize("name", ["a", "no a"], ids=["accepted", "refused"])
+async def test_what_another_wrote_under_a_steps_id_is_not_the_steps_outcome(
+    start: Any, client: Node, connection: asyncpg.Connection, name: str
+) -> None:
+    order = await place(client, name)
+    step, work = await first_step(connection, order), derived_id(order, name)
+    await write(connection, work, "work", Worked(work_id=work, name="forged"), step)
+    await start(app, serve=False)
+    await parked(connection, order)
+    assert await records(connection, order) == ["SagaTook"]
+    await operations.abandon(connection, order, "its id is taken", "ada")  # there is a way out
+    await seen(connection, order, "abandoned")
+
+
+async def test_a_step_whose_id_another_stream_has_does_not_spin(
+    start: Any, client: Node, connection: asyncpg.Connection
+) -> None:
+    order = await place(client, "a")
+    await write(connection, new_id(), "work", Worked(work_id=new_id(), name="x"), await first_step(connection, order))
+    await start(app, serve=False)
+    await parked(connection, order)
+    assert await records(connection, order) == ["SagaTook"]
+
+
+async def test_a_late_step_whose_id_another_has_taken_is_not_confirmed(
+    start: Any, client: Node, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    order = new_id()
+    await client.dispatcher.execute(PlaceOrder(order_id=order, plan=["late a"], patience=30))
+    await start(app, serve=False, clock=clock)
+    await seen(connection, order, "running", "Work (step 1)")
+    work = derived_id(order, "late a")
+    await write(connection, work, "work", Worked(work_id=work, name="x"), await first_step(connection, order))
+    await clock.advance(timedelta(seconds=31))
+    await parked(connection, order)
+    assert await records(connection, order) == ["SagaTook"]
+
+
+async def test_an_event_whose_record_cannot_have_its_id_is_a_dead_letter(
+    start: Any, client: Node, connection: asyncpg.Connection
+) -> None:
+    order = await place(client, "a")
+    event = await event_of(connection, order)
+    record = internal_id(fulfilment.stream_of(order), f"{event['event_id']}")
+    await write(connection, new_id(), "work", Worked(work_id=new_id(), name="x"), record)
+    await start(app, serve=False)
+    error = "select error from headwater.dead_letters where projection = 'saga Fulfilment' and key = $1"
+    assert "was used before" in await until(lambda: connection.fetchval(error, order))
+    assert await records(connection, order) == []
+
+
+# ------------------------------------------------------------------------------------------------- what stands in logs
+
+
+def took(order: UUID, event: asyncpg.Record, step: UUID) -> SagaTook:
+    """The record of an order with one step, as code made it whose ids could be taken: version 5."""
+    work_id, name = derived_id(order, "a"), "a"
+    fields = {"work_id": f"{work_id}", "name": name}
+    issue = Issue(command="Work", fields=fields, command_id=step, undo=Written("Unwork", fields))
+    return SagaTook(
+        saga="Fulfilment",
+        at=event["recorded_at"],
+        then=[issue],
+        key=order,
+        position=event["position"],
+        event_id=event["event_id"],
+        type="OrderPlaced",
+    )
+
+
+async def test_what_older_code_has_issued_is_found_and_not_issued_again(
+    start: Any, client: Node, connection: asyncpg.Connection
+) -> None:
+    order = await place(client, "a", "wait")
+    event, stream = await event_of(connection, order), fulfilment.stream_of(order)
+    record, step = derived_id(stream, f"{event['event_id']}"), derived_id(stream, f"{event['event_id']} 0")
+    actor, since, work = "saga Fulfilment", event["correlation_id"], derived_id(order, "a")
+    await write(connection, stream, fulfilment.category, took(order, event, step), record, actor, None, since)
+    await write(connection, work, "work", Worked(work_id=work, name="a"), step, actor, record, since)
+    await start(app, serve=False)
+    await seen(connection, order, "running", "events")
+    assert await deeds(connection, order) == ["did a"]
+
+
+# ------------------------------------------------------------------------------------------------------- of schedules
+
+
+def scheduled() -> App:
+    def order(due: datetime) -> PlaceOrder:
+        return PlaceOrder(order_id=derived_id(ORDERS, due.isoformat()), plan=[])
+
+    return App([Feature([works.orders, works.works], schedules=[Schedule("nightly", order, at=DUE)])])
+
+
+async def fired(connection: asyncpg.Connection) -> list[str]:
+    """What became of the schedule, and the events that it left."""
+    outcome = "select outcome from headwater.schedules where fired_at is not null"
+    events = "select type, data->>'how' as how from headwater.events where stream_id = $1 order by version"
+    rows = [await until(lambda: connection.fetchval(outcome))]
+    return [*rows, *(row["type"] for row in await connection.fetch(events, derived_id(ORDERS, DUE.isoformat())))]
+
+
+async def test_nobody_can_take_the_id_of_a_moment_that_is_to_come(
+    start: Any, client: Node, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    stranger = OrderChanged(order_id=new_id(), what="mine")
+    await write(connection, stranger.order_id, "order", stranger, older_moment("nightly", DUE))
+    await start(scheduled(), serve=False, clock=clock)
+    assert await fired(connection) == ["accepted", "OrderPlaced"]
+    moment = await connection.fetchval("select command_id from headwater.events where actor = 'schedule nightly'")
+    assert moment.version == 8
+
+
+async def test_a_moment_that_older_code_has_fired_is_not_fired_again(
+    start: Any, client: Node, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
+    changed = OrderChanged(order_id=derived_id(ORDERS, DUE.isoformat()), what="as older code had it")
+    moment = older_moment("nightly", DUE)
+    await write(connection, changed.order_id, "order", changed, moment, "schedule nightly")
+    await start(scheduled(), serve=False, clock=clock)
+    assert await fired(connection) == ["accepted", "OrderChanged"]

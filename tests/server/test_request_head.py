@@ -1,0 +1,286 @@
+"""The head of a request has a bound and a deadline, and so has its body, whoever sends it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import strawberry
+from msgspec.structs import replace
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+from websockets.asyncio.client import connect
+
+from headwater.config import Settings
+from headwater.graphql.engine import Engine
+from headwater.graphql.http import GraphQLHTTP
+from headwater.server import request_head as head
+from headwater.server.request_head import LARGEST_HEAD
+from headwater.server.web import listen, server_of
+
+PIECE = 16 * 1024
+FAR_TOO_MUCH = 16 * 1024 * 1024
+
+
+class Client:
+    """A connection to it, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, *parts: bytes) -> None:
+        self._writer.write(b"".join(parts))
+
+    async def answer(self) -> tuple[int, bytes]:
+        """The status and the body of the next answer."""
+        async with asyncio.timeout(10):
+            status, lines = await self.head()
+            (length,) = [int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length")]
+            return status, await self._reader.readexactly(length)
+
+    async def head(self) -> tuple[int, list[bytes]]:
+        """The status and the headers of the next answer."""
+        async with asyncio.timeout(10):
+            status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+            return int(status.split()[1]), lines
+
+    async def closed(self) -> bytes:
+        """What comes until the server closes."""
+        async with asyncio.timeout(10):
+            try:
+                return await self._reader.read()
+            except ConnectionError:
+                return b""
+
+    async def pour(self, piece: bytes) -> int:
+        """Send the same again and again until the server closes: how many bytes it let come."""
+        sent = 0
+        try:
+            while sent < FAR_TOO_MUCH and not self._reader.at_eof():
+                self.send(piece)
+                await self._writer.drain()
+                sent += len(piece)
+                await asyncio.sleep(0)
+        except ConnectionError:
+            pass
+        return sent
+
+    def leave(self) -> None:
+        self._writer.transport.abort()
+
+
+@dataclass
+class Served:
+    """A server. release: what `/slow` waits for before it answers. left: a client went away while it sent its body."""
+
+    port: int
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    clients: list[Client] = field(default_factory=list)
+
+    async def client(self) -> Client:
+        self.clients.append(Client(*await asyncio.open_connection("127.0.0.1", self.port)))
+        return self.clients[-1]
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[Served]:
+    async def page(request: Request) -> Response:
+        try:
+            return PlainTextResponse(f"{len(await request.body())} bytes")
+        except ClientDisconnect:
+            server.left.set()
+            return Response()
+
+    async def early(request: Request) -> Response:
+        return PlainTextResponse("seen enough")
+
+    async def slow(request: Request) -> Response:
+        await server.release.wait()
+        return PlainTextResponse("at last")
+
+    async def socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(await websocket.receive_text())
+        await websocket.close()
+
+    async def farewell() -> None:
+        return None
+
+    def nobody(connection: HTTPConnection, init: Mapping[str, object] | None) -> None:
+        return None
+
+    routes = [
+        Route("/", page, methods=["GET", "POST"]),
+        Route("/early", early, methods=["POST"]),
+        Route("/slow", slow),
+        Route("/graphql", GraphQLHTTP(Engine(strawberry.Schema(Query)), nobody, body_seconds=0.2)),
+        WebSocketRoute("/socket", socket),
+    ]
+    settings = replace(Settings(), port=0)
+    listening = listen(settings)
+    server = Served(listening.getsockname()[1])
+    uvicorn = server_of(Starlette(routes=routes), listening, settings, farewell)
+    task = asyncio.create_task(uvicorn.serve(sockets=[listening]))
+    try:
+        yield server
+    finally:
+        for client in server.clients:
+            client.leave()
+        uvicorn.should_exit = True
+        await task
+
+
+@strawberry.type
+class Query:
+    nothing: str | None = None
+
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+GRAPHQL = b"POST /graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_a_head_that_fits_is_answered() -> None:
+    async with served() as server:
+        client = await server.client()
+        for _ in range(2):  # each has the whole bound
+            client.send(GET, b"X-A: ", b"a" * (LARGEST_HEAD - 200), b"\r\n\r\n")
+            assert await client.answer() == (200, b"0 bytes")
+
+
+@pytest.mark.parametrize(
+    "sent, status, code",
+    [
+        (GET + b"X-A: " + b"a" * LARGEST_HEAD + b"\r\n\r\n", 431, "HEADERS_TOO_LARGE"),
+        (GET + b"X-A: b\r\n" * (LARGEST_HEAD // 8) + b"\r\n", 431, "HEADERS_TOO_LARGE"),
+        (b"GET /?q=" + b"a" * LARGEST_HEAD + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414, "URI_TOO_LONG"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+async def test_one_that_is_too_large_is_refused(sent: bytes, status: int, code: str, before: int) -> None:
+    async with served() as server:
+        client = await server.client()
+        for _ in range(before):
+            client.send(GET, b"\r\n")
+            assert (await client.answer())[0] == 200
+        client.send(sent)
+        got, body = await client.answer()
+        (error,) = json.loads(body)["errors"]
+        assert (got, error["extensions"]) == (status, {"code": code})
+        assert await client.closed() == b""
+
+
+@pytest.mark.parametrize(
+    "start, piece",
+    [
+        (GET + b"X-A: ", b"a" * PIECE),
+        (GET, b"X-A: b\r\n" * (PIECE // 8)),
+        (b"GET /?query=", b"a" * PIECE),
+        (b"", b"\r\n" * PIECE),
+        (POST + b"1;", b"a" * PIECE),
+        (POST + b"1\r\na\r\n0\r\nX-A: ", b"a" * PIECE),
+        (POST + b"1\r\na\r\n0\r\n", b"X-A: b\r\n" * (PIECE // 8)),
+    ],
+    ids=["value", "headers", "url", "nothing", "extension", "trailer", "trailers"],
+)
+async def test_one_without_an_end_is_cut_off(start: bytes, piece: bytes) -> None:
+    async with served() as server:
+        client = await server.client()
+        client.send(start)
+        # Beyond the bound there are the buffers of both sides.
+        assert await client.pour(piece) < FAR_TOO_MUCH
+        if start.startswith(POST):
+            await asyncio.wait_for(server.left.wait(), 10)
+
+
+async def test_a_body_of_many_chunks_is_none() -> None:
+    async with served() as server:
+        client = await server.client()
+        client.send(POST, b"1;some=extension\r\na\r\n" * 20_000, b"0\r\nX-A: b\r\n\r\n")
+        assert await client.answer() == (200, b"20000 bytes")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", GET, b"\r\n", b"\r\n\r\nGET"])
+@pytest.mark.parametrize("before", [0, 1])
+async def test_one_that_does_not_come_in_time_is_cut_off(
+    sent: bytes, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
+    async with served() as server:
+        client = await server.client()
+        for _ in range(before):
+            client.send(GET, b"\r\n")
+            assert (await client.answer())[0] == 200
+        client.send(sent)
+        assert await client.closed() == b""
+
+
+async def test_neither_an_answer_nor_a_socket_has_that_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
+    async with served() as server, connect(f"ws://127.0.0.1:{server.port}/socket", proxy=None) as socket:
+        waiting, ahead = await server.client(), await server.client()
+        waiting.send(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        ahead.send(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n", GET)
+        for _ in range(2):  # those that came later are late, and so would they be
+            assert await (await server.client()).closed() == b""
+        server.release.set()
+        assert await waiting.answer() == (200, b"at last")
+        assert await ahead.answer() == (200, b"at last")
+        assert await ahead.closed() == b"", "what it began of the next is late from now on"
+        await socket.send("hello")
+        assert await socket.recv() == "hello"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Content-Length: 25\r\n\r\n",
+        b'Content-Length: 25\r\n\r\n{"query": ',
+        b"Content-Length: 25\r\nExpect: 100-continue\r\n\r\n",
+        b'Transfer-Encoding: chunked\r\n\r\na\r\n{"query": \r\n',
+        b'Transfer-Encoding: chunked\r\n\r\n19\r\n{"query": "{__typename}"}\r\n',
+    ],
+    ids=["nothing", "half", "asks first", "chunk", "all but its end"],
+)
+async def test_a_body_that_does_not_come_in_time_is_answered_and_cut_off(sent: bytes) -> None:
+    async with served() as server:
+        client = await server.client()
+        client.send(GRAPHQL, b'Content-Length: 25\r\n\r\n{"query": "{__typename}"}')
+        assert await client.answer() == (200, b'{"data":{"__typename":"Query"}}')
+        client.send(GRAPHQL, sent)
+        if b"Expect" in sent:
+            assert (await client.head())[0] == 100
+        status, headers = await client.head()
+        assert (status, b"connection: close" in headers) == (408, True)
+        (error,) = json.loads(await client.closed())["errors"]
+        assert error["extensions"] == {"code": "BODY_TOO_SLOW"}
+
+
+async def test_a_body_that_comes_bit_by_bit_is_cut_off() -> None:
+    """The deadline is that of all of it: a bit that comes does not put it off."""
+    async with served() as server, asyncio.timeout(10):
+        client = await server.client()
+        client.send(GRAPHQL, b"Content-Length: 1000000\r\n\r\n")
+        answer = asyncio.create_task(client.answer())
+        while not answer.done():
+            client.send(b" ")
+            await asyncio.sleep(0)
+        assert (await answer)[0] == 408
+
+
+async def test_a_body_that_still_comes_after_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
+    async with served() as server, asyncio.timeout(10):
+        client = await server.client()
+        client.send(b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
+        assert await client.answer() == (200, b"seen enough")
+        await client.pour(b" ")

@@ -1,0 +1,64 @@
+"""A worker keeps units of every sort; here, that schedules are among them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import asyncpg
+from tests.support import works
+from tests.support.waiting import until
+from tests.support.works import PlaceOrder, fulfilment
+
+from headwater import App, Feature, Schedule
+from headwater.cli.application import node_of
+from headwater.clock import VirtualClock
+from headwater.config import Settings
+from headwater.consumers.standings import read_standings
+from headwater.ids import derived_id
+from headwater.server.node import Node
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def order(due: datetime) -> PlaceOrder:
+    return PlaceOrder(order_id=derived_id(fulfilment.stream_of(works.NOBODY), due.isoformat()), plan=["a"])
+
+
+app = App(
+    [
+        Feature(
+            deciders=[works.orders, works.works],
+            sagas=[fulfilment],
+            schedules=[Schedule("hourly order", order, every=timedelta(hours=1))],
+        )
+    ]
+)
+
+
+async def test_a_schedule_begins_a_saga_in_whichever_worker_has_the_lease(
+    start: Callable[..., Awaitable[Node]], connection: asyncpg.Connection
+) -> None:
+    clock = VirtualClock(NOON)
+    nodes = [await start(app, serve=False, clock=clock) for _ in range(2)]
+
+    await until(lambda: connection.fetchval("select count(*) from headwater.schedules"))
+    done = "select count(*) >= $1 from headwater.sagas where status = 'done'"
+    for passed in range(1, 4):
+        await clock.advance(timedelta(hours=1))
+        await until(partial(connection.fetchval, done, passed))
+    actors = await connection.fetch("select actor from headwater.events where type = 'OrderPlaced'")
+    assert [row["actor"] for row in actors] == ["schedule hourly order"] * 3
+    assert "schedules" not in {each.name for each in (await read_standings(nodes[0].database.pool)).projections}
+    assert await nodes[0].troubles() == {}
+
+
+async def test_what_is_there_when_a_command_has_started_is_passed_over_by_the_collector(dsn: str) -> None:
+    before = gc.get_freeze_count()
+    try:
+        async with node_of(App([]), Settings(), dsn, serve=False, work=True):
+            assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,33 @@
+"""A process of its own that builds a generation of the bank's accounts: `builder.py DSN`, run by test_generations.
+
+It writes after every hundred events, and rests after each write, so that a test can kill it in the middle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from bank.accounts.views import account_view
+from bank.main import app
+from headwater.eventstore.log import Log
+from headwater.postgres.database import Database
+from headwater.projections import rebuild
+from headwater.projections.rebuild import Rebuild
+from headwater.projections.tables import rebuild as force
+
+rebuild.NEAR = 0
+"""Or it would not rest in a log as short as a test's."""
+
+
+async def build(dsn: str) -> None:
+    async with Database(dsn, pool_size=2) as database:
+        async with database.pool.acquire() as connection:
+            standing = await force(connection, account_view)
+        await Rebuild(database, Log(database.pool, app.domain.codec), account_view, events=100, pause=0.1).build(
+            standing
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(build(sys.argv[1]))

@@ -1,0 +1,59 @@
+"""`headwater ...` as an operator runs it, to its end: a process of its own for each command.
+
+They are forked from one that has the modules loaded, since loading takes longer than most commands. What it is to start
+from nothing is for the processes of `tests/acceptance`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import BinaryIO
+
+from headwater.cli import main
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60
+
+_forked = multiprocessing.get_context("forkserver")
+_forked.set_forkserver_preload(["bank.main", "headwater.cli"])
+
+
+def clean_environ() -> dict[str, str]:
+    """This process's environment without what would set Headwater."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
+
+
+async def run_command(*arguments: str, environ: Mapping[str, str] | None = None, **more: str) -> tuple[int, str, str]:
+    """Exit code, output, complaints. environ: in place of a clean one. more: environment beside that."""
+    if environ is None:
+        environ = clean_environ()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        files = [DupFd(file.fileno()) for file in (out, err)]
+        process = _forked.Process(target=_run, args=(arguments, {**environ, **more}, files), daemon=True)
+        process.start()
+        await asyncio.to_thread(process.join, PATIENCE)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"headwater {' '.join(arguments)}: {_text(out)} {_text(err)}")
+        return process.exitcode, _text(out), _text(err)
+
+
+def _run(arguments: Sequence[str], environ: Mapping[str, str], files: Sequence[object]) -> None:
+    for number, file in enumerate(files, 1):
+        os.dup2(file.detach(), number)  # type: ignore[attr-defined]  # a DupFd, which typeshed leaves open
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(ROOT)
+    sys.exit(main(arguments))
+
+
+def _text(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode()

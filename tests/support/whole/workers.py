@@ -1,0 +1,91 @@
+"""Workers of two sorts: in this process, and as processes of their own. Each can die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from msgspec.structs import replace
+from tests.support.commands import clean_environ
+from tests.support.waiting import until
+from tests.support.whole.app import app
+
+from headwater.config import Settings
+from headwater.server.node import Node
+
+HERE = Path(__file__).parent
+
+QUICK = replace(Settings(), poll_seconds=0.1, lease_seconds=0.6, projection_batch=5, projection_cache=3)
+
+
+class Here:
+    """A worker in this process, with poisoned folds, which can die as a process does."""
+
+    def __init__(self, dsn: str) -> None:
+        self.node = Node(app, QUICK, dsn, serve=False, work=True)
+        self._connections: list[asyncpg.Connection] = []
+        self._connect = self.node.database.connect
+        self.node.database.connect = self._noted  # type: ignore[method-assign]
+
+    async def _noted(self, name: str, **options: Any) -> asyncpg.Connection:
+        self._connections.append(await self._connect(name, **options))
+        return self._connections[-1]
+
+    async def start(self) -> None:
+        await self.node.__aenter__()
+
+    async def leave(self) -> None:
+        await self.node.__aexit__(None, None, None)
+
+    async def kill(self) -> None:
+        """Nothing is given back or rolled back: the sockets are gone first."""
+        self.node.database.pool.terminate()
+        tasks: set[asyncio.Task[None]] = set(self.node.supervisor._tasks.values())
+        while True:
+            for connection in self._connections:
+                connection.terminate()
+            for task in tasks:
+                task.cancel()
+            # More than once: a lost connection may be raised where a task was cancelled, and in its place.
+            _, tasks = await asyncio.wait(tasks, timeout=0.05)
+            if not tasks:
+                break
+
+
+class Apart:
+    """A worker as a process of its own."""
+
+    def __init__(self, dsn: str, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self._environ = clean_environ() | {
+            "DATABASE_URL": dsn,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "HEADWATER_POLL_SECONDS": str(QUICK.poll_seconds),
+            "HEADWATER_LEASE_SECONDS": str(QUICK.lease_seconds),
+            "HEADWATER_PROJECTION_BATCH": str(QUICK.projection_batch),
+            "HEADWATER_PROJECTION_CACHE": str(QUICK.projection_cache),
+        }
+
+    async def start(self) -> None:
+        """Until it is among the workers: one that is killed before has died of nothing."""
+        arguments = ("-m", "headwater", "work", "--app", "app:app", "--port", "0")
+        self._process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=HERE, env=self._environ)
+        await until(self._is_there)
+
+    async def _is_there(self) -> bool:
+        assert self._process.returncode is None, "it has ended by itself"
+        query = "select exists (select from headwater.workers where name like '%/' || $1)"
+        return bool(await self._connection.fetchval(query, str(self._process.pid)))
+
+    async def leave(self) -> None:
+        self._process.terminate()
+        await self._process.wait()
+
+    async def kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()

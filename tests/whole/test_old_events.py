@@ -1,0 +1,271 @@
+"""What older code wrote, read by everything that reads: decisions, read models, sagas, and the reader of the log."""
+# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+
+import json
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+from tests.support.folding import at_rest
+from tests.support.waiting import reached, until
+
+from bank.accounts.domain import InsufficientFunds, Withdraw
+from headwater import After, App, Command, Decider, Do, Event, Feature, ReadModel, Recorded, Saga, Upcaster, View
+from headwater.clock import VirtualClock
+from headwater.config import Settings
+from headwater.errors import LogError
+from headwater.eventstore.log import Append, append
+from headwater.ids import derived_id, new_id
+from headwater.projections.tables import prepare_views
+from headwater.server.node import Node
+
+Start = Callable[..., Coroutine[Any, Any, Node]]
+
+
+async def write(
+    connection: asyncpg.Connection,
+    category: str,
+    key: str,
+    *events: tuple[str, int, dict[str, str]],
+    behind: tuple[UUID, int] | None = None,
+) -> UUID:
+    """A stream as older code has stored it: (type, version, fields without the key) each. behind: a stream that goes on
+    so, and how many events it has; left out, it is a new one."""
+    (stream_id, version), command_id = behind or (new_id(), 0), new_id()
+    stored = [(name, shape, json.dumps({key: str(stream_id), **fields})) for name, shape, fields in events]
+    await append(connection, [Append(command_id, stream_id, category, version, stored, command_id)])
+    return stream_id
+
+
+async def rows(node: Node, connection: asyncpg.Connection, view: str, columns: str) -> list[tuple[Any, ...]]:
+    """The rows of a read model, when it has come to the end of the log."""
+    await reached(node.positions, view, await node.log.head())
+    return [
+        tuple(row) for row in await connection.fetch(f"select {columns} from read.{view.lower()} order by position")
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- the bank
+
+
+async def test_withdrawals_of_version_1_count(start: Start, connection: asyncpg.Connection) -> None:
+    account_id = await write(
+        connection,
+        "account",
+        "account_id",
+        ("AccountOpened", 1, {"owner_id": str(new_id()), "currency": "EUR"}),
+        ("MoneyDeposited", 1, {"amount": "10", "balance": "10"}),
+        ("MoneyWithdrawn", 1, {"amount": "2.50"}),
+        ("MoneyWithdrawn", 1, {"amount": "2.50"}),
+    )
+    node = await start()
+    with pytest.raises(InsufficientFunds) as refused:
+        await node.dispatcher.execute(Withdraw(account_id=account_id, amount=Decimal("5.01")))
+    assert refused.value.facts == {"balance": Decimal("5.00")}
+    await node.dispatcher.execute(Withdraw(account_id=account_id, amount=Decimal(1)))
+    assert await rows(node, connection, "Account", "account_id, balance, entry_count") == [
+        (account_id, Decimal("4.00"), 4)
+    ]
+    stored = await connection.fetch("select schema_version, data from headwater.events where type = 'MoneyWithdrawn'")
+    assert [(version, json.loads(data).get("balance")) for version, data in stored] == [
+        (1, None),
+        (1, None),
+        (2, "4.00"),
+    ]
+
+
+# ------------------------------------------------------------------------------------------ renamed, and one of several
+
+
+class Touch(Command):
+    """Do nothing to a door."""
+
+    door_id: UUID
+
+
+class Opened(Event, version=2):
+    door_id: UUID
+    by: str
+
+
+class Shut(Event):
+    door_id: UUID
+
+
+class Doors(ReadModel, name="Door", key="door_id"):
+    """A door, and how often it was shut."""
+
+    door_id: UUID
+    shut: int
+
+
+def decide(command: Touch, opened_by: list[str]) -> list[Opened | Shut]:
+    return [Opened(door_id=command.door_id, by=", ".join(opened_by))]
+
+
+def evolve(opened_by: list[str], event: Opened | Shut) -> list[str]:
+    return [*opened_by, event.by] if isinstance(event, Opened) else []
+
+
+def fold(row: Doors | None, event: Recorded[Shut]) -> Doors:
+    row = row or Doors(door_id=event.data.door_id, shut=0)
+    return replace(row, shut=row.shut + 1)
+
+
+def moved(stored: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    rest = {"door_id": stored["door_id"]}
+    return ("Unlatched", rest | {"by": stored["by"]}) if stored["way"] == "open" else ("Shut", rest)
+
+
+DOORS = Feature(
+    deciders=[Decider(category="door", key="door_id", initial=[], decide=decide, evolve=evolve)],
+    views=[View(Doors, fold)],
+    upcasters=[
+        Upcaster("DoorMoved", from_version=1, to_type=["Unlatched", "Shut"], to=moved),
+        Upcaster("Unlatched", from_version=1, to_type="Opened", to_version=2),
+        Upcaster("Opened", from_version=1, defaults={"by": "nobody"}),
+    ],
+)
+
+
+async def test_every_reader_sees_only_what_events_are_today(
+    start: Start, connection: asyncpg.Connection, dsn: str
+) -> None:
+    door_id = await write(
+        connection,
+        "door",
+        "door_id",
+        ("DoorMoved", 1, {"way": "shut"}),
+        ("DoorMoved", 1, {"way": "open", "by": "Ada"}),
+        ("Unlatched", 1, {"by": "Grace"}),
+        ("Opened", 1, {}),
+    )
+    app = App(features=[DOORS])
+    await prepare_views(dsn, app.domain.views)
+    node = await start(app)
+    # The read model folds only one of the types that its stored name may become.
+    assert await rows(node, connection, "Door", "door_id, shut, position") == [(door_id, 1, 1)]
+    await node.dispatcher.execute(Touch(door_id=door_id))
+    *_, last = [event.data async for _, event in node.log.read_stream(door_id)]
+    assert last == Opened(door_id=door_id, by="Ada, Grace, nobody")
+    read = await node.log.read(0, 5, types=app.domain.codec.stored_names([Shut]))
+    assert [type(event.data) for event in read] == [Shut, Opened]
+
+
+# ---------------------------------------------------------------------------------------------------------------- sagas
+
+
+class Note(Command):
+    """Write a line into a door's book."""
+
+    book_id: UUID
+    line: str
+
+
+class Noted(Event):
+    book_id: UUID
+    line: str
+
+
+class Closing(Event, version=2):
+    """A saga's own message."""
+
+    door_id: UUID
+    by: str
+
+
+class ClosingBefore(Event, name="Closing"):
+    """The same, as it was once."""
+
+    door_id: UUID
+
+
+def decide_note(command: Note, state: None) -> list[Noted]:
+    return [Noted(book_id=command.book_id, line=command.line)]
+
+
+def evolve_note(state: None, event: Noted) -> None:
+    return None
+
+
+CLOSING = Upcaster("Closing", from_version=1, defaults={"by": "nobody"})
+
+
+def note(event: Opened | Closing, what: str) -> Do:
+    return Do(Note(book_id=derived_id(event.door_id, "book"), line=what))
+
+
+def react_today(came: tuple[str, ...], event: Opened | Closing) -> list[Do]:
+    return [note(event, f"{type(event).__name__} by {event.by}; so far: {', '.join(came)}")]
+
+
+def react_before(came: tuple[str, ...], event: Opened | ClosingBefore) -> list[After]:
+    return [After(timedelta(hours=1), ClosingBefore(door_id=event.door_id))]
+
+
+def remember(came: tuple[str, ...], event: Opened) -> tuple[str, ...]:
+    return (*came, event.by)
+
+
+def guarded(react: Callable[..., Any], *upcasters: Upcaster) -> App:
+    """Doors with a saga that follows how they are opened."""
+    nobody: tuple[str, ...] = ()
+    saga = Saga("Guard", route="door_id", initial=nobody, react=react, evolve=remember, from_start=True)
+    books = Decider(category="book", key="book_id", initial=None, decide=decide_note, evolve=evolve_note)
+    return App([DOORS, Feature([books], sagas=[saga], upcasters=upcasters)])
+
+
+async def lines(connection: asyncpg.Connection) -> list[str]:
+    """What the saga had written, when it has come to rest."""
+    await until(lambda: at_rest(connection))
+    stored = await connection.fetch("select data from headwater.events where type = 'Noted' order by position")
+    return [json.loads(row["data"])["line"] for row in stored]
+
+
+async def test_a_saga_sees_only_what_events_are_today(dsn: str, connection: asyncpg.Connection) -> None:
+    door_id = await write(
+        connection,
+        "door",
+        "door_id",
+        ("DoorMoved", 1, {"way": "open", "by": "Ada"}),
+        ("DoorMoved", 1, {"way": "shut"}),
+        ("Unlatched", 1, {"by": "Grace"}),
+    )
+    app = guarded(react_today, CLOSING)
+    first, second = "Opened by Ada; so far: Ada", "Opened by Grace; so far: Ada, Grace"
+    async with Node(app, Settings(), dsn, serve=False, work=True):
+        assert await lines(connection) == [first, second]
+    await write(connection, "door", "door_id", ("Opened", 1, {}), behind=(door_id, 3))
+    async with Node(app, Settings(), dsn, serve=False, work=True):  # it reads what the instance took from the log again
+        assert await lines(connection) == [first, second, "Opened by nobody; so far: Ada, Grace, nobody"]
+
+
+async def test_a_message_that_older_code_has_set_is_what_it_is_today(dsn: str, connection: asyncpg.Connection) -> None:
+    clock = VirtualClock(datetime(2026, 6, 1, 12, tzinfo=UTC))
+    await write(connection, "door", "door_id", ("Unlatched", 1, {"by": "Ada"}))
+    async with Node(guarded(react_before), Settings(), dsn, serve=False, work=True, clock=clock):
+        await until(lambda: connection.fetchval("select count(*) from headwater.timers"))
+    async with Node(guarded(react_today, CLOSING), Settings(), dsn, serve=False, work=True, clock=clock):
+        await clock.advance(timedelta(hours=2))
+        assert await until(lambda: lines(connection)) == ["Closing by nobody; so far: Ada"]
+
+
+# ------------------------------------------------------------------------------------------------ what cannot be read
+
+
+async def test_an_event_that_cannot_be_read_is_named_with_its_place(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    node = await start(work=False)
+    stream_id = await write(connection, "account", "account_id", ("MoneyWithdrawn", 7, {}))
+    with pytest.raises(LogError) as unreadable:
+        await node.log.read(0, 1)
+    assert str(unreadable.value) == (
+        "The log holds MoneyWithdrawn of version 7; this app reads version 1 and 2 (position 1, version 1 of stream "
+        f"{stream_id})"
+    )

@@ -1,0 +1,214 @@
+"""Old and new code at once, where the new one has more kinds of events: nothing is passed over by the old one."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+from tests.support.waiting import until
+
+from headwater import (
+    App,
+    Command,
+    Decider,
+    Do,
+    Done,
+    Event,
+    Feature,
+    Reactor,
+    ReadModel,
+    Recorded,
+    Saga,
+    Upcaster,
+    View,
+)
+from headwater.config import Settings
+from headwater.projections.tables import Outdated, fingerprint, prepare, prepare_views, rebuild
+from headwater.server.node import Node
+from headwater.server.worker import register_units
+
+QUICK = replace(Settings(), poll_seconds=0.1, lease_seconds=0.6)
+
+
+class Note(Command, creates=True):
+    note_id: UUID
+
+
+class Stamp(Command):
+    note_id: UUID
+
+
+class Noted(Event):
+    note_id: UUID
+
+
+class NotedBetter(Event, name="Noted", version=2):
+    note_id: UUID
+    better: bool
+
+
+class Stamped(Event):
+    note_id: UUID
+
+
+class NoteView(ReadModel, name="Note", key="note_id"):
+    note_id: UUID
+    stamps: int
+
+
+reacted: list[str] = []
+
+
+def app_of_before() -> App:
+    def decide(command: Note, state: None) -> list[Noted]:
+        return [Noted(note_id=command.note_id)]
+
+    def evolve(state: None, event: Noted) -> None: ...
+
+    def fold(row: NoteView | None, event: Recorded[Noted]) -> NoteView:
+        return NoteView(note_id=event.data.note_id, stamps=0)
+
+    async def send(event: Recorded[Noted], key: str) -> None:
+        reacted.append(event.data.event_name)
+
+    def react(state: None, event: Noted) -> list[Do | Done]:
+        return []
+
+    def remember(state: None, event: Noted) -> None: ...
+
+    return App(
+        [
+            Feature(
+                [Decider("note", "note_id", None, decide, evolve)],
+                [View(NoteView, fold)],
+                sagas=[Saga("Stamping", "note_id", None, react, remember)],
+                reactors=[Reactor("mail", send)],
+            )
+        ]
+    )
+
+
+def app_of_today() -> App:
+    def decide(command: Note | Stamp, state: None) -> list[NotedBetter | Stamped]:
+        if isinstance(command, Stamp):
+            return [Stamped(note_id=command.note_id)]
+        return [NotedBetter(note_id=command.note_id, better=True)]
+
+    def evolve(state: None, event: NotedBetter | Stamped) -> None: ...
+
+    def fold(row: NoteView | None, event: Recorded[NotedBetter | Stamped]) -> NoteView:
+        before = 0 if row is None else row.stamps
+        return NoteView(note_id=event.data.note_id, stamps=before + isinstance(event.data, Stamped))
+
+    async def send(event: Recorded[NotedBetter | Stamped], key: str) -> None:
+        reacted.append(event.data.event_name)
+
+    def react(state: None, event: NotedBetter | Stamped) -> list[Do | Done]:
+        return [Done()] if isinstance(event, Stamped) else []
+
+    def remember(state: None, event: NotedBetter | Stamped) -> None: ...
+
+    return App(
+        [
+            Feature(
+                [Decider("note", "note_id", None, decide, evolve)],
+                [View(NoteView, fold)],
+                sagas=[Saga("Stamping", "note_id", None, react, remember)],
+                reactors=[Reactor("mail", send)],
+                upcasters=[Upcaster("Noted", from_version=1, defaults={"better": False})],
+            )
+        ]
+    )
+
+
+before, today = app_of_before(), app_of_today()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_reacted() -> None:
+    reacted.clear()
+
+
+async def stands_at(connection: asyncpg.Connection, *positions: int) -> bool:
+    """Whether the read model, the saga and the reactor stand there."""
+    query = "select position from headwater.projections where name in ('Note', 'saga Stamping', 'reactor mail')"
+    return {row["position"] for row in await connection.fetch(query)} <= set(positions)
+
+
+async def test_an_old_worker_passes_over_nothing_that_is_new(dsn: str, connection: asyncpg.Connection) -> None:
+    note = uuid4()
+    async with Node(before, QUICK, dsn, serve=True, work=True) as old:
+        await old.dispatcher.execute(Note(note_id=note))
+        await until(lambda: stands_at(connection, 1, 2))  # the saga's record is the second
+        async with Node(today, QUICK, dsn, serve=True, work=False) as serving:
+            await serving.dispatcher.execute(Stamp(note_id=note))
+            await serving.dispatcher.execute(Note(note_id=uuid4()))
+            await until(lambda: old.leases.held == [])
+            assert await stands_at(connection, 1, 2), "nobody keeps them: the old worker must not, the new is to come"
+            assert old.supervisor.troubles == {}
+        async with Node(today, QUICK, dsn, serve=False, work=True):
+            statuses = "select string_agg(status, ' ' order by status) from headwater.sagas"
+            await until(lambda: _is(connection, statuses, "done running"))
+            head = await connection.fetchval("select position from headwater.head")
+            await until(lambda: stands_at(connection, head))
+    assert await connection.fetchval("select stamps from read.note where note_id = $1", note) == 1
+    assert reacted == ["Noted", "Stamped", "Noted"]
+
+
+async def test_older_code_that_starts_again_takes_nothing_back(dsn: str, connection: asyncpg.Connection) -> None:
+    query = "select name, fingerprint, state from headwater.projections where name ~ 'Note|Stamping|mail' order by name"
+    async with Node(today, QUICK, dsn, serve=False, work=True):
+        pass
+    own = await connection.fetch(query)
+    for app in (before, today):  # the first to start with another declaration is the newer one
+        async with Node(app, QUICK, dsn, serve=False, work=True):
+            pass
+    theirs = await connection.fetch(query)
+    assert [(name, state) for name, _, state in theirs] == [(name, state) for name, _, state in own]
+    assert all(a["fingerprint"] != b["fingerprint"] for a, b in zip(own, theirs, strict=True))
+    view = today.domain.view_named("Note")
+    with pytest.raises(Outdated, match="NoteView is declared as an earlier generation was"):
+        await rebuild(connection, view)
+    await prepare_views(dsn, today.domain.views)  # as `headwater migrate` does
+    await register_units(connection, today.domain, insist=True)
+    assert await connection.fetch(query) == own, "insisted on, and with its rows"
+
+
+async def test_what_older_code_builds_does_not_take_the_place_of_what_was_handed_on(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """A forced rebuild that has begun: newer code begins it anew."""
+    old_view, new_view = before.domain.view_named("Note"), today.domain.view_named("Note")
+    await prepare(connection, old_view)
+    await rebuild(connection, old_view)
+    async with Node(today, QUICK, dsn, serve=True, work=False):
+        query = "select generation, fingerprint, state from headwater.projections where name = 'Note' order by 1"
+        assert [tuple(row) for row in await connection.fetch(query)] == [
+            (1, fingerprint(new_view), "live"),
+            (2, fingerprint(old_view), "retired"),
+            (3, fingerprint(new_view), "building"),
+        ]
+    async with Node(today, QUICK, dsn, serve=False, work=True):
+        live = "select generation from headwater.projections where name = 'Note' and state = 'live'"
+        await until(lambda: _is(connection, live, 3))
+
+
+async def _is(connection: asyncpg.Connection, query: str, value: object) -> bool:
+    return bool(await connection.fetchval(query) == value)
+
+
+async def test_what_was_on_its_way_when_it_was_handed_on_is_void(dsn: str, connection: asyncpg.Connection) -> None:
+    await register_units(connection, before.domain)
+    await prepare(connection, before.domain.view_named("Note"))
+    query = "select name, fence, owner from headwater.projections where name ~ 'Note|Stamping|mail' order by name"
+    await connection.execute("update headwater.projections set owner = $1", uuid4())
+    fences = [row["fence"] for row in await connection.fetch(query)]
+    async with Node(today, QUICK, dsn, serve=True, work=False):
+        now = await connection.fetch(query)
+    assert [row["fence"] for row in now] == [fence + 1 for fence in fences]
+    assert [row["owner"] for row in now] == [None] * 3
+    async with asyncio.timeout(10), Node(today, QUICK, dsn, serve=True, work=False):
+        assert await connection.fetch(query) == now, "once"
