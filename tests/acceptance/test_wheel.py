@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_migrations_and_the_explorer_and_no_bank(wheel: Path
     assert names >= {f"headwater/{path}" for path in migrations}
     assert "headwater/graphql/explorer/static/index.html" in names
     assert "headwater/py.typed" in names
-    assert "headwater/log.sql" in names
+    assert "headwater/eventstore/log.sql" in names
     assert not [name for name in names if name.startswith(("bank/", "tests/", "benchmarks/"))]
 
 

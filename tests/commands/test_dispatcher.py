@@ -331,7 +331,7 @@ async def test_a_no_is_not_believed_because_of_what_was_sent_before(
         return answers
 
     with monkeypatch.context() as patched:
-        patched.setattr(headwater.appender, "append", held)
+        patched.setattr(headwater.eventstore.appender, "append", held)
         first = asyncio.create_task(bank(deposit(account_id, 1)))
         await written.wait()
     await other(deposit(account_id, 100))
@@ -364,7 +364,7 @@ def blinded(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_one_who_never_wins_is_told(
     bank: Process, other: Process, monkeypatch: pytest.MonkeyPatch, connection: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(headwater.dispatch, "ATTEMPTS", 3)
+    monkeypatch.setattr(headwater.commands.dispatcher, "ATTEMPTS", 3)
     account_id = await opened(other)
     blinded(bank, monkeypatch)
     with pytest.raises(Contended, match=r"3 attempts met changes.*nothing was written"):
@@ -383,7 +383,7 @@ async def test_those_who_lose_again_and_again_do_not_come_back_together(
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(headwater.dispatch, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    monkeypatch.setattr(headwater.commands.dispatcher, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
     for _ in range(2):
         with pytest.raises(Contended):
             await bank(OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR"))

@@ -657,7 +657,7 @@ async def test_list_show_and_retry(
     shown = capsys.readouterr().out
     assert f"Tally {one}: Counted at position 1" in shown
     assert POISON in shown
-    assert "test_deadletters.py" in shown, "where it was raised"
+    assert "test_dead_letters.py" in shown, "where it was raised"
     assert await cli("dead-letters", "show", "--position", "77") == 1
     assert "no dead letter is so" in capsys.readouterr().err
 

@@ -264,7 +264,7 @@ async def test_draining_waits_for_those_who_are_written_one_by_one(dsn: str, mon
             await go_on.wait()
         return await append(connection, batch)
 
-    monkeypatch.setattr("headwater.appender.append", counting)
+    monkeypatch.setattr("headwater.eventstore.appender.append", counting)
     async with appending(dsn) as appender:
         answers = [appender.submit(each, Chain()) for each in (command(), command(data="{"), command(), command())]
         await singly.wait()

@@ -142,7 +142,7 @@ async def test_a_long_log_is_counted_in_strides(
     await write(connection, *READABLE)
     whole = await check(database.pool, app.domain)
     await connection.execute("truncate headwater.kinds; update headwater.counted set position = 0")
-    monkeypatch.setattr(headwater.check, "STRIDE", 2)
+    monkeypatch.setattr(headwater.eventstore.compatibility, "STRIDE", 2)
     assert await check(database.pool, app.domain) == whole
 
 

@@ -106,7 +106,7 @@ async def test_reading_on_looks_at_so_much_of_the_log_at_once(
     positions: list[int],
     reached: int,
 ) -> None:
-    monkeypatch.setattr("headwater.log.READ_ON_POSITIONS", window)
+    monkeypatch.setattr("headwater.eventstore.log.READ_ON_POSITIONS", window)
     events, upto = await log.read_on(after, types=types, limit=limit)
     assert ([event.position for event in events], upto) == (positions, reached)
 

@@ -194,7 +194,7 @@ def test_what_people_ask_for_is_taken(example: Example) -> None:
 
 async def test_a_server_has_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     engines: list[dict[str, object]] = []
-    monkeypatch.setattr("headwater.server.Engine", lambda schema, **options: engines.append(options))
+    monkeypatch.setattr("headwater.server.web.Engine", lambda schema, **options: engines.append(options))
     node = Node(app, replace(Settings(), max_values=5), "postgresql://nowhere", serve=True, work=False)
     Web(node)
     (options,) = engines

@@ -371,7 +371,7 @@ async def test_an_admit_hook_that_fails_closes_with_1011(caplog: pytest.LogCaptu
     async with socket(Server(admit=refusing(RuntimeError("secret")))) as client:
         client.say(type="connection_init")
         assert await client.close_code() == 1011
-    assert [record.name for record in caplog.records] == ["headwater.graphql.result"]
+    assert [record.name for record in caplog.records] == ["headwater.graphql.socket"]
 
 
 @pytest.mark.parametrize("protocols", [("graphql-ws",), ("",), ("graphql-ws", "soap")], ids=str)

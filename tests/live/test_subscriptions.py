@@ -100,7 +100,7 @@ async def test_clients_hold_what_the_table_holds(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr("headwater.reader.SNAPSHOT_AT_ONCE", 10)
+    monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 10)
     dice = random.Random(seed)
     node = await start(settings=RUNG)
     feed, load = node.serving.feeds[AccountView], Load(node, seed)
@@ -138,8 +138,8 @@ async def test_resuming_after_any_message_leads_to_the_same_rows(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr("headwater.reader.SNAPSHOT_AT_ONCE", 3)
-    monkeypatch.setattr("headwater.reader.CHANGES_AT_ONCE", 6)
+    monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 3)
+    monkeypatch.setattr("headwater.projections.reader.CHANGES_AT_ONCE", 6)
     where = FILTERS[name]
     node = await start(settings=RUNG)
     feed, load = node.serving.feeds[AccountView], Load(node, 3)
@@ -457,7 +457,7 @@ async def test_a_row_that_no_longer_matches_is_removed_where_it_was(start: Start
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot of a dozen rows is a large one."""
     monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr("headwater.reader.SNAPSHOT_AT_ONCE", 4)
+    monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 4)
 
 
 async def counted(node: Node, keys: Sequence[UUID]) -> None:

@@ -78,9 +78,9 @@ def test_files_that_the_readme_names_exist() -> None:
 
 
 def test_tests_that_the_operators_guide_names_exist() -> None:
-    named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs" / "operating.md").read_text()))
-    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
-    assert named <= there
+    named = re.findall(r"`(\w+/test_\w+\.py)`", (ROOT / "docs" / "operating.md").read_text())
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_the_api_guide_lists_the_error_codes() -> None:

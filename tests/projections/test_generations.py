@@ -350,7 +350,7 @@ async def test_a_slow_fold_leaves_others_their_turn(
     dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The heartbeat is one of them: a page of the log that is folded in one go may take longer than the lease."""
-    monkeypatch.setattr("headwater.folding.BREATH_SECONDS", -1.0)  # each fold takes longer than that
+    monkeypatch.setattr("headwater.domain.row_fold.BREATH_SECONDS", -1.0)  # each fold takes longer than that
     turns, seen = 0, []
 
     async def take_turns() -> None:

@@ -328,7 +328,7 @@ async def test_events_of_others_move_the_checkpoint_too(start: Start, connection
 async def test_the_checkpoint_moves_through_a_log_in_which_nothing_is_folded(
     dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headwater.log.READ_ON_POSITIONS", 10)
+    monkeypatch.setattr("headwater.eventstore.log.READ_ON_POSITIONS", 10)
     key = uuid4()
     head = await write(connection, *[Poisoned(thing_id=key)] * 95, Counted(thing_id=key))
     await connection.execute("create table passed (position bigint)")

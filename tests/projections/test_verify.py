@@ -490,7 +490,7 @@ async def test_others_have_their_turn_between_two_folds(
     database: Database, connection: asyncpg.Connection, by_stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The heartbeat among them, where a worker verifies a sample before a swap."""
-    monkeypatch.setattr("headwater.folding.BREATH_SECONDS", -1.0)  # each fold takes longer than that
+    monkeypatch.setattr("headwater.domain.row_fold.BREATH_SECONDS", -1.0)  # each fold takes longer than that
     shelf, turns, seen = uuid4(), 0, set[int]()
     await note(connection, *(Noted(note_id=shelf, shelf_id=shelf, price=Decimal(n + 1)) for n in range(50)))
     await built(database, connection, shelves, shelf_view)

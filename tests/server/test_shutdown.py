@@ -47,7 +47,7 @@ async def test_a_database_that_says_nothing_does_not_hold_up_the_end(
 
 
 async def test_it_is_not_ready_while_the_database_says_nothing(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headwater.node, "HEALTH_SECONDS", 0.2)
+    monkeypatch.setattr(headwater.server.node, "HEALTH_SECONDS", 0.2)
     settings = replace(Settings(), shutdown_seconds=1.0)
     async with Node(bank, settings, proxy.dsn, serve=True, work=False) as node:
         assert await node.troubles() == {}
