@@ -44,9 +44,9 @@ class Given:
         try:
             events = self._decide(command, seeing or {})
         except Refused as refusal:
-            if not isinstance(refusal, (*command.refuses, *EVERY_COMMAND_REFUSES)):
+            if not isinstance(refusal, (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)):
                 raise AssertionError(
-                    f"{command.command_name} was refused with {refusal!r}, which it does not declare in `refuses`"
+                    f"{command.__declared__.name} was refused with {refusal!r}, which it does not declare in `refuses`"
                 ) from refusal
             return Outcome([], refusal)
         state = self.state
@@ -63,7 +63,7 @@ class Given:
             return decider.decide(command, self.state)  # type: ignore[call-arg]
         states = {(other.category, stream_id): other.initial for other, stream_id in decider.consults(command)}
         given = {(each.decider.category, stream_id): each.state for stream_id, each in seeing.items()}
-        assert given.keys() <= states.keys(), f"{command.command_name} does not consult all of {sorted(given)}"
+        assert given.keys() <= states.keys(), f"{command.__declared__.name} does not consult all of {sorted(given)}"
         return decider.decide(command, self.state, Seen(states | given))  # type: ignore[call-arg]
 
 

@@ -373,7 +373,7 @@ REFUSALS: list[tuple[type[Command], set[type[Refused]]]] = [
 
 @pytest.mark.parametrize("command, refusals", REFUSALS)
 def test_a_command_declares_its_refusals(command: type[Command], refusals: set[type[Refused]]) -> None:
-    assert set(command.refuses) == refusals
+    assert set(command.__declared__.refuses) == refusals
 
 
 def test_every_command_is_in_the_table_above() -> None:
@@ -381,7 +381,7 @@ def test_every_command_is_in_the_table_above() -> None:
 
 
 def test_what_only_the_app_asks_for_is_internal() -> None:
-    assert {command for command, _ in REFUSALS if command.internal} == {
+    assert {command for command, _ in REFUSALS if command.__declared__.internal} == {
         SendTransfer,
         ReceiveTransfer,
         ReturnTransfer,

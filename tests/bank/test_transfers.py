@@ -31,7 +31,7 @@ from headwater.clock import VirtualClock
 from headwater.consumers.consumer import register
 from headwater.domain.messages import Command
 from headwater.domain.saga_stream import Finish, Issue, SagaTook, Written
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.errors import Unavailable
 from headwater.eventstore.log import NEW, Append, append
 from headwater.graphql.engine import Engine
@@ -390,7 +390,7 @@ async def begun_by_older_code(connection: asyncpg.Connection, transfer: UUID) ->
                 instance,
                 transfer_saga.category,
                 NEW,
-                [(record.event_name, record.event_version, encode(record))],
+                [stored_form(record)],
                 requested["correlation_id"],
             )
         ],

@@ -21,7 +21,7 @@ from headwater.cli import main
 from headwater.config import Settings
 from headwater.consumers import dead_letters
 from headwater.domain.failure_policy import OnFailure
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.errors import DefinitionError
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
@@ -116,10 +116,7 @@ async def write(connection: asyncpg.Connection, *events: Counted | Gone) -> int:
     """Append events; the position of the last."""
     done = await append(
         connection,
-        [
-            Append(uuid4(), e.tally_id, "tally", None, [(e.event_name, e.event_version, encode(e))], uuid4())
-            for e in events
-        ],
+        [Append(uuid4(), e.tally_id, "tally", None, [stored_form(e)], uuid4()) for e in events],
     )
     return done[-1].position
 

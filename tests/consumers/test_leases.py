@@ -140,7 +140,7 @@ async def working(dsn: str, name: str = "app", lease: float | None = None) -> As
 
 async def write(connection: asyncpg.Connection, *keys: UUID) -> int:
     """Count things; the position of the last."""
-    events = [(Counted.event_name, Counted.event_version, encode(Counted(thing_id=key))) for key in keys]
+    events = [(Counted.__declared__.name, Counted.__declared__.version, encode(Counted(thing_id=key))) for key in keys]
     done = await append(
         connection,
         [Append(uuid4(), key, "thing", None, [event], uuid4()) for key, event in zip(keys, events, strict=True)],

@@ -657,8 +657,11 @@ def test_what_headwater_keeps_itself_has_no_other_under_its_name(name: str) -> N
 
     with says(f"the read model ...Mine: Headwater has something of its own named {name!r}; give it another name"):
         domain(decider(), views=[View(Mine, fold)])
-    Mine.model_name = name.capitalize()
-    domain(decider(), views=[View(Mine, fold)])
+
+    class Yours(ReadModel, key="thing_id", name=name.capitalize()):
+        thing_id: UUID
+
+    domain(decider(), views=[View(Yours, fold)])
 
 
 @pytest.mark.parametrize("name", ["saga Thing", "reactor thing"])
@@ -695,8 +698,12 @@ def test_the_types_of_headwaters_own_are_those_that_the_schema_has() -> None:
     domain = Domain([users, accounts, transfers, Feature(deciders=[decider()], views=[View(Everything, fold)])])
     ours = set(re.findall(r"(?m)^(?:type|input|enum|interface|union|scalar) (\w+)", print_schema(schema_of(domain))))
     theirs = tuple(
-        [command.command_name for command in domain.decider_of]
-        + [refused.__name__ for command in domain.decider_of for refused in (*command.refuses, *EVERY_COMMAND_REFUSES)]
+        [command.__declared__.name for command in domain.decider_of]
+        + [
+            refused.__name__
+            for command in domain.decider_of
+            for refused in (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)
+        ]
         + [view.name for view in domain.views]
         + [each.enum.__name__ for view in domain.views for each in view.fields if each.enum is not None]
     )

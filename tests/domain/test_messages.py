@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from headwater import Command, Event, Refused
-from headwater.domain.messages import InvalidInput, VersionConflict, constant_case
+from headwater.domain.messages import CommandDeclaration, InvalidInput, VersionConflict, constant_case
 from headwater.domain.serialization import Codec, encode
 from headwater.errors import DefinitionError, LogError, UnreadableEvent
 from headwater.ids import derived_id, new_id
@@ -111,8 +111,8 @@ def test_the_name_and_version_are_the_contract_not_the_module() -> None:
     class Moved(Event, name="all", version=3):
         text: str
 
-    assert (Everything.event_name, Everything.event_version) == ("all", 3)
-    assert (Simple.event_name, Simple.event_version) == ("Simple", 1)
+    assert (Everything.__declared__.name, Everything.__declared__.version) == ("all", 3)
+    assert (Simple.__declared__.name, Simple.__declared__.version) == ("Simple", 1)
     assert Codec([Moved]).decode("all", 3, encode(EVERYTHING)) == Moved(text=EVERYTHING.text)
 
 
@@ -217,7 +217,7 @@ def test_a_subclass_has_a_name_of_its_own() -> None:
     class Special(Everything):
         pass
 
-    assert (Special.event_name, Special.event_version) == ("Special", 1)
+    assert (Special.__declared__.name, Special.__declared__.version) == ("Special", 1)
 
 
 def test_a_command_says_what_it_refuses_and_creates_and_who_asks_for_it() -> None:
@@ -227,8 +227,8 @@ def test_a_command_says_what_it_refuses_and_creates_and_who_asks_for_it() -> Non
     class Plain(Command):
         pass
 
-    assert (Do.command_name, Do.refuses, Do.creates, Do.internal) == ("Act", (VersionConflict,), True, True)
-    assert (Plain.command_name, Plain.refuses, Plain.creates, Plain.internal) == ("Plain", (), False, False)
+    assert Do.__declared__ == CommandDeclaration("Act", (VersionConflict,), creates=True, internal=True)
+    assert Plain.__declared__ == CommandDeclaration("Plain", (), creates=False, internal=False)
 
 
 def test_a_keyword_that_nobody_knows() -> None:

@@ -94,7 +94,7 @@ class Told:
 
     def take(self, event: Event) -> Told:
         record = SagaTook(
-            saga="S", at=NOW, key=KEY, position=self.position + 1, event_id=uuid4(), type=event.event_name
+            saga="S", at=NOW, key=KEY, position=self.position + 1, event_id=uuid4(), type=event.__declared__.name
         )
         return self.tell(record, event)
 

@@ -19,7 +19,7 @@ import pytest
 from bank.accounts.domain import AccountOpened, MoneyDeposited
 from bank.main import app
 from headwater.domain.messages import Event, Recorded
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Log, append
 from headwater.ids import new_id
 from headwater.postgres.database import Database
@@ -109,7 +109,7 @@ async def shared(connection: asyncpg.Connection) -> UUID:
     """An account that all writers deposit into."""
     account_id, command_id = new_id(), new_id()
     opened = AccountOpened(account_id=account_id, owner_id=new_id(), currency="EUR")
-    events = [(opened.event_name, opened.event_version, encode(opened))]
+    events = [stored_form(opened)]
     await append(connection, [Append(command_id, account_id, "account", 0, events, command_id)])
     return account_id
 

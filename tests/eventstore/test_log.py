@@ -15,7 +15,7 @@ from bank.accounts.domain import AccountOpened, MoneyDeposited
 from bank.main import app
 from bank.users.domain import EmailChanged, UserRegistered
 from headwater.domain.messages import Event
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.eventstore import log as log_module
 from headwater.eventstore.log import NEW, Append, Log, append
 from headwater.postgres.database import Database
@@ -40,7 +40,7 @@ async def log(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Log]:
     versions: dict[UUID, int] = {}
     for place, (category, stream_id, event) in enumerate(WRITTEN, 1):
         expected = versions.get(stream_id, NEW)
-        stored = [(event.event_name, event.event_version, encode(event))]
+        stored = [stored_form(event)]
         await append(connection, [Append(UUID(int=place), stream_id, category, expected, stored, UUID(int=place))])
         versions[stream_id] = expected + 1
     async with Database(dsn, pool_size=1) as database:

@@ -103,7 +103,7 @@ def test_the_examples_can_be_run(example: Example) -> None:
 def test_what_only_the_app_asks_for_is_no_mutation_but_its_refusals_are_types() -> None:
     schema = build_schema(print_schema(app.schema))
     assert schema.mutation_type is not None
-    internal = {command.command_name for command in app.domain.decider_of if command.internal}
+    internal = {command.__declared__.name for command in app.domain.decider_of if command.__declared__.internal}
     assert len(internal) == 8
     for name in internal:
         assert name[0].lower() + name[1:] not in schema.mutation_type.fields

@@ -17,7 +17,7 @@ from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, View
 from headwater.domain.row_fold import fold_of
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
@@ -128,7 +128,7 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 async def write(connection: asyncpg.Connection, *events: Given | Shown) -> int:
     done = await append(
         connection,
-        [Append(uuid4(), e.cup_id, "cup", None, [(e.event_name, e.event_version, encode(e))], uuid4()) for e in events],
+        [Append(uuid4(), e.cup_id, "cup", None, [stored_form(e)], uuid4()) for e in events],
     )
     return done[-1].position
 

@@ -32,7 +32,7 @@ from headwater.consumers.checkpoint import Standing
 from headwater.consumers.dead_letters import Filter, retry
 from headwater.consumers.leases import cut_off
 from headwater.domain.failure_policy import OnFailure
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.errors import ReadModelRebuilding
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
@@ -124,7 +124,7 @@ old, new = (App([Feature([things], [view])]) for view in (old_view, new_view))
 
 async def write(connection: asyncpg.Connection, *events: Any) -> int:
     """Append events; the position of the last."""
-    stored = [(event.thing_id, (event.event_name, event.event_version, encode(event))) for event in events]
+    stored = [(event.thing_id, stored_form(event)) for event in events]
     done = await append(connection, [Append(uuid4(), key, "thing", None, [each], uuid4()) for key, each in stored])
     return done[-1].position
 

@@ -14,7 +14,7 @@ from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, View
 from headwater.config import Settings
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.errors import AsOfUnsupported, CodeFailed, DefinitionError, ProjectionBehind, ReadModelRebuilding
 from headwater.eventstore.log import Append, Log, append
 from headwater.graphql.engine import Engine
@@ -126,7 +126,14 @@ NOTES, BOARDS = [uuid4() for _ in range(5)], [uuid4() for _ in range(4)]
 async def write(connection: asyncpg.Connection, *events: Any) -> int:
     """Append events; the position of the last."""
     appends = [
-        Append(uuid4(), each.note_id, "note", None, [(each.event_name, each.event_version, encode(each))], uuid4())
+        Append(
+            uuid4(),
+            each.note_id,
+            "note",
+            None,
+            [stored_form(each)],
+            uuid4(),
+        )
         for each in events
     ]
     return (await append(connection, appends))[-1].position

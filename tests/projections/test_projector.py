@@ -32,7 +32,7 @@ from headwater.config import Settings
 from headwater.consumers import dead_letters
 from headwater.consumers.checkpoint import Standing
 from headwater.domain.failure_policy import OnFailure
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.errors import Unavailable
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
@@ -190,7 +190,7 @@ async def write(connection: asyncpg.Connection, *events: Any) -> int:
                 event.thing_id,
                 "thing",
                 None,
-                [(event.event_name, event.event_version, encode(event))],
+                [stored_form(event)],
                 uuid4(),
             )
             for event in events

@@ -25,7 +25,7 @@ from tests.support.commands import clean_environ, run_command
 from bank.accounts.views import account_view
 from bank.main import app as bank
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Log, append
 from headwater.postgres.database import Database
 from headwater.projections import verify
@@ -121,7 +121,7 @@ async def built(database: Database, connection: asyncpg.Connection, app: App, vi
 
 
 async def note(connection: asyncpg.Connection, *events: Noted) -> None:
-    stored = [(event.note_id, (event.event_name, event.event_version, encode(event))) for event in events]
+    stored = [(event.note_id, stored_form(event)) for event in events]
     await append(connection, [Append(uuid4(), key, "note", None, [each], uuid4()) for key, each in stored])
 
 

@@ -22,7 +22,7 @@ from headwater.clock import VirtualClock
 from headwater.consumers.scheduler import older_moment
 from headwater.domain.messages import Event, InvalidInput
 from headwater.domain.saga_stream import Issue, SagaTook, Written
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Verdict, append
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
@@ -59,7 +59,7 @@ async def write(
 ) -> None:
     """Write to the log past every check of Headwater's."""
     version = await connection.fetchval("select count(*) from headwater.events where stream_id = $1", stream_id)
-    columns = [(event.event_name, event.event_version, encode(event))]
+    columns = [stored_form(event)]
     one = Append(command_id, stream_id, category, version, columns, correlation_id or command_id, causation_id, actor)
     [appended] = await append(connection, [one])
     assert appended.verdict is Verdict.ACCEPTED

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from headwater import App, Command, Decider, Event, Feature, Reactor, ReadModel, Recorded, Retry, View
 from headwater.config import Settings
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, append
 from headwater.server.node import Node
 
@@ -114,9 +114,7 @@ def posted(box: UUID, note: str, to: UUID = NOBODY) -> Posted:
 
 async def write(connection: asyncpg.Connection, *events: Posted | Read) -> int:
     """Append events; the position of the last."""
-    appends = [
-        Append(uuid4(), e.box_id, "box", None, [(e.event_name, e.event_version, encode(e))], uuid4()) for e in events
-    ]
+    appends = [Append(uuid4(), e.box_id, "box", None, [stored_form(e)], uuid4()) for e in events]
     return (await append(connection, appends))[-1].position
 
 

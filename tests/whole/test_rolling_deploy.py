@@ -72,7 +72,7 @@ def app_of_before() -> App:
         return NoteView(note_id=event.data.note_id, stamps=0)
 
     async def send(event: Recorded[Noted], key: str) -> None:
-        reacted.append(event.data.event_name)
+        reacted.append(event.data.__declared__.name)
 
     def react(state: None, event: Noted) -> list[Do | Done]:
         return []
@@ -104,7 +104,7 @@ def app_of_today() -> App:
         return NoteView(note_id=event.data.note_id, stamps=before + isinstance(event.data, Stamped))
 
     async def send(event: Recorded[NotedBetter | Stamped], key: str) -> None:
-        reacted.append(event.data.event_name)
+        reacted.append(event.data.__declared__.name)
 
     def react(state: None, event: NotedBetter | Stamped) -> list[Do | Done]:
         return [Done()] if isinstance(event, Stamped) else []

@@ -23,7 +23,7 @@ from headwater.commands.stream_cache import Stream, Streams, accepted, reading_t
 from headwater.domain.decider import Decider, Release, Seen, Take
 from headwater.domain.feature import Domain
 from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refused, VersionConflict
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.errors import CodeFailed, CommandIdReused, Contended, DefinitionError
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Append, Appended, Log, Verdict
@@ -208,10 +208,10 @@ class Dispatcher:
                 done = await self._done(asked.command_id)
                 if done is not None:
                     return await self._answer(asked, done)
-            if not isinstance(refusal, (*command.refuses, *EVERY_COMMAND_REFUSES)):
+            if not isinstance(refusal, (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)):
                 raise RuntimeError(
-                    f"{command.command_name} was refused with {type(refusal).__name__}, which it does not declare in "
-                    "`refuses=[...]`"
+                    f"{command.__declared__.name} was refused with {type(refusal).__name__}, which it does not declare "
+                    "in `refuses=[...]`"
                 ) from refusal
             raise
 
@@ -249,7 +249,7 @@ class Dispatcher:
                            +-> refused, but on a state that may be old: read -> decided ...
         """
         seen, certain = (None, True) if asked.decider.consults is None else await self._consult(asked)
-        may_assume, setbacks = asked.command.creates, 0
+        may_assume, setbacks = asked.command.__declared__.creates, 0
         for _ in range(ROUNDS):
             stream = await self._stream(asked, may_assume=may_assume)
             may_assume, version = False, stream.version
@@ -296,14 +296,14 @@ class Dispatcher:
                 asked.stream_id,
                 asked.decider.category,
                 stream.version,
-                [(event.event_name, event.event_version, encode(event)) for event in events],
+                [stored_form(event) for event in events],
                 origin.correlation_id or asked.command_id,
                 origin.causation_id,
                 origin.actor,
                 origin.tenant,
                 origin.traceparent,
                 claims,
-                asked.command.command_name,
+                asked.command.__declared__.name,
             ),
             stream.chain,
         )
@@ -334,7 +334,7 @@ class Dispatcher:
             raise CommandIdReused(f"{used}, for {done.stream_id}; nothing was written.", done.stream_id)
         with reading_the_log():
             name = await self._log.name_of(asked.command_id)
-        if name not in (asked.command.command_name, None):
+        if name not in (asked.command.__declared__.name, None):
             raise CommandIdReused(f"{used}, for {name}; nothing was written.", done.stream_id)
         if asked.own and not await self.is_from(asked.command_id, asked.origin):
             raise CommandIdReused(f"{used}, by another than {asked.origin.actor}; nothing was written.", done.stream_id)
@@ -359,7 +359,8 @@ class Dispatcher:
         for decider, stream_id in _consulted(asked):
             if self._domain.decider_named.get(decider.category) is not decider:
                 raise DefinitionError(
-                    f"{asked.command.command_name} consults {decider.category}, which no feature of this app brings"
+                    f"{asked.command.__declared__.name} consults {decider.category}, which no feature of this app "
+                    "brings"
                 )
             try:
                 if anew:

@@ -280,7 +280,7 @@ class Follower:
             return self._taker.key_of(event)
         except Exception as error:
             raise KeyUnknown(
-                f"the key of {event.data.event_name} at position {event.position} is not known: "
+                f"the key of {event.data.__declared__.name} at position {event.position} is not known: "
                 f"{type(error).__name__}: {error}"
             ) from error
 

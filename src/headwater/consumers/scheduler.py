@@ -183,7 +183,7 @@ class Scheduler:
         except Refused as refusal:
             logger.warning(
                 "schedule %s: %s, due at %s, was refused: %s %s",
-                *(schedule.name, command.command_name, due.isoformat(), refusal.code, refusal),
+                *(schedule.name, command.__declared__.name, due.isoformat(), refusal.code, refusal),
             )
             return _Outcome("refused", refusal.code)
         except PASSING as error:

@@ -20,7 +20,7 @@ from headwater.domain.table_names import check_relations
 from headwater.domain.upcasting import Upcaster
 from headwater.errors import DefinitionError, LogError
 
-_RECORD_NAMES = frozenset(record.event_name for record in RECORDS)
+_RECORD_NAMES = frozenset(record.__declared__.name for record in RECORDS)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Domain:
                 owners[command] = decider
                 fields_of(command)
                 require_readable(command)
-                for refusal in command.refuses:
+                for refusal in command.__declared__.refuses:
                     fields_of(refusal)
         return owners
 
@@ -132,7 +132,7 @@ class Domain:
                 raise DefinitionError(
                     f"Streams of the category {category!r} are a saga's own; name the decider otherwise"
                 )
-        _refuse_twice("command", [command.command_name for command in self.decider_of])
+        _refuse_twice("command", [command.__declared__.name for command in self.decider_of])
         _refuse_twice("read model", [view.name for view in self.views])
         _refuse_twice("saga", [saga.name for saga in self.sagas])
         _refuse_twice("schedule", [schedule.name for schedule in self.schedules])

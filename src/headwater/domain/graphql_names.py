@@ -78,9 +78,9 @@ def check_names(keys: Mapping[type[Command], str], views: Iterable[View[Any]], *
     for view in views:
         names.view(view)
     for command, key in keys.items():
-        for refused in command.refuses:
+        for refused in command.__declared__.refuses:
             names.refusal(refused)
-        if not command.internal:
+        if not command.__declared__.internal:
             names.command(command, [view for view in views if view.key == key])
     names.roots(views, sagas=sagas)
 
@@ -111,7 +111,7 @@ class _Names:
 
     def command(self, command: type[Command], views: Iterable[View[Any]]) -> None:
         """views: those that are read at the command's position, as fields of what was accepted."""
-        name, what = command.command_name, f"the command {_full_name(command)}"
+        name, what = command.__declared__.name, f"the command {_full_name(command)}"
         self.take("mutation", camel(name), command, what)
         for part in ("Input", "Accepted", "Result"):
             self.take("type", f"{name}{part}", (command, part), f"the {part.lower()} type of {what}")

@@ -1,8 +1,9 @@
 """Commands, events and refusals: what may happen, what has, and why not. Plain typed data, no database and no web.
 
 `Command` and `Event` are msgspec structs, frozen and keyword-only. Class keywords carry what belongs to the class:
-`class MoneyWithdrawn(Event, version=2)`. An event's stored name is its class name unless `name=` says otherwise, and
-never its module, so that code can move.
+`class MoneyWithdrawn(Event, version=2)`. They are kept in one attribute, `__declared__`, which no field can be named
+like: so a field of any name is the user's own. An event's stored name is its class name unless `name=` says otherwise,
+and never its module, so that code can move.
 """
 
 from __future__ import annotations
@@ -154,13 +155,34 @@ class _MessageMeta(msgspec.StructMeta):
         super().__init__(class_name, bases, namespace)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class EventDeclaration:
+    """The class keywords of an event. name: the type as stored. version: of the event's shape, from 1."""
+
+    name: str
+    version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CommandDeclaration:
+    """The class keywords of a command.
+
+    name: of the mutation's types. refuses: the refusals that its decision may raise. creates: it starts a stream.
+    internal: only the app itself issues it; it is no mutation.
+    """
+
+    name: str
+    refuses: tuple[type[Refused], ...]
+    creates: bool
+    internal: bool
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, gc=False):
     """Something that has happened. Class keywords: `version` (of its shape, from 1) and `name` (as stored)."""
 
     __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "version")
-    event_name: ClassVar[str] = "Event"
-    event_version: ClassVar[int] = 1
+    __declared__: ClassVar[EventDeclaration] = EventDeclaration("Event", 1)
 
     if TYPE_CHECKING:  # class keywords reach the metaclass; type checkers look here
 
@@ -170,8 +192,7 @@ class Event(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, g
     def __declare__(cls, *, name: str | None = None, version: int = 1) -> None:
         if not 1 <= version <= MAX_EVENT_VERSION:
             raise DefinitionError(f"{cls.__name__}: version={version} must be from 1 to {MAX_EVENT_VERSION}")
-        cls.event_name = name or cls.__name__
-        cls.event_version = version
+        cls.__declared__ = EventDeclaration(name or cls.__name__, version)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
@@ -184,10 +205,7 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
     """
 
     __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "refuses", "creates", "internal")
-    command_name: ClassVar[str] = "Command"
-    creates: ClassVar[bool] = False
-    internal: ClassVar[bool] = False
-    refuses: ClassVar[tuple[type[Refused], ...]] = ()
+    __declared__: ClassVar[CommandDeclaration] = CommandDeclaration("Command", (), creates=False, internal=False)
 
     if TYPE_CHECKING:
 
@@ -213,10 +231,7 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
         for each in refuses:
             if not _is_refused(each):
                 raise DefinitionError(f"{cls.__name__}: refuses={each!r} must list subclasses of Refused")
-        cls.command_name = name or cls.__name__
-        cls.refuses = tuple(refuses)
-        cls.creates = creates
-        cls.internal = internal
+        cls.__declared__ = CommandDeclaration(name or cls.__name__, tuple(refuses), creates=creates, internal=internal)
 
 
 class Recorded(msgspec.Struct, Generic[E_co], frozen=True, gc=False):

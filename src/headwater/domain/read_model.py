@@ -34,6 +34,19 @@ class Link:
     by: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReadModelDeclaration:
+    """The class keywords of a read model.
+
+    name: the GraphQL type. key: the field that identifies a row. version: of the fold. indexes: the columns of each.
+    """
+
+    name: str
+    key: str
+    version: int
+    indexes: tuple[tuple[str, ...], ...]
+
+
 class _ReadModelMeta(_MessageMeta):
     """A message's metaclass, for rows."""
 
@@ -48,10 +61,7 @@ class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=T
     """
 
     __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "key", "version", "indexes")
-    model_name: ClassVar[str] = "ReadModel"
-    model_key: ClassVar[str] = ""
-    model_version: ClassVar[int] = 1
-    model_indexes: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    __declared__: ClassVar[ReadModelDeclaration] = ReadModelDeclaration("ReadModel", "", 1, ())
 
     if TYPE_CHECKING:  # class keywords reach the metaclass; type checkers look here
 
@@ -74,10 +84,8 @@ class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=T
         version: int = 1,
         indexes: Sequence[str | tuple[str, ...]] = (),
     ) -> None:
-        cls.model_name = name or cls.__name__
-        cls.model_key = key
-        cls.model_version = version
-        cls.model_indexes = tuple((index,) if isinstance(index, str) else tuple(index) for index in indexes)
+        columns = tuple((index,) if isinstance(index, str) else tuple(index) for index in indexes)
+        cls.__declared__ = ReadModelDeclaration(name or cls.__name__, key, version, columns)
 
 
 @dataclass(frozen=True)
@@ -109,12 +117,12 @@ class View(Generic[M]):
     @property
     def name(self) -> str:
         """The read model's name, as in GraphQL."""
-        return self.model.model_name
+        return self.model.__declared__.name
 
     @property
     def key(self) -> str:
         """The field that identifies a row."""
-        return self.model.model_key
+        return self.model.__declared__.key
 
     def route_of(self, event: type[Event]) -> Callable[[Any], UUID]:
         """How to find the row of an event of this type. What a user's route gives is a UUID, or TypeError is raised."""
@@ -133,7 +141,7 @@ class View(Generic[M]):
                 raise DefinitionError(
                     f"{where}.{reserved}: Headwater gives each row a `{reserved}` of its own; rename it"
                 )
-        for index in self.model.model_indexes:
+        for index in self.model.__declared__.indexes:
             for column in index:
                 if column not in columns:
                     raise DefinitionError(f"{where}: the index on `{column}` names no field of it")

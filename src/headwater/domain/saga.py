@@ -56,13 +56,13 @@ class Do:
 
     def __post_init__(self) -> None:
         if self.pivot and self.undo is not None:
-            raise DefinitionError(f"{self.command.command_name}: a pivot is never undone; give it no undo")
+            raise DefinitionError(f"{self.command.__declared__.name}: a pivot is never undone; give it no undo")
         if self.within is not None and self.within <= timedelta(0):
-            raise DefinitionError(f"{self.command.command_name}: within={self.within} leaves it no time")
+            raise DefinitionError(f"{self.command.__declared__.name}: within={self.within} leaves it no time")
         if self.within is not None and self.within > LONGEST:
             raise DefinitionError(
-                f"{self.command.command_name}: within={self.within} is more than a hundred years; leave it out, and it "
-                "may take for ever"
+                f"{self.command.__declared__.name}: within={self.within} is more than a hundred years; leave it out, "
+                "and it may take for ever"
             )
 
 
@@ -87,7 +87,9 @@ class After:
 
     def __post_init__(self) -> None:
         if self.delay > LONGEST:
-            raise DefinitionError(f"{self.message.event_name}: a delay of {self.delay} is more than a hundred years")
+            raise DefinitionError(
+                f"{self.message.__declared__.name}: a delay of {self.delay} is more than a hundred years"
+            )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import msgspec
 
 from headwater.domain.messages import Command, Event, Recorded
 from headwater.domain.saga import LONGEST, After, Cancel, Confirmed, Do, Done, Reaction, Refusal, Saga, TimedOut, Undo
-from headwater.domain.serialization import Codec, encode
+from headwater.domain.serialization import Codec, stored_form
 from headwater.errors import CodeFailed
 from headwater.ids import following_id, internal_id
 
@@ -330,11 +330,10 @@ class Course(Generic[S]):
                 written = _written(command)
                 return Issue(command=written.command, fields=written.fields, command_id=command_id, final=True)
             case After(delay=delay, message=message):
-                return Set(
-                    type=message.event_name, version=message.event_version, data=encode(message), due_at=now + delay
-                )
+                name, version, data = stored_form(message)
+                return Set(type=name, version=version, data=data, due_at=now + delay)
             case Cancel(message=message_type):
-                return Clear(None if message_type is None else message_type.event_name)
+                return Clear(None if message_type is None else message_type.__declared__.name)
             case Done():
                 return Finish()
 
@@ -533,7 +532,7 @@ class Course(Generic[S]):
 
 
 def _written(command: Command) -> Written:
-    return Written(command.command_name, msgspec.to_builtins(command))
+    return Written(command.__declared__.name, msgspec.to_builtins(command))
 
 
 def read_command(commands: Mapping[str, type[Command]], step: Step) -> Command:

@@ -40,6 +40,11 @@ def encode(event: Event) -> str:
     return data.decode()
 
 
+def stored_form(event: Event) -> tuple[str, int, str]:
+    """An event as the log stores it: its type, its version and its JSON text."""
+    return event.__declared__.name, event.__declared__.version, encode(event)
+
+
 @cache
 def _decoder_of(event: type[Event]) -> Callable[[bytes], Event]:
     return msgspec.json.Decoder(event).decode
@@ -72,22 +77,22 @@ class Codec:
         self._decoders: dict[Kind, Callable[[str], Any]] = {}
         for event in events:
             self._add(event)
-        self._chains = Chains(upcasters, {name: event.event_version for name, event in self._types.items()})
+        self._chains = Chains(upcasters, {name: event.__declared__.version for name, event in self._types.items()})
         for kind in self._chains.ends:
             self._decoders[kind] = self._reader_of(kind)
 
     def _add(self, event: type[Event]) -> None:
-        other = self._types.setdefault(event.event_name, event)
+        other = self._types.setdefault(event.__declared__.name, event)
         if other is not event:
             raise DefinitionError(
-                f"{_full_name(other)} and {_full_name(event)} are both stored as {event.event_name!r};"
+                f"{_full_name(other)} and {_full_name(event)} are both stored as {event.__declared__.name!r};"
                 " give one of them another `name=`"
             )
         try:
             decoder = msgspec.json.Decoder(event)
         except TypeError as error:
             raise DefinitionError(f"{event.__name__} has a field that JSON cannot carry: {error}") from error
-        self._decoders[event.event_name, event.event_version] = decoder.decode
+        self._decoders[event.__declared__.name, event.__declared__.version] = decoder.decode
 
     def _reader_of(self, kind: Kind) -> Callable[[str], Event]:
         """Reads a kind of the past. It stands beside the decoders of today, which therefore cost what they did."""

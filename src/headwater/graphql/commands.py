@@ -34,20 +34,25 @@ class Mutations:
     def fields(self) -> dict[str, Any]:
         """A field for each command that clients may ask for."""
         return {
-            camel(command.command_name): self._field(command)
+            camel(command.__declared__.name): self._field(command)
             for command in self._domain.decider_of
-            if not command.internal
+            if not command.__declared__.internal
         }
 
     def refusals(self) -> list[type[Any]]:
         """The types of all refusals, those too that only the app's own commands meet: a row may tell of them."""
-        return [self._refusal(refused) for command in self._domain.decider_of for refused in command.refuses]
+        return [
+            self._refusal(refused) for command in self._domain.decider_of for refused in command.__declared__.refuses
+        ]
 
     def _field(self, command: type[Command]) -> Any:
         accepted = self._accepted(command)
-        members = (accepted, *(self._refusal(refused) for refused in (*command.refuses, *EVERY_COMMAND_REFUSES)))
+        members = (
+            accepted,
+            *(self._refusal(refused) for refused in (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)),
+        )
         either: Any = Union.__getitem__(members)  # known at run time only
-        result = Annotated[either, strawberry.union(name=f"{command.command_name}Result")]
+        result = Annotated[either, strawberry.union(name=f"{command.__declared__.name}Result")]
         resolve = self._resolver(command, accepted)
         return strawberry.mutation(
             resolver=resolver(
@@ -77,8 +82,8 @@ class Mutations:
 
         async def answer(info: Info, input: Any, expected_version: int | None, command_id: UUID) -> Any:
             values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
-            if command.creates and values.get(key) is None:
-                values[key] = derived_in_time(command_id, command.command_name)
+            if command.__declared__.creates and values.get(key) is None:
+                values[key] = derived_in_time(command_id, command.__declared__.name)
             try:
                 done = await info.context.serving.dispatcher.execute(
                     command_from(command, values), command_id=command_id, expected_version=expected_version
@@ -90,10 +95,10 @@ class Mutations:
         return resolve
 
     def _input(self, command: type[Command]) -> type[Any]:
-        cls = new_class(f"{command.command_name}Input")
+        cls = new_class(f"{command.__declared__.name}Input")
         key = self._domain.decider_of[command].key
         for each in fields_of(command):
-            made = command.creates and each.name == key
+            made = command.__declared__.creates and each.name == key
             needed = each.required and not made
             cls.__annotations__[each.name] = annotation(each) if needed else annotation(each) | None
             if not needed:
@@ -102,7 +107,7 @@ class Mutations:
 
     def _accepted(self, command: type[Command]) -> type[Any]:
         """`DepositAccepted`: the command's place in the log, and the read models with the stream's key."""
-        cls = new_class(f"{command.command_name}Accepted", Accepted)
+        cls = new_class(f"{command.__declared__.name}Accepted", Accepted)
         for rows in self._rows.all():
             if rows.view.key == self._domain.decider_of[command].key:
                 field = strawberry.field(

@@ -392,8 +392,8 @@ class Projector(Generic[M]):
 
     def _failure(self, what: str, where: str, event: Recorded[Event], error: Exception) -> FoldFailed:
         return FoldFailed(
-            f"{self._view.name}: the {what} of {event.data.event_name} at position {event.position}{where} raised "
-            f"{type(error).__name__}: {error}",
+            f"{self._view.name}: the {what} of {event.data.__declared__.name} at position {event.position}{where} "
+            f"raised {type(error).__name__}: {error}",
             event.position,
         )
 

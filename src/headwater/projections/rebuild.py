@@ -383,7 +383,7 @@ class _Build(Generic[M]):
                 batch.append((route(event.data), event))
             except Exception as error:  # noqa: BLE001 - whatever a user's route raises
                 self._stop(  # whose key is not known cannot be set aside
-                    f"the route of {event.data.event_name} at position {event.position} raised "
+                    f"the route of {event.data.__declared__.name} at position {event.position} raised "
                     f"{type(error).__name__}: {error}",
                     error,
                 )
@@ -399,7 +399,7 @@ class _Build(Generic[M]):
         """As the live projection does: its key is parked, to be tried again as the policy says once this is live."""
         if isinstance(self._policy.then, Stop):
             self._stop(
-                f"the fold of {event.data.event_name} at position {event.position} on row {key} raised "
+                f"the fold of {event.data.__declared__.name} at position {event.position} on row {key} raised "
                 f"{type(error).__name__}: {error}",
                 error,
             )

@@ -95,13 +95,13 @@ def fingerprint(view: View[Any]) -> str:
 
 def kinds_of(events: Iterable[type[Event]]) -> str:
     """Changes when the types of events do, or their versions."""
-    kinds = sorted((event.event_name, event.event_version) for event in events)
+    kinds = sorted((event.__declared__.name, event.__declared__.version) for event in events)
     return hashlib.sha256(json.dumps(kinds).encode()).hexdigest()[:8]
 
 
 def _shape(view: View[Any], enums: Mapping[str, Collection[str]]) -> str:
     columns = [(c.name, c.type.compile(_DIALECT), c.nullable) for c in columns_of(view)]
-    declared: list[Any] = [columns, view.key, _indexed(view), view.model.model_version]
+    declared: list[Any] = [columns, view.key, _indexed(view), view.model.__declared__.version]
     # What a declaration does not use is left out, so that older ones have the fingerprint that they had.
     shape = json.dumps([*declared, *([enums] if enums else []), *(["history"] if view.history else [])])
     return hashlib.sha256(shape.encode()).hexdigest()[:16]
@@ -114,7 +114,7 @@ def _enums(view: View[Any]) -> dict[str, list[str]]:
 
 def _indexed(view: View[Any]) -> list[tuple[str, ...]]:
     """What the table is searched by: its position, the links, and what is declared."""
-    wanted = [("position",), *((link.by,) for link in view.links.values()), *view.model.model_indexes]
+    wanted = [("position",), *((link.by,) for link in view.links.values()), *view.model.__declared__.indexes]
     return [columns for columns in dict.fromkeys(wanted) if columns != (view.key,)]
 
 
@@ -257,7 +257,7 @@ async def _register(connection: Connection, view: View[Any], generation: int, st
     if view.history:
         await row_events.create(connection, name)
     made = fingerprint(view)
-    version, enums = view.model.model_version, json.dumps(_enums(view))
+    version, enums = view.model.__declared__.version, json.dumps(_enums(view))
     await connection.execute(_SQL["register"], view.name, generation, version, made, name, state, enums)
     return Standing(generation, name, 0, 0, made)
 

@@ -278,7 +278,7 @@ class Verifier(Generic[M]):
             return route(event.data)
         except Exception as error:
             raise NotVerifiable(
-                f"the route of {event.data.event_name} at position {event.position} raised "
+                f"the route of {event.data.__declared__.name} at position {event.position} raised "
                 f"{type(error).__name__}: {error}"
             ) from error
 

@@ -207,7 +207,7 @@ class Conductor:
             key=key,
             position=event.position,
             event_id=event.event_id,
-            type=event.data.event_name,
+            type=event.data.__declared__.name,
         )
         await self._instances.append(
             held,

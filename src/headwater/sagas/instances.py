@@ -28,7 +28,7 @@ from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga
 from headwater.domain.saga_stream import Course, Record, SagaTook, Step, fold, fold_blindly
-from headwater.domain.serialization import Codec, encode
+from headwater.domain.serialization import Codec, stored_form
 from headwater.errors import CommandIdReused, LogError
 from headwater.eventstore.appender import Appender, Chain
 from headwater.eventstore.log import Append, Appended, Log, Verdict
@@ -265,7 +265,7 @@ class Instances:
             course.stream_id,
             self._saga.category,
             course.version,
-            [(record.event_name, record.event_version, encode(record))],
+            [stored_form(record)],
             correlation_id,
             causation_id,
             f"saga {self._saga.name}",

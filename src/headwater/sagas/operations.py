@@ -22,7 +22,7 @@ from headwater.consumers import dead_letters
 from headwater.domain.feature import Domain
 from headwater.domain.saga import SAGA_PREFIX
 from headwater.domain.saga_stream import Phase, Record, SagaAbandoned, SagaRetried
-from headwater.domain.serialization import encode
+from headwater.domain.serialization import stored_form
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Append, Verdict, append
 from headwater.ids import new_id
@@ -303,7 +303,7 @@ async def _append(
         stream_id,
         _unit(standing["saga"]),
         standing["version"],
-        [(record.event_name, record.event_version, encode(record))],
+        [stored_form(record)],
         standing["correlation_id"],
         actor=by,
     )

@@ -72,7 +72,7 @@ class Steps:
         self._database = database
         self._dispatcher = dispatcher
         self._codec = domain.codec
-        self._commands = {command.command_name: command for command in domain.decider_of}
+        self._commands = {command.__declared__.name: command for command in domain.decider_of}
         self._saga = saga
         self._policy = policy_of(saga.on_failure)
         self._instances = instances
