@@ -36,7 +36,7 @@ async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
             await open_accounts(running, 1)  # what the first command of a process pays, whatever it is
             first_short.append(await command(running, account))
             with_snapshot.append(await command(running, LONG))
-            if running.snapshots.tally.used != 1:
+            if running.snapshots.counts.used != 1:
                 raise RuntimeError("the snapshot was not used")
     s, g, f, w = median(short), median(long), median(first_short), median(with_snapshot)
     return iter(

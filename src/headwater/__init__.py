@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from headwater.domain.decider import Decider, Release, Seen, Take
 from headwater.domain.failure_policy import Park, Retry, Stop
 from headwater.domain.feature import Feature
-from headwater.domain.messages import Command, Event, Exact, Recorded, Refused
+from headwater.domain.messages import Command, Event, Exact, Recorded, Refusal
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import Link, ReadModel, View
-from headwater.domain.saga import After, Cancel, Confirmed, Do, Done, Refusal, Saga, TimedOut, Undo
+from headwater.domain.saga import After, Cancel, Confirmed, Do, Done, Refused, Saga, TimedOut, Undo
 from headwater.domain.schedule import Schedule
 from headwater.domain.upcasting import Upcaster
 from headwater.errors import HeadwaterError, PublicError

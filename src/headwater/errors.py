@@ -1,6 +1,6 @@
 """What can go wrong, as classes: a docstring says what the reader of the error is told, fields are the facts.
 
-A *refusal* is a business no and is data (`headwater.Refused`); an *error* is a fault or a mistake and is raised.
+A *refusal* is a business no and is data (`headwater.Refusal`); an *error* is a fault or a mistake and is raised.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a process has measured: plain numbers that the core counts up, and that an exporter reads when it is asked.
 
-Nothing here knows who reads it. The core's other numbers stand where they arise: `Appender.tally`,
+Nothing here knows who reads it. The core's other numbers stand where they arise: `Appender.counts`,
 `Progress` of those that follow the log, and `standings` for what the database knows of every projection.
 """
 

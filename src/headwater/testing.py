@@ -21,7 +21,7 @@ from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
 from headwater.domain.decider import Decider, Seen
-from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, Recorded, Refused
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, Recorded, Refusal
 from headwater.domain.read_model import ReadModel, View
 from headwater.domain.row_fold import fold_of
 from headwater.domain.saga import Do, Reaction, Saga, Undo
@@ -43,7 +43,7 @@ class Given:
         """Decide a command on the stream. seeing: the streams that it consults; those left out have no events."""
         try:
             events = self._decide(command, seeing or {})
-        except Refused as refusal:
+        except Refusal as refusal:
             if not isinstance(refusal, (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)):
                 raise AssertionError(
                     f"{command.__declared__.name} was refused with {refusal!r}, which it does not declare in `refuses`"
@@ -72,7 +72,7 @@ class Outcome:
     """What a decision came to."""
 
     events: Sequence[Event]
-    refusal: Refused | None
+    refusal: Refusal | None
 
     def then(self, events: Sequence[Event]) -> None:
         """It gave just these events."""
@@ -80,7 +80,7 @@ class Outcome:
             raise AssertionError(f"refused with {self.refusal!r}; expected {list(events)!r}")
         assert list(self.events) == list(events), f"gave {self.events!r}; expected {list(events)!r}"
 
-    def refused(self, refusal: type[Refused], **facts: Any) -> None:
+    def refused(self, refusal: type[Refusal], **facts: Any) -> None:
         """It was refused so, with just these facts."""
         assert type(self.refusal) is refusal, f"expected {refusal.__name__}; got {self.refusal or self.events!r}"
         assert self.refusal.facts == facts, f"refused with {self.refusal.facts!r}; expected {facts!r}"

@@ -66,7 +66,7 @@ from bank.users.domain import (
     claims,
     users,
 )
-from headwater import Command, Event, Refused, Release, Take
+from headwater import Command, Event, Refusal, Release, Take
 from headwater.domain.messages import InvalidInput
 from headwater.domain.serialization import Codec, StateCodec
 from headwater.testing import given
@@ -350,7 +350,7 @@ def test_a_new_address_gives_the_old_one_back() -> None:
 
 # -------------------------------------------------------------------------------------------------------- the contract
 
-REFUSALS: list[tuple[type[Command], set[type[Refused]]]] = [
+REFUSALS: list[tuple[type[Command], set[type[Refusal]]]] = [
     (RegisterUser, {EmailTaken, AlreadyExists}),
     (ChangeEmail, {UserNotFound, EmailTaken}),
     (OpenAccount, {AlreadyExists}),
@@ -372,7 +372,7 @@ REFUSALS: list[tuple[type[Command], set[type[Refused]]]] = [
 
 
 @pytest.mark.parametrize("command, refusals", REFUSALS)
-def test_a_command_declares_its_refusals(command: type[Command], refusals: set[type[Refused]]) -> None:
+def test_a_command_declares_its_refusals(command: type[Command], refusals: set[type[Refusal]]) -> None:
     assert set(command.__declared__.refuses) == refusals
 
 

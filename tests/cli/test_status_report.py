@@ -25,7 +25,7 @@ from bank.users.domain import RegisterUser
 from headwater import Retry
 from headwater.cli.status_report import Status, status
 from headwater.config import Settings
-from headwater.eventstore.appender import Tally
+from headwater.eventstore.appender import AppendCounts
 from headwater.eventstore.log import Verdict
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
@@ -210,7 +210,7 @@ async def test_a_worker_of_before_is_shown_without_a_report(connection: asyncpg.
 
 
 def test_a_report_is_of_the_time_since_the_one_before() -> None:
-    now, followed, idle, tally, sent = 0.0, Progress(), Progress(), Tally(), Distribution(SECONDS)
+    now, followed, idle, tally, sent = 0.0, Progress(), Progress(), AppendCounts(), Distribution(SECONDS)
     measures = Measures({"Followed": followed, "Idle": idle}, tally, sent, clock=lambda: now)
     assert measures.report() == Report()
     followed.sizes.observe(25, times=4)

@@ -37,7 +37,7 @@ from bank.accounts.domain import (
 from bank.main import app
 from bank.transfers.domain import RequestTransfer, TransferRequested
 from bank.users.domain import AlreadyExists, ChangeEmail, EmailTaken, RegisterUser, UserNotFound
-from headwater import Command, Decider, Event, Feature, Recorded, Refused, Release, Seen, Take, testing
+from headwater import Command, Decider, Event, Feature, Recorded, Refusal, Release, Seen, Take, testing
 from headwater.commands.dispatcher import ATTEMPTS, LONGEST_PAUSE, Accepted, Dispatcher, Origin
 from headwater.commands.stream_cache import Streams
 from headwater.domain.decider import LARGEST_CLAIM
@@ -156,8 +156,8 @@ async def state(bank: Process, account_id: UUID) -> Account:
     return account
 
 
-async def refusal_of(answer: Coroutine[Any, Any, Accepted]) -> tuple[type[Refused], dict[str, Any]]:
-    with pytest.raises(Refused) as caught:
+async def refusal_of(answer: Coroutine[Any, Any, Accepted]) -> tuple[type[Refusal], dict[str, Any]]:
+    with pytest.raises(Refusal) as caught:
         await answer
     return type(caught.value), caught.value.facts
 
@@ -416,10 +416,10 @@ async def test_a_log_that_cannot_be_read_is_said(bank: Process, postgres: Embedd
 
 async def test_a_hot_stream_is_pipelined(bank: Process) -> None:
     account_id = await opened(bank)
-    before = bank.appender.tally.batches
+    before = bank.appender.counts.batches
     answers = await asyncio.gather(*(bank(deposit(account_id, 1)) for _ in range(200)))
     assert [answer.version for answer in answers] == list(range(2, 202))
-    assert bank.appender.tally.batches - before < 15
+    assert bank.appender.counts.batches - before < 15
     assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(200), "EUR")
 
 
@@ -440,12 +440,12 @@ async def test_a_hot_stream_is_not_disturbed_by_one_that_is(bank: Process, how: 
             case _:
                 return await bank(deposit(account_id, 1), command_id=known_id)
 
-    async def several(call: Callable[[], Coroutine[Any, Any, Accepted]], times: int) -> list[Accepted | Refused]:
-        answers: list[Accepted | Refused] = []
+    async def several(call: Callable[[], Coroutine[Any, Any, Accepted]], times: int) -> list[Accepted | Refusal]:
+        answers: list[Accepted | Refusal] = []
         for _ in range(times):
             try:
                 answers.append(await call())
-            except Refused as refusal:
+            except Refusal as refusal:
                 answers.append(refusal)
         return answers
 
@@ -453,7 +453,7 @@ async def test_a_hot_stream_is_not_disturbed_by_one_that_is(bank: Process, how: 
     answers = await asyncio.gather(*deposits, *(several(disturb, 10) for _ in range(4)))
     assert all(isinstance(answer, Accepted) for mine in answers[:16] for answer in mine)
     assert all(isinstance(answer, Accepted) is (how == "sent again") for mine in answers[16:] for answer in mine)
-    verdicts = bank.appender.tally.verdicts
+    verdicts = bank.appender.counts.verdicts
     assert {verdict: count for verdict, count in verdicts.items() if count} == {Verdict.ACCEPTED: 402}
 
 
@@ -648,7 +648,7 @@ async def test_many_who_ask_for_one_stream_read_it_once(bank: Process, other: Pr
 # ------------------------------------------------------------------------------------------------------- own deciders
 
 
-class Full(Refused):
+class Full(Refusal):
     """There is no room."""
 
 
@@ -826,7 +826,7 @@ def request(source: UUID, transfer_id: UUID | None = None) -> RequestTransfer:
     )
 
 
-class Shut(Refused):
+class Shut(Refusal):
     """The gate is shut."""
 
     times: int

@@ -286,7 +286,7 @@ async def test_a_key_is_due_when_its_first_letter_is(dsn: str, connection: async
             await passed(projector, await write(connection, counted(uuid4())))  # before each batch it looks what is due
         assert bug.folded == ["poison"]
         bug.fix()
-        await dead_letters.retry(connection, dead_letters.Filter("Tally", key))
+        await dead_letters.retry(connection, dead_letters.LetterFilter("Tally", key))
         await until(lambda: no_letters(connection))
     assert (await rows_of(connection, view))[key] == (Tally(tally_id=key, count=2, note=""), behind)
 
@@ -411,7 +411,7 @@ async def test_letters_are_not_folded_under_a_lease_that_is_over(
 
         projector._transact = overtaken  # type: ignore[method-assign, assignment]  # folded, and not yet written
         bug.fix()
-        await dead_letters.retry(connection, dead_letters.Filter())
+        await dead_letters.retry(connection, dead_letters.LetterFilter())
         await asyncio.wait_for(running, 10)
     assert projector.progress.displaced == 1
     assert [position for position, *_ in await letters(connection)] == [2]
@@ -600,7 +600,7 @@ async def test_whoever_watches_sees_the_row_that_was_drained(
         changed, row = asyncio.ensure_future(anext(changes)), asyncio.ensure_future(anext(rows))
         bug.fix()
         async with asyncio.timeout(10):  # half of a poll: it is told
-            await dead_letters.retry(connection, dead_letters.Filter())
+            await dead_letters.retry(connection, dead_letters.LetterFilter())
             again = await changed
             assert (again.reset, again.position) == (True, 4), "no position says that the row has changed"
             assert {r["tally_id"]: r["count"] for r in again.upserted} == {one: 3, other: 1}
@@ -692,7 +692,7 @@ async def test_the_same_mistake_has_the_same_hash(
         shown = re.findall(r"at position (\d)\n(?:  .*\n)*?  error (\S+)\n", capsys.readouterr().out)
         assert sorted(shown) == [(str(position), each or "-") for position, each in enumerate(found, 1)]
 
-        await dead_letters.retry(connection, dead_letters.Filter())
+        await dead_letters.retry(connection, dead_letters.LetterFilter())
         again = "select count(*) = $1 from headwater.dead_letters where attempts = 2"
         await until(lambda: connection.fetchval(again, len(notes)))
         assert await hashes() == found, "it is the same the next time"
@@ -742,7 +742,7 @@ async def test_who_discards_twice_loses_nothing_that_never_failed(
         await passed(projector, 4)
 
     async def discard(*, everything: bool = False, **where: Any) -> int:
-        return await dead_letters.discard(connection, dead_letters.Filter(**where), everything=everything)
+        return await dead_letters.discard(connection, dead_letters.LetterFilter(**where), everything=everything)
 
     # No worker takes up what was discarded before it is asked for again.
     assert await discard(position=3) == 0, "it waits behind another, and has not failed"
@@ -773,7 +773,7 @@ async def test_what_is_due_and_has_not_failed_is_not_discarded(
     # As a worker leaves a long queue that it has drained in part.
     await connection.execute("delete from headwater.dead_letters where position = 1")
     await connection.execute("update headwater.dead_letters set next_attempt_at = now() where position = 2")
-    assert await dead_letters.discard(connection, dead_letters.Filter(key=one), everything=False) == 0
+    assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=one), everything=False) == 0
 
 
 async def test_what_is_discarded_while_it_is_tried_is_discarded(
@@ -791,9 +791,9 @@ async def test_what_is_discarded_while_it_is_tried_is_discarded(
             await transact(*arguments)
 
         projector._transact = waiting  # type: ignore[method-assign, assignment]  # it has failed again: not yet written
-        await dead_letters.retry(connection, dead_letters.Filter())
+        await dead_letters.retry(connection, dead_letters.LetterFilter())
         await asyncio.wait_for(tried.wait(), 10)
-        assert await dead_letters.discard(connection, dead_letters.Filter(key=one), everything=False) == 1
+        assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=one), everything=False) == 1
         discarded.set()
         await until(lambda: projector.progress.parked_keys == 0)
         assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=2, note="b"), 3)}

@@ -93,7 +93,7 @@ async def test_another_order_keeps_streams_one_behind_the_other(start: Start, co
     await reached(node, head)
     assert outside.notes == ["c"]
     outside.raises.clear()
-    await dead_letters.retry(connection, dead_letters.Filter(UNIT, to))
+    await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, to))
     await until(lambda: outside.notes == ["c", "a", "b"])
 
 
@@ -167,7 +167,7 @@ async def test_a_person_has_it_tried_again_and_all_follows_in_order(
     await reached(node, head)
     assert outside.of(one) == []
     outside.raises.clear()
-    assert await dead_letters.retry(connection, dead_letters.Filter(UNIT)) == 1
+    assert await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT)) == 1
     await until(lambda: letters_are(connection, []))
     assert outside.of(one) == ["down", *map(str, range(30)), "last"]
     await write(connection, posted(one, "after"))
@@ -209,7 +209,7 @@ async def test_keys_that_are_tried_again_do_not_wait_for_each_other(
     await reached(node, await write(connection, *(posted(box, "down") for box in boxes)))
     outside.tried.clear()
     outside.held.add("down")
-    assert await dead_letters.retry(connection, dead_letters.Filter(UNIT)) == 10
+    assert await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT)) == 10
     await until(lambda: len(outside.tried) == 10)
 
 
@@ -220,13 +220,13 @@ async def test_keys_that_are_tried_again_hold_up_no_others(start: Start, connect
     await reached(node, await write(connection, *(posted(box, "down") for box in boxes), posted(well, "down")))
     outside.held.add("down")
     for box in boxes:
-        await dead_letters.retry(connection, dead_letters.Filter(UNIT, box))
+        await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, box))
     await until(lambda: outside.tried.count("down") == 31)
     await reached(node, await write(connection, posted(uuid4(), "quick"), posted(well, "behind")))
     assert outside.notes == ["quick"]
     outside.held.clear()
     outside.raises.clear()
-    await dead_letters.retry(connection, dead_letters.Filter(UNIT, well))
+    await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, well))
     await until(lambda: outside.of(well) == ["down", "behind"])
     await reached(node, await write(connection, posted(well, "after")))
     assert outside.of(well) == ["down", "behind", "after"]

@@ -16,11 +16,11 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from headwater import Command, Decider, Event, Feature, Refused, Schedule
+from headwater import Command, Decider, Event, Feature, Refusal, Schedule
 from headwater.clock import Clock, SystemClock, VirtualClock
 from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.consumers.checkpoint import Standing
-from headwater.consumers.scheduler import Scheduler, Tally
+from headwater.consumers.scheduler import ScheduleCounts, Scheduler
 from headwater.domain.feature import Domain
 from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
 from headwater.eventstore.appender import Appender
@@ -36,7 +36,7 @@ MINUTE = timedelta(minutes=1)
 LONG_POLL = 60.0
 
 
-class Broken(Refused):
+class Broken(Refusal):
     """The bell is broken."""
 
 
@@ -221,7 +221,7 @@ async def test_every_cron_and_at_fire_when_they_are_due(worker: Start, connectio
         assert await rung(connection) == [f"12:{minute:02}" for minute in range(1, 33)]
         assert await rung(connection, "hourly") == ["12:30"], "it is 18:00 in Kolkata"
         assert await rung(connection, "once") == ["12:02"]
-        assert alive.scheduler.tally == Tally(fired=34)
+        assert alive.scheduler.counts == ScheduleCounts(fired=34)
         actors = await connection.fetch("select distinct actor from headwater.events order by actor")
         assert [row["actor"] for row in actors] == ["schedule hourly", "schedule minutely", "schedule once"]
 
@@ -261,7 +261,7 @@ async def test_one_moment_is_fired_late_but_once(worker: Start, connection: asyn
     async with (await worker(past, coming, now=at("15:00"))).working():
         assert await rung(connection, "coming") == ["13:00"], "it passed while nobody was there"
     async with (await worker(past, coming, now=at("16:00"))).working() as last:
-        assert last.scheduler.tally == Tally()
+        assert last.scheduler.counts == ScheduleCounts()
         assert last.clock.until == datetime.max.replace(tzinfo=UTC)
     assert await rung(connection, "past") + await rung(connection, "coming") == ["11:00", "13:00"]
 
@@ -278,7 +278,7 @@ async def test_two_schedulers_at_once_fire_once(worker: Start, connection: async
             await asyncio.gather(one.advance(MINUTE), other.advance(MINUTE))
     for name in names:
         assert await rung(connection, name) == ["12:01", "12:02", "12:03", "12:04", "12:05"]
-    assert one.scheduler.tally.fired + other.scheduler.tally.fired == 25, "counted by the one whose word the row has"
+    assert one.scheduler.counts.fired + other.scheduler.counts.fired == 25, "counted by the one whose word the row has"
 
 
 async def test_a_worker_that_dies_before_the_row_says_so_is_repeated_harmlessly(
@@ -309,7 +309,7 @@ async def test_who_has_lost_the_lease_writes_nothing_and_returns(worker: Start, 
         await asyncio.wait_for(slept.task, 20)
         assert await rung(connection) == []
         assert await row(connection) == (START, None, None, None)
-        assert slept.scheduler.tally == Tally()
+        assert slept.scheduler.counts == ScheduleCounts()
 
 
 async def test_a_lease_that_is_lost_while_nothing_is_due_is_noticed(
@@ -343,9 +343,9 @@ async def test_the_row_does_not_move_under_a_lease_that_is_lost_meanwhile(
         assert slept.task is not None
         await asyncio.wait_for(slept.task, 20)
     assert await row(connection) == (START, None, None, None)
-    assert slept.scheduler.tally == Tally()
+    assert slept.scheduler.counts == ScheduleCounts()
     async with (await worker(every_minute(), now=at("12:01"))).working(fence=2) as other:
-        assert other.scheduler.tally == Tally(fired=1)
+        assert other.scheduler.counts == ScheduleCounts(fired=1)
     assert await rung(connection) == ["12:01"]
     assert await row(connection) == (START, at("12:01"), "accepted", at("12:01"))
 
@@ -367,7 +367,7 @@ async def test_a_refusal_is_an_outcome(
         assert await row(connection, "broken") == (START, at("12:01"), "BROKEN", at("12:01") + timedelta(seconds=30))
         await alive.advance(MINUTE)
         assert (await row(connection, "broken"))[1] == at("12:02")
-        assert alive.scheduler.tally == Tally(fired=2, refused=2)
+        assert alive.scheduler.counts == ScheduleCounts(fired=2, refused=2)
     said = [record for record in caplog.records if record.name == "headwater.consumers.scheduler"]
     assert [(record.levelno, record.message) for record in said] == [
         (
@@ -387,7 +387,7 @@ async def test_one_broken_schedule_does_not_stop_the_others(
         await alive.advance(MINUTE)
         await alive.advance(MINUTE)
         assert await rung(connection) == ["12:01", "12:02"]
-        assert alive.scheduler.tally == Tally(fired=2, failed=4)
+        assert alive.scheduler.counts == ScheduleCounts(fired=2, failed=4)
     _, fired_at, outcome, _ = await row(connection, "faulty")
     assert fired_at == at("12:02")
     assert outcome.startswith("ValueError: no bell for 12:02\n  ")
@@ -405,7 +405,7 @@ async def test_whatever_a_decision_raises_is_an_outcome(
         await alive.advance(MINUTE)
         await alive.advance(MINUTE)
         assert await rung(connection) == ["12:01", "12:02"]
-        assert alive.scheduler.tally == Tally(fired=2, failed=2)
+        assert alive.scheduler.counts == ScheduleCounts(fired=2, failed=2)
     _, fired_at, outcome, _ = await row(connection, "zone")
     assert fired_at == at("12:02")
     assert outcome.startswith("IsADirectoryError: as ZoneInfo raises\n  ")
@@ -432,7 +432,7 @@ async def test_a_fault_is_waited_out_and_skips_nothing(
         assert (await rung(connection, "first"), await rung(connection, "second")) == (["12:01"], ["12:01"])
         await alive.advance(MINUTE)
         assert (await rung(connection, "first"))[1:] == (await rung(connection, "second"))[1:] == ["12:02"]
-        assert alive.scheduler.tally == Tally(fired=4)
+        assert alive.scheduler.counts == ScheduleCounts(fired=4)
 
 
 async def test_the_moment_that_a_fault_held_up_is_fired_though_another_has_come(

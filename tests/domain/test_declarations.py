@@ -17,7 +17,7 @@ from bank.accounts.feature import accounts
 from bank.transfers.feature import transfers
 from bank.users.feature import users
 from graphql import GraphQLInputObjectType
-from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refused, Seen, View
+from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refusal, Seen, View
 from headwater.consumers.leases import LEASES
 from headwater.consumers.scheduler import SCHEDULES
 from headwater.domain.feature import Domain
@@ -265,7 +265,7 @@ def test_a_field_that_cannot_be_carried_in_a_command_a_refusal_and_a_read_model(
         thing_id: UUID
         value: bytes
 
-    class NotSo(Refused):
+    class NotSo(Refusal):
         value: bytes
 
     class Close(Command, refuses=[NotSo]):
@@ -368,7 +368,7 @@ def test_a_bound_that_fits_no_value_of_its_type() -> None:
 def test_a_field_that_every_refusal_has(name: str) -> None:
     namespace = {"__annotations__": {name: str}, "__module__": __name__}
     with says(f"Odd.{name}: every refusal has a `{name}` of its own; rename it"):
-        types.new_class("Odd", (Refused,), {}, lambda body: body.update(namespace))
+        types.new_class("Odd", (Refusal,), {}, lambda body: body.update(namespace))
 
 
 def test_a_field_whose_annotation_is_unknown() -> None:
@@ -480,8 +480,8 @@ def colour(*names: str) -> type[enum.Enum]:
     return enum.Enum("Shade", {name: name for name in names}, module=__name__)  # type: ignore[return-value]  # a class
 
 
-def refusal(name: str) -> type[Refused]:
-    return types.new_class(name, (Refused,), {}, lambda body: body.update({"__module__": __name__}))
+def refusal(name: str) -> type[Refusal]:
+    return types.new_class(name, (Refusal,), {}, lambda body: body.update({"__module__": __name__}))
 
 
 BOTH = "would both be `{}` in GraphQL; rename one of them"
@@ -530,7 +530,7 @@ def test_two_fields_that_become_one() -> None:
         thing_id: UUID
         thingId: str  # noqa: N815 - the mistake
 
-    class No(Refused):
+    class No(Refusal):
         what_for: str
         whatFor: str  # noqa: N815 - the mistake
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from headwater import Command, Event, Refused
+from headwater import Command, Event, Refusal
 from headwater.domain.messages import CommandDeclaration, InvalidInput, VersionConflict, constant_case
 from headwater.domain.serialization import Codec, encode
 from headwater.errors import DefinitionError, LogError, UnreadableEvent
@@ -241,7 +241,7 @@ def test_a_keyword_that_nobody_knows() -> None:
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
-class SeatTaken(Refused):
+class SeatTaken(Refusal):
     """Somebody else
     sits there.
 
@@ -252,7 +252,7 @@ class SeatTaken(Refused):
     seat: str = "a"
 
 
-class HTTPRefused(Refused):
+class HTTPRefused(Refusal):
     pass
 
 

@@ -43,7 +43,7 @@ from headwater import (
     Event,
     Feature,
     Park,
-    Refusal,
+    Refused,
     Retry,
     Saga,
     Stop,
@@ -94,7 +94,7 @@ def evolve_thing(state: int, event: Opened | Closed) -> int:
 things = Decider(category="thing", key="thing_id", initial=0, decide=decide, evolve=evolve_thing)
 
 
-def react(opened: int, event: Opened | Nudge | Refusal) -> list[Do | Done]:
+def react(opened: int, event: Opened | Nudge | Refused) -> list[Do | Done]:
     return []
 
 
@@ -126,7 +126,7 @@ def says(sentence: str) -> Any:
 def test_what_is_right_is_taken() -> None:
     made = saga(starts=[Opened], on_failure=Park())
     assert made.events == (Opened, Nudge)
-    assert made.outcomes == (Refusal,)
+    assert made.outcomes == (Refused,)
     assert made.evolves == {Opened}
     assert made.category == "saga Thing"
     assert made.stuck_after == timedelta(minutes=5)
@@ -191,7 +191,7 @@ def test_functions_that_give_or_take_what_they_cannot() -> None:
     for function in (lone, bare_list, by_name):
         with says(f"...{function.__name__} must be annotated to return a list of Do, Undo, After, Cancel or Done"):
             saga(react=function)
-    with says("...of_a_command: <class '...Open'> is neither an Event nor Confirmed, Refusal or TimedOut"):
+    with says("...of_a_command: <class '...Open'> is neither an Event nor Confirmed, Refused or TimedOut"):
         saga(react=of_a_command)
 
 
@@ -322,8 +322,8 @@ T, A, B, FIVE = UUID(int=1), UUID(int=2), UUID(int=3), Decimal("5.00")
 REQUESTED = TransferRequested(transfer_id=T, from_account_id=A, to_account_id=B, amount=FIVE, currency="EUR")
 
 
-def failures(command: str) -> list[Refusal | TimedOut]:
-    return [Refusal(command=command, code="NO", facts={"a": 1}), TimedOut(command=command)]
+def failures(command: str) -> list[Refused | TimedOut]:
+    return [Refused(command=command, code="NO", facts={"a": 1}), TimedOut(command=command)]
 
 
 def test_a_request_is_five_steps() -> None:
@@ -350,14 +350,14 @@ def test_a_request_is_five_steps() -> None:
 
 
 @pytest.mark.parametrize("failure", failures("SendTransfer"), ids=["refused", "late"])
-def test_money_that_cannot_leave_is_a_refused_transfer(failure: Refusal | TimedOut) -> None:
+def test_money_that_cannot_leave_is_a_refused_transfer(failure: Refused | TimedOut) -> None:
     followed = given(transfer, [REQUESTED]).when(failure)
     followed.then([Do(RefuseTransfer(transfer_id=T, reason=failure.code)), Done()])
     followed.remembers(REQUESTED)
 
 
 @pytest.mark.parametrize("failure", failures("ReceiveTransfer"), ids=["refused", "late"])
-def test_money_that_cannot_arrive_is_a_refunded_transfer(failure: Refusal | TimedOut) -> None:
+def test_money_that_cannot_arrive_is_a_refunded_transfer(failure: Refused | TimedOut) -> None:
     given(transfer, [REQUESTED]).when(failure).then([Do(RefundTransfer(transfer_id=T, reason=failure.code)), Done()])
 
 
@@ -372,7 +372,7 @@ def test_books_that_refuse_are_for_a_person(command: str) -> None:
 
 def test_a_transfer_begins_with_its_request() -> None:
     assert transfer.events == (TransferRequested,)
-    assert transfer.outcomes == (Refusal, TimedOut)
+    assert transfer.outcomes == (Refused, TimedOut)
     assert transfer.key_of(REQUESTED) == T
     with pytest.raises(AssertionError):
         given(transfer).when(TimedOut(command="SendTransfer"))

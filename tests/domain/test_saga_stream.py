@@ -10,7 +10,7 @@ from uuid import RFC_4122, UUID, uuid4
 
 import pytest
 
-from headwater import Command, Do, Done, Event, Refusal, Saga, Undo
+from headwater import Command, Do, Done, Event, Refused, Saga, Undo
 from headwater.domain.messages import Recorded
 from headwater.domain.saga import LONGEST
 from headwater.domain.saga_stream import (
@@ -55,7 +55,7 @@ def step(name: str, **options: Any) -> Do:
 
 
 def saga_of(*steps: Do) -> Saga[Any, Any]:
-    def react(state: None, event: Begun | GivenUp | Later | Refusal) -> list[Do | Undo | Done]:
+    def react(state: None, event: Begun | GivenUp | Later | Refused) -> list[Do | Undo | Done]:
         match event:
             case Begun():
                 return [*steps, Done()]
@@ -63,7 +63,7 @@ def saga_of(*steps: Do) -> Saga[Any, Any]:
                 return [Undo(), step("after giving up"), Done()]
             case Later():
                 return [step("later")]
-            case Refusal():
+            case Refused():
                 return [step(f"after {event.code}"), Done()]
 
     def evolve(state: None, event: Begun) -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from headwater.domain.decider import Release, Take
-from headwater.domain.messages import Refused
+from headwater.domain.messages import Refusal
 from headwater.eventstore.log import NEW, Append, Verdict, append
 from headwater.ids import new_id
 
@@ -25,7 +25,7 @@ RIGHT = -1
 """Stands for the version that the stream will have when all before in the call are accepted."""
 
 
-class Held(Refused):
+class Held(Refusal):
     """Another stream has it."""
 
 

@@ -15,7 +15,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
 from headwater.domain.decider import Take
-from headwater.domain.messages import Refused
+from headwater.domain.messages import Refusal
 from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
 from headwater.eventstore.appender import SMALL_BATCH, Appender, Chain
 from headwater.eventstore.log import Append, Appended, Verdict, append
@@ -28,7 +28,7 @@ from headwater.supervisor import Supervisor
 Answer = asyncio.Future[Appended]
 
 
-class Held(Refused):
+class Held(Refusal):
     """Another stream has it."""
 
 
@@ -122,8 +122,8 @@ async def test_what_arrives_while_one_is_in_flight_goes_together(
         others = [appender.submit(command(), Chain()) for _ in range(SMALL_BATCH)]
         await gate.open()
         await asyncio.gather(first, *others)
-        assert (appender.tally.batches, appender.tally.commands) == (2, 1 + SMALL_BATCH)
-        assert appender.tally.verdicts[Verdict.ACCEPTED] == 1 + SMALL_BATCH
+        assert (appender.counts.batches, appender.counts.commands) == (2, 1 + SMALL_BATCH)
+        assert appender.counts.verdicts[Verdict.ACCEPTED] == 1 + SMALL_BATCH
         assert [accepted(answer) for answer in (first, *others)] == [
             (1, position) for position in range(1, 2 + SMALL_BATCH)
         ]
@@ -133,7 +133,7 @@ async def test_what_arrives_while_one_is_in_flight_goes_together(
 async def test_a_batch_has_a_bound(dsn: str) -> None:
     async with appending(dsn, batch=10) as appender:
         await asyncio.gather(*(appender.submit(command(), Chain()) for _ in range(95)))
-        assert (appender.tally.batches, appender.tally.commands) == (10, 95)
+        assert (appender.counts.batches, appender.counts.commands) == (10, 95)
 
 
 async def test_it_says_how_far_the_log_has_come(dsn: str) -> None:
@@ -174,7 +174,7 @@ async def test_those_behind_a_loser_are_not_sent(dsn: str, connection: asyncpg.C
         await asyncio.gather(loser, behind, other)
         verdicts = [answer.result().verdict for answer in (loser, behind, other)]
         assert verdicts == [Verdict.CONFLICT, Verdict.BEHIND, Verdict.ACCEPTED]
-        assert appender.tally.commands == 2
+        assert appender.counts.commands == 2
         assert len(await logged(connection)) == 1
 
 

@@ -1,4 +1,4 @@
-"""Snapshots: a long stream is read from its last one on, and a wrong one is never used."""
+"""SnapshotStore: a long stream is read from its last one on, and a wrong one is never used."""
 # Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
 
 import asyncio
@@ -23,13 +23,13 @@ from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.commands.stream_cache import Streams
 from headwater.config import Settings
 from headwater.domain.feature import Domain
-from headwater.domain.messages import InvalidInput, Refused
+from headwater.domain.messages import InvalidInput, Refusal
 from headwater.domain.serialization import StateCodec
 from headwater.errors import DefinitionError
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
-from headwater.eventstore.snapshots import Point, Snapshots, Tally
+from headwater.eventstore.snapshots import Point, SnapshotCounts, SnapshotStore
 from headwater.ids import new_id
 from headwater.postgres.database import Database
 from headwater.server.node import Node
@@ -96,7 +96,7 @@ class Process:
     """What one process of an app has of its own."""
 
     dispatcher: Dispatcher
-    snapshots: Snapshots
+    snapshots: SnapshotStore
     log: WatchedLog
     supervisor: Supervisor
     decider: Decider[Any, Any, Any]
@@ -126,7 +126,7 @@ async def running(dsn: str, decider: Decider[Any, Any, Any], *, queue: int = 100
     async with Database(dsn, pool_size=2) as database, Supervisor() as supervisor:
         appender = Appender(database, Positions())
         supervisor.start("appender", appender.run)
-        snapshots = Snapshots(database, queue=queue)
+        snapshots = SnapshotStore(database, queue=queue)
         supervisor.start("snapshots", snapshots.run)
         domain = Domain([Feature(deciders=[decider])])
         log = WatchedLog(database.pool, domain)
@@ -168,12 +168,12 @@ async def test_a_long_stream_is_read_from_its_snapshot_on(process: Start, connec
     for each in amounts:
         await one.count(counter_id, [each])
     assert await stored(connection) == [(1, 20)]
-    assert one.snapshots.tally == Tally(stored=2)
+    assert one.snapshots.counts == SnapshotCounts(stored=2)
 
     assert await other.state(counter_id) == counted(amounts)
     # The first look, as long as a short stream would be, finds that this one is longer.
     assert other.log.read_versions == [*range(1, EVERY + 1), *range(21, 26)]
-    assert other.snapshots.tally == Tally(used=1)
+    assert other.snapshots.counts == SnapshotCounts(used=1)
 
     accepted = await other.count(counter_id, [7])
     assert accepted[0].version == 26
@@ -199,7 +199,7 @@ async def test_a_short_stream_pays_nothing(process: Start, monkeypatch: pytest.M
 
     monkeypatch.setattr(one.snapshots, "load", load)
     assert await one.state(counter_id) == counted(range(EVERY - 1))
-    assert one.snapshots.tally == Tally()
+    assert one.snapshots.counts == SnapshotCounts()
 
 
 AMOUNTS = st.lists(st.decimals(-100, 100, places=2), max_size=45)
@@ -270,9 +270,9 @@ async def test_a_wrong_one_is_thrown_away_and_made_again(
     assert other.log.read_versions == list(range(1, 21))
     await other.snapshots.settled()
     assert await stored(connection) == [(1, 20)]
-    assert other.snapshots.tally == Tally(stored=1, unusable=1)
+    assert other.snapshots.counts == SnapshotCounts(stored=1, unusable=1)
     assert await other.state(counter_id) == counted([*range(EVERY)] * 2)
-    assert other.snapshots.tally == Tally(stored=1, unusable=1, used=1)
+    assert other.snapshots.counts == SnapshotCounts(stored=1, unusable=1, used=1)
 
 
 async def test_one_that_cannot_be_read_is_left_alone(
@@ -283,7 +283,7 @@ async def test_one_that_cannot_be_read_is_left_alone(
     other = await process()
     assert (await other.count(counter_id, [7]))[0].version == 26
     assert f"the snapshot of counter {counter_id} is left alone: UndefinedTableError" in caplog.text
-    assert other.snapshots.tally == Tally(failed=1, unusable=1)
+    assert other.snapshots.counts == SnapshotCounts(failed=1, unusable=1)
     assert await other.state(counter_id) == counted([*range(25), 7])
 
 
@@ -309,7 +309,7 @@ async def test_one_of_another_fold_version_is_not_used(process: Start, connectio
     newer = await process(deciding(evolve=doubled, fold_version=2))
     assert await newer.state(counter_id) == (25, Counter(2 * counted(range(25))[1].total, 25))
     await newer.snapshots.settled()
-    assert newer.snapshots.tally == Tally(stored=1)
+    assert newer.snapshots.counts == SnapshotCounts(stored=1)
     # The older fold's are taken away with it: its process, if it still runs, would make them again.
     assert await stored(connection) == [(2, 25)]
 
@@ -331,7 +331,7 @@ async def test_one_of_another_shape_is_not_used(process: Start, connection: asyn
     one, counter_id = await kept_stream(process)
     forgetful = await process(deciding(decide=decide, evolve=evolve, initial=Another()))
     assert await forgetful.state(counter_id) == (25, Another(most=Decimal(24)))
-    assert forgetful.snapshots.tally.unusable == 1
+    assert forgetful.snapshots.counts.unusable == 1
     # Both versions of the code may run side by side: neither uses what the other has kept.
     await forgetful.snapshots.settled()
     assert await one.state(counter_id) == counted(range(25))
@@ -348,7 +348,7 @@ async def test_one_of_another_category_is_not_used(process: Start, connection: a
     with pytest.raises(InvalidInput, match="is the id of another thing, in counter, not in stranger"):
         await other.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(1)))
     assert await other.snapshots.load(strangers, counter_id) is None
-    assert other.snapshots.tally == Tally(unusable=1)
+    assert other.snapshots.counts == SnapshotCounts(unusable=1)
 
 
 async def test_a_state_that_was_never_in_the_log_is_not_kept(process: Start, connection: asyncpg.Connection) -> None:
@@ -381,7 +381,7 @@ async def test_of_one_stream_the_latest_is_stored(process: Start, connection: as
         one.snapshots.offer(COUNTERS, counter_id, Point(each.version, each.position, counted(range(each.version))[1]))
     await one.snapshots.settled()
     assert await stored(connection) == [(1, 9)]
-    assert one.snapshots.tally == Tally(stored=1)
+    assert one.snapshots.counts == SnapshotCounts(stored=1)
 
 
 async def test_more_streams_than_may_wait_are_left_out(process: Start, connection: asyncpg.Connection) -> None:
@@ -393,7 +393,7 @@ async def test_more_streams_than_may_wait_are_left_out(process: Start, connectio
         one.snapshots.offer(COUNTERS, counter_id, Point(1, position, counted([1])[1]))
     await one.snapshots.settled()
     assert await stored(connection) == [(1, 1), (1, 1)]
-    assert one.snapshots.tally == Tally(stored=2, dropped=2)
+    assert one.snapshots.counts == SnapshotCounts(stored=2, dropped=2)
 
 
 async def test_commands_go_on_while_the_store_is_held_up(process: Start, connection: asyncpg.Connection) -> None:
@@ -407,9 +407,9 @@ async def test_commands_go_on_while_the_store_is_held_up(process: Start, connect
             await one.execute(counter_id, each)
         assert await one.state(counter_id) == counted(range(3 * EVERY)), "who does not know the stream reads it"
         assert await waits_for_a_lock(connection), "all the while"
-        assert one.snapshots.tally == Tally()
+        assert one.snapshots.counts == SnapshotCounts()
     await asyncio.wait_for(one.snapshots.settled(), 10)
-    assert one.snapshots.tally == Tally(stored=2), "of what was offered meanwhile the latest"
+    assert one.snapshots.counts == SnapshotCounts(stored=2), "of what was offered meanwhile the latest"
     assert await stored(connection) == [(1, 3 * EVERY)]
     assert one.supervisor.troubles == {}
 
@@ -423,7 +423,7 @@ async def test_a_store_that_is_held_up_does_not_hold_up_the_end(dsn: str, connec
             for each in range(EVERY):
                 await node.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(each)))
             await until(lambda: waits_for_a_lock(connection))
-    assert node.snapshots.tally == Tally()
+    assert node.snapshots.counts == SnapshotCounts()
 
 
 async def waits_for_a_lock(connection: asyncpg.Connection) -> bool:
@@ -438,7 +438,7 @@ async def test_commands_go_on_when_none_can_be_stored(
     one, counter_id = await process(), new_id()
     await connection.execute("alter table headwater.snapshots rename to gone")
     assert [each.version for each in await one.count(counter_id, range(EVERY))][-1] == EVERY
-    assert one.snapshots.tally == Tally(failed=1)
+    assert one.snapshots.counts == SnapshotCounts(failed=1)
     assert "1 snapshots could not be stored: UndefinedTableError" in caplog.text
     assert one.supervisor.troubles == {}
     await connection.execute("alter table headwater.gone rename to snapshots")
@@ -463,7 +463,7 @@ async def test_a_state_that_json_does_not_give_back_is_not_kept(
     one, counter_id = await process(deciding(decide=decide, evolve=evolve, initial=Unlike())), new_id()
     await one.count(counter_id, range(EVERY))
     assert await stored(connection) == []
-    assert one.snapshots.tally == Tally(failed=1)
+    assert one.snapshots.counts == SnapshotCounts(failed=1)
     assert f"the state of counter {counter_id} cannot be kept" in caplog.text
     assert one.supervisor.troubles == {}
 
@@ -476,7 +476,7 @@ class Plain:
 
 
 def decide_plain(command: Count, counter: Plain) -> list[Counted]:
-    raise Refused
+    raise Refusal
 
 
 def evolve_plain(counter: Plain, event: Counted) -> Plain:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, Refused, View
+from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, Refusal, View
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
@@ -19,7 +19,7 @@ from headwater.server.node import Node
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
 
-class Full(Refused):
+class Full(Refusal):
     """No more."""
 
     size: int

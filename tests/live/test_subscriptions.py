@@ -19,7 +19,7 @@ from tests.support.watching import Client, Count, Remove, Tally, execute, follow
 from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
 from bank.accounts.views import AccountView, account_view
 from bank.users.domain import ChangeEmail, RegisterUser
-from headwater import Command, Refused
+from headwater import Command, Refusal
 from headwater.config import Settings
 from headwater.eventstore.positions import Positions
 from headwater.graphql.engine import Engine
@@ -80,7 +80,7 @@ class Load:
 
     async def some(self, commands: int) -> None:
         async def one(command: Command) -> None:
-            with suppress(Refused):
+            with suppress(Refusal):
                 await self._node.dispatcher.execute(command)
 
         await asyncio.gather(*(one(self._draw()) for _ in range(commands)))

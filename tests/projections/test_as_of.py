@@ -21,7 +21,7 @@ from bank.transfers.domain import RequestTransfer
 from bank.transfers.views import TransferView, transfer_view
 from bank.users.domain import ChangeEmail, RegisterUser
 from bank.users.views import UserView
-from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, Refused, View
+from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, Refusal, View
 from headwater.domain.row_fold import RowMisplaced
 from headwater.errors import AsOfUnsupported, CodeFailed
 from headwater.eventstore.log import Append, append
@@ -158,7 +158,7 @@ async def execute(node: Node, commands: Sequence[Command]) -> None:
     for some in range(0, len(commands), 10):
         batch = commands[some : some + 10]
         done = await asyncio.gather(*map(node.dispatcher.execute, batch), return_exceptions=True)
-        assert all(not isinstance(each, BaseException) or isinstance(each, Refused) for each in done), done
+        assert all(not isinstance(each, BaseException) or isinstance(each, Refusal) for each in done), done
 
 
 # As of a position ----------------------------------------------------------------------------------------------------

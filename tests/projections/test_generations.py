@@ -29,7 +29,7 @@ from bank.main import app as bank
 from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Stop, View
 from headwater.config import Settings
 from headwater.consumers.checkpoint import Standing
-from headwater.consumers.dead_letters import Filter, retry
+from headwater.consumers.dead_letters import LetterFilter, retry
 from headwater.consumers.leases import cut_off
 from headwater.domain.failure_policy import OnFailure
 from headwater.domain.serialization import stored_form
@@ -789,7 +789,7 @@ async def test_what_a_build_has_parked_is_retried_once_it_is_live(dsn: str, conn
     assert len(await _letters(connection, 2)) == 3
     code.mended = True
     async with Node(app, QUICK, dsn, serve=False, work=True):
-        assert await retry(connection, Filter(key=key)) == 1
+        assert await retry(connection, LetterFilter(key=key)) == 1
         await until(lambda: _is(connection, "select count(*) from headwater.dead_letters", 0))
     assert await stored(connection, view) == await folded(connection, app, view)
 

@@ -27,7 +27,7 @@ from bank.accounts.views import account_view
 from bank.main import app as bank
 from bank.users.domain import RegisterUser
 from bank.users.views import user_view
-from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Refused, Stop, View
+from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Refusal, Stop, View
 from headwater.config import Settings
 from headwater.consumers import dead_letters
 from headwater.consumers.checkpoint import Standing
@@ -259,7 +259,7 @@ async def bank_load(node: Node, accounts: Sequence[UUID], commands: int, dice: r
     """Random commands on accounts, some of which are refused."""
 
     async def one(command: Command) -> None:
-        with suppress(Refused):
+        with suppress(Refusal):
             await node.dispatcher.execute(command)
 
     def draw() -> Command:
@@ -680,7 +680,7 @@ async def test_a_stored_row_that_cannot_be_read_is_a_failure_of_its_key(
         assert [tuple(row)[:2] for row in letters] == [(one, 4)]
         assert said in letters[0]["error"]
         await connection.execute("update read.everything_1 set colour = 'red' where thing_id = $1", one)
-        await dead_letters.retry(connection, dead_letters.Filter())
+        await dead_letters.retry(connection, dead_letters.LetterFilter())
         await until(lambda: node.worker.projectors["Everything"].progress.parked_keys == 0)
         assert await stored(connection, view) == await folded(connection, things_app, view)
 

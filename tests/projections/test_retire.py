@@ -125,7 +125,7 @@ async def test_a_saga_that_has_open_instances_stays(dsn: str, connection: asyncp
     assert await connection.fetchval("select exists (select from headwater.projections where name = 'saga Fulfilment')")
 
     # No worker has the saga any more, and tells what becomes of them.
-    first, second = await operations.listed(connection, operations.Filter(status=Phase.RUNNING), {}, limit=9)
+    first, second = await operations.listed(connection, operations.InstanceFilter(status=Phase.RUNNING), {}, limit=9)
     await operations.abandon(connection, first.key, "no use", "ada")
     with pytest.raises(NotRetired, match="1 instance of it is not over"):
         await retire(connection, "saga Fulfilment")

@@ -16,14 +16,14 @@ from tests.support import works
 from tests.support.waiting import until
 from tests.support.works import ChangeOrder, OrderPlaced, PlaceOrder, Work, app, fulfilment
 
-from headwater import After, App, Cancel, Do, Done, Feature, Refusal, Saga, Undo
+from headwater import After, App, Cancel, Do, Done, Feature, Refused, Saga, Undo
 from headwater.clock import VirtualClock
 from headwater.commands.dispatcher import Origin
 from headwater.config import Settings
 from headwater.consumers.checkpoint import Standing
 from headwater.errors import CommandIdReused
 from headwater.ids import new_id
-from headwater.sagas.conductor import Conductor, Tally
+from headwater.sagas.conductor import Conductor, SagaCounts
 from headwater.server.node import Node
 from headwater.server.worker import register_units
 
@@ -91,9 +91,9 @@ async def records(connection: asyncpg.Connection, order: UUID) -> list[str]:
     return [row["type"] for row in rows]
 
 
-def tally(node: Node) -> Tally:
+def tally(node: Node) -> SagaCounts:
     """What the node has done with orders."""
-    return node.worker.conductors[fulfilment.category].tally
+    return node.worker.conductors[fulfilment.category].counts
 
 
 async def letters(connection: asyncpg.Connection, order: UUID) -> list[tuple[int, bool]]:
@@ -126,7 +126,7 @@ async def test_a_refusal_undoes_what_was_done_the_last_first(node: Node, connect
     states = {(step["number"], step["state"]) for step in msgspec.json.decode(row["steps"])}
     assert states >= {(1, "undone"), (2, "undone"), (3, "refused"), (4, "dropped"), (5, "dropped")}
     assert msgspec.json.decode(row["state"])["failures"] == ["WILL_NOT"]
-    assert tally(node) == Tally(started=1, done=1, steps=3, refusals=1, compensations=2)
+    assert tally(node) == SagaCounts(started=1, done=1, steps=3, refusals=1, compensations=2)
 
 
 async def test_a_refusal_of_an_optional_step_is_only_told(node: Node, connection: asyncpg.Connection) -> None:
@@ -145,7 +145,7 @@ async def test_a_step_that_is_late_never_takes_effect(
     await clock.advance(timedelta(seconds=31))
     await reached(connection, order, "done")
     assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
-    assert tally(node) == Tally(started=1, done=1, steps=2, timeouts=1, compensations=1)
+    assert tally(node) == SagaCounts(started=1, done=1, steps=2, timeouts=1, compensations=1)
     works.weather.forgiving = True  # the command of a process that was asleep comes after all
     with pytest.raises(CommandIdReused):
         await node.dispatcher.issue(Work(**late["input"]), command_id=UUID(late["commandId"]), origin=Origin())
@@ -315,7 +315,7 @@ async def test_a_bug_in_what_follows_a_refusal_is_tried_again_then_parked(
     calls: list[bool] = []
 
     def react(known: works.Known, event: works.Input) -> list[Do | Undo | After | Cancel | Done]:
-        if isinstance(event, Refusal):
+        if isinstance(event, Refused):
             calls.append(works.weather.forgiving)
             if not works.weather.forgiving:
                 raise RuntimeError("a bug in what follows")

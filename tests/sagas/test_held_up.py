@@ -63,7 +63,7 @@ async def test_steps_go_on_when_the_event_that_held_them_up_is_discarded(
         return bool(json.loads(found.steps)[0]["state"] == "confirmed")
 
     await until(a_is_accepted)
-    await dead_letters.discard(connection, dead_letters.Filter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
     await until(lambda: _letters_are(connection, 0))
     assert await settled(node, connection, order) == "done: None"
 
@@ -75,7 +75,7 @@ async def test_a_step_whose_letter_is_discarded_does_not_wait_for_the_next_start
     order = await place(node, "a", "bug b")
     await seen(connection, order, "parked")
     works.weather.forgiving = True
-    await dead_letters.discard(connection, dead_letters.Filter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
     await until(lambda: _letters_are(connection, 0))
     assert await settled(node, connection, order) == "done: None"
 
@@ -99,7 +99,7 @@ async def test_a_message_falls_due_though_its_instance_was_parked_at_that_time(
     await seen(connection, order, "parked")
     await clock.advance(timedelta(hours=2))
     await seen(connection, await place(node, "x"), "done")  # messages were looked at meanwhile
-    await dead_letters.discard(connection, dead_letters.Filter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
     await until(lambda: _letters_are(connection, 0))
     await seen(connection, order, "done")
 

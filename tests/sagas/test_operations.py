@@ -29,7 +29,7 @@ from headwater.graphql.schema import print_schema
 from headwater.graphql.scope import Scope
 from headwater.ids import new_id
 from headwater.sagas import operations
-from headwater.sagas.operations import Count, Filter, Instance, limits_of
+from headwater.sagas.operations import Count, Instance, InstanceFilter, limits_of
 from headwater.server.node import Node
 from headwater.server.web import Web
 
@@ -152,27 +152,27 @@ async def test_what_a_filter_wants(node: Node, connection: asyncpg.Connection) -
         [waiting.stream_id, done.stream_id],
         old,
     )
-    cases: list[tuple[Filter, list[Instance]]] = [
-        (Filter(), [bug, undone, done, waiting]),
-        (Filter(saga="Fulfilment"), [bug, undone, done, waiting]),
-        (Filter(saga="Another"), []),
-        (Filter(status=Phase.PARKED), [bug, undone]),
-        (Filter(status=Phase.RUNNING), [waiting]),
-        (Filter(status=Phase.DONE), [done]),
-        (Filter(status=Phase.DONE, stuck=True), []),
-        (Filter(key=done.key), [done]),
-        (Filter(stuck=True), [waiting]),
-        (Filter(stuck=False), [bug, undone, done]),
-        (Filter(older_than=undone.since), [done, waiting]),
-        (Filter(newer_than=undone.since), [bug, undone]),
-        (Filter(older_than=old), []),
-        (Filter(newer_than=old, status=Phase.RUNNING), [waiting]),
+    cases: list[tuple[InstanceFilter, list[Instance]]] = [
+        (InstanceFilter(), [bug, undone, done, waiting]),
+        (InstanceFilter(saga="Fulfilment"), [bug, undone, done, waiting]),
+        (InstanceFilter(saga="Another"), []),
+        (InstanceFilter(status=Phase.PARKED), [bug, undone]),
+        (InstanceFilter(status=Phase.RUNNING), [waiting]),
+        (InstanceFilter(status=Phase.DONE), [done]),
+        (InstanceFilter(status=Phase.DONE, stuck=True), []),
+        (InstanceFilter(key=done.key), [done]),
+        (InstanceFilter(stuck=True), [waiting]),
+        (InstanceFilter(stuck=False), [bug, undone, done]),
+        (InstanceFilter(older_than=undone.since), [done, waiting]),
+        (InstanceFilter(newer_than=undone.since), [bug, undone]),
+        (InstanceFilter(older_than=old), []),
+        (InstanceFilter(newer_than=old, status=Phase.RUNNING), [waiting]),
     ]
     for where, expected in cases:
         for after in (None, (datetime.now(UTC), UUID(int=0))):
             found = await operations.listed(connection, where, LIMITS, limit=10, after=after)
             assert {each.stream_id for each in found} == {each.stream_id for each in expected}, where
-    assert await operations.listed(connection, Filter(stuck=True), {}, limit=10) == []
+    assert await operations.listed(connection, InstanceFilter(stuck=True), {}, limit=10) == []
     assert await operations.counted(connection, LIMITS) == [Count("Fulfilment", 1, 0, 2, 1)]
     assert await operations.counted(connection, {}) == [Count("Fulfilment", 1, 0, 2, None)]
 
@@ -333,7 +333,7 @@ async def test_what_is_tried_again_by_itself_says_when(node: Node, connection: a
     [now] = await operations.shown(connection, found.key, LIMITS)
     assert (now.status, now.waiting_for) == (Phase.RUNNING, "another attempt at 2050-01-02 03:04:05 UTC")
     assert now.reason == found.reason
-    assert await operations.listed(connection, Filter(status=Phase.PARKED), LIMITS, limit=9) == []
+    assert await operations.listed(connection, InstanceFilter(status=Phase.PARKED), LIMITS, limit=9) == []
 
 
 # Giving up -----------------------------------------------------------------------------------------------------------

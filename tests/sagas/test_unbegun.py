@@ -57,7 +57,7 @@ async def test_it_is_listed_and_counted(node: Node, connection: asyncpg.Connecti
         "select position, correlation_id from headwater.events where stream_id = $1", order
     )
     assert (found.position, found.correlation_id) == tuple(event or ())
-    parked = operations.Filter(status=Phase.PARKED)
+    parked = operations.InstanceFilter(status=Phase.PARKED)
     assert await operations.listed(connection, parked, LIMITS, limit=9) == [found]
     assert await operations.shown(connection, found.stream_id, LIMITS) == [found]
     assert await operations.counted(connection, LIMITS) == [Count("Fulfilment", 0, 0, 1, 0)]
@@ -93,6 +93,6 @@ async def test_it_can_be_given_up(node: Node, connection: asyncpg.Connection) ->
 async def test_it_is_gone_when_its_event_is_discarded(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a")
     await seen(connection, order, "parked")
-    await dead_letters.discard(connection, dead_letters.Filter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
     await until(lambda: no_letters(connection))
     assert await operations.shown(connection, order, LIMITS) == []

@@ -108,7 +108,7 @@ async def test_a_stream_of_another_category_in_its_place_holds_up_nobody_else(
     error = await connection.fetchval("select error from headwater.dead_letters where key = $1", order)
     assert error.startswith(f"LogError: The stream {fulfilment.stream_of(order)} is of order, not of saga Fulfilment")
     await seen(connection, await place(node), "done")
-    await dead_letters.discard(connection, dead_letters.Filter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
     await until(lambda: _letters_of(connection, order, 0))
     await seen(connection, await place(node), "done")
 

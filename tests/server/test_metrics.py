@@ -35,7 +35,7 @@ from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result
 from headwater.graphql.scope import Scope
 from headwater.projections.tables import rebuild
-from headwater.sagas.conductor import Tally
+from headwater.sagas.conductor import SagaCounts
 from headwater.server.node import Node
 from headwater.server.web import Web, health_routes, metrics_route
 from headwater.telemetry import SENT_AT_MOST, Distribution, Telemetry
@@ -114,8 +114,8 @@ async def test_what_was_done_is_counted(start: Start) -> None:
     assert said("append_queue_commands") == 0
     verdicts = {verdict: said("append_verdicts_total", verdict=verdict) for verdict in ("accepted", "done", "taken")}
     assert verdicts == {"accepted": 303, "done": 1, "taken": 0}
-    assert said("append_batch_commands_sum") == node.appender.tally.commands
-    assert said("append_seconds_count") == said("append_batch_commands_count") == node.appender.tally.batches
+    assert said("append_batch_commands_sum") == node.appender.counts.commands
+    assert said("append_seconds_count") == said("append_batch_commands_count") == node.appender.counts.batches
     assert 0 < said("append_seconds_sum") < 60
     for name, events in (("User", 1), ("Account", 302)):
         assert said.of_projection("position", name) == 303
@@ -545,7 +545,7 @@ LABELS = {
     "projection_differences": "generation, projection, state",
     "sagas": "saga, status",
     "sagas_stuck": "saga",
-    **{f"saga_{each}": "saga" for each in Tally.__dataclass_fields__},
+    **{f"saga_{each}": "saga" for each in SagaCounts.__dataclass_fields__},
 }
 """Of those that have no sample before anything was done."""
 

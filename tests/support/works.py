@@ -29,11 +29,11 @@ from headwater.ids import derived_id
 NOBODY = UUID(int=0)
 
 
-class Exists(Refused):
+class Exists(Refusal):
     """It is there already."""
 
 
-class WillNot(Refused):
+class WillNot(Refusal):
     """This work is never done."""
 
     why: str
@@ -183,7 +183,7 @@ class Known:
     failures: tuple[str, ...] = ()
 
 
-Input: TypeAlias = OrderPlaced | OrderChanged | Reminder | Refusal | TimedOut
+Input: TypeAlias = OrderPlaced | OrderChanged | Reminder | Refused | TimedOut
 
 
 def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]:
@@ -222,8 +222,8 @@ def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]
             return []
         case Reminder():
             return [Do(CloseOrder(order_id=event.order_id, how="reminded")), Done()]
-        case Refusal() | TimedOut():
-            if event.command == "Work" and isinstance(event, Refusal) and "optional" in event.facts.get("why", ""):
+        case Refused() | TimedOut():
+            if event.command == "Work" and isinstance(event, Refused) and "optional" in event.facts.get("why", ""):
                 return []
             return [Do(CloseOrder(order_id=known.order_id, how=event.code)), Done()]
         case _:
@@ -236,7 +236,7 @@ def evolve(known: Known, event: Input) -> Known:
             return Known(order_id=event.order_id)
         case OrderChanged():
             return Known(known.order_id, known.changes + 1, known.failures)
-        case Refusal() | TimedOut():
+        case Refused() | TimedOut():
             return Known(known.order_id, known.changes, (*known.failures, event.code))
         case Reminder():
             return known

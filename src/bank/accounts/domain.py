@@ -12,7 +12,7 @@ from uuid import UUID
 from msgspec import Meta
 
 from bank.users.domain import AlreadyExists
-from headwater import Command, Decider, Event, Exact, Refused
+from headwater import Command, Decider, Event, Exact, Refusal
 
 Money: TypeAlias = Annotated[Decimal, Exact(above=0, places=2, digits=18)]
 Currency: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
@@ -26,31 +26,31 @@ class AccountStatus(Enum):
     CLOSED = "CLOSED"
 
 
-class AccountNotFound(Refused):
+class AccountNotFound(Refusal):
     """There is no such account."""
 
     account_id: UUID
 
 
-class AccountNotOpen(Refused):
+class AccountNotOpen(Refusal):
     """The account is frozen or closed."""
 
     status: AccountStatus
 
 
-class InsufficientFunds(Refused):
+class InsufficientFunds(Refusal):
     """The account does not hold that much."""
 
     balance: Decimal
 
 
-class AccountNotEmpty(Refused):
+class AccountNotEmpty(Refusal):
     """Only an empty account can be closed. Money on its way out counts until it has arrived: it may come back."""
 
     balance: Decimal
 
 
-class CurrencyMismatch(Refused):
+class CurrencyMismatch(Refusal):
     """The account holds another currency."""
 
     expected: str

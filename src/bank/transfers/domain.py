@@ -18,7 +18,7 @@ from uuid import UUID
 
 from bank.accounts.domain import AccountNotFound, Money, accounts
 from bank.users.domain import AlreadyExists
-from headwater import Command, Decider, Event, Refused, Seen
+from headwater import Command, Decider, Event, Refusal, Seen
 
 
 class TransferStatus(Enum):
@@ -31,17 +31,17 @@ class TransferStatus(Enum):
     REFUNDED = "REFUNDED"
 
 
-class SameAccount(Refused):
+class SameAccount(Refusal):
     """A transfer goes from one account to another."""
 
 
-class TransferNotFound(Refused):
+class TransferNotFound(Refusal):
     """There is no such transfer."""
 
     transfer_id: UUID
 
 
-class TransferCannotMove(Refused):
+class TransferCannotMove(Refusal):
     """The transfer is over, or has not come so far yet."""
 
     status: TransferStatus

@@ -17,12 +17,12 @@ from typing import TypeAlias, assert_never
 
 from bank.accounts.domain import ReceiveTransfer, ReturnTransfer, SendTransfer, SettleTransfer
 from bank.transfers.domain import CompleteTransfer, NoteWithdrawn, RefundTransfer, RefuseTransfer, TransferRequested
-from headwater import Do, Done, Refusal, Retry, Saga, TimedOut
+from headwater import Do, Done, Refused, Retry, Saga, TimedOut
 
 PATIENCE = timedelta(seconds=30)
 """How long an account may take to answer, before the money stays where it is, or comes back."""
 
-Input: TypeAlias = TransferRequested | Refusal | TimedOut
+Input: TypeAlias = TransferRequested | Refused | TimedOut
 
 
 def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
@@ -46,11 +46,11 @@ def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
                 Do(CompleteTransfer(transfer_id=transfer)),
                 Done(),
             ]
-        case Refusal(command="SendTransfer") | TimedOut(command="SendTransfer"):
+        case Refused(command="SendTransfer") | TimedOut(command="SendTransfer"):
             return [Do(RefuseTransfer(transfer_id=transfer, reason=event.code)), Done()]
-        case Refusal(command="ReceiveTransfer") | TimedOut(command="ReceiveTransfer"):
+        case Refused(command="ReceiveTransfer") | TimedOut(command="ReceiveTransfer"):
             return [Do(RefundTransfer(transfer_id=transfer, reason=event.code)), Done()]
-        case Refusal() | TimedOut():
+        case Refused() | TimedOut():
             # The transfer's own books refuse nothing that comes in this order. If they do, a person must look.
             raise RuntimeError(f"{event.command} was refused with {event.code}")
         case _:

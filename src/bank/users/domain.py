@@ -10,26 +10,26 @@ from uuid import UUID
 
 from msgspec import Meta
 
-from headwater import Command, Decider, Event, Refused, Release, Take
+from headwater import Command, Decider, Event, Refusal, Release, Take
 from headwater.domain.messages import InvalidInput
 
 Email: TypeAlias = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\Z")]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
 
 
-class EmailTaken(Refused):
+class EmailTaken(Refusal):
     """Another user has this e-mail address."""
 
     email: str
 
 
-class UserNotFound(Refused):
+class UserNotFound(Refusal):
     """There is no such user."""
 
     user_id: UUID
 
 
-class AlreadyExists(Refused):
+class AlreadyExists(Refusal):
     """There already is something with this id."""
 
 

@@ -10,7 +10,7 @@ from headwater.cli.connection import ask
 from headwater.cli.output import complain
 from headwater.cli.terminal import aligned, printable
 from headwater.config import Settings
-from headwater.consumers.dead_letters import Filter, Parked, discard, listed, retry
+from headwater.consumers.dead_letters import LetterFilter, Parked, discard, listed, retry
 from headwater.errors import SettingsError
 
 MOST = 1_000
@@ -48,8 +48,8 @@ def _some() -> argparse.ArgumentParser:
     return some
 
 
-def _filter(chosen: argparse.Namespace) -> Filter:
-    return Filter(chosen.projection, chosen.key, chosen.position)
+def _filter(chosen: argparse.Namespace) -> LetterFilter:
+    return LetterFilter(chosen.projection, chosen.key, chosen.position)
 
 
 def _list(chosen: argparse.Namespace, settings: Settings) -> None:
@@ -113,7 +113,7 @@ def _retry(chosen: argparse.Namespace, settings: Settings) -> int:
 
 def _discard(chosen: argparse.Namespace, settings: Settings) -> int:
     where = _filter(chosen)
-    if where == Filter():
+    if where == LetterFilter():
         raise SettingsError("dead-letters discard: say which, by --projection, --key or --position")
     return _marked(ask(settings, lambda c: discard(c, where, everything=chosen.all)), "event", "discarded")
 

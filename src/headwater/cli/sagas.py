@@ -21,7 +21,7 @@ from headwater.config import Settings
 from headwater.domain.graphql_names import field_name
 from headwater.domain.saga_stream import Phase
 from headwater.errors import SettingsError
-from headwater.sagas.operations import Filter, Instance, abandon, listed, retry, retry_all, shown
+from headwater.sagas.operations import Instance, InstanceFilter, abandon, listed, retry, retry_all, shown
 
 LATEST = 50
 """Instances that are printed when it is not said how many."""
@@ -61,7 +61,7 @@ def _list(chosen: argparse.Namespace, settings: Settings) -> None:
     known = limits(chosen.app)
     if chosen.stuck and known is None:
         raise SettingsError("--stuck: only the app knows when its sagas are; say --app MODULE:NAME")
-    where = Filter(chosen.saga, chosen.status and Phase(chosen.status), stuck=chosen.stuck or None)
+    where = InstanceFilter(chosen.saga, chosen.status and Phase(chosen.status), stuck=chosen.stuck or None)
     found = ask(settings, lambda c: listed(c, where, known or {}, limit=chosen.limit + 1))
     some = found[: chosen.limit]
     if chosen.json:

@@ -22,12 +22,12 @@ import msgspec
 from headwater.commands.stream_cache import Stream, Streams, accepted, reading_the_log
 from headwater.domain.decider import Decider, Release, Seen, Take
 from headwater.domain.feature import Domain
-from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refused, VersionConflict
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refusal, VersionConflict
 from headwater.domain.serialization import stored_form
 from headwater.errors import CodeFailed, CommandIdReused, Contended, DefinitionError
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Append, Appended, Log, Verdict
-from headwater.eventstore.snapshots import Snapshots
+from headwater.eventstore.snapshots import SnapshotStore
 from headwater.ids import is_internal, new_id
 from headwater.postgres.database import PASSING
 
@@ -86,7 +86,7 @@ class _Asked(msgspec.Struct, gc=False):
         that they leave.
 
         Raises:
-            Refused.  MisplacedEvent: an event says that it is of another stream.
+            Refusal.  MisplacedEvent: an event says that it is of another stream.
             CodeFailed: a function of the domain raised what would be taken for a fault of the database.
         """
         if self.expected_version is not None and self.expected_version != version:
@@ -133,7 +133,7 @@ class Dispatcher:
         log: Log,
         appender: Appender,
         *,
-        snapshots: Snapshots | None = None,
+        snapshots: SnapshotStore | None = None,
         cache: int = 100_000,
     ) -> None:
         self._domain = domain
@@ -158,7 +158,7 @@ class Dispatcher:
         whoever builds one from foreign input uses `headwater.validation`.
 
         Raises:
-            Refused: the decision's no, `VersionConflict` among them.
+            Refusal: the decision's no, `VersionConflict` among them.
             Overloaded, Unavailable, Contended: nothing was written.  OutcomeUnknown: it may have been.
             CommandIdReused: the id belongs to another command.
         """
@@ -202,7 +202,7 @@ class Dispatcher:
             if repeatable and (done := await self._done_before(asked)) is not None:
                 return await self._answer(asked, done)
             return await self._execute(asked)
-        except Refused as refusal:
+        except Refusal as refusal:
             if repeatable:
                 # A command that is sent again may find its own first run in the way.
                 done = await self._done(asked.command_id)
@@ -255,7 +255,7 @@ class Dispatcher:
             may_assume, version = False, stream.version
             try:
                 events, claims, state = asked.decide(version, stream.state, seen)
-            except Refused:
+            except Refusal:
                 if certain and await self._holds(asked, stream):
                     raise
                 seen, certain = await self._ask_the_log(asked, seen, certain=certain)

@@ -21,7 +21,7 @@ from headwater.domain.messages import Event, InvalidInput
 from headwater.errors import CodeFailed, Unavailable
 from headwater.eventstore.appender import Chain
 from headwater.eventstore.log import Appended, Log, Verdict
-from headwater.eventstore.snapshots import Point, Snapshots
+from headwater.eventstore.snapshots import Point, SnapshotStore
 from headwater.postgres.database import PASSING, UNREACHABLE
 
 FIRST_LOOK = 200
@@ -97,7 +97,7 @@ class Streams:
     read from its start.
     """
 
-    def __init__(self, log: Log, snapshots: Snapshots | None, limit: int) -> None:
+    def __init__(self, log: Log, snapshots: SnapshotStore | None, limit: int) -> None:
         self._log = log
         self._snapshots = snapshots
         self._limit = limit

@@ -111,7 +111,7 @@ def storable(text: str, most: int) -> str:
 
 
 @dataclass(frozen=True)
-class Filter:
+class LetterFilter:
     """Which letters: of a projection, of a key, at a position; None is any."""
 
     projection: str | None = None
@@ -145,19 +145,19 @@ class Parked:
     waiting: int
 
 
-async def listed(connection: asyncpg.Connection, where: Filter, *, first_only: bool, limit: int) -> list[Parked]:
+async def listed(connection: asyncpg.Connection, where: LetterFilter, *, first_only: bool, limit: int) -> list[Parked]:
     """Letters that match: the first of each key only, or those behind it too."""
     return [Parked(*row) for row in await connection.fetch(_SQL["list"], *where.values, first_only, limit)]
 
 
-async def retry(connection: asyncpg.Connection, where: Filter) -> int:
+async def retry(connection: asyncpg.Connection, where: LetterFilter) -> int:
     """Have the keys whose first letter matches tried again, by the worker that leases them. How many keys."""
     rows = await connection.fetch(_SQL["retry"], *where.values)
     await connection.execute(_SQL["ring"])
     return len(rows)
 
 
-async def discard(connection: asyncpg.Connection, where: Filter, *, everything: bool) -> int:
+async def discard(connection: asyncpg.Connection, where: LetterFilter, *, everything: bool) -> int:
     """Have the letter that failed passed over, of each key that matches, or all that wait now, and the rest tried. How
     many letters: none of a key whose letter is discarded already, until the worker has tried the rest."""
     rows = await connection.fetch(_SQL["discard"], *where.values, everything)

@@ -26,7 +26,7 @@ from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher, Origin
 from headwater.consumers.checkpoint import Standing
 from headwater.consumers.dead_letters import described
-from headwater.domain.messages import Refused
+from headwater.domain.messages import Refusal
 from headwater.domain.schedule import Schedule
 from headwater.ids import derived_id, internal_id
 from headwater.postgres import queries
@@ -51,7 +51,7 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass
-class Tally:
+class ScheduleCounts:
     """How many due moments came to what since the start. fired: accepted; failed: by a mistake in the code."""
 
     fired: int = 0
@@ -123,7 +123,7 @@ class Scheduler:
         self._clock = clock
         self._poll = poll
         self._faults: dict[str, _Fault] = {}
-        self.tally = Tally()
+        self.counts = ScheduleCounts()
 
     async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
         """Fire what falls due until cancelled, or until the lease with this fence is another's. Runs under a
@@ -167,7 +167,7 @@ class Scheduler:
             return False
         self._faults.pop(schedule.name, None)
         if await connection.fetch(_SQL["move"], *_of(standing), schedule.name, due, outcome.text, self._clock.now()):
-            self.tally.count(outcome.kind)
+            self.counts.count(outcome.kind)
         return True
 
     async def _fire(self, schedule: Schedule, due: datetime) -> _Outcome | None:
@@ -180,7 +180,7 @@ class Scheduler:
         try:
             if not await self._dispatcher.is_from(older_moment(schedule.name, due), origin):
                 await self._dispatcher.issue(command, command_id=moment(schedule.name, due), origin=origin)
-        except Refused as refusal:
+        except Refusal as refusal:
             logger.warning(
                 "schedule %s: %s, due at %s, was refused: %s %s",
                 *(schedule.name, command.__declared__.name, due.isoformat(), refusal.code, refusal),

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from headwater.domain.fields import fields_of, union_arms
-from headwater.domain.messages import Command, Event, InvalidInput, Refused
+from headwater.domain.messages import Command, Event, InvalidInput, Refusal
 from headwater.domain.serialization import StateCodec
 from headwater.errors import DefinitionError, MisplacedEvent
 
@@ -36,7 +36,7 @@ class Take:
 
     name: str
     value: str
-    otherwise: Refused
+    otherwise: Refusal
 
     def __post_init__(self) -> None:
         size = len(f"{self.name}{self.value}".encode(errors="surrogatepass"))
@@ -87,7 +87,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Snapshots:
+class SnapshotPolicy:
     """How a decider's states are kept: after so many events of a stream each, and as what."""
 
     every: int
@@ -122,7 +122,7 @@ class Decider(Generic[C, S, E]):
     fold_version: int = 1
     commands: tuple[type[Command], ...] = field(init=False)
     events: tuple[type[Event], ...] = field(init=False)
-    snapshots: Snapshots | None = field(init=False)
+    snapshots: SnapshotPolicy | None = field(init=False)
 
     def __post_init__(self) -> None:
         commands, decided = self._read_decide()
@@ -177,14 +177,14 @@ class Decider(Generic[C, S, E]):
         (_, event), _ = _annotations(self.evolve, 2)
         return self._arms(self.evolve, event, Event)
 
-    def _read_snapshots(self) -> Snapshots | None:
+    def _read_snapshots(self) -> SnapshotPolicy | None:
         if self.fold_version < 1 or (self.snapshot_every or 0) < 0:
             raise DefinitionError(f"{self.category}: fold_version begins at 1, and snapshot_every at 0, which is never")
         if self.snapshot_every == 0:
             return None
         (state, _), _ = _annotations(self.evolve, 2)
         try:
-            return Snapshots(self.snapshot_every or SNAPSHOT_EVERY, StateCodec(state))
+            return SnapshotPolicy(self.snapshot_every or SNAPSHOT_EVERY, StateCodec(state))
         except DefinitionError as error:
             if self.snapshot_every is None:
                 return None  # nobody asked for them

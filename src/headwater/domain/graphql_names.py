@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from headwater.domain.fields import Field, fields_of
-from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refused
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refusal
 from headwater.domain.read_model import View
 from headwater.errors import DefinitionError
 
@@ -102,7 +102,7 @@ class _Names:
         if other != owner:
             raise DefinitionError(f"{other_what} and {what} would both be `{name}` in GraphQL; rename one of them")
 
-    def refusal(self, refused: type[Refused]) -> None:
+    def refusal(self, refused: type[Refusal]) -> None:
         what = f"the refusal {_full_name(refused)}"
         self.take("type", refused.__name__, refused, what)
         # Clients tell refusals apart by the code, too, which several spellings of a name come to.

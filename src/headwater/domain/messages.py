@@ -79,10 +79,10 @@ _REFUSAL_HAS = frozenset({"args", "code", "facts", "message"})
 
 
 @dataclass_transform()
-class Refused(Exception):
+class Refusal(Exception):
     """A command's typed no. The subclass's docstring is what the client reads; its fields are the facts.
 
-    Subclasses are dataclasses: `class InsufficientFunds(Refused): balance: Decimal`. The GraphQL type has the class's
+    Subclasses are dataclasses: `class InsufficientFunds(Refusal): balance: Decimal`. The GraphQL type has the class's
     name, and `code` is that name in CONSTANT_CASE.
     """
 
@@ -111,7 +111,7 @@ class Refused(Exception):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]  # see above
 
 
-class InvalidInput(Refused):
+class InvalidInput(Refusal):
     """The input breaks a rule of its type."""
 
     path: list[str]
@@ -122,19 +122,19 @@ class InvalidInput(Refused):
         return self.complaint
 
 
-class VersionConflict(Refused):
+class VersionConflict(Refusal):
     """The stream has changed since the version that was expected."""
 
     expected_version: int
     actual_version: int
 
 
-EVERY_COMMAND_REFUSES: tuple[type[Refused], ...] = (InvalidInput, VersionConflict)
+EVERY_COMMAND_REFUSES: tuple[type[Refusal], ...] = (InvalidInput, VersionConflict)
 """What any command may answer, whatever it declares."""
 
 
 def _is_refused(each: Any) -> bool:
-    return isinstance(each, type) and issubclass(each, Refused)
+    return isinstance(each, type) and issubclass(each, Refusal)
 
 
 class _MessageMeta(msgspec.StructMeta):
@@ -172,7 +172,7 @@ class CommandDeclaration:
     """
 
     name: str
-    refuses: tuple[type[Refused], ...]
+    refuses: tuple[type[Refusal], ...]
     creates: bool
     internal: bool
 
@@ -213,7 +213,7 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
             cls,
             *,
             name: str | None = None,
-            refuses: Sequence[type[Refused]] = (),
+            refuses: Sequence[type[Refusal]] = (),
             creates: bool = False,
             internal: bool = False,
             **keywords: Any,
@@ -224,13 +224,13 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
         cls,
         *,
         name: str | None = None,
-        refuses: Sequence[type[Refused]] = (),
+        refuses: Sequence[type[Refusal]] = (),
         creates: bool = False,
         internal: bool = False,
     ) -> None:
         for each in refuses:
             if not _is_refused(each):
-                raise DefinitionError(f"{cls.__name__}: refuses={each!r} must list subclasses of Refused")
+                raise DefinitionError(f"{cls.__name__}: refuses={each!r} must list subclasses of Refusal")
         cls.__declared__ = CommandDeclaration(name or cls.__name__, tuple(refuses), creates=creates, internal=internal)
 
 

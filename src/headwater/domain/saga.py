@@ -117,7 +117,7 @@ class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
     position: int
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """A step's command was refused. `facts` are the refusal's fields, as JSON values."""
 
     command: str
@@ -133,7 +133,7 @@ class TimedOut(msgspec.Struct, frozen=True, kw_only=True):
     code: str = "TIMED_OUT"
 
 
-OUTCOMES: tuple[type[Any], ...] = (Confirmed, Refusal, TimedOut)
+OUTCOMES: tuple[type[Any], ...] = (Confirmed, Refused, TimedOut)
 
 # --------------------------------------------------------------------------------------------------------- declaration
 
@@ -145,7 +145,7 @@ class Saga(Generic[S, I]):
     name: as stored, and as operators read it. route: which instance an event is for: the name of its field, a UUID, or
     a function that gives a UUID, or None when it is for none. initial: the state before the first event. react, evolve:
     see the module; the events that are routed to it are those of their annotations, and so are its own messages (what
-    `After` sends), and `Confirmed`, `Refusal` and `TimedOut`, each of which it gets if it takes it.
+    `After` sends), and `Confirmed`, `Refused` and `TimedOut`, each of which it gets if it takes it.
 
     starts: the events that begin an instance; left out, any does. on_failure: what becomes of an instance when `react`,
     or the deciding of a command, raises. undo_retry: how often a refused undo is tried again before a person is called.
@@ -257,7 +257,7 @@ def _inputs(function: Callable[..., Any], *, answers: bool) -> tuple[type[Any], 
     arms = union_arms(list(hints.values())[1])
     for arm in arms:
         if not (isinstance(arm, type) and (issubclass(arm, Event) or arm in OUTCOMES)):
-            raise DefinitionError(f"{where}: {arm} is neither an Event nor Confirmed, Refusal or TimedOut")
+            raise DefinitionError(f"{where}: {arm} is neither an Event nor Confirmed, Refused or TimedOut")
     return arms
 
 

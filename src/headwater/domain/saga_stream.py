@@ -23,7 +23,7 @@ from uuid import UUID
 import msgspec
 
 from headwater.domain.messages import Command, Event, Recorded
-from headwater.domain.saga import LONGEST, After, Cancel, Confirmed, Do, Done, Reaction, Refusal, Saga, TimedOut, Undo
+from headwater.domain.saga import LONGEST, After, Cancel, Confirmed, Do, Done, Reaction, Refused, Saga, TimedOut, Undo
 from headwater.domain.serialization import Codec, stored_form
 from headwater.errors import CodeFailed
 from headwater.ids import following_id, internal_id
@@ -288,7 +288,7 @@ class Course(Generic[S]):
             case SagaConfirmed():
                 return Confirmed(command=step.command, version=record.version, position=record.position)
             case SagaRefused():
-                return Refusal(command=step.command, code=record.code, message=record.message, facts=record.facts)
+                return Refused(command=step.command, code=record.code, message=record.message, facts=record.facts)
             case SagaTimedOut():
                 return TimedOut(command=step.command)
 
@@ -302,7 +302,7 @@ class Course(Generic[S]):
             return []
         if not isinstance(given, Event) and type(given) not in self.saga.outcomes:
             step = self.queue[0]
-            failed = isinstance(given, Refusal | TimedOut) and step is not None and not step.optional
+            failed = isinstance(given, Refused | TimedOut) and step is not None and not step.optional
             return [Finish()] if failed else []
         try:
             reaction = self.saga.reaction(self.saga.evolved(self.state, given), given)

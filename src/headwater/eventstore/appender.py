@@ -67,7 +67,7 @@ class _Waiting(msgspec.Struct, eq=False):
 
 
 @dataclass
-class Tally:
+class AppendCounts:
     """What the appender has done since the start. sizes: commands in an append. seconds: that one took."""
 
     batches: int = 0
@@ -105,7 +105,7 @@ class Appender:
         self._arrived = asyncio.Event()
         self._closing = False
         self._away_since: float | None = None
-        self.tally = Tally()
+        self.counts = AppendCounts()
 
     @property
     def waiting(self) -> int:
@@ -243,7 +243,7 @@ class Appender:
         except AT_FAULT as error:
             await self._write_singly(connection, error)
             return
-        self.tally.seconds.observe(time.perf_counter() - started)
+        self.counts.seconds.observe(time.perf_counter() - started)
         self._writing = []
         # Those who get their answer now will ask again, beside those who wait. Half of them a batch, so that the next
         # is on its way while they decide: both cores work, where one batch of all would have them take turns.
@@ -272,7 +272,7 @@ class Appender:
             self._writing = others  # until here the first is still under way: who drains, or gives up, finds it
 
     def _settle_batch(self, batch: list[_Waiting], answers: list[Appended]) -> None:
-        tally = self.tally
+        tally = self.counts
         tally.batches += 1
         tally.commands += len(batch)
         tally.sizes.observe(len(batch))

@@ -1,4 +1,4 @@
-"""Snapshots: kept states of long streams, so that the next process need not read a stream from its start.
+"""SnapshotStore: kept states of long streams, so that the next process need not read a stream from its start.
 
 They are a shortcut and never the truth. They are taken beside the commands, never on their way; one that is missing or
 cannot be used costs the time to read the stream; one is used only when all of these hold: it is of the decider's
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 BATCH = 100
-"""Snapshots stored in one statement, at most."""
+"""SnapshotStore stored in one statement, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Point:
 
 
 @dataclass
-class Tally:
+class SnapshotCounts:
     """What became of snapshots since the start. `unusable`: found, and left alone or thrown away."""
 
     stored: int = 0
@@ -52,7 +52,7 @@ class Tally:
     unusable: int = 0
 
 
-class Snapshots:
+class SnapshotStore:
     """The process's snapshots: found when a stream is loaded, stored in the background.
 
     queue: streams that may wait to be stored; past that they are dropped, and offered again later.
@@ -65,7 +65,7 @@ class Snapshots:
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.tally = Tally()
+        self.counts = SnapshotCounts()
 
     async def load(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> Point | None:
         """The stream's state as it was kept last, or None. Whatever is wrong with it is logged, never raised.
@@ -77,7 +77,7 @@ class Snapshots:
         except UNREACHABLE:
             raise
         except asyncpg.PostgresError as error:  # no right to read it, or a block of it that is broken
-            self.tally.unusable += 1
+            self.counts.unusable += 1
             logger.warning(
                 "the snapshot of %s %s is left alone: %s: %s", decider.category, stream_id, type(error).__name__, error
             )
@@ -90,7 +90,7 @@ class Snapshots:
             return None
         if row["shape"] != decider.snapshots.codec.shape:
             # The code's other version may be running beside this one: it is left to it.
-            self.tally.unusable += 1
+            self.counts.unusable += 1
             return None
         try:
             state = _opened(decider, stream_id, row)
@@ -99,15 +99,15 @@ class Snapshots:
             await self._database.pool.execute(
                 _SQL["discard"], stream_id, decider.fold_version, row["version"], row["seal"]
             )
-            self.tally.unusable += 1
+            self.counts.unusable += 1
             return None
-        self.tally.used += 1
+        self.counts.used += 1
         return Point(row["version"], row["position"], state)
 
     def offer(self, decider: Decider[Any, Any, Any], stream_id: UUID, point: Point) -> None:
         """Have a state stored when there is time. Of one stream the latest counts."""
         if stream_id not in self._waiting and len(self._waiting) >= self._limit:
-            self.tally.dropped += 1
+            self.counts.dropped += 1
             return
         self._waiting[stream_id] = decider, point
         self._idle.clear()
@@ -135,10 +135,10 @@ class Snapshots:
             await self._database.pool.execute(_SQL["store"], *map(list, zip(*rows, strict=True)))
         except FAILING as error:
             # A later command offers the stream again.
-            self.tally.failed += len(rows)
+            self.counts.failed += len(rows)
             logger.warning("%d snapshots could not be stored: %s: %s", len(rows), type(error).__name__, error)
         else:
-            self.tally.stored += len(rows)
+            self.counts.stored += len(rows)
 
     def _row(self, stream_id: UUID, decider: Decider[Any, Any, Any], point: Point) -> tuple[Any, ...] | None:
         assert decider.snapshots is not None
@@ -146,7 +146,7 @@ class Snapshots:
         try:
             text = codec.encode(point.state)
         except Exception:  # whatever a state of the app's does when it is encoded or compared
-            self.tally.failed += 1
+            self.counts.failed += 1
             logger.exception("the state of %s %s cannot be kept", decider.category, stream_id)
             return None
         seal = _seal(stream_id, decider.fold_version, point.version, codec.shape, text)

@@ -12,12 +12,12 @@ from headwater.commands.dispatcher import Accepted as Appended
 from headwater.domain.feature import Domain
 from headwater.domain.fields import fields_of
 from headwater.domain.graphql_names import camel, field_name
-from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refused, sentence_of
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refusal, sentence_of
 from headwater.domain.validation import command_from
 from headwater.errors import PublicError
 from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
-from headwater.graphql.interfaces import Accepted, Refusal
+from headwater.graphql.interfaces import Accepted, RefusalInterface
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
 from headwater.ids import derived_in_time, new_id
@@ -29,7 +29,7 @@ class Mutations:
     def __init__(self, domain: Domain, rows: RowTypes) -> None:
         self._domain = domain
         self._rows = rows
-        self._refusals: dict[type[Refused], Any] = {}
+        self._refusals: dict[type[Refusal], Any] = {}
 
     def fields(self) -> dict[str, Any]:
         """A field for each command that clients may ask for."""
@@ -88,7 +88,7 @@ class Mutations:
                 done = await info.context.serving.dispatcher.execute(
                     command_from(command, values), command_id=command_id, expected_version=expected_version
                 )
-            except Refused as refused:
+            except Refusal as refused:
                 return self._refused(refused)
             return _accept(accepted, done)
 
@@ -116,10 +116,10 @@ class Mutations:
                 setattr(cls, rows.name, field)
         return strawberry.type(cls)
 
-    def _refusal(self, refused: type[Refused]) -> type[Any]:
+    def _refusal(self, refused: type[Refusal]) -> type[Any]:
         """The type of a refusal: its code, its message, and its facts. Made once, however many commands have it."""
         if refused not in self._refusals:
-            cls = new_class(refused.__name__, Refusal)
+            cls = new_class(refused.__name__, RefusalInterface)
             for each in fields_of(refused):
                 if each.name not in _HIDDEN.get(refused, ()):
                     cls.__annotations__[each.name] = annotation(each)
@@ -127,7 +127,7 @@ class Mutations:
         made: type[Any] = self._refusals[refused]
         return made
 
-    def _refused(self, refused: Refused) -> Any:
+    def _refused(self, refused: Refusal) -> Any:
         cls = self._refusals[type(refused)]
         for each in fields_of(type(refused)):
             if has_bounds(each):
@@ -140,7 +140,7 @@ class Mutations:
         return cls(code=refused.code, message=refused.message, **facts)
 
 
-_HIDDEN: dict[type[Refused], tuple[str, ...]] = {InvalidInput: ("complaint",)}
+_HIDDEN: dict[type[Refusal], tuple[str, ...]] = {InvalidInput: ("complaint",)}
 """Facts that are told otherwise: the complaint is the message."""
 
 

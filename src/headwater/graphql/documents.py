@@ -4,6 +4,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
+from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
+
 from graphql import (
     ASTValidationRule,
     DocumentNode,
@@ -14,9 +17,6 @@ from graphql import (
     specified_rules,
     validate,
 )
-from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
-from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
-
 from headwater.graphql.result import Result, refused
 
 # What Strawberry itself validates with (strawberry.schema.schema.validate_document, which cannot hide suggestions).
@@ -109,7 +109,7 @@ class Documents:
 
     def _remember(self, source: str, read: Document | Result) -> None:
         if len(source) > self._limits.source_length:
-            return  # Refused by its length alone, which costs nothing to find out again.
+            return  # Refusal by its length alone, which costs nothing to find out again.
         self._known[source] = read
         self._characters += len(source)
         while len(self._known) > self._limits.documents or self._characters > MAX_CACHED_CHARACTERS:

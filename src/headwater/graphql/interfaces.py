@@ -17,7 +17,7 @@ class Node:
 
 
 @strawberry.interface(description="A business no: data, not an error.")
-class Refusal:
+class RefusalInterface:
     code: str
     message: str
 

@@ -18,7 +18,7 @@ from headwater.graphql.building import Info, Omittable, resolver
 from headwater.graphql.interfaces import PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import JSON, Position
-from headwater.sagas.operations import Filter, Instance, Limits, Place, listed, shown
+from headwater.sagas.operations import Instance, InstanceFilter, Limits, Place, listed, shown
 
 T = TypeVar("T")
 
@@ -150,15 +150,15 @@ async def _answered(reading: Awaitable[T]) -> T:
         raise BadUserInput("The filter holds a value that no saga can have.") from error
 
 
-def _wanted(given: Any) -> Filter:
+def _wanted(given: Any) -> InstanceFilter:
     if given is None:
-        return Filter()
+        return InstanceFilter()
     values = {name: value for name, value in vars(given).items() if value is not strawberry.UNSET}
     for name, value in values.items():
         # A null is what a client sends whose variable was not set: taken as "no filter" it would show everything.
         if value is None:
             raise BadUserInput(f"filter: {_SPELLED.get(name, name)} is null; leave it out.")
-    return Filter(**values)
+    return InstanceFilter(**values)
 
 
 _SPELLED = {"older_than": "olderThan", "newer_than": "newerThan"}

@@ -51,7 +51,7 @@ from headwater.telemetry import Progress
 
 
 @dataclass
-class Tally:
+class SagaCounts:
     """What has become of a saga's instances in this process since the start. steps: commands accepted. refusals: of
     steps. compensations: undos accepted. fired: messages that fell due."""
 
@@ -112,7 +112,7 @@ class Conductor:
         routed = [event for event in saga.events if event in domain.category_of]
         self._routed = frozenset(routed)
         self._told: dict[UUID, Held] = {}
-        self.tally = Tally()
+        self.counts = SagaCounts()
         self._follower = follower = Follower(
             database,
             log,
@@ -269,7 +269,7 @@ class Conductor:
 
     def _recorded(self, held: Held, record: Record) -> None:
         """A record was made here. If the step that is on its way was withdrawn by it, there is something else to do."""
-        self.tally.count(record, held.course)
+        self.counts.count(record, held.course)
         step = held.course.current
         if step is not None and step.withdrawn:
             self._steps.drive(held, anew=True)

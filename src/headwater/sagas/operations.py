@@ -106,7 +106,7 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class InstanceFilter:
     """Which instances; all that is given must hold. older_than, newer_than: it last changed before, or not before."""
 
     saga: str | None = None
@@ -122,7 +122,7 @@ class Filter:
         return self.status in OPEN or bool(self.stuck)
 
 
-ALL = Filter()
+ALL = InstanceFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ Reading: TypeAlias = "asyncpg.Connection | asyncpg.Pool"
 
 
 async def listed(
-    connection: Reading, where: Filter, limits: Limits, *, limit: int, after: Place | None = None
+    connection: Reading, where: InstanceFilter, limits: Limits, *, limit: int, after: Place | None = None
 ) -> list[Instance]:
     """Those that match, the one that changed last first; those after a place. One that changes meanwhile moves to the
     front."""
@@ -220,7 +220,7 @@ async def retry(
 async def retry_all(connection: asyncpg.Connection, saga: str | None, by: str) -> tuple[int, int]:
     """Have all that are parked tried again, of a saga or of all. How many; and how many were left, not being as they
     were last seen."""
-    where, after, count, left = Filter(saga=saga, status=Phase.PARKED), None, 0, 0
+    where, after, count, left = InstanceFilter(saga=saga, status=Phase.PARKED), None, 0, 0
     while page := await listed(connection, where, {}, limit=PAGE, after=after):
         for each in page:
             try:
@@ -313,8 +313,8 @@ async def _append(
         raise _Changed
 
 
-def _letters_of(standing: asyncpg.Record) -> dead_letters.Filter:
-    return dead_letters.Filter(_unit(standing["saga"]), standing["key"])
+def _letters_of(standing: asyncpg.Record) -> dead_letters.LetterFilter:
+    return dead_letters.LetterFilter(_unit(standing["saga"]), standing["key"])
 
 
 def _unit(saga: str) -> str:

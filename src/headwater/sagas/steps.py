@@ -24,7 +24,7 @@ from headwater.commands.dispatcher import Accepted, Dispatcher, Origin
 from headwater.consumers.consumer import Follower
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.feature import Domain
-from headwater.domain.messages import Refused
+from headwater.domain.messages import Refusal
 from headwater.domain.saga import Saga
 from headwater.domain.saga_stream import (
     Course,
@@ -158,7 +158,7 @@ class Steps:
         except TimeoutError:
             await self._record_failure(held, step, SagaTimedOut, {})
             return
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, Refusal):
             facts = msgspec.to_builtins(outcome.facts)
             await self._record_failure(
                 held, step, SagaRefused, {"code": outcome.code, "message": outcome.message, "facts": facts}
@@ -171,7 +171,7 @@ class Steps:
 
     # ---------------------------------------------------------------------------------------------------------- issuing
 
-    async def _issue_in_time(self, held: Held, step: Step) -> Accepted | Refused | None:
+    async def _issue_in_time(self, held: Held, step: Step) -> Accepted | Refusal | None:
         """The same as `_issue`. Raises TimeoutError when the step's time is over."""
         if step.due_at is None:
             return await self._issue(held, step)
@@ -187,7 +187,7 @@ class Steps:
             raise TimeoutError
         return issuing.result()
 
-    async def _issue(self, held: Held, step: Step) -> Accepted | Refused | None:
+    async def _issue(self, held: Held, step: Step) -> Accepted | Refusal | None:
         """The command's outcome; None when its id has been taken by a record of this instance. Raises CommandIdReused
         when it has been taken by anything else.
 
@@ -202,7 +202,7 @@ class Steps:
             try:
                 async with self._in_flight:
                     return await self._dispatcher.issue(command, command_id=step.command_id, origin=origin)
-            except Refused as refused:
+            except Refusal as refused:
                 refusals += 1
                 pause = None if retry is None else retry.pause(refusals)
                 if pause is None:

@@ -28,7 +28,7 @@ from headwater.eventstore.compatibility import require_readable
 from headwater.eventstore.doorbell import Doorbell, PostgresBell
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
-from headwater.eventstore.snapshots import Snapshots
+from headwater.eventstore.snapshots import SnapshotStore
 from headwater.graphql.scope import Serving
 from headwater.live.feed import Feed
 from headwater.postgres.database import UNREACHABLE, Database
@@ -175,7 +175,7 @@ class Node:
         self.appender = Appender(
             self.database, self.positions, queue=settings.append_queue, batch=settings.append_batch
         )
-        self.snapshots = Snapshots(self.database)
+        self.snapshots = SnapshotStore(self.database)
         self.supervisor.start("snapshots", partial(self.snapshots.run, partial(self.supervisor.well, "snapshots")))
         self.dispatcher = Dispatcher(
             self.app.domain, self.log, self.appender, snapshots=self.snapshots, cache=settings.stream_cache
@@ -245,7 +245,7 @@ class Node:
     async def _start_reporting(self) -> None:
         measures = Measures(
             self.worker.progress if self.works else {},
-            self.appender.tally if self.decides else None,
+            self.appender.counts if self.decides else None,
             self.telemetry.sent,
         )
         process_id = self.leases.worker_id if self.works else uuid4()

@@ -19,7 +19,7 @@ import msgspec
 
 from headwater.consumers.leases import process_name
 from headwater.consumers.standings import recorded_at
-from headwater.eventstore.appender import Tally
+from headwater.eventstore.appender import AppendCounts
 from headwater.postgres import queries
 from headwater.postgres.database import FAILING
 from headwater.supervisor import Supervisor, backoff, within
@@ -105,7 +105,7 @@ class Measures:
     def __init__(
         self,
         progress: Mapping[str, Progress],
-        tally: Tally | None,
+        tally: AppendCounts | None,
         sent: Distribution,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

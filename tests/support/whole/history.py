@@ -34,7 +34,7 @@ from tests.support.whole.steps import (
 )
 from tests.support.whole.workers import Apart, Here
 
-from headwater import Command, Refused
+from headwater import Command, Refusal
 from headwater.commands.dispatcher import Accepted
 from headwater.consumers import dead_letters
 from headwater.projections.tables import prepare, rebuild
@@ -111,9 +111,9 @@ class History:
                 POISON.clear()
             case TryAgain():
                 event(f"dead letters tried again: {'some' if await self._letters() else 'none'}")
-                await dead_letters.retry(self._connection, dead_letters.Filter())
+                await dead_letters.retry(self._connection, dead_letters.LetterFilter())
             case Discard():
-                await self._discard(dead_letters.Filter(step.view))
+                await self._discard(dead_letters.LetterFilter(step.view))
             case Rebuild():
                 await self._rebuild(step.view)
             case _:
@@ -128,7 +128,7 @@ class History:
         await self._start(Here(self._dsn))
         await until(self._complete, SECONDS)
         event(f"dead letters in the end: {'some' if await self._letters() else 'none'}")
-        await dead_letters.retry(self._connection, dead_letters.Filter())
+        await dead_letters.retry(self._connection, dead_letters.LetterFilter())
         await until(self._no_letters, SECONDS)
 
     async def close(self) -> None:
@@ -140,7 +140,7 @@ class History:
         while self._workers:
             await self._workers.pop().leave()
 
-    async def _discard(self, where: dead_letters.Filter) -> None:
+    async def _discard(self, where: dead_letters.LetterFilter) -> None:
         await self._leave_all()
         discarded = await dead_letters.discard(self._connection, where, everything=False)
         event(f"dead letters discarded: {'some' if discarded else 'none'}")
@@ -172,7 +172,7 @@ class History:
         door, before = self._doors[next(self._turns)], self.accepted.get(command_id)
         try:
             accepted = await door.dispatcher.execute(command, command_id=command_id)
-        except Refused as refusal:
+        except Refusal as refusal:
             self.refusals.add(type(refusal).__name__)
             accepted = None
         if accepted is None:

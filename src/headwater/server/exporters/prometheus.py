@@ -19,12 +19,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from headwater.consumers.scheduler import Tally as ScheduleTally
+from headwater.consumers.scheduler import ScheduleCounts
 from headwater.consumers.standings import Standings, read_standings
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Verdict
-from headwater.eventstore.snapshots import Tally as SnapshotTally
-from headwater.sagas.conductor import Tally
+from headwater.eventstore.snapshots import SnapshotCounts
+from headwater.sagas.conductor import SagaCounts
 from headwater.sagas.operations import OPEN, Count, counted, limits_of
 from headwater.server.node import HEALTH_SECONDS, NO_ANSWER, Node
 from headwater.server.self_report import settle_ages
@@ -43,11 +43,11 @@ class Snapshot:
     standings: Standings | None
     sagas: Sequence[Count] | None
     projections: Mapping[str, Progress]
-    tallies: Mapping[str, Tally]
+    tallies: Mapping[str, SagaCounts]
     telemetry: Telemetry
     appender: Appender | None
-    snapshots: SnapshotTally | None
-    schedules: ScheduleTally | None
+    snapshots: SnapshotCounts | None
+    schedules: ScheduleCounts | None
     subscriptions: Mapping[str, int] | None
     sockets: int | None
 
@@ -71,15 +71,15 @@ async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
         _tallies(node) if node.works else {},
         node.telemetry,
         node.appender if node.decides else None,
-        node.snapshots.tally if node.decides else None,
-        None if scheduler is None else scheduler.tally,
+        node.snapshots.counts if node.decides else None,
+        None if scheduler is None else scheduler.counts,
         None if serving is None else _subscriptions(node),
         sockets,
     )
 
 
-def _tallies(node: Node) -> dict[str, Tally]:
-    return {saga.name: node.worker.conductors[saga.category].tally for saga in node.app.domain.sagas}
+def _tallies(node: Node) -> dict[str, SagaCounts]:
+    return {saga.name: node.worker.conductors[saga.category].counts for saga in node.app.domain.sagas}
 
 
 async def _known(node: Node) -> tuple[Standings, Sequence[Count]] | tuple[None, None]:
@@ -174,7 +174,7 @@ def _sagas(counts: Sequence[Count]) -> Iterator[Metric]:
     yield _gauge("sagas_stuck", "Instances that take longer than their saga declares.", stuck, ["saga"])
 
 
-def _conducting(tallies: Mapping[str, Tally]) -> Iterator[Metric]:
+def _conducting(tallies: Mapping[str, SagaCounts]) -> Iterator[Metric]:
     for name, text in (
         ("started", "Instances that this process has begun."),
         ("done", "Instances that this process has brought to their end."),
@@ -189,7 +189,7 @@ def _conducting(tallies: Mapping[str, Tally]) -> Iterator[Metric]:
 
 
 def _appending(appender: Appender) -> Iterator[Metric]:
-    tally = appender.tally
+    tally = appender.counts
     accepted = tally.verdicts[Verdict.ACCEPTED]
     verdicts = [([verdict.name.lower()], count) for verdict, count in tally.verdicts.items()]
     yield _counter("append_commands", "Commands that this process has had accepted by the log.", [([], accepted)])
