@@ -16,7 +16,7 @@ class Node:
     )
 
 
-@strawberry.interface(description="A business no: data, not an error.")
+@strawberry.interface(name="Refusal", description="A business refusal: data, not an error.")
 class RefusalInterface:
     code: str
     message: str
