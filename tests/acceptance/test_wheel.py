@@ -16,9 +16,8 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.support.commands import clean_environ
-
 from graphql import build_schema
+from tests.support.commands import clean_environ
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
+from graphql import GraphQLInputObjectType
 from msgspec import Meta
 
 from bank.accounts.feature import accounts
 from bank.transfers.feature import transfers
 from bank.users.feature import users
-from graphql import GraphQLInputObjectType
 from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refusal, Seen, View
 from headwater.consumers.leases import LEASES
 from headwater.consumers.scheduler import SCHEDULES

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from bank.main import app
 from graphql import (
     GraphQLEnumType,
     GraphQLInputObjectType,
@@ -23,6 +21,8 @@ from graphql import (
     parse,
     validate,
 )
+
+from bank.main import app
 from headwater import Example
 from headwater.graphql.schema import print_schema
 

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import pytest
+from graphql import OperationDefinitionNode, TypeInfo, ValidationContext, get_introspection_query, parse, print_ast
 from msgspec.structs import replace
 
 from bank.main import app
-from graphql import OperationDefinitionNode, TypeInfo, ValidationContext, get_introspection_query, parse, print_ast
 from headwater import Example
 from headwater.config import Settings
 from headwater.graphql.cost import CODE, CostLimits, _Reckoning, cost_rule

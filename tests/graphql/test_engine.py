@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 import strawberry
+from graphql import GraphQLError, GraphQLSchema, OperationType, ValidationContext, ValidationRule, parse, validate
 from strawberry.extensions import SchemaExtension
 from strawberry.scalars import JSON
 from strawberry.schema.config import StrawberryConfig
 
-from graphql import GraphQLError, GraphQLSchema, OperationType, ValidationContext, ValidationRule, parse, validate
 from headwater.errors import PublicError
 from headwater.graphql import documents
 from headwater.graphql.engine import Engine

@@ -15,13 +15,13 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import pytest
+from graphql import GraphQLObjectType, GraphQLUnionType, get_named_type, is_leaf_type
 from msgspec.structs import replace
 from tests.support.waiting import until
 
 from bank.accounts.feature import accounts
 from bank.transfers.feature import transfers
 from bank.users.feature import users
-from graphql import GraphQLObjectType, GraphQLUnionType, get_named_type, is_leaf_type
 from headwater import App, Feature
 from headwater.config import Settings
 from headwater.errors import OutcomeUnknown, Unavailable

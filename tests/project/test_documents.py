@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-
 from graphql import build_schema
+
 from headwater.cli import main
 from headwater.errors import HeadwaterError, PublicError
 from headwater.graphql.schema import print_schema

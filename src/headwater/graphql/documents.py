@@ -4,9 +4,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
-from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
-
 from graphql import (
     ASTValidationRule,
     DocumentNode,
@@ -17,6 +14,9 @@ from graphql import (
     specified_rules,
     validate,
 )
+from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
+from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
+
 from headwater.graphql.result import Result, refused
 
 # What Strawberry itself validates with (strawberry.schema.schema.validate_document, which cannot hide suggestions).

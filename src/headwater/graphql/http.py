@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
 import msgspec
+from graphql import OperationType
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from graphql import OperationType
 from headwater.errors import PublicError
 from headwater.graphql.context import ContextFactory
 from headwater.graphql.engine import Engine
