@@ -1,30 +1,34 @@
-# `make help` says what there is. Needs Python 3.11 or newer with its `venv`, and nothing else.
-# All paths are relative: the clone may lie in a directory with a space in its name.
+# `make help` lists the targets. They need Python 3.11 or newer with its `venv`, and nothing else.
+# All paths are relative: the clone may be in a directory with a space in its name.
 
 MAKEFLAGS += --no-print-directory
 export PIP_ROOT_USER_ACTION = ignore
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
-unexport PYTHONHOME PYTHONPATH  # another project's modules are not ours
+unexport PYTHONHOME PYTHONPATH  # they would put another project's modules first
 
-# The first one that runs, is new enough and can make an environment. `make PYTHON=...` takes another.
-PYTHONS = python3.13 python3.12 python3.11 python3
+# The first of these that runs, is new enough and can make an environment. `make PYTHON=...` chooses another.
+PYTHONS = python3.14 python3.13 python3.12 python3.11 python3
 ABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help
-help: ## Say what there is.
+help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: dev
-dev: explorer ## Start everything on http://127.0.0.1:8000/graphql, with a PostgreSQL of its own. PORT=8001 changes the port.
+dev: explorer ## Serve the bank on http://127.0.0.1:8000/graphql, with a PostgreSQL of its own. PORT=8001 changes the port.
 	@exec .venv/bin/headwater dev $${PORT:+--port "$$PORT"}
 
 .PHONY: test
-test: explorer ## Run every test. ARGS="-k money" chooses.
+test: explorer ## Run every test. ARGS="-k money" selects.
 	@.venv/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+.PHONY: unit
+unit: venv ## Run the tests that need no PostgreSQL, in seconds. ARGS="-k money" selects.
+	@.venv/bin/python -m pytest -q -m "not server" $(ARGS)
+
 .PHONY: check
-check: venv ## Lint, types, imports, and whether the written schemas are up to date.
+check: venv ## Lint, format, types, import contracts, and drift of the generated files.
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -33,7 +37,7 @@ check: venv ## Lint, types, imports, and whether the written schemas are up to d
 	.venv/bin/python -m pytest -q tests/postgres/test_migrations.py
 
 .PHONY: bench
-bench: venv ## Measure, and print ratios to what PostgreSQL does alone. ARGS chooses.
+bench: venv ## Measure, and print each figure beside its floor. ARGS=appending selects.
 	@.venv/bin/python -m benchmarks $(ARGS)
 
 .PHONY: schema
@@ -55,15 +59,15 @@ lock: venv ## Pin the newest versions that pyproject.toml allows, with their has
 COMPILE = pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 
 .PHONY: clean
-clean: ## Remove what was installed and built. The data in .headwater stays.
+clean: ## Remove everything that was installed and built. The data in .headwater stays.
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf explorer/node_modules explorer/.node explorer/.lock src/headwater/graphql/explorer/static
 	find src tests migrations -name __pycache__ -prune -exec rm -rf {} +
 
-# The environment is made anew for other requirements, another place (scripts name it) or a lost Python, and Headwater is
-# installed into it again when pyproject.toml changes. The two files in .venv say what they were made for.
+# The environment is made again when the requirements, its path (which its scripts contain) or its Python have changed.
+# Headwater is installed into it again when pyproject.toml has changed. Two files in .venv keep what they were made for.
 .PHONY: venv
-venv:
+venv: ## Make .venv from the pinned requirements.
 	@made="$$(cksum < requirements.txt) $$(uname -sm) $$(pwd -P)"; \
 	if [ "$$(cat .venv/.made-for 2>&1)" != "$$made" ] || ! .venv/bin/python -c '' 2>/dev/null; then \
 		$(find_python); \
@@ -87,7 +91,7 @@ if [ -z "$$python" ]; then \
 fi; \
 if [ -z "$$python" ]; then \
 	echo "Headwater needs Python 3.11 or newer with venv (on Debian: apt-get install python3 python3-venv)." >&2; \
-	echo "None of $(PYTHONS) is one; make PYTHON=/path/to/python takes yours." >&2; \
+	echo "None of $(PYTHONS) is usable; choose one by make PYTHON=/path/to/python." >&2; \
 	exit 1; \
 fi
 endef

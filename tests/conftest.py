@@ -37,6 +37,14 @@ ENOUGH = 4 * 2**30
 """Bytes that must be free there: the suite's servers do not need half of them."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that needs a PostgreSQL with `server`, so that `make unit` can leave it out."""
+    for item in items:
+        starts_one = "acceptance" in item.path.parts or item.path.name == "test_embedded.py"
+        if starts_one or "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A server of this run's own. It need not outlive the machine, so it does not wait for the disk; and with a WAL for
