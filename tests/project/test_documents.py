@@ -1,4 +1,4 @@
-"""What the documents say, held equal to what there is."""
+"""README, guides and generated files agree with the code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headwater.graphql.schema import print_schema
 
 ROOT = Path(__file__).parents[2]
 E = TypeVar("E", bound=HeadwaterError)
-SKETCHED_WITH = """
+SKETCH_IMPORTS = """
 from decimal import Decimal
 from typing import Annotated
 from uuid import UUID
@@ -31,7 +31,7 @@ def commands_of_the_cli(capsys: pytest.CaptureFixture[str]) -> set[str]:
     return set(re.findall(r"^ {4}([\w-]+)\s", capsys.readouterr().out, re.MULTILINE))
 
 
-def test_the_readme_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     listed = set(re.findall(r"^\| `headwater ([\w-]+)[ `]", README, re.MULTILINE))
     assert listed == commands_of_the_cli(capsys)
 
@@ -40,21 +40,19 @@ def test_the_readme_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> No
     "arguments",
     ["sagas list --limit 0", "verify --sample -1", "events tail --after -1", f"dead-letters list --position {10**20}"],
 )
-def test_a_number_that_can_be_none_is_refused_with_the_usage(
-    arguments: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_number_out_of_range_is_refused_with_the_usage(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())
     assert ended.value.code == 2
     assert "must be from" in capsys.readouterr().err
 
 
-def test_the_readmes_first_screen_is_an_app() -> None:
+def test_the_code_on_the_first_screen_of_the_readme_is_an_app() -> None:
     found = re.search(r"```python\n(class Deposit\(.*?)```", README, re.DOTALL)
     assert found is not None
-    said: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(SKETCHED_WITH + found[1], "README.md", "exec", dont_inherit=True), said)  # it is our own
-    schema = build_schema(print_schema(said["app"].schema))
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(SKETCH_IMPORTS + found[1], "README.md", "exec", dont_inherit=True), namespace)
+    schema = build_schema(print_schema(namespace["app"].schema))
     assert schema.mutation_type is not None
     assert schema.subscription_type is not None
     assert schema.mutation_type.fields["deposit"].description == "Put money into an account."
@@ -62,28 +60,30 @@ def test_the_readmes_first_screen_is_an_app() -> None:
     assert {"account", "accountChanges"} <= schema.subscription_type.fields.keys()
 
 
-def test_the_readme_names_make_targets_that_exist() -> None:
+def test_documents_name_make_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake (\w+)", README))
-    assert {"dev", "test"} <= named <= targets
+    documents = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`make (\w+)|^make (\w+)", documents, re.MULTILINE))
+    assert {"dev", "test"} <= {either or other for either, other in named} <= targets
 
 
 @pytest.mark.parametrize("document", sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/**/*.md")), ids=str)
-def test_files_that_documents_name_exist(document: Path) -> None:
+def test_files_that_guides_link_to_exist(document: Path) -> None:
     _links_exist(ROOT / document)
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    _links_exist(ROOT / "README.md")
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_top_level_documents_link_to_exist(name: str) -> None:
+    _links_exist(ROOT / name)
 
 
-def test_tests_that_the_operators_guide_names_exist() -> None:
+def test_tests_that_the_operating_guide_names_exist() -> None:
     named = re.findall(r"`(\w+/test_\w+\.py)`", (ROOT / "docs" / "operating.md").read_text())
     assert len(named) > 20
     assert [name for name in named if not (ROOT / "tests" / name).is_file()] == []
 
 
-def test_the_api_guide_lists_the_error_codes() -> None:
+def test_the_api_guide_lists_every_error_code() -> None:
     listed = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", (ROOT / "docs" / "api.md").read_text()))
     ours = [error for error in _all(PublicError) if error.__module__.startswith("headwater.")]
     assert {error.code for error in ours} <= listed
@@ -102,13 +102,28 @@ def _links_exist(document: Path) -> None:
 
 
 def _headings(document: Path) -> set[str]:
-    """What links to a place in a document can name, spelt as the web does."""
+    """Return the anchors of a document's headings."""
     titles = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_error_says_what_it_is() -> None:
+def test_every_error_class_has_a_docstring() -> None:
     errors = _all(HeadwaterError)
     assert set(_all(PublicError)) < set(errors)
     for error in errors:
         assert error.__doc__, error
+
+
+def test_the_readme_shows_every_package() -> None:
+    picture = README.partition("## Reading the code")[2]
+    shown = re.findall(r"^ ([a-z]+) {2,}", picture, re.MULTILINE)
+    packages = {path.parent.name for path in (ROOT / "src" / "headwater").glob("*/__init__.py")}
+    assert sorted(shown) == sorted(packages | {"app"})
+
+
+def test_the_glossary_gives_each_word_one_meaning() -> None:
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\*\*.+?) \|", glossary, re.MULTILINE)
+    words = [word for row in rows for word in re.findall(r"\*\*(.+?)\*\*", row)]
+    assert len(words) > 50
+    assert len(words) == len(set(words))
