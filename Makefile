@@ -25,7 +25,7 @@ test: explorer ## Run every test. ARGS="-k money" selects.
 
 .PHONY: unit
 unit: venv ## Run the tests that need no PostgreSQL, in seconds. ARGS="-k money" selects.
-	@.venv/bin/python -m pytest -q -m "not server" $(ARGS)
+	@.venv/bin/python -m pytest -q -m "not server" -n 2 --dist worksteal $(ARGS)
 
 .PHONY: check
 check: venv ## Lint, format, types, import contracts, and drift of the generated files.
