@@ -1,4 +1,4 @@
-"""What the migrations make, as SQL: `python migrations/dump.py` prints `schema.sql`, whose diff a review can read."""
+"""Print the schema that the migrations make: `python migrations/dump.py`. Reviews read the diff of `schema.sql`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from headwater.postgres import embedded
 from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.postgres.migrations import migrate
 
-# What differs between two dumps of one schema: versions, a random token, session settings.
+# Lines that differ between two dumps of one schema: versions, a random token, session settings.
 _NOISE = re.compile(r"^(--.*|SET .*|SELECT pg_catalog\.set_config.*|\\(un)?restrict .*|)$\n?", re.MULTILINE)
 
 
 def dump(postgres: EmbeddedPostgres, database: str) -> str:
-    """The schema of a database as statements, without what differs from one dump to the next."""
+    """Return the schema of a database as statements, without lines that differ from one dump to the next."""
     program = str(postgres.binaries / "pg_dump")
     command = [program, "--schema-only", "--no-owner", "--no-privileges", "--schema=headwater", postgres.dsn(database)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -33,7 +33,7 @@ async def _migrated(postgres: EmbeddedPostgres) -> None:
 
 
 def main() -> None:
-    """Print the schema of a database that the migrations have just made."""
+    """Print the schema of a new database."""
     with embedded.temporary() as postgres:
         asyncio.run(_migrated(postgres))
         sys.stdout.write(dump(postgres, "dumped"))

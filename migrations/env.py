@@ -1,4 +1,4 @@
-"""Alembic's entry: `headwater migrate` hands over an open connection in the configuration."""
+"""The entry point of Alembic. `headwater migrate` passes an open connection in the configuration."""
 
 from alembic import context
 

@@ -1,137 +1,133 @@
 CREATE SCHEMA headwater;
-COMMENT ON SCHEMA headwater IS 'Headwater''s own tables: the log, and what is kept beside it.';
-CREATE FUNCTION headwater.append(command_ids uuid[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) RETURNS record
-    LANGUAGE sql
-    AS $_$
-  select * from headwater.append($1, null, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
-$_$;
-COMMENT ON FUNCTION headwater.append(command_ids uuid[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) IS 'As code of before calls it, without the names of commands.';
+COMMENT ON SCHEMA headwater IS 'Headwater''s own tables: the log, and everything that is derived from it.';
 CREATE FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) RETURNS record
     LANGUAGE plpgsql
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET search_path TO 'headwater', 'pg_temp'
     AS $$
-<<here>>
+<<batch>>
 declare
-  base bigint;
+  base bigint;             -- the position before this call
   moment timestamptz;
-  behind boolean[];
-  places integer[];
-  ordinals integer[];
+  behind boolean[];        -- by command: an earlier command of this call names the same command id or claim
+  places integer[];        -- by event: the place of its command in this call
+  ordinals integer[];      -- by event: its place among the events of its command
   any_without_events boolean;
   appended integer;
 begin
-  -- Everything below sees what every earlier append has left, since each waits here for the one before it.
+  -- Appends take turns at this lock, so everything below sees the result of every earlier append.
   select position, greatest(recorded_at, clock_timestamp()) into strict base, moment from head for update;
   any_without_events := exists (select from commands);
+  -- 1. Of the commands that name the same command id or claim, only the first proceeds. Most calls skip this.
+  --    One pass over commands and one over claims, combined by grouping: a join of the two is planned for ten of each and
+  --    would compare all with all.
   if cardinality(claim_commands) > 0
      or (select count(distinct id) from unnest(command_ids) as id) < cardinality(command_ids) then
-    -- The first command of a call to name a claim or a command id goes on; the others are behind it. A command that takes
-    -- what another stream holds has the first such claim for its blocker. One pass over the commands and one over the
-    -- claims, brought together by grouping: a join of the two is planned for ten of each, and would compare all with all.
-    select array_agg(j.behind order by j.command), array_agg(j.blocker order by j.command)
+    with repeated_id as (
+      select u.place as command, u.place > min(u.place) over (partition by u.command_id) as behind,
+             null::integer as blocker
+        from unnest(command_ids) with ordinality as u(command_id, place)
+    ), claim as (
+      select command, take, name collate "C" as name, value collate "C" as value, place
+        from unnest(claim_commands, claim_takes, claim_names, claim_values) with ordinality
+          as k(command, take, name, value, place)
+    ), repeated_claim as (
+      select claim.command, claim.command > min(claim.command) over (partition by claim.name, claim.value) as behind,
+             case when claim.take and held.stream_id <> stream_ids[claim.command] then claim.place::integer end as blocker
+        from claim
+        left join lateral (
+          select c.stream_id from claims c where c.name = claim.name and c.value = claim.value limit 1
+        ) held on true
+    ), by_command as (
+      select r.command, bool_or(r.behind) as behind, min(r.blocker) as blocker
+        from (select * from repeated_id union all select * from repeated_claim) r
+       group by r.command
+    )
+    select array_agg(b.behind order by b.command), array_agg(b.blocker order by b.command)
       into behind, blockers
-      from (
-        select said.command, bool_or(said.behind) as behind, min(said.blocker) as blocker
-          from (
-            select u.place as command, u.place > min(u.place) over (partition by u.command_id) as behind,
-                   null::integer as blocker
-              from unnest(command_ids) with ordinality as u(command_id, place)
-             union all
-            select k.command, k.command > min(k.command) over (partition by k.name, k.value),
-                   case when k.take and held.stream_id <> stream_ids[k.command] then k.place::integer end
-              from (
-                select command, take, name collate "C" as name, value collate "C" as value, place
-                  from unnest(claim_commands, claim_takes, claim_names, claim_values) with ordinality
-                    as k(command, take, name, value, place)
-              ) k
-              left join lateral (
-                select c.stream_id from claims c where c.name = k.name and c.value = k.value limit 1
-              ) held on true
-          ) said
-         group by said.command
-      ) j;
+      from by_command b;
   end if;
-  -- Each command is judged as if those before it in its stream were accepted, and falls with the first that is not.
-  -- LEFT JOIN LATERAL ... LIMIT 1 holds the plan to index look-ups, however long the log is.
-  select array_agg(v.verdict), array_agg(v.version), array_agg(base + v.reached), array_agg(v.stream_id)
+  -- 2. The verdicts. Each LEFT JOIN LATERAL ... LIMIT 1 is an index look-up, however long the log is: EXISTS and plain joins
+  --    became hash plans over the whole table. Each step is named once and used once, so that PostgreSQL inlines it.
+  with command as (
+    -- before: events that earlier commands of this call add to the same stream
+    select u.place, u.command_id, u.stream_id, u.expected, coalesce(u.n, 1) as n,
+           (sum(coalesce(u.n, 1)) over (partition by u.stream_id order by u.place rows unbounded preceding)
+            - coalesce(u.n, 1))::integer as before
+      from unnest(command_ids, stream_ids, expected, counts) with ordinality
+        as u(command_id, stream_id, expected, n, place)
+  ), at_version as (
+    -- fits: the stream is at the expected version, that is, that event exists and the next does not. Two index look-ups;
+    -- the end of a long stream would be a page of index entries.
+    select c.*, coalesce(c.expected >= c.before and (c.expected = c.before or this.found) and next.found is null, false) as fits
+      from command c
+      left join lateral (
+        select true as found from events e
+         where e.stream_id = c.stream_id and e.version = c.expected - c.before limit 1
+      ) this on c.expected > c.before
+      left join lateral (
+        select true as found from events e
+         where e.stream_id = c.stream_id and e.version = c.expected - c.before + 1 limit 1
+      ) next on true
+  ), located as (
+    -- actual: the version that the stream has, or will have once the earlier commands of this call are written
+    select v.*, case when v.fits then v.expected else coalesce(last.version, 0) + v.before end as actual,
+           coalesce(with_events.version, without_events.version) as done_version,
+           coalesce(with_events.position, without_events.position) as done_position,
+           coalesce(with_events.stream_id, without_events.stream_id) as done_stream
+      from at_version v
+      left join lateral (
+        select e.version from events e
+         where not v.fits and e.stream_id = v.stream_id order by e.version desc limit 1
+      ) last on true
+      left join lateral (
+        select e.version, e.position, e.stream_id from events e
+         where e.command_id = v.command_id order by e.ordinal desc limit 1
+      ) with_events on true
+      left join lateral (
+        select q.version, q.position, q.stream_id from commands q
+         where batch.any_without_events and q.command_id = v.command_id limit 1
+      ) without_events on true
+  ), examined as (
+    select l.*, l.done_position is not null as done,
+           coalesce(batch.behind[l.place], false) as is_behind,
+           l.expected is not null and not l.fits as wrong,
+           append.blockers[l.place] is not null as taken
+      from located l
+  ), judged as (
+    select x.*, not x.done and not x.is_behind and not x.wrong and not x.taken as ok from examined x
+  ), settled as (
+    -- clear: all earlier commands of this call on the stream are accepted
+    select j.*, coalesce(bool_and(j.ok) over (
+             partition by j.stream_id order by j.place rows between unbounded preceding and 1 preceding), true) as clear
+      from judged j
+  ), verdict as (
+    select s.place,
+           case when s.done then 'd' when s.is_behind or not s.clear then 'b' when s.wrong then 'c' when s.taken then 't'
+                else 'a' end::"char" as verdict,
+           case when s.done then s.done_version when s.clear and s.ok then s.actual + s.n else s.actual end as version,
+           case when s.done then s.done_position
+                else base + coalesce(sum(s.n) filter (where s.clear and s.ok) over (order by s.place), 0) end as position,
+           case when s.done then s.done_stream else s.stream_id end as stream_id
+      from settled s
+     order by s.place
+  )
+  select array_agg(v.verdict), array_agg(v.version), array_agg(v.position), array_agg(v.stream_id)
     into verdicts, versions, positions, streams
-    from (
-      select case when w.done then 'd' when w.behind or not w.clear then 'b' when w.wrong then 'c'
-                  when w.taken then 't' else 'a' end::"char" as verdict,
-             case when w.done then w.done_version when w.clear and w.ok then w.actual + w.n else w.actual end as version,
-             case when w.done then w.done_position - base
-                  else coalesce(sum(w.n) filter (where w.clear and w.ok) over (order by w.place), 0) end as reached,
-             case when w.done then w.done_stream else w.stream_id end as stream_id
-        from (
-          select j.*,
-                 coalesce(bool_and(j.ok) over (
-                   partition by j.stream_id order by j.place rows between unbounded preceding and 1 preceding), true)
-                   as clear
-            from (
-              select c.place, c.stream_id, c.n, s.actual, d.*, b.*,
-                     not d.done and not b.behind and not b.wrong and not b.taken as ok
-                from (
-                  select u.place, u.command_id, u.stream_id, u.expected, coalesce(u.n, 1) as n,
-                         (sum(coalesce(u.n, 1)) over (partition by u.stream_id order by u.place rows unbounded preceding)
-                          - coalesce(u.n, 1))::integer as before
-                    from unnest(command_ids, stream_ids, expected, counts) with ordinality
-                      as u(command_id, stream_id, expected, n, place)
-                ) c
-                -- The stream stands at the expected version when that one is there and the next is not: two points of
-                -- the index, where its end would be a page of them on a long stream. The end is sought when it does not.
-                left join lateral (
-                  select true as there from events e
-                   where e.stream_id = c.stream_id and e.version = c.expected - c.before limit 1
-                ) it on c.expected > c.before
-                left join lateral (
-                  select true as there from events e
-                   where e.stream_id = c.stream_id and e.version = c.expected - c.before + 1 limit 1
-                ) next on true
-                cross join lateral (
-                  select coalesce(c.expected >= c.before and (c.expected = c.before or it.there) and next.there is null,
-                                  false) as fits
-                ) f
-                left join lateral (
-                  select e.version from events e
-                   where not f.fits and e.stream_id = c.stream_id order by e.version desc limit 1
-                ) last on true
-                left join lateral (
-                  select e.version, e.position, e.stream_id from events e
-                   where e.command_id = c.command_id order by e.ordinal desc limit 1
-                ) left_events on true
-                left join lateral (
-                  select q.version, q.position, q.stream_id from commands q
-                   where here.any_without_events and q.command_id = c.command_id limit 1
-                ) left_none on true
-                cross join lateral (select case when f.fits then c.expected else coalesce(last.version, 0) + c.before end as actual) s
-                cross join lateral (
-                  select coalesce(left_events.position, left_none.position) is not null as done,
-                         coalesce(left_events.version, left_none.version) as done_version,
-                         coalesce(left_events.position, left_none.position) as done_position,
-                         coalesce(left_events.stream_id, left_none.stream_id) as done_stream
-                ) d
-                cross join lateral (
-                  select coalesce(here.behind[c.place], false) as behind,
-                         c.expected is not null and not f.fits as wrong,
-                         append.blockers[c.place] is not null as taken
-                ) b
-            ) j
-        ) w
-       order by w.place
-    ) v;
+    from verdict v;
+  -- 3. The events of the accepted commands.
   if counts is not null then
     select array_agg(u.place order by u.place, o), array_agg(o order by u.place, o) into places, ordinals
       from unnest(counts) with ordinality as u(n, place), generate_series(1, u.n) as o;
   end if;
   insert into events (position, stream_id, version, ordinal, schema_version, event_id, command_id, correlation_id,
-                      causation_id, recorded_at, category, type, actor, tenant, traceparent, data, command)
+                      causation_id, recorded_at, category, type, command, actor, tenant, traceparent, data)
   select positions[e.place] - e.n + e.ordinal, stream_ids[e.place], versions[e.place] - e.n + e.ordinal, e.ordinal,
          kind_versions[e.kind], uuidv7(), command_ids[e.place],
          coalesce(correlation_ids[e.place], command_ids[e.place]), causation_ids[e.place], moment,
-         kind_categories[e.kind], kind_types[e.kind], actors[e.place], tenants[e.place], traceparents[e.place],
-         e.payload::json, names[e.place]
+         kind_categories[e.kind], kind_types[e.kind], names[e.place], actors[e.place], tenants[e.place],
+         traceparents[e.place], e.payload::json
     from (
       select coalesce(u.place, u.k)::integer as place, coalesce(u.ordinal, 1) as ordinal, coalesce(u.kind, 1) as kind,
              u.payload, case when counts is null then 1 else counts[u.place] end as n
@@ -146,8 +142,8 @@ begin
         as u(command_id, name, stream_id, n, verdict, version, position)
      where u.verdict = 'a' and u.n = 0;
   end if;
+  -- 4. Their claims. When a command takes and releases one value, its last word counts.
   if cardinality(claim_commands) > 0 then
-    -- Of all that a command says of one claim, the last word holds.
     with last_word as (
       select distinct on (k.command, k.name, k.value) k.take, k.name, k.value, stream_ids[k.command] as stream_id
         from unnest(claim_commands, claim_takes, claim_names, claim_values) with ordinality
@@ -160,21 +156,16 @@ begin
     )
     insert into claims (name, value, stream_id)
     select l.name, l.value, l.stream_id from last_word l where l.take
-    -- Its own stream may hold it already; another stream's would have been verdict t.
+    -- The stream itself may hold the value already. Another stream's would have been verdict t.
     on conflict (name, value) do nothing;
   end if;
+  -- 5. The end of the log, and the doorbell.
   if appended > 0 then
     update head set position = base + appended, recorded_at = moment;
     perform pg_notify('headwater', 'log:' || base + appended);
   end if;
 end $$;
-COMMENT ON FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) IS 'Appends many commands'' events in one call: contiguous positions, a verdict for each command, one doorbell.';
-CREATE FUNCTION headwater.append_plain(command_ids uuid[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]) RETURNS bigint
-    LANGUAGE sql
-    AS $_$
-  select headwater.append_plain($1, null, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-$_$;
-COMMENT ON FUNCTION headwater.append_plain(command_ids uuid[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]) IS 'As code of before calls it, without the names of commands.';
+COMMENT ON FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) IS 'Appends the events of many commands in one call: contiguous positions, a verdict for each command, one doorbell.';
 CREATE FUNCTION headwater.append_plain(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]) RETURNS bigint
     LANGUAGE plpgsql
     SET jit TO 'off'
@@ -186,23 +177,23 @@ declare
   base bigint;
   moment timestamptz;
   appended integer;
-  -- One random number a batch, counted up (RFC 9562 section 6.2, method 2), from below half, so that it never runs over.
+  -- The event ids count up from one random number (RFC 9562 section 6.2, method 2) in the lower half, so that none overflows.
   seed constant text := translate(uuidv7()::text, '-', '');
   tail constant bigint := ('x' || right(seed, 16))::bit(64)::bigint & ~(1::bigint << 61);
 begin
-  -- Everything below sees what every earlier append has left, since each waits here for the one before it.
+  -- Appends take turns at this lock, so everything below sees the result of every earlier append.
   update head set position = position + size, recorded_at = greatest(recorded_at, clock_timestamp())
     returning position - size, recorded_at, pg_notify('headwater', 'log:' || position) into strict base, moment;
-  -- That nobody has gone on from an expected version, and that no command id is an event's, is what the unique indexes
-  -- say. The commands without events are looked at once for all, so that a plan made while there were none costs a scan
-  -- of few rows at most. OFFSET 0 keeps the other EXISTS to look-ups in an index, however long the log is.
+  -- The unique indexes check that no other event follows an expected version and that no command id has left an event. One
+  -- look at headwater.commands serves the whole batch: planned while that table is empty, it costs a scan of few rows at
+  -- most. OFFSET 0 keeps the other EXISTS an index look-up, however long the log is.
   insert into events (position, stream_id, version, ordinal, schema_version, event_id, command_id, correlation_id,
-                      causation_id, recorded_at, category, type, actor, tenant, traceparent, data, command)
+                      causation_id, recorded_at, category, type, command, actor, tenant, traceparent, data)
   select base + u.place, u.stream_id, u.expected + 1, 1, kind_versions[coalesce(u.kind, 1)],
          (left(seed, 16) || to_hex(tail + u.place))::uuid, u.command_id,
          coalesce(u.correlation_id, u.command_id), u.causation_id, moment,
-         kind_categories[coalesce(u.kind, 1)], kind_types[coalesce(u.kind, 1)], u.actor, u.tenant, u.traceparent,
-         u.payload::json, u.name
+         kind_categories[coalesce(u.kind, 1)], kind_types[coalesce(u.kind, 1)], u.name, u.actor, u.tenant, u.traceparent,
+         u.payload::json
     from unnest(command_ids, names, stream_ids, expected, behind, kinds, payloads, correlation_ids, causation_ids, actors,
                 tenants, traceparents)
       with ordinality as u(command_id, name, stream_id, expected, behind, kind, payload, correlation_id, causation_id,
@@ -216,10 +207,10 @@ begin
   end if;
   return base;
 exception
-  when unique_violation then  -- as if nothing had been called: position, events and ring are undone
+  when unique_violation then
     return null;
 end $$;
-COMMENT ON FUNCTION headwater.append_plain(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]) IS 'Appends a batch of one-event commands as a whole, or nothing of it; append() is for all others, and for those who lose.';
+COMMENT ON FUNCTION headwater.append_plain(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]) IS 'Appends a batch of one-event commands as a whole, or nothing of it; append() judges all other batches.';
 CREATE FUNCTION headwater.refuse_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -227,12 +218,13 @@ begin
   raise exception 'headwater.% is append-only: % is refused', tg_table_name, lower(tg_op)
     using errcode = 'insufficient_privilege', hint = 'Append an event that says what has changed.';
 end $$;
+COMMENT ON FUNCTION headwater.refuse_change() IS 'Rejects UPDATE, DELETE and TRUNCATE.';
 CREATE TABLE headwater.claims (
     name text NOT NULL COLLATE pg_catalog."C",
     value text NOT NULL COLLATE pg_catalog."C",
     stream_id uuid NOT NULL
 );
-COMMENT ON TABLE headwater.claims IS 'Values that belong to one stream at a time, such as an e-mail address. Taken and released in the append of the events that say so.';
+COMMENT ON TABLE headwater.claims IS 'Values that belong to one stream at a time, such as an e-mail address. An append takes and releases them together with its events.';
 CREATE TABLE headwater.commands (
     command_id uuid NOT NULL,
     stream_id uuid NOT NULL,
@@ -240,14 +232,14 @@ CREATE TABLE headwater.commands (
     "position" bigint NOT NULL,
     name text COLLATE pg_catalog."C"
 );
-COMMENT ON TABLE headwater.commands IS 'Accepted commands that left no event; those that did are found by events_command_ordinal_key.';
-COMMENT ON COLUMN headwater.commands.name IS 'The command''s; null when it was written by code of before.';
+COMMENT ON TABLE headwater.commands IS 'Accepted commands that left no event. All other accepted commands are found by events_command_ordinal_key.';
+COMMENT ON COLUMN headwater.commands.name IS 'The name of the command, like events.command.';
 CREATE TABLE headwater.counted (
     singleton boolean DEFAULT true NOT NULL,
     "position" bigint NOT NULL,
     CONSTRAINT counted_singleton_check CHECK (singleton)
 );
-COMMENT ON TABLE headwater.counted IS 'One row: how far headwater.kinds has counted the log.';
+COMMENT ON TABLE headwater.counted IS 'One row: the position up to which headwater.kinds has counted the log.';
 CREATE TABLE headwater.dead_letters (
     projection text NOT NULL COLLATE pg_catalog."C",
     generation integer NOT NULL,
@@ -262,9 +254,9 @@ CREATE TABLE headwater.dead_letters (
     CONSTRAINT dead_letters_attempts_check CHECK ((attempts >= 0)),
     CONSTRAINT dead_letters_error_check CHECK ((octet_length(error) <= 2048))
 );
-COMMENT ON TABLE headwater.dead_letters IS 'Events that a fold failed on, and those of the same key that wait behind them, in order (error is null).';
-COMMENT ON COLUMN headwater.dead_letters.next_attempt_at IS 'When the key is tried again, on its first letter; null there means parked until a person acts.';
-COMMENT ON COLUMN headwater.dead_letters.discarded IS 'The worker passes over it, and removes it, with the next attempt.';
+COMMENT ON TABLE headwater.dead_letters IS 'Events that a consumer failed on, and the later events of the same key, which wait behind them in order (error is null).';
+COMMENT ON COLUMN headwater.dead_letters.next_attempt_at IS 'When the key is tried again, on its first event. Null on the first event: parked until an operator acts.';
+COMMENT ON COLUMN headwater.dead_letters.discarded IS 'The worker skips the event, and removes the row, with the next attempt.';
 CREATE TABLE headwater.events (
     "position" bigint NOT NULL,
     stream_id uuid NOT NULL,
@@ -278,21 +270,22 @@ CREATE TABLE headwater.events (
     recorded_at timestamp with time zone NOT NULL,
     category text NOT NULL COLLATE pg_catalog."C",
     type text NOT NULL COLLATE pg_catalog."C",
+    command text COLLATE pg_catalog."C",
     actor text,
     tenant text,
     traceparent text,
     data json NOT NULL,
-    command text COLLATE pg_catalog."C",
     CONSTRAINT events_ordinal_check CHECK ((ordinal > 0)),
     CONSTRAINT events_schema_version_check CHECK ((schema_version > 0)),
     CONSTRAINT events_version_check CHECK ((version > 0))
 );
-COMMENT ON TABLE headwater.events IS 'Every fact, once, for ever. There is no index on category or type: readers follow by position, and an index that is rarely read would be paid for by every append.';
-COMMENT ON COLUMN headwater.events."position" IS 'Contiguous from 1, in commit order.';
-COMMENT ON COLUMN headwater.events.version IS 'The event''s place in its stream, from 1: optimistic concurrency.';
-COMMENT ON COLUMN headwater.events.ordinal IS 'The event''s place in its command, from 1: with command_id it is the idempotency key, and finds a command''s last event.';
-COMMENT ON COLUMN headwater.events.data IS 'json, not jsonb: kept as it was written, and cheaper both to write and to read.';
-COMMENT ON COLUMN headwater.events.command IS 'The name of the command that it came of. Null: it was written by code of before, or is a record of Headwater''s own.';
+COMMENT ON TABLE headwater.events IS 'Every event, once, never changed. No index on category or type: readers follow by position, and every append would pay for an index that is rarely read.';
+COMMENT ON COLUMN headwater.events."position" IS 'The place in the log: contiguous from 1, in commit order.';
+COMMENT ON COLUMN headwater.events.version IS 'The place in the stream, from 1. Its unique index is the optimistic concurrency control.';
+COMMENT ON COLUMN headwater.events.ordinal IS 'The place among the events of one command, from 1. With command_id it is the idempotency key.';
+COMMENT ON COLUMN headwater.events.schema_version IS 'The version of the shape of the data, declared by the event''s class.';
+COMMENT ON COLUMN headwater.events.command IS 'The name of the command, so that a command id that is used again for another command is detected. Null for a record that Headwater itself writes.';
+COMMENT ON COLUMN headwater.events.data IS 'json, not jsonb: stored as written, and cheaper to write and to read.';
 CREATE TABLE headwater.head (
     singleton boolean DEFAULT true NOT NULL,
     "position" bigint NOT NULL,
@@ -300,8 +293,8 @@ CREATE TABLE headwater.head (
     CONSTRAINT head_position_check CHECK (("position" >= 0)),
     CONSTRAINT head_singleton_check CHECK (singleton)
 );
-COMMENT ON TABLE headwater.head IS 'One row: where the log ends. append() holds its lock to the commit, so positions become visible in their own order: whoever has seen N has seen everything up to N.';
-COMMENT ON COLUMN headwater.head.recorded_at IS 'When the last event was recorded; time never goes back from one position to the next, even when a clock does.';
+COMMENT ON TABLE headwater.head IS 'One row: the end of the log. append() holds the lock of this row until it commits, so positions become visible in their own order: a reader that has seen N has seen every event up to N.';
+COMMENT ON COLUMN headwater.head.recorded_at IS 'When the last event was recorded. It never decreases from one position to the next, even when the clock is set back.';
 CREATE TABLE headwater.kinds (
     category text NOT NULL COLLATE pg_catalog."C",
     type text NOT NULL COLLATE pg_catalog."C",
@@ -310,7 +303,7 @@ CREATE TABLE headwater.kinds (
     first_position bigint NOT NULL,
     last_position bigint NOT NULL
 );
-COMMENT ON TABLE headwater.kinds IS 'What kinds of events the log holds, as far as headwater.counted says: whether the code reads all of them is asked at each start, and each time only the new end of the log is counted. Derived: may be emptied together with counted.';
+COMMENT ON TABLE headwater.kinds IS 'The kinds of events that the log holds, up to the position in headwater.counted. Each start checks that the app can read all of them, and counts only what was appended since. Derived: may be emptied together with counted.';
 CREATE TABLE headwater.processes (
     process_id uuid NOT NULL,
     name text NOT NULL,
@@ -319,50 +312,50 @@ CREATE TABLE headwater.processes (
     seen_until timestamp with time zone NOT NULL,
     report json NOT NULL
 );
-COMMENT ON TABLE headwater.processes IS 'What each process tells of itself every few seconds, for `headwater status`. Nothing depends on it.';
-COMMENT ON COLUMN headwater.processes.process_id IS 'That of its row among the workers, where it keeps projections.';
-COMMENT ON COLUMN headwater.processes.seen_until IS 'Until when it counts as running, unless it tells something more.';
-COMMENT ON COLUMN headwater.processes.report IS 'How what it keeps gets on, what became of the commands that it sent to the log, and how soon subscribers had changes.';
+COMMENT ON TABLE headwater.processes IS 'What each process reports about itself every few seconds, for `headwater status`. Nothing depends on it.';
+COMMENT ON COLUMN headwater.processes.process_id IS 'The worker_id of the process, where it is a worker.';
+COMMENT ON COLUMN headwater.processes.seen_until IS 'The process counts as running until then, unless it reports again.';
+COMMENT ON COLUMN headwater.processes.report IS 'The speed of its consumers, the verdicts on its commands, and the delay from an event to the subscribers.';
 CREATE TABLE headwater.projections (
     name text NOT NULL COLLATE pg_catalog."C",
     generation integer NOT NULL,
     version integer NOT NULL,
     fingerprint text NOT NULL,
+    earlier text[] DEFAULT '{}'::text[] NOT NULL,
+    enums text DEFAULT '{}'::text NOT NULL,
     table_name text NOT NULL,
-    "position" bigint DEFAULT 0 NOT NULL,
     state text NOT NULL COLLATE pg_catalog."C",
+    "position" bigint DEFAULT 0 NOT NULL,
+    owner uuid,
+    fence bigint DEFAULT 0 NOT NULL,
     repairs integer DEFAULT 0 NOT NULL,
     edition bigint GENERATED ALWAYS AS ((((generation)::bigint << 32) + repairs)) STORED NOT NULL,
     live_since bigint,
-    retired_at timestamp with time zone,
-    failure text,
-    verified_at timestamp with time zone,
-    differences bigint,
-    owner uuid,
-    fence bigint DEFAULT 0 NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
     forgotten bigint DEFAULT 0 NOT NULL,
-    enums text DEFAULT '{}'::text NOT NULL,
-    earlier text[] DEFAULT '{}'::text[] NOT NULL,
+    failure text,
     hindrance text,
+    differences bigint,
+    verified_at timestamp with time zone,
+    retired_at timestamp with time zone,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT projections_generation_check CHECK ((generation > 0)),
     CONSTRAINT projections_state_check CHECK ((state = ANY (ARRAY['live'::text, 'building'::text, 'retired'::text])))
 );
-COMMENT ON TABLE headwater.projections IS 'How far each projection has come. The position moves by compare-and-swap in the transaction that writes the rows: that is what makes them exactly once.';
-COMMENT ON COLUMN headwater.projections.generation IS 'The physical table of the rows; clients read a view on the live one.';
-COMMENT ON COLUMN headwater.projections.fingerprint IS 'Of what is declared: columns, the values of their enums, indexes and version, and after a point the kinds of events that are taken. Of a saga or a reactor only the latter. Another means that the rows are made again, or that older code must leave it.';
-COMMENT ON COLUMN headwater.projections.state IS 'live: clients read it. building: made beside the live one. retired: was live, or was given up; its table is dropped after a time, the row stays, so that older code that starts again does not take its own declaration for a new one.';
-COMMENT ON COLUMN headwater.projections.repairs IS 'How often rows were changed by events that the position had passed long before: dead letters that were folded after all.';
-COMMENT ON COLUMN headwater.projections.edition IS 'Another one means that rows may differ though no position says so: readers start again from a snapshot.';
-COMMENT ON COLUMN headwater.projections.live_since IS 'The position at which it took the place of another, or was last repaired: cursors from up to there are of other rows.';
-COMMENT ON COLUMN headwater.projections.failure IS 'Why it is not built: nobody goes on with it, and what is begun in its place starts from nothing.';
-COMMENT ON COLUMN headwater.projections.differences IS 'Found by `headwater verify` at verified_at.';
-COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases it. It is free when there is none, or when that worker''s own lease has run out.';
-COMMENT ON COLUMN headwater.projections.fence IS 'Rises with each lease, so that a holder that slept cannot commit.';
-COMMENT ON COLUMN headwater.projections.forgotten IS 'Up to here removals are forgotten, their tombstones pruned: a cursor from before it misses some of them.';
-COMMENT ON COLUMN headwater.projections.enums IS 'JSON: the values that each column of an enum may hold, as declared.';
-COMMENT ON COLUMN headwater.projections.earlier IS 'Fingerprints of code that has kept it before, had enums of fewer values or took other kinds of events, and must leave it.';
-COMMENT ON COLUMN headwater.projections.hindrance IS 'What is in the way of its swap, which is tried again by itself.';
+COMMENT ON TABLE headwater.projections IS 'The checkpoint of each consumer: read models, sagas, reactors and the schedules. The position moves by compare-and-swap in the transaction that writes the rows, which makes them exactly once.';
+COMMENT ON COLUMN headwater.projections.generation IS 'The physical table of the rows. Clients read an SQL view on the live one. Always 1 for a saga or a reactor.';
+COMMENT ON COLUMN headwater.projections.fingerprint IS 'Hash of the declaration: columns, enums, indexes and version; behind a point, the kinds of events that the code takes. For a saga or a reactor only the latter. A different first part means that the rows are built again, a different second part that older code must leave the unit alone.';
+COMMENT ON COLUMN headwater.projections.earlier IS 'Fingerprints of older code that has run the unit and must not take it back.';
+COMMENT ON COLUMN headwater.projections.enums IS 'JSON: the declared values of each enum column.';
+COMMENT ON COLUMN headwater.projections.state IS 'live: clients read it. building: filled beside the live one. retired: was live, or was given up. The table of a retired generation is dropped after a time; its row stays, so that older code that starts again does not take its own declaration for a new one.';
+COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases the unit. It is free when this is null, or when that worker''s lease has expired.';
+COMMENT ON COLUMN headwater.projections.fence IS 'The fencing token: it grows with each change of the owner, so that a paused former owner cannot commit.';
+COMMENT ON COLUMN headwater.projections.repairs IS 'How often rows were changed by events that the position had passed before: dead letters that were folded later.';
+COMMENT ON COLUMN headwater.projections.edition IS 'Changes whenever rows may differ though no position says so. Subscriptions then start again from the current rows.';
+COMMENT ON COLUMN headwater.projections.live_since IS 'The position at which the generation went live or was last repaired. A cursor from before it refers to other rows.';
+COMMENT ON COLUMN headwater.projections.forgotten IS 'Tombstones up to this position are pruned. A cursor from before it would miss removals.';
+COMMENT ON COLUMN headwater.projections.failure IS 'Why the build stopped. No worker continues it; the next build starts from nothing.';
+COMMENT ON COLUMN headwater.projections.hindrance IS 'What the swap waits for. It is tried again without an operator.';
+COMMENT ON COLUMN headwater.projections.differences IS 'The number of differences that `headwater verify` found at verified_at.';
 CREATE TABLE headwater.sagas (
     stream_id uuid NOT NULL,
     saga text NOT NULL COLLATE pg_catalog."C",
@@ -383,11 +376,11 @@ CREATE TABLE headwater.sagas (
     CONSTRAINT sagas_status_check CHECK ((status = ANY (ARRAY['running'::text, 'undoing'::text, 'parked'::text, 'done'::text, 'abandoned'::text]))),
     CONSTRAINT sagas_version_check CHECK ((version >= 0))
 );
-COMMENT ON TABLE headwater.sagas IS 'Each instance of each saga as its stream tells it, for operators, and for a worker to know which to take up. Derived: written with the checkpoint of the saga, from the records that the checkpoint passes.';
-COMMENT ON COLUMN headwater.sagas.version IS 'Of its stream. 0: it has not begun, since its first event is set aside; then position is that of the event.';
-COMMENT ON COLUMN headwater.sagas.step IS 'The command that it waits for; null when it waits for something else.';
-COMMENT ON COLUMN headwater.sagas.since IS 'When the last thing happened to it.';
-COMMENT ON COLUMN headwater.sagas.compensates IS 'Whether steps of it were, or are being, undone.';
+COMMENT ON TABLE headwater.sagas IS 'The state of each saga instance, for operators, and for a worker that resumes them. Derived from the instances'' streams, and written together with the saga''s checkpoint.';
+COMMENT ON COLUMN headwater.sagas.version IS 'The version of the instance''s stream. 0: its first event is parked, and position is the position of that event.';
+COMMENT ON COLUMN headwater.sagas.step IS 'The command that the instance waits for. Null: it waits for something else.';
+COMMENT ON COLUMN headwater.sagas.since IS 'When the instance last changed.';
+COMMENT ON COLUMN headwater.sagas.compensates IS 'True if steps were undone, or are being undone.';
 CREATE TABLE headwater.schedules (
     name text NOT NULL COLLATE pg_catalog."C",
     begun_at timestamp with time zone NOT NULL,
@@ -397,10 +390,10 @@ CREATE TABLE headwater.schedules (
     CONSTRAINT schedules_fired CHECK ((((fired_at IS NULL) = (outcome IS NULL)) AND ((fired_at IS NULL) = (finished_at IS NULL)))),
     CONSTRAINT schedules_outcome_check CHECK ((octet_length(outcome) <= 2048))
 );
-COMMENT ON TABLE headwater.schedules IS 'One row for each schedule that a worker has ever seen. It moves under the lease that stands in projections under the name schedules; the row of a schedule that is no longer declared stays, and goes on when it is declared again.';
-COMMENT ON COLUMN headwater.schedules.begun_at IS 'When a worker first saw it: what was due before is not fired.';
-COMMENT ON COLUMN headwater.schedules.fired_at IS 'The last due moment that was fired, not the time at which it was.';
-COMMENT ON COLUMN headwater.schedules.outcome IS 'What it came to: accepted, the code of a refusal, or what the schedule''s code raised, and where.';
+COMMENT ON TABLE headwater.schedules IS 'One row for each schedule that a worker has ever seen. It changes under the lease of the unit `schedules`. The row of a schedule that is no longer declared stays; the schedule continues from it when it is declared again.';
+COMMENT ON COLUMN headwater.schedules.begun_at IS 'When a worker first saw the schedule. Moments that were due before are not fired.';
+COMMENT ON COLUMN headwater.schedules.fired_at IS 'The last due moment that was fired; not the time at which it was fired.';
+COMMENT ON COLUMN headwater.schedules.outcome IS 'Its result: accepted, the code of a refusal, or the error that the schedule''s code raised.';
 COMMENT ON COLUMN headwater.schedules.finished_at IS 'When the outcome was known.';
 CREATE TABLE headwater.snapshots (
     stream_id uuid NOT NULL,
@@ -413,26 +406,18 @@ CREATE TABLE headwater.snapshots (
     state json NOT NULL,
     CONSTRAINT snapshots_version_check CHECK ((version > 0))
 );
-COMMENT ON TABLE headwater.snapshots IS 'States of long streams, to go on from instead of the start. Derived: any may be deleted at any time.';
-COMMENT ON COLUMN headwater.snapshots.fold_version IS 'Of the decider that took it; one of another is not used.';
-COMMENT ON COLUMN headwater.snapshots.event_id IS 'The event of that version that it stands after; when the stream has another there, or none, it is not used.';
-COMMENT ON COLUMN headwater.snapshots.shape IS 'Of the state''s fields: a code with others does not use it.';
-COMMENT ON COLUMN headwater.snapshots.seal IS 'Of the row as it was written: a row that was changed is not used.';
-CREATE TABLE headwater.subject_keys (
-    subject_id uuid NOT NULL,
-    key bytea,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    forgotten_at timestamp with time zone,
-    CONSTRAINT subject_keys_forgotten CHECK (((key IS NULL) = (forgotten_at IS NOT NULL)))
-);
-COMMENT ON TABLE headwater.subject_keys IS 'The key that a person''s fields are encrypted with; forgetting the person is dropping the key, never an event.';
+COMMENT ON TABLE headwater.snapshots IS 'States of long streams, so that a decision need not read the stream from its start. Derived: any row may be deleted at any time.';
+COMMENT ON COLUMN headwater.snapshots.fold_version IS 'The fold_version of the decider. A decider with another one ignores the row.';
+COMMENT ON COLUMN headwater.snapshots.event_id IS 'The event of that version. A row whose stream has another event there, or none, is ignored.';
+COMMENT ON COLUMN headwater.snapshots.shape IS 'Hash of the fields of the state. Code with other fields ignores the row.';
+COMMENT ON COLUMN headwater.snapshots.seal IS 'Hash of the row as it was written. A row that was changed is ignored.';
 CREATE TABLE headwater.timers (
     stream_id uuid NOT NULL,
     message text NOT NULL COLLATE pg_catalog."C",
     saga text NOT NULL COLLATE pg_catalog."C",
     due_at timestamp with time zone NOT NULL
 );
-COMMENT ON TABLE headwater.timers IS 'Messages that fall due, derived from the streams of sagas, which have the last word.';
+COMMENT ON TABLE headwater.timers IS 'Messages that saga instances send to themselves later. Derived from the instances'' streams, which decide when they differ.';
 CREATE TABLE headwater.tombstones (
     projection text NOT NULL COLLATE pg_catalog."C",
     generation integer NOT NULL,
@@ -440,18 +425,16 @@ CREATE TABLE headwater.tombstones (
     "position" bigint NOT NULL,
     removed_at timestamp with time zone DEFAULT now() NOT NULL
 );
-COMMENT ON TABLE headwater.tombstones IS 'Removed rows, so that a client that was away learns of them.';
+COMMENT ON TABLE headwater.tombstones IS 'Removed rows, so that a subscriber that was away learns of their removal.';
 CREATE TABLE headwater.workers (
     worker_id uuid NOT NULL,
     name text NOT NULL,
     runs text[] NOT NULL COLLATE pg_catalog."C",
     lease_until timestamp with time zone NOT NULL,
-    started_at timestamp with time zone DEFAULT now() NOT NULL,
-    paces json DEFAULT '{}'::json NOT NULL
+    started_at timestamp with time zone DEFAULT now() NOT NULL
 );
-COMMENT ON TABLE headwater.workers IS 'One row, and one heartbeat, for each process that keeps projections, however many it keeps.';
-COMMENT ON COLUMN headwater.workers.runs IS 'What its code can keep: name and fingerprint of each read model, so that old and new code share out only what is theirs.';
-COMMENT ON COLUMN headwater.workers.paces IS 'Not used any more: `processes.report` has it. It stays for workers that still run code from before.';
+COMMENT ON TABLE headwater.workers IS 'One row, and one heartbeat, for each process that runs consumers, however many it runs.';
+COMMENT ON COLUMN headwater.workers.runs IS 'The units that the worker''s code can run: name and fingerprint of each. Old and new code share out only their own.';
 ALTER TABLE ONLY headwater.claims
     ADD CONSTRAINT claims_pkey PRIMARY KEY (name, value);
 ALTER TABLE ONLY headwater.commands
@@ -482,8 +465,6 @@ ALTER TABLE ONLY headwater.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headwater.snapshots
     ADD CONSTRAINT snapshots_pkey PRIMARY KEY (stream_id, fold_version);
-ALTER TABLE ONLY headwater.subject_keys
-    ADD CONSTRAINT subject_keys_pkey PRIMARY KEY (subject_id);
 ALTER TABLE ONLY headwater.timers
     ADD CONSTRAINT timers_pkey PRIMARY KEY (stream_id, message);
 ALTER TABLE ONLY headwater.tombstones

@@ -236,25 +236,6 @@ def _deposit(stream_id: UUID, *, expected: int | None = None, data: str = "{}", 
     return Append(command_id, stream_id, "account", expected, [("MoneyDeposited", 1, data)] * events, command_id)
 
 
-async def test_code_of_before_appends_as_it_did(connection: asyncpg.Connection) -> None:
-    """It goes on while newer code is deployed, and knows no names of commands."""
-    one, two, stream = new_id(), new_id(), new_id()
-    kinds = ["account"], ["MoneyDeposited"], [1], None
-    rest = None, None, None, None, None
-    plain = f"select headwater.append_plain({', '.join(f'${n}' for n in range(1, 15))})"
-    assert await connection.fetchval(plain, [one], [stream], [0], None, *kinds, ["{}"], *rest) == 0
-    assert await connection.fetchval(plain, [two], [stream], [0], None, *kinds, ["{}"], *rest) is None
-    judged = f"select verdicts, versions, positions from headwater.append({', '.join(f'${n}' for n in range(1, 19))})"
-    for command, expected, verdict, reached in ((one, 0, b"d", 1), (two, 1, b"a", 2), (new_id(), 1, b"c", 2)):
-        row = await connection.fetchrow(
-            judged, [command], [stream], [expected], None, *kinds, ["{}"], *rest, [], [], [], []
-        )
-        assert row is not None
-        assert tuple(row) == ([verdict], [reached], [reached])
-    stored = await connection.fetch("select position, command_id, command from headwater.events order by position")
-    assert [tuple(each) for each in stored] == [(1, one, None), (2, two, None)]
-
-
 # ---------------------------------------------------------------------------------------------------------- append-only
 
 

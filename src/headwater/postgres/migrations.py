@@ -1,4 +1,4 @@
-"""Bringing a database's schema to what this version needs. Alembic runs the scripts of `migrations/`."""
+"""Brings the database's schema up to date. Alembic runs the scripts in the folder `migrations/`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from headwater.errors import HeadwaterError
 
-# Two deployments may migrate at the same moment; the number is any that nobody else uses.
+# Serializes deployments that migrate at the same time. The number is arbitrary, and used for nothing else.
 _LOCK = text("select pg_advisory_xact_lock(4811962031)")
 
 
@@ -22,49 +22,56 @@ class SchemaMissing(HeadwaterError):
 
 
 def scripts() -> Path:
-    """Where the migrations lie: inside the installed package, or at the top of a clone."""
+    """Return the folder of the migrations: inside the installed package, or at the top of a clone."""
     package = Path(__file__).parents[1]
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parent.parent / "migrations"
 
 
-async def migrate(dsn: str) -> None:
-    """Bring the schema up to date. Safe to run again, and at the same time from several places."""
-    # asyncpg reads the DSN itself, so that every option it knows means the same here as when serving.
+async def migrate(dsn: str, folder: Path | None = None) -> None:
+    """Bring the schema up to date. Safe to repeat, and to run from several places at once.
+
+    folder: of the migrations; Headwater's own when left out.
+    """
+    # asyncpg parses the DSN, so that every option means the same here as when serving.
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(dsn, timeout=10), poolclass=NullPool
     )
     try:
         async with engine.begin() as connection:
             await connection.execute(_LOCK)
-            await connection.run_sync(_upgrade)
+            await connection.run_sync(_upgrade, folder or scripts())
     finally:
         await engine.dispose()
 
 
 def run_script(migration: str) -> None:
-    """Run the SQL that lies beside a migration, under its name. There is no way back: what undoes a migration is a
-    backup."""
+    """Run the `.sql` file beside a migration. There is no downgrade: restore a backup instead."""
     script = Path(migration).with_suffix(".sql").read_text(encoding="utf-8")
-    # The driver's own execute: a prepared statement holds one statement only.
+    # The driver's own execute, because a prepared statement holds one statement only.
     op.get_bind().connection.dbapi_connection.run_async(lambda connection: connection.execute(script))  # type: ignore[union-attr]  # asyncpg's adapter
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, folder: Path) -> None:
     config = Config()
-    # A percent sign in a path would be read as an interpolation.
-    config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
+    # Alembic interpolates percent signs in its options.
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
-async def require_schema(pool: asyncpg.Pool) -> None:
-    """Raise SchemaMissing unless the schema is the one that this code was written for, or a newer one: in a rolling
-    deploy the database is migrated while older code still runs."""
+async def require_schema(pool: asyncpg.Pool, folder: Path | None = None) -> None:
+    """Check that the schema is the one that this code needs, or a newer one.
+
+    A newer schema is accepted, because a rolling deploy migrates the database while older code still runs.
+
+    Raises:
+        SchemaMissing: there is no schema, or an older one.
+    """
     found = None
     if not await pool.fetchval("select to_regclass('public.schema_version') is null"):
         found = await pool.fetchval("select version_num from public.schema_version")
-    needed = _newest()
+    needed = _newest(folder or scripts())
     if found is None:
         raise SchemaMissing("The database has no Headwater schema: run `headwater migrate`.")
     if found < needed:
@@ -74,6 +81,6 @@ async def require_schema(pool: asyncpg.Pool) -> None:
         )
 
 
-def _newest() -> str:
-    """The number of the last script: four digits, as the database has it."""
-    return max(path.stem for path in (scripts() / "versions").glob("[0-9]*.py"))[:4]
+def _newest(folder: Path) -> str:
+    """Return the number of the last script: four digits, as the database stores it."""
+    return max(path.stem for path in (folder / "versions").glob("[0-9]*.py"))[:4]

@@ -1,9 +1,9 @@
-"""The log keeps the names of commands."""
+"""The whole schema of Headwater's first release."""
 
 from headwater.postgres.migrations import run_script
 
-revision = "0014"
-down_revision = "0013"
+revision = "0001"
+down_revision = None
 
 
 def upgrade() -> None:
