@@ -26,9 +26,13 @@ def backoff(failures: int, *, first: float = FIRST_PAUSE, longest: float = LONGE
 
 
 class Supervisor:
-    """Runs tasks by name until it is closed: `async with Supervisor() as s: s.start("listener", run)`."""
+    """Runs tasks by name until it is closed: `async with Supervisor() as s: s.start("listener", run)`.
 
-    def __init__(self) -> None:
+    is_logged: takes a task's name and its error; True if that failure is logged elsewhere, as part of an outage.
+    """
+
+    def __init__(self, is_logged: Callable[[str, BaseException], bool] = lambda name, error: False) -> None:
+        self._is_logged = is_logged
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._troubles: dict[str, str] = {}
         self._over_at: float | None = None
@@ -100,7 +104,8 @@ class Supervisor:
                 failures = 1 if loop.time() - started > STEADY_SECONDS else failures + 1
                 pause = backoff(failures)
                 self._troubles[name] = f"{type(error).__name__}: {error}"
-                logger.exception("%s died; it starts again in %.1f s (failure %d)", name, pause, failures)
+                if not self._is_logged(name, error):
+                    logger.exception("%s died; it starts again in %.1f s (failure %d)", name, pause, failures)
             finally:
                 steady.cancel()
             await asyncio.sleep(pause)

@@ -27,6 +27,7 @@ class Proxy:
         self.swallowed = asyncio.Event()
 
     async def listen(self) -> None:
+        """Accept connections, from now on or again."""
         self._listening = await asyncio.start_unix_server(self._serve, str(self._folder / self._name))
 
     async def go_away(self) -> None:

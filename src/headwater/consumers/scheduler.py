@@ -199,10 +199,11 @@ class Scheduler:
         failures = known.failures + 1 if known else 1
         pause = backoff(failures)
         self._faults[schedule.name] = _Fault(due, failures, self._clock.now() + timedelta(seconds=pause))
-        logger.warning(
-            "schedule %s, due at %s, is fired again in %.1f s (failure %d): %s: %s",
-            *(schedule.name, due.isoformat(), pause, failures, type(error).__name__, error),
-        )
+        if not self._database.outage.covers(SCHEDULES, error):
+            logger.warning(
+                "schedule %s, due at %s, is fired again in %.1f s (failure %d): %s: %s",
+                *(schedule.name, due.isoformat(), pause, failures, type(error).__name__, error),
+            )
 
     async def _wait(self, reached: Mapping[str, _Reached]) -> None:
         """Until there is something to do."""

@@ -166,7 +166,8 @@ class Appender:
             except AWAY as error:
                 why = str(error) or type(error).__name__
                 failures += 1
-                logger.warning("the log cannot be written (%s); connecting again (failure %d)", why, failures)
+                if not self._database.outage.covers("appender", error):
+                    logger.warning("the log cannot be written (%s); connecting again (failure %d)", why, failures)
                 unwell(f"the log cannot be written: {why}")
             self._note_absence()
             await asyncio.sleep(0 if failures == 1 else backoff(failures - 1))
@@ -190,7 +191,11 @@ class Appender:
 
     def _give_up(self) -> None:
         """Tell those who wait what is known: what is queued was not written, what was being written may have been."""
-        logger.error("the log is away: %d commands unwritten, %d unknown", len(self._queue), len(self._writing))
+        outage, unwritten, unknown = self._database.outage, len(self._queue), len(self._writing)
+        if outage.count("commands not written", unwritten):
+            outage.count("commands with unknown outcome", unknown)
+        else:
+            logger.error("the log is away: %d commands unwritten, %d unknown", unwritten, unknown)
         for waiting in self._writing:
             self._fail(waiting, OutcomeUnknown(OutcomeUnknown.__doc__))
         for waiting in self._queue:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -96,7 +96,16 @@ class Trail:
         BadUserInput: a value that PostgreSQL cannot hold.
     """
 
-    def __init__(self, pool: asyncpg.Pool, log: Log, positions: Positions, *, poll: float = 1.0) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        log: Log,
+        positions: Positions,
+        *,
+        poll: float = 1.0,
+        is_logged: Callable[[str, BaseException], bool] = lambda part, error: False,
+    ) -> None:
+        self._is_logged = is_logged
         self._pool = pool
         self._log = log
         self._positions = positions
@@ -142,7 +151,8 @@ class Trail:
                 failures = 0
             except LOST as error:
                 failures += 1
-                logger.warning("the log cannot be read (%s); trying again", str(error) or type(error).__name__)
+                if not self._is_logged("event subscriptions", error):
+                    logger.warning("the log cannot be read (%s); trying again", str(error) or type(error).__name__)
                 await asyncio.sleep(backoff(failures))
                 continue
             for entry in entries:

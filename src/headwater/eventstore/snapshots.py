@@ -136,7 +136,8 @@ class SnapshotStore:
         except FAILING as error:
             # A later command offers the stream again.
             self.counts.failed += len(rows)
-            logger.warning("%d snapshots could not be stored: %s: %s", len(rows), type(error).__name__, error)
+            if not self._database.outage.covers("snapshots", error):
+                logger.warning("%d snapshots could not be stored: %s: %s", len(rows), type(error).__name__, error)
         else:
             self.counts.stored += len(rows)
 

@@ -90,13 +90,13 @@ def _with_values(function: Callable[..., Any]) -> Callable[..., Any]:
 
     async def stream(root: Any, info: Info, **values: Any) -> Any:
         # Closed with this one, not when it is collected: a subscription that ends leaves its feed at once.
-        with reading():
+        with reading(info.context.serving.is_logged):
             async with aclosing(function(root, info, **values)) as source:
                 async for value in source:
                     yield value
 
     async def later(root: Any, info: Info, **values: Any) -> Any:
-        with reading():
+        with reading(info.context.serving.is_logged):
             return await function(root, info, **values)
 
     def now(root: Any, info: Info, **values: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import asyncpg
@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """What a resolver reads.
+def reading(is_logged: Callable[[str, BaseException], bool]) -> Iterator[None]:
+    """What a resolver reads. is_logged: see `Outage.covers`.
 
     Raises:
         QueryTimedOut: a statement took longer than it may.
@@ -27,6 +27,6 @@ def reading() -> Iterator[None]:
     except asyncpg.QueryCanceledError as error:
         raise QueryTimedOut(QueryTimedOut.__doc__) from error
     except UNREACHABLE as error:
-        # One line, not a traceback: every request says the same while the database is away.
-        logger.warning("a read was answered UNAVAILABLE (%s)", str(error) or type(error).__name__)
+        if not is_logged("reads", error):
+            logger.warning("a read was answered UNAVAILABLE (%s)", str(error) or type(error).__name__)
         raise Unavailable("The database cannot be reached. Try again later.") from error

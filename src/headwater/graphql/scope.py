@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -27,7 +27,7 @@ class Serving:
     """What a process serves GraphQL from.
 
     pool: connections for reads. default_page, max_page: rows of a page when `first` is left out, and at most. outbox:
-    keys held for a slow reader.
+    keys held for a slow reader. is_logged: see `Outage.covers`.
     """
 
     dispatcher: Dispatcher
@@ -40,6 +40,7 @@ class Serving:
     max_page: int
     outbox: int
     telemetry: Telemetry = field(default_factory=Telemetry)
+    is_logged: Callable[[str, BaseException], bool] = lambda part, error: False
 
 
 class Scope:

@@ -11,7 +11,9 @@ from weakref import WeakSet
 
 import asyncpg
 
+from headwater.clock import Clock, SystemClock
 from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
+from headwater.postgres.outage import Outage
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 """A connection, of the pool or outside it."""
@@ -54,6 +56,7 @@ PASSING: tuple[type[BaseException], ...] = (
 """Faults of the moment, of which the code at work is not the cause: waited out, neither counted nor parked."""
 
 CONNECT_SECONDS = 10.0
+PROBE_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
 
 SILENCE = {
@@ -143,7 +146,10 @@ class Database:
     a statement of the pool may take, and that may pass between two of a transaction.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int = 10, statement_timeout: float = 10.0) -> None:
+    def __init__(
+        self, dsn: str, *, pool_size: int = 10, statement_timeout: float = 10.0, clock: Clock | None = None
+    ) -> None:
+        self.outage = Outage(self._answer, UNREACHABLE, clock or SystemClock())
         self._dsn = dsn
         self._pool_size = pool_size
         self._statement_timeout = statement_timeout
@@ -158,15 +164,22 @@ class Database:
         return self._pool
 
     async def __aenter__(self) -> Database:
-        self._pool = await asyncpg.create_pool(
+        pool = await asyncpg.create_pool(
             self._dsn,
-            min_size=1,
+            min_size=0,  # asyncpg logs a traceback for each attempt to restore a minimum
             max_size=self._pool_size,
             timeout=CONNECT_SECONDS,
             init=self._set_up_pooled,
             reset=_as_it_is,
             server_settings=_greeting("headwater"),
         )
+        try:
+            async with pool.acquire():
+                pass  # a database that cannot be reached shows now
+        except BaseException:
+            pool.terminate()
+            raise
+        self._pool = pool
         return self
 
     async def __aexit__(
@@ -197,6 +210,10 @@ class Database:
         connection = await asyncpg.connect(self._dsn, timeout=seconds, server_settings=_greeting(f"headwater {name}"))
         await self._set_up(connection, _NO_JIT, seconds)
         return connection
+
+    async def _answer(self) -> None:
+        connection = await self.connect("probe", seconds=PROBE_SECONDS)
+        connection.terminate()
 
     async def _set_up_pooled(self, connection: asyncpg.Connection) -> None:
         limit = int(self._statement_timeout * 1000)

@@ -131,10 +131,11 @@ class Steps:
             except PASSING as error:
                 passing += 1
                 pause = backoff(passing)
-                logger.warning(
-                    "saga %s: %s, step %d goes on in %.1f s: %s: %s",
-                    *(self._saga.name, key, step.number, pause, type(error).__name__, error),
-                )
+                if not self._database.outage.covers(f"saga {self._saga.name}", error):
+                    logger.warning(
+                        "saga %s: %s, step %d goes on in %.1f s: %s: %s",
+                        *(self._saga.name, key, step.number, pause, type(error).__name__, error),
+                    )
                 await asyncio.sleep(pause)
                 continue
             except Exception as error:

@@ -74,16 +74,19 @@ class Node:
         self.app = app
         self.settings = settings
         self.positions = Positions()
-        self.supervisor = Supervisor()
         self.telemetry = Telemetry()
+        self._clock = clock or SystemClock()
         self.database = Database(
-            dsn, pool_size=settings.pool_size, statement_timeout=settings.statement_timeout_seconds
+            dsn,
+            pool_size=settings.pool_size,
+            statement_timeout=settings.statement_timeout_seconds,
+            clock=self._clock,
         )
+        self.supervisor = Supervisor(self.database.outage.covers)
         # Its own connections: ten slow queries of clients take all of theirs, and make nobody the less ready.
         self.probe = Database(dsn, pool_size=PROBES, statement_timeout=settings.statement_timeout_seconds)
         self._serve = serve
         self._work = work
-        self._clock = clock or SystemClock()
         self._stack = AsyncExitStack()
         self._ending_since: float | None = None
 
@@ -142,6 +145,7 @@ class Node:
         await self._prepare()
         self.log = Log(self.database.pool, self.app.domain.codec)
         await self._stack.enter_async_context(self.supervisor)
+        self.supervisor.start("outage", self.database.outage.run)
         self._start_doorbell()
         if self.decides:
             self._start_commands()
@@ -201,7 +205,13 @@ class Node:
         histories = {
             view.model: History(self.app.domain, view, self.log, self.database.pool) for view in self.app.domain.views
         }
-        trail = Trail(self.database.pool, self.log, self.positions, poll=settings.poll_seconds)
+        trail = Trail(
+            self.database.pool,
+            self.log,
+            self.positions,
+            poll=settings.poll_seconds,
+            is_logged=self.database.outage.covers,
+        )
         self.serving = Serving(
             self.dispatcher,
             feeds,
@@ -213,6 +223,7 @@ class Node:
             settings.max_page,
             settings.outbox,
             self.telemetry,
+            self.database.outage.covers,
         )
 
     async def _start_working(self) -> None:
@@ -255,6 +266,7 @@ class Node:
                 measures,
                 self.telemetry,
                 self.supervisor,
+                is_logged=self.database.outage.covers,
                 process_id=process_id,
                 serves=self.serves,
                 every=self.settings.lease_seconds / 3,  # with the leases: who is shown is alive

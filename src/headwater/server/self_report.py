@@ -163,12 +163,14 @@ class Reporting:
         telemetry: Telemetry,
         supervisor: Supervisor,
         *,
+        is_logged: Callable[[str, BaseException], bool] = lambda part, error: False,
         process_id: UUID,
         serves: bool,
         every: float,
     ) -> None:
         self._pool = pool
         self._supervisor = supervisor
+        self._is_logged = is_logged
         self._measures = measures
         self._telemetry = telemetry
         self._process_id = process_id
@@ -200,7 +202,7 @@ class Reporting:
                 await within(MISSED * self._every, self._tell())
             except Exception as error:
                 failures += 1
-                if failures == 1:
+                if not self._is_logged("report", error) and failures == 1:
                     trace = None if isinstance(error, FAILING) else error
                     logger.warning("the process cannot tell of itself (%r); it goes on trying", error, exc_info=trace)
             else:

@@ -1,0 +1,164 @@
+"""One log for an outage of PostgreSQL: a line when it begins, one a minute while it lasts, one when it is over.
+
+An outage reaches every part of a process at once. Each part that meets an unreachable database reports the failure to
+`Outage.covers` instead of logging it. A failure alone does not prove an outage, since PostgreSQL may have ended just
+that connection, so `Outage.run` tries to connect and then decides:
+
+    reachable -> a failure is reported -> connect -> PostgreSQL answers: log that failure -> reachable
+                                                  -> it does not: log the begin -> unreachable
+    unreachable -> connect, with backoff -> still unreachable: log a line a minute
+                                         -> PostgreSQL answers: log the end -> reachable
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+import asyncpg
+
+from headwater.clock import Clock
+from headwater.errors import OutcomeUnknown, Unavailable
+from headwater.supervisor import backoff
+
+logger = logging.getLogger(__name__)
+
+PROBE_PAUSE = 1.0
+"""The longest time between two attempts to connect, in seconds."""
+
+LINE_EVERY = timedelta(minutes=1)
+
+AFTERMATH_SECONDS = 30.0
+"""For so long after an outage, a part may still find that the outage ended its connection. The longest backoff of the
+supervisor and the time until a silent connection counts as lost are shorter."""
+
+
+class Outage:
+    """What a process knows about the reachability of its database, and the only place that logs it.
+
+    connect: returns if PostgreSQL answers. unreachable: what is raised when it does not. clock: of the lines' times.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[object]], unreachable: tuple[type[BaseException], ...], clock: Clock
+    ) -> None:
+        self._connect = connect
+        self._unreachable = unreachable
+        self._clock = clock
+        self._reported = asyncio.Event()
+        self._failures: dict[str, BaseException] = {}
+        self._running = False
+        self._away = False
+        self._over_at: float | None = None
+        self._affected: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    def covers(self, part: str, error: BaseException) -> bool:
+        """Report a failure. True if it is logged here, so that the part logs nothing; False for every other cause.
+
+        part: as the operator reads it, such as "appender".
+        """
+        if not self._running:
+            return False
+        if isinstance(error, Unavailable | OutcomeUnknown):
+            # What a dispatcher answers when the log is unreachable, and for other reasons: no reason to connect.
+            if not (self._away or self._failures or self._is_aftermath()):
+                return False
+        elif not isinstance(error, self._unreachable):
+            return False
+        else:
+            self._failures.setdefault(part, error)
+            self._reported.set()
+        self._affected[part] += 1
+        logger.debug("%s cannot reach PostgreSQL: %r", part, error)
+        return True
+
+    def count(self, what: str, number: int) -> bool:
+        """Add to a number that the outage's lines show. True if there is an outage now; False if nothing was added."""
+        if self._away:
+            self._counts[what] += number
+        return self._away
+
+    async def run(self) -> None:
+        """Look into what is reported, until cancelled. Runs under a supervisor."""
+        self._running = True
+        try:
+            while True:
+                await self._reported.wait()
+                reason = await self._try_to_connect()
+                if reason is None:
+                    self._log_single_failures()
+                else:
+                    await self._wait_for_an_answer(reason)
+                self._forget()
+        finally:
+            self._running = False
+            self._forget()
+
+    async def _try_to_connect(self) -> BaseException | None:
+        """Why PostgreSQL is unreachable; None if it answers."""
+        try:
+            await self._connect()
+        except self._unreachable as error:
+            return error
+        except asyncpg.PostgresError as error:
+            return error
+        return None
+
+    async def _wait_for_an_answer(self, reason: BaseException) -> None:
+        """Return when PostgreSQL answers again."""
+        self._away = True
+        began = line = self._clock.now()
+        logger.error(
+            "PostgreSQL is unreachable (%s); every part of this process tries again until it answers", _said(reason)
+        )
+        failures = 1
+        while True:
+            await asyncio.sleep(backoff(failures, longest=PROBE_PAUSE))
+            again = await self._try_to_connect()
+            now = self._clock.now()
+            if again is None:
+                break
+            failures += 1
+            if now - line >= LINE_EVERY:
+                line = now
+                logger.error(
+                    "PostgreSQL has been unreachable for %s (%s); %s", _took(began, now), _said(again), self._effect()
+                )
+        self._away = False
+        self._over_at = asyncio.get_running_loop().time()
+        logger.warning("PostgreSQL answers again after %s; %s", _took(began, now), self._effect())
+
+    def _log_single_failures(self) -> None:
+        """PostgreSQL answers: each failure has a cause of its own, but for those that follow from the last outage."""
+        if self._is_aftermath():
+            return
+        for part, error in self._failures.items():
+            logger.warning("%s failed, though PostgreSQL answers: %s", part, _said(error), exc_info=error)
+
+    def _is_aftermath(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return self._over_at is not None and now - self._over_at < AFTERMATH_SECONDS
+
+    def _effect(self) -> str:
+        failures = [f"{part} ({number:,})" for part, number in sorted(self._affected.items())]
+        counts = [f"{what}: {number:,}" for what, number in sorted(self._counts.items()) if number]
+        return "; ".join([f"failures since: {', '.join(failures)}", *counts])
+
+    def _forget(self) -> None:
+        self._reported.clear()
+        self._failures.clear()
+        self._affected.clear()
+        self._counts.clear()
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _took(began: datetime, now: datetime) -> str:
+    seconds = (now - began).total_seconds()
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

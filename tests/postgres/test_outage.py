@@ -1,0 +1,159 @@
+"""An outage of PostgreSQL is one line when it begins, one a minute, and one when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from tests.support.proxy import Proxy
+from tests.support.waiting import until
+
+from bank.accounts.domain import OpenAccount
+from bank.main import app as bank
+from headwater.clock import VirtualClock
+from headwater.config import Settings
+from headwater.errors import PublicError, Unavailable
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.scope import Scope
+from headwater.postgres.database import UNREACHABLE
+from headwater.postgres.outage import Outage
+from headwater.server.node import Node
+
+MINUTE = timedelta(minutes=1)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What an operator sees: every logger's lines, from INFO on."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+
+
+async def ask(node: Node, engine: Engine) -> None:
+    """Send a query and a command for as long as the test runs, as clients do."""
+    while True:
+        await engine.execute(GraphQLRequest("{ accounts(first: 1) { nodes { id } } }"), Scope(node.serving))
+        with suppress(PublicError, TimeoutError):
+            opened = OpenAccount(account_id=uuid4(), owner_id=uuid4(), currency="EUR")
+            await asyncio.wait_for(node.dispatcher.execute(opened), 0.2)
+
+
+async def test_a_node_under_requests_logs_an_outage_in_one_line_a_minute(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    settings = Settings(poll_seconds=0.1, lease_seconds=1.0)
+    async with Node(bank, settings, proxy.dsn, serve=True, work=True, clock=clock) as node:
+        engine = Engine(node.app.schema)
+        asking = [asyncio.create_task(ask(node, engine)) for _ in range(5)]
+        try:
+            await until(lambda: node.appender.counts.commands > 5)
+            caplog.clear()
+            await proxy.go_away()
+            await until(lambda: "PostgreSQL is unreachable" in caplog.text)
+            for minutes in (1, 2):
+                await clock.advance(MINUTE)
+                await until(lambda: f"PostgreSQL has been unreachable for {minutes} min 0 s" in caplog.text)  # noqa: B023 - awaited within the turn
+            assert "database" in await node.troubles()
+            await proxy.listen()
+            await until(lambda: "PostgreSQL answers again after 2 min 0 s" in caplog.text)
+            written = node.appender.counts.commands
+            await until(lambda: node.appender.counts.commands > written)
+            await until(lambda: not node.supervisor.troubles)
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.wait(asking)
+    begun, first, second, over = lines(caplog)
+    assert begun.startswith("PostgreSQL is unreachable (FileNotFoundError")
+    assert first.startswith("PostgreSQL has been unreachable for 1 min 0 s")
+    assert second.startswith("PostgreSQL has been unreachable for 2 min 0 s")
+    assert over.startswith("PostgreSQL answers again after 2 min 0 s; failures since: appender (")
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO and record.exc_info]
+
+
+class Server:
+    """A database that answers, or does not, as the test says. asked: set by an attempt to connect."""
+
+    def __init__(self) -> None:
+        self.fault: BaseException | None = None
+        self.asked = asyncio.Event()
+
+    async def connect(self) -> None:
+        self.asked.set()
+        if self.fault is not None:
+            raise self.fault
+
+
+@pytest.fixture
+async def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+async def outage(server: Server) -> AsyncIterator[Outage]:
+    """An outage log that runs."""
+    outage = Outage(server.connect, UNREACHABLE, VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)))
+    running = asyncio.create_task(outage.run())
+    await asyncio.sleep(0)  # it starts
+    yield outage
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_one_lost_connection_is_logged_as_such_when_postgresql_answers(
+    server: Server, outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert outage.covers("listener", ConnectionError("reset"))
+    await until(lambda: lines(caplog))
+    assert lines(caplog) == ["listener failed, though PostgreSQL answers: ConnectionError: reset"]
+    assert caplog.records[-1].exc_info
+
+
+async def test_what_is_no_loss_of_the_database_is_left_to_its_part(outage: Outage) -> None:
+    for error in (ValueError("a bug"), asyncpg.UndefinedTableError("no table"), Unavailable("shutting down")):
+        assert not outage.covers("projection Account", error)
+
+
+async def test_a_failure_that_an_outage_leaves_behind_adds_no_line(
+    server: Server, outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.fault = ConnectionRefusedError("refused")
+    assert outage.covers("appender", ConnectionError("reset"))
+    await until(lambda: "is unreachable" in caplog.text)
+    assert outage.covers("saga Transfer", Unavailable("no log"))
+    assert outage.count("commands not written", 1200)
+    server.fault = None
+    await until(lambda: "answers again" in caplog.text)
+    server.asked.clear()
+    assert outage.covers("leases", ConnectionError("found only now"))
+    await server.asked.wait()
+    assert not outage.count("commands not written", 1)
+    assert lines(caplog) == [
+        "PostgreSQL is unreachable (ConnectionRefusedError: refused); every part of this process tries again until it "
+        "answers",
+        "PostgreSQL answers again after 0.0 s; failures since: appender (1), saga Transfer (1); "
+        "commands not written: 1,200",
+    ]
+
+
+async def test_an_outage_soon_after_another_is_logged_too(
+    server: Server, outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        caplog.clear()
+        server.fault = ConnectionRefusedError("refused")
+        assert outage.covers("appender", ConnectionError("reset"))
+        await until(lambda: "is unreachable" in caplog.text)
+        server.fault = None
+        await until(lambda: "answers again" in caplog.text)
+
+
+async def test_parts_log_their_own_failures_where_no_outage_log_runs(server: Server) -> None:
+    idle = Outage(server.connect, UNREACHABLE, VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)))
+    assert not idle.covers("rebuild", ConnectionError("reset"))
