@@ -6,13 +6,21 @@ import time
 from typing import Any
 
 import pytest
-from graphql import OperationDefinitionNode, TypeInfo, ValidationContext, get_introspection_query, parse, print_ast
+from graphql import (
+    OperationDefinitionNode,
+    TypeInfo,
+    ValidationContext,
+    get_introspection_query,
+    parse,
+    print_ast,
+    validate,
+)
 from msgspec.structs import replace
 
 from bank.main import app
 from headwater import Example
 from headwater.config import Settings
-from headwater.graphql.cost import CODE, CostLimits, _Reckoning, cost_rule
+from headwater.graphql.cost import CODE, MOST_LEVELS, CostLimits, _Reckoning, cost_rule
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.server.node import Node
@@ -116,6 +124,58 @@ async def test_circles_are_left_to_the_rule_for_them(length: int) -> None:
     errors = await errors_of("{ ...f0 } " + " ".join(links))
     assert {code for code, _ in errors} == {"GRAPHQL_VALIDATION_FAILED"}
     assert any("within itself" in message for _, message in errors)
+
+
+LEVELS = {
+    "fields": ("{{ {} }}", "a {{ {} }}", "b"),
+    "inline fragments": ("{{ {} }}", "... {{ {} }}", "__typename"),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize(("levels", "refused"), [(MOST_LEVELS, False), (MOST_LEVELS + 1, True)])
+def test_the_deepest_level_that_is_followed_passes_and_the_next_is_refused(
+    name: str, levels: int, refused: bool
+) -> None:
+    document, level, innermost = LEVELS[name]
+    for _ in range(levels):
+        innermost = level.format(innermost)
+    assert is_too_deep(document.format(innermost)) is refused
+
+
+@pytest.mark.parametrize(("spreads", "refused"), [(MOST_LEVELS, False), (MOST_LEVELS + 1, True)])
+def test_the_longest_chain_of_fragments_passes_and_the_next_is_refused(spreads: int, refused: bool) -> None:
+    assert is_too_deep(chain("...f{}", spreads - 1)) is refused
+
+
+def is_too_deep(query: str) -> bool:
+    """True if the rule stops at the number of levels, all other limits being out of the way."""
+    limits = CostLimits(depth=10_000, selections=10_000, values=10_000)
+    errors = validate(app.schema._schema, parse(query), [cost_rule(limits)])
+    assert len(errors) <= 1
+    return bool(errors)
+
+
+BOUNDS = {
+    "the fields of a query": (CostLimits(root_fields=3), "{{ {} }}", "a#: __typename ", 3),
+    "the fields of a mutation": (CostLimits(mutation_fields=3), "mutation {{ {} }}", "a#: __typename ", 3),
+    "selections": (CostLimits(selections=5), "{{ accounts {{ nodes {{ {} }} }} }}", "a#: id ", 3),
+    "values": (CostLimits(values=21), "{{ accounts(first: 5) {{ nodes {{ {} }} }} }}", "a#: id ", 3),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_the_last_within_a_limit_passes_and_the_next_is_refused(name: str) -> None:
+    limits, query, each, most = BOUNDS[name]
+    for count, errors in ((most, 0), (most + 1, 1)):
+        text = query.format("".join(each.replace("#", str(number)) for number in range(count)))
+        assert len(validate(app.schema._schema, parse(text), [cost_rule(limits)])) == errors
+
+
+@pytest.mark.parametrize(("depth", "refused"), [(4, False), (3, True)])
+def test_the_deepest_field_within_the_limit_passes(depth: int, refused: bool) -> None:
+    query = "{ accounts { nodes { owner { id } } } }"
+    assert bool(validate(app.schema._schema, parse(query), [cost_rule(CostLimits(depth=depth))])) is refused
 
 
 PAGES: list[tuple[str, int]] = [

@@ -10,6 +10,8 @@ from graphql import (
     GraphQLError,
     GraphQLSchema,
     OperationDefinitionNode,
+    OverlappingFieldsCanBeMergedRule,
+    ValuesOfCorrectTypeRule,
     parse,
     specified_rules,
     validate,
@@ -17,10 +19,20 @@ from graphql import (
 from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
 from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
+from headwater.graphql.merging import FieldsMerge, LiteralValues
 from headwater.graphql.result import Result, refused
 
-# What Strawberry itself validates with (strawberry.schema.schema.validate_document, which cannot hide suggestions).
-RULES: tuple[type[ASTValidationRule], ...] = (*specified_rules, MaybeNullValidationRule, OneOfInputValidationRule)
+_REPLACED = (OverlappingFieldsCanBeMergedRule, ValuesOfCorrectTypeRule)
+
+# What Strawberry itself validates with (strawberry.schema.schema.validate_document, which cannot hide suggestions),
+# with linear rules for two of them. `FieldsMerge` comes first: it bounds what others do again for each operation.
+RULES: tuple[type[ASTValidationRule], ...] = (
+    FieldsMerge,
+    LiteralValues,
+    *(each for each in specified_rules if each not in _REPLACED),
+    MaybeNullValidationRule,
+    OneOfInputValidationRule,
+)
 
 # A parsed document takes up to 280 bytes for each character of its text, so the cache is bounded by characters as well
 # as by entries: about 70 MB at worst, whatever clients send.
