@@ -22,7 +22,7 @@ from headwater.ids import new_id
 from headwater.postgres import embedded
 from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.postgres.migrations import migrate
-from headwater.projections.tables import prepare_views
+from headwater.projections.generations import prepare_views
 from headwater.server.node import Node
 
 FLOOR = Path(__file__).parent

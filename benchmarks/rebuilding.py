@@ -18,10 +18,10 @@ from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
 from headwater.postgres.embedded import EmbeddedPostgres
+from headwater.projections.generations import prepare, rebuild
 from headwater.projections.projector import Projector
 from headwater.projections.rebuild import Rebuild
 from headwater.projections.retire import Retired
-from headwater.projections.tables import prepare, rebuild
 from headwater.supervisor import Supervisor
 
 SHORT = 100_000

@@ -27,7 +27,7 @@ from headwater.errors import Unavailable
 from headwater.postgres import embedded
 from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.postgres.migrations import migrate
-from headwater.projections.tables import prepare_views
+from headwater.projections.generations import prepare_views
 from headwater.server.node import Node
 
 _names = itertools.count(1)

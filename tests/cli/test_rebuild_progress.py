@@ -17,7 +17,7 @@ from tests.support.waiting import until
 
 from bank.accounts.views import account_view
 from headwater.cli.rebuild_progress import line
-from headwater.projections.tables import fingerprint, prepare, rebuild
+from headwater.projections.generations import fingerprint, prepare, rebuild
 
 FULL = "#" * 30
 

@@ -28,8 +28,9 @@ from headwater.eventstore.positions import Positions
 from headwater.live.subscriptions import watch_changes, watch_row
 from headwater.postgres import queries
 from headwater.postgres.database import Database
+from headwater.projections.generations import prepare
 from headwater.projections.projector import Projector
-from headwater.projections.tables import model_reader, prepare
+from headwater.projections.row_codec import model_reader
 from headwater.server.node import Node
 
 Start: TypeAlias = Callable[..., Any]

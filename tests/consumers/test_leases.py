@@ -30,7 +30,7 @@ from headwater.config import Settings
 from headwater.consumers.leases import Unit, cut_off, shares
 from headwater.domain.serialization import encode
 from headwater.eventstore.log import Append, append
-from headwater.projections.tables import fingerprint, prepare_views
+from headwater.projections.generations import fingerprint, prepare_views
 from headwater.server.node import Node
 
 HERE = Path(__file__).parent

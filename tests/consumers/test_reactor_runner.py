@@ -30,7 +30,7 @@ from headwater.consumers.reactor_runner import Reacting
 from headwater.consumers.standings import read_standings
 from headwater.errors import ReactionFailed
 from headwater.ids import derived_id, new_id
-from headwater.projections.tables import rebuild
+from headwater.projections.generations import rebuild
 from headwater.server.node import Node
 
 Start: TypeAlias = Callable[..., Any]

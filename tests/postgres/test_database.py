@@ -24,9 +24,8 @@ from headwater.consumers.checkpoint import Standing
 from headwater.eventstore.log import Log
 from headwater.postgres.database import LOST, SILENCE, Database, take_times_by_number
 from headwater.postgres.migrations import migrate
-from headwater.projections import tables
+from headwater.projections.generations import prepare_views, table_lock
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.tables import prepare_views
 from headwater.projections.verify import Verifier
 
 
@@ -85,14 +84,13 @@ def options_of(connection: Any) -> dict[str, int]:
 
 
 async def test_a_process_that_is_stopped_while_it_changes_tables_does_not_keep_others_out(
-    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    dsn: str, connection: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(tables, "QUIET_SECONDS", 1)
     stopped = await asyncpg.connect(dsn)
 
     async def stop() -> None:
-        async with tables.alone(stopped, "Tally"):
-            async with tables.alone(connection, "Tally"):
+        async with table_lock(stopped, "Tally", quiet=1):
+            async with table_lock(connection, "Tally"):
                 pass
             await until(stopped.is_closed)
 

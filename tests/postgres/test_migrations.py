@@ -16,7 +16,7 @@ from bank.users.domain import RegisterUser
 from headwater.config import Settings
 from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.postgres.migrations import SchemaMissing, migrate, require_schema, scripts
-from headwater.projections.tables import prepare_views
+from headwater.projections.generations import prepare_views
 from headwater.server.node import Node
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,7 @@ from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
 from headwater.projections.history import PAGE, History
-from headwater.projections.tables import writer_of
+from headwater.projections.row_codec import writer_of
 from headwater.server.node import Node
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]

@@ -21,10 +21,10 @@ from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
+from headwater.projections.generations import prepare, rebuild
 from headwater.projections.history import History
 from headwater.projections.projector import Projector
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.tables import prepare, rebuild
 from headwater.projections.verify import Verifier
 from headwater.testing import folded, recorded
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from headwater import Event, ReadModel, Recorded, View
 from headwater.eventstore.positions import Positions
 from headwater.projections.filter import All, Compare, Filter, Not, Some, to_predicate
+from headwater.projections.generations import prepare
 from headwater.projections.reader import Reader
-from headwater.projections.tables import prepare, upsert_sql, writer_of
+from headwater.projections.row_codec import writer_of
+from headwater.projections.row_statements import upsert_sql
 
 
 class Size(Enum):

@@ -44,11 +44,12 @@ from headwater.live.subscriptions import Message, watch_changes, watch_row
 from headwater.postgres.database import LOST, Database
 from headwater.projections import rebuild, retire
 from headwater.projections.filter import EVERYTHING, Compare
+from headwater.projections.generations import fingerprint, prepare, prepare_views, renew
+from headwater.projections.generations import rebuild as force
 from headwater.projections.reader import Order, Reader
 from headwater.projections.rebuild import BuildStopped, Rebuild
 from headwater.projections.retire import Retired
-from headwater.projections.tables import _shape, fingerprint, model_reader, prepare, prepare_views, renew
-from headwater.projections.tables import rebuild as force
+from headwater.projections.row_codec import model_reader
 from headwater.server.node import Node
 from headwater.server.web import Web
 from headwater.supervisor import backoff
@@ -1707,17 +1708,6 @@ async def test_an_enum_that_loses_a_value_has_its_rows_made_again(dsn: str, conn
     row: Any = (await stored(connection, view_in(after)))[key][0]
     assert [each.value for each in row.sizes] == ["xl", "s"]
     assert await generations(connection) == [(1, "retired"), (2, "live")]
-
-
-async def test_rows_of_before_enums_and_kinds_were_noted_are_kept(connection: asyncpg.Connection) -> None:
-    view = view_in(with_sizes("s", "m"))
-    await prepare(connection, view)
-    await connection.execute(
-        "update headwater.projections set enums = '{}', fingerprint = $1 where name = 'Tally'", _shape(view, {})
-    )
-    assert await renew(connection, view) is None
-    query = "select fingerprint from headwater.projections where name = 'Tally'"
-    assert await connection.fetchval(query) == fingerprint(view)
 
 
 def test_a_declaration_has_one_fingerprint() -> None:

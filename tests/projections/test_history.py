@@ -22,10 +22,10 @@ from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
 from headwater.postgres.database import Database
 from headwater.projections import history
+from headwater.projections.generations import prepare, rebuild, renew
 from headwater.projections.history import History
 from headwater.projections.rebuild import Rebuild
 from headwater.projections.retire import Retired
-from headwater.projections.tables import prepare, rebuild, renew
 from headwater.projections.verify import Verifier
 from headwater.server.node import Node
 

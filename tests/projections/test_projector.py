@@ -37,8 +37,10 @@ from headwater.errors import Unavailable
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
+from headwater.projections.generations import prepare, rebuild
 from headwater.projections.projector import Projector
-from headwater.projections.tables import add_indexes, add_key, model_reader, prepare, rebuild
+from headwater.projections.row_codec import model_reader
+from headwater.projections.tables import add_indexes, add_key
 from headwater.server.node import Node
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]

@@ -23,9 +23,11 @@ from headwater.errors import BadUserInput, ProjectionBehind
 from headwater.eventstore.positions import Positions
 from headwater.projections import reader
 from headwater.projections.filter import EVERYTHING, Compare, Filter, to_predicate
+from headwater.projections.generations import prepare
 from headwater.projections.live_columns import shape_of
 from headwater.projections.reader import Order, Page, Reader
-from headwater.projections.tables import delete_sql, prepare, upsert_sql, writer_of
+from headwater.projections.row_codec import writer_of
+from headwater.projections.row_statements import delete_sql, upsert_sql
 
 
 class Size(Enum):

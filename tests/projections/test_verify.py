@@ -29,8 +29,8 @@ from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Log, append
 from headwater.postgres.database import Database
 from headwater.projections import verify
+from headwater.projections.generations import prepare, rebuild, renew
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.tables import prepare, rebuild, renew
 from headwater.projections.verify import Difference, NotVerifiable, Report, Verifier
 
 FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()

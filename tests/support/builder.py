@@ -13,8 +13,8 @@ from bank.main import app
 from headwater.eventstore.log import Log
 from headwater.postgres.database import Database
 from headwater.projections import rebuild
+from headwater.projections.generations import rebuild as force
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.tables import rebuild as force
 
 rebuild.NEAR = 0
 """Or it would not rest in a log as short as a test's."""

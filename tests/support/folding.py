@@ -10,7 +10,7 @@ import asyncpg
 
 from headwater import ReadModel, Recorded, View
 from headwater.domain.serialization import Codec
-from headwater.projections.tables import model_reader
+from headwater.projections.row_codec import model_reader
 
 Rows: TypeAlias = dict[UUID, tuple[ReadModel, int]]
 """Each key's row, and the position that last changed it."""

@@ -21,7 +21,7 @@ from headwater.config import Settings
 from headwater.errors import LogError
 from headwater.eventstore.log import Append, append
 from headwater.ids import derived_id, new_id
-from headwater.projections.tables import prepare_views
+from headwater.projections.generations import prepare_views
 from headwater.server.node import Node
 
 Start = Callable[..., Coroutine[Any, Any, Node]]

@@ -26,7 +26,7 @@ from headwater import (
     View,
 )
 from headwater.config import Settings
-from headwater.projections.tables import Outdated, fingerprint, prepare, prepare_views, rebuild
+from headwater.projections.generations import Outdated, fingerprint, prepare, prepare_views, rebuild
 from headwater.server.node import Node
 from headwater.server.worker import register_units
 

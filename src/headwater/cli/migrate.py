@@ -12,7 +12,7 @@ from headwater.cli.loop import complete
 from headwater.config import Settings
 from headwater.postgres.database import Database
 from headwater.postgres.migrations import migrate
-from headwater.projections.tables import prepare_views
+from headwater.projections.generations import prepare_views
 from headwater.server.worker import register_units
 
 

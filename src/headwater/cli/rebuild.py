@@ -19,7 +19,7 @@ from headwater.cli.loop import complete
 from headwater.cli.rebuild_progress import follow
 from headwater.config import Settings
 from headwater.domain.read_model import View
-from headwater.projections.tables import prepare, rebuild
+from headwater.projections.generations import prepare, rebuild
 from headwater.server.node import Node
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import watch_changes, watch_row
 from headwater.projections.filter import Row
 from headwater.projections.reader import Order, Page, Reader
-from headwater.projections.tables import reader_of
+from headwater.projections.row_codec import reader_of
 
 
 class _Wrapped(NamedTuple):

@@ -24,7 +24,8 @@ from headwater.postgres import queries
 from headwater.postgres.database import PASSING
 from headwater.projections import row_events
 from headwater.projections.filter import Row
-from headwater.projections.tables import fingerprint, writer_of
+from headwater.projections.generations import fingerprint
+from headwater.projections.row_codec import writer_of
 
 _SQL = queries.load(__file__)
 

@@ -32,7 +32,8 @@ from headwater.postgres import queries
 from headwater.postgres.database import Database, write_derived
 from headwater.postgres.rejected_rows import is_refusal, misfits, objection
 from headwater.projections import row_events
-from headwater.projections.tables import delete_sql, load_sql, model_reader, upsert_sql, writer_of
+from headwater.projections.row_codec import model_reader, writer_of
+from headwater.projections.row_statements import delete_sql, load_sql, upsert_sql
 from headwater.telemetry import Progress
 
 _SQL = queries.load(__file__)

@@ -38,19 +38,10 @@ from headwater.postgres import queries
 from headwater.postgres.database import Database, take_times_by_number, write_derived
 from headwater.postgres.rejected_rows import is_refusal, misfits, objection
 from headwater.projections import row_events
-from headwater.projections.tables import (
-    SCHEMA,
-    add_indexes,
-    add_key,
-    alone,
-    delete_sql,
-    load_sql,
-    model_reader,
-    select_sql,
-    show,
-    update_sql,
-    writer_of,
-)
+from headwater.projections.generations import table_lock
+from headwater.projections.row_codec import model_reader, writer_of
+from headwater.projections.row_statements import delete_sql, load_sql, select_sql, update_sql
+from headwater.projections.tables import SCHEMA, add_indexes, add_key, show
 from headwater.projections.verify import Verifier
 
 logger = logging.getLogger(__name__)
@@ -515,7 +506,7 @@ class _Build(Generic[M]):
         it has to be tried again."""
         before = self._position
         try:
-            async with alone(self._writing, self._view.name, seconds=SWAP_WAIT_SECONDS):
+            async with table_lock(self._writing, self._view.name, seconds=SWAP_WAIT_SECONDS):
                 return await self._take_its_place()
         except (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError) as error:
             logger.info("the swap of %s waits for queries under way (%s)", self._view.name, error)

@@ -19,7 +19,8 @@ from headwater.errors import HeadwaterError
 from headwater.postgres import queries
 from headwater.postgres.database import Database
 from headwater.projections import row_events
-from headwater.projections.tables import SCHEMA, alone
+from headwater.projections.generations import table_lock
+from headwater.projections.tables import SCHEMA
 
 logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
@@ -40,7 +41,7 @@ async def retire(connection: asyncpg.Connection, name: str) -> None:
             of the saga are open, which nobody would go on with.
     """
     try:
-        async with alone(connection, name, seconds=LOCK_SECONDS):
+        async with table_lock(connection, name, seconds=LOCK_SECONDS):
             tables = [row["table_name"] for row in await connection.fetch(_SQL["retire"], name)]
             # Every generation's table is the view's name and a number.
             for view in {re.sub(r"_\d+$", "", table) for table in tables}:
@@ -107,7 +108,7 @@ class Retired:
     async def _drop(self, connection: asyncpg.Connection, name: str, generation: int, table: str) -> bool:
         """One table, in a transaction of its own: what keeps it keeps no other."""
         try:
-            async with alone(connection, name, seconds=LOCK_SECONDS):
+            async with table_lock(connection, name, seconds=LOCK_SECONDS):
                 if not await connection.fetch(_SQL["claim"], name, generation):
                     return False
                 await connection.execute(f'drop table {SCHEMA}."{table}"')

@@ -26,7 +26,10 @@ from headwater.eventstore.log import Log
 from headwater.postgres import queries
 from headwater.postgres.database import Database, take_times_by_number
 from headwater.projections import row_events
-from headwater.projections.tables import SCHEMA, fingerprint, select_sql, writer_of
+from headwater.projections.generations import fingerprint
+from headwater.projections.row_codec import writer_of
+from headwater.projections.row_statements import select_sql
+from headwater.projections.tables import SCHEMA
 
 _SQL = queries.load(__file__)
 

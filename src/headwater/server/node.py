@@ -33,10 +33,10 @@ from headwater.graphql.scope import Serving
 from headwater.live.feed import Feed
 from headwater.postgres.database import UNREACHABLE, Database
 from headwater.postgres.migrations import require_schema
+from headwater.projections.generations import adopt, prepare, renew
 from headwater.projections.history import History
 from headwater.projections.reader import Reader
 from headwater.projections.retire import Retired
-from headwater.projections.tables import adopt, prepare, renew
 from headwater.projections.tombstones import Tombstones
 from headwater.server.self_report import Measures, Reporting
 from headwater.server.worker import Worker, register_units

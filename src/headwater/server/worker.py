@@ -22,9 +22,9 @@ from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Connection, Database
+from headwater.projections.generations import fingerprint, kinds_of
 from headwater.projections.projector import Projector
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.tables import fingerprint, kinds_of
 from headwater.sagas.conductor import Conductor
 from headwater.supervisor import Supervisor
 from headwater.telemetry import Progress

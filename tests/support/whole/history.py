@@ -37,7 +37,7 @@ from tests.support.whole.workers import Apart, Here
 from headwater import Command, Refusal
 from headwater.commands.dispatcher import Accepted
 from headwater.consumers import dead_letters
-from headwater.projections.tables import prepare, rebuild
+from headwater.projections.generations import prepare, rebuild
 from headwater.server.node import Node
 
 SECONDS = 20.0

@@ -1,0 +1,110 @@
+"""Converts between the Python values of a read model and the values of its columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any, Generic, TypeVar
+
+from headwater.domain.canonical_values import spelling_of
+from headwater.domain.fields import Field, Kind
+from headwater.domain.read_model import ReadModel, View
+
+M = TypeVar("M", bound=ReadModel)
+
+_FROM_JSON: dict[Kind, Callable[[str], Any]] = {Kind.TIME: datetime.fromisoformat, Kind.DATE: date.fromisoformat}
+
+
+class RowCodec(Generic[M]):
+    """Converts the rows of one read model. `columns`: each field with the function that converts its values."""
+
+    def __init__(self, view: View[M]) -> None:
+        self.columns = [(each, writer_of(each)) for each in view.fields]
+        self.names = [*(each.name for each in view.fields), "position"]
+        self.read = model_reader(view)
+
+    def arrays(self, models: Sequence[M | None], positions: Iterable[int]) -> list[list[Any]]:
+        """Return one array a column, `position` last, as `row_statements` takes them. No model may be None.
+
+        Raises:
+            Exception: a fold returned a value that its field cannot have.
+        """
+        arrays = [[write(getattr(model, each.name)) for model in models] for each, write in self.columns]
+        return [*arrays, list(positions)]
+
+    def stored(self, model: M, position: int) -> dict[str, Any]:
+        """Return a row as PostgreSQL would return it, by column."""
+        return {each.name: write(getattr(model, each.name)) for each, write in self.columns} | {"position": position}
+
+
+def model_reader(view: View[M]) -> Callable[[Mapping[str, Any]], M]:
+    """Return a function from a stored row to the read model."""
+    readers = [(each.name, reader_of(each)) for each in view.fields]
+    model = view.model
+    return lambda row: model(**{name: read(row[name]) for name, read in readers})
+
+
+def writer_of(field: Field) -> Callable[[Any], Any]:
+    """Return a function from a field's Python value to its column's value. It raises ValueError for a time without a
+    zone, and for the first and the last time that Python has."""
+    if field.many:
+        one = _scalar_writer(field)
+        return lambda values: None if values is None else json.dumps([one(value) for value in values], default=str)
+    return _finite if field.kind is Kind.TIME else _scalar_writer(field)
+
+
+def reader_of(field: Field) -> Callable[[Any], Any]:
+    """Return a function from a column's value to its field's Python value."""
+    read, spell = _reader_of(field), spelling_of(field)
+    # PostgreSQL returns every other column in canonical form. asyncpg reads a decimal with many zeros as an exponent.
+    if spell is None or not (field.many or field.kind is Kind.DECIMAL):
+        return read
+    return lambda stored: spell(read(stored))
+
+
+def _reader_of(field: Field) -> Callable[[Any], Any]:
+    if field.many:
+        one = _element_reader(field)
+        return lambda text: None if text is None else [one(value) for value in json.loads(text)]
+    if field.enum is not None:
+        chosen = field.enum
+        return lambda value: None if value is None else chosen(value)
+    return _unchanged
+
+
+def _scalar_writer(field: Field) -> Callable[[Any], Any]:
+    if field.kind is Kind.ENUM:
+        return lambda member: None if member is None else member.value
+    return _aware if field.kind is Kind.TIME else _unchanged
+
+
+def _element_reader(field: Field) -> Callable[[Any], Any]:
+    """Return a function from an element of a JSON list. Decimals, times and ids are text there."""
+    if field.enum is not None:
+        return field.enum
+    chosen: Callable[[Any], Any] = _FROM_JSON.get(field.kind, field.kind.value)
+    return chosen
+
+
+def _aware(moment: Any) -> Any:
+    if moment is not None and moment.tzinfo is None:
+        raise ValueError(
+            f"{moment} has no time zone, so that the stored moment would depend on the machine; give it a zone, such "
+            "as UTC"
+        )
+    return moment
+
+
+_ENDS = [end.replace(tzinfo=UTC) for end in (datetime.min, datetime.max)]  # noqa: DTZ901 - the zone is given here
+
+
+def _finite(moment: Any) -> Any:
+    # asyncpg writes the very first and last time as PostgreSQL's infinity.
+    if _aware(moment) is not None and not 1 < moment.year < 9999 and moment in _ENDS:
+        raise ValueError(f"{moment} would be stored as infinity, and could not be read back; use another time, or None")
+    return moment
+
+
+def _unchanged(value: Any) -> Any:
+    return value
