@@ -85,7 +85,12 @@ def test_an_event_comes_back_as_it_was() -> None:
     assert Codec([Everything]).decode("all", 3, encode(EVERYTHING)) == EVERYTHING
 
 
-@given(st.decimals(allow_nan=False, allow_infinity=False), st.text(st.characters(codec="utf-8")))
+@given(
+    st.decimals(allow_nan=False, allow_infinity=False, min_value="-1e131071", max_value="1e131071").filter(
+        lambda number: number.adjusted() > -16_300
+    ),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+)
 def test_no_digit_and_no_letter_is_lost(amount: Decimal, text: str) -> None:
     class One(Event):
         amount: Decimal
@@ -166,7 +171,6 @@ class Odd(Event):
     [
         (Odd(real=1e308 * 10), "Expected `float`, got `null` - at `$.real`"),
         (Odd(reals=[0.0, float("nan")]), "Expected `float`, got `null` - at `$.reals[1]`"),
-        (Odd(maybe=float("-inf")), "its field maybe would be read back as None, not as -inf"),
         (Odd(small=101), "Expected `int` <= 100 - at `$.small`"),
         (Odd(text=None), "Expected `str`, got `null` - at `$.text`"),  # type: ignore[arg-type]  # the mistake
         (Odd(text="\ud800"), "'utf-8' codec can't encode character"),
@@ -174,7 +178,7 @@ class Odd(Event):
         (Odd(loose={"a": {1: 2}}), "its field loose would be read back as {'a': {'1': 2}}, not as {'a': {1: 2}}"),
         (Odd(loose={"a": object()}), "Encoding objects of type object is unsupported"),
     ],
-    ids=["infinity", "nan", "optional", "bound", "none", "surrogate", "float", "key", "object"],
+    ids=["infinity", "nan", "bound", "none", "surrogate", "float", "key", "object"],
 )
 def test_an_event_that_could_not_be_read_back_is_not_encoded(event: Event, sentence: str) -> None:
     with pytest.raises(UnreadableEvent) as caught:
@@ -183,7 +187,7 @@ def test_an_event_that_could_not_be_read_back_is_not_encoded(event: Event, sente
 
 
 def test_what_is_read_back_as_another_type_with_all_that_it_says_is_encoded() -> None:
-    assert json.loads(encode(Odd(reals=(1.0,), text="\0", amount=Decimal("NaN"))))["reals"] == [1.0]  # type: ignore[arg-type]  # a tuple, as may be
+    assert json.loads(encode(Odd(reals=(1.0,))))["reals"] == [1.0]  # type: ignore[arg-type]  # a tuple, as may be
 
 
 def test_two_events_of_one_name() -> None:

@@ -11,13 +11,13 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import asyncpg
+import msgspec
 import pytest
 from msgspec import field
 from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, View
 from headwater.domain.row_fold import fold_of
-from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
@@ -106,8 +106,6 @@ AMOUNTS = {
     "-0.00": "0.00",
     "-0": "0",
     "0E+3": "0",
-    "NaN": "NaN",
-    "Infinity": "Infinity",
 }
 
 
@@ -125,10 +123,16 @@ async def database(dsn: str) -> AsyncIterator[Database]:
         yield database
 
 
+def unchecked(event: Given | Shown) -> tuple[str, int, str]:
+    """An event as the log stores it, also where its values break the rules of their kinds."""
+    data = msgspec.json.Encoder(decimal_format="string").encode(event).decode()
+    return event.__declared__.name, event.__declared__.version, data
+
+
 async def write(connection: asyncpg.Connection, *events: Given | Shown) -> int:
     done = await append(
         connection,
-        [Append(uuid4(), e.cup_id, "cup", None, [stored_form(e)], uuid4()) for e in events],
+        [Append(uuid4(), e.cup_id, "cup", None, [unchecked(e)], uuid4()) for e in events],
     )
     return done[-1].position
 
@@ -208,7 +212,7 @@ async def test_a_number_that_postgresql_has_no_place_for_is_a_failed_fold(
     [(position, error)] = await connection.fetch("select position, error from headwater.dead_letters")
     assert (position, error.splitlines()[0]) == (
         2,
-        "ValueError: 1E+131072 is too large for PostgreSQL, which takes numbers below 1E+131072",
+        "ValueError: amount: Expected at most 131072 digits before the decimal point, not Decimal('1E+131072')",
     )
 
 

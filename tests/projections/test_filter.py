@@ -129,14 +129,7 @@ OPERATORS = {
     **dict.fromkeys(("size", "maybe_size", "link"), EQUALITY),
 }
 
-# What GraphQL takes from no client, but a fold may have made.
-ODD_RATIOS = RATIOS | st.sampled_from([float("inf"), float("-inf"), float("nan")])
-ODD_AMOUNTS = AMOUNTS | st.sampled_from([Decimal("Infinity"), Decimal("-Infinity"), Decimal("NaN")])
 IN_ROWS = OF_COLUMN | {
-    "amount": ODD_AMOUNTS,
-    "maybe_amount": ODD_AMOUNTS,
-    "ratio": ODD_RATIOS,
-    "maybe_ratio": ODD_RATIOS,
     "size": SIZES,
     "maybe_size": SIZES,
 }

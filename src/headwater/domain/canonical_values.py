@@ -1,8 +1,8 @@
-"""The one spelling of a value in a row, whether a fold has just given it or it was read from the table.
+"""The canonical form of a value in a row: the form in which PostgreSQL returns it.
 
-PostgreSQL keeps of a time the moment and not the zone, of a decimal the digits after the point and not an exponent, of
-a date no hours. A fold that sees a row must not see whether it was in memory: what it gives is spelled as it would be
-read back.
+PostgreSQL keeps the moment of a time but not its zone, the digits of a decimal but not its exponent, and the day of a
+date but not its hours. Rows that a fold returns are brought into this form at once, so that a fold cannot tell whether
+its row was read from the table or was still in memory.
 """
 
 from __future__ import annotations
@@ -13,32 +13,30 @@ from decimal import Decimal
 from typing import Any, TypeAlias
 
 from headwater.domain.fields import Field, Kind
+from headwater.domain.value_rules import MOST_WHOLE_DIGITS
 
-Spell: TypeAlias = Callable[[Any], Any]
-"""From a value to the same one as it is read back; the very object where that is how it is spelled."""
-
-LARGEST = 131_071
-"""The power of ten up to which PostgreSQL's numeric goes."""
+Canonical: TypeAlias = Callable[[Any], Any]
+"""From a value to its canonical form: the same object if it is in that form already."""
 
 
-def spelling_of(field: Field) -> Spell | None:
-    """How a field's values are spelled; None where each is read back as it is."""
-    spell = _SPELLINGS.get(field.kind)
-    if spell is None or not field.many:
-        return spell
-    return _of_each(spell)
+def canonical_form_of(field: Field) -> Canonical | None:
+    """Return the function that brings a field's values into canonical form; None where every value is in it."""
+    canonical = _CANONICAL.get(field.kind)
+    if canonical is None or not field.many:
+        return canonical
+    return _of_each(canonical)
 
 
-def _of_each(spell: Spell) -> Spell:
-    """A list is stored as JSON, and has its values spelled as columns have theirs."""
+def _of_each(canonical: Canonical) -> Canonical:
+    """Return the function for lists: they are stored as JSON, and their elements take the same form as columns."""
 
-    def spelled(values: Any) -> Any:
+    def of_list(values: Any) -> Any:
         if values is None:
             return None
-        again = [spell(value) for value in values]
+        again = [canonical(value) for value in values]
         return values if all(map(_is, again, values)) else again
 
-    return spelled
+    return of_list
 
 
 def _is(one: object, other: object) -> bool:
@@ -46,43 +44,41 @@ def _is(one: object, other: object) -> bool:
 
 
 def _time(moment: Any) -> Any:
-    """In UTC. One without a zone stays so, and is not stored."""
+    """In UTC. A time without a zone stays as it is, and is refused when the row is stored."""
     if moment is None or moment.tzinfo is UTC or moment.tzinfo is None:
         return moment
     return moment.astimezone(UTC)
 
 
 def _date(day: Any) -> Any:
-    """A datetime is a date, to a type checker, too."""
+    """As a date. Type checkers accept a datetime where a date is declared."""
     return day.date() if isinstance(day, datetime) else day
 
 
 def _float(number: Any) -> Any:
-    """An int will do for a float, to a type checker, too."""
+    """As a float. Type checkers accept an int where a float is declared."""
     return float(number) if isinstance(number, int) else number
 
 
 def _decimal(number: Any) -> Any:
-    """Without an exponent above zero, and without a sign before zero; the places after the point stay."""
+    """Without an exponent above zero and without a sign before zero. The decimal places stay."""
     if type(number) is not Decimal:
         return None if number is None else _decimal(Decimal(number))
     text = str(number)
-    if "E+" in text or "N" in text:
+    if "E+" in text:
         return _plain(number)
     return number if number or text[0] != "-" else number.copy_abs()
 
 
 def _plain(number: Decimal) -> Decimal:
-    if number.is_nan():
-        return Decimal("NaN")
     if not number:
         return Decimal(0)
-    if number.adjusted() > LARGEST:  # asyncpg would write a zero
-        raise ValueError(f"{number} is too large for PostgreSQL, which takes numbers below 1E+{LARGEST + 1}")
+    if number.adjusted() >= MOST_WHOLE_DIGITS:
+        return number  # refused when the row is stored; written out, it could fill the memory
     return Decimal(f"{number:f}")
 
 
-_SPELLINGS: dict[Kind, Spell] = {
+_CANONICAL: dict[Kind, Canonical] = {
     Kind.TIME: _time,
     Kind.DATE: _date,
     Kind.FLOAT: _float,

@@ -65,11 +65,27 @@ def fields_of(cls: type[Any]) -> tuple[Field, ...]:
     Raises:
         DefinitionError: an annotation cannot be resolved, or its type is not one that Headwater carries.
     """
+    hints = _class_hints(cls)
+    return tuple(_field(cls, name, hints[name], required) for name, required in _names(cls))
+
+
+def carried_fields_of(cls: type[Any]) -> tuple[Field, ...]:
+    """Return the fields whose types Headwater carries to SQL and GraphQL; fields of other types are left out."""
+    hints = _class_hints(cls)
+    carried = []
+    for name, required in _names(cls):
+        try:
+            carried.append(_field(cls, name, hints[name], required))
+        except DefinitionError:
+            continue
+    return tuple(carried)
+
+
+def _class_hints(cls: type[Any]) -> dict[str, Any]:
     try:
-        hints = get_type_hints(cls, include_extras=True)
+        return get_type_hints(cls, include_extras=True)
     except Exception as error:
         raise DefinitionError(f"{cls.__name__}: an annotation cannot be resolved: {error}") from error
-    return tuple(_field(cls, name, hints[name], required) for name, required in _names(cls))
 
 
 def _names(cls: type[Any]) -> list[tuple[str, bool]]:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from headwater.domain.canonical_values import Spell, spelling_of
+from headwater.domain.canonical_values import Canonical, canonical_form_of
 from headwater.domain.read_model import ReadModel, View
 from headwater.errors import HeadwaterError
 
@@ -58,7 +58,7 @@ def fold_of(view: View[M]) -> Fold[M]:
         RowMisplaced.  Whatever the user's function raises.
     """
     fold, key_of_row, name = view.fold, view.key, view.name
-    spelled = [(each.name, spell) for each in view.fields if (spell := spelling_of(each)) is not None]
+    spelled = [(each.name, spell) for each in view.fields if (spell := canonical_form_of(each)) is not None]
 
     def folded(key: UUID, row: M | None, event: Any) -> M | None:
         after = fold(row, event)
@@ -72,7 +72,7 @@ def fold_of(view: View[M]) -> Fold[M]:
     return folded
 
 
-def _respelled(row: M, spelled: Sequence[tuple[str, Spell]]) -> M:
+def _respelled(row: M, spelled: Sequence[tuple[str, Canonical]]) -> M:
     changes = None
     for name, spell in spelled:
         value = getattr(row, name)

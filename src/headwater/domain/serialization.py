@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from headwater.domain.fields import Field, carried_fields_of
 from headwater.domain.messages import Event
 from headwater.domain.upcasting import Chains, Kind, Upcaster
+from headwater.domain.value_rules import broken_rule, has_rule
 from headwater.errors import DefinitionError, LogError, UnreadableEvent
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode
@@ -22,19 +24,26 @@ _fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def encode(event: Event) -> str:
-    """The event as JSON text: decimals and times as strings, so that nothing is ever a float.
+    """Return the event as JSON text. Decimals and times are strings, so that no decimal becomes a float.
 
-    What is encoded is read back before it is used. Structs do not check what they are made of, and an event that its
-    class cannot read would stand in the log for ever: its stream could not be decided on, and nobody could repair it.
+    The text is decoded again before it is returned. A struct does not check the values that it is made of, and an event
+    that its class cannot read would stay in the log for ever: no command on its stream could be decided.
 
     Raises:
-        UnreadableEvent: it would not be read back as it is.
+        UnreadableEvent: a value would not be read back as it is, or breaks the rule of its kind (see `value_rules`).
     """
+    decode, ruled = _reading_of(type(event))
     try:
         data = _encode(event)
-        again = _decoder_of(type(event))(data)
+        again = decode(data)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
         raise _unreadable(event, str(error)) from error
+    for each in ruled:
+        value = getattr(event, each.name)
+        if broken := broken_rule(each, value):
+            raise UnreadableEvent(
+                f"{type(event).__name__} cannot be written: its field {'.'.join(broken[0])} breaks a rule: {broken[1]}"
+            )
     if again != event:
         _require_same(event, again)
     return data.decode()
@@ -46,8 +55,12 @@ def stored_form(event: Event) -> tuple[str, int, str]:
 
 
 @cache
-def _decoder_of(event: type[Event]) -> Callable[[bytes], Event]:
-    return msgspec.json.Decoder(event).decode
+def _reading_of(event: type[Event]) -> tuple[Callable[[bytes], Event], tuple[Field, ...]]:
+    """Return the decoder of an event type, and its fields that have rules.
+
+    A message of a saga may have fields of other types than those that Headwater carries; they have no rules.
+    """
+    return msgspec.json.Decoder(event).decode, tuple(each for each in carried_fields_of(event) if has_rule(each))
 
 
 def _require_same(event: Event, again: Event) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any, Generic, TypeVar
 
-from headwater.domain.canonical_values import spelling_of
+from headwater.domain.canonical_values import canonical_form_of
 from headwater.domain.fields import Field, Kind
 from headwater.domain.read_model import ReadModel, View
+from headwater.domain.value_rules import require_rule
 
 M = TypeVar("M", bound=ReadModel)
 
@@ -46,21 +47,21 @@ def model_reader(view: View[M]) -> Callable[[Mapping[str, Any]], M]:
 
 
 def writer_of(field: Field) -> Callable[[Any], Any]:
-    """Return a function from a field's Python value to its column's value. It raises ValueError for a time without a
-    zone, and for the first and the last time that Python has."""
+    """Return a function from a field's Python value to its column's value. It raises ValueError for a value that
+    breaks the rule of its kind."""
+    one = _scalar_writer(field)
     if field.many:
-        one = _scalar_writer(field)
         return lambda values: None if values is None else json.dumps([one(value) for value in values], default=str)
-    return _finite if field.kind is Kind.TIME else _scalar_writer(field)
+    return one
 
 
 def reader_of(field: Field) -> Callable[[Any], Any]:
     """Return a function from a column's value to its field's Python value."""
-    read, spell = _reader_of(field), spelling_of(field)
+    read, canonical = _reader_of(field), canonical_form_of(field)
     # PostgreSQL returns every other column in canonical form. asyncpg reads a decimal with many zeros as an exponent.
-    if spell is None or not (field.many or field.kind is Kind.DECIMAL):
+    if canonical is None or not (field.many or field.kind is Kind.DECIMAL):
         return read
-    return lambda stored: spell(read(stored))
+    return lambda stored: canonical(read(stored))
 
 
 def _reader_of(field: Field) -> Callable[[Any], Any]:
@@ -76,7 +77,7 @@ def _reader_of(field: Field) -> Callable[[Any], Any]:
 def _scalar_writer(field: Field) -> Callable[[Any], Any]:
     if field.kind is Kind.ENUM:
         return lambda member: None if member is None else member.value
-    return _aware if field.kind is Kind.TIME else _unchanged
+    return require_rule(field) or _unchanged
 
 
 def _element_reader(field: Field) -> Callable[[Any], Any]:
@@ -85,25 +86,6 @@ def _element_reader(field: Field) -> Callable[[Any], Any]:
         return field.enum
     chosen: Callable[[Any], Any] = _FROM_JSON.get(field.kind, field.kind.value)
     return chosen
-
-
-def _aware(moment: Any) -> Any:
-    if moment is not None and moment.tzinfo is None:
-        raise ValueError(
-            f"{moment} has no time zone, so that the stored moment would depend on the machine; give it a zone, such "
-            "as UTC"
-        )
-    return moment
-
-
-_ENDS = [end.replace(tzinfo=UTC) for end in (datetime.min, datetime.max)]  # noqa: DTZ901 - the zone is given here
-
-
-def _finite(moment: Any) -> Any:
-    # asyncpg writes the very first and last time as PostgreSQL's infinity.
-    if _aware(moment) is not None and not 1 < moment.year < 9999 and moment in _ENDS:
-        raise ValueError(f"{moment} would be stored as infinity, and could not be read back; use another time, or None")
-    return moment
 
 
 def _unchanged(value: Any) -> Any:
