@@ -163,7 +163,7 @@ async def test_a_database_that_is_away(clean_environ: dict[str, str], command: s
     ("app", "said"),
     [
         ("bank.main", "MODULE:NAME"),
-        ("bank.nothing:app", "No module named"),
+        ("bank.nothing:app", "there is no module bank.nothing"),
         ("bank.main:nothing", "no attribute 'nothing'"),
         ("bank.main:Path", "not an App"),
     ],

@@ -1,11 +1,9 @@
-"""The app that a command is about: `--app MODULE:NAME`, or the one that pyproject.toml names."""
+"""Finds the app that a command is about: `--app MODULE:NAME`, or the one that pyproject.toml names."""
 
 from __future__ import annotations
 
 import argparse
 import gc
-import importlib
-import sys
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.app import App
+from headwater.cli.app_import import import_app
 from headwater.cli.connection import reaching
 from headwater.config import Settings
 from headwater.domain.read_model import View
@@ -22,60 +21,58 @@ from headwater.server.node import Node
 
 
 def app_option() -> argparse.ArgumentParser:
-    """The parent of each command that needs the app; `load(chosen.app)` answers it."""
+    """Return the parent parser of each command that needs the app; the command then calls `load(chosen.app)`."""
     option = argparse.ArgumentParser(add_help=False)
     option.add_argument(
-        "--app", metavar="MODULE:NAME", help="the App to run; left out: [tool.headwater] app in pyproject.toml"
+        "--app", metavar="MODULE:NAME", help="the App to run; default: [tool.headwater] app in pyproject.toml"
     )
     return option
 
 
 def load(name: str | None) -> App:
-    """The App that `module:name` names. The current folder is on the path, as with `python -m`."""
+    """Import the App that `module:name` names; None stands for the one in pyproject.toml.
+
+    Raises:
+        SettingsError: no app is named, or it cannot be imported; the sentence says where the fault is.
+    """
     name = name or _configured()
     if name is None:
-        raise SettingsError("no app: say --app MODULE:NAME, or write [tool.headwater] app in pyproject.toml")
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute or module_name.startswith("."):
-        raise SettingsError(f"--app {name!r} must be MODULE:NAME, such as bank.main:app")
-    sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"--app {name!r}: {error}; run from the folder that holds it") from error
-    try:
-        app = getattr(module, attribute)
-    except AttributeError as error:
-        raise SettingsError(f"--app {name!r}: {error}") from error
-    if not isinstance(app, App):
-        raise SettingsError(f"--app {name!r} is a {type(app).__name__}, not an App")
-    return app
+        raise SettingsError("no app is named; add --app MODULE:NAME, or [tool.headwater] app to pyproject.toml")
+    return import_app(name)
 
 
 def limits(name: str | None) -> Limits | None:
-    """When its sagas are stuck; None where no app is named, since an operator's commands need it for nothing else."""
+    """Return after how long each saga of the app counts as stuck; None if no app is named.
+
+    Operators' commands need the app for nothing else, so they also run without it.
+    """
     return limits_of(load(name).domain) if name or _configured() else None
 
 
 def _configured() -> str | None:
     file = Path("pyproject.toml")
     try:
-        table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        project = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:  # not TOML, or not UTF-8
-        raise SettingsError(f"pyproject.toml cannot be read: {error}; mend it, or say --app MODULE:NAME") from error
+        raise SettingsError(f"pyproject.toml cannot be read: {error}; correct it, or add --app MODULE:NAME") from error
     try:
-        name = table.get("tool", {}).get("headwater", {}).get("app", "")
-    except AttributeError:  # something else stands where a table should
+        name = project.get("tool", {}).get("headwater", {}).get("app", "")
+    except AttributeError:  # `tool` or `tool.headwater` is no table
         name = None
     if not isinstance(name, str):
         raise SettingsError(
-            'pyproject.toml names no app as it should, which is app = "MODULE:NAME" in the table [tool.headwater]; '
-            "mend it, or say --app MODULE:NAME"
+            'pyproject.toml does not name the app as app = "MODULE:NAME" in the table [tool.headwater]; correct it, '
+            "or add --app MODULE:NAME"
         )
     return name or None
 
 
 def view_named(app: App, name: str) -> View[Any]:
+    """Return the view of a read model.
+
+    Raises:
+        SettingsError: the app has no read model of that name.
+    """
     try:
         return app.domain.view_named(name)
     except KeyError:
@@ -85,10 +82,10 @@ def view_named(app: App, name: str) -> View[Any]:
 
 @asynccontextmanager
 async def node_of(app: App, settings: Settings, dsn: str, *, serve: bool, work: bool) -> AsyncIterator[Node]:
-    """The app, running. Only while it starts is a database out of reach the fault of a setting.
+    """Run the app as a node. A database that cannot be reached is reported as a wrong setting only during the start.
 
-    What is there when it has started stays, so that the garbage collector is told to pass it over: going through all of
-    the app's classes and schema again and again cost a quarter of a process's time.
+    After the start the garbage collector ignores everything that exists by then, since classes and schema live as long
+    as the process: scanning them again and again took a quarter of its time.
     """
     async with AsyncExitStack() as stack:
         with reaching():

@@ -1,4 +1,4 @@
-"""What may be said on the command line: the list of its commands, and the settings that options stand above."""
+"""The list of commands, and the settings that options of the command line replace."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GROUPS = [
     retire,
     events,
 ]
-"""Each module adds its own commands, in the order that `headwater --help` shows."""
+"""The modules that add commands, in the order that `headwater --help` shows."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,9 +51,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(chosen: argparse.Namespace) -> Settings:
-    """The environment's settings, with the address that was said in place of theirs."""
+    """Return the environment's settings, with --host and --port in place of theirs."""
     given = {name: value for name in ("host", "port") if (value := getattr(chosen, name, None)) is not None}
     settings = msgspec.structs.replace(Settings.from_environment(), **given)
     if not 0 <= settings.port <= 65535:
-        raise SettingsError(f"--port {settings.port} is no port; use one from 1 to 65535")
+        raise SettingsError(f"--port {settings.port} is not a port; use 1 to 65535, or 0 for any free port")
     return settings

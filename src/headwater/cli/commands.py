@@ -1,4 +1,4 @@
-"""How a command is declared: its name, its sentence, and the function that it runs."""
+"""Declares commands: the name, the help text, and the function that runs. Also the types of their arguments."""
 
 from __future__ import annotations
 
@@ -13,28 +13,34 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 for it."""
 
 LARGEST = 2**62
-"""Of a number that is said: what PostgreSQL can count to, and some more."""
+"""The largest number that an argument may be; it and a small addition fit into PostgreSQL's bigint."""
 
 Run: TypeAlias = Callable[[argparse.Namespace, Settings], int | None]
-"""Returns the exit code; None is 0. Errors of Headwater, PostgreSQL and the system are answered by `main`."""
+"""Runs a command. Returns the exit code; None is 0. `main` prints errors of Headwater, PostgreSQL and the system."""
 
 
 def command(
     commands: Commands, name: str, run: Run, text: str, *, parents: Sequence[argparse.ArgumentParser] = ()
 ) -> argparse.ArgumentParser:
-    """Add one command. Returns its parser, for the options of its own."""
+    """Add one command. Returns its parser, to which its own options are added."""
     parser = commands.add_parser(name, parents=parents, help=text, description=text)
     parser.set_defaults(command=run)
     return parser
 
 
+def group(commands: Commands, name: str, text: str, description: str | None = None) -> Commands:
+    """Add a word that has commands of its own. Returns what those are added to."""
+    parser = commands.add_parser(name, help=text, description=description or text)
+    return parser.add_subparsers(required=True, metavar="COMMAND")
+
+
 def position(text: str) -> int:
-    """A place in the log, from an argument."""
+    """Parse a position in the log: 0 or more."""
     return _number(text, 0)
 
 
 def count(text: str) -> int:
-    """How many, from an argument: at least one."""
+    """Parse a number of things: 1 or more."""
     return _number(text, 1)
 
 
@@ -43,9 +49,3 @@ def _number(text: str, least: int) -> int:
     if not least <= number <= LARGEST:
         raise argparse.ArgumentTypeError(f"{text} must be from {least} to {LARGEST}")
     return number
-
-
-def group(commands: Commands, name: str, text: str, description: str | None = None) -> Commands:
-    """Add a word that has commands of its own, which are added to what is returned."""
-    parser = commands.add_parser(name, help=text, description=description or text)
-    return parser.add_subparsers(required=True, metavar="COMMAND")

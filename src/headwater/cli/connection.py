@@ -1,6 +1,6 @@
-"""The database that a command is about: how it is reached, and what the command says when it cannot be.
+"""Reaches the database that a command is about, and names the setting at fault when that fails.
 
-An operator's command is one line of it: `ask(settings, question)`.
+An operator's command is one call: `ask(settings, question)`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,36 @@ T = TypeVar("T")
 
 
 def dsn_of(settings: Settings) -> str:
-    """The database that is set, and no other: for a process that serves it."""
+    """Return DATABASE_URL, for a process that serves the database.
+
+    Raises:
+        SettingsError: DATABASE_URL is not set.
+    """
     if settings.database_url is None:
         raise SettingsError("DATABASE_URL is not set; give it a postgresql:// address, or use `headwater dev`")
     return settings.database_url
 
 
 def dsn_to_ask(settings: Settings) -> str:
-    """The database that is set, or that of the `headwater dev` which runs in this folder: for who looks at it."""
+    """Return DATABASE_URL, else the address of the `headwater dev` that runs in this folder.
+
+    For commands that only look at a database: `headwater dev` may stop its own at any time.
+    """
     if settings.database_url is None and (running := embedded.running_dsn(settings.data)) is not None:
         return running
     return dsn_of(settings)
 
 
 def ask(settings: Settings, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    """Ask the database something, and wait for the answer.
+    """Run a question on a connection of its own to the migrated database, and return its answer.
 
-    Raises the errors that `main` answers with a sentence: no database, nobody there, not migrated.
+    Raises the errors that `main` prints: no database is set, it cannot be reached, or it is not migrated.
     """
     return complete(connected(dsn_to_ask(settings), question))
 
 
 async def connected(dsn: str, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    """Ask a migrated database something, on a connection of its own."""
+    """Run a question on a connection of its own to a migrated database, and return its answer."""
     async with migrated_database(dsn, pool_size=1) as database:
         connection = await database.connect("command line")
         try:
@@ -55,6 +62,7 @@ async def connected(dsn: str, question: Callable[[asyncpg.Connection], Awaitable
 
 @asynccontextmanager
 async def migrated_database(dsn: str, *, pool_size: int) -> AsyncIterator[Database]:
+    """Open a database whose schema is this version's."""
     with reaching():
         async with Database(dsn, pool_size=pool_size) as database:
             await require_schema(database.pool)
@@ -63,7 +71,7 @@ async def migrated_database(dsn: str, *, pool_size: int) -> AsyncIterator[Databa
 
 @contextmanager
 def reaching() -> Iterator[None]:
-    """Say which setting is at fault when nobody is there, or when the setting makes no sense."""
+    """Report a database that cannot be reached, and an address that makes no sense, as a fault of DATABASE_URL."""
     try:
         yield
     except asyncpg.ClientConfigurationError as error:

@@ -1,7 +1,7 @@
-"""The audit trail as lines of text: one an event, or the tree of what caused what.
+"""Formats the audit trail: a line of text or JSON for each event, or the tree of causes of one correlation.
 
-A tree is made of commands, the events that each left, and under the event or the command that led to it, the commands
-that followed. A command without events left no trace, and of those of older code the log keeps no name.
+A tree holds commands and, under each, the events that it wrote. A command that was caused by an event or by another
+command stands under that cause. A command that wrote no event is not in the log, so it is not in the tree either.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from uuid import UUID
 
 import msgspec
 
+from headwater.cli.output import json_text
 from headwater.cli.terminal import printable
 from headwater.eventstore.audit_trail import Entry
 
 LONGEST_DATA = 200
-"""Characters of an event's data in a tree. A saga's record holds the steps that follow, which the tree shows anyway."""
+"""Characters of an event's data in a tree; the rest is cut. A saga's record is long, and the tree shows its
+steps anyway."""
 
 
 def line_of(entry: Entry) -> str:
-    """One event: position, time, stream and version, type, data, and who did it."""
+    """Return one event as a line: position, time, category, stream, version, type, data and actor."""
     return printable(
         f"{entry.position:>10}  {_time(entry)}  {entry.category} {entry.stream_id} v{entry.version}  {entry.type}  "
         f"{entry.data}{_by(entry)}"
@@ -29,7 +31,7 @@ def line_of(entry: Entry) -> str:
 
 
 def json_of(entry: Entry) -> str:
-    """One event as a line of JSON, with the names of the GraphQL API. Positions are strings there too."""
+    """Return one event as a line of JSON with the field names of the GraphQL API; positions are strings, as there."""
     values = {
         "position": str(entry.position),
         "eventId": entry.event_id,
@@ -46,11 +48,11 @@ def json_of(entry: Entry) -> str:
         "correlationId": entry.correlation_id,
         "causationId": entry.causation_id,
     }
-    return msgspec.json.encode(values).decode()
+    return json_text(msgspec.json.encode(values).decode())
 
 
 def tree_of(entries: Sequence[Entry]) -> Iterator[str]:
-    """The events of one correlation as a tree of causes, in the log's order.
+    """Yield the events of one correlation as a tree of causes, in the log's order.
 
     Each line is indented under its cause. Long data is cut.
     """
@@ -59,26 +61,29 @@ def tree_of(entries: Sequence[Entry]) -> Iterator[str]:
         commands.setdefault(entry.command_id, []).append(entry)
     led_to = _led_to(entries, commands)
     caused = {command for following in led_to.values() for command in following}
-    # From the roots; and from what is left then, which can only be a ring of causes, so that nothing is kept back.
+    # The roots come first. What is left then can only be a ring of causes, which is shown too.
     for command in (*(each for each in commands if each not in caused), *commands):
         if command in commands:
             yield from _branch(command, commands, led_to)
 
 
 def _led_to(entries: Sequence[Entry], commands: dict[UUID, list[Entry]]) -> dict[UUID, list[UUID]]:
-    """The commands that each event, or each command, led to."""
+    """Return the commands that each event and each command caused, by its id."""
     known = {entry.event_id for entry in entries} | commands.keys()
     led_to: defaultdict[UUID, list[UUID]] = defaultdict(list)
     for command, left in commands.items():
         cause = left[0].causation_id
         if cause in known and cause != command:
-            assert cause is not None  # None is not known
+            assert cause is not None  # None is not in `known`
             led_to[cause].append(command)
     return led_to
 
 
 def _branch(root: UUID, commands: dict[UUID, list[Entry]], led_to: dict[UUID, list[UUID]]) -> Iterator[str]:
-    """One command and all that followed. A stack, not recursion: a saga that runs for years makes a deep tree."""
+    """Yield one command and all that it caused.
+
+    It uses a stack, not recursion, since a saga that runs for years makes a deep tree.
+    """
     waiting: list[tuple[int, UUID | Entry]] = [(0, root)]
     while waiting:
         depth, step = waiting.pop()
@@ -88,7 +93,7 @@ def _branch(root: UUID, commands: dict[UUID, list[Entry]], led_to: dict[UUID, li
         else:
             left = commands.pop(step, None)
             if left is None:
-                continue  # shown before
+                continue  # it has been shown already
             yield f"{'  ' * depth}{_command_line(step, left[0])}"
             following = [*left, *led_to.get(step, ())]
         waiting.extend((depth + 1, each) for each in reversed(following))

@@ -1,4 +1,4 @@
-"""`headwater events tail | trace`: the audit trail."""
+"""`headwater events tail | trace`: prints the audit trail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 from headwater.cli.commands import Commands, command, group, position
 from headwater.cli.connection import dsn_to_ask, reaching
 from headwater.cli.event_lines import json_of, line_of, tree_of
-from headwater.cli.loop import complete, until
+from headwater.cli.loop import complete, unless
 from headwater.cli.output import complain
 from headwater.config import Settings
 from headwater.domain.serialization import Codec
@@ -25,21 +25,21 @@ from headwater.server.web import stopping
 from headwater.supervisor import Supervisor
 
 LAST = 20
-"""What `events tail` shows when it is not told from where."""
+"""How many events `events tail` prints without --after."""
 
 
 def add(commands: Commands) -> None:
     events = group(commands, "events", "the audit trail: tail, trace", "The audit trail.")
     tail = command(events, "tail", _tail, "print the last events, or those after a position")
-    tail.add_argument("--follow", action="store_true", help="go on with each event that comes")
+    tail.add_argument("--follow", action="store_true", help="keep printing new events until Ctrl-C")
     tail.add_argument(
-        "--after", type=position, metavar="P", help="start after this position; left out: the last 20 events"
+        "--after", type=position, metavar="P", help=f"start after this position; default: the last {LAST}"
     )
-    tail.add_argument("--category", metavar="C", help="events of this category only")
-    tail.add_argument("--type", dest="types", action="append", metavar="T", help="of this type only; may be repeated")
-    tail.add_argument("--stream", type=UUID, metavar="ID", help="of this stream only")
-    tail.add_argument("--json", action="store_true", help="one line of JSON an event")
-    trace = command(events, "trace", _trace, "print what a request led to, as a tree of commands and events")
+    tail.add_argument("--category", metavar="C", help="only events of this category")
+    tail.add_argument("--type", dest="types", action="append", metavar="T", help="only this type; may be repeated")
+    tail.add_argument("--stream", type=UUID, metavar="ID", help="only events of this stream")
+    tail.add_argument("--json", action="store_true", help="print each event as a line of JSON")
+    trace = command(events, "trace", _trace, "print what a request caused, as a tree of commands and events")
     trace.add_argument("correlation_id", type=UUID, metavar="CORRELATION_ID")
 
 
@@ -50,7 +50,7 @@ def _tail(chosen: argparse.Namespace, settings: Settings) -> None:
 def _trace(chosen: argparse.Namespace, settings: Settings) -> int:
     entries = complete(_correlated(chosen.correlation_id, settings, dsn_to_ask(settings)))
     if not entries:
-        return complain(f"the log holds nothing of correlation {chosen.correlation_id}")
+        return complain(f"the log holds no event with correlation id {chosen.correlation_id}; check the id")
     for line in tree_of(entries):
         print(line)
     return 0
@@ -73,7 +73,7 @@ async def _print_tail(chosen: argparse.Namespace, settings: Settings, dsn: str) 
             after = chosen.after
         if chosen.follow:
             async with stopping() as stop:
-                await until(stop, _print_following(trail, wanted, after, show))
+                await unless(stop, _print_following(trail, wanted, after, show))
 
 
 async def _print_following(trail: Trail, wanted: Wanted, after: int, show: Callable[[Entry], str]) -> None:
@@ -88,7 +88,7 @@ async def _correlated(correlation_id: UUID, settings: Settings, dsn: str) -> lis
 
 @asynccontextmanager
 async def _trail(settings: Settings, dsn: str) -> AsyncIterator[Trail]:
-    """The log as it is stored, with a doorbell of its own."""
+    """Open the log for reading, with a doorbell of its own for `--follow`."""
     positions = Positions()
     database = Database(dsn, pool_size=2, statement_timeout=settings.statement_timeout_seconds)
     async with AsyncExitStack() as stack:
@@ -99,5 +99,5 @@ async def _trail(settings: Settings, dsn: str) -> AsyncIterator[Trail]:
         bell = PostgresBell(database)
         supervisor.start("doorbell", Doorbell(bell, positions).run)
         supervisor.start("listener", bell.listen)
-        # A trail has no events to decode: what it reads is shown as it is stored.
+        # The codec knows no event: entries are printed as they are stored, without decoding.
         yield Trail(database.pool, Log(database.pool, Codec(())), positions, poll=settings.poll_seconds)

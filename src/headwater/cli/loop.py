@@ -1,4 +1,4 @@
-"""The event loop of a command, which lives as long as the command's work."""
+"""Runs the coroutine of a command in an event loop that lives as long as the command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import uvloop
 
 T = TypeVar("T")
 
-GIVEN_UP_SECONDS = 2.0
+CLEAN_UP_SECONDS = 2.0
+"""How long cancelled work may take to clean up. It may hang on a database that does not answer."""
 
 
 class _Outcome(Enum):
@@ -19,26 +20,20 @@ class _Outcome(Enum):
 
 
 STOPPED: Literal[_Outcome.STOPPED] = _Outcome.STOPPED
-"""What becomes of work that was given up."""
+"""The result of work that was cancelled by a stop."""
 
 
 def complete(work: Coroutine[Any, Any, T]) -> T:
-    """Do some work to its end, in a loop of its own."""
+    """Run a coroutine to its end in a new event loop, and return its result."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
 
-async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do some work until it ends, or until told to stop."""
-    await unless(stop, work)
-
-
 async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | Literal[_Outcome.STOPPED]:
-    """Do some work to its end; or give it up, when told to stop before that."""
+    """Await a coroutine and return its result; cancel it and return STOPPED if `stop` is set first."""
     working, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
     await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
     for task in (working, stopped):
         task.cancel()
-    # Not for ever: what it is to clean up may hang on a database that says nothing.
-    await asyncio.wait([working, stopped], timeout=GIVEN_UP_SECONDS)
+    await asyncio.wait([working, stopped], timeout=CLEAN_UP_SECONDS)
     return working.result() if working.done() and not working.cancelled() else STOPPED

@@ -1,14 +1,13 @@
-"""`headwater schema`: the GraphQL schema of the app, printed or held equal to a file."""
+"""`headwater schema`: prints the GraphQL schema of the app, or compares it with a file."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from headwater.cli.application import app_option, load
 from headwater.cli.commands import Commands, command
-from headwater.cli.output import complain
+from headwater.cli.output import complain, print_document
 from headwater.config import Settings
 from headwater.graphql.schema import print_schema
 
@@ -20,23 +19,23 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         nargs="?",
         const="schema.graphql",
-        help="print nothing, and fail when FILE (schema.graphql) holds another schema",
+        help="print nothing, and fail if FILE (default: schema.graphql) differs from the app's schema",
     )
 
 
 def _schema(chosen: argparse.Namespace, settings: Settings) -> int:
     printed = print_schema(load(chosen.app).schema)
     if chosen.check is None:
-        sys.stdout.write(printed)
+        print_document(printed)
         return 0
     held = Path(chosen.check)
     if _text_of(held) == printed:
         return 0
-    return complain(f"{held} holds another schema than the app; write it with `headwater schema > {held}`")
+    return complain(f"{held} differs from the schema of the app; write it with `headwater schema > {held}`")
 
 
 def _text_of(file: Path) -> str | None:
-    """None when it is no file, or no text."""
+    """Return the text of a file; None if there is no such file or it is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8") if file.is_file() else None
     except UnicodeDecodeError:

@@ -7,6 +7,7 @@ import argparse
 from headwater.cli.application import app_option, limits
 from headwater.cli.commands import Commands, command
 from headwater.cli.connection import ask
+from headwater.cli.output import json_text
 from headwater.cli.status_report import status
 from headwater.config import Settings
 
@@ -20,4 +21,4 @@ def add(commands: Commands) -> None:
 def _status(chosen: argparse.Namespace, settings: Settings) -> None:
     known = limits(chosen.app) or {}
     now = ask(settings, lambda connection: status(connection, known))
-    print(now.as_json() if chosen.json else now.as_text())
+    print(json_text(now.as_json()) if chosen.json else now.as_text())
