@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: made, found, brought back after a crash, shared and stopped."""
+"""The embedded PostgreSQL: created, found, recovered after a crash, shared between processes, stopped."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ from headwater.postgres.embedded import start
 from headwater.postgres.embedded.postmaster import postmaster
 server = start(Path(sys.argv[1]), options={"fsync": "off", "shared_buffers": "16MB"})
 print(postmaster(server.cluster).pid, flush=True)
-signal.pause()  # it lives until it is killed
+signal.pause()  # until it is killed
 """
 
 
@@ -54,7 +54,7 @@ def data(folder: Path) -> Iterator[Path]:
 
 
 def clean_up(data: Path) -> None:
-    """Stops and removes what a test has started, wherever it is."""
+    """Stop and remove the server that a test has started."""
     cluster = (data / "postgres").resolve()
     found = postmaster(cluster)
     if found is not None:
@@ -65,7 +65,7 @@ def clean_up(data: Path) -> None:
 
 
 def kill(pid: int) -> None:
-    """As a crash would, and not before it is dead."""
+    """Kill a process and wait for its end."""
     os.kill(pid, signal.SIGKILL)
     asyncio.run(until(partial(is_dead, pid)))
 
@@ -102,7 +102,7 @@ def killed(process: subprocess.Popen[str]) -> None:
         process.kill()
 
 
-def test_a_path_with_everything_a_shell_would_trip_over(data: Path) -> None:
+def test_a_data_path_may_hold_spaces_quotes_and_shell_characters(data: Path) -> None:
     server = start(data, options=QUICK)
     assert server.cluster == data / "postgres"
     assert ask(server, "show data_directory") == str(data / "postgres")
@@ -119,7 +119,7 @@ def test_text_is_utf_8_and_sorted_by_code_point(data: Path) -> None:
     assert ask(server, "select upper('ä')") == "Ä"
 
 
-def test_no_tcp_and_a_socket_that_only_its_user_can_reach(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_has_no_tcp_port_and_a_socket_for_its_user_only(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPORT", "6543")
     server = start(data, options=QUICK)
     assert ask(server, "show listen_addresses") == ""
@@ -128,7 +128,7 @@ def test_no_tcp_and_a_socket_that_only_its_user_can_reach(data: Path, monkeypatc
     assert len(os.fsencode(server.socket / ".s.PGSQL.5432")) <= 103
 
 
-def test_sqlalchemy_takes_the_dsn_and_a_database_may_have_any_name(data: Path) -> None:
+def test_sqlalchemy_accepts_the_dsn_of_a_database_with_any_name(data: Path) -> None:
     async def through_sqlalchemy(server: EmbeddedPostgres) -> str:
         url = make_url(server.dsn("a name/with? all & sorts")).set(drivername="postgresql+asyncpg")
         engine = create_async_engine(url)
@@ -143,22 +143,31 @@ def test_sqlalchemy_takes_the_dsn_and_a_database_may_have_any_name(data: Path) -
     assert asyncio.run(through_sqlalchemy(server)) == "a name/with? all & sorts"
 
 
-def test_a_second_start_finds_the_data_in_under_two_seconds(data: Path) -> None:
-    server = start(data, options=QUICK)
+def test_start_reports_its_steps_and_a_second_start_takes_under_two_seconds(data: Path) -> None:
+    first: list[str] = []
+    server = start(data, options=QUICK, report=first.append)
+    assert [step for step in first if not step.startswith("copying")] == [
+        f"creating the database in {data / 'postgres'}",
+        "starting PostgreSQL",
+    ]
     ask(server, "create table kept as select 42 as answer")
     server.stop()
-    begun = time.monotonic()
-    again = start(data, options=QUICK)
+    begun, second = time.monotonic(), list[str]()
+    again = start(data, options=QUICK, report=second.append)
     assert time.monotonic() - begun < 2
+    assert second == ["starting PostgreSQL"]
+    third: list[str] = []
+    start(data, options=QUICK, report=third.append)
+    assert third == [], "it runs already"
     assert again.socket == server.socket
     assert ask(again, "select answer from kept") == "42"
 
 
-def test_a_server_whose_starter_was_killed_is_found_running(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_finds_a_server_whose_starter_was_killed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starter = other_process(data)
     pid = int(first_line(starter))
     killed(starter)
-    monkeypatch.setattr(tempfile, "tempdir", str(data))  # another TMPDIR than its starter's
+    monkeypatch.setattr(tempfile, "tempdir", str(data))  # not the TMPDIR of its starter
     server = start(data)
     assert pid_of(server) == pid
     assert ask(server, "select 1") == "1"
@@ -166,7 +175,7 @@ def test_a_server_whose_starter_was_killed_is_found_running(data: Path, monkeypa
     assert not server.running()
 
 
-def test_a_killed_server_comes_back_with_what_was_committed(data: Path) -> None:
+def test_a_killed_server_restarts_with_all_committed_data(data: Path) -> None:
     server = start(data, options=QUICK)
     ask(server, "create table kept as select 42 as answer")
     for _ in range(3):
@@ -176,14 +185,14 @@ def test_a_killed_server_comes_back_with_what_was_committed(data: Path) -> None:
         assert ask(server, "select answer from kept") == "42"
 
 
-def test_a_process_of_the_killed_server_that_lives_on_is_waited_for(data: Path) -> None:
-    """It holds the old shared memory, so that a new server refuses to start."""
+def test_start_waits_for_a_remaining_process_of_a_killed_server(data: Path) -> None:
+    """It holds the old shared memory, and a new server refuses to start."""
     server = start(data, options=QUICK)
     psql = (server.binaries / "psql", "--quiet", "--dbname", server.dsn(), "--command", "select pg_sleep(60)")
     busy = subprocess.Popen(psql, stderr=subprocess.DEVNULL)
     find = "select max(pid) from pg_stat_activity where wait_event = 'PgSleep'"
     backend: int = asyncio.run(until(lambda: fetched(server, find)))
-    os.kill(backend, signal.SIGSTOP)  # or else it would notice and go
+    os.kill(backend, signal.SIGSTOP)  # otherwise it notices the end of the server, and ends
     kill(pid_of(server))
     release = threading.Timer(1, os.kill, (backend, signal.SIGKILL))
     release.start()
@@ -194,7 +203,7 @@ def test_a_process_of_the_killed_server_that_lives_on_is_waited_for(data: Path) 
 
 
 @pytest.mark.parametrize("whose", ["the system's", "our own", "another server's"])
-def test_a_process_number_that_was_used_again_does_not_stop_the_start(folder: Path, data: Path, whose: str) -> None:
+def test_start_ignores_a_lock_file_whose_process_id_was_reused(folder: Path, data: Path, whose: str) -> None:
     server = start(data, options=QUICK)
     kill(pid_of(server))
     lock = server.cluster / "postmaster.pid"
@@ -216,7 +225,7 @@ def test_a_process_number_that_was_used_again_does_not_stop_the_start(folder: Pa
 @pytest.mark.parametrize(
     "spoiled", ["", "\0" * 64, "no number\n", "9" * 30 + "\n"], ids=["empty", "zeros", "text", "huge"]
 )
-def test_a_spoiled_lock_file_names_no_server_and_does_not_stop_the_start(data: Path, spoiled: str) -> None:
+def test_start_ignores_a_damaged_lock_file(data: Path, spoiled: str) -> None:
     server = start(data, options=QUICK)
     kill(pid_of(server))
     (server.cluster / "postmaster.pid").write_text(spoiled)
@@ -224,7 +233,7 @@ def test_a_spoiled_lock_file_names_no_server_and_does_not_stop_the_start(data: P
     assert ask(start(data, options=QUICK, wait=10), "select 1") == "1"
 
 
-def test_a_server_whose_data_was_removed_makes_way(data: Path) -> None:
+def test_start_replaces_a_server_whose_data_was_removed(data: Path) -> None:
     server = start(data, options=QUICK)
     old = pid_of(server)
     shutil.rmtree(data)
@@ -233,7 +242,7 @@ def test_a_server_whose_data_was_removed_makes_way(data: Path) -> None:
     assert ask(fresh, "select 1") == "1"
 
 
-def test_two_processes_at_once_get_one_server(data: Path) -> None:
+def test_processes_that_start_at_once_share_one_server(data: Path) -> None:
     processes = [other_process(data) for _ in range(4)]
     pids = [first_line(process) for process in processes]
     for process in processes:
@@ -242,7 +251,7 @@ def test_two_processes_at_once_get_one_server(data: Path) -> None:
     assert pids[0].isdigit()
 
 
-def test_the_last_to_use_a_server_stops_it(data: Path) -> None:
+def test_the_last_user_of_a_server_stops_it(data: Path) -> None:
     first, second = start(data, options=QUICK), start(data, options=QUICK)
     other = other_process(data)
     first_line(other)
@@ -257,24 +266,24 @@ def test_the_last_to_use_a_server_stops_it(data: Path) -> None:
     assert not third.running()
 
 
-def test_an_unfinished_first_start_is_begun_anew(data: Path) -> None:
+def test_start_repeats_an_unfinished_first_start(data: Path) -> None:
     (data / "postgres.unfinished" / "base").mkdir(parents=True)
     (data / "postgres.unfinished" / "PG_VERSION").write_text("18\n")
     assert ask(start(data, options=QUICK), "select 1") == "1"
 
 
-def test_a_wrong_option_is_reported_with_the_end_of_the_log(data: Path) -> None:
+def test_an_invalid_option_is_reported_with_the_end_of_the_log(data: Path) -> None:
     with pytest.raises(EmbeddedError, match=r"did not start:(?s:.*)invalid value for parameter \"max_connections\""):
         start(data, options={"max_connections": "many"})
 
 
-def test_a_place_that_cannot_be_written_is_named(folder: Path) -> None:
+def test_the_error_for_an_unwritable_place_names_the_setting(folder: Path) -> None:
     (folder / "file").write_text("")
     with pytest.raises(EmbeddedError, match="HEADWATER_DATA"):
         start(folder / "file" / "data")
 
 
-def test_nothing_of_a_temporary_server_is_left() -> None:
+def test_a_temporary_server_leaves_no_files() -> None:
     with temporary(options=QUICK) as server:
         assert ask(server, "show fsync") == "off"
     assert not server.running()
@@ -282,27 +291,29 @@ def test_nothing_of_a_temporary_server_is_left() -> None:
     assert not server.socket.exists()
 
 
-root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away, or run a server as another user")
+root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can change the owner of a folder, or run a server as another user"
+)
 
 
 @root
-def test_a_socket_folder_of_somebody_else_is_not_used(data: Path) -> None:
+def test_start_refuses_a_socket_folder_of_another_user(data: Path) -> None:
     server = start(data, options=QUICK)
     server.stop()
     assert not server.socket.exists()
     server.socket.mkdir(mode=0o777)
     os.chown(server.socket, 65534, 65534)
-    with pytest.raises(EmbeddedError, match="somebody else's"):
+    with pytest.raises(EmbeddedError, match="belongs to another user"):
         start(data, options=QUICK)
     server.socket.rmdir()
     server.socket.symlink_to(data)
-    with pytest.raises(EmbeddedError, match="somebody else's"):
+    with pytest.raises(EmbeddedError, match="belongs to another user"):
         start(data, options=QUICK)
     server.socket.unlink()
 
 
 @root
-def test_data_where_the_server_cannot_go_is_kept_elsewhere(folder: Path) -> None:
+def test_data_is_kept_elsewhere_if_the_system_user_cannot_enter_its_folder(folder: Path) -> None:
     data = folder / "private" / ".headwater"
     data.parent.mkdir(mode=0o700)
     try:

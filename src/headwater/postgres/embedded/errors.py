@@ -1,7 +1,7 @@
-"""What goes wrong with the embedded PostgreSQL."""
+"""The error of the embedded PostgreSQL."""
 
 from headwater.errors import HeadwaterError
 
 
 class EmbeddedError(HeadwaterError):
-    """The embedded PostgreSQL could not be started or stopped; the sentence says why and what to do."""
+    """The embedded PostgreSQL could not be started or stopped. The message gives the reason and what to do."""

@@ -1,6 +1,6 @@
-"""Two processes at once: one at a time starts or stops the server, and the last one that uses it may stop it.
+"""File locks between processes: one at a time starts or stops the server, and only its last user stops it.
 
-The operating system lets go of these locks when a process dies.
+The operating system releases these locks when a process ends.
 """
 
 import fcntl
@@ -12,21 +12,21 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time; the others wait."""
+    """Hold an exclusive lock. Other processes wait for it."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 class Use:
-    """The mark of a process that uses the server. It lasts until `end`, and at most as long as the process."""
+    """A shared lock that marks this process as a user of the server, until `end` or the end of the process."""
 
     def __init__(self, path: Path) -> None:
         self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def end(self) -> bool:
-        """Takes the mark away, and says whether it was the last."""
+        """Release the lock. True if this process was the last user."""
         if self._file is None:
             return False
         file, self._file = self._file, None

@@ -1,4 +1,4 @@
-"""The server as a process: found, started, waited for, stopped."""
+"""The server process: find it, start it, wait for it, stop it."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 
 from headwater.postgres.embedded.errors import EmbeddedError
-from headwater.postgres.embedded.home import PORT, Home
+from headwater.postgres.embedded.home import PORT, Home, Report
 
 LOOK_AGAIN_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Postmaster:
-    """A living server, as its postmaster.pid describes it."""
+    """A running server, as its postmaster.pid describes it."""
 
     pid: int
     port: int
@@ -27,11 +27,18 @@ class Postmaster:
     status: str  # "starting", "ready", "stopping"
 
 
-def bring_up(home: Home, arguments: Sequence[str], deadline: float) -> Postmaster:
-    # absent: spawn · starting, recovering or stopping: wait · ready: done · spawned and dead: give up, but for one
-    # case: after a crash the last processes of the old server may hold its shared memory a moment longer; spawn again.
+def bring_up(home: Home, arguments: Sequence[str], deadline: float, report: Report) -> Postmaster:
+    """Return the running server, started if there is none. deadline: of `time.monotonic`.
+
+    Raises:
+        EmbeddedError: it does not start, or does not answer in time.
+    """
+    # absent: spawn · starting, recovering or stopping: wait · ready: return · spawned and dead: give up, with one
+    # exception: after a crash the last processes of the old server may still hold its shared memory; spawn again.
     spawned: int | None = None
     seen = 0
+    if postmaster(home.cluster) is None:
+        report("starting PostgreSQL")
     while time.monotonic() < deadline:
         found = postmaster(home.cluster)
         if found is not None:
@@ -42,19 +49,20 @@ def bring_up(home: Home, arguments: Sequence[str], deadline: float) -> Postmaste
             seen = len(read(home.log))
             spawned = spawn(home, arguments)
         elif is_dead(spawned):
-            said = read(home.log)[seen:]
-            if "is still in use" not in said:
-                raise EmbeddedError(f"the embedded PostgreSQL in {home.cluster} did not start:\n{tail(said)}")
+            output = read(home.log)[seen:]
+            if "is still in use" not in output:
+                raise EmbeddedError(f"the embedded PostgreSQL in {home.cluster} did not start:\n{tail(output)}")
             spawned = None
-        time.sleep(LOOK_AGAIN_SECONDS)  # a server tells of its state by its files and its socket, which ring nobody
-    said = tail(read(home.log)[seen:])
-    raise EmbeddedError(f"the embedded PostgreSQL in {home.cluster} did not get ready in time:\n{said}")
+        time.sleep(LOOK_AGAIN_SECONDS)  # the state is in files and a socket, which send no signal
+    output = tail(read(home.log)[seen:])
+    raise EmbeddedError(f"the embedded PostgreSQL in {home.cluster} was not ready in time:\n{output}")
 
 
 def spawn(home: Home, arguments: Sequence[str]) -> int:
-    """The server as a grandchild, so that it is nobody's zombie when it dies and outlives us when we do.
+    """Start the server as a grandchild and return its process id.
 
-    Not by pg_ctl, which puts its paths and options together as one line for a shell.
+    A grandchild leaves no zombie when it ends, and outlives this process. pg_ctl is not used, because it joins its
+    paths and options to one line for a shell.
     """
     in_background = '"$@" >>"$0" 2>&1 & echo $!'
     shell = ("/bin/sh", "-c", in_background, home.log)
@@ -65,7 +73,7 @@ def spawn(home: Home, arguments: Sequence[str]) -> int:
 
 
 def postmaster(cluster: Path) -> Postmaster | None:
-    """What postmaster.pid says, while the process that it names is this cluster's server and lives."""
+    """Return what postmaster.pid describes, or None if the process that it names is not this cluster's server."""
     lines = read(cluster / "postmaster.pid").splitlines()
     pid = pid_in(lines)
     if not pid or not is_server(pid, cluster):
@@ -76,18 +84,19 @@ def postmaster(cluster: Path) -> Postmaster | None:
 
 
 def pid_in(lock: Sequence[str]) -> int:
-    """The process that a lock file names; 0 where it is empty or spoiled, as a crash of the machine may leave it."""
-    first = lock[0].strip().removeprefix("-") if lock else ""  # a minus: a single-user backend
+    """Return the process id in a lock file; 0 if the file is empty or damaged, as after a crash of the machine."""
+    first = lock[0].strip().removeprefix("-") if lock else ""  # a minus marks a single-user backend
     return int(first) if first.isdecimal() and len(first) < 10 else 0
 
 
 def answers(binaries: Path, found: Postmaster) -> bool:
-    """Whether it takes connections; a server that recovers does not yet."""
+    """True if the server takes connections. One that recovers from a crash does not yet."""
     command = (binaries / "pg_isready", "--quiet", "--timeout=5", "-h", found.socket, "-p", str(found.port))
     return subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode == 0
 
 
 def is_dead(pid: int) -> bool:
+    """True if the process has ended, or is a zombie."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -95,18 +104,18 @@ def is_dead(pid: int) -> bool:
 
 
 def is_server(pid: int, cluster: Path) -> bool:
-    """Whether the process is a PostgreSQL at work in this directory, and not a later one with the same number."""
+    """True if the process is a PostgreSQL that runs in this directory, not a later process with the same id."""
     try:
         process = psutil.Process(pid)
         return not is_dead(pid) and process.name() == "postgres" and process.cwd() == str(cluster)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):  # denied: somebody else's, and the cluster is ours
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # denied: it belongs to another user, unlike the cluster
         return False
 
 
 def clear_away(home: Home) -> None:
-    """What a dead server left, where PostgreSQL alone would not dare: its number names another process now, or none.
+    """Remove lock files of a dead server that PostgreSQL itself keeps, because another process has the id by now.
 
-    A server that holds the socket while postmaster.pid does not name it lost its data: somebody removed the directory.
+    Kill a server that holds the socket though postmaster.pid does not name it: its data directory was removed.
     """
     for lock in (home.cluster / "postmaster.pid", home.socket_lock):
         pid = pid_in(read(lock).splitlines())
@@ -118,7 +127,7 @@ def clear_away(home: Home) -> None:
 
 
 def end(cluster: Path, wait: float) -> None:
-    """A fast shutdown: clients are disconnected, and what is written is safe."""
+    """Shut the server down in PostgreSQL's fast mode: it disconnects its clients and loses nothing committed."""
     found = postmaster(cluster)
     if found is not None:
         os.kill(found.pid, signal.SIGINT)
@@ -126,14 +135,16 @@ def end(cluster: Path, wait: float) -> None:
 
 
 def wait_for(done: Callable[[], bool], seconds: float, what: str) -> None:
+    """Raises EmbeddedError, which names `what`, if it is not done within so many seconds."""
     deadline = time.monotonic() + seconds
     while not done():
         if time.monotonic() > deadline:
             raise EmbeddedError(f"{what} did not stop within {seconds:.0f} s")
-        time.sleep(LOOK_AGAIN_SECONDS)  # its end rings its parent only, which is not this process
+        time.sleep(LOOK_AGAIN_SECONDS)  # only a parent is notified of a process's end
 
 
 def read(path: Path) -> str:
+    """Return the text of a file; empty if there is no file."""
     try:
         return path.read_text(errors="replace")
     except FileNotFoundError:
@@ -141,4 +152,5 @@ def read(path: Path) -> str:
 
 
 def tail(text: str, lines: int = 20) -> str:
+    """Return the last lines of a text."""
     return "\n".join(text.strip().splitlines()[-lines:]) or "(its log is empty)"
