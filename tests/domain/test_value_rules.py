@@ -157,7 +157,7 @@ ZONES = st.sampled_from([UTC, EAST, timezone(timedelta(hours=-11, minutes=-30))]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "text": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
     "whole": st.integers(-(2**63), 2**63 - 1),
-    "ratio": st.floats(allow_nan=False, allow_infinity=False),
+    "ratio": st.floats(allow_nan=False, allow_infinity=False).map(lambda number: number + 0.0),  # JSON has no -0.0
     "amount": st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**20), max_value=10**20),
     "at": st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=ZONES)  # noqa: DTZ001 - it adds the zone
     | st.sampled_from([FIRST + TICK, LAST - TICK]),

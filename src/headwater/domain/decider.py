@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-from headwater.domain.fields import fields_of, union_arms
+from headwater.domain.fields import fields_of, require_sync, union_arms
 from headwater.domain.messages import Command, Event, InvalidInput, Refusal
 from headwater.domain.serialization import StateCodec
 from headwater.errors import DefinitionError, MisplacedEvent
@@ -125,6 +125,7 @@ class Decider(Generic[C, S, E]):
     snapshots: SnapshotPolicy | None = field(init=False)
 
     def __post_init__(self) -> None:
+        require_sync(self.decide, self.evolve, self.claims, self.consults)
         commands, decided = self._read_decide()
         events = self._read_evolve()
         forgotten = [event.__name__ for event in decided if event not in events]

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
+from inspect import isasyncgenfunction, iscoroutinefunction, isroutine
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -159,6 +161,22 @@ def _kind(annotation: Any) -> Kind | None:
 
 def _spell(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def require_sync(*functions: Callable[..., object] | None) -> None:
+    """Raise DefinitionError if one of the functions is async: its result would be a coroutine that nothing awaits."""
+    for function in functions:
+        called = function
+        if callable(function) and not (isroutine(function) or isinstance(function, partial)):
+            called = type(function).__call__
+        if iscoroutinefunction(called) or isasyncgenfunction(called):
+            raise DefinitionError(f"{name_of(function)} must be a plain function, not an async one")
+
+
+def name_of(function: object) -> str:
+    """Return a function's module and qualified name, as error messages show it."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from inspect import cleandoc, get_annotations
@@ -74,8 +74,16 @@ class Exact:
         return None
 
 
-_REFUSAL_HAS = frozenset({"args", "code", "facts", "message"})
-"""What an exception, a refusal and its GraphQL type have already."""
+_REFUSAL_HAS = frozenset({"code", "facts", "message", *(name for name in dir(Exception) if not name.startswith("__"))})
+"""Attributes of every exception and every refusal, which a field would hide."""
+
+
+def _require_no_dunder(cls: type, names: Iterable[str]) -> None:
+    for name in names:
+        if name.startswith("__") and name.endswith("__"):
+            raise DefinitionError(
+                f"{cls.__name__}.{name}: names between double underscores belong to Python and Headwater; rename it"
+            )
 
 
 @dataclass_transform()
@@ -90,6 +98,7 @@ class Refusal(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        _require_no_dunder(cls, get_annotations(cls))
         for name in _REFUSAL_HAS.intersection(get_annotations(cls)):
             raise DefinitionError(f"{cls.__name__}.{name}: every refusal has a `{name}` of its own; rename it")
         cls.code = constant_case(cls.__name__)
@@ -147,6 +156,7 @@ class _MessageMeta(msgspec.StructMeta):
         own = {k: keywords.pop(k) for k in known & keywords.keys()}
         keywords.setdefault("kw_only", True)  # which msgspec does not inherit
         cls = super().__new__(mcls, class_name, bases, namespace, **keywords)
+        _require_no_dunder(cls, cls.__struct_fields__)
         if known:
             cls.__declare__(**own)  # type: ignore[attr-defined]  # each root below defines it
         return cls

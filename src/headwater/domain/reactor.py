@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from headwater.domain.failure_policy import Park, Retry, Stop, policy_of
-from headwater.domain.fields import hints_of, recorded_events
+from headwater.domain.fields import hints_of, recorded_events, require_sync
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import DefinitionError
 from headwater.ids import derived_id
@@ -47,6 +47,7 @@ class Reactor:
         if not self.name.isidentifier():
             raise DefinitionError(f"A reactor's name is letters, digits and underscores, not {self.name!r}")
         object.__setattr__(self, "events", _events_of(self.react))
+        require_sync(self.order)
         if isinstance(policy_of(self.on_failure).then, Stop):
             raise DefinitionError(f"{self.name}: a reactor cannot stop for one event; on_failure ends with Park()")
         if self.within <= timedelta(0):

@@ -16,7 +16,7 @@ import msgspec
 from typing_extensions import dataclass_transform
 
 from headwater.domain.failure_policy import USUALLY, OnFailure
-from headwater.domain.fields import Field, Kind, fields_of, hints_of, recorded_events
+from headwater.domain.fields import Field, Kind, fields_of, hints_of, recorded_events, require_sync
 from headwater.domain.messages import Event, _MessageMeta
 from headwater.errors import DefinitionError
 
@@ -108,6 +108,7 @@ class View(Generic[M]):
     links: dict[str, Link] = field(init=False)
 
     def __post_init__(self) -> None:
+        require_sync(self.fold, self.route)
         object.__setattr__(self, "events", _events_of(self.fold))
         object.__setattr__(self, "fields", fields_of(self.model))
         links = {name: value for name, value in vars(self.model).items() if isinstance(value, Link)}

@@ -22,7 +22,7 @@ from uuid import UUID
 import msgspec
 
 from headwater.domain.failure_policy import Park, Retry, Stop
-from headwater.domain.fields import fields_of, union_arms
+from headwater.domain.fields import fields_of, require_sync, union_arms
 from headwater.domain.messages import Command, Event
 from headwater.errors import DefinitionError
 from headwater.ids import derived_id
@@ -172,6 +172,7 @@ class Saga(Generic[S, I]):
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise DefinitionError(f"A saga's name is letters, digits and underscores, not {self.name!r}")
+        require_sync(self.react, self.evolve, None if isinstance(self.route, str) else self.route)
         inputs = _inputs(self.react, answers=True)
         evolves = _inputs(self.evolve, answers=False)
         unknown = [each.__name__ for each in evolves if each not in inputs]

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from headwater.domain.fields import require_sync
 from headwater.domain.messages import Command
 from headwater.errors import DefinitionError
 
@@ -82,6 +83,7 @@ class Schedule:
             raise DefinitionError("A schedule needs a name: it is how the database knows what was fired")
         if not callable(self.command):
             raise self._wrong(f"command={self.command!r} must be a function from the due moment to a command")
+        require_sync(self.command)
         if sum(each is not None for each in (self.every, self.cron, self.at)) != 1:
             raise self._wrong("give exactly one of every=, cron= and at=")
         if self.every is not None and self.every <= timedelta(0):

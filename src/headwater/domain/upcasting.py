@@ -20,6 +20,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from headwater.domain.fields import require_sync
 from headwater.domain.messages import MAX_EVENT_VERSION
 from headwater.errors import DefinitionError, LogError
 
@@ -48,6 +49,7 @@ class Upcaster:
     to_version: int = 1
 
     def __post_init__(self) -> None:
+        require_sync(self.to)
         for version in (self.from_version, self.to_version):
             if not 1 <= version <= MAX_EVENT_VERSION:
                 raise DefinitionError(f"{self}: a version is from 1 to {MAX_EVENT_VERSION}, not {version}")
