@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.support.browser import skipped_line
 from tests.support.proxy import Proxy
 from tests.support.works import Work, weather
 
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         starts_one = "acceptance" in item.path.parts or item.path.name == "test_embedded.py"
         if starts_one or "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End the run with one line if tests were skipped because there is no browser."""
+    if line := skipped_line(terminalreporter.getreports("skipped")):
+        terminalreporter.section("not everything was tested", sep="!", red=True, bold=True)
+        terminalreporter.line(line, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

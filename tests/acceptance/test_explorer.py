@@ -1,18 +1,18 @@
-"""GraphiQL at /graphql, in a real browser: a newcomer clicks, and sees something."""
+"""GraphiQL at /graphql in a real browser: the examples run by a click and show results."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
+from tests.support.browser import browser_path, without_browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# A machine without a network, a display or a second user: nothing that looks for one.
+# The tests run on machines without a network, a display or a second user, as containers are.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -31,7 +31,7 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 @dataclass
 class Tab:
-    """A page, and what went wrong on it."""
+    """A page with what it requested, which requests failed, and what it logged as errors or warnings."""
 
     page: Page
     hosts: set[str] = field(default_factory=set)
@@ -55,7 +55,7 @@ class Tab:
     async def run(self) -> None:
         await self.page.get_by_role("button", name=re.compile("^Execute query")).click()
 
-    async def does(self, example: str, showing: str) -> None:
+    async def run_example(self, example: str, showing: str) -> None:
         await self.choose(example)
         await self.run()
         await self.shows(showing)
@@ -66,10 +66,10 @@ class Tab:
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.fail(f"needs one of {', '.join(BROWSERS)}; on Debian: apt-get install chromium")
     async with async_playwright() as playwright:
+        path = browser_path(Path(playwright.chromium.executable_path))
+        if path is None:
+            without_browser()
         browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         await browser.close()
@@ -78,7 +78,7 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest.fixture
 async def tab(browser: Browser) -> Callable[..., Any]:
     async def open_tab(url: str) -> Tab:
-        # A context of its own: nothing is stored from before, as on a first visit.
+        # A context of its own has an empty local storage, as on a first visit.
         opened = Tab(await (await browser.new_context()).new_page())
         await opened.open(url)
         return opened
@@ -86,20 +86,20 @@ async def tab(browser: Browser) -> Callable[..., Any]:
     return open_tab
 
 
-async def test_a_newcomer_clicks_and_sees_a_deposit_and_a_transfer_in_a_second_tab(
+async def test_a_second_tab_shows_a_deposit_and_a_transfer_made_in_the_first(
     headwater: Callable[..., Any], tab: Callable[..., Any], blank_dsn: str
 ) -> None:
     dev = await headwater("dev", DATABASE_URL=blank_dsn)
     first, second = await tab(dev.url), await tab(dev.url)
-    await first.does("Register", "ada@example.org")
-    await first.does("Open", "OPEN")
-    await second.does("Watch", '"balance": "0"'.replace(" ", "\u00a0"))
+    await first.run_example("Register", "ada@example.org")
+    await first.run_example("Open", "OPEN")
+    await second.run_example("Watch", '"balance": "0"'.replace(" ", "\u00a0"))
 
-    await first.does("Deposit", "12.50")
+    await first.run_example("Deposit", "12.50")
     await second.shows("12.50")
 
-    await second.does("Follow", "null")
-    await first.does("Transfer", '"status"')  # it is on its way, and may have arrived by now
+    await second.run_example("Follow", "null")
+    await first.run_example("Transfer", '"status"')  # the transfer may be under way or complete by now
     await second.shows("COMPLETED")
     for each in (first, second):
         assert each.hosts == {dev.url.removeprefix("http://")}
@@ -108,7 +108,9 @@ async def test_a_newcomer_clicks_and_sees_a_deposit_and_a_transfer_in_a_second_t
         assert await each.page.evaluate("window.__violations") == []
 
 
-async def test_headers_can_be_edited(headwater: Callable[..., Any], tab: Callable[..., Any], blank_dsn: str) -> None:
+async def test_a_header_entered_in_the_editor_is_sent(
+    headwater: Callable[..., Any], tab: Callable[..., Any], blank_dsn: str
+) -> None:
     dev = await headwater("dev", DATABASE_URL=blank_dsn)
     opened = await tab(dev.url)
     await opened.choose("Accounts")
