@@ -102,6 +102,7 @@ async def test_it_is_stopped_while_its_postgresql_starts(data: Path, clean_envir
     assert embedded.running_dsn(data) is None
 
 
+@pytest.mark.kills
 async def test_what_was_written_is_there_after_a_kill(headwater: Callable[..., Any]) -> None:
     first = await headwater("dev")
     await first.graphql(REGISTER, email="ada@example.org")

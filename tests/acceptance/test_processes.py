@@ -85,6 +85,7 @@ async def test_migrate_serve_and_work(headwater: Callable[..., Any], environ: di
     assert await serve.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.kills
 async def test_changes_go_on_at_another_server_when_one_dies(
     headwater: Callable[..., Any], sockets: Callable[..., Any], environ: dict[str, str], blank_dsn: str
 ) -> None:

@@ -160,6 +160,7 @@ def send(pid: int, sent: signal.Signals) -> None:
         os.kill(pid, sent)
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("where", ["before", "after", "commit"])
 @pytest.mark.parametrize("refunded", [False, True], ids=["completed", "refunded"])
 async def test_a_worker_is_killed_at_every_step(
@@ -198,6 +199,7 @@ async def done(connection: asyncpg.Connection, transfer: UUID) -> bool:
     )
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("seed", [20261123, 20261125])
 async def test_workers_are_killed_and_stopped_at_random_under_load(
     nursery: Nursery, bank: Bank, connection: asyncpg.Connection, seed: int

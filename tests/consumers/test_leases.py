@@ -218,6 +218,7 @@ async def nobodys(connection: asyncpg.Connection, names: set[str]) -> bool:
     )
 
 
+@pytest.mark.kills
 async def test_a_killed_worker_is_replaced_within_ten_seconds(dsn: str, connection: asyncpg.Connection) -> None:
     await prepare_views(dsn, views)
     async with working(dsn) as first, working(dsn):
@@ -253,6 +254,7 @@ create trigger note_try before update on headwater.projections for each statemen
 with them."""
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("midway", [False, True], ids=["waiting", "in a transaction"])
 async def test_a_worker_that_slept_over_its_lease_commits_nothing(
     dsn: str, connection: asyncpg.Connection, midway: bool

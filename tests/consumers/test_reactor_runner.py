@@ -320,6 +320,7 @@ async def test_a_slow_outside_makes_nobody_unready(start: Start, connection: asy
 # At least once -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.kills
 async def test_killed_in_the_middle_it_is_given_again_with_the_same_keys(
     start: Start, dsn: str, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ async def test_a_reader_beside_many_writers_misses_nothing(
     assert max(d.balance for d in deposits if d.account_id == shared) == sum(d.account_id == shared for d in deposits)
 
 
+@pytest.mark.kills
 async def test_a_writer_that_is_killed_leaves_no_gap_and_loses_nothing(
     dsn: str, connection: asyncpg.Connection, shared: UUID
 ) -> None:

@@ -163,6 +163,7 @@ def test_start_reports_its_steps_and_a_second_start_takes_under_two_seconds(data
     assert ask(again, "select answer from kept") == "42"
 
 
+@pytest.mark.kills
 def test_start_finds_a_server_whose_starter_was_killed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starter = other_process(data)
     pid = int(first_line(starter))
@@ -175,6 +176,7 @@ def test_start_finds_a_server_whose_starter_was_killed(data: Path, monkeypatch: 
     assert not server.running()
 
 
+@pytest.mark.kills
 def test_a_killed_server_restarts_with_all_committed_data(data: Path) -> None:
     server = start(data, options=QUICK)
     ask(server, "create table kept as select 42 as answer")
@@ -185,6 +187,7 @@ def test_a_killed_server_restarts_with_all_committed_data(data: Path) -> None:
         assert ask(server, "select answer from kept") == "42"
 
 
+@pytest.mark.kills
 def test_start_waits_for_a_remaining_process_of_a_killed_server(data: Path) -> None:
     """It holds the old shared memory, and a new server refuses to start."""
     server = start(data, options=QUICK)
@@ -202,6 +205,7 @@ def test_start_waits_for_a_remaining_process_of_a_killed_server(data: Path) -> N
     busy.wait()
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("whose", ["the system's", "our own", "another server's"])
 def test_start_ignores_a_lock_file_whose_process_id_was_reused(folder: Path, data: Path, whose: str) -> None:
     server = start(data, options=QUICK)
@@ -222,6 +226,7 @@ def test_start_ignores_a_lock_file_whose_process_id_was_reused(folder: Path, dat
         clean_up(folder / "other")
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize(
     "spoiled", ["", "\0" * 64, "no number\n", "9" * 30 + "\n"], ids=["empty", "zeros", "text", "huge"]
 )
@@ -242,6 +247,7 @@ def test_start_replaces_a_server_whose_data_was_removed(data: Path) -> None:
     assert ask(fresh, "select 1") == "1"
 
 
+@pytest.mark.kills
 def test_processes_that_start_at_once_share_one_server(data: Path) -> None:
     processes = [other_process(data) for _ in range(4)]
     pids = [first_line(process) for process in processes]
@@ -251,6 +257,7 @@ def test_processes_that_start_at_once_share_one_server(data: Path) -> None:
     assert pids[0].isdigit()
 
 
+@pytest.mark.kills
 def test_the_last_user_of_a_server_stops_it(data: Path) -> None:
     first, second = start(data, options=QUICK), start(data, options=QUICK)
     other = other_process(data)

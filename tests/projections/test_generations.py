@@ -649,6 +649,7 @@ async def test_a_builder_that_is_stopped_in_the_swap_does_not_hold_up_the_live_o
 # Killed, displaced, stopped ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.kills
 async def test_killed_in_the_middle_it_goes_on_where_it_was(dsn: str, connection: asyncpg.Connection) -> None:
     await connection.execute(FILL.format(events=6000, streams=300))
     at = "select position from headwater.projections where name = 'Account' and state = 'building'"

@@ -426,6 +426,7 @@ async def worker(dsn: str) -> AsyncIterator[asyncio.subprocess.Process]:
         assert await process.wait() == -signal.SIGKILL, "it ended by itself"
 
 
+@pytest.mark.kills
 async def test_exactly_once_though_the_worker_is_killed(start: Start, dsn: str, connection: asyncpg.Connection) -> None:
     dice = random.Random(20)
     node = await start(settings=QUICK, work=False)

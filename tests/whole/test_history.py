@@ -15,6 +15,7 @@ from decimal import Decimal
 from functools import partial
 
 import asyncpg
+import pytest
 from hypothesis import HealthCheck, Phase, event, example, given, settings
 from tests.support.whole.app import POISON, app
 from tests.support.whole.ending import WATCH, require_whole
@@ -54,6 +55,7 @@ from headwater.server.node import Node
 _names = itertools.count(1)
 
 
+@pytest.mark.kills
 @example(  # a worker of another process, killed in the middle of a transaction, and what it left is poisoned
     [
         Start(apart=True),
