@@ -371,6 +371,21 @@ async def test_a_get_that_does_not_validate(client: httpx.AsyncClient, accept: s
 
 
 @both_media_types
+async def test_an_empty_parameter_of_a_get_counts_as_left_out(client: httpx.AsyncClient, accept: str) -> None:
+    parameters = {"query": "{ hello }", "operationName": "", "variables": "", "extensions": ""}
+    response = await get(client, accept, parameters)
+    assert (response.status_code, response.json()) == (200, {"data": {"hello": "hello world"}})
+    twice = await client.get("/graphql?query={hello}&variables=&variables={}", headers={"x-headwater": "1"})
+    assert (twice.status_code, code(twice)) == (400, "BAD_REQUEST")
+
+
+@both_media_types
+async def test_an_empty_query_does_not_count_as_left_out(client: httpx.AsyncClient, accept: str) -> None:
+    response = await get(client, accept, {"query": ""})
+    assert response.json()["errors"][0]["extensions"]["code"] == "GRAPHQL_PARSE_FAILED"
+
+
+@both_media_types
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_subscription_is_told_where_to_go(client: httpx.AsyncClient, method: str, accept: str) -> None:
     body = {"query": "subscription { ticks }"}

@@ -59,7 +59,7 @@ def fold(row: Sum | None, event: Recorded[Added]) -> Sum:
 
 app = App([Feature([Decider("sum", "sum_id", None, decide, evolve)], [View(Sum, fold)])])
 
-WHOLE = "a whole number beyond the 32 bits that an Int has"
+WHOLE = "a whole number that does not fit the 32 bits of an Int"
 
 
 async def ask(node: Node, query: str) -> tuple[Any, list[tuple[Any, str, Any]]]:

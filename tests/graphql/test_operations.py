@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -712,7 +713,7 @@ async def statements_of(api: Api, query: str, **variables: object) -> list[str]:
     pool: Any = api.node.database.pool
 
     def listen(record: Any) -> None:
-        if "read." in record.query or "headwater." in record.query:  # not the driver's own
+        if re.search(r'\b(read|headwater)"?\.', record.query):  # not the driver's own
             statements.append(record.query)
 
     await asyncio.gather(*(pool.fetchval("select 1") for _ in range(pool.get_max_size())))  # all are open
@@ -757,6 +758,8 @@ NULL = "is null. Leave it out, or ask with isNull."
 
 REFUSED_FILTERS: list[tuple[object, str]] = [
     ({"balance": None}, f"filter: balance {NULL}"),
+    ({"accountId": None}, f"filter: accountId {NULL}"),
+    ({"and": [{"or": [{"ownerId": None}]}]}, f"filter: ownerId {NULL}"),
     ({"balance": {"eq": None}}, f"filter: balance.eq {NULL}"),
     ({"ownerId": {"notIn": None}}, f"filter: ownerId.notIn {NULL}"),
     ({"and": None}, f"filter: and {NULL}"),

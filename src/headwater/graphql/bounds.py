@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from headwater.domain.fields import Field, Kind
+from headwater.domain.graphql_names import field_name
 from headwater.errors import NumberOutOfRange
 
 _INT = range(-(2**31), 2**31)
 
 
 _FITS: dict[Kind, tuple[Callable[[Any], bool], str]] = {
-    Kind.INT: (_INT.__contains__, "a whole number beyond the 32 bits that an Int has"),
-    Kind.FLOAT: (math.isfinite, "what is no finite number"),
+    Kind.INT: (_INT.__contains__, "a whole number that does not fit the 32 bits of an Int"),
+    Kind.FLOAT: (math.isfinite, "a number that is not finite"),
 }
 
 
@@ -31,5 +32,5 @@ def within(owner: str, each: Field, value: Any) -> Any:
     """
     fits, what = _FITS[each.kind]
     if value is not None and not all(map(fits, value if each.many else (value,))):
-        raise NumberOutOfRange(f"{owner}.{each.name} holds {what}.")
+        raise NumberOutOfRange(f"{owner}.{field_name(each.name)} holds {what}.")
     return value

@@ -14,6 +14,7 @@ import strawberry
 from headwater.errors import BadUserInput
 from headwater.eventstore.audit_trail import END, Entry, Trail, Wanted
 from headwater.graphql.building import Info, Omittable, resolver
+from headwater.graphql.inputs import given_values
 from headwater.graphql.interfaces import PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import JSON, Position
@@ -175,17 +176,10 @@ def events_subscription() -> Any:
 def _wanted(given: Any) -> Wanted:
     if given is None:
         return Wanted()
-    values = {name: value for name, value in vars(given).items() if value is not strawberry.UNSET}
-    for name, value in values.items():
-        # A null is what a client sends whose variable was not set: taken as "no filter" it would show everything.
-        if value is None:
-            raise BadUserInput(f"filter: {_SPELLED.get(name, name)} is null; leave it out.")
+    values = given_values(given, "filter")
     if len(values.get("types", ())) > _LARGEST_LIST:
         raise BadUserInput(f"A list in a filter may hold {_LARGEST_LIST} values.")
     return Wanted(**values)
-
-
-_SPELLED = {"stream_id": "streamId", "correlation_id": "correlationId", "since": "from", "until": "to"}
 
 
 def _connection(page: _Page) -> EventConnection:

@@ -99,7 +99,9 @@ class _Reading:
         if depth > _DEEPEST:
             raise BadUserInput(f"A filter may be nested {_DEEPEST} deep.")
         parts = [
-            part for each in self._columns for part in self._column(each, _given(getattr(given, each.name), each.name))
+            part
+            for each in self._columns
+            for part in self._column(each, _given(getattr(given, each.name), field_name(each.name)))
         ]
         for name, combine in (("and", All), ("or", Some)):
             inner = _given(getattr(given, f"{name}_"), name)

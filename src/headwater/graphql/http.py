@@ -191,8 +191,9 @@ def _parameters(request: Request) -> dict[str, object]:
             continue
         if name in found:
             raise BadRequest(f'"{name}" is given twice.')
-        found[name] = decode_json(text, f'"{name}"') if name in ("variables", "extensions") else text
-    return found
+        found[name] = decode_json(text, f'"{name}"') if text and name in ("variables", "extensions") else text
+    # A form or a link template sends an empty value for a parameter that it leaves out.
+    return {name: value for name, value in found.items() if value != "" or name == "query"}
 
 
 def _at_the_door(error: PublicError) -> RequestRefused:

@@ -15,6 +15,7 @@ import strawberry
 from headwater.domain.saga_stream import Phase, StepState
 from headwater.errors import BadUserInput, SearchTooWide
 from headwater.graphql.building import Info, Omittable, resolver
+from headwater.graphql.inputs import given_values
 from headwater.graphql.interfaces import PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import JSON, Position
@@ -153,15 +154,8 @@ async def _answered(reading: Awaitable[T]) -> T:
 def _wanted(given: Any) -> InstanceFilter:
     if given is None:
         return InstanceFilter()
-    values = {name: value for name, value in vars(given).items() if value is not strawberry.UNSET}
-    for name, value in values.items():
-        # A null is what a client sends whose variable was not set: taken as "no filter" it would show everything.
-        if value is None:
-            raise BadUserInput(f"filter: {_SPELLED.get(name, name)} is null; leave it out.")
+    values = given_values(given, "filter")
     return InstanceFilter(**values)
-
-
-_SPELLED = {"older_than": "olderThan", "newer_than": "newerThan"}
 
 
 def _cursor(place: Place) -> str:

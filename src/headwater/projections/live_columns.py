@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import sqlalchemy as sa
 
+from headwater.domain.graphql_names import field_name
 from headwater.domain.read_model import View
 from headwater.errors import ReadModelRebuilding
 from headwater.postgres import queries
@@ -77,8 +78,8 @@ class Shape:
     def error(self, name: str) -> ReadModelRebuilding:
         """Why a column cannot be read."""
         return ReadModelRebuilding(
-            f"{self.view.name}.{name} is not in the version of {self.view.name} that is live now; it is there when the "
-            "other version is."
+            f"{self.view.name}.{field_name(name)} is not in the version of {self.view.name} that is live now; it is"
+            " there when the other version is."
         )
 
 
