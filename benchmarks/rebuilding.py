@@ -80,7 +80,7 @@ async def rebuilt(dsn: str, events: int) -> float:
         await Rebuild(database, log, account_view, by_stream=True).build(standing)
         seconds = time.perf_counter() - started
         await Retired(database, seconds=0).drop()
-        await _must_be_live(database, standing.generation)
+        await _must_be_live(database, standing.number)
         return events / seconds
 
 

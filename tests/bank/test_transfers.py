@@ -28,7 +28,7 @@ from bank.accounts.domain import (
 from bank.transfers.domain import RequestTransfer
 from bank.transfers.saga import transfer as transfer_saga
 from headwater.clock import VirtualClock
-from headwater.consumers.consumer import register
+from headwater.consumers.checkpoint import register
 from headwater.domain.messages import Command
 from headwater.domain.saga_stream import Finish, Issue, SagaTook, Written
 from headwater.domain.serialization import stored_form

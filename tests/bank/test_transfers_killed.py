@@ -28,7 +28,7 @@ from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccou
 from bank.main import app
 from bank.transfers.domain import RequestTransfer
 from bank.transfers.views import transfer_view
-from headwater.consumers.consumer import register
+from headwater.consumers.checkpoint import register
 from headwater.ids import new_id
 from headwater.server.node import Node
 

@@ -50,7 +50,7 @@ def test_a_line_says_how_far_how_fast_and_how_long(
 async def test_at_a_terminal_one_line_is_written_over(dsn: str, connection: asyncpg.Connection) -> None:
     """The worker that builds is this test: it goes on when the terminal shows how far it has come."""
     await prepare(connection, account_view)
-    generation = (await rebuild(connection, account_view)).generation
+    generation = (await rebuild(connection, account_view)).number
     runs = [f"{account_view.name} {fingerprint(account_view)}"]
     alive = "insert into headwater.workers (worker_id, name, runs, lease_until) values ($1, 'other/1', $2, 'infinity')"
     await connection.execute(alive, uuid4(), runs)

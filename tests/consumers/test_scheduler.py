@@ -19,7 +19,7 @@ import pytest
 from headwater import Command, Decider, Event, Feature, Refusal, Schedule
 from headwater.clock import Clock, SystemClock, VirtualClock
 from headwater.commands.dispatcher import Accepted, Dispatcher
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.consumers.scheduler import ScheduleCounts, Scheduler
 from headwater.domain.feature import Domain
 from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
@@ -181,8 +181,8 @@ async def worker(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Star
         yield start
 
 
-def standing(fence: int) -> Standing:
-    return Standing(1, "", 0, fence, "")
+def standing(fence: int) -> Generation:
+    return Generation(1, "", 0, fence, "")
 
 
 async def rung(connection: asyncpg.Connection, name: str = "minutely") -> list[str]:

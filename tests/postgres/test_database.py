@@ -20,7 +20,7 @@ from tests.support.waiting import until
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.eventstore.log import Log
 from headwater.postgres.database import LOST, SILENCE, Database, take_times_by_number
 from headwater.postgres.migrations import migrate
@@ -163,7 +163,7 @@ class Halfway(Database):
 
 
 async def build(database: Database, log: Log) -> None:
-    await Rebuild(database, log, account_view).build(Standing(2, "account_2", 0, 0, ""))
+    await Rebuild(database, log, account_view).build(Generation(2, "account_2", 0, 0, ""))
 
 
 async def verify(database: Database, log: Log) -> None:

@@ -28,7 +28,7 @@ from bank.accounts.views import account_view
 from bank.main import app as bank
 from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Stop, View
 from headwater.config import Settings
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.consumers.dead_letters import LetterFilter, retry
 from headwater.consumers.leases import cut_off
 from headwater.domain.failure_policy import OnFailure
@@ -167,12 +167,12 @@ def is_live(connection: asyncpg.Connection, generation: int, position: int = 0) 
     return look
 
 
-async def lease(connection: asyncpg.Connection, standing: Standing) -> Standing:
+async def lease(connection: asyncpg.Connection, standing: Generation) -> Generation:
     """As a worker takes it: whoever had it before can commit nothing any more."""
     query = "update headwater.projections set fence = fence + 1 where table_name = $1 returning fence, position"
     row = await connection.fetchrow(query, standing.table)
     assert row is not None
-    return Standing(standing.generation, standing.table, row["position"], row["fence"], standing.fingerprint)
+    return Generation(standing.number, standing.table, row["position"], row["fence"], standing.fingerprint)
 
 
 @asynccontextmanager
@@ -181,7 +181,7 @@ async def building(dsn: str, view: View[Any], app: App, **options: Any) -> Async
         yield Rebuild(database, Log(database.pool, app.domain.codec), view, poll=0.05, **options)
 
 
-async def build(dsn: str, view: View[Any], app: App, standing: Standing, **options: Any) -> None:
+async def build(dsn: str, view: View[Any], app: App, standing: Generation, **options: Any) -> None:
     async with building(dsn, view, app, **options) as builder:
         await asyncio.wait_for(builder.build(standing), 30)
 
@@ -194,7 +194,7 @@ async def made(connection: asyncpg.Connection, dsn: str, *events: Any) -> int:
     return head
 
 
-async def registered(connection: asyncpg.Connection, view: View[Any] = new_view) -> Standing:
+async def registered(connection: asyncpg.Connection, view: View[Any] = new_view) -> Generation:
     standing = await renew(connection, view)
     assert standing is not None
     return standing
@@ -243,7 +243,7 @@ async def test_a_raised_version_is_another_declaration(connection: asyncpg.Conne
         return None
 
     await prepare(connection, old_view)
-    assert (await registered(connection, View(Second, _resolved(fold_second, Second)))).generation == 2
+    assert (await registered(connection, View(Second, _resolved(fold_second, Second)))).number == 2
 
 
 def _resolved(function: Any, model: type[ReadModel]) -> Any:
@@ -256,12 +256,12 @@ async def test_many_that_start_at_once_register_one(dsn: str, connection: asyncp
     await prepare(connection, old_view)
     async with asyncpg.create_pool(dsn, min_size=6, max_size=6) as pool:
 
-        async def start() -> Standing | None:
+        async def start() -> Generation | None:
             async with pool.acquire() as each:
                 return await renew(each, new_view)
 
         standings = await asyncio.gather(*(start() for _ in range(6)))
-    assert [each and each.generation for each in standings] == [2] * 6
+    assert [each and each.number for each in standings] == [2] * 6
     assert await generations(connection) == [(1, "live"), (2, "building")]
 
 
@@ -684,10 +684,10 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(dsn: str, connection
     assert len(await stored(connection, account_view)) == 300
 
 
-async def _buildings(connection: asyncpg.Connection, name: str) -> list[Standing]:
+async def _buildings(connection: asyncpg.Connection, name: str) -> list[Generation]:
     columns = "generation, table_name, position, fence, fingerprint"
     query = f"select {columns} from headwater.projections where name = $1 and state = 'building'"
-    return [Standing(*row) for row in await connection.fetch(query, name)]
+    return [Generation(*row) for row in await connection.fetch(query, name)]
 
 
 async def test_whoever_lost_the_lease_writes_nothing(dsn: str, connection: asyncpg.Connection) -> None:
@@ -1072,7 +1072,9 @@ class Mending:
         return fold
 
 
-async def _failed(dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, code: Mending) -> Standing:
+async def _failed(
+    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, code: Mending
+) -> Generation:
     """Generation 2, of which some is written, all of it wrong, when it fails."""
     monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 2)
     key = uuid4()
@@ -1108,7 +1110,7 @@ async def test_a_failed_build_begins_again_from_nothing(
     await _failed(dsn, connection, monkeypatch, code)
     code.mended = True
     if how == "rebuild":
-        assert (await force(connection, code.view)).generation == 3
+        assert (await force(connection, code.view)).number == 3
     else:
         await prepare_views(dsn, [code.view])
     assert await generations(connection) == [(1, "live"), (2, "retired"), (3, "building")]
@@ -1570,7 +1572,7 @@ async def test_a_generation_can_be_forced(dsn: str, connection: asyncpg.Connecti
     await made(connection, dsn, *(Counted(thing_id=uuid4()) for _ in range(10)))
     await connection.execute("update read.tally_1 set count = 99")
     standing = await force(connection, old_view)
-    assert (await force(connection, old_view)).generation == standing.generation == 2, "one that is on its way goes on"
+    assert (await force(connection, old_view)).number == standing.number == 2, "one that is on its way goes on"
     await build(dsn, old_view, old, standing)
     assert await stored(connection, old_view) == await folded(connection, old, old_view)
     assert await renew(connection, old_view) is None

@@ -30,7 +30,7 @@ from bank.users.views import user_view
 from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, Refusal, Stop, View
 from headwater.config import Settings
 from headwater.consumers import dead_letters
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.domain.failure_policy import OnFailure
 from headwater.domain.serialization import stored_form
 from headwater.errors import Unavailable
@@ -826,7 +826,7 @@ def fold_names(row: Any, event: Recorded[Counted]) -> Any:
 async def test_every_declared_index_is_made_whatever_its_name(connection: asyncpg.Connection) -> None:
     query = "select indexdef from pg_indexes where tablename = $1 order by 1"
 
-    async def indexes(standing: Standing) -> list[str]:
+    async def indexes(standing: Generation) -> list[str]:
         return sorted(row[0].rpartition("(")[2][:-1] for row in await connection.fetch(query, standing.table))
 
     for model, expected in (

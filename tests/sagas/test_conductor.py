@@ -20,7 +20,7 @@ from headwater import After, App, Cancel, Do, Done, Feature, Refused, Saga, Undo
 from headwater.clock import VirtualClock
 from headwater.commands.dispatcher import Origin
 from headwater.config import Settings
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.errors import CommandIdReused
 from headwater.ids import new_id
 from headwater.sagas.conductor import Conductor, SagaCounts
@@ -488,7 +488,7 @@ async def test_what_passes_instances_by_is_not_kept_in_memory(
     node: Node = await start(app, work=False)
     parts = node.database, node.log, node.appender, node.dispatcher, app.domain, fulfilment, node.positions
     conductor = Conductor(*parts, clock=clock, batch=50, cache=100)
-    running = asyncio.create_task(conductor.run(Standing(1, "", 0, 0, "")))
+    running = asyncio.create_task(conductor.run(Generation(1, "", 0, 0, "")))
     try:
         waiting = await place(node, "a", "wait")
         await reached(connection, waiting, "running", "events")

@@ -22,7 +22,7 @@ from bank.transfers.saga import transfer
 from bank.transfers.views import transfer_view
 from headwater.clock import SystemClock
 from headwater.commands.dispatcher import Dispatcher
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.consumers.leases import cut_off
 from headwater.eventstore import appender
 from headwater.eventstore import log as log_module
@@ -89,7 +89,7 @@ async def work(dsn: str, where: str, at: int) -> None:
         await asyncio.gather(kept(conductor.run, saga), kept(projector.run, rows))  # until another takes over
 
 
-async def kept(run: Callable[[Standing], Awaitable[None]], standing: Standing) -> None:
+async def kept(run: Callable[[Generation], Awaitable[None]], standing: Generation) -> None:
     """As under a supervisor: on a busy machine PostgreSQL may hear nothing for a part of a lease of nobody stopped."""
     while True:
         try:
@@ -98,7 +98,7 @@ async def kept(run: Callable[[Standing], Awaitable[None]], standing: Standing) -
             continue
 
 
-async def taken(database: Database, name: str) -> Standing:
+async def taken(database: Database, name: str) -> Generation:
     async with database.pool.acquire() as connection:
         while True:
             try:
@@ -106,7 +106,7 @@ async def taken(database: Database, name: str) -> Standing:
                     await connection.execute(f"set local lock_timeout = {round(LEASE_SECONDS * 500)}")
                     row = await connection.fetchrow(TAKE, name)
                     assert row is not None
-                    return Standing(*row)
+                    return Generation(*row)
             except asyncpg.LockNotAvailableError:
                 await cut_off(connection, LEASE_SECONDS / 2)
 

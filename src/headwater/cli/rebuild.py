@@ -50,7 +50,7 @@ async def _rebuilt(app: App, settings: Settings, dsn: str, view: View[Any]) -> i
         async def forced(connection: asyncpg.Connection) -> int:
             await prepare(connection, view)
             standing = await rebuild(connection, view)
-            return await follow(connection, view.name, standing.generation, show=show, alone=work)
+            return await follow(connection, view.name, standing.number, show=show, alone=work)
 
         with _progress() as show:
             return await connected(dsn, forced)

@@ -19,28 +19,21 @@ from uuid import UUID
 
 import asyncpg
 
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import KEYS_AT_ONCE, DeadLetters, Letter, Waiting, described
 from headwater.domain.failure_policy import Retry
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import LOG, Positions
-from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Connection, Database, write_derived
 from headwater.supervisor import backoff
 from headwater.telemetry import Progress
-
-_SQL = queries.load(__file__)
 
 TRIED_AT_ONCE = KEYS_AT_ONCE // 2
 """Keys that are tried again beside each other, at most: so that a look at those that are due finds others, too."""
 
 T = TypeVar("T")
-
-
-class Displaced(Exception):
-    """The lease is another's, or another moved the checkpoint: what was done here counts no more."""
 
 
 class KeyUnknown(HeadwaterError):
@@ -91,22 +84,6 @@ class Taker(Protocol):
     def written(self) -> None:
         """The transaction is committed."""
         ...
-
-
-async def register(
-    connection: Connection, name: str, fingerprint: str, *, from_end: bool = False, insist: bool = False
-) -> None:
-    """Make a unit that workers share out by leases, or have it be this code's from now on. from_end: it is not
-    concerned with what has happened so far.
-
-    A unit whose fingerprint is another was that of older code, which would pass over what it does not know: as in
-    `tables.adopt`, it is handed to this code, with the fence raised. Where this code had it before, this is the older
-    one, and takes it back only if `insist` says that it is the one to go on with.
-    """
-    made = await connection.execute(_SQL["register"], name, fingerprint, from_end)
-    adopted = await connection.execute(_SQL["adopt"], name, fingerprint, insist)
-    if (made, adopted) != ("INSERT 0 0", "UPDATE 0"):
-        await connection.execute(_SQL["ring"])
 
 
 async def outlast(call: Callable[[], Awaitable[T]]) -> T:
@@ -175,14 +152,14 @@ class Follower:
         self._set_parked(self._parked | {key})
         self._woken.set()
 
-    async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+    async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Follow until cancelled, or until the lease with this fence is another's. Runs under a supervisor, which is
         told when a failure is got over."""
         connection = await self._database.connect(self._name)
-        self._standing = standing
-        self._letters = DeadLetters(self._name, standing.generation)
+        self._checkpoint = Checkpoint(connection, self._name, generation)
+        self._letters = DeadLetters(self._name, generation.number)
         try:
-            while (position := await connection.fetchval(_SQL["held"], *self._of)) is not None:
+            while (position := await self._checkpoint.read()) is not None:
                 self._aside.clear()
                 self._set_parked(await self._letters.parked(connection))
                 self._look_at = 0.0
@@ -190,14 +167,10 @@ class Follower:
                 try:
                     async with self._taker.begun():
                         await self._follow(connection, position, well)
-                except Displaced:
+                except CheckpointMoved:
                     self.progress.displaced += 1
         finally:
             connection.terminate()
-
-    @property
-    def _of(self) -> tuple[str, int, int]:
-        return self._name, self._standing.generation, self._standing.fence
 
     def _set_parked(self, keys: set[UUID]) -> None:
         self._parked = keys
@@ -244,8 +217,7 @@ class Follower:
     ) -> int:
         """Take a batch, and commit the checkpoint that it reaches."""
         if not events and not self._to_write():
-            if not await connection.fetch(_SQL["pass"], *self._of, position, reached):
-                raise Displaced
+            await self._checkpoint.skip(position, reached)
             self._count(events, reached)
             return reached
         by_key: dict[UUID, list[Recorded[Event]]] = {}
@@ -265,8 +237,7 @@ class Follower:
         self._aside = [letter for letter in self._aside if letter.key in self._tries]
         await outlast(lambda: self._taker.look(events))
         async with self._transaction(connection):
-            if not await connection.fetch(_SQL["move"], *self._of, position, reached):
-                raise Displaced
+            await self._checkpoint.move(position, reached)
             await self._taker.write(connection, ())
             if aside:
                 await self._letters.park(connection, aside)
@@ -305,7 +276,7 @@ class Follower:
         """Take an event, faults that pass outlasted; what else was raised."""
         try:
             await outlast(lambda: self._taker.take(key, event))
-        except Displaced:
+        except CheckpointMoved:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises
             return error
@@ -371,8 +342,7 @@ class Follower:
         # Not those that were set aside meanwhile: what waits for them waits behind that.
         well = tried.keys() - failed.keys() - {letter.key for letter in self._aside}
         async with self._transaction(connection):
-            if not await connection.fetch(_SQL["mine"], *self._of):
-                raise Displaced
+            await self._checkpoint.hold()
             await self._letters.remove(connection, [letter for each in tried.values() for letter in each.done])
             await self._letters.park(connection, list(failed.values()))
             more = await self._letters.go_on(connection, well)

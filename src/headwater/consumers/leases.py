@@ -28,7 +28,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.eventstore.positions import Positions
 from headwater.postgres import queries
 from headwater.postgres.database import FAILING, Connection, Database
@@ -81,9 +81,9 @@ class Unit:
         return _code(self.name, self.fingerprint)
 
     @property
-    def standing(self) -> Standing:
-        """As the loops take it."""
-        return Standing(self.generation, self.table, self.position, self.fence, self.fingerprint)
+    def leased(self) -> Generation:
+        """The generation with the fencing token of this lease."""
+        return Generation(self.generation, self.table, self.position, self.fence, self.fingerprint)
 
 
 def shares(units: Sequence[Unit], workers: Mapping[UUID, Collection[str]]) -> dict[Place, UUID]:

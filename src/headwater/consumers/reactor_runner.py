@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.consumers.consumer import Follower
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
@@ -65,7 +65,7 @@ class Reacting:
         """How far it has followed the log."""
         return self._follower.progress
 
-    async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
         """React until cancelled, or until the lease is another's. Runs under a supervisor."""
         await self._follower.run(standing, well)
 

@@ -24,7 +24,7 @@ import asyncpg
 
 from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher, Origin
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import described
 from headwater.domain.messages import Refusal
 from headwater.domain.schedule import Schedule
@@ -125,18 +125,22 @@ class Scheduler:
         self._faults: dict[str, _Fault] = {}
         self.counts = ScheduleCounts()
 
-    async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Fire what falls due until cancelled, or until the lease with this fence is another's. Runs under a
         supervisor, which is told when a failure is got over, and starts it again when the database was lost."""
         self._faults.clear()
         connection = await self._database.connect(SCHEDULES)
+        checkpoint = Checkpoint(connection, SCHEDULES, standing)
         try:
-            while (reached := await self._look(connection, standing)) is not None:
+            while await checkpoint.read() is not None:
+                reached = await self._look(connection)
                 new = [schedule.name for schedule in self._schedules if schedule.name not in reached]
                 if new:
                     await connection.execute(_SQL["begin"], new, self._clock.now())
                     continue
-                fired = [await self._attend(connection, standing, each, reached[each.name]) for each in self._schedules]
+                fired = [
+                    await self._attend(connection, checkpoint, each, reached[each.name]) for each in self._schedules
+                ]
                 if not self._faults:
                     well()
                 if not any(fired):
@@ -144,16 +148,13 @@ class Scheduler:
         finally:
             connection.terminate()
 
-    async def _look(self, connection: asyncpg.Connection, standing: Standing) -> dict[str, _Reached] | None:
-        """How far the schedules have come, those that the database knows; None when the lease is another's."""
-        names = [schedule.name for schedule in self._schedules]
-        rows = await connection.fetch(_SQL["look"], *_of(standing), names)
-        if not rows:
-            return None
-        return {row["name"]: _Reached(row["begun_at"], row["fired_at"]) for row in rows if row["name"] is not None}
+    async def _look(self, connection: asyncpg.Connection) -> dict[str, _Reached]:
+        """How far the schedules have come, those that the database knows."""
+        rows = await connection.fetch(_SQL["look"], [schedule.name for schedule in self._schedules])
+        return {row["name"]: _Reached(row["begun_at"], row["fired_at"]) for row in rows}
 
     async def _attend(
-        self, connection: asyncpg.Connection, standing: Standing, schedule: Schedule, reached: _Reached
+        self, connection: asyncpg.Connection, checkpoint: Checkpoint, schedule: Schedule, reached: _Reached
     ) -> bool:
         """Fire what is due of a schedule, and let the row say so. Whether there is to look what the row says now."""
         now, fault = self._clock.now(), self._faults.get(schedule.name)
@@ -166,9 +167,21 @@ class Scheduler:
         if outcome is None:
             return False
         self._faults.pop(schedule.name, None)
-        if await connection.fetch(_SQL["move"], *_of(standing), schedule.name, due, outcome.text, self._clock.now()):
+        if await self._move(connection, checkpoint, schedule.name, due, outcome.text):
             self.counts.count(outcome.kind)
         return True
+
+    async def _move(
+        self, connection: asyncpg.Connection, checkpoint: Checkpoint, name: str, due: datetime, outcome: str
+    ) -> bool:
+        """Write the outcome of a due moment, under the lease. False: another worker did so, or has the lease."""
+        try:
+            async with connection.transaction():
+                await checkpoint.hold()
+                moved = await connection.fetch(_SQL["move"], name, due, outcome, self._clock.now())
+        except CheckpointMoved:
+            return False
+        return bool(moved)
 
     async def _fire(self, schedule: Schedule, due: datetime) -> _Outcome | None:
         """What a due moment came to; None for a fault that passes, when it is to be fired again."""
@@ -234,7 +247,3 @@ def older_moment(name: str, due: datetime) -> UUID:
     """The id that it had before internal ids were of version 8: the log may hold a moment under it, while the
     schedule's row does not say yet that it was fired."""
     return derived_id(_FIRED, f"schedule {name} {due.isoformat()}")
-
-
-def _of(standing: Standing) -> tuple[int, int]:
-    return standing.generation, standing.fence

@@ -18,7 +18,7 @@ from typing import Any
 
 import asyncpg
 
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.domain.messages import Event
 from headwater.domain.read_model import View
 from headwater.errors import HeadwaterError
@@ -91,7 +91,7 @@ async def prepare_views(dsn: str, views: Sequence[View[Any]]) -> None:
         await connection.close()
 
 
-async def prepare(connection: Connection, view: View[Any]) -> Standing:
+async def prepare(connection: Connection, view: View[Any]) -> Generation:
     """Return the live generation; create its table and SQL view if there is none.
 
     Its fingerprint may differ from that of `view`: `renew` registers the generation that replaces it.
@@ -101,7 +101,7 @@ async def prepare(connection: Connection, view: View[Any]) -> Standing:
         return await _create_first(connection, view) if row is None else _standing(row)
 
 
-async def renew(connection: Connection, view: View[Any], *, insist: bool = False) -> Standing | None:
+async def renew(connection: Connection, view: View[Any], *, insist: bool = False) -> Generation | None:
     """Register the next generation if the declaration has changed. Returns None if there is nothing to build.
 
     If only the enums have gained values, or the kinds of events have changed, the live generation is adopted as it is:
@@ -172,7 +172,7 @@ async def _adopt(connection: Connection, view: View[Any], declaration: str) -> b
     return True
 
 
-async def rebuild(connection: Connection, view: View[Any]) -> Standing:
+async def rebuild(connection: Connection, view: View[Any]) -> Generation:
     """Register a generation though the declaration is the same. Returns the one under way if there is one that has not
     failed; a failed one is given up.
 
@@ -210,7 +210,7 @@ async def table_lock(
         yield
 
 
-async def _create_first(connection: Connection, view: View[Any]) -> Standing:
+async def _create_first(connection: Connection, view: View[Any]) -> Generation:
     await make_schema(connection, SCHEMA)
     generation = await connection.fetchval(_SQL["next_generation"], view.name)
     standing = await _register(connection, view, generation, "live")
@@ -220,7 +220,7 @@ async def _create_first(connection: Connection, view: View[Any]) -> Standing:
     return standing
 
 
-async def _register_next(connection: Connection, view: View[Any]) -> Standing:
+async def _register_next(connection: Connection, view: View[Any]) -> Generation:
     declaration = fingerprint(view)
     await connection.execute(_SQL["give_up_failed"], view.name, declaration)
     row = await connection.fetchrow(_SQL["building"], view.name, declaration)
@@ -231,18 +231,18 @@ async def _register_next(connection: Connection, view: View[Any]) -> Standing:
     return await _register(connection, view, generation, "building")
 
 
-async def _register(connection: Connection, view: View[Any], generation: int, state: str) -> Standing:
+async def _register(connection: Connection, view: View[Any], generation: int, state: str) -> Generation:
     table = f"{snake_case(view.name)}_{generation}"
     await create_table(connection, view, table)
     declaration = fingerprint(view)
     version, enums = view.model.__declared__.version, json.dumps(_enums(view))
     await connection.execute(_SQL["register"], view.name, generation, version, declaration, table, state, enums)
-    return Standing(generation=generation, table=table, position=0, fence=0, fingerprint=declaration)
+    return Generation(number=generation, table=table, position=0, fence=0, fingerprint=declaration)
 
 
-def _standing(row: asyncpg.Record) -> Standing:
-    return Standing(
-        generation=row["generation"],
+def _standing(row: asyncpg.Record) -> Generation:
+    return Generation(
+        number=row["generation"],
         table=row["table_name"],
         position=row["position"],
         fence=row["fence"],

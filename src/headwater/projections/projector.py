@@ -19,7 +19,7 @@ from uuid import UUID
 
 import asyncpg
 
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import DeadLetters, Letter, described
 from headwater.domain.failure_policy import Stop, policy_of
 from headwater.domain.messages import Event, Recorded
@@ -55,10 +55,6 @@ class FoldFailed(HeadwaterError):
 
 class RowUnreadable(HeadwaterError):
     """A stored row is not one that this code could have written: `headwater rebuild` makes it again."""
-
-
-class Displaced(Exception):
-    """Another process moved the checkpoint; what was folded here is void."""
 
 
 @dataclass(slots=True)
@@ -138,7 +134,7 @@ class Projector(Generic[M]):
         self._look_at = 0.0
         self.progress = Progress()
 
-    async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Follow the log until cancelled, or until the lease with this fence is another's. Runs under a supervisor,
         which is told when a failure is got over."""
         connection = await self._database.connect(f"projection {self._view.name}")
@@ -146,20 +142,21 @@ class Projector(Generic[M]):
             while (held := await self._stand(connection, standing)) is not None:
                 try:
                     await self._follow(connection, held, well)
-                except Displaced:
+                except CheckpointMoved:
                     self.progress.displaced += 1
         finally:
             self._forget()
             connection.terminate()
 
-    async def _stand(self, connection: asyncpg.Connection, standing: Standing) -> Standing | None:
+    async def _stand(self, connection: asyncpg.Connection, standing: Generation) -> Generation | None:
         """Read the checkpoint and the parked keys again, and drop the rows in memory. None: the lease is another's."""
         self._forget()
-        position = await connection.fetchval(_SQL["held"], self._view.name, standing.generation, standing.fence)
+        self._checkpoint = Checkpoint(connection, self._view.name, standing)
+        position = await self._checkpoint.read()
         if position is None:
             return None
         self._write = _Statements(self._view, standing.table)
-        self._letters = DeadLetters(self._view.name, standing.generation)
+        self._letters = DeadLetters(self._view.name, standing.number)
         self._set_parked(await self._letters.parked(connection))
         self.progress.position = position
         self._positions.correct(self._view.name, self._positions.known(self._view.name), position)
@@ -175,7 +172,7 @@ class Projector(Generic[M]):
         self._look_at = 0.0
         self.progress.parked_keys = len(keys)
 
-    async def _follow(self, connection: asyncpg.Connection, standing: Standing, well: Callable[[], None]) -> None:
+    async def _follow(self, connection: asyncpg.Connection, standing: Generation, well: Callable[[], None]) -> None:
         position, attempts = standing.position, 0
         while True:
             alarms = self._positions.alarms
@@ -220,20 +217,18 @@ class Projector(Generic[M]):
     async def _advance(
         self,
         connection: asyncpg.Connection,
-        standing: Standing,
+        standing: Generation,
         position: int,
         events: Sequence[Recorded[Event]],
         reached: int,
     ) -> int:
         """Fold a batch, or what there is time for, and commit it with the checkpoint that it reaches."""
         if not events:
-            if not await connection.fetch(_SQL["pass"], *self._of(standing), position, reached):
-                raise Displaced
+            await self._checkpoint.skip(position, reached)
             return self._passed(events, reached)
 
         async def write(folded: _Folded[M]) -> None:
-            if not await connection.fetch(_SQL["move"], *self._of(standing), position, folded.upto(reached)):
-                raise Displaced
+            await self._checkpoint.move(position, folded.upto(reached))
             await self._write_rows(connection, standing, folded.changed)
             if self._view.history:
                 taken = [(key, event.position) for key, event in batch if folded.has(event.position)]
@@ -253,7 +248,7 @@ class Projector(Generic[M]):
         self._positions.report(self._view.name, reached)
         return reached
 
-    async def _try_again(self, connection: asyncpg.Connection, standing: Standing) -> None:
+    async def _try_again(self, connection: asyncpg.Connection, standing: Generation) -> None:
         """Fold what waits for the keys that are due, in order: with the row, in one transaction."""
         keys, next_due = await self._letters.due(connection)
         if not keys:
@@ -268,7 +263,7 @@ class Projector(Generic[M]):
 
         async def write(folded: _Folded[M]) -> None:
             if not await connection.fetch(_SQL["repair"], *self._of(standing), int(bool(folded.changed))):
-                raise Displaced
+                raise CheckpointMoved
             await self._write_rows(connection, standing, folded.changed)
             behind = {(letter.key, letter.position) for letter in folded.aside}
             tried_now = [letter for letter in waiting if folded.has(letter.position)]
@@ -298,7 +293,7 @@ class Projector(Generic[M]):
         try:
             await self._transact(connection, write, folded)
         except Exception as error:
-            if isinstance(error, Displaced) or not is_refusal(error):
+            if isinstance(error, CheckpointMoved) or not is_refusal(error):
                 raise
             refused = await self._refused(connection, batch, folded)
             if not refused:
@@ -423,9 +418,9 @@ class Projector(Generic[M]):
     # ----------------------------------------------------------------------------------------------------------- write
 
     async def _write_rows(
-        self, connection: asyncpg.Connection, standing: Standing, changed: Mapping[UUID, _Row[M]]
+        self, connection: asyncpg.Connection, standing: Generation, changed: Mapping[UUID, _Row[M]]
     ) -> None:
-        name, generation = self._view.name, standing.generation
+        name, generation = self._view.name, standing.number
         upserted = {key: row for key, row in changed.items() if row.model is not None}
         removed = {key: row for key, row in changed.items() if row.model is None and row.stored}
         again = [key for key, row in upserted.items() if not row.stored]
@@ -451,8 +446,8 @@ class Projector(Generic[M]):
         while len(self._rows) > self._cache:
             del self._rows[next(iter(self._rows))]
 
-    def _of(self, standing: Standing) -> tuple[str, int, int]:
-        return self._view.name, standing.generation, standing.fence
+    def _of(self, standing: Generation) -> tuple[str, int, int]:
+        return self._view.name, standing.number, standing.fence
 
     # ---------------------------------------------------------------------------------- rows that the database refuses
 

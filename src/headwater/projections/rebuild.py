@@ -26,7 +26,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import DeadLetters, Letter, described, storable
 from headwater.domain.failure_policy import Stop, policy_of
 from headwater.domain.messages import Event, Recorded
@@ -70,10 +70,6 @@ class BuildStopped(HeadwaterError):
     def __init__(self, message: str, why: str) -> None:
         super().__init__(message)
         self.why = why
-
-
-class _Displaced(Exception):
-    """The lease is another's, or the generation was given up; what was folded here is void."""
 
 
 class _Refused(Exception):
@@ -134,7 +130,7 @@ class Rebuild(Generic[M]):
         self.sleep = sleep
         self.verifier = Verifier(log, view, by_stream=by_stream)
 
-    async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Build until the generation is live, or until the lease with this fence is another's. Runs under a supervisor,
         which is told when a failure is got over.
 
@@ -149,14 +145,14 @@ class Rebuild(Generic[M]):
             well()
             await asyncio.Event().wait()
 
-    async def build(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+    async def build(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
         """The same, but a failure is raised.
 
         Raises:
             BuildStopped: a fold failed whose policy is to stop, PostgreSQL does not take what a fold gave, the sample
                 is not what the log says. Or it was so before: nobody goes on with a generation that has failed.
         """
-        name = f"{self.view.name} {standing.generation}"
+        name = f"{self.view.name} {standing.number}"
         with ExitStack() as opened:
             writing = await self._database.connect(f"building {name}")
             opened.callback(writing.terminate)
@@ -167,7 +163,7 @@ class Rebuild(Generic[M]):
             build = _Build(self, standing, writing, reading)
             try:
                 await build.run(well)
-            except _Displaced:
+            except CheckpointMoved:
                 logger.info("%s is built by another, or given up", name)
             except BuildStopped as stopped:
                 # Here, and not where it arose, which may be in a transaction that has now been rolled back.
@@ -179,7 +175,7 @@ class _Build(Generic[M]):
     """One generation on its way."""
 
     def __init__(
-        self, rebuild: Rebuild[M], standing: Standing, writing: asyncpg.Connection, reading: asyncpg.Connection
+        self, rebuild: Rebuild[M], standing: Generation, writing: asyncpg.Connection, reading: asyncpg.Connection
     ) -> None:
         self._of = rebuild
         self._view = view = rebuild.view
@@ -188,8 +184,9 @@ class _Build(Generic[M]):
         self._reading = reading
         self._standing = standing
         self._table = standing.table
-        self.lease = view.name, standing.generation, standing.fence
-        self._letters = DeadLetters(view.name, standing.generation)
+        self.lease = view.name, standing.number, standing.fence
+        self._checkpoint = Checkpoint(writing, view.name, standing, state="building")
+        self._letters = DeadLetters(view.name, standing.number)
         self._policy = policy_of(view.on_failure)
         self._types = self._log.stored_names(view.events)
         self._route = {event: view.route_of(event) for event in view.events}
@@ -228,12 +225,13 @@ class _Build(Generic[M]):
 
     async def _restore(self) -> None:
         """Take up what is written, wherever the one before came to an end."""
-        held = await self._writing.fetchrow(_SQL["held"], *self.lease)
-        if held is None:
-            raise _Displaced
-        if held["failure"] is not None:
-            self._stop(held["failure"])
-        self._position = held["position"]
+        position = await self._checkpoint.read()
+        if position is None:
+            raise CheckpointMoved
+        failure = await self._writing.fetchval(_SQL["failure"], *self.lease)
+        if failure is not None:
+            self._stop(failure)
+        self._position = position
         self._rows.clear()
         self._changed.clear()
         self._aside.clear()
@@ -274,7 +272,7 @@ class _Build(Generic[M]):
         async with self._writing.transaction():
             await self._limit()
             if not await self._writing.fetch(_SQL["begin_again"], *self.lease):
-                raise _Displaced
+                raise CheckpointMoved
             await self._writing.execute(f'truncate {SCHEMA}."{self._table}"')
             if self._view.history:
                 await row_events.truncate(self._writing, self._table)
@@ -408,7 +406,7 @@ class _Build(Generic[M]):
         try:
             await self._transact(reached)
         except Exception as error:
-            if isinstance(error, _Displaced) or not is_refusal(error):
+            if isinstance(error, CheckpointMoved) or not is_refusal(error):
                 raise
             raise _Refused(reached, error) from error
         self._settle(reached)
@@ -425,8 +423,7 @@ class _Build(Generic[M]):
                 await row_events.copy(self._writing, self._table, self._taken)
             if self._aside:
                 await self._letters.park(self._writing, self._aside)
-            if not await self._writing.fetch(_SQL["move"], *self.lease, self._position, reached):
-                raise _Displaced
+            await self._checkpoint.move(self._position, reached)
 
     async def _write_rows(self, rows: Sequence[_Row]) -> None:
         new = [row for row in rows if not row.stored]
@@ -536,6 +533,6 @@ class _Build(Generic[M]):
                 await self._fold_on(live["position"])
         await self._writing.execute(_SQL["retire"], name, generation)
         if not await self._writing.fetch(_SQL["publish"], *self.lease, self._position):
-            raise _Displaced
+            raise CheckpointMoved
         await show(self._writing, self._view, self._table)
         return True

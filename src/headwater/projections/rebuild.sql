@@ -1,16 +1,10 @@
--- name: held
--- Where a generation stands that is being built, if its lease is still the one with this fence; and why, if it has failed.
-select position, failure from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building'
+-- name: failure
+-- Why the build of a generation has failed; null if it has not.
+select failure from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building'
 
 -- name: mine
 -- Under the lease: whoever takes over has to wait for the end of the transaction. Nobody else has to.
 select from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building' for key share
-
--- name: move
--- Compare-and-swap of the checkpoint. No row: the lease is another's, or the generation was given up.
-update headwater.projections set position = $5, updated_at = now()
- where name = $1 and generation = $2 and position = $4 and fence = $3 and state = 'building'
-returning position
 
 -- name: begin_again
 -- From the start of the log, under the same lease: what was set aside goes with the rows. No row: it is another's.

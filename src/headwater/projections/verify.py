@@ -16,7 +16,7 @@ from uuid import UUID
 
 import asyncpg
 
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.domain.fields import Field, Kind
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
@@ -177,27 +177,29 @@ class Verifier(Generic[M]):
             await rows.execute(_SQL["verified"], report.name, report.generation, report.found)
             return report
 
-    async def _standing(self, connection: asyncpg.Connection) -> Standing:
+    async def _standing(self, connection: asyncpg.Connection) -> Generation:
         row = await connection.fetchrow(_SQL["standing"], self._view.name)
         if row is None or row["fingerprint"] != fingerprint(self._view):
             raise NotVerifiable(
                 f"{self._view.name} is made by another version of this code than the one that runs here; verify it "
                 "with that one, or when the next generation is live"
             )
-        return Standing(*row)
+        return Generation(*row)
 
-    async def sample(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing, count: int) -> Report:
+    async def sample(
+        self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation, count: int
+    ) -> Report:
         """Some keys that have a row, and some that the log speaks of, which may have none."""
-        report = Report(self._view.name, standing.generation, standing.position)
+        report = Report(self._view.name, standing.number, standing.position)
         keys = await self._some_keys(rows, standing, count)
         if keys:
             folded = await self._fold_some(log, standing.position, keys)
             await self._compare(rows, report, standing, folded, "= any($1::uuid[])", list(keys.values()))
         return report
 
-    async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Standing) -> Report:
+    async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation) -> Report:
         """Every key, in as many passes over the log as its rows need memory."""
-        report = Report(self._view.name, standing.generation, standing.position)
+        report = Report(self._view.name, standing.number, standing.position)
         ranges = await self._ranges(rows, standing)
         while ranges:
             low, high = ranges.pop()
@@ -210,7 +212,7 @@ class Verifier(Generic[M]):
 
     # ----------------------------------------------------------------------------------------------- what is stored
 
-    async def _ranges(self, connection: asyncpg.Connection, standing: Standing) -> list[tuple[UUID, UUID]]:
+    async def _ranges(self, connection: asyncpg.Connection, standing: Generation) -> list[tuple[UUID, UUID]]:
         """Ranges of keys with so many rows each. Together they hold every key, also those without a row."""
         key, table = f'"{self._view.key}"', f'{SCHEMA}."{standing.table}"'
         numbered = f"select {key} as key, row_number() over (order by {key}) as place from {table}"  # noqa: S608 - our own names
@@ -222,7 +224,7 @@ class Verifier(Generic[M]):
         lows = [FIRST, *(UUID(int=high.int + 1) for high in highs[:-1])]
         return list(zip(lows, highs, strict=True))
 
-    async def _some_keys(self, rows: asyncpg.Connection, standing: Standing, count: int) -> dict[int, UUID]:
+    async def _some_keys(self, rows: asyncpg.Connection, standing: Generation, count: int) -> dict[int, UUID]:
         key, table = f'"{self._view.key}"', f'{SCHEMA}."{standing.table}"'
         by_chance = f"select {key} from {table} order by random() limit $1"  # noqa: S608 - the same
         found = await rows.fetch(by_chance, (count + 1) // 2)
@@ -304,7 +306,7 @@ class Verifier(Generic[M]):
         self,
         rows: asyncpg.Connection,
         report: Report,
-        standing: Standing,
+        standing: Generation,
         folded: dict[int, _Folded],
         those: str,
         *values: Any,

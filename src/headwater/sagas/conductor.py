@@ -22,7 +22,7 @@ from uuid import UUID
 
 from headwater.clock import Clock
 from headwater.commands.dispatcher import Dispatcher
-from headwater.consumers.checkpoint import Standing
+from headwater.consumers.checkpoint import Generation
 from headwater.consumers.consumer import Follower
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.feature import Domain
@@ -141,7 +141,7 @@ class Conductor:
         """How many instances are in memory."""
         return self._instances.count
 
-    async def run(self, standing: Standing, well: Callable[[], None] = lambda: None) -> None:
+    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Run instances until cancelled, or until the lease is another's. Runs under a supervisor."""
         await self._follower.run(standing, well)
 

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 from headwater.clock import Clock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
-from headwater.consumers.checkpoint import Standing
-from headwater.consumers.consumer import register
+from headwater.consumers.checkpoint import Generation, register
 from headwater.consumers.leases import Unit
 from headwater.consumers.reactor_runner import Reacting
 from headwater.consumers.scheduler import SCHEDULES, Scheduler
@@ -62,7 +61,7 @@ def names_of(domain: Domain) -> set[str]:
 
 
 class _Keeper(Protocol):
-    async def run(self, standing: Standing, well: Callable[[], None]) -> None: ...
+    async def run(self, standing: Generation, well: Callable[[], None]) -> None: ...
 
 
 class Worker:
@@ -116,7 +115,7 @@ class Worker:
 
     async def run_unit(self, unit: Unit) -> None:
         """Keep what was leased, until it is another's."""
-        await self._keeper(unit).run(unit.standing, partial(self._supervisor.well, unit.task))
+        await self._keeper(unit).run(unit.leased, partial(self._supervisor.well, unit.task))
 
     def _keeper(self, unit: Unit) -> _Keeper:
         if unit.name == SCHEDULES:

@@ -151,7 +151,7 @@ class History:
         view = app.domain.view_named(name)
         await prepare(self._connection, view)
         standing = await rebuild(self._connection, view)
-        self.asked.add((name, standing.generation))
+        self.asked.add((name, standing.number))
 
     async def _start(self, worker: Here | Apart) -> None:
         if len(self._workers) < 2:
