@@ -99,7 +99,7 @@ class Load:
 async def test_clients_hold_what_the_table_holds(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(subscriptions, "MAX_ROWS", 7)
     monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 10)
     dice = random.Random(seed)
     node = await start(settings=RUNG)
@@ -137,7 +137,7 @@ async def test_clients_hold_what_the_table_holds(
 async def test_resuming_after_any_message_leads_to_the_same_rows(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(subscriptions, "MAX_ROWS", 2)
     monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 3)
     monkeypatch.setattr("headwater.projections.reader.CHANGES_AT_ONCE", 6)
     where = FILTERS[name]
@@ -456,7 +456,7 @@ async def test_a_row_that_no_longer_matches_is_removed_where_it_was(start: Start
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot of a dozen rows is a large one."""
-    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(subscriptions, "MAX_ROWS", 2)
     monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 4)
 
 
@@ -640,7 +640,7 @@ async def test_a_snapshot_begins_again_when_the_read_model_has_gone_back(
 async def test_of_very_many_rows_it_is_not_remembered_which_were_sent(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headwater.live.held.MOST_HELD", 3)
+    monkeypatch.setattr("headwater.live.held_keys.MAX_HELD_KEYS", 3)
     node = await start(things_app, settings=RUNG)
     feed, keys, other = node.serving.feeds[Tally], [uuid4() for _ in range(4)], uuid4()
     await counted(node, [*keys, other, other])
@@ -653,7 +653,7 @@ async def test_of_very_many_rows_it_is_not_remembered_which_were_sent(
                 assert (await anext(messages)).removed == [other]
             await execute(node, Count(thing_id=other))
             assert (await anext(messages)).removed == [other], "which it never held"
-    monkeypatch.setattr("headwater.live.held.MOST_HELD", 4)
+    monkeypatch.setattr("headwater.live.held_keys.MAX_HELD_KEYS", 4)
     async with asyncio.timeout(20), aclosing(watch_changes(feed, once)) as messages:
         assert len((await anext(messages)).upserted) == 4
         await execute(node, Count(thing_id=other), Count(thing_id=keys[0]))
@@ -667,7 +667,7 @@ async def test_of_very_many_rows_it_is_not_remembered_which_were_sent(
 async def test_a_snapshot_comes_in_parts_of_a_bounded_size(
     start: Start, monkeypatch: pytest.MonkeyPatch, rows: int, sizes: Sequence[int]
 ) -> None:
-    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(subscriptions, "MAX_ROWS", 4)
     node = await start(things_app, settings=RUNG)
     if rows:
         await reached(
@@ -684,7 +684,7 @@ async def test_a_snapshot_comes_in_parts_of_a_bounded_size(
 async def test_what_changed_meanwhile_comes_in_parts_of_a_bounded_size_too(
     start: Start, monkeypatch: pytest.MonkeyPatch, where: Filter
 ) -> None:
-    monkeypatch.setattr(subscriptions, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(subscriptions, "MAX_ROWS", 4)
     node = await start(things_app, settings=RUNG)
     feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(10)]
     async with asyncio.timeout(20), aclosing(watch_changes(feed, where)) as messages:

@@ -1,9 +1,11 @@
-"""The feed of a read model: what changed is read once a process, however many watch, and handed to each watcher.
+"""The feed of a read model: it reads changed rows once a process and gives them to every watcher.
 
-    idle (nobody watches: nothing is read) -> following: wait for the doorbell -> read changes -> hand out -> ...
+    idle: no watcher, nothing is read
+      -> following: wait for the doorbell -> read changes -> give them to the watchers -> wait ...
+      -> idle, when the last watcher has left
 
-No gap and no duplicate: a watcher first registers, so that it is handed everything from the feed's position on, then
-reads its snapshot, which is at least as new, and drops what the snapshot already holds.
+No gap and no duplicate: a watcher first registers, and so receives every change after the feed's position. Then it reads
+its initial rows, which are at least as new, and drops the changes that they include.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from headwater.projections.reader import Changes, Reader
 
 
 class Feed:
-    """Follows one read model for all of a process's watchers. poll: seconds between looks though nothing rang."""
+    """Follows one read model for all watchers of the process.
+
+    poll: seconds between two reads when the doorbell does not ring.
+    """
 
     def __init__(self, reader: Reader, positions: Positions, *, poll: float = 1.0) -> None:
         self.reader = reader
@@ -33,17 +38,17 @@ class Feed:
 
     @property
     def watchers(self) -> int:
-        """How many watch."""
+        """The number of watchers."""
         return len(self._everything) + sum(map(len, self._by_key.values()))
 
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
-        """Follow while anyone watches. Runs under a supervisor, which is told when a failure is got over."""
+        """Follow while there are watchers. Runs under a supervisor; `well` tells it that a failure is over."""
         while True:
             await self._watched.wait()
             heard, alarms = self._positions.known(self.reader.view.name), self._positions.alarms
             changes = await self.reader.changes(self._position)
             well()
-            self._hand_out(changes)
+            self._distribute(changes)
             if changes.position == self._position:
                 self._positions.correct(self.reader.view.name, heard, changes.position)
                 await self._positions.moved(self.reader.view.name, self._position, self._poll, alarms)
@@ -53,11 +58,11 @@ class Feed:
 
     @asynccontextmanager
     async def watch(self, watcher: Watcher, key: UUID | None = None) -> AsyncIterator[None]:
-        """Hand the changes of one key, or of all, to a watcher until it leaves."""
+        """Give a watcher the changes of one key, or of all keys, until the context is left."""
         if not self.watchers:
             checkpoint = await self.reader.checkpoint()
-            if not self.watchers:  # another may have come meanwhile, who must not miss what is before this
-                # The feed has been idle: it goes on from here, and what is older is in every snapshot.
+            if not self.watchers:  # a watcher that registered meanwhile must not miss changes before this position
+                # The feed was idle. It continues from here: older changes are in the initial rows of every watcher.
                 self._position = max(self._position, checkpoint)
         group = self._everything if key is None else self._by_key.setdefault(key, set())
         group.add(watcher)
@@ -69,12 +74,12 @@ class Feed:
             if key is not None and not group:
                 self._by_key.pop(key, None)
 
-    def _hand_out(self, changes: Changes) -> None:
+    def _distribute(self, changes: Changes) -> None:
         if changes.edition != self._edition:
             self._edition = changes.edition
             for watcher in self._all():
-                watcher.renew(changes.edition)
-        if changes.forgotten:  # this process slept for longer than tombstones are kept
+                watcher.note_edition(changes.edition)
+        if changes.forgotten:  # the process was paused for longer than tombstones are kept
             for watcher in self._all():
                 watcher.overflow(changes.position)
         if not changes.rows and not changes.removed:
@@ -82,12 +87,12 @@ class Feed:
         for watcher in self._everything:
             watcher.offer(changes)
         if self._by_key:
-            self._hand_out_by_key(changes)
+            self._distribute_by_key(changes)
 
     def _all(self) -> list[Watcher]:
         return [*self._everything, *(each for group in self._by_key.values() for each in group)]
 
-    def _hand_out_by_key(self, changes: Changes) -> None:
+    def _distribute_by_key(self, changes: Changes) -> None:
         key_column = self.reader.view.key
         for row in changes.rows:
             for watcher in self._by_key.get(row[key_column], ()):

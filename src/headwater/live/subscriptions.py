@@ -1,11 +1,14 @@
-"""What a subscription sends: a snapshot, then what changed after it. No gap, no duplicate; see `feed`.
+"""What a subscription sends: the current rows, then every change. No gap, no duplicate: see `feed`.
 
-A snapshot is read in parts, by position, and between two of them nothing is held open: no transaction, no connection.
+The initial rows are read in parts, in the order of their positions. Between two parts no transaction and no connection is
+held.
 
-    parts, up to the position P that the read model had with the first -> changes after P -> what the watcher gathered
+    parts up to P, the position of the read model at the first part
+      -> changes after P
+      -> changes that the watcher has collected
 
-A row that changes meanwhile leaves the parts that are yet to be read for a position after P. Whether it was sent or
-not, it is among the changes after P: as it is now, or as removed.
+A row that changes meanwhile moves to a position after P, and so out of the parts that are still unread. Sent or not, it is
+among the changes after P: in its latest state, or as removed.
 """
 
 from __future__ import annotations
@@ -16,20 +19,22 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from headwater.live.feed import Feed
-from headwater.live.held import MOST_HELD, Held
+from headwater.live.held_keys import MAX_HELD_KEYS, HeldKeys
 from headwater.live.watcher import Batch, Watcher
 from headwater.projections.filter import EVERYTHING, Filter, Row, to_predicate
 from headwater.projections.reader import Changes, Snapshot
 
-ROWS_AT_ONCE = 100
-"""Rows in one message, at most: a frame has a size that a client can take, and nothing else runs while it is made."""
+MAX_ROWS = 100
+"""Rows in one message. It bounds the frame that a client receives, and the time that encoding it holds the event loop."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """Put `upserted` over what is held by key, drop `removed`; when `reset`, drop everything first. Resume from
-    `position`: 0 in all but the last part of what belongs together, since what was sent so far is not complete up to
-    anything."""
+    """One message of a subscription.
+
+    The client drops all rows when `reset` is true, then stores `upserted` by key, then drops `removed`. It resumes after
+    `position`, which is 0 in all parts of a split message but the last: until then its rows are complete to no position.
+    """
 
     reset: bool
     upserted: Sequence[Row]
@@ -37,16 +42,16 @@ class Message:
     position: int
 
     def parts(self) -> Iterator[Message]:
-        """The same in messages of a bounded size, at least one."""
+        """Split the message into messages of a bounded size, at least one."""
         rows = self.upserted
-        last = max(len(rows) - 1, 0) // ROWS_AT_ONCE * ROWS_AT_ONCE
-        for start in range(0, last, ROWS_AT_ONCE):
-            yield Message(self.reset and start == 0, rows[start : start + ROWS_AT_ONCE], (), 0)
+        last = max(len(rows) - 1, 0) // MAX_ROWS * MAX_ROWS
+        for start in range(0, last, MAX_ROWS):
+            yield Message(self.reset and start == 0, rows[start : start + MAX_ROWS], (), 0)
         yield Message(self.reset and last == 0, rows[last:], self.removed, self.position)
 
 
 async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Row | None, None]:
-    """The row of a key now, and each time it changes; None when there is none."""
+    """Yield the row of a key now, and each time that it changes; None while there is none."""
     watcher = Watcher(feed.reader.view.key)
     async with feed.watch(watcher, key):
         while True:
@@ -61,8 +66,10 @@ async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Row | None, None]:
 async def watch_changes(
     feed: Feed, where: Filter = EVERYTHING, after: int | None = None, *, limit: int = 10_000
 ) -> AsyncGenerator[Message, None]:
-    """What matches now, or what has changed since `after`; then batches of changes. limit: keys held for a slow
-    reader."""
+    """Yield the rows that match now, or the changes after a position; then batches of changes.
+
+    limit: changed keys that are held for a slow client.
+    """
     watcher = Watcher(feed.reader.view.key, limit=limit)
     selection = _Selection(feed, where)
     async with feed.watch(watcher):
@@ -82,21 +89,21 @@ async def watch_changes(
 
 
 class _Outdated(Exception):
-    """What was sent of a snapshot is of another edition or log, or some of it may be gone: it has to begin again."""
+    """The initial rows sent so far are of another edition or log, or miss removals: start again."""
 
 
 class _Selection:
-    """What of a read model one subscription shows. It remembers which keys it shows, to say when one stops matching."""
+    """The rows that one subscription shows. It remembers their keys, to report a row that no longer matches as removed."""
 
     def __init__(self, feed: Feed, where: Filter) -> None:
         self._feed = feed
         self._where = where
         self._key = feed.reader.view.key
         self._matches = None if where == EVERYTHING else to_predicate(where)
-        self._held = Held()
+        self._held = HeldKeys()
 
     async def snapshot(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
-        """Everything that matches, in messages of a bounded size."""
+        """Yield all rows that match, in messages of a bounded size."""
         while True:
             try:
                 async with aclosing(self._snapshot(watcher)) as messages:
@@ -107,16 +114,16 @@ class _Selection:
                 continue
 
     async def _snapshot(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
-        self._held = Held()
+        self._held = HeldKeys()
         part = await self._feed.reader.snapshot(self._where)
-        begun = replace(part, rows=())  # which are not kept until the last is sent
+        begun = replace(part, rows=())  # frees the rows before the last part is sent
         watcher.start(begun.position, begun.edition)
         reset = True
         while part.cut:
             for message in self._shown(Message(reset, part.rows, (), 0)):
                 yield message
             reset, part = False, await self._next(begun, part)
-        if reset:  # all at once, as it was in that moment
+        if reset:  # everything fitted into one part, of one moment
             for message in self._shown(Message(True, part.rows, (), part.position)):
                 yield message
             return
@@ -125,16 +132,16 @@ class _Selection:
                 yield message
 
     async def _next(self, begun: Snapshot, part: Snapshot) -> Snapshot:
-        """The part of a snapshot after another."""
+        """Read the part of the initial rows after another part."""
         after = part.rows[-1]["position"]
         following = await self._feed.reader.snapshot(self._where, after=after, upto=begun.position)
-        # A checkpoint that has gone back, with a failover, takes rows back to positions that were passed already.
+        # A failover can set the checkpoint back, and rows with it to positions that were passed already.
         if following.edition != begun.edition or following.position < begun.position:
             raise _Outdated
         return following
 
     async def _rest(self, watcher: Watcher, begun: Snapshot, rows: Sequence[Row]) -> AsyncGenerator[Message, None]:
-        """The last rows of a snapshot, and what has changed since it began."""
+        """Yield the last initial rows together with the changes since the first part."""
         after = begun.position
         while True:
             changes = await self._feed.reader.changes(after)
@@ -152,22 +159,25 @@ class _Selection:
             after, rows = changes.position, ()
 
     def _shown(self, message: Message) -> Iterator[Message]:
-        """The parts of a message, of which is remembered what is sent."""
+        """Yield the parts of a message, and remember the keys that they send."""
         for part in message.parts():
             if self._matches is not None:
                 self._held.add(row[self._key] for row in part.upserted)
             yield part
 
     async def replay(self, watcher: Watcher, after: int) -> AsyncGenerator[Message, None]:
-        """What has changed since a position. Says `removed` of every change that does not match now: what the client
-        holds from before is not known here."""
+        """Yield the changes after a position.
+
+        Every changed row that does not match now is reported as removed, because the keys that the client holds are not
+        known.
+        """
         if self._matches is not None:
-            self._held = Held(await self._feed.reader.keys(self._where, MOST_HELD + 1))
+            self._held = HeldKeys(await self._feed.reader.keys(self._where, MAX_HELD_KEYS + 1))
         while True:
             changes = await self._feed.reader.changes(after)
             of_another_edition = changes.live_since is not None and after <= changes.live_since
             if changes.forgotten or changes.beyond or of_another_edition:
-                # What the client holds is of another edition or log, or some of it may be gone: no position tells.
+                # The client's rows are of another edition or log, or removals are forgotten: send all rows again.
                 async with aclosing(self.snapshot(watcher)) as again:
                     async for message in again:
                         yield message
@@ -190,12 +200,12 @@ class _Selection:
         return Message(False, upserted, removed, changes.position)
 
     def sift(self, batch: Batch) -> Message | None:
-        """What of a batch concerns this subscription; None when nothing does."""
+        """Return the part of a batch that concerns this subscription; None when there is none."""
         message = self._select(batch.rows, batch.removed, batch.position)
         return message if message.upserted or message.removed else None
 
     def _select(self, rows: Sequence[Row], removed: Sequence[UUID], position: int) -> Message:
-        """What has changed, to one of whom is known what he holds."""
+        """Build the message for a client whose keys are known."""
         if self._matches is None:
             return Message(False, rows, removed, position)
         upserted = [row for row in rows if self._matches(row)]

@@ -1,6 +1,7 @@
-"""A watcher: what one subscription has not been sent yet. It holds the latest of each key, never a queue of changes.
+"""The watcher of one subscription: the changes that it has not sent yet, as the latest state of each key.
 
-A slow reader so gets fewer, newer messages. Past a bound of keys it is told to start again from a snapshot.
+A slow client receives fewer and newer messages instead of a growing queue. Past a bound of keys, the subscription starts
+again from the current rows.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from headwater.projections.reader import Changes
 
 @dataclass(frozen=True)
 class Batch:
-    """What a watcher takes: rows as they are now, removed keys, and what this is complete up to. `overflowed`: too much
-    has changed to be held, or another edition is live; read a snapshot instead."""
+    """Changes since the last batch: rows in their latest state, removed keys, and the position that they are complete to.
+
+    overflowed: more has changed than a watcher holds, or another edition is live. Read all rows again instead.
+    """
 
     rows: Sequence[Row]
     removed: Sequence[UUID]
@@ -26,7 +29,7 @@ class Batch:
 
 
 class Watcher:
-    """Gathers changes between one send and the next. limit: keys that are held, at most."""
+    """Collects changes between two sends. limit: the maximum number of changed keys that it holds."""
 
     def __init__(self, key: str, *, limit: int = 10_000) -> None:
         self._key = key
@@ -40,7 +43,7 @@ class Watcher:
         self._offered = asyncio.Event()
 
     def offer(self, changes: Changes) -> None:
-        """Take changes in. Never waits, never fails."""
+        """Add changes. Never waits, never fails."""
         if changes.position <= self._after:
             return
         self._position = max(self._position, changes.position)
@@ -54,23 +57,23 @@ class Watcher:
         self._offered.set()
 
     def overflow(self, position: int) -> None:
-        """Not all that has changed up to a position can be held: the reader has to start again. Never waits."""
+        """Give up holding the changes up to a position: the subscription must start again. Never waits."""
         if position > self._after:
             self._position = max(self._position, position)
             self._overflowed = True
             self._dirty.clear()
         self._offered.set()
 
-    def renew(self, edition: int) -> None:
-        """Another edition is live: rows may differ that no position tells of. Never waits, never fails."""
+    def note_edition(self, edition: int) -> None:
+        """Note that an edition is live: rows may differ though no position says so. Never waits, never fails."""
         self._newest = max(self._newest, edition)
         self._offered.set()
 
     def start(self, position: int, edition: int = 0) -> None:
-        """The reader holds everything of an edition up to here: forget what is not after it."""
+        """Record that the client holds every change of an edition up to a position, and drop those changes."""
         self._after = position
         self._edition = edition
-        # What did not fit may be newer than what the reader holds: then it has to start again.
+        # Changes that did not fit may be newer than the client's rows. Then the subscription must start again.
         self._overflowed = self._overflowed and self._position > position
         self._dirty = {key: held for key, held in self._dirty.items() if held[0] > position}
 
@@ -79,7 +82,7 @@ class Watcher:
             self._dirty[key] = (position, row)
 
     async def take(self) -> Batch:
-        """Wait for changes, and take what there is."""
+        """Wait for changes, and return all of them."""
         while not self._overflowed and self._newest <= self._edition and self._position <= self._after:
             self._offered.clear()
             await self._offered.wait()

@@ -1,0 +1,36 @@
+"""The keys that the client of a filtered subscription holds, so that it is sent only removals that concern it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+MAX_HELD_KEYS = 10_000
+"""Keys remembered for one subscription: about a megabyte."""
+
+
+class HeldKeys:
+    """The keys that a client holds, up to `MAX_HELD_KEYS`.
+
+    Beyond that bound every key may be one of them. A removal of a row that the client does not hold is harmless; a
+    missing removal is not.
+    """
+
+    def __init__(self, keys: Iterable[UUID] = ()) -> None:
+        self._keys: set[UUID] | None = set()
+        self.add(keys)
+
+    def add(self, keys: Iterable[UUID]) -> None:
+        """Record that the client was sent rows of these keys."""
+        if self._keys is not None:
+            self._keys.update(keys)
+            if len(self._keys) > MAX_HELD_KEYS:
+                self._keys = None
+
+    def drop(self, keys: Iterable[UUID]) -> list[UUID]:
+        """Return those of the keys that the client may hold, and forget them: it is about to drop them."""
+        if self._keys is None:
+            return list(keys)
+        held = [key for key in keys if key in self._keys]
+        self._keys.difference_update(held)
+        return held
