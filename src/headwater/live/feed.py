@@ -4,8 +4,8 @@
       -> following: wait for the doorbell -> read changes -> give them to the watchers -> wait ...
       -> idle, when the last watcher has left
 
-No gap and no duplicate: a watcher first registers, and so receives every change after the feed's position. Then it reads
-its initial rows, which are at least as new, and drops the changes that they include.
+No gap and no duplicate: a watcher first registers, and so receives every change after the feed's position. Then it
+reads its initial rows, which are at least as new, and drops the changes that they include.
 """
 
 from __future__ import annotations

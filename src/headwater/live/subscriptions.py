@@ -1,14 +1,14 @@
 """What a subscription sends: the current rows, then every change. No gap, no duplicate: see `feed`.
 
-The initial rows are read in parts, in the order of their positions. Between two parts no transaction and no connection is
-held.
+The initial rows are read in parts, in the order of their positions. Between two parts no transaction and no connection
+is held.
 
     parts up to P, the position of the read model at the first part
       -> changes after P
       -> changes that the watcher has collected
 
-A row that changes meanwhile moves to a position after P, and so out of the parts that are still unread. Sent or not, it is
-among the changes after P: in its latest state, or as removed.
+A row that changes meanwhile moves to a position after P, and so out of the parts that are still unread. Sent or not, it
+is among the changes after P: in its latest state, or as removed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ from headwater.projections.filter import EVERYTHING, Filter, Row, to_predicate
 from headwater.projections.reader import Changes, Snapshot
 
 MAX_ROWS = 100
-"""Rows in one message. It bounds the frame that a client receives, and the time that encoding it holds the event loop."""
+"""Rows in one message.
+
+It bounds the frame that a client receives, and the time that encoding it holds the event loop.
+"""
 
 
 @dataclass(frozen=True)
 class Message:
     """One message of a subscription.
 
-    The client drops all rows when `reset` is true, then stores `upserted` by key, then drops `removed`. It resumes after
-    `position`, which is 0 in all parts of a split message but the last: until then its rows are complete to no position.
+    The client drops all rows when `reset` is true, then stores `upserted` by key, then drops `removed`. It resumes
+    after `position`, which is 0 in all parts of a split message but the last: until then its rows are complete to no
+    position.
     """
 
     reset: bool
@@ -93,7 +97,10 @@ class _Outdated(Exception):
 
 
 class _Selection:
-    """The rows that one subscription shows. It remembers their keys, to report a row that no longer matches as removed."""
+    """The rows that one subscription shows.
+
+    It remembers their keys, to report a row that no longer matches as removed.
+    """
 
     def __init__(self, feed: Feed, where: Filter) -> None:
         self._feed = feed

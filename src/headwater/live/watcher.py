@@ -1,7 +1,7 @@
 """The watcher of one subscription: the changes that it has not sent yet, as the latest state of each key.
 
-A slow client receives fewer and newer messages instead of a growing queue. Past a bound of keys, the subscription starts
-again from the current rows.
+A slow client receives fewer and newer messages instead of a growing queue. Past a bound of keys, the subscription
+starts again from the current rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from headwater.projections.reader import Changes
 
 @dataclass(frozen=True)
 class Batch:
-    """Changes since the last batch: rows in their latest state, removed keys, and the position that they are complete to.
+    """Changes since the last batch: rows in their latest state, removed keys, and the position that they are complete
+    to.
 
     overflowed: more has changed than a watcher holds, or another edition is live. Read all rows again instead.
     """
