@@ -1,4 +1,4 @@
-"""`headwater migrate`, `serve` and `work` as an operator runs them, on a PostgreSQL that is there already."""
+"""`headwater migrate`, `serve` and `work` as an operator runs them, on an existing PostgreSQL."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ mutation($email: String!) {
 
 
 async def run(*arguments: str, **environ: str) -> tuple[int, str]:
-    """Run a command of the CLI to its end: its exit code, and what it printed."""
+    """Run a command to its end. Returns the exit code and its output on both streams."""
     code, out, err = await run_command(*arguments, environ=environ)
     return code, out + err
 
@@ -71,13 +71,15 @@ def environ(clean_environ: dict[str, str], blank_dsn: str) -> dict[str, str]:
     return clean_environ | {"DATABASE_URL": blank_dsn}
 
 
-async def test_migrate_serve_and_work(headwater: Callable[..., Any], environ: dict[str, str]) -> None:
+async def test_a_command_returns_the_row_that_a_worker_in_another_process_has_written(
+    headwater: Callable[..., Any], environ: dict[str, str]
+) -> None:
     assert await run("migrate", **environ) == (0, "The database is up to date.\n")
     serve = await headwater("serve", DATABASE_URL=environ["DATABASE_URL"])
     work = await headwater("work", DATABASE_URL=environ["DATABASE_URL"])
     assert (await work.get("/health/ready")).json() == {"status": "ready"}
 
-    # The row is made by the worker and read at the command's position by the server.
+    # The worker writes the row; the server reads it at the position of the command.
     done = await serve.graphql(REGISTER, email="ada@example.org")
 
     assert done == {"registerUser": {"position": "1", "user": {"email": "ada@example.org"}}}
@@ -86,7 +88,7 @@ async def test_migrate_serve_and_work(headwater: Callable[..., Any], environ: di
 
 
 @pytest.mark.kills
-async def test_changes_go_on_at_another_server_when_one_dies(
+async def test_a_subscription_resumes_at_another_server_after_one_was_killed(
     headwater: Callable[..., Any], sockets: Callable[..., Any], environ: dict[str, str], blank_dsn: str
 ) -> None:
     assert (await run("migrate", **environ))[0] == 0
@@ -95,7 +97,7 @@ async def test_changes_go_on_at_another_server_when_one_dies(
     )
 
     async def do(mutation: str, **variables: str) -> tuple[str, str]:
-        """The account, whose row has the change by then, and the change's position."""
+        """Run a mutation. Returns the account's id, whose row has the change by then, and the change's position."""
         (done,) = (await second.graphql(mutation, **variables)).values()
         return done["account"]["id"], done["position"]
 
@@ -146,14 +148,16 @@ async def test_serve_refuses_a_database_that_is_not_migrated(environ: dict[str, 
 
 
 @pytest.mark.parametrize("command", ["serve", "work", "migrate"])
-async def test_a_database_must_be_named(clean_environ: dict[str, str], command: str) -> None:
+async def test_production_processes_require_database_url(clean_environ: dict[str, str], command: str) -> None:
     code, printed = await run(command, **clean_environ)
     assert code == 1
     assert "DATABASE_URL is not set" in printed
 
 
 @pytest.mark.parametrize("command", ["serve", "work", "migrate"])
-async def test_a_database_that_is_away(clean_environ: dict[str, str], command: str) -> None:
+async def test_an_unreachable_database_is_reported_as_the_setting_at_fault(
+    clean_environ: dict[str, str], command: str
+) -> None:
     code, printed = await run(command, **clean_environ, DATABASE_URL="postgresql://127.0.0.1:1/nothing")
     assert code == 1
     assert "Traceback" not in printed
@@ -161,7 +165,7 @@ async def test_a_database_that_is_away(clean_environ: dict[str, str], command: s
 
 
 @pytest.mark.parametrize(
-    ("app", "said"),
+    ("app", "message"),
     [
         ("bank.main", "MODULE:NAME"),
         ("bank.nothing:app", "there is no module bank.nothing"),
@@ -169,21 +173,25 @@ async def test_a_database_that_is_away(clean_environ: dict[str, str], command: s
         ("bank.main:Path", "not an App"),
     ],
 )
-async def test_an_app_that_is_not_one(clean_environ: dict[str, str], app: str, said: str) -> None:
+async def test_an_app_that_cannot_be_loaded_is_an_error_without_a_traceback(
+    clean_environ: dict[str, str], app: str, message: str
+) -> None:
     code, printed = await run("schema", "--app", app, **clean_environ)
     assert code == 1
-    assert said in printed
+    assert message in printed
     assert "Traceback" not in printed
 
 
-async def test_a_wrong_setting_stops_the_start(clean_environ: dict[str, str]) -> None:
+async def test_a_setting_that_cannot_be_parsed_stops_the_start(clean_environ: dict[str, str]) -> None:
     code, printed = await run("dev", **clean_environ, HEADWATER_PORT="eighty")
     assert code == 1
     assert "HEADWATER_PORT" in printed
     assert "eighty" in printed
 
 
-async def test_a_port_that_is_taken(headwater: Callable[..., Any], environ: dict[str, str]) -> None:
+async def test_a_port_in_use_is_reported_with_the_options_to_change_it(
+    headwater: Callable[..., Any], environ: dict[str, str]
+) -> None:
     assert (await run("migrate", **environ))[0] == 0
     first = await headwater("serve", DATABASE_URL=environ["DATABASE_URL"])
     code, printed = await run("serve", "--port", first.url.rpartition(":")[2], **environ)
@@ -192,7 +200,7 @@ async def test_a_port_that_is_taken(headwater: Callable[..., Any], environ: dict
     assert "Traceback" not in printed
 
 
-async def test_readiness_shows_a_database_that_went_away(
+async def test_readiness_fails_while_the_database_is_unreachable_and_recovers(
     headwater: Callable[..., Any], environ: dict[str, str]
 ) -> None:
     assert (await run("migrate", **environ))[0] == 0
@@ -221,7 +229,7 @@ STOPS_WITHIN = 5.0
 
 @pytest.fixture
 async def launch(environ: dict[str, str]) -> AsyncIterator[Callable[..., Any]]:
-    """Starts `headwater ...` on the test's database, and waits for nothing; killed after the test."""
+    """Starts `headwater ...` on the test's database without waiting for it; kills it after the test."""
     processes: list[asyncio.subprocess.Process] = []
 
     async def start(*arguments: str, **more: str) -> asyncio.subprocess.Process:
@@ -243,7 +251,7 @@ async def launch(environ: dict[str, str]) -> AsyncIterator[Callable[..., Any]]:
 
 
 async def ended(process: asyncio.subprocess.Process, with_signal: int) -> tuple[int, str, str]:
-    """Send a signal: the exit code in time, and what was printed and complained of."""
+    """Send a signal. Returns the exit code, standard output and standard error; fails if the process does not end."""
     process.send_signal(with_signal)
     out, err = await asyncio.wait_for(process.communicate(), STOPS_WITHIN)
     assert process.returncode is not None
@@ -251,8 +259,8 @@ async def ended(process: asyncio.subprocess.Process, with_signal: int) -> tuple[
 
 
 async def waits(connection: asyncpg.Connection) -> bool:
-    """Whether anybody waits for what this connection has locked."""
-    await connection.execute("select pg_stat_clear_snapshot()")  # or a transaction sees no change
+    """True if another connection waits for a lock, as for what this one has locked."""
+    await connection.execute("select pg_stat_clear_snapshot()")  # a transaction would see the same statistics again
     waiting = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
     return bool(await connection.fetchval(f"select exists ({waiting})"))
 
@@ -260,7 +268,7 @@ async def waits(connection: asyncpg.Connection) -> bool:
 @pytest.mark.parametrize(
     "command, with_signal", [("serve", signal.SIGTERM), ("work", signal.SIGINT), ("dev", signal.SIGINT)]
 )
-async def test_a_process_is_stopped_while_it_starts(
+async def test_a_signal_during_the_start_ends_the_process_cleanly(
     launch: Callable[..., Any], environ: dict[str, str], blank_dsn: str, command: str, with_signal: signal.Signals
 ) -> None:
     assert (await run("migrate", **environ))[0] == 0
@@ -269,12 +277,15 @@ async def test_a_process_is_stopped_while_it_starts(
         await connection.execute("select from headwater.counted for update")
         process = await launch(command, "--port", "0")
         await until(lambda: waits(connection), 30)
-        assert await ended(process, with_signal) == (0, "", "")
+        code, out, err = await ended(process, with_signal)
+        assert (code, err) == (0, "")
+        assert "Headwater is running" not in out
+        assert "Working" not in out
     await connection.close()
 
 
 @pytest.mark.parametrize("command", ["events tail --after 0", f"events trace {UUID(int=1)}", "check"])
-async def test_a_command_is_stopped_while_it_looks(
+async def test_ctrl_c_ends_a_command_that_waits_for_the_database(
     launch: Callable[..., Any], environ: dict[str, str], blank_dsn: str, command: str
 ) -> None:
     assert (await run("migrate", **environ))[0] == 0
@@ -288,10 +299,10 @@ async def test_a_command_is_stopped_while_it_looks(
     await connection.close()
 
 
-async def test_a_command_that_cannot_be_written_in_time_is_told_so(
+async def test_a_mutation_that_cannot_be_written_before_the_shutdown_gets_outcome_unknown(
     headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
 ) -> None:
-    """The process ends in time, and nobody is left without an answer that is true."""
+    """The process ends in time, and the client gets an answer that is true."""
     assert (await run("migrate", **environ))[0] == 0
     serve = await headwater("serve", DATABASE_URL=blank_dsn)
     connection = await asyncpg.connect(blank_dsn)
@@ -307,7 +318,7 @@ async def test_a_command_that_cannot_be_written_in_time_is_told_so(
     await connection.close()
 
 
-async def test_a_dev_that_cannot_listen_changes_nothing(
+async def test_a_dev_that_cannot_listen_does_not_migrate_the_database(
     headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
 ) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
@@ -319,7 +330,7 @@ async def test_a_dev_that_cannot_listen_changes_nothing(
     await connection.close()
 
 
-async def test_a_reader_that_goes_ends_the_command(launch: Callable[..., Any], environ: dict[str, str]) -> None:
+async def test_a_closed_pipe_ends_a_command_quietly(launch: Callable[..., Any], environ: dict[str, str]) -> None:
     assert (await run("migrate", **environ))[0] == 0
     for command in (["status"], ["schema"], ["events", "tail"]):
         process = await launch(*command)
@@ -327,7 +338,7 @@ async def test_a_reader_that_goes_ends_the_command(launch: Callable[..., Any], e
         assert (await asyncio.wait_for(process.wait(), 30), await process.stderr.read()) == (0, b""), command
 
 
-async def test_requests_under_way_get_their_answer(
+async def test_a_shutdown_answers_every_request_in_progress(
     headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
 ) -> None:
     assert (await run("migrate", **environ))[0] == 0
@@ -343,7 +354,7 @@ async def test_requests_under_way_get_their_answer(
                     response = await client.post(
                         "/graphql", json={"query": REGISTER_ONLY, "variables": {"email": email}}
                     )
-                except httpx.TransportError:  # nobody new is let in, and kept connections are closed between requests
+                except httpx.TransportError:  # new connections are refused, and idle ones are closed
                     refused.set()
                 else:
                     assert response.status_code == 200, response.text

@@ -1,4 +1,4 @@
-"""`headwater migrate`: the schema of the log, and the tables of the app's read models."""
+"""`headwater migrate`: updates the schema of the log, and creates the tables of the app's read models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from headwater.cli.application import app_option, load
 from headwater.cli.commands import Commands, command
 from headwater.cli.connection import dsn_of, reaching
 from headwater.cli.loop import complete
+from headwater.cli.steps import Report, silent
 from headwater.config import Settings
 from headwater.postgres.database import Database
 from headwater.postgres.migrations import migrate
@@ -26,10 +27,15 @@ def _migrate(chosen: argparse.Namespace, settings: Settings) -> None:
     print("The database is up to date.")
 
 
-async def migrated(app: App, dsn: str) -> None:
-    """What `headwater dev` does first, too."""
+async def migrated(app: App, dsn: str, report: Report = silent) -> None:
+    """Migrate the database, create read-model tables, and register the app's projections, sagas and reactors.
+
+    `headwater dev` does this at every start.
+    """
     with reaching():
+        report("migrating the database")
         await migrate(dsn)
+        report("creating read-model tables")
         await prepare_views(dsn, app.domain.views)
         async with Database(dsn, pool_size=1) as database, database.pool.acquire() as connection:
             await register_units(connection, app.domain, insist=True)

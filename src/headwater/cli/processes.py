@@ -1,10 +1,12 @@
-"""`headwater dev | serve | work`: the processes that run until they are stopped."""
+"""`headwater dev | serve | work`: runs a process until it is stopped."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, nullcontext
 
 from starlette.applications import Starlette
@@ -15,32 +17,49 @@ from headwater.cli.commands import Commands, command
 from headwater.cli.connection import dsn_of
 from headwater.cli.loop import STOPPED, complete, unless
 from headwater.cli.migrate import migrated
+from headwater.cli.steps import Report, reporting, silent
 from headwater.config import Settings
 from headwater.postgres import embedded
-from headwater.server.web import Web, health_routes, is_local, listen, metrics_route, run, server_of, stopping, url_of
+from headwater.server.node import Node
+from headwater.server.web import (
+    Server,
+    Web,
+    health_routes,
+    is_local,
+    listen,
+    metrics_route,
+    run,
+    server_of,
+    stopping,
+    url_of,
+)
 
 
 def add(commands: Commands) -> None:
     address = argparse.ArgumentParser(add_help=False)
-    address.add_argument("--host", type=_host, help="the address to listen on; left out: HEADWATER_HOST")
-    address.add_argument("--port", type=int, help="the port to listen on; left out: HEADWATER_PORT")
+    address.add_argument("--host", type=_host, help="the address to listen on; default: HEADWATER_HOST")
+    address.add_argument("--port", type=int, help="the port to listen on; default: HEADWATER_PORT")
     for name, process, text in (
-        ("dev", _dev, "everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set"),
-        ("serve", _serve, "the API: commands, queries, subscriptions"),
-        ("work", _work, "read models, sagas, reactors and schedules; listens for health checks and metrics only"),
+        ("dev", _dev, "run everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set"),
+        ("serve", _serve, "serve the API: commands, queries, subscriptions"),
+        ("work", _work, "run read models, sagas, reactors and schedules; serves only health checks and metrics"),
     ):
         command(commands, name, process, text, parents=[app_option(), address])
 
 
 def _host(text: str) -> str:
-    """An empty one would be every address of the machine, and is more likely a variable that is not set."""
+    """Parse --host. An empty one would mean every address of the machine; it is more likely an unset variable."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; write 0.0.0.0 for all addresses, or leave the option out")
     return text.strip()
 
 
 def _dev(chosen: argparse.Namespace, settings: Settings) -> None:
-    complete(_process(load(chosen.app), settings, _own_database(settings), serve=True, work=True))
+    with reporting() as steps:
+        steps.begin("loading the app")
+        app = load(chosen.app)
+        database = _own_database(settings, steps.begin)
+        complete(_process(app, settings, database, serve=True, work=True, report=steps.begin, ready=steps.end))
 
 
 def _serve(chosen: argparse.Namespace, settings: Settings) -> None:
@@ -52,12 +71,12 @@ def _work(chosen: argparse.Namespace, settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _own_database(settings: Settings) -> AsyncIterator[str]:
-    """The database that is set, or the embedded one while this runs, migrated either way."""
+async def _own_database(settings: Settings, report: Report) -> AsyncIterator[str]:
+    """Yield DATABASE_URL if it is set, else the address of the embedded PostgreSQL, which runs meanwhile."""
     if settings.database_url is not None:
         yield settings.database_url
         return
-    server = await asyncio.to_thread(embedded.start, settings.data)
+    server = await asyncio.to_thread(embedded.start, settings.data, report=report)
     try:
         yield server.dsn()
     finally:
@@ -65,49 +84,67 @@ async def _own_database(settings: Settings) -> AsyncIterator[str]:
 
 
 async def _process(
-    app: App, settings: Settings, database: AbstractAsyncContextManager[str], *, serve: bool, work: bool
+    app: App,
+    settings: Settings,
+    database: AbstractAsyncContextManager[str],
+    *,
+    serve: bool,
+    work: bool,
+    report: Report = silent,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """A process from its start to its end, which may come while it starts.
+    """Run a process from its start to its end. A stop may come at any time, also during the start.
 
-    listening -> database there -> migrated (`dev`) -> node open -> serving -> stopped
+    listening -> database reached -> migrated (`dev`) -> node open -> serving -> stopped
     """
     async with stopping() as stop, AsyncExitStack() as stack:
-        # First, so that one that cannot listen changes nothing.
+        # The first step, so that a process that cannot listen changes nothing.
         listening = stack.enter_context(closing(listen(settings)))
         dsn = await stack.enter_async_context(database)
-        if serve and work and await unless(stop, migrated(app, dsn)) is STOPPED:
+        if serve and work and await unless(stop, migrated(app, dsn, report)) is STOPPED:
             return
+        report("starting the server")
         node = await unless(stop, stack.enter_async_context(node_of(app, settings, dsn, serve=serve, work=work)))
         if node is STOPPED:
             return
-        url = url_of(listening)
-        if serve:
-            web = Web(node)
-            server = server_of(web.app, listening, settings, web.farewell)
-            data = "the database of DATABASE_URL" if settings.database_url is not None else str(settings.data)
-            await run(server, listening, stop, lambda: _announce(url, data, everything=work, local=is_local(listening)))
-        else:
-            routes = [*health_routes(node), metrics_route(node)]
-            server = server_of(Starlette(routes=routes), listening, settings, node.answered)
-            await run(server, listening, stop, lambda: print(f"Working. Health: {url}/health/ready", flush=True))
+
+        def started() -> None:
+            ready()
+            print(_announcement(settings, url_of(listening), local=is_local(listening), serve=serve, work=work))
+            sys.stdout.flush()
+
+        await run(_server(node, listening, settings, serve=serve), listening, stop, started)
 
 
-def _announce(url: str, data: str, *, everything: bool, local: bool) -> None:
-    lines = [
-        "",
-        "  Headwater is running"
-        + (", with its read models." if everything else "; `headwater work` keeps its read models."),
-        "",
-        f"  GraphiQL       {url}/graphql          (in a browser)",
-        f"  GraphQL        {url}/graphql          (HTTP POST and GET)",
-        f"  Subscriptions  {url.replace('http', 'ws', 1)}/graphql            (graphql-transport-ws)",
-        f"  Health         {url}/health/ready",
-        f"  Data           {data}",
-        "",
-        "  It listens on this machine only, since there are no permissions yet."
-        if local
-        else "  Anyone who reaches this address may do everything: there are no permissions yet.",
-        "  Ctrl-C stops it.",
-        "",
-    ]
-    print("\n".join(lines), flush=True)
+def _server(node: Node, listening: socket.socket, settings: Settings, *, serve: bool) -> Server:
+    """Return the server of the API, or that of a worker's health checks and metrics."""
+    if serve:
+        web = Web(node)
+        return server_of(web.app, listening, settings, web.farewell)
+    routes = [*health_routes(node), metrics_route(node)]
+    return server_of(Starlette(routes=routes), listening, settings, node.answered)
+
+
+def _announcement(settings: Settings, url: str, *, local: bool, serve: bool, work: bool) -> str:
+    if not serve:
+        return f"Working. Health: {url}/health/ready"
+    data = "the database of DATABASE_URL" if settings.database_url is not None else str(settings.data)
+    return "\n".join(
+        [
+            "",
+            "  Headwater is running"
+            + (", with its read models." if work else "; `headwater work` maintains its read models."),
+            "",
+            f"  GraphiQL       {url}/graphql          (in a browser)",
+            f"  GraphQL        {url}/graphql          (HTTP POST and GET)",
+            f"  Subscriptions  {url.replace('http', 'ws', 1)}/graphql            (graphql-transport-ws)",
+            f"  Health         {url}/health/ready",
+            f"  Data           {data}",
+            "",
+            "  It listens on this machine only, since there are no permissions yet."
+            if local
+            else "  Every client that reaches this address may do everything: there are no permissions yet.",
+            "  Ctrl-C stops it.",
+            "",
+        ]
+    )
