@@ -45,33 +45,6 @@ class EventEdge:
     node: Event
 
 
-async def _page_info(root: Any, info: Info) -> PageInfo:
-    page: _Page = root.page  # set by `_connection`
-    return await info.context.once.get(page, page.info)
-
-
-@strawberry.type(description="A page of Events, in the log's order.")
-class EventConnection:
-    edges: list[EventEdge]
-    nodes: list[Event]
-    page_info: PageInfo = strawberry.field(resolver=resolver(_page_info, PageInfo))
-
-
-@strawberry.input(description="Which of Event. What stands side by side must all hold.")
-class EventFilter:
-    stream_id: UUID | None = strawberry.UNSET
-    category: str | None = strawberry.UNSET
-    types: list[str] | None = strawberry.UNSET
-    correlation_id: UUID | None = strawberry.UNSET
-    actor: str | None = strawberry.UNSET
-    since: datetime | None = strawberry.field(
-        name="from", default=strawberry.UNSET, description="Recorded at this time or after it."
-    )
-    until: datetime | None = strawberry.field(
-        name="to", default=strawberry.UNSET, description="Recorded before this time."
-    )
-
-
 class _Page:
     """A page that was read, and whether there is more on either side, which is looked up when it is asked for."""
 
@@ -101,6 +74,34 @@ class _Page:
         # The nearest one is sought first: towards the page from the side where it lies.
         backward = after == 0
         return bool(await self._trail.read(self._wanted, after, before, limit=1, backward=backward))
+
+
+async def _page_info(root: Any, info: Info) -> PageInfo:
+    connection: EventConnection = root
+    return await info.context.once.get(connection.page, connection.page.info)
+
+
+@strawberry.type(description="A page of Events, in the log's order.")
+class EventConnection:
+    page: strawberry.Private[_Page]
+    edges: list[EventEdge]
+    nodes: list[Event]
+    page_info: PageInfo = strawberry.field(resolver=resolver(_page_info, PageInfo))
+
+
+@strawberry.input(description="Which of Event. What stands side by side must all hold.")
+class EventFilter:
+    stream_id: UUID | None = strawberry.UNSET
+    category: str | None = strawberry.UNSET
+    types: list[str] | None = strawberry.UNSET
+    correlation_id: UUID | None = strawberry.UNSET
+    actor: str | None = strawberry.UNSET
+    since: datetime | None = strawberry.field(
+        name="from", default=strawberry.UNSET, description="Recorded at this time or after it."
+    )
+    until: datetime | None = strawberry.field(
+        name="to", default=strawberry.UNSET, description="Recorded before this time."
+    )
 
 
 def events_query() -> Any:
@@ -185,9 +186,7 @@ def _wanted(given: Any) -> Wanted:
 def _connection(page: _Page) -> EventConnection:
     nodes = [_event(entry) for entry in page.entries]
     edges = [EventEdge(cursor=node.position, node=node) for node in nodes]
-    connection = EventConnection(edges=edges, nodes=nodes)
-    connection.page = page  # type: ignore[attr-defined]  # read by page_info
-    return connection
+    return EventConnection(page=page, edges=edges, nodes=nodes)
 
 
 def _event(entry: Entry) -> Event:

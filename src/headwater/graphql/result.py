@@ -1,15 +1,18 @@
-"""What an operation came to, and which of its errors the client may read."""
+"""The result of an operation, and the part of its errors that a client may read.
+
+The type of an error decides. A `PublicError` is sent with its code and facts. A `GraphQLError` about an argument of the
+document is sent as it is, with the code BAD_USER_INPUT. Any other error is masked and logged under an id.
+"""
 
 import logging
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 import msgspec
-from graphql import ExecutionResult, GraphQLError
+from graphql import ArgumentNode, ExecutionResult, GraphQLError, ValueNode
 
 from headwater.errors import PublicError
 
@@ -22,9 +25,10 @@ FormattedError = dict[str, Any]
 class Result:
     """One response, ready to be sent.
 
-    `executed` is false when nothing ran to a result: the document or the variables were refused, or the source of a
-    subscription failed. Such a response has no `data` entry. `data` may be a `msgspec.Raw` that holds ready JSON.
-    A result may go to many sockets: it is encoded once.
+    executed: false if the document or the variables were refused, or the source of a subscription failed. Such a
+    response has no `data` entry. data: may be a `msgspec.Raw` that holds ready JSON.
+
+    A result may go to many sockets. It is encoded once.
     """
 
     executed: bool
@@ -33,10 +37,10 @@ class Result:
 
     @cached_property
     def json(self) -> bytes:
-        """The response as the specification writes it: `errors` first, and `data` only if something was executed."""
+        """The response in the specification's order: `errors` first, and `data` only if something was executed."""
         try:
             return msgspec.json.encode(self._response())
-        except Exception as error:  # noqa: BLE001 - a user's scalar gave what JSON cannot carry
+        except Exception as error:  # noqa: BLE001 - a user's scalar returned a value that JSON cannot represent
             return failed(error, executed=True).json
 
     @cached_property
@@ -44,7 +48,7 @@ class Result:
         """The errors alone, as an `error` message of graphql-transport-ws carries them."""
         try:
             return msgspec.json.encode(self.errors)
-        except Exception as error:  # noqa: BLE001 - the same for a resolver's extensions
+        except Exception as error:  # noqa: BLE001 - the same for the extensions of an error
             return failed(error).errors_json
 
     def _response(self) -> dict[str, object]:
@@ -55,38 +59,45 @@ class Result:
 
 
 def refused(errors: Iterable[GraphQLError], code: str) -> Result:
-    """A request that is refused before anything runs: the client's doing, so it is told all and nothing is logged."""
+    """Return the result of a request that is refused before anything runs.
+
+    The client caused it, so the errors are sent unmasked and nothing is logged.
+    """
     return Result(executed=False, errors=tuple(_with_code(error, code) for error in errors))
 
 
 def executed(raw: ExecutionResult) -> Result:
-    """What graphql-core made of an operation."""
+    """Return the result of an operation that graphql-core executed."""
     return Result(executed=True, data=raw.data, errors=tuple(_presentable(error) for error in raw.errors or ()))
 
 
 def unresolved(errors: Iterable[GraphQLError]) -> Result:
-    """A subscription whose source could not be had."""
+    """Return the result of a subscription whose source could not be opened."""
     return Result(executed=False, errors=tuple(_presentable(error) for error in errors))
 
 
 def failed(error: Exception, *, executed: bool = False) -> Result:
-    """An exception that left the executor altogether."""
+    """Return the result of an operation whose executor raised."""
     located = error if isinstance(error, GraphQLError) else GraphQLError(str(error), original_error=error)
     return Result(executed=executed, errors=(_presentable(located),))
 
 
 def _presentable(error: GraphQLError) -> FormattedError:
-    """Public errors with their code, client errors as they are, and every other error masked."""
     cause = _root_cause(error)
     if isinstance(cause, PublicError):
         return {**_place(error), "message": str(cause), "extensions": {"code": cause.code, **cause.facts}}
-    if not isinstance(cause, GraphQLError) or _passed_through(cause, "complete_value"):
-        # The executor raises GraphQLError too, for a value that its type cannot carry ("Int cannot represent ..."), and
-        # quotes the value. That is a fault of ours, not the client's, and the value is not for its eyes.
-        return {**_place(error), **_masked(cause, error)}
-    if _passed_through(cause, "get_argument_values"):
+    if _is_about_an_argument(cause):
         return _with_code(error, "BAD_USER_INPUT")
-    return dict(error.formatted)
+    # The executor also raises GraphQLError for a value that its type cannot represent, and quotes the value. That is a
+    # fault of the server, and the value may be confidential.
+    return {**_place(error), **_masked(cause, error)}
+
+
+def _is_about_an_argument(cause: Exception) -> bool:
+    """True if the executor could not coerce an argument. Its error then points at the argument in the document."""
+    return isinstance(cause, GraphQLError) and any(
+        isinstance(node, ArgumentNode | ValueNode) for node in cause.nodes or ()
+    )
 
 
 def _masked(cause: Exception, error: GraphQLError) -> FormattedError:
@@ -108,14 +119,3 @@ def _root_cause(error: GraphQLError) -> Exception:
     while isinstance(cause, GraphQLError) and cause.original_error is not None:
         cause = cause.original_error
     return cause
-
-
-def _passed_through(error: Exception, function: str) -> bool:
-    """Whether the error came up through this function of the executor. A field catches its own: no parent shows."""
-    return any(code == function for code in _code_names(error.__traceback__))
-
-
-def _code_names(traceback: TracebackType | None) -> Iterable[str]:
-    while traceback is not None:
-        yield traceback.tb_frame.f_code.co_name
-        traceback = traceback.tb_next

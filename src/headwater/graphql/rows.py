@@ -6,8 +6,9 @@ import enum
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from functools import cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import strawberry
@@ -25,16 +26,18 @@ from headwater.graphql.interfaces import Node, PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import watch_changes, watch_row
-from headwater.projections.filter import Row
+from headwater.projections.filter import Filter, Row
 from headwater.projections.reader import Order, Page, Reader
 from headwater.projections.row_codec import reader_of
 
+S = TypeVar("S")
 
-class _Wrapped(NamedTuple):
-    """What an instance of an object type wraps.
 
-    as_of: the position that the row is of the past of; its links are followed at the same one. at_least: the position
-    that was waited for; read models that it links to may be behind, and are waited for in their turn.
+class _Source(NamedTuple):
+    """The stored row that an instance of an object type shows.
+
+    as_of: the past position at which the row was read; its links are followed at the same one. at_least: the position
+    that the read waited for; read models that the row links to may be behind, and are waited for in turn.
     """
 
     row: Row
@@ -42,12 +45,46 @@ class _Wrapped(NamedTuple):
     at_least: int | None
 
 
-_WRAPPED = "what is wrapped"  # a name that no field can have: read models bring their own, such as `row`
+@dataclass(frozen=True)
+class _RowPage:
+    """The page that an instance of a connection type shows.
+
+    position: that of the read model, read before the rows, so that a subscription from there on misses no change.
+    """
+
+    reader: Reader
+    where: Filter
+    order: list[Order]
+    page: Page
+    position: int
+    at_least: int | None
+
+    @cached_property
+    def info(self) -> PageInfo:
+        rows = self.page.rows
+        return PageInfo(
+            has_next_page=self.page.has_next,
+            has_previous_page=self.page.has_previous,
+            start_cursor=self.reader.cursor(self.order, rows[0]) if rows else None,
+            end_cursor=self.reader.cursor(self.order, rows[-1]) if rows else None,
+        )
 
 
-def _wrapped(instance: Any) -> _Wrapped:
-    found: _Wrapped = vars(instance)[_WRAPPED]
-    return found
+class _Showing(Generic[S]):
+    """Base of generated types whose instances read their fields from a source.
+
+    GraphQL reserves names with two leading underscores, so no field of a read model can clash with the slot.
+    """
+
+    __slots__ = ("__source__",)
+    __source__: S
+
+
+def _showing(cls: type[Any], source: object) -> Any:
+    """Return an instance that shows the source. `__init__` is left out: it would set fields that nothing asks for."""
+    instance = object.__new__(cls)
+    instance.__source__ = source
+    return instance
 
 
 class RowTypes:
@@ -73,14 +110,14 @@ def _empty(view: View[Any]) -> type[Any]:
 
     def read(self: Any, name: str) -> Any:
         try:
-            return readers[name](_wrapped(self).row[name])
+            return readers[name](self.__source__.row[name])
         except KeyError:
             raise AttributeError(name) from None
 
     def identify(self: Any) -> str:
-        return str(_wrapped(self).row[view.key])
+        return str(self.__source__.row[view.key])
 
-    return new_class(view.name, Node, __getattr__=read, id=strawberry.field(resolver=_identity(identify)))
+    return new_class(view.name, _Showing, Node, __getattr__=read, id=strawberry.field(resolver=_identity(identify)))
 
 
 def _shown(view: View[Any], each: Field) -> Callable[[Any], Any]:
@@ -170,9 +207,7 @@ class RowType:
             if at_least is not None:
                 await reader.reach(at_least)
             order = _order(order_by or ())
-            connection = await self._page(info, reader, filter, order, **page)
-            connection.at_least = at_least
-            return connection
+            return _showing(self.connection, await self._page(info, reader, filter, order, at_least, **page))
 
         return resolver(
             resolve,
@@ -192,21 +227,17 @@ class RowType:
         reader: Reader,
         given: Any,
         order: list[Order],
+        at_least: int | None,
         first: int | None = None,
         after: str | None = None,
         last: int | None = None,
         before: str | None = None,
-    ) -> Any:
+    ) -> _RowPage:
         where = filter_of(self.view, given)
         first = page_size(info, first, last, before)
-        # Before the rows, so that changes after this position are all that the rows can lack.
         position = await reader.checkpoint()
         page = await reader.page(where, order, first=first, after=after, last=last, before=before)
-        connection = self.connection()
-        connection.complete_to = position
-        connection.reader, connection.where, connection.order, connection.page = reader, where, order, page
-        connection.info = cache(lambda: _page_info(reader, order, page))
-        return connection
+        return _RowPage(reader, where, order, page, position, at_least)
 
     def _watch_row(self) -> Callable[..., Any]:
         async def resolve(root: Any, info: Info, **key: UUID) -> AsyncGenerator[Any, None]:
@@ -248,9 +279,7 @@ class RowType:
 def _wrap(cls: type[Any], row: Row | None, *, as_of: int | None = None, at_least: int | None = None) -> Any:
     if row is None:
         return None
-    instance = object.__new__(cls)  # not __init__: the fields are read from the row, when they are asked for
-    vars(instance)[_WRAPPED] = _Wrapped(row, as_of, at_least)
-    return instance
+    return _showing(cls, _Source(row, as_of, at_least))
 
 
 def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type[Any]:
@@ -265,7 +294,8 @@ def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type
 
 def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
     async def resolve(root: Any, info: Info) -> Any:
-        row, as_of, at_least = _wrapped(root)
+        source: _Source = root.__source__
+        row, as_of, at_least = source
         key = row[link.by]
         if key is None:
             return None
@@ -307,23 +337,26 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
     edge = _edge(view, row)
 
     def edges(root: Any, info: Info) -> list[Any]:
+        shown: _RowPage = root.__source__
         return [
-            edge(cursor=root.reader.cursor(root.order, each), node=_wrap(row, each, at_least=root.at_least))
-            for each in root.page.rows
+            edge(cursor=shown.reader.cursor(shown.order, each), node=_wrap(row, each, at_least=shown.at_least))
+            for each in shown.page.rows
         ]
 
     def nodes(root: Any, info: Info) -> list[Any]:
-        return [_wrap(row, each, at_least=root.at_least) for each in root.page.rows]
+        shown: _RowPage = root.__source__
+        return [_wrap(row, each, at_least=shown.at_least) for each in shown.page.rows]
 
     def page_info(root: Any, info: Info) -> PageInfo:
-        found: PageInfo = root.info()
-        return found
+        shown: _RowPage = root.__source__
+        return shown.info
 
     async def total_count(root: Any, info: Info) -> int:
-        return await info.context.count(view.model, root.where)
+        return await info.context.count(view.model, root.__source__.where)
 
     cls = new_class(
         f"{view.name}Connection",
+        _Showing,
         edges=strawberry.field(resolver=resolver(edges, list[edge])),  # type: ignore[valid-type]  # made here
         nodes=strawberry.field(resolver=resolver(nodes, list[row])),  # type: ignore[valid-type]  # made here
         page_info=strawberry.field(resolver=resolver(page_info, PageInfo)),
@@ -331,20 +364,11 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
             resolver=resolver(total_count, int), description="How many match, on all pages together."
         ),
         position=strawberry.field(
-            resolver=resolver(lambda root, info: root.complete_to, Position),
+            resolver=resolver(lambda root, info: root.__source__.position, Position),
             description=f"The read model's position: start {camel(view.name)}Changes(after:) from here.",
         ),
     )
     return strawberry.type(cls, description=f"A page of {plural(view.name)}.")
-
-
-def _page_info(reader: Reader, order: list[Order], page: Page) -> PageInfo:
-    return PageInfo(
-        has_next_page=page.has_next,
-        has_previous_page=page.has_previous,
-        start_cursor=reader.cursor(order, page.rows[0]) if page.rows else None,
-        end_cursor=reader.cursor(order, page.rows[-1]) if page.rows else None,
-    )
 
 
 def _edge(view: View[Any], row: type[Any]) -> Any:
