@@ -1,8 +1,8 @@
-"""Leases: any number of workers share the projections; one that is killed is replaced, one that slept is harmless.
+"""Leases: any number of workers share the projections; a killed one is replaced, a paused one commits nothing.
 
 The workers are real processes of `headwater work`, run from this folder with the app below.
 """
-# No postponed annotations: read models are made in a function, and their annotations are of that place.
+# No postponed annotations: read models are defined in a function, and their annotations name its locals.
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.support.waiting import until
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
 from headwater.cli import main
 from headwater.config import Settings
-from headwater.consumers.leases import Unit, cut_off, shares
+from headwater.consumers.leases import Unit, assign, end_stalled_sessions
 from headwater.domain.serialization import encode
 from headwater.eventstore.log import Append, append
 from headwater.projections.generations import fingerprint, prepare_views
@@ -55,7 +55,7 @@ def evolve(state: None, event: Counted) -> None:
 
 
 def counting(number: int) -> View[Any]:
-    """One of several read models that all count the same."""
+    """One of several read models that count the same events."""
 
     class Tally(ReadModel, name=f"Tally{number}", key="thing_id"):
         """How often a thing was counted."""
@@ -75,7 +75,7 @@ app = App([Feature([things], views)])
 one_view = App([Feature([things], views[:1])])
 
 
-# Shares: worked out by each for himself ------------------------------------------------------------------------------
+# The assignment of units to workers ------------------------------------------------------------------------------
 
 
 def unit(number: int, owner: UUID | None = None, code: str = "x") -> Unit:
@@ -87,29 +87,29 @@ def able(workers: Sequence[UUID], count: int, code: str = "x") -> dict[UUID, set
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_shares_are_even_stable_and_move_no_more_than_they_must(seed: int) -> None:
+def test_the_assignment_is_even_stable_and_moves_no_more_units_than_needed(seed: int) -> None:
     dice = random.Random(seed)
     workers = [UUID(int=n) for n in range(1, dice.randrange(2, 7))]
     dead = UUID(int=99)
     units = [unit(n, dice.choice([None, dead, *workers, workers[0]])) for n in range(dice.randrange(0, 25))]
-    due = shares(units, able(workers, 25))
-    assert set(due) == {each.place for each in units}, "everything is kept"
+    due = assign(units, able(workers, 25))
+    assert set(due) == {each.key for each in units}, "every unit has a worker"
     load = [Counter(due.values())[worker] for worker in workers]
     assert max(load) - min(load) <= 1
-    settled = [unit(int(each.name[1:]), due[each.place]) for each in units]
-    assert shares(settled, able(workers, 25)) == due
+    settled = [unit(int(each.name[1:]), due[each.key]) for each in units]
+    assert assign(settled, able(workers, 25)) == due
     owned = Counter(each.owner for each in units)
     for each in units:
         if each.owner in workers and owned[each.owner] <= len(units) // len(workers):
-            assert due[each.place] == each.owner, "who has no more than his share gives nothing away"
+            assert due[each.key] == each.owner, "a worker with no more than its share keeps all of it"
 
 
-def test_a_unit_goes_only_to_code_that_can_keep_it() -> None:
+def test_a_unit_is_assigned_only_to_a_worker_whose_code_can_run_it() -> None:
     old, new = UUID(int=1), UUID(int=2)
     both: Mapping[UUID, set[str]] = {old: {"P00 a", "P01 a", "P02 x"}, new: {"P00 b", "P01 b", "P02 x"}}
     units = [unit(0, None, "a"), unit(1, new, "a"), unit(2, old), unit(3, old, "nobody's")]
-    assert shares(units, both) == {("P00", 1): old, ("P01", 1): old, ("P02", 1): new}
-    assert shares(units, {}) == {}
+    assert assign(units, both) == {("P00", 1): old, ("P01", 1): old, ("P02", 1): new}
+    assert assign(units, {}) == {}
 
 
 # Real processes ------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_a_unit_goes_only_to_code_that_can_keep_it() -> None:
 
 @asynccontextmanager
 async def working(dsn: str, name: str = "app", lease: float | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A `headwater work` process; killed in the end, whatever became of it."""
+    """A `headwater work` process. It is killed at the end, unless it has ended."""
     environ = clean_environ() | {
         "DATABASE_URL": dsn,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -139,7 +139,7 @@ async def working(dsn: str, name: str = "app", lease: float | None = None) -> As
 
 
 async def write(connection: asyncpg.Connection, *keys: UUID) -> int:
-    """Count things; the position of the last."""
+    """Append an event for each thing. Returns the position of the last."""
     events = [(Counted.__declared__.name, Counted.__declared__.version, encode(Counted(thing_id=key))) for key in keys]
     done = await append(
         connection,
@@ -149,7 +149,7 @@ async def write(connection: asyncpg.Connection, *keys: UUID) -> int:
 
 
 async def held_by(connection: asyncpg.Connection) -> dict[int, list[str]]:
-    """Which projections each living worker has, by its process."""
+    """Return the projections of each live worker, by its process id."""
     rows = await connection.fetch(
         "select w.name as worker, p.name from headwater.workers w left join headwater.projections p "
         "on p.owner = w.worker_id and p.name like 'Tally%' where w.lease_until > now() order by p.name"
@@ -165,7 +165,7 @@ async def spread(connection: asyncpg.Connection) -> list[int]:
 
 
 async def complete(connection: asyncpg.Connection, position: int) -> bool:
-    """Whether every projection of the app has come so far."""
+    """True if every projection of the app has reached the position."""
     query = "select count(*) from headwater.projections where name like 'Tally%' and position >= $1"
     return bool(await connection.fetchval(query, position) == VIEWS)
 
@@ -179,7 +179,7 @@ async def right(connection: asyncpg.Connection) -> dict[UUID, int]:
     return {row["stream_id"]: row["count"] for row in await connection.fetch(query)}
 
 
-async def test_workers_share_evenly_and_one_that_ends_is_replaced_at_once(
+async def test_workers_share_the_units_evenly_and_one_that_ends_releases_its_units_at_once(
     dsn: str, connection: asyncpg.Connection
 ) -> None:
     await prepare_views(dsn, views)
@@ -193,7 +193,7 @@ async def test_workers_share_evenly_and_one_that_ends_is_replaced_at_once(
             theirs = set((await held_by(connection))[first.pid])
 
             first.send_signal(signal.SIGTERM)
-            await until(lambda: nobodys(connection, theirs), 4)  # long before the lease of 6 s runs out
+            await until(lambda: others_have(connection, theirs), 4)  # long before the lease of 6 s runs out
             assert await asyncio.wait_for(first.wait(), 5) == 0
             assert await spread(connection) == [3, 3]
             assert first.pid not in await held_by(connection)
@@ -208,8 +208,8 @@ async def is_so(ask: Callable[[Any], Any], of: Any, expected: Any) -> bool:
     return bool(await ask(of) == expected)
 
 
-async def nobodys(connection: asyncpg.Connection, names: set[str]) -> bool:
-    """Whether others have all of these, and nothing is without an owner."""
+async def others_have(connection: asyncpg.Connection, names: set[str]) -> bool:
+    """True if the two other workers own all projections, these among them."""
     held = await held_by(connection)
     return (
         len(held) == 2
@@ -250,13 +250,13 @@ create function note_try() returns trigger language plpgsql as $$ begin
 end $$;
 create trigger note_try before update on headwater.projections for each statement execute function note_try();
 """
-"""Notes each commit of the projection, and counts the attempts of the first who kept it: a sequence is not rolled back
-with them."""
+"""Records each commit of the projection, and counts the attempts of its first worker: a rollback does not reset the
+sequence."""
 
 
 @pytest.mark.kills
 @pytest.mark.parametrize("midway", [False, True], ids=["waiting", "in a transaction"])
-async def test_a_worker_that_slept_over_its_lease_commits_nothing(
+async def test_a_worker_that_was_paused_until_its_lease_expired_commits_nothing(
     dsn: str, connection: asyncpg.Connection, midway: bool
 ) -> None:
     await prepare_views(dsn, views[:1])
@@ -273,7 +273,7 @@ async def test_a_worker_that_slept_over_its_lease_commits_nothing(
                 assert (await held_by(connection)).get(other.pid) == ["Tally0"], "the other has taken over"
                 [[backend, last]] = await connection.fetch("select backend, seq from commits order by seq desc limit 1")
                 if midway:
-                    sleeper.send_signal(signal.SIGCONT)  # what it was about to commit is gone with its connection
+                    sleeper.send_signal(signal.SIGCONT)  # its open transaction ended with its connection
                 else:
                     await tries_in_vain(dsn, connection, sleeper)
                 await until(lambda: is_so(alive, connection, 2))
@@ -293,7 +293,7 @@ async def test_a_worker_that_slept_over_its_lease_commits_nothing(
 async def asleep(
     dsn: str, connection: asyncpg.Connection, process: asyncio.subprocess.Process, midway: bool
 ) -> AsyncIterator[None]:
-    """Stop a worker: where it waits for events, or after it has moved the checkpoint and before it has committed."""
+    """Pause a worker: while it waits for events, or between the move of its checkpoint and the commit."""
     if not midway:
         process.send_signal(signal.SIGSTOP)
         yield
@@ -308,8 +308,10 @@ async def asleep(
 
 
 async def tries_in_vain(dsn: str, connection: asyncpg.Connection, process: asyncio.subprocess.Process) -> None:
-    """Wake a worker, and return when it has tried to commit. Its heart stands still meanwhile: else it would hear in
-    most cases that its lease is over before it has anything to write."""
+    """Resume a worker, and return when it has tried to commit.
+
+    Its heartbeat is blocked meanwhile: otherwise it mostly finds out that its lease has expired before it writes.
+    """
     before = await tries(connection)
     holding = await asyncpg.connect(dsn)
     async with holding.transaction():
@@ -348,7 +350,7 @@ async def alive(connection: asyncpg.Connection) -> int:
 # In one process ------------------------------------------------------------------------------------------------------
 
 
-async def test_one_heartbeat_a_process(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_process_has_one_lease_for_all_of_its_units(dsn: str, connection: asyncpg.Connection) -> None:
     settings = replace(Settings(), lease_seconds=0.3, poll_seconds=0.1)
     async with Node(app, settings, dsn, serve=False, work=True) as node:
         await until(lambda: is_so(spread, connection, [VIEWS]))
@@ -370,13 +372,15 @@ async def later(connection: asyncpg.Connection, query: str, than: Any) -> bool:
     return bool(await connection.fetchval(query) > than)
 
 
-async def test_a_lease_that_was_taken_away_is_given_up_and_had_again(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_unit_that_was_lost_is_stopped_and_claimed_again_when_free(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     settings = replace(Settings(), lease_seconds=0.6, poll_seconds=0.1)
     key = uuid4()
     async with Node(one_view, settings, dsn, serve=False, work=True) as node:
         await until(lambda: reached_by(connection, 0))
         await until(lambda: is_so(spread, connection, [1]))
-        # As if another had taken it and died at once.
+        # As if another worker had claimed it and died at once.
         await connection.execute(
             "update headwater.projections set owner = $1, fence = fence + 1 where name = 'Tally0'", key
         )
@@ -387,15 +391,13 @@ async def test_a_lease_that_was_taken_away_is_given_up_and_had_again(dsn: str, c
         assert node.supervisor.troubles == {}
 
 
-async def test_nothing_is_committed_under_the_fence_of_a_lease_that_is_over(
-    dsn: str, connection: asyncpg.Connection
-) -> None:
+async def test_nothing_is_committed_with_an_old_fencing_token(dsn: str, connection: asyncpg.Connection) -> None:
     settings = replace(Settings(), lease_seconds=3.0, poll_seconds=0.05)
     async with Node(one_view, settings, dsn, serve=False, work=True) as node:
         await until(lambda: is_so(spread, connection, [1]))
         begun = await write(connection, uuid4())
         await until(lambda: reached_by(connection, begun))
-        # Another has it, and has not written anything yet.
+        # Another worker has claimed it, and has not written yet.
         await connection.execute(
             "with other as (insert into headwater.workers (worker_id, name, runs, lease_until) "
             "values (uuidv4(), 'other/0', '{}', now() + interval '1 minute') returning worker_id) "
@@ -413,7 +415,7 @@ async def test_nothing_is_committed_under_the_fence_of_a_lease_that_is_over(
 async def test_a_worker_that_is_stopped_within_a_statement_is_replaced(
     dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """PostgreSQL waits for the rest of it, as for one that works: no timeout of its own counts there."""
+    """PostgreSQL waits for the rest of the statement: no timeout of its own applies there."""
     await prepare_views(dsn, views[:1])
     settings = replace(Settings(), lease_seconds=0.6, poll_seconds=0.1)
     async with stopped_within_a_statement(dsn, connection) as stopped:
@@ -424,15 +426,15 @@ async def test_a_worker_that_is_stopped_within_a_statement_is_replaced(
             assert await counts(connection) == {key: 1}
             assert node.supervisor.troubles == {}
         await until(stopped.is_closed)
-    assert "it held Tally0, and its worker says nothing more" in caplog.text
+    assert "which locked Tally0: the lease of its worker has expired" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("lasting", "quiet", "ended"),
     [(0, 0, True), (60, 0, False), (0, 60, False)],
-    ids=["over", "leased", "just heard of"],
+    ids=["expired", "valid lease", "recent message"],
 )
-async def test_only_a_worker_whose_lease_is_over_is_cut_off(
+async def test_only_a_quiet_session_of_a_worker_with_an_expired_lease_is_terminated(
     dsn: str, connection: asyncpg.Connection, lasting: float, quiet: float, ended: bool
 ) -> None:
     await prepare_views(dsn, views[:1])
@@ -440,15 +442,17 @@ async def test_only_a_worker_whose_lease_is_over_is_cut_off(
         await connection.execute("create table others as select 1 as one")
         bystander = await asyncpg.connect(dsn)
         await bystander.execute("begin; update others set one = 2")
-        await cut_off(connection, quiet)
+        await end_stalled_sessions(connection, quiet)
         if ended:
             await until(stopped.is_closed)
         assert await ended_sessions(connection, stopped, bystander) == ([stopped] if ended else [])
         await bystander.close()
 
 
-async def test_a_statement_that_takes_long_is_not_cut_off(dsn: str, connection: asyncpg.Connection) -> None:
-    """Its worker's lease is over, but it comes to an end by itself, and the fence says whether that counts."""
+async def test_a_session_with_a_long_running_statement_is_not_terminated(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """The lease of its worker has expired, but the statement ends by itself, and the token decides about its commit."""
     await prepare_views(dsn, views[:1])
     await connection.execute("update headwater.projections set owner = uuidv4() where name = 'Tally0'")
     await connection.execute("create table others ()")
@@ -458,7 +462,7 @@ async def test_a_statement_that_takes_long_is_not_cut_off(dsn: str, connection: 
     working = asyncio.create_task(at_work.execute("select from others"))
     other = await asyncpg.connect(dsn)
     await until(lambda: waits(other, at_work, "Lock"))
-    await cut_off(other, 0)
+    await end_stalled_sessions(other, 0)
     await connection.execute("rollback")
     await working
     await at_work.close()
@@ -469,8 +473,10 @@ async def test_a_statement_that_takes_long_is_not_cut_off(dsn: str, connection: 
 async def stopped_within_a_statement(
     dsn: str, connection: asyncpg.Connection, lasting: float = 0
 ) -> AsyncIterator[asyncpg.Connection]:
-    """The session of a worker that has Tally0, for some seconds still, and has begun a statement in the middle of a
-    commit, and does not go on with it."""
+    """The session of a worker that owns Tally0 and stops within a statement of its transaction.
+
+    lasting: seconds until its lease expires.
+    """
     await connection.execute(
         "with worker as (insert into headwater.workers (worker_id, name, runs, lease_until) "
         "values (uuidv4(), 'stopped/0', '{}', now() + $1 * interval '1 second') returning worker_id) "
@@ -508,7 +514,7 @@ async def held_of(node: Node) -> list[Unit]:
     return node.leases.held
 
 
-async def test_a_projection_that_other_code_declared_is_left_alone(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_projection_with_another_fingerprint_is_not_claimed(dsn: str, connection: asyncpg.Connection) -> None:
     await prepare_views(dsn, views[:2])
     await connection.execute("update headwater.projections set fingerprint = 'of the past' where name = 'Tally1'")
     settings = replace(Settings(), lease_seconds=0.3, poll_seconds=0.1)
@@ -522,7 +528,7 @@ async def test_a_projection_that_other_code_declared_is_left_alone(dsn: str, con
 # Status --------------------------------------------------------------------------------------------------------------
 
 
-async def test_status(
+async def test_status_shows_positions_workers_and_failures(
     dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", dsn)

@@ -30,7 +30,7 @@ from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Re
 from headwater.config import Settings
 from headwater.consumers.checkpoint import Generation
 from headwater.consumers.dead_letters import LetterFilter, retry
-from headwater.consumers.leases import cut_off
+from headwater.consumers.leases import end_stalled_sessions
 from headwater.domain.failure_policy import OnFailure
 from headwater.domain.serialization import stored_form
 from headwater.errors import ReadModelRebuilding
@@ -919,7 +919,7 @@ async def test_a_build_that_is_stopped_while_it_writes_rows_is_cut_off_and_gone_
             "and state = 'active' and wait_event_type = 'Client'"
         )
         await until(lambda: _is(connection, copying, 1))
-        await cut_off(connection, 0)
+        await end_stalled_sessions(connection, 0)
         await until(lambda: _is(connection, copying, 0))
         stopped.cancel()
         await asyncio.wait([stopped])

@@ -14,12 +14,11 @@ from tests.sagas.test_conductor import deeds, records
 from tests.sagas.test_operations import place, seen
 from tests.support import works
 from tests.support.waiting import until
-from tests.support.works import OrderChanged, PlaceOrder, Worked, app, fulfilment
+from tests.support.works import PlaceOrder, Worked, app, fulfilment
 
 from bank.main import app as bank
 from headwater import App, Feature, Schedule
 from headwater.clock import VirtualClock
-from headwater.consumers.scheduler import older_moment
 from headwater.domain.messages import Event, InvalidInput
 from headwater.domain.saga_stream import Issue, SagaTook, Written
 from headwater.domain.serialization import stored_form
@@ -232,22 +231,10 @@ async def fired(connection: asyncpg.Connection) -> list[str]:
     return [*rows, *(row["type"] for row in await connection.fetch(events, derived_id(ORDERS, DUE.isoformat())))]
 
 
-async def test_nobody_can_take_the_id_of_a_moment_that_is_to_come(
+async def test_the_command_of_a_schedule_has_an_internal_id(
     start: Any, client: Node, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
-    stranger = OrderChanged(order_id=new_id(), what="mine")
-    await write(connection, stranger.order_id, "order", stranger, older_moment("nightly", DUE))
     await start(scheduled(), serve=False, clock=clock)
     assert await fired(connection) == ["accepted", "OrderPlaced"]
     moment = await connection.fetchval("select command_id from headwater.events where actor = 'schedule nightly'")
     assert moment.version == 8
-
-
-async def test_a_moment_that_older_code_has_fired_is_not_fired_again(
-    start: Any, client: Node, connection: asyncpg.Connection, clock: VirtualClock
-) -> None:
-    changed = OrderChanged(order_id=derived_id(ORDERS, DUE.isoformat()), what="as older code had it")
-    moment = older_moment("nightly", DUE)
-    await write(connection, changed.order_id, "order", changed, moment, "schedule nightly")
-    await start(scheduled(), serve=False, clock=clock)
-    assert await fired(connection) == ["accepted", "OrderChanged"]

@@ -23,7 +23,7 @@ from bank.transfers.views import transfer_view
 from headwater.clock import SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.consumers.checkpoint import Generation
-from headwater.consumers.leases import cut_off
+from headwater.consumers.leases import end_stalled_sessions
 from headwater.eventstore import appender
 from headwater.eventstore import log as log_module
 from headwater.eventstore.appender import Appender
@@ -108,7 +108,7 @@ async def taken(database: Database, name: str) -> Generation:
                     assert row is not None
                     return Generation(*row)
             except asyncpg.LockNotAvailableError:
-                await cut_off(connection, LEASE_SECONDS / 2)
+                await end_stalled_sessions(connection, LEASE_SECONDS / 2)
 
 
 def main(dsn: str) -> None:

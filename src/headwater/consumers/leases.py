@@ -1,15 +1,15 @@
-"""Leases: any number of processes share the projections, and none is kept by two.
+"""Leases: any number of workers share the units of work, and no unit runs in two of them.
 
-The unit is a generation of a projection. A process has one lease, and one heartbeat every third of it, however many
-units it keeps; a unit is free when nobody owns it, or when its owner's lease has run out. Taking one raises its fence,
-and every commit checks the fence: a process that slept over its lease and wakes up writes nothing. Only the database's
-clock counts.
+A unit is a generation of a projection, a saga, a reactor, or the schedules. A worker has one lease and renews it by a
+heartbeat every third of its duration, however many units it owns. A unit is free if it has no owner, or if its owner's
+lease has expired. Claiming a unit raises its fencing token, and every commit checks the token: a worker that was paused
+until its lease expired commits nothing. Only the database's clock counts.
 
-    a look, every third of a lease or when rung for:
-      beat -> stop what is another's -> give back what is due to another -> take what is free and due to me
+    every third of a lease, or when the doorbell rings:
+      heartbeat -> stop units that were lost -> release units assigned to others -> claim free units assigned here
 
-What is due to whom is worked out by each process from the same rows (`shares`), so nobody leads. Two that look at the
-same moment may think differently; the guarded UPDATE decides, and the next look puts it right.
+Every worker computes the assignment from the same rows (`assign`), so there is no leader. Two workers that read at the
+same moment may compute different assignments. The guarded UPDATE decides between them, and the next round corrects it.
 """
 
 from __future__ import annotations
@@ -38,21 +38,25 @@ logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
 
 LEASES = "leases"
-"""What rings among the positions when something was given back."""
+"""The name that rings among the positions when a unit was released."""
 
 LEAVE_SECONDS = 2.0
 
-GONE_MS = 500
-"""How long to wait for a session to be gone that is ended, so that what it held can be taken at once."""
+TERMINATION_MS = 500
+"""The time to wait for the end of a terminated session, so that its units can be claimed at once."""
 
-Place: TypeAlias = tuple[str, int]
-"""A projection's name, and a generation of it."""
+UnitKey: TypeAlias = tuple[str, int]
+"""The name of a unit, and its generation."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is leased: a generation of a projection. building: it is made beside the live one, unseen by clients.
-    fence: of this lease; a commit with another is refused. owner: the worker that has it."""
+    """A unit of work as its row describes it.
+
+    table: of a projection's rows; empty for a saga, a reactor and the schedules. building: it is a generation that
+    clients do not see yet. fence: the fencing token; a commit with an older one is refused. owner: the id of the worker
+    that claimed it last.
+    """
 
     name: str
     generation: int
@@ -63,21 +67,35 @@ class Unit:
     building: bool
     owner: UUID | None
 
+    @classmethod
+    def of(cls, row: asyncpg.Record) -> Unit:
+        """Return the unit of a row of the queries `units` and `claim`."""
+        return cls(
+            name=row["name"],
+            generation=row["generation"],
+            table=row["table_name"],
+            position=row["position"],
+            fence=row["fence"],
+            fingerprint=row["fingerprint"],
+            building=row["building"],
+            owner=row["owner"],
+        )
+
     @property
-    def place(self) -> Place:
-        """Which unit it is, whoever has it."""
+    def key(self) -> UnitKey:
+        """The identity of the unit."""
         return self.name, self.generation
 
     @property
     def task(self) -> str:
-        """The name of the task that keeps it, for the operator."""
+        """The name of the task that runs the unit, as logs and readiness show it."""
         if not self.table:
-            return self.name  # a saga or its like, which says what it is
+            return self.name  # "saga Transfer" says already what it is
         return f"building {self.name} {self.generation}" if self.building else f"projection {self.name}"
 
     @property
     def code(self) -> str:
-        """What a worker's code must declare to keep it."""
+        """The name and fingerprint that a worker's code must declare to run the unit."""
         return _code(self.name, self.fingerprint)
 
     @property
@@ -86,44 +104,49 @@ class Unit:
         return Generation(self.generation, self.table, self.position, self.fence, self.fingerprint)
 
 
-def shares(units: Sequence[Unit], workers: Mapping[UUID, Collection[str]]) -> dict[Place, UUID]:
-    """Which worker each unit is due to: workers by id, with the code that each can keep, all of them alive.
+def assign(units: Sequence[Unit], workers: Mapping[UUID, Collection[str]]) -> dict[UnitKey, UUID]:
+    """Return the worker of each unit. workers: the live workers by id, with the code that each declares.
 
-    Nobody has more than one more than another who could keep it; what is well where it is stays there. A unit that no
-    worker's code can keep is due to nobody.
+    Of the workers that can run a unit, none has more than one unit more than another. A unit keeps its owner unless
+    that would break this rule. A unit that no worker's code can run is not in the result.
     """
-    able = {unit.place: [worker for worker, codes in workers.items() if unit.code in codes] for unit in units}
-    due = {unit.place: unit.owner for unit in units if unit.owner is not None and unit.owner in able[unit.place]}
-    load = Counter(due.values())
-    for place, candidates in able.items():
-        if place not in due and candidates:
-            due[place] = min(candidates, key=lambda worker: (load[worker], worker))
-            load[due[place]] += 1
+    able = {unit.key: [worker for worker, codes in workers.items() if unit.code in codes] for unit in units}
+    assigned = {unit.key: unit.owner for unit in units if unit.owner is not None and unit.owner in able[unit.key]}
+    load = Counter(assigned.values())
+    for key, candidates in able.items():
+        if key not in assigned and candidates:
+            assigned[key] = min(candidates, key=lambda worker: (load[worker], worker))
+            load[assigned[key]] += 1
     moved = True
     while moved:
         moved = False
-        for place, holder in due.items():
-            other = min(able[place], key=lambda worker: (load[worker], worker))
+        for key, holder in assigned.items():
+            other = min(able[key], key=lambda worker: (load[worker], worker))
             if load[holder] > load[other] + 1:
-                due[place], moved = other, True
+                assigned[key], moved = other, True
                 load[holder] -= 1
                 load[other] += 1
-    return due
+    return assigned
 
 
-async def cut_off(connection: Connection, quiet: float) -> None:
-    """End the sessions that keep units from being taken, of workers whose leases are over: those whose process was
-    stopped in the middle of a transaction, and of whom PostgreSQL has heard nothing for so many seconds."""
-    for name, pid, _ in await connection.fetch(_SQL["cut_off"], quiet, GONE_MS):
-        logger.warning("the session %d is ended: it held %s, and its worker says nothing more", pid, name)
+async def end_stalled_sessions(connection: Connection, quiet: float) -> None:
+    """Terminate the sessions of workers whose leases have expired and that still lock a unit's row.
+
+    Such a worker's process was stopped in the middle of a transaction. quiet: seconds without a message from it.
+    """
+    for row in await connection.fetch(_SQL["end_stalled_sessions"], quiet, TERMINATION_MS):
+        logger.warning(
+            "terminated the database session %d, which locked %s: the lease of its worker has expired",
+            *(row["pid"], row["name"]),
+        )
 
 
 class Leases:
-    """One worker process's part of the units: `async with Leases(...)`. Leaving gives everything back at once.
+    """The units of one worker process: `async with Leases(...)`. Leaving releases all of them at once.
 
-    runs: what this code can keep, with the fingerprint of each. run_unit: keeps a unit until it is cancelled, and
-    returns when the unit is no longer its own. lease: seconds until another may take over what this process has, when
-    it says nothing more.
+    runs: the units that this code can run, by name, with the fingerprint of each. run_unit: runs a unit until it is
+    cancelled, and returns if the unit was lost. lease: seconds without a heartbeat after which another worker may claim
+    this worker's units.
     """
 
     def __init__(
@@ -138,16 +161,16 @@ class Leases:
     ) -> None:
         self.worker_id = uuid4()
         self._database = database
-        self._runs = [_code(name, made) for name, made in runs.items()]
+        self._runs = [_code(name, fingerprint) for name, fingerprint in runs.items()]
         self._positions = positions
         self._supervisor = supervisor
         self._run_unit = run_unit
         self._lease = lease
-        self._held: dict[Place, Unit] = {}
+        self._held: dict[UnitKey, Unit] = {}
 
     @property
     def held(self) -> list[Unit]:
-        """What this process keeps now, each as it was leased."""
+        """The units that this process runs now, each as it was claimed."""
         return list(self._held.values())
 
     async def __aenter__(self) -> Leases:
@@ -163,67 +186,68 @@ class Leases:
         try:
             await self._supervisor.farewell(self._leave(), LEAVE_SECONDS)
         except FAILING as failure:
-            logger.warning("the leases could not be given back (%r); they run out in %g s", failure, self._lease)
+            logger.warning("the units could not be released (%r); their lease expires in %g s", failure, self._lease)
 
     async def run(self) -> None:
-        """Beat and look until cancelled. Runs under the supervisor."""
-        # Its own connection: a heartbeat must not queue behind queries.
+        """Renew the lease, release and claim units until cancelled. Runs under the supervisor."""
+        # A connection outside the pool: a heartbeat must not queue behind queries.
         connection = await self._database.connect("leases")
         try:
-            await connection.execute(_SQL["forget"], timeout=self._lease)
+            await connection.execute(_SQL["forget_workers"], timeout=self._lease)
             while True:
                 rung = self._positions.known(LEASES)
-                await self._look(connection)
+                await self._renew(connection)
                 self._supervisor.well("leases")
                 await self._positions.moved(LEASES, rung, self._lease / 3)
         finally:
             connection.terminate()
 
-    async def _look(self, connection: asyncpg.Connection) -> None:
+    async def _renew(self, connection: asyncpg.Connection) -> None:
+        """One round: the heartbeat, and what follows from the rows."""
         fetch = partial(connection.fetch, timeout=self._lease)
-        await fetch(_SQL["beat"], self.worker_id, process_name(), self._runs, self._lease)
+        await fetch(_SQL["heartbeat"], self.worker_id, process_name(), self._runs, self._lease)
         workers = {row["worker_id"]: frozenset(row["runs"]) for row in await fetch(_SQL["workers"])}
-        units = {unit.place: unit for unit in [Unit(*row) for row in await fetch(_SQL["units"])]}
-        due = shares(list(units.values()), workers)
+        units = {unit.key: unit for unit in map(Unit.of, await fetch(_SQL["units"]))}
+        assigned = assign(list(units.values()), workers)
         await self._stop_lost(units)
-        mine = [unit for unit in units.values() if unit.owner == self.worker_id]
-        await self._give(connection, [unit for unit in mine if due.get(unit.place) != self.worker_id])
-        wanted = [units[place] for place, worker in due.items() if worker == self.worker_id and place not in self._held]
+        owned = [unit for unit in units.values() if unit.owner == self.worker_id]
+        await self._release(connection, [unit for unit in owned if assigned.get(unit.key) != self.worker_id])
+        wanted = [units[key] for key, worker in assigned.items() if worker == self.worker_id and key not in self._held]
         if any(unit.owner not in {None, *workers} for unit in wanted):
-            await cut_off(connection, self._lease / 2)
-        await self._take(connection, wanted)
+            await end_stalled_sessions(connection, self._lease / 2)
+        await self._claim(connection, wanted)
 
-    async def _stop_lost(self, units: Mapping[Place, Unit]) -> None:
-        """What another has taken, or what is something else now."""
+    async def _stop_lost(self, units: Mapping[UnitKey, Unit]) -> None:
+        """Stop the units that another worker claimed, or that changed from building to live."""
         for unit in self.held:
-            now = units.get(unit.place)
+            now = units.get(unit.key)
             if now is None or (now.owner, now.fence, now.building) != (unit.owner, unit.fence, unit.building):
                 await self._stop(unit)
 
-    async def _give(self, connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
+    async def _release(self, connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
         if not units:
             return
         for unit in units:
             await self._stop(unit)
-        await connection.fetch(_SQL["give"], self.worker_id, *_places(units), timeout=self._lease)
+        await connection.fetch(_SQL["release"], self.worker_id, *_keys(units), timeout=self._lease)
 
-    async def _take(self, connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
+    async def _claim(self, connection: asyncpg.Connection, units: Sequence[Unit]) -> None:
         if not units:
             return
         fences = [unit.fence for unit in units]
-        rows = await connection.fetch(_SQL["take"], self.worker_id, *_places(units), fences, timeout=self._lease)
-        for unit in [Unit(*row) for row in rows]:
-            self._held[unit.place] = unit
-            self._supervisor.start(unit.task, partial(self._keep, unit))
+        rows = await connection.fetch(_SQL["claim"], self.worker_id, *_keys(units), fences, timeout=self._lease)
+        for unit in map(Unit.of, rows):
+            self._held[unit.key] = unit
+            self._supervisor.start(unit.task, partial(self._run_claimed, unit))
 
-    async def _keep(self, unit: Unit) -> None:
+    async def _run_claimed(self, unit: Unit) -> None:
         await self._run_unit(unit)
-        # It is another's, or something else now: the next look, which is now, stops this task.
+        # The unit was lost or has changed its state: ring for the next round, which stops this task.
         self._positions.report(LEASES, self._positions.known(LEASES) + 1)
         await asyncio.Event().wait()
 
     async def _stop(self, unit: Unit) -> None:
-        held = self._held.pop(unit.place, None)
+        held = self._held.pop(unit.key, None)
         if held is not None:
             await self._supervisor.stop(held.task)
 
@@ -235,14 +259,14 @@ class Leases:
             connection.terminate()
 
 
-def _code(name: str, made: str) -> str:
-    return f"{name} {made}"
+def _code(name: str, fingerprint: str) -> str:
+    return f"{name} {fingerprint}"
 
 
-def _places(units: Sequence[Unit]) -> tuple[list[str], list[int]]:
+def _keys(units: Sequence[Unit]) -> tuple[list[str], list[int]]:
     return [unit.name for unit in units], [unit.generation for unit in units]
 
 
 def process_name() -> str:
-    """This process, for people: host/pid."""
+    """Return the name of this process as operators see it: host/pid."""
     return f"{socket.gethostname()}/{os.getpid()}"

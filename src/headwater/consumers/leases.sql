@@ -1,29 +1,30 @@
--- name: beat
--- The one heartbeat of a process: its lease, and so that of all it owns, lasts from now. It registers the process, too.
+-- name: heartbeat
+-- Renew the lease of a worker, and with it that of all units it owns. The first heartbeat registers the worker.
 insert into headwater.workers (worker_id, name, runs, lease_until)
 values ($1, $2, $3, now() + $4 * interval '1 second')
 on conflict (worker_id) do update set lease_until = excluded.lease_until
 
--- name: forget
--- Workers that ended without saying so, long ago.
+-- name: forget_workers
+-- Remove workers that ended long ago without removing themselves.
 delete from headwater.workers where lease_until < now() - interval '1 hour'
 
 -- name: workers
--- Who is alive, and what his code can keep.
+-- The live workers, with the units that the code of each can run.
 select worker_id, runs from headwater.workers where lease_until > now() order by worker_id
 
 -- name: units
--- Everything that is to be kept by someone.
+-- All units that a worker should run.
 select name, generation, table_name, position, fence, fingerprint, state = 'building' as building, owner
   from headwater.projections
  where state in ('live', 'building')
  order by name, generation
 
--- name: cut_off
--- Whoever holds the row of a unit whose owner's lease is over, and whom its own client has left waiting for so long. It has
--- been stopped, maybe within a statement, whose parts come one after another: no timeout of PostgreSQL's counts there. Found
--- first and ended then: as one of the conditions it might be asked before the others, of everybody.
-with silent as materialized (
+-- name: end_stalled_sessions
+-- Terminate the sessions that lock the row of a unit whose owner's lease has expired, if the client has sent nothing for $1
+-- seconds. Such a worker may have been stopped within a statement, whose messages arrive one by one: no timeout of PostgreSQL
+-- applies there. The sessions are found first and terminated then: as a condition among others, the function might be called
+-- before the others are checked, for every session.
+with stalled as materialized (
   select p.name, a.pid
     from headwater.projections p
     join pg_stat_activity a on a.backend_xid = p.xmax
@@ -34,11 +35,11 @@ with silent as materialized (
      and a.wait_event_type = 'Client'
      and a.state_change < clock_timestamp() - $1 * interval '1 second'
 )
-select name, pid, pg_terminate_backend(pid, $2) from silent
+select name, pid, pg_terminate_backend(pid, $2) from stalled
 
--- name: take
--- Lease what is free, and only that: whoever had it before can commit nothing any more, since the fence rises. A row that
--- another is taking, or that a stopped worker has locked, is left for the next look.
+-- name: claim
+-- Claim free units. The fencing token rises, so that the former owner can commit nothing more. A row that another worker is
+-- claiming, or that a stopped worker has locked, is left for the next round.
 with free as (
   select p.name, p.generation
     from headwater.projections p
@@ -54,22 +55,22 @@ update headwater.projections p
  where p.name = free.name and p.generation = free.generation
 returning p.name, p.generation, p.table_name, p.position, p.fence, p.fingerprint, p.state = 'building' as building, p.owner
 
--- name: give
--- Give units back, and tell the others.
-with given as (
+-- name: release
+-- Release units, and ring for the other workers.
+with released as (
   update headwater.projections p set owner = null
     from unnest($2::text[], $3::int[]) as u(name, generation)
    where p.name = u.name and p.generation = u.generation and p.owner = $1
   returning p.name
 )
 select pg_notify('headwater', 'leases:' || (extract(epoch from clock_timestamp()) * 1000)::bigint)
- where exists (select from given)
+ where exists (select from released)
 
 -- name: leave
--- A worker ends: everything that it owns is free, and the others are told.
-with given as (
+-- Remove a worker, release all of its units, and ring for the other workers.
+with released as (
   update headwater.projections set owner = null where owner = $1
-), left_ as (
+), removed as (
   delete from headwater.workers where worker_id = $1
 )
 select pg_notify('headwater', 'leases:' || (extract(epoch from clock_timestamp()) * 1000)::bigint)

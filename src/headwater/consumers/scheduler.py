@@ -1,12 +1,13 @@
-"""Firing schedules: each due moment once, across any number of workers. One process at a time does it, under a lease.
+"""The scheduler issues the command of each due moment once, across any number of workers. It runs under a lease.
 
-    leased -> looking: what is due -> fired: the command is sent -> moved on: the row says so -> looking ...
-                 \\-> nothing is due: waiting until the next moment -> looking ...
-                 \\-> a fault: the same moment again, after a pause; the other schedules go on
-                 \\-> the lease is another's: end
+    leased -> read the rows -> register new schedules -> read the rows
+                            -> a moment is due: issue its command -> store the outcome -> read the rows
+                            -> a fault that passes: the same moment again after a pause; other schedules go on
+                            -> no moment is due: wait for the next one -> read the rows
+                            -> the lease was lost: end
 
-A command's id follows from its schedule and its moment: whoever sends it again, because it died before the row said so
-or because it slept over its lease, gets the first answer and appends nothing.
+A command's id is derived from its schedule and its moment. A worker that issues it again, because another one died
+before it stored the outcome or was paused until its lease expired, gets the first answer and appends nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generati
 from headwater.consumers.dead_letters import described
 from headwater.domain.messages import Refusal
 from headwater.domain.schedule import Schedule
-from headwater.ids import derived_id, internal_id
+from headwater.ids import internal_id
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
 from headwater.supervisor import backoff
@@ -37,10 +38,10 @@ logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
 
 SCHEDULES = "schedules"
-"""The name that the lease has among the projections."""
+"""The name of the unit."""
 
 ACCEPTED = "accepted"
-"""The outcome of an accepted command; that of a refused one is its code, and that of a failed one what was raised."""
+"""The stored outcome of an accepted command. That of a refused command is its code, that of a failed one the error."""
 
 Kind: TypeAlias = Literal["fired", "refused", "failed"]
 
@@ -52,14 +53,14 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 @dataclass
 class ScheduleCounts:
-    """How many due moments came to what since the start. fired: accepted; failed: by a mistake in the code."""
+    """Due moments since the start, by outcome. fired: accepted; failed: an error in the code."""
 
     fired: int = 0
     refused: int = 0
     failed: int = 0
 
     def count(self, kind: Kind) -> None:
-        """One more of these."""
+        """Count one outcome."""
         match kind:
             case "fired":
                 self.fired += 1
@@ -73,7 +74,7 @@ class ScheduleCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of a due moment; text: as the row has it."""
+    """The outcome of a due moment. text: as the row stores it."""
 
     kind: Kind
     text: str
@@ -81,7 +82,7 @@ class _Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """A moment that could not be fired: how often, and when it is tried again."""
+    """A moment whose command met a fault that passes. again: the time of the next attempt."""
 
     due: datetime
     failures: int
@@ -89,23 +90,25 @@ class _Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reached:
-    """How far a schedule has come in the database."""
+class _Stored:
+    """A schedule's row. begun_at: when the database first knew it. fired_at: the last moment with an outcome."""
 
     begun_at: datetime
     fired_at: datetime | None
 
     def after(self, schedule: Schedule) -> datetime:
-        """What is due comes after this. A schedule begins when it is first seen; only one single moment is fired late
-        even then."""
+        """Return the moment after which moments are due.
+
+        A schedule begins when the database first knows it; only that of a single moment is late even then.
+        """
         return self.fired_at or (_ALWAYS if schedule.at is not None else self.begun_at)
 
 
 class Scheduler:
-    """Fires schedules while it has the lease.
+    """Issues the commands of schedules while it has the lease.
 
-    poll: seconds after which it looks at the clock and at its lease though nothing is due: a clock may be set, and a
-    machine may have slept.
+    poll: seconds after which it reads the clock and its lease again though no moment is due: a clock may be set, and a
+    machine may be suspended.
     """
 
     def __init__(
@@ -125,74 +128,75 @@ class Scheduler:
         self._faults: dict[str, _Fault] = {}
         self.counts = ScheduleCounts()
 
-    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
-        """Fire what falls due until cancelled, or until the lease with this fence is another's. Runs under a
-        supervisor, which is told when a failure is got over, and starts it again when the database was lost."""
+    async def run(self, leased: Generation, well: Callable[[], None] = lambda: None) -> None:
+        """Issue what is due until cancelled, or until the lease was lost. Runs under a supervisor.
+
+        well: called after a round without faults. A lost database is raised; the supervisor starts this again.
+        """
         self._faults.clear()
         connection = await self._database.connect(SCHEDULES)
-        checkpoint = Checkpoint(connection, SCHEDULES, standing)
+        checkpoint = Checkpoint(connection, SCHEDULES, leased)
         try:
             while await checkpoint.read() is not None:
-                reached = await self._look(connection)
-                new = [schedule.name for schedule in self._schedules if schedule.name not in reached]
+                stored = await self._read(connection)
+                new = [schedule.name for schedule in self._schedules if schedule.name not in stored]
                 if new:
-                    await connection.execute(_SQL["begin"], new, self._clock.now())
+                    await connection.execute(_SQL["register"], new, self._clock.now())
                     continue
-                fired = [
-                    await self._attend(connection, checkpoint, each, reached[each.name]) for each in self._schedules
+                settled = [
+                    await self._settle(connection, checkpoint, each, stored[each.name]) for each in self._schedules
                 ]
                 if not self._faults:
                     well()
-                if not any(fired):
-                    await self._wait(reached)
+                if not any(settled):
+                    await self._wait(stored)
         finally:
             connection.terminate()
 
-    async def _look(self, connection: asyncpg.Connection) -> dict[str, _Reached]:
-        """How far the schedules have come, those that the database knows."""
-        rows = await connection.fetch(_SQL["look"], [schedule.name for schedule in self._schedules])
-        return {row["name"]: _Reached(row["begun_at"], row["fired_at"]) for row in rows}
+    async def _read(self, connection: asyncpg.Connection) -> dict[str, _Stored]:
+        """Return the rows of the schedules that the database knows, by name."""
+        rows = await connection.fetch(_SQL["stored"], [schedule.name for schedule in self._schedules])
+        return {row["name"]: _Stored(row["begun_at"], row["fired_at"]) for row in rows}
 
-    async def _attend(
-        self, connection: asyncpg.Connection, checkpoint: Checkpoint, schedule: Schedule, reached: _Reached
+    async def _settle(
+        self, connection: asyncpg.Connection, checkpoint: Checkpoint, schedule: Schedule, stored: _Stored
     ) -> bool:
-        """Fire what is due of a schedule, and let the row say so. Whether there is to look what the row says now."""
+        """Issue the command of a schedule's due moment and store the outcome. True if the row has to be read again."""
         now, fault = self._clock.now(), self._faults.get(schedule.name)
         if fault is not None and now < fault.again:
             return False
-        due = schedule.due(reached.after(schedule), now) if fault is None else fault.due
+        due = schedule.due(stored.after(schedule), now) if fault is None else fault.due
         if due is None:
             return False
-        outcome = await self._fire(schedule, due)
+        outcome = await self._issue(schedule, due)
         if outcome is None:
             return False
         self._faults.pop(schedule.name, None)
-        if await self._move(connection, checkpoint, schedule.name, due, outcome.text):
+        if await self._store(connection, checkpoint, schedule.name, due, outcome.text):
             self.counts.count(outcome.kind)
         return True
 
-    async def _move(
+    async def _store(
         self, connection: asyncpg.Connection, checkpoint: Checkpoint, name: str, due: datetime, outcome: str
     ) -> bool:
-        """Write the outcome of a due moment, under the lease. False: another worker did so, or has the lease."""
+        """Store the outcome of a due moment, under the lease. False: another worker did so, or has the lease."""
         try:
             async with connection.transaction():
                 await checkpoint.hold()
-                moved = await connection.fetch(_SQL["move"], name, due, outcome, self._clock.now())
+                stored = await connection.fetch(_SQL["store"], name, due, outcome, self._clock.now())
         except CheckpointMoved:
             return False
-        return bool(moved)
+        return bool(stored)
 
-    async def _fire(self, schedule: Schedule, due: datetime) -> _Outcome | None:
-        """What a due moment came to; None for a fault that passes, when it is to be fired again."""
+    async def _issue(self, schedule: Schedule, due: datetime) -> _Outcome | None:
+        """Issue the command of a due moment. None after a fault that passes: the moment is tried again."""
         try:
             command = schedule.command(due)
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises; it is logged
             return _failure(schedule, due, error)
         origin = Origin(actor=f"schedule {schedule.name}")
         try:
-            if not await self._dispatcher.is_from(older_moment(schedule.name, due), origin):
-                await self._dispatcher.issue(command, command_id=moment(schedule.name, due), origin=origin)
+            await self._dispatcher.issue(command, command_id=moment(schedule.name, due), origin=origin)
         except Refusal as refusal:
             logger.warning(
                 "schedule %s: %s, due at %s, was refused: %s %s",
@@ -207,43 +211,37 @@ class Scheduler:
         return _Outcome("fired", ACCEPTED)
 
     def _set_back(self, schedule: Schedule, due: datetime, error: BaseException) -> None:
-        """The same moment is fired again, after a pause that grows."""
+        """Have the same moment tried again, after a pause that grows."""
         known = self._faults.get(schedule.name)
         failures = known.failures + 1 if known else 1
         pause = backoff(failures)
         self._faults[schedule.name] = _Fault(due, failures, self._clock.now() + timedelta(seconds=pause))
         if not self._database.outage.covers(SCHEDULES, error):
             logger.warning(
-                "schedule %s, due at %s, is fired again in %.1f s (failure %d): %s: %s",
+                "schedule %s, due at %s, is tried again in %.1f s (failure %d): %s: %s",
                 *(schedule.name, due.isoformat(), pause, failures, type(error).__name__, error),
             )
 
-    async def _wait(self, reached: Mapping[str, _Reached]) -> None:
-        """Until there is something to do."""
-        moments = [self._moment(schedule, reached[schedule.name]) for schedule in self._schedules]
+    async def _wait(self, stored: Mapping[str, _Stored]) -> None:
+        """Wait for the next moment, for `poll` seconds at most."""
+        moments = [self._next(schedule, stored[schedule.name]) for schedule in self._schedules]
         with suppress(TimeoutError):
             async with asyncio.timeout(self._poll):
                 await self._clock.sleep_until(min(moments, default=_NEVER))
 
-    def _moment(self, schedule: Schedule, reached: _Reached) -> datetime:
-        """When there is next something to do for a schedule; nothing of it is due now."""
+    def _next(self, schedule: Schedule, stored: _Stored) -> datetime:
+        """Return the time of a schedule's next moment or next attempt; none is due now."""
         fault = self._faults.get(schedule.name)
-        return fault.again if fault else schedule.next(reached.after(schedule)) or _NEVER
+        return fault.again if fault else schedule.next(stored.after(schedule)) or _NEVER
 
 
 def _failure(schedule: Schedule, due: datetime, error: Exception) -> _Outcome:
-    """A mistake in the code: this moment is lost, for the same code would fail again."""
+    """Log an error in the app's code. The moment is lost, since the same code would fail again."""
     logger.error("schedule %s, due at %s, failed", schedule.name, due.isoformat(), exc_info=error)
     text, _ = described(error)
     return _Outcome("failed", text)
 
 
 def moment(name: str, due: datetime) -> UUID:
-    """The id of the command of a schedule's due moment."""
+    """Return the id of the command of a schedule's due moment."""
     return internal_id(_FIRED, f"schedule {name} {due.isoformat()}")
-
-
-def older_moment(name: str, due: datetime) -> UUID:
-    """The id that it had before internal ids were of version 8: the log may hold a moment under it, while the
-    schedule's row does not say yet that it was fired."""
-    return derived_id(_FIRED, f"schedule {name} {due.isoformat()}")

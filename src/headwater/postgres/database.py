@@ -103,7 +103,7 @@ async def write_derived(connection: Connection, *, quiet: float) -> None:
     """Of the transaction that was just begun: what it writes can be made again from the log, and only the log must
     outlive a crash. A worker that is stopped between two of its statements keeps no lock against the one that takes
     over: PostgreSQL ends the session after so many seconds of quiet. For one that is stopped within a statement, see
-    `leases.cut_off`.
+    `leases.end_stalled_sessions`.
     """
     await connection.execute(
         f"set local synchronous_commit = off;set local idle_in_transaction_session_timeout = {round(quiet * 1000)}"

@@ -461,8 +461,8 @@ class _Build(Generic[M]):
         return await objection(self._writing, write)
 
     async def _limit(self) -> None:
-        """Of a transaction. It holds the row of the lease from its beginning: by it `leases.cut_off` finds the session
-        of a worker that is stopped while it writes."""
+        """Of a transaction. It holds the row of the lease from its beginning: by it `end_stalled_sessions` finds the
+        session of a worker that is stopped while it writes."""
         await write_derived(self._writing, quiet=self._of.lease_seconds)
         await self._writing.execute(_SQL["mine"], *self.lease)
 
