@@ -1,4 +1,7 @@
-"""The explorer: GraphiQL, built from `explorer/` and served under a strict Content-Security-Policy."""
+"""The explorer: GraphiQL, built from the `explorer/` folder of the source checkout into `static/`.
+
+`page` serves it under a strict Content-Security-Policy. The page loads nothing from other hosts.
+"""
 
 from headwater.graphql.explorer.page import Example, explorer, explorer_routes
 
