@@ -1,17 +1,17 @@
-"""One socket that speaks graphql-transport-ws, from its acceptance to its end."""
+"""One socket that speaks graphql-transport-ws, from its acceptance until it is closed."""
 
 # The states of a socket:
 #
-#   connecting     `GraphQLSocket` judges origin and sub-protocol     -> awaiting init, or refused
-#   awaiting init  a deadline runs; a ping is answered                -> admitting, on connection_init
-#   admitting      the admit hook runs under the same deadline        -> acknowledged, or closing when it says no
-#   acknowledged   subscribe starts an operation, complete ends it    -> closing
-#   closing        nothing is read, nothing sent but the close frame; the operations are ended and awaited
+#   connecting     `GraphQLSocket` checks origin and sub-protocol        -> awaiting init, or refused
+#   awaiting init  a timeout runs; a ping is answered                    -> admitting, on connection_init
+#   admitting      the admit hook runs under the same timeout            -> acknowledged, or closing if it refuses
+#   acknowledged   subscribe starts an operation, complete cancels it    -> closing
+#   closing        nothing is read; only the close frame is sent; the operations are cancelled and awaited
 #
-# Any state goes to closing: when the client leaves, breaks the protocol or does not drain, and when we close.
+# Every state can go to closing: if the client leaves, breaks the protocol or does not read, or if the server closes.
 #
-# Reading never waits for sending. Operations and the replies to what was read send through one lock, so a client that
-# does not drain holds up its own operations (that is their back pressure) while complete and ping are still read.
+# Reading never waits for sending. Operations and replies send through one lock. A client that does not read therefore
+# delays its own operations (their back pressure), while its complete and ping messages are still handled.
 
 import asyncio
 import logging
@@ -43,15 +43,12 @@ from headwater.graphql.result import Result, failed
 
 logger = logging.getLogger(__name__)
 
-# Judges a connection_init by its payload. It answers for how many seconds the admission holds (None: as long as the
-# socket), and refuses by raising a PublicError, whose message becomes the close reason.
+# Decides about a connection_init by its payload. Returns the seconds for which the client is admitted (None: as long as
+# the socket is open). Refuses by raising a PublicError, whose message becomes the close reason.
 Admit = Callable[[WebSocket, Mapping[str, object] | None], Awaitable[float | None]]
 
-# Replies that wait for a client to drain. More than this is a client that sends without reading.
+# Replies that wait until the client reads. A client that causes more sends without reading.
 MAX_WAITING_REPLIES = 100
-# How long a close frame may take, and operations their cleaning up, before the socket is left behind.
-GOODBYE_SECONDS = 5.0
-CLEANUP_SECONDS = 10.0
 
 
 class State(Enum):
@@ -63,15 +60,21 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SocketLimits:
-    """Times in seconds; `operations` is how many may be active on one socket."""
+    """Limits of one socket. Timeouts are in seconds.
+
+    close_timeout: for sending the close frame. cleanup_timeout: for the operations to end after it. operations: how
+    many may be active at a time.
+    """
 
     init_timeout: float
     send_timeout: float
     operations: int
+    close_timeout: float
+    cleanup_timeout: float = 10.0
 
 
 class Operation:
-    """An operation of a socket, from subscribe to its last message; `finishing` while that is being sent."""
+    """An operation of a socket, from subscribe to its last message. finishing: the last message is being sent."""
 
     def __init__(self, operation_id: str) -> None:
         self.id = operation_id
@@ -79,8 +82,8 @@ class Operation:
         self.task: asyncio.Task[None] | None = None
 
 
-class Connection:
-    """Owns every task of its socket: `run` returns when the socket is closed and all of them have ended."""
+class Socket:
+    """Owns every task of its websocket. `run` returns when it is closed and all tasks have ended."""
 
     def __init__(
         self, websocket: WebSocket, engine: Engine, context: ContextFactory, admit: Admit | None, limits: SocketLimits
@@ -99,24 +102,24 @@ class Connection:
         self._replies: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING_REPLIES)
         self._sending = asyncio.Lock()
         self._closing = asyncio.Event()
-        self._goodbye: tuple[int, str] | None = None
+        self._close_frame: tuple[int, str] | None = None
 
     async def run(self) -> None:
-        """Serve an accepted socket until it is closed by either side."""
+        """Serve an accepted websocket until either side closes it."""
         try:
             self._close_in(self._limits.init_timeout, CloseCode.INIT_TIMEOUT, "Connection initialisation timeout")
             self._spawn(self._read())
             self._spawn(self._send_replies())
             await self._closing.wait()
         finally:
-            self.close(CloseCode.GOING_AWAY, "Going away")  # Only if the task itself was cancelled: else it is closing.
+            self.close(CloseCode.GOING_AWAY, "Going away")  # No effect unless this task was cancelled.
             await self._end()
             self.ended.set()
 
     def close(self, code: int, reason: str) -> None:
-        """Begin to close; the first reason stands."""
+        """Start closing. The first code and reason are kept."""
         if self._state is not State.CLOSING:
-            self._goodbye = (code, _short(reason))
+            self._close_frame = (code, _short(reason))
             self._stop()
 
     def _stop(self) -> None:
@@ -129,19 +132,20 @@ class Connection:
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
-        await self._say_goodbye()
+        await self._send_close()
         if tasks:
-            _, stuck = await asyncio.wait(tasks, timeout=CLEANUP_SECONDS)
+            _, stuck = await asyncio.wait(tasks, timeout=self._limits.cleanup_timeout)
             if stuck:
-                logger.error("%d operations did not end within %s s of their socket", len(stuck), CLEANUP_SECONDS)
+                seconds = self._limits.cleanup_timeout
+                logger.error("%d operations did not end within %g s after their socket was closed", len(stuck), seconds)
 
-    async def _say_goodbye(self) -> None:
-        if self._goodbye is None:
+    async def _send_close(self) -> None:
+        if self._close_frame is None:
             return
-        code, reason = self._goodbye
-        # Best effort: a client that is gone cannot be told, nor one that does not drain. The latter sees 1006.
+        code, reason = self._close_frame
+        # Best effort: a client that left or does not read receives no close frame. The latter sees 1006.
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
-            async with asyncio.timeout(GOODBYE_SECONDS), self._sending:
+            async with asyncio.timeout(self._limits.close_timeout), self._sending:
                 await self.websocket.close(code, reason)
 
     def _close_in(self, seconds: float, code: int, reason: str) -> None:
@@ -158,10 +162,10 @@ class Connection:
     def _notice_end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("A task of a socket died", exc_info=error)
+            logger.error("A task of a socket failed", exc_info=error)
             self.close(CloseCode.INTERNAL_ERROR, "Internal error")
 
-    # -- reading: one function a message, none of them waits
+    # -- reading: one function for each type of message; none of them waits
 
     async def _read(self) -> None:
         while self._state is not State.CLOSING:
@@ -173,7 +177,7 @@ class Connection:
                 self._receive(message.get("text"))
             except Violation as violation:
                 self.close(violation.code, str(violation))
-            await asyncio.sleep(0)  # A burst of messages must not keep the replies from going out.
+            await asyncio.sleep(0)  # A burst of messages must not delay the replies.
 
     def _receive(self, text: str | None) -> None:
         message = decoded(text)
@@ -221,7 +225,8 @@ class Connection:
             operation.task.cancel()
 
     def _is_full(self) -> bool:
-        # Ended operations may still be cleaning up: they count at half, or subscribing and completing has no bound.
+        # Ended operations may still be cleaning up. They count half: without a bound, a client could start and end
+        # operations faster than they clean up.
         limit = self._limits.operations
         return len(self._active) >= limit or len(self._tasks) >= 2 * limit + 2
 
@@ -241,11 +246,11 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
         if lasts is not None:
-            # 4403 makes the client connect again, and ask its user's code for a fresh token.
+            # After 4403 the client reconnects and asks its application for a fresh token.
             self._close_in(lasts, CloseCode.FORBIDDEN, "Admission expired")
         self._reply(ACKNOWLEDGEMENT)
 
-    # -- operations: each one a task
+    # -- operations: one task each
 
     def _start(self, operation_id: str, request: GraphQLRequest) -> None:
         operation = Operation(operation_id)
@@ -279,12 +284,12 @@ class Connection:
             async for result in results:
                 if not await self._deliver(operation, result):
                     return
-                # Neither a source that has much nor a client that keeps up ever waits, and others must have their turn.
+                # If source and client are both fast, nothing here waits, and other tasks would not run.
                 await asyncio.sleep(0)
         await self._finish(operation, frame("complete", operation.id))
 
     async def _deliver(self, operation: Operation, result: Result) -> bool:
-        """Send a result; false when nothing may follow it."""
+        """Send a result. Returns false if it was the last message of the operation."""
         if result.executed:
             return await self._send(frame("next", operation.id, result.json), operation)
         await self._finish(operation, frame("error", operation.id, result.errors_json))
@@ -294,10 +299,10 @@ class Connection:
         await self._send(frame, operation, last=True)
 
     def _is_current(self, operation: Operation) -> bool:
-        """Not so after the client's complete, nor when its id went to the next operation."""
+        """False after the client's complete, and if its id belongs to a later operation."""
         return self._active.get(operation.id) is operation
 
-    # -- sending: one at a time
+    # -- sending: one message at a time
 
     def _reply(self, text: str) -> None:
         try:
@@ -310,12 +315,12 @@ class Connection:
             pass
 
     async def _send(self, text: str, operation: Operation | None = None, *, last: bool = False) -> bool:
-        """Send when it is our turn; false when there is nobody to send to any more."""
+        """Send under the lock. Returns false if the socket is closing or the operation has ended."""
         async with self._sending:
             if self._state is State.CLOSING or (operation is not None and not self._is_current(operation)):
                 return False
             if operation is not None:
-                # The client may use the id again as soon as it has read this, which can be before `send` returns here.
+                # The client may reuse the id as soon as it has read the message, which can be before `send` returns.
                 operation.finishing = last
             return await self._transmit(text)
 
@@ -333,5 +338,5 @@ class Connection:
 
 
 def _short(reason: str) -> str:
-    """A close reason has 123 bytes at most."""
+    """Cut a close reason to the 123 bytes that a close frame can hold."""
     return reason.encode()[:123].decode(errors="ignore")

@@ -1,0 +1,146 @@
+"""Sockets over uvicorn, with a client of another library."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from tests.support.sockets import PATIENCE, PROTOCOL, Server, answer, soon
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin, Subprotocol
+
+from headwater.graphql.frames import CloseCode
+from headwater.server.web import LARGEST_FRAME
+
+# -- over a real server
+
+
+class Uvicorn(uvicorn.Server):
+    """uvicorn that says when it is ready, and closes our sockets before it closes its connections."""
+
+    def __init__(self, server: Server) -> None:
+        app = Starlette(routes=[WebSocketRoute("/graphql", server.endpoint)])
+        config = uvicorn.Config(
+            app, port=0, log_level="warning", lifespan="off", ws_max_size=256 * 1024, ws_per_message_deflate=False
+        )
+        super().__init__(config)
+        self._endpoint = server.endpoint
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        await self._endpoint.close_all()
+        await super().shutdown(sockets)
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.servers[0].sockets[0].getsockname()[1]}"
+
+
+@asynccontextmanager
+async def listening(server: Server) -> AsyncIterator[Uvicorn]:
+    running = Uvicorn(server)
+    task = asyncio.create_task(running.serve())
+    await soon(running.ready)
+    try:
+        yield running
+    finally:
+        running.should_exit = True
+        await task
+
+
+def dial(running: Uvicorn, *protocols: str, origin: str | None = None) -> connect:
+    return connect(
+        f"ws://{running.host}/graphql",
+        subprotocols=[Subprotocol(each) for each in protocols] or None,
+        origin=Origin(origin) if origin else None,
+        proxy=None,
+    )
+
+
+async def close_code_of(client: ClientConnection) -> int | None:
+    """Read to the end, and say how it ended."""
+    with suppress(ConnectionClosed):
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                await client.recv()
+    return client.close_code
+
+
+@pytest.mark.parametrize("protocols", [(), ("graphql-ws",)], ids=["none", "legacy"])
+async def test_a_real_client_reads_4406(protocols: tuple[str, ...]) -> None:
+    async with listening(Server()) as running, dial(running, *protocols) as client:
+        assert await close_code_of(client) == 4406
+
+
+async def test_a_real_client_of_another_site_reads_403() -> None:
+    async with listening(Server()) as running:
+        with pytest.raises(InvalidStatus) as refused:
+            async with dial(running, PROTOCOL, origin="http://there.test"):
+                pass
+        assert refused.value.response.status_code == 403
+        async with dial(running, PROTOCOL, origin=f"http://{running.host}"):
+            pass
+
+
+async def test_a_real_client_after_close_all_reads_503() -> None:
+    server = Server()
+    async with listening(server) as running:
+        await server.endpoint.close_all()
+        with pytest.raises(InvalidStatus) as refused:
+            async with dial(running, PROTOCOL):
+                pass
+        assert refused.value.response.status_code == 503
+
+
+async def test_a_real_client_reads_text_frames_and_1001_on_shutdown() -> None:
+    server = Server()
+    async with listening(server) as running, dial(running, PROTOCOL) as client:
+        await client.send('{"type":"connection_init"}')
+        assert json.loads(await client.recv(decode=None)) == {"type": "connection_ack"}
+        await client.send('{"type":"subscribe","id":"1","payload":{"query":"subscription { numbers }"}}')
+        server.source.items.put_nowait(1)
+        message = await client.recv()
+        assert isinstance(message, str)
+        assert json.loads(message) == answer("1", numbers=1)
+        running.should_exit = True
+        assert await close_code_of(client) == 1001
+    assert server.source.closed.is_set()
+
+
+async def test_a_frame_over_256_kib_is_refused_by_the_server() -> None:
+    async with listening(Server()) as running, dial(running, PROTOCOL) as client:
+        await client.send("x" * (256 * 1024 + 1))
+        assert await close_code_of(client) == 1009
+
+
+def test_the_docs_have_every_code_that_a_socket_is_closed_with() -> None:
+    api = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    ours = [code for name, code in vars(CloseCode).items() if name.isupper()]
+    too_big = 1009  # sent by uvicorn
+    assert list(map(int, re.findall(r"(?m)^\| (\d{4}) \|", api))) == sorted([*ours, too_big])
+    assert f"exceeds {LARGEST_FRAME // 1024} KiB" in api
+
+
+async def test_a_real_client_that_stops_reading_finds_1013_when_it_reads_again() -> None:
+    server = Server(send_timeout=0.05)
+    async with listening(server) as running, dial(running, PROTOCOL) as client:
+        await client.send('{"type":"connection_init"}')
+        await client.recv()
+        await client.send('{"type":"subscribe","id":"s","payload":{"query":"subscription { numbers }"}}')
+        await soon(server.source.opened)
+        for number in range(60):  # More than the buffers of both ends hold.
+            await client.send(f'{{"type":"subscribe","id":"{number}","payload":{{"query":"{{ large }}"}}}}')
+        await soon(server.source.closed)
+        assert await close_code_of(client) == 1013
