@@ -1,9 +1,9 @@
 """Headwater: event sourcing for Python on PostgreSQL, served live over GraphQL."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from headwater.domain.decider import Decider, Release, Seen, Take
+from headwater.domain.decider import Consulted, Decider, Release, Seen, Take
 from headwater.domain.failure_policy import Park, Retry, Stop
 from headwater.domain.feature import Feature
 from headwater.domain.messages import Command, Event, Exact, Recorded, Refusal
@@ -24,6 +24,7 @@ __all__ = [
     "Cancel",
     "Command",
     "Confirmed",
+    "Consulted",
     "Decider",
     "Do",
     "Done",
@@ -57,7 +58,7 @@ __all__ = [
 _HEAVY = {"App": "headwater.app", "Example": "headwater.graphql.explorer"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HEAVY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HEAVY[name]), name)

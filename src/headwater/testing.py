@@ -56,15 +56,14 @@ class Given:
         return Outcome(list(events), None)
 
     def _decide(self, command: Command, seeing: Mapping[UUID, Given]) -> Sequence[Event]:
-        # A decider that consults is one whose `decide` takes a third: its definition has been checked for that.
         decider = self.decider
         if decider.consults is None:
             assert not seeing, f"{decider.category} consults nothing"
-            return decider.decide(command, self.state)  # type: ignore[call-arg]
+            return decider.decided(command, self.state)
         states = {(other.category, stream_id): other.initial for other, stream_id in decider.consults(command)}
         given = {(each.decider.category, stream_id): each.state for stream_id, each in seeing.items()}
         assert given.keys() <= states.keys(), f"{command.__declared__.name} does not consult all of {sorted(given)}"
-        return decider.decide(command, self.state, Seen(states | given))  # type: ignore[call-arg]
+        return decider.decided(command, self.state, Seen(states | given))
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ class Account:
     status: AccountStatus | None = None
     balance: Decimal = Decimal(0)
     currency: str = ""
-    held: Mapping[UUID, Decimal] = field(default_factory=dict)
+    held: Mapping[UUID, Decimal] = field(default_factory=dict[UUID, Decimal])
 
 
 def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:

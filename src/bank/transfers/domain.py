@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
-from typing import Any, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 from uuid import UUID
 
 from bank.accounts.domain import AccountNotFound, Money, accounts
 from bank.users.domain import AlreadyExists
-from headwater import Command, Decider, Event, Refusal, Seen
+from headwater import Command, Consulted, Decider, Event, Refusal, Seen
 
 
 class TransferStatus(Enum):
@@ -123,7 +123,7 @@ class Transfer:
     status: TransferStatus | None = None
 
 
-def consults(command: TransferCommand) -> Sequence[tuple[Decider[Any, Any, Any], UUID]]:
+def consults(command: TransferCommand) -> Sequence[Consulted]:
     """The account that the money comes from, for its currency. Whether it has the money is asked when it leaves."""
     return [(accounts, command.from_account_id)] if isinstance(command, RequestTransfer) else []
 

@@ -98,12 +98,7 @@ class _Asked(msgspec.Struct, gc=False):
 
     def _decided(self, state: Any, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
         decider = self.decider
-        # A decider that consults is one whose `decide` takes a third: its definition has been checked for that.
-        events = (
-            decider.decide(self.command, state)  # type: ignore[call-arg]
-            if seen is None
-            else decider.decide(self.command, state, seen)  # type: ignore[call-arg]
-        )
+        events = decider.decided(self.command, state, seen)
         claims: list[Take | Release] = []
         for event in events:
             decider.require_own(event, self.stream_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, get_args, get_origin, get_type_hints, overload
 from uuid import UUID
 
 from headwater.domain.fields import fields_of, require_sync, union_arms
@@ -86,6 +86,10 @@ class Seen:
             ) from None
 
 
+Consulted: TypeAlias = "tuple[Decider[Any, Any, Any], UUID]"
+"""A stream that a decision consults: its decider and its id."""
+
+
 @dataclass(frozen=True)
 class SnapshotPolicy:
     """How a decider's states are kept: after so many events of a stream each, and as what."""
@@ -117,12 +121,47 @@ class Decider(Generic[C, S, E]):
     decide: Callable[[C, S], Sequence[E]] | Callable[[C, S, Seen], Sequence[E]]
     evolve: Callable[[S, E], S]
     claims: Callable[[S, E], Sequence[Take | Release]] = no_claims
-    consults: Callable[[C], Sequence[tuple[Decider[Any, Any, Any], UUID]]] | None = None
+    consults: Callable[[C], Sequence[Consulted]] | None = None
     snapshot_every: int | None = None
     fold_version: int = 1
     commands: tuple[type[Command], ...] = field(init=False)
     events: tuple[type[Event], ...] = field(init=False)
     snapshots: SnapshotPolicy | None = field(init=False)
+
+    if (
+        TYPE_CHECKING
+    ):  # `decide` takes `seen` exactly if there is a `consults`, which a dataclass's signature cannot say
+
+        @overload
+        def __init__(
+            self,
+            category: str,
+            key: str,
+            initial: S,
+            decide: Callable[[C, S], Sequence[E]],
+            evolve: Callable[[S, E], S],
+            claims: Callable[[S, E], Sequence[Take | Release]] = no_claims,
+            *,
+            snapshot_every: int | None = None,
+            fold_version: int = 1,
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self,
+            category: str,
+            key: str,
+            initial: S,
+            decide: Callable[[C, S, Seen], Sequence[E]],
+            evolve: Callable[[S, E], S],
+            claims: Callable[[S, E], Sequence[Take | Release]] = no_claims,
+            *,
+            consults: Callable[[C], Sequence[Consulted]],
+            snapshot_every: int | None = None,
+            fold_version: int = 1,
+        ) -> None: ...
+
+        def __init__(self, *args: object, **keywords: object) -> None: ...
 
     def __post_init__(self) -> None:
         require_sync(self.decide, self.evolve, self.claims, self.consults)
@@ -139,6 +178,11 @@ class Decider(Generic[C, S, E]):
         object.__setattr__(self, "commands", commands)
         object.__setattr__(self, "events", events)
         object.__setattr__(self, "snapshots", self._read_snapshots())
+
+    def decided(self, command: C, state: S, seen: Seen | None = None) -> Sequence[E]:
+        """Return the events that `decide` gives. `seen` is ignored if the decider consults no other streams."""
+        decide: Callable[..., Sequence[E]] = self.decide
+        return decide(command, state) if self.consults is None else decide(command, state, seen)
 
     def require_own(self, event: E, stream_id: UUID) -> None:
         """Raise MisplacedEvent when an event says that it is of another stream than the one it is to be written to.

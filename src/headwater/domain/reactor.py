@@ -12,8 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, Generic
 from uuid import UUID
+
+from typing_extensions import TypeVar
 
 from headwater.domain.failure_policy import Park, Retry, Stop, policy_of
 from headwater.domain.fields import hints_of, recorded_events, require_sync
@@ -21,11 +23,13 @@ from headwater.domain.messages import Event, Recorded
 from headwater.errors import DefinitionError
 from headwater.ids import derived_id
 
+E = TypeVar("E", bound=Event, default=Any)
+
 _UNIT = "reactor "
 
 
 @dataclass(frozen=True)
-class Reactor:
+class Reactor(Generic[E]):
     """A side effect outside.
 
     name: as operators read it; another name is another reactor. react: see the module; the events it takes are those of
@@ -36,8 +40,8 @@ class Reactor:
     """
 
     name: str
-    react: Callable[[Recorded[Any], str], Awaitable[None]]
-    order: Callable[[Any], UUID] | None = None
+    react: Callable[[Recorded[E], str], Awaitable[None]]
+    order: Callable[[E], UUID] | None = None
     on_failure: Retry | Park = Retry(times=20, first=1.0, longest=600.0)  # noqa: RUF009 - it is frozen
     within: timedelta = timedelta(seconds=30)
     from_start: bool = False
@@ -58,7 +62,7 @@ class Reactor:
         """Its name among the projections."""
         return f"{_UNIT}{self.name}"
 
-    def order_of(self, event: Recorded[Event]) -> UUID:
+    def order_of(self, event: Recorded[E]) -> UUID:
         """The key in whose order an event is taken.
 
         Raises:

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 from uuid import UUID
 
 import msgspec
-from typing_extensions import dataclass_transform
+from typing_extensions import TypeVar, dataclass_transform
 
 from headwater.domain.failure_policy import USUALLY, OnFailure
 from headwater.domain.fields import Field, Kind, fields_of, hints_of, recorded_events, require_sync
-from headwater.domain.messages import Event, _MessageMeta
+from headwater.domain.messages import Event, Recorded, _MessageMeta
 from headwater.errors import DefinitionError
 
 M = TypeVar("M", bound="ReadModel")
+E = TypeVar("E", bound=Event, default=Any)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=T
 
 
 @dataclass(frozen=True)
-class View(Generic[M]):
+class View(Generic[M, E]):
     """A read model with its fold: `fold(row or None, event) -> row or None`; None removes the row.
 
     The events are taken from the fold's annotation `Recorded[A | B]`. Each goes to the row that `route` names; left
@@ -99,8 +100,8 @@ class View(Generic[M]):
     """
 
     model: type[M]
-    fold: Callable[[M | None, Any], M | None]
-    route: Callable[[Any], UUID] | None = None
+    fold: Callable[[M | None, Recorded[E]], M | None]
+    route: Callable[[E], UUID] | None = None
     on_failure: OnFailure = USUALLY
     history: bool = False
     events: tuple[type[Event], ...] = field(init=False)

@@ -1,0 +1,158 @@
+"""Declarations that must type-check, without a cast or an ignore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, TypeAlias, assert_type
+from uuid import UUID
+
+from headwater import (
+    After,
+    Command,
+    Consulted,
+    Decider,
+    Do,
+    Done,
+    Event,
+    Exact,
+    Feature,
+    Link,
+    Park,
+    Reactor,
+    ReadModel,
+    Recorded,
+    Refusal,
+    Refused,
+    Release,
+    Saga,
+    Schedule,
+    Seen,
+    Take,
+    View,
+)
+from headwater.testing import folded, given, recorded
+
+
+class Full(Refusal):
+    """The box is full."""
+
+    size: int
+
+
+class Fill(Command, creates=True, refuses=[Full]):
+    box_id: UUID
+    amount: Annotated[Decimal, Exact(above=0)]
+
+
+class Empty(Command, internal=True):
+    box_id: UUID
+
+
+class Filled(Event, version=2):
+    box_id: UUID
+    amount: Decimal
+
+
+class Emptied(Event, name="BoxEmptied"):
+    box_id: UUID
+
+
+class Reminder(Event):
+    text: str
+
+
+BoxCommand: TypeAlias = Fill | Empty
+BoxEvent: TypeAlias = Filled | Emptied
+
+
+def decide(command: BoxCommand, state: Decimal) -> list[BoxEvent]:
+    match command:
+        case Fill():
+            if state:
+                raise Full(size=1)
+            return [Filled(box_id=command.box_id, amount=command.amount)]
+        case Empty():
+            return [Emptied(box_id=command.box_id)]
+
+
+def evolve(state: Decimal, event: BoxEvent) -> Decimal:
+    return event.amount if isinstance(event, Filled) else Decimal(0)
+
+
+def claims(state: Decimal, event: BoxEvent) -> Sequence[Take | Release]:
+    return [Take("box", "one", otherwise=Full(size=1))]
+
+
+boxes = Decider("box", "box_id", Decimal(0), decide, evolve, claims, snapshot_every=10)
+assert_type(boxes, Decider[BoxCommand, Decimal, BoxEvent])
+
+
+def decide_seeing(command: BoxCommand, state: Decimal, seen: Seen) -> list[BoxEvent]:
+    assert_type(seen.of(boxes, command.box_id), Decimal)
+    return []
+
+
+def consults(command: BoxCommand) -> Sequence[Consulted]:
+    return [(boxes, command.box_id)]
+
+
+others = Decider("other", "box_id", Decimal(0), decide_seeing, evolve, consults=consults)
+assert_type(others, Decider[BoxCommand, Decimal, BoxEvent])
+
+
+class Box(ReadModel, key="box_id", indexes=["amount"]):
+    box_id: UUID
+    amount: Decimal
+    parent_id: UUID | None = None
+
+
+class Lid(ReadModel, key="box_id"):
+    box_id: UUID
+
+    box = Link(Box, by="box_id")
+
+
+def fold(row: Box | None, event: Recorded[BoxEvent]) -> Box | None:
+    assert_type(event.data, BoxEvent)
+    return Box(box_id=event.data.box_id, amount=Decimal(0))
+
+
+def route(event: BoxEvent) -> UUID:
+    return event.box_id
+
+
+view = View(Box, fold, route=route, on_failure=Park())
+assert_type(view, View[Box, BoxEvent])
+
+
+async def send(event: Recorded[Filled], key: str) -> None:
+    assert_type(event.data.amount, Decimal)
+
+
+reactor = Reactor("send", send, order=route)
+
+
+def react(state: Decimal, event: Filled | Reminder | Refused) -> list[Do | After | Done]:
+    return [Do(Empty(box_id=UUID(int=1))), After(timedelta(days=1), Reminder(text="look")), Done()]
+
+
+def remember(state: Decimal, event: Filled) -> Decimal:
+    return event.amount
+
+
+saga = Saga("Filling", route="box_id", initial=Decimal(0), react=react, evolve=remember)
+
+
+def fill(due: datetime) -> Fill:
+    return Fill(box_id=UUID(int=1), amount=Decimal(1))
+
+
+feature = Feature([boxes, others], [view], sagas=[saga], schedules=[Schedule("fill", fill, cron="0 3 * * *")])
+also = Feature(reactors=[reactor])
+
+A = UUID(int=1)
+given(boxes, [Filled(box_id=A, amount=Decimal(1))]).when(Empty(box_id=A)).then([Emptied(box_id=A)])
+given(boxes).when(Fill(box_id=A, amount=Decimal(1))).refused(Full, size=1)
+assert_type(folded(view, [recorded(Emptied(box_id=A))]), Box | None)

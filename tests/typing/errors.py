@@ -1,0 +1,123 @@
+"""Declarations that must not type-check: each line that is marked `# error` is reported by mypy and by pyright.
+
+Those marked `# error of pyright` pass mypy, which finds an event type that no event has. No other line is reported.
+"""
+# pyright: strict
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from uuid import UUID
+
+from headwater import Command, Consulted, Decider, Event, Reactor, ReadModel, Recorded, Refusal, Seen, View
+
+
+class Full(Refusal):
+    size: int
+
+
+class Fill(Command):
+    box_id: UUID
+
+
+class Filled(Event):
+    box_id: UUID
+    amount: Decimal
+
+
+class Other(Event):
+    other_id: UUID
+
+
+class Box(ReadModel, key="box_id"):
+    box_id: UUID
+
+
+Fill(UUID(int=1))  # error: fields are keywords
+Filled(box_id=UUID(int=1))  # error: a field is missing
+Filled(box_id=UUID(int=1), amount="1")  # error: a field of another type
+Full(length=1)  # error: a fact that the refusal does not have
+
+
+def decide(command: Fill, state: int) -> list[Filled]:
+    command.box_id = UUID(int=2)  # error: messages are frozen
+    return []
+
+
+def decide_other(command: Fill, state: int) -> list[Other]:
+    return []
+
+
+def decide_seeing(command: Fill, state: int, seen: Seen) -> list[Filled]:
+    state_of_it: str = seen.of(boxes, command.box_id)  # error: the state is an int
+    raise ValueError(state_of_it)
+
+
+def evolve(state: int, event: Filled) -> int:
+    return state
+
+
+def evolve_to_text(state: int, event: Filled) -> str:
+    return ""
+
+
+async def async_evolve(state: int, event: Filled) -> int:
+    return state
+
+
+def consults(command: Fill) -> Sequence[Consulted]:
+    return []
+
+
+boxes = Decider("box", "box_id", 0, decide, evolve)
+Decider("box", "box_id", "0", decide, evolve)  # error: the initial state is no int
+Decider("box", "box_id", 0, decide, evolve_to_text)  # error: evolve returns another state
+Decider("box", "box_id", 0, decide, async_evolve)  # error: evolve is async
+Decider("box", "box_id", 0, decide_other, evolve)  # error: evolve does not take the decided event
+Decider("box", "box_id", 0, decide_seeing, evolve)  # error: decide takes seen, and nothing is consulted
+Decider("box", "box_id", 0, decide, evolve, consults=consults)  # error: decide does not take seen
+
+
+def fold(row: Box | None, event: Recorded[Filled]) -> Box | None:
+    return row
+
+
+def fold_bare(row: Box | None, event: Filled) -> Box | None:
+    return row
+
+
+def fold_to_text(row: Box | None, event: Recorded[Filled]) -> str:
+    return ""
+
+
+async def async_fold(row: Box | None, event: Recorded[Filled]) -> Box | None:
+    return row
+
+
+def route_to_text(event: Filled) -> str:
+    return ""
+
+
+def route_other(event: Other) -> UUID:
+    return event.other_id
+
+
+View(Filled, fold)  # error: an event is no read model
+View(Box, fold_bare)  # error: a fold takes the recorded event
+View(Box, fold_to_text)  # error: a fold returns a row
+View(Box, async_fold)  # error: a fold is not async
+View(Box, fold, route=route_to_text)  # error: a route returns a UUID
+View(Box, fold, route=route_other)  # error of pyright: the route takes another event than the fold
+
+
+async def send(event: Recorded[Filled], key: str) -> None:
+    return None
+
+
+def send_at_once(event: Recorded[Filled], key: str) -> None:
+    return None
+
+
+Reactor("send", send, order=route_other)  # error of pyright: the order takes another event
+Reactor("send", send_at_once)  # error: a reactor is async
