@@ -29,7 +29,7 @@ from headwater.graphql.schema import print_schema
 from headwater.graphql.scope import Scope
 from headwater.ids import new_id
 from headwater.sagas import operations
-from headwater.sagas.operations import Count, Instance, InstanceFilter, limits_of
+from headwater.sagas.operations import Instance, InstanceFilter, SagaCount, limits_of
 from headwater.server.node import Node
 from headwater.server.web import Web
 
@@ -173,8 +173,8 @@ async def test_what_a_filter_wants(node: Node, connection: asyncpg.Connection) -
             found = await operations.listed(connection, where, LIMITS, limit=10, after=after)
             assert {each.stream_id for each in found} == {each.stream_id for each in expected}, where
     assert await operations.listed(connection, InstanceFilter(stuck=True), {}, limit=10) == []
-    assert await operations.counted(connection, LIMITS) == [Count("Fulfilment", 1, 0, 2, 1)]
-    assert await operations.counted(connection, {}) == [Count("Fulfilment", 1, 0, 2, None)]
+    assert await operations.counted(connection, LIMITS) == [SagaCount("Fulfilment", 1, 0, 2, 1)]
+    assert await operations.counted(connection, {}) == [SagaCount("Fulfilment", 1, 0, 2, None)]
 
 
 async def test_lists_of_what_is_open_need_not_look_at_what_is_over(connection: asyncpg.Connection) -> None:
@@ -256,10 +256,10 @@ async def test_all_that_are_parked_are_retried(node: Node, connection: asyncpg.C
     await seen(connection, parked[0].key, "done")
     await seen(connection, parked[1].key, "running", "events")
     await seen(connection, parked[2].key, "done")
-    await until(lambda: _counts_are(connection, Count("Fulfilment", 1, 0, 0, 0)))
+    await until(lambda: _counts_are(connection, SagaCount("Fulfilment", 1, 0, 0, 0)))
 
 
-async def _counts_are(connection: asyncpg.Connection, *counts: Count) -> bool:
+async def _counts_are(connection: asyncpg.Connection, *counts: SagaCount) -> bool:
     return await operations.counted(connection, LIMITS) == list(counts)
 
 
@@ -455,6 +455,19 @@ async def ask(node: Node, query: str, **variables: Any) -> tuple[Any, list[tuple
 
 def spelled(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat().replace("+00:00", "Z")
+
+
+async def test_a_state_of_none_is_null_in_a_nullable_field(node: Node, connection: asyncpg.Connection) -> None:
+    found = await parked_undo(node, connection)
+    types = '{ saga: __type(name: "Saga") { ...f } step: __type(name: "SagaStep") { ...f } } fragment f on __Type '
+    types += "{ fields { name type { kind } } }"
+    schema, errors = await ask(node, types)
+    kinds = {(of, each["name"]): each["type"]["kind"] for of in schema for each in schema[of]["fields"]}
+    assert (kinds["saga", "state"], kinds["step", "input"], errors) == ("SCALAR", "NON_NULL", [])
+    await connection.execute("update headwater.sagas set state = 'null' where stream_id = $1", found.stream_id)
+    data, errors = await ask(node, SAGA, id=str(found.stream_id))
+    assert (data["saga"]["state"], errors) == (None, [])
+    assert all(isinstance(each["input"], dict) for each in data["saga"]["steps"])
 
 
 async def test_a_saga_as_clients_see_it(node: Node, connection: asyncpg.Connection) -> None:

@@ -18,7 +18,7 @@ from headwater.config import Settings
 from headwater.consumers import dead_letters
 from headwater.domain.saga_stream import Phase
 from headwater.sagas import operations
-from headwater.sagas.operations import Count, SagaOver
+from headwater.sagas.operations import SagaCount, SagaOver
 from headwater.server.node import Node
 
 
@@ -60,7 +60,7 @@ async def test_it_is_listed_and_counted(node: Node, connection: asyncpg.Connecti
     parked = operations.InstanceFilter(status=Phase.PARKED)
     assert await operations.listed(connection, parked, LIMITS, limit=9) == [found]
     assert await operations.shown(connection, found.stream_id, LIMITS) == [found]
-    assert await operations.counted(connection, LIMITS) == [Count("Fulfilment", 0, 0, 1, 0)]
+    assert await operations.counted(connection, LIMITS) == [SagaCount("Fulfilment", 0, 0, 1, 0)]
 
 
 async def test_it_begins_when_it_is_tried_again(node: Node, connection: asyncpg.Connection) -> None:

@@ -13,7 +13,7 @@ from headwater.cli.terminal import aligned, printable
 from headwater.consumers.standings import ProjectionStanding, read_standings
 from headwater.eventstore.log import Verdict
 from headwater.postgres import queries
-from headwater.sagas.operations import Count, Limits, counted
+from headwater.sagas.operations import Limits, SagaCount, counted
 from headwater.server.self_report import Report, Spread
 
 _SQL = queries.load(__file__)
@@ -50,7 +50,7 @@ class Status:
     appended_per_second: float
     projections: Sequence[ProjectionStanding]
     processes: Sequence[ProcessStatus]
-    sagas: Sequence[Count]
+    sagas: Sequence[SagaCount]
 
     def as_json(self) -> str:
         """One JSON object, fields as in the classes."""
@@ -116,7 +116,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return aligned(headings, rows) if rows else ""
 
 
-def _saga(count: Count) -> tuple[object, ...]:
+def _saga(count: SagaCount) -> tuple[object, ...]:
     stuck = "" if count.stuck is None else str(count.stuck)
     return count.saga, count.running, count.undoing, count.parked, stuck
 

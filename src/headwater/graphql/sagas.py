@@ -56,7 +56,9 @@ class Saga:
     name: str
     key: UUID = strawberry.field(description="What its events have in common.")
     status: Phase
-    state: JSON = strawberry.field(description="What it remembers; null while the code cannot fold it.")
+    state: JSON | None = strawberry.field(
+        description="The state that its code has folded; null if that is None, or while the code cannot fold it."
+    )
     steps: list[SagaStep]
     waiting_for: str | None = strawberry.field(description="In words; null when it is over.")
     since: datetime = strawberry.field(description="When the last thing happened to it.")
@@ -205,7 +207,7 @@ def _saga(found: Instance) -> Saga:
         name=found.saga,
         key=found.key,
         status=found.status,
-        state=JSON(found.state.encode()),
+        state=None if found.state == "null" else JSON(found.state.encode()),
         steps=[_step(each) for each in msgspec.json.decode(found.steps, type=list[_Step])],
         waiting_for=found.waiting_for,
         since=found.since,

@@ -126,7 +126,7 @@ ALL = InstanceFilter()
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class SagaCount:
     """Instances of a saga that are not over, each by its status. stuck: None when the app does not have the saga."""
 
     saga: str
@@ -165,10 +165,11 @@ async def shown(connection: Reading, id: UUID, limits: Limits) -> list[Instance]
     return [_instance(row) for row in rows]
 
 
-async def counted(connection: Reading, limits: Limits) -> list[Count]:
+async def counted(connection: Reading, limits: Limits) -> list[SagaCount]:
     """By saga, in the order of their names: those of the app, and others that have instances."""
-    found = {row["saga"]: Count(*row) for row in await connection.fetch(_SQL["count"], *_columns(limits))}
-    none = {name: Count(name, 0, 0, 0, 0) for name in limits}
+    rows = await connection.fetch(_SQL["count"], *_columns(limits))
+    found = {row["saga"]: SagaCount(**row) for row in rows}
+    none = {name: SagaCount(name, running=0, undoing=0, parked=0, stuck=0) for name in limits}
     return [each for _, each in sorted((none | found).items())]
 
 

@@ -25,7 +25,7 @@ from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Verdict
 from headwater.eventstore.snapshots import SnapshotCounts
 from headwater.sagas.conductor import SagaCounts
-from headwater.sagas.operations import OPEN, Count, counted, limits_of
+from headwater.sagas.operations import OPEN, SagaCount, counted, limits_of
 from headwater.server.node import HEALTH_SECONDS, NO_ANSWER, Node
 from headwater.server.self_report import settle_ages
 from headwater.supervisor import within
@@ -41,7 +41,7 @@ class Snapshot:
     does not serve."""
 
     standings: Standings | None
-    sagas: Sequence[Count] | None
+    sagas: Sequence[SagaCount] | None
     projections: Mapping[str, Progress]
     tallies: Mapping[str, SagaCounts]
     telemetry: Telemetry
@@ -82,11 +82,11 @@ def _tallies(node: Node) -> dict[str, SagaCounts]:
     return {saga.name: node.worker.conductors[saga.category].counts for saga in node.app.domain.sagas}
 
 
-async def _known(node: Node) -> tuple[Standings, Sequence[Count]] | tuple[None, None]:
+async def _known(node: Node) -> tuple[Standings, Sequence[SagaCount]] | tuple[None, None]:
     """What the database knows."""
     pool = node.probe.pool
 
-    async def ask() -> tuple[Standings, Sequence[Count]]:
+    async def ask() -> tuple[Standings, Sequence[SagaCount]]:
         standings = await read_standings(pool)
         sagas = await counted(pool, limits_of(node.app.domain))
         await settle_ages(pool, node.telemetry)
@@ -167,7 +167,7 @@ def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:
     )
 
 
-def _sagas(counts: Sequence[Count]) -> Iterator[Metric]:
+def _sagas(counts: Sequence[SagaCount]) -> Iterator[Metric]:
     values = [([each.saga, phase.value], float(getattr(each, phase.value))) for each in counts for phase in OPEN]
     yield _gauge("sagas", "Instances that are not over.", values, ["saga", "status"])
     stuck = [([each.saga], float(each.stuck)) for each in counts if each.stuck is not None]
