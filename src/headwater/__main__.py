@@ -1,4 +1,4 @@
-"""`python -m headwater` is `headwater`."""
+"""Runs the command line: `python -m headwater` is the same as `headwater`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The app: a list of features, checked, and the GraphQL schema that they make. Nothing is opened at import."""
+"""The app: a checked list of features, and the GraphQL schema made from them. Importing an app opens nothing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from headwater.graphql.schema import schema_of
 class App:
     """What `headwater serve --app module:app` runs: `app = App(features=[users, accounts])`.
 
-    examples: operations that the explorer opens with.
+    examples: the operations that the explorer shows first.
 
     Raises:
-        DefinitionError: the features' declarations are wrong; the sentence names the class and the field.
+        DefinitionError: a declaration of a feature is wrong; the message names the class and the field.
     """
 
     def __init__(self, features: Sequence[Feature], *, examples: Sequence[Example] = ()) -> None:

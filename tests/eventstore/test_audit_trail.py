@@ -570,7 +570,7 @@ async def test_trace_shows_what_led_to_what(environ: dict[str, str], writer: Wri
     unknown = uuid4()
     assert await run(environ, "trace", str(unknown)) == (
         1,
-        [f"headwater: the log holds nothing of correlation {unknown}"],
+        [f"headwater: the log holds no event with correlation id {unknown}; check the id"],
     )
 
 

@@ -178,7 +178,7 @@ async def test_the_command_line_says_so(dsn: str, connection: asyncpg.Connection
     await write(connection, *READABLE)
     assert await run_command("check", DATABASE_URL=dsn) == (
         0,
-        "The app reads all that the log holds: 5 events of 4 kinds.\n"
+        "The app can read the whole log: 5 events of 4 kinds.\n"
         "  user: UserRegistered version 1, 1 event at position 1\n"
         "  account: AccountOpened version 1, 1 event at position 2\n"
         "  account: MoneyWithdrawn version 1, 2 events at position 3 to 5\n"

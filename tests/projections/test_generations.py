@@ -1008,7 +1008,7 @@ async def test_what_depends_on_the_view_stops_a_swap_that_would_break_it(
         assert "what depends on the view stays: view report depends on view read.tally" in found
         code, _, err = await run_command(*REBUILD, DATABASE_URL=dsn)
         assert code == 1
-        assert f"Tally stays as it is: {found}" in err
+        assert f"Tally keeps its present rows for now: {found}" in err
         assert await generations(connection) == [(1, "live"), (2, "building")]
         await connection.execute("drop view public.report")
         await until(is_live(connection, 2))  # it comes again by itself, and nothing is built twice
@@ -1163,7 +1163,7 @@ async def test_the_command_says_why_a_build_has_failed(dsn: str, connection: asy
     for generation in (2, 3):  # a person may have it begun again
         code, out, err = await run_command(*arguments, DATABASE_URL=dsn)
         assert (code, out) == (1, "")
-        assert "Tally stays as it is: the fold of Counted at position 1 on row" in err
+        assert "Tally keeps its present rows: the fold of Counted at position 1 on row" in err
         assert (await generations(connection))[-1] == (generation, "building")
 
 

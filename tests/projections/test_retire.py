@@ -146,7 +146,7 @@ async def test_a_saga_that_has_open_instances_stays(dsn: str, connection: asyncp
 async def test_the_command(dsn: str, connection: asyncpg.Connection) -> None:
     environ: dict[str, Any] = clean_environ() | {"DATABASE_URL": dsn}
     code, _, complaint = await run_command("retire", "Account", environ=environ)
-    assert (code, "the app still brings Account" in complaint) == (1, True)
+    assert (code, "the app still contains Account" in complaint) == (1, True)
     await kept(dsn, app_of())
     code, out, _ = await run_command("retire", "Box", environ=environ)
     assert (code, out.startswith("Box is retired.")) == (0, True)

@@ -614,7 +614,7 @@ async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Conne
     assert json.loads(output)["sagas"] == [{"saga": "Fulfilment", "running": 0, "undoing": 0, "parked": 2, "stuck": 1}]
 
     works.weather.forgiving = True
-    asked = f"Fulfilment {undone.key} will be tried again by the worker that runs the saga.\n"
+    asked = f"The worker that runs the saga will retry Fulfilment {undone.key}.\n"
     assert await run("sagas", "retry", str(undone.key)) == (0, asked, "")
     await seen(connection, undone.key, "done")
     assert ("SagaRetried", getpass.getuser()) in await records(connection, undone)
@@ -631,7 +631,7 @@ async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Conne
 async def test_all_at_once_from_the_command_line(node: Node, connection: asyncpg.Connection, dsn: str) -> None:
     parked = [await parked_undo(node, connection), await parked_bug(node, connection)]
     works.weather.forgiving = True
-    done = "2 parked instances will be tried again by the worker that runs the saga.\n"
+    done = "The worker that runs the saga will retry 2 parked instances.\n"
     assert await run_command("sagas", "retry", "--all", "--saga", "Fulfilment", DATABASE_URL=dsn) == (0, done, "")
     await seen(connection, parked[0].key, "done")
     await seen(connection, parked[1].key, "running", "events")
@@ -646,8 +646,8 @@ async def test_all_but_those_that_have_changed(start: Start, connection: asyncpg
     await operations.retry(connection, parked[2].key, "ada")  # the one that is tried first
 
     code, output, complaint = await run_command("sagas", "retry", "--all", DATABASE_URL=dsn)
-    assert (code, output) == (1, "2 parked instances will be tried again by the worker that runs the saga.\n")
-    assert complaint.startswith("headwater: 1 parked instance has changed, and nothing was said to it: no worker")
+    assert (code, output) == (1, "The worker that runs the saga will retry 2 parked instances.\n")
+    assert complaint.startswith("headwater: 1 parked instance changed meanwhile and will not be retried: no worker")
     assert [(await records(connection, each))[-1][0] for each in parked] == ["SagaRetried"] * 3
     works.weather.forgiving = True
     await start(app)

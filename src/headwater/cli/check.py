@@ -1,4 +1,4 @@
-"""`headwater check`: the app against the kinds of events that are in the log, before it is put to work."""
+"""`headwater check`: proves that the app can read every kind of event in the log, before it is deployed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headwater.eventstore.compatibility import Stored, check, complaint
 
 
 def add(commands: Commands) -> None:
-    text = "prove that every kind of event in the log can be read by the app"
+    text = "prove that the app can read every kind of event in the log"
     command(commands, "check", _check, text, parents=[app_option()])
 
 
@@ -24,7 +24,7 @@ def _check(chosen: argparse.Namespace, settings: Settings) -> int:
     unreadable = [kind for kind in kinds if kind.unreadable is not None]
     if unreadable:
         return complain(complaint(unreadable))
-    print(f"The app reads all that the log holds: {sum(k.count for k in kinds):,} events of {len(kinds)} kinds.")
+    print(f"The app can read the whole log: {sum(k.count for k in kinds):,} events of {len(kinds)} kinds.")
     for kind in kinds:
         print(f"  {kind}")
     return 0

@@ -1,4 +1,4 @@
-"""`headwater dead-letters list | show | retry | discard`: events that a fold failed on, and what to do about them."""
+"""`headwater dead-letters list | show | retry | discard`: events whose handling failed, and what to do about them."""
 
 from __future__ import annotations
 
@@ -14,37 +14,35 @@ from headwater.consumers.dead_letters import LetterFilter, Parked, discard, list
 from headwater.errors import SettingsError
 
 MOST = 1_000
-"""Dead letters that are printed at once."""
+"""The most dead letters that one command prints."""
 
-_BEHIND = "none: it waits behind the one before"
+_BEHIND = "none: it waits for an earlier event of its key"
 
 HEADINGS = ("PROJECTION", "KEY", "POSITION", "TYPE", "ATTEMPTS", "BEHIND", "PARKED SINCE", "NEXT", "ERROR")
 
 
 def add(commands: Commands) -> None:
-    letters = group(commands, "dead-letters", "events that code failed on: list, show, retry, discard")
+    letters = group(commands, "dead-letters", "events whose handling failed: list, show, retry, discard")
     some = [_some()]
-    text = "print the parked keys of read models, sagas and reactors, with the event that each waits for"
+    text = "print the parked keys of read models, sagas and reactors, with the event that each failed on"
     each = command(letters, "list", _list, text, parents=some)
-    each.add_argument("--all", action="store_true", help="each event behind, too")
-    text = "print events that failed, with their data and the error"
+    each.add_argument("--all", action="store_true", help="also the events that wait behind it")
+    text = "print failed events with their data and the error"
     each = command(letters, "show", _show, text, parents=some)
-    each.add_argument("--all", action="store_true", help="each event behind, too")
-    text = "have keys tried again now, in order, by the worker that keeps them"
+    each.add_argument("--all", action="store_true", help="also the events that wait behind it")
+    text = "retry parked keys now, in order; the worker that runs the consumer does it"
     command(letters, "retry", _retry, text, parents=some)
-    text = "have the event that failed passed over, and the rest of its key tried"
+    text = "skip the failed event, and retry the rest of its key"
     each = command(letters, "discard", _discard, text, parents=some)
-    each.add_argument("--all", action="store_true", help="all events that wait for the key now")
+    each.add_argument("--all", action="store_true", help="all events of the key that wait now")
 
 
 def _some() -> argparse.ArgumentParser:
-    """Which letters a command is about."""
+    """Return the parent parser of the options that select dead letters."""
     some = argparse.ArgumentParser(add_help=False)
-    some.add_argument(
-        "--projection", metavar="NAME", help='of this read model only, or of "saga NAME" or "reactor NAME"'
-    )
-    some.add_argument("--key", type=UUID, metavar="ID", help="of this key only")
-    some.add_argument("--position", type=position, metavar="P", help="the event at this position only")
+    some.add_argument("--projection", metavar="NAME", help='only of this read model, "saga NAME" or "reactor NAME"')
+    some.add_argument("--key", type=UUID, metavar="ID", help="only of this key")
+    some.add_argument("--position", type=position, metavar="P", help="only the event at this position")
     return some
 
 
@@ -77,23 +75,27 @@ def _row(letter: Parked) -> tuple[object, ...]:
 
 
 def _show(chosen: argparse.Namespace, settings: Settings) -> int:
-    # One that is named is shown also where it is not the first of its key.
+    # An event that is named by its position is shown even if others of its key come before it.
     chosen.all = chosen.all or chosen.position is not None
     letters = _listed(chosen, settings)
     if not letters:
-        return _none_is_so()
+        return _none_found()
     print("\n\n".join(_shown(letter) for letter in letters))
     return 0
 
 
 def _shown(letter: Parked) -> str:
-    due = "when a person acts" if letter.next_attempt_at is None else f"{letter.next_attempt_at:%Y-%m-%d %H:%M:%S} UTC"
+    due = (
+        "after `headwater dead-letters retry`"
+        if letter.next_attempt_at is None
+        else f"{letter.next_attempt_at:%Y-%m-%d %H:%M:%S} UTC"
+    )
     return "\n".join(
         [
             f"{letter.projection} {letter.key}: {letter.type} at position {letter.position}",
             f"  recorded      {letter.recorded_at:%Y-%m-%d %H:%M:%S} UTC in stream {letter.stream_id}",
             f"  parked        {letter.parked_at:%Y-%m-%d %H:%M:%S} UTC, {letter.waiting} events of its key behind it",
-            f"  attempts      {letter.attempts}, next {due if letter.error else 'after the one before'}",
+            f"  attempts      {letter.attempts}, next {due if letter.error else 'after the event before it'}",
             f"  data          {printable(letter.data)}",
             f"  error {letter.traceback_hash or '-':<8}".rstrip(),
             *(f"    {printable(line)}" for line in (letter.error or _BEHIND).splitlines()),
@@ -114,16 +116,16 @@ def _retry(chosen: argparse.Namespace, settings: Settings) -> int:
 def _discard(chosen: argparse.Namespace, settings: Settings) -> int:
     where = _filter(chosen)
     if where == LetterFilter():
-        raise SettingsError("dead-letters discard: say which, by --projection, --key or --position")
+        raise SettingsError("dead-letters discard: select the dead letters by --projection, --key or --position")
     return _marked(ask(settings, lambda c: discard(c, where, everything=chosen.all)), "event", "discarded")
 
 
 def _marked(count: int, what: str, done: str) -> int:
     if not count:
-        return _none_is_so()
-    print(f"{count} {what}{'' if count == 1 else 's'} will be {done} by the worker that keeps the projection.")
+        return _none_found()
+    print(f"{count} {what}{'' if count == 1 else 's'} will be {done} by the worker that runs the consumer.")
     return 0
 
 
-def _none_is_so() -> int:
-    return complain("no dead letter is so; see `headwater dead-letters list`")
+def _none_found() -> int:
+    return complain("no dead letter matches; see `headwater dead-letters list`")

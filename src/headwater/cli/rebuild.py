@@ -1,4 +1,4 @@
-"""`headwater rebuild NAME`: a read model's rows again from the log, followed until they are live."""
+"""`headwater rebuild NAME`: rebuilds a read model's rows from the log, and waits until they are live."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
-    text = "make a read model's rows again from the log, beside those that are live, and swap"
+    text = "rebuild a read model's rows from the log beside the live ones, then swap"
     each = command(commands, "rebuild", _rebuild, text, parents=[app_option()])
     each.add_argument("name", metavar="NAME", help="the read model, as in GraphQL")
 
@@ -38,7 +38,7 @@ def _rebuild(chosen: argparse.Namespace, settings: Settings) -> None:
 
 
 async def _rebuilt(app: App, settings: Settings, dsn: str, view: View[Any]) -> int:
-    """Register the next generation and follow it; as a worker for that time, when there is none."""
+    """Register the next generation and wait until it is live. If no worker runs, this process works meanwhile."""
     async with AsyncExitStack() as stack:
 
         async def work() -> None:
@@ -47,18 +47,18 @@ async def _rebuilt(app: App, settings: Settings, dsn: str, view: View[Any]) -> i
 
         joined: list[Node] = []
 
-        async def forced(connection: asyncpg.Connection) -> int:
+        async def request_and_follow(connection: asyncpg.Connection) -> int:
             await prepare(connection, view)
             standing = await rebuild(connection, view)
             return await follow(connection, view.name, standing.number, show=show, alone=work)
 
         with _progress() as show:
-            return await connected(dsn, forced)
+            return await connected(dsn, request_and_follow)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Show how far it is: in one line of a terminal that is written over, or as lines of the log."""
+    """Yield a function that shows progress: in one line of a terminal that it overwrites, else in the log."""
     if not sys.stderr.isatty():
         yield logger.info
         return

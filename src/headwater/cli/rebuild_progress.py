@@ -1,4 +1,4 @@
-"""Following a rebuild from outside, whoever does it: a line of progress, and what came of it."""
+"""Follows a rebuild that any worker runs: a line of progress, and the result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ WIDTH = 30
 
 
 class RebuildFailed(HeadwaterError):
-    """The generation is not built; what was live stays so. The sentence says why, and what to do."""
+    """The generation was not built, and the live one stays. The message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A generation on its way. failure: why it is not built. hindrance: what its swap waits for. workers: those alive
-    whose code can build it."""
+    """The progress of a generation.
+
+    state: building, live or retired. position: up to which events are folded. head: the end of the log.
+    failure: why the build has stopped. hindrance: what the swap waits for. workers: how many running workers have the
+    code that can build it.
+    """
 
     state: str
     position: int
@@ -34,11 +38,15 @@ class Built:
 
 
 async def look(connection: Connection, name: str, generation: int) -> Built:
-    """How far a generation has come."""
+    """Return the progress of a generation.
+
+    Raises:
+        RebuildFailed: there is no such generation.
+    """
     row = await connection.fetchrow(_SQL["built"], name, generation)
     if row is None:
         raise RebuildFailed(f"There is no generation {generation} of {name}.")
-    return Built(*row)
+    return Built(**row)
 
 
 async def follow(
@@ -49,13 +57,15 @@ async def follow(
     show: Callable[[str], None],
     alone: Callable[[], Awaitable[None]],
 ) -> int:
-    """Until the generation is live; its position. show: takes each line of progress. alone: awaited when no worker is
-    there to build it.
+    """Wait until the generation is live, and return its position.
 
-    What has held it up before is forgotten: it may be out of the way, and whoever builds says so again when it is not.
+    show: is called with each line of progress. alone: is awaited when no running worker can build the generation.
+
+    A recorded hindrance of the swap is cleared first, since it may no longer exist; the next failed swap records it
+    again.
 
     Raises:
-        RebuildFailed: it stands still, is held up, or was given up.
+        RebuildFailed: the build has failed, its swap is hindered, or the generation was retired before it was live.
     """
     loop = asyncio.get_running_loop()
     await connection.execute(_SQL["forget_hindrance"], name, generation)
@@ -63,11 +73,11 @@ async def follow(
     started, first = loop.time(), built.position
     while built.state == "building":
         if built.failure is not None:
-            raise RebuildFailed(f"{name} stays as it is: {built.failure}")
+            raise RebuildFailed(f"{name} keeps its present rows: {built.failure}")
         if built.hindrance is not None:
             raise RebuildFailed(
-                f"{name} stays as it is: {built.hindrance}. Its new rows are built, and take their place by themselves "
-                "once that is out of the way."
+                f"{name} keeps its present rows for now: {built.hindrance}. The new rows are built, and a worker swaps "
+                "them in as soon as that is resolved."
             )
         if not built.workers:
             await alone()
@@ -75,12 +85,15 @@ async def follow(
         await asyncio.sleep(LOOK_SECONDS)
         built = await look(connection, name, generation)
     if built.state == "retired" and not await connection.fetchval(_SQL["was_live"], name, generation):
-        raise RebuildFailed(f"Generation {generation} of {name} was given up: another version of the code goes on.")
+        raise RebuildFailed(
+            f"Generation {generation} of {name} was retired before it was live: another version of the code "
+            "builds its own."
+        )
     return built.position
 
 
 def line(name: str, done: int, total: int, folded: int, seconds: float) -> str:
-    """`Account  [######            ]   34%  1,700,000 of 5,000,000 events  71,000/s  0:46 left`."""
+    """Return `Account  [######            ]   34%  1,700,000 of 5,000,000 events  71,000/s  0:46 left`."""
     share = min(1.0, done / total) if total else 1.0
     bar = "#" * int(share * WIDTH)
     text = f"{name}  [{bar:<{WIDTH}}]  {share:4.0%}  {done:,} of {total:,} events"

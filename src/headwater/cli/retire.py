@@ -1,4 +1,4 @@
-"""`headwater retire NAME`: what no code brings any more."""
+"""`headwater retire NAME`: retires a read model, saga or reactor that was removed from the app."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from headwater.server.worker import names_of
 
 
 def add(commands: Commands) -> None:
-    text = "have nobody wait for a read model, a saga or a reactor that was taken out of the app"
+    text = "retire a read model, a saga or a reactor that was removed from the app"
     each = command(commands, "retire", _retire, text, parents=[app_option()])
-    each.add_argument("name", metavar="NAME", help='as `headwater status` names it: Account, "saga Transfer"')
+    each.add_argument("name", metavar="NAME", help='the name in `headwater status`: Account, "saga Transfer"')
 
 
 def _retire(chosen: argparse.Namespace, settings: Settings) -> None:
     _require_gone(load(chosen.app), chosen.name)
     ask(settings, lambda connection: retire(connection, chosen.name))
-    print(f"{chosen.name} is retired. Rows that it had are dropped by a worker, after HEADWATER_RETIRED_SECONDS.")
+    print(f"{chosen.name} is retired. A worker drops its rows, if it had any, after HEADWATER_RETIRED_SECONDS.")
 
 
 def _require_gone(app: App, name: str) -> None:
     if name in names_of(app.domain):
-        raise SettingsError(f"the app still brings {name}; take it out of the code, and deploy that everywhere first")
+        raise SettingsError(
+            f"the app still contains {name}; remove it from the code, and deploy that to every node first"
+        )

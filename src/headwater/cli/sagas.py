@@ -1,4 +1,4 @@
-"""`headwater sagas list | show | retry | abandon`: work that spans streams, and what to do when it stands still."""
+"""`headwater sagas list | show | retry | abandon`: shows saga instances, and resumes or ends parked ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 from headwater.cli.application import app_option, limits
 from headwater.cli.commands import Commands, command, count, group
 from headwater.cli.connection import ask
-from headwater.cli.output import complain
+from headwater.cli.output import complain, json_text
 from headwater.cli.terminal import aligned, printable
 from headwater.config import Settings
 from headwater.domain.graphql_names import field_name
@@ -24,43 +24,45 @@ from headwater.errors import SettingsError
 from headwater.sagas.operations import Instance, InstanceFilter, abandon, listed, retry, retry_all, shown
 
 LATEST = 50
-"""Instances that are printed when it is not said how many."""
+"""How many instances `sagas list` prints without --limit."""
 
 HEADINGS = ("SAGA", "KEY", "STATUS", "SINCE", "WAITING FOR", "REASON")
 
 
 def add(commands: Commands) -> None:
-    sagas = group(commands, "sagas", "work that spans streams: list, show, retry, abandon")
-    text = "print instances of sagas, the one that changed last first"
+    sagas = group(commands, "sagas", "instances of sagas: list, show, retry, abandon")
+    text = "print instances of sagas, the latest change first"
     each = command(sagas, "list", _list, text, parents=[app_option()])
-    each.add_argument("--saga", metavar="NAME", help="of this saga only")
+    each.add_argument("--saga", metavar="NAME", help="only of this saga")
     each.add_argument("--status", choices=[phase.value for phase in Phase], metavar="S", help=_statuses())
-    each.add_argument("--stuck", action="store_true", help="those only that take longer than their saga declares")
-    each.add_argument("--limit", type=count, default=LATEST, metavar="N", help=f"so many at most ({LATEST})")
-    each.add_argument("--json", action="store_true", help="one line of JSON an instance")
-    text = "print an instance whole: its state, its steps, and what it waits for"
+    each.add_argument("--stuck", action="store_true", help="only those that take longer than their saga declares")
+    each.add_argument(
+        "--limit", type=count, default=LATEST, metavar="N", help=f"at most N instances (default: {LATEST})"
+    )
+    each.add_argument("--json", action="store_true", help="print each instance as a line of JSON")
+    text = "print an instance with its state, its steps, and what it waits for"
     each = command(sagas, "show", _show, text, parents=[app_option()])
     each.add_argument("id", type=UUID, metavar="ID", help="its id, or its key")
-    each.add_argument("--json", action="store_true", help="one line of JSON an instance")
-    text = "have what parks an instance tried again: an undo that was refused, or what the code failed on"
+    each.add_argument("--json", action="store_true", help="print each instance as a line of JSON")
+    text = "retry what parks an instance: an undo that was refused, or an event that its code failed on"
     each = command(sagas, "retry", _retry, text)
     each.add_argument("id", type=UUID, nargs="?", metavar="ID", help="its id, or its key")
-    each.add_argument("--all", action="store_true", help="all that are parked")
-    each.add_argument("--saga", metavar="NAME", help="with --all: of this saga only")
-    text = "give an instance up: nothing follows any more, and nothing is undone"
+    each.add_argument("--all", action="store_true", help="all parked instances")
+    each.add_argument("--saga", metavar="NAME", help="with --all: only of this saga")
+    text = "end an instance: no further step runs, and nothing is undone"
     each = command(sagas, "abandon", _abandon, text)
     each.add_argument("id", type=UUID, metavar="ID", help="its id, or its key")
-    each.add_argument("--reason", required=True, metavar="TEXT", help="why, as it will stand in the log")
+    each.add_argument("--reason", required=True, metavar="TEXT", help="the reason, which is recorded in the log")
 
 
 def _statuses() -> str:
-    return f"{', '.join(phase.value for phase in Phase)}: those only"
+    return f"only instances of this status: {', '.join(phase.value for phase in Phase)}"
 
 
 def _list(chosen: argparse.Namespace, settings: Settings) -> None:
     known = limits(chosen.app)
     if chosen.stuck and known is None:
-        raise SettingsError("--stuck: only the app knows when its sagas are; say --app MODULE:NAME")
+        raise SettingsError("--stuck needs the app, which declares when its sagas are stuck; add --app MODULE:NAME")
     where = InstanceFilter(chosen.saga, chosen.status and Phase(chosen.status), stuck=chosen.stuck or None)
     found = ask(settings, lambda c: listed(c, where, known or {}, limit=chosen.limit + 1))
     some = found[: chosen.limit]
@@ -91,7 +93,7 @@ def _show(chosen: argparse.Namespace, settings: Settings) -> int:
     known = limits(chosen.app) or {}
     found = ask(settings, lambda c: shown(c, chosen.id, known))
     if not found:
-        return complain(f"no instance of a saga has the id or the key {chosen.id}; see `headwater sagas list`")
+        return complain(f"no saga instance has the id or key {chosen.id}; see `headwater sagas list`")
     if chosen.json:
         _print_json(found)
     else:
@@ -141,36 +143,35 @@ def _undoes(number: int, undoes: int | None) -> str:
 
 
 def _print_json(some: Sequence[Instance]) -> None:
-    """With the names of the GraphQL API; positions are strings there too."""
+    """Print each instance as a line of JSON with the field names of GraphQL; positions are strings, as there."""
     for each in some:
         values = asdict(each)
         words = {field_name(name): value for name, value in values.items() if name not in ("stream_id", "saga")}
         raw = {name: msgspec.Raw(values[name].encode()) for name in ("state", "steps")}
         head = {"id": each.stream_id, "name": each.saga}
-        print(msgspec.json.encode(head | words | raw | {"position": str(each.position)}).decode())
+        print(json_text(msgspec.json.encode(head | words | raw | {"position": str(each.position)}).decode()))
 
 
 def _retry(chosen: argparse.Namespace, settings: Settings) -> int:
     if (chosen.id is None) is not chosen.all:
-        raise SettingsError("sagas retry: say which, by its ID or --all")
+        raise SettingsError("sagas retry: give either an ID or --all")
     if chosen.saga is not None and not chosen.all:
-        raise SettingsError("sagas retry: --saga goes with --all")
+        raise SettingsError("sagas retry: --saga is allowed only with --all")
     by = _operator()
     if chosen.all:
-        return _said(*ask(settings, lambda c: retry_all(c, chosen.saga, by)))
+        return _report_retried(*ask(settings, lambda c: retry_all(c, chosen.saga, by)))
     found = ask(settings, lambda c: retry(c, chosen.id, by))
-    print(f"{found.saga} {found.key} will be tried again by the worker that runs the saga.")
+    print(f"The worker that runs the saga will retry {found.saga} {found.key}.")
     return 0
 
 
-def _said(count: int, left: int) -> int:
-    print(f"{_parked(count)} will be tried again by the worker that runs the saga.")
+def _report_retried(count: int, left: int) -> int:
+    print(f"The worker that runs the saga will retry {_parked(count)}.")
     if not left:
         return 0
-    it = "has changed, and nothing was said to it" if left == 1 else "have changed, and nothing was said to them"
     return complain(
-        f"{_parked(left)} {it}: no worker has told of the change yet; try again, and see `headwater status` for "
-        "whether one is running"
+        f"{_parked(left)} changed meanwhile and will not be retried: no worker has reported the change yet; try again, "
+        "and see `headwater status` for whether a worker is running"
     )
 
 
@@ -184,10 +185,10 @@ def _abandon(chosen: argparse.Namespace, settings: Settings) -> None:
 
 
 def _operator() -> str:
-    """Who says so, as it will stand in the log."""
+    """Return the name of the operator, which is recorded in the log."""
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # in a container, whose user may have no name
+    except (OSError, KeyError):  # the user of a container may have no name
         return f"user {os.getuid()}"
 
 
@@ -196,5 +197,5 @@ def _time(moment: datetime) -> str:
 
 
 def _line(text: str) -> str:
-    """On one line, whoever wrote it."""
+    """Return text of any origin on one line, with control characters escaped."""
     return printable(" ".join(text.split()))

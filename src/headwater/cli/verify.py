@@ -1,4 +1,4 @@
-"""`headwater verify [NAME]`: stored rows against a fold of the log."""
+"""`headwater verify [NAME]`: compares stored rows with a fold of the log."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from headwater.projections.verify import NotVerifiable, Report, Verifier
 
 
 def add(commands: Commands) -> None:
-    text = "fold rows again from the log and compare them with what is stored"
+    text = "fold the log again and compare the result with the stored rows"
     each = command(commands, "verify", _verify, text, parents=[app_option()])
-    each.add_argument("name", metavar="NAME", nargs="?", help="the read model, as in GraphQL; left out: each of them")
+    each.add_argument("name", metavar="NAME", nargs="?", help="the read model, as in GraphQL; default: all")
     how_many = each.add_mutually_exclusive_group()
-    how_many.add_argument("--sample", type=count, default=1000, metavar="N", help="so many rows by chance (1000)")
-    how_many.add_argument("--all", action="store_true", help="every row")
+    how_many.add_argument(
+        "--sample", type=count, default=1000, metavar="N", help="compare N random rows (default: 1000)"
+    )
+    how_many.add_argument("--all", action="store_true", help="compare every row")
 
 
 def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
@@ -40,7 +42,7 @@ def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
 async def _verified(
     app: App, dsn: str, views: Sequence[View[Any]], sample: int | None
 ) -> tuple[list[Report], list[NotVerifiable]]:
-    """What was found, and why others could not be verified."""
+    """Verify each view. Returns the reports, and the errors of the views that cannot be verified."""
     reports, left = [], []
     async with migrated_database(dsn, pool_size=2) as database:
         log = Log(database.pool, app.domain.codec)
