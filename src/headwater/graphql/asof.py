@@ -1,4 +1,4 @@
-"""`asOf`: a moment of the log, by its position or by the clock."""
+"""`asOf`: a moment of the log, as a position or a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class AsOf:
 
 
 async def position_of(given: AsOf, log: Log) -> int:
-    """The position that is asked for. A time is the last position recorded at it or before it; one that is yet to come
-    is the log's end.
+    """Return the position of a moment. A time stands for the last position recorded at or before it; a time in the
+    future stands for the end of the log.
 
     Raises:
-        BadUserInput: a position beyond the log's end.
+        BadUserInput: the position is beyond the end of the log.
     """
     if isinstance(given.time, datetime):
         return await log.position_at(given.time)

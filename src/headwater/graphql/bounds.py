@@ -1,4 +1,4 @@
-"""Numbers that Python and PostgreSQL hold and GraphQL does not: where one is to be shown, an error names the field."""
+"""Checks numbers that Python and PostgreSQL can hold and GraphQL cannot show. The error names the field."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _FITS: dict[Kind, tuple[Callable[[Any], bool], str]] = {
 
 
 def has_bounds(each: Field) -> bool:
-    """Whether a field can hold what GraphQL cannot show."""
+    """True if a field can hold a number that GraphQL cannot show."""
     return each.kind in _FITS
 
 
 def within(owner: str, each: Field, value: Any) -> Any:
-    """The value of a field that has bounds. owner: what has the field.
+    """Return the value of a field that has bounds. owner: the name of the type that has the field.
 
     Raises:
-        NumberOutOfRange: an int of more than 32 bits, or a float that is no number or has no end.
+        NumberOutOfRange: an int of more than 32 bits, or a float that is not finite.
     """
     fits, what = _FITS[each.kind]
     if value is not None and not all(map(fits, value if each.many else (value,))):

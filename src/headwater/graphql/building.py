@@ -1,4 +1,4 @@
-"""Making Strawberry types and fields from what the domain declares, in place of writing them by hand for each."""
+"""Makes Strawberry types, fields and resolvers from declarations of the domain."""
 
 from __future__ import annotations
 
@@ -34,41 +34,43 @@ _PYTHON: dict[Kind, Any] = {
 
 
 def python_type(each: Field) -> Any:
-    """The annotation of one value of a field, without list and None."""
+    """Return the annotation of one value of a field, without list and None."""
     if each.enum is not None:
         return graphql_enum(each.enum)
     return _PYTHON[each.kind]
 
 
 def annotation(each: Field) -> Any:
-    """The annotation of a field as Strawberry reads it."""
+    """Return the annotation of a field for Strawberry."""
     inner = python_type(each)
     whole = list[inner] if each.many else inner  # type: ignore[valid-type]  # known at run time
     return whole | None if each.optional else whole
 
 
 def graphql_enum(chosen: type[enum.Enum]) -> Any:
-    """The domain's enum as a GraphQL one, made once."""
+    """Return the enum of the domain, made a GraphQL enum if it is not one yet."""
     if not isinstance(getattr(chosen, "__strawberry_definition__", None), StrawberryEnumDefinition):
         strawberry.enum(chosen, description=inspect.getdoc(chosen))
     return chosen
 
 
 def new_class(name: str, *bases: type, doc: str | None = None, **members: Any) -> type[Any]:
-    """An empty class to be annotated and then made a Strawberry type: types that refer to each other exist first."""
+    """Return an empty class, to annotate and make a Strawberry type later: types may refer to each other."""
     return type(name, bases, {"__module__": __name__, "__annotations__": {}, "__doc__": doc, **members})
 
 
 @dataclass(frozen=True)
 class Omittable:
-    """An argument that may be left out: the resolver's own default then holds."""
+    """An argument that may be left out. The default of the resolver then applies."""
 
     annotation: Any
 
 
 def resolver(function: Callable[..., Any], returns: Any, **arguments: Any) -> Callable[..., Any]:
-    """A resolver with a signature that Strawberry can read: `info`, then the arguments with their annotations. What the
-    database does wrong reaches the client as `reading` has it."""
+    """Return a resolver with a signature for Strawberry: `info`, then the arguments with their annotations.
+
+    Faults of the database are translated by `reading`.
+    """
 
     def of(name: str, what: Any) -> inspect.Parameter:
         kind = inspect.Parameter.KEYWORD_ONLY if name in arguments else inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -86,10 +88,10 @@ def resolver(function: Callable[..., Any], returns: Any, **arguments: Any) -> Ca
 
 
 def _with_values(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of the same kind of its own, to be given another signature."""
+    """Wrap the function in a new one of the same kind, which can get another signature."""
 
     async def stream(root: Any, info: Info, **values: Any) -> Any:
-        # Closed with this one, not when it is collected: a subscription that ends leaves its feed at once.
+        # Closed here and not by garbage collection, so that a subscription leaves its feed as soon as it ends.
         with reading(info.context.serving.is_logged):
             async with aclosing(function(root, info, **values)) as source:
                 async for value in source:

@@ -1,4 +1,4 @@
-"""Commands as mutations: an input, and a union of what was accepted and what may be refused."""
+"""Commands as mutations: an input type, and a union of the accepted type and the refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from headwater.ids import derived_in_time, new_id
 
 
 class Mutations:
-    """The mutation fields of an app."""
+    """Makes the mutation fields of an app."""
 
     def __init__(self, domain: Domain, rows: RowTypes) -> None:
         self._domain = domain
@@ -32,7 +32,7 @@ class Mutations:
         self._refusals: dict[type[Refusal], Any] = {}
 
     def fields(self) -> dict[str, Any]:
-        """A field for each command that clients may ask for."""
+        """Return a field for each command that is not internal."""
         return {
             camel(command.__declared__.name): self._field(command)
             for command in self._domain.decider_of
@@ -40,7 +40,7 @@ class Mutations:
         }
 
     def refusals(self) -> list[type[Any]]:
-        """The types of all refusals, those too that only the app's own commands meet: a row may tell of them."""
+        """Return the types of all refusals, also those of internal commands: a row may hold them."""
         return [
             self._refusal(refused) for command in self._domain.decider_of for refused in command.__declared__.refuses
         ]
@@ -71,8 +71,8 @@ class Mutations:
         async def resolve(
             root: Any, info: Info, input: Any, expected_version: int | None = None, command_id: UUID | None = None
         ) -> Any:
-            # Made here, so that an error can name it: a client whose command was lost sends it again under that id.
-            # What the command creates is derived from it, so that it is the same thing the second time.
+            # Made here, so that an error can name it: after a lost response the client sends the command again with
+            # this id. The id of a new stream is derived from it, so that a retry creates the same stream.
             command_id = command_id or new_id()
             try:
                 return await answer(info, input, expected_version, command_id)
@@ -106,7 +106,7 @@ class Mutations:
         return strawberry.input(cls)
 
     def _accepted(self, command: type[Command]) -> type[Any]:
-        """`DepositAccepted`: the command's place in the log, and the read models with the stream's key."""
+        """Return `DepositAccepted`: the command's place in the log, and the read models with the stream's key."""
         cls = new_class(f"{command.__declared__.name}Accepted", Accepted)
         for rows in self._rows.all():
             if rows.view.key == self._domain.decider_of[command].key:
@@ -117,7 +117,7 @@ class Mutations:
         return strawberry.type(cls)
 
     def _refusal(self, refused: type[Refusal]) -> type[Any]:
-        """The type of a refusal: its code, its message, and its facts. Made once, however many commands have it."""
+        """Return the type of a refusal: its code, message and facts. Commands share it."""
         if refused not in self._refusals:
             cls = new_class(refused.__name__, RefusalInterface)
             for each in fields_of(refused):
@@ -141,7 +141,7 @@ class Mutations:
 
 
 _HIDDEN: dict[type[Refusal], tuple[str, ...]] = {InvalidInput: ("complaint",)}
-"""Facts that are told otherwise: the complaint is the message."""
+"""Facts without a field of their own: the complaint is the message."""
 
 
 def _accept(cls: type[Any], done: Appended) -> Any:

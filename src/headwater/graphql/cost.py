@@ -1,7 +1,7 @@
-"""What a document may cost, judged before anything else of it is: one pass, each fragment reckoned once.
+"""The cost of a document, estimated in one pass before any other validation.
 
-Chains of fragments that spread the next one twice double with each link. So what a fragment costs is remembered, and
-numbers are multiplied, not counted up.
+A chain of fragments that each spread the next one twice doubles in size with each link. So the cost of a fragment is
+computed once, and costs are multiplied rather than counted.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from headwater.graphql.introspection import ROOTS, Lists, is_had, standard_query
 CODE = "OPERATION_TOO_EXPENSIVE"
 
 MOST_LEVELS = 100
-"""Selection sets inside one another, those of fragments counted: deeper than any depth that is allowed, and so shallow
-that Python's own stack is never the bound."""
+"""Nested selection sets that are followed, those of fragments counted. Deeper than any allowed depth, and shallow
+enough for Python's stack."""
 
 
 @dataclass(frozen=True)
 class CostLimits:
-    """How much one operation may ask for.
+    """Limits of one operation.
 
-    mutation_fields, root_fields: fields at the top of a mutation, and of a query or subscription. depth: fields inside
-    one another. selections: fields in all, those of a fragment wherever it is spread. values: of the answer, a page
-    reckoned as full; beside that, as many of the schema's description, or twice what tools ask for where that is more.
-    default_page, max_page: rows of a page that is asked for without a size, or with one that only the variables have.
+    mutation_fields, root_fields: fields at the top of a mutation, and of a query or subscription. depth: nested fields.
+    selections: all fields, those of a fragment counted wherever it is spread. values: values in the answer, with full
+    pages. Introspection has a budget of its own: `values`, or twice what tools ask for if that is more. default_page:
+    rows of a page without a size. max_page: rows of a page whose size is a variable.
     """
 
     mutation_fields: int = 20
@@ -64,7 +64,7 @@ class CostLimits:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a selection set. fields: at its top. described: values of introspection, which are not among `values`."""
+    """The cost of a selection set. fields: at its top. described: values of introspection, not included in `values`."""
 
     fields: int = 0
     selections: int = 0
@@ -73,7 +73,7 @@ class Cost:
     described: int = 0
 
     def beside(self, other: Cost) -> Cost:
-        """Of both selection sets in one."""
+        """Return the cost of both selection sets together."""
         return Cost(
             self.fields + other.fields,
             self.selections + other.selections,
@@ -83,21 +83,21 @@ class Cost:
         )
 
     def inside(self, rows: int | Fraction) -> Cost:
-        """Of a field that has the selection set for each of so many rows."""
+        """Return the cost of a field that has this selection set for each of so many rows."""
         values, described = 1 + ceil(rows * self.values), ceil(rows * self.described)
         return Cost(1, 1 + self.selections, 1 + self.depth, values, described)
 
     def describing(self) -> Cost:
-        """Of a field whose values are those of introspection."""
+        """Return the cost of a field whose values are introspection."""
         return replace(self, values=1, described=self.values)
 
 
 class TooDeep(Exception):
-    """More levels than are followed."""
+    """The selection sets are nested deeper than `MOST_LEVELS`."""
 
 
 def cost_rule(limits: CostLimits) -> type[ASTValidationRule]:
-    """The rule, to be one of the engine's `guards`."""
+    """Return the validation rule, for the `guards` of the engine."""
 
     class CostRule(ValidationRule):
         def enter_document(self, node: DocumentNode, *_: Any) -> None:
@@ -110,13 +110,13 @@ def cost_rule(limits: CostLimits) -> type[ASTValidationRule]:
 def _complaints(
     document: DocumentNode, context: ValidationContext, limits: CostLimits
 ) -> Iterator[tuple[str, OperationDefinitionNode | FragmentDefinitionNode]]:
-    """What of a document is too much, in words."""
+    """Yield a message for each limit that the document exceeds."""
     reckoning = _Reckoning(context, limits)
     for each in document.definitions:
         if not isinstance(each, OperationDefinitionNode | FragmentDefinitionNode):
             continue
         try:
-            # A fragment that nothing spreads runs never, but is validated: it may cost no more than others.
+            # A fragment that is never spread is still validated, so it has the same limits.
             cost = reckoning.of_definition(each)
         except TooDeep:
             yield f"Fields may stand {limits.depth} deep; these stand deeper, or fragments do.", each
@@ -128,7 +128,7 @@ def _complaints(
             if cost.fields > most:
                 yield f"A {kind} may have {most} fields at its top; this one has {_number(cost.fields)}.", each
         described = limits.values
-        if cost.described > described:  # of a large schema tools ask for more than that
+        if cost.described > described:  # the introspection of a large schema by tools may need more
             described = max(described, 2 * _asked_by_tools(context.schema, limits))
         for what, found, most in (
             ("ask for fields {} deep", cost.depth, limits.depth),
@@ -141,7 +141,7 @@ def _complaints(
 
 
 def _asked_by_tools(schema: GraphQLSchema, limits: CostLimits) -> int:
-    """What tools ask for to learn a schema, reckoned as any introspection is."""
+    """Return the introspection cost of the query that tools send to read the schema."""
     query = standard_query()
     reckoning = _Reckoning(ValidationContext(schema, query, TypeInfo(schema), lambda _: None), limits)
     operations = [each for each in query.definitions if isinstance(each, OperationDefinitionNode)]
@@ -149,12 +149,12 @@ def _asked_by_tools(schema: GraphQLSchema, limits: CostLimits) -> int:
 
 
 def _number(found: int) -> str:
-    # Doubled a hundred times it is longer than anyone reads.
+    # After a hundred doublings the number would have thirty digits.
     return str(found) if found < 10**9 else "more than a billion"
 
 
 class _Reckoning:
-    """Reckons one document."""
+    """Computes the costs in one document."""
 
     def __init__(self, context: ValidationContext, limits: CostLimits) -> None:
         self._context = context
@@ -170,11 +170,11 @@ class _Reckoning:
     def of_definition(self, node: OperationDefinitionNode | FragmentDefinitionNode) -> Cost:
         if isinstance(node, FragmentDefinitionNode):
             cost = self._fragment(node.name.value, 0)
-            # How often an introspection asks for it is known where it is spread, and is not what pages give.
+            # An introspection fragment is counted where it is spread; its values are not values of pages.
             return replace(cost, values=0) if node.type_condition.name.value.startswith("__") else cost
         return self._set(node.selection_set, self._schema.get_root_type(node.operation), 0)
 
-    # of_all: in introspection, that the selection set is asked once of each part of the schema; see `introspection`.
+    # of_all: in introspection, the selection set applies once to each part of the schema; see `introspection`.
 
     def _set(
         self, node: SelectionSetNode, parent: GraphQLNamedType | None, level: int, *, of_all: bool = False
@@ -205,7 +205,7 @@ class _Reckoning:
             return known
         fragment = self._context.get_fragment(name)
         if fragment is None or name in self._open:
-            return Cost()  # unknown, or a circle: another rule says so
+            return Cost()  # other rules report unknown and circular fragments
         self._open.add(name)
         condition = self._schema.get_type(fragment.type_condition.name.value)
         cost = self._set(fragment.selection_set, condition, level, of_all=of_all)
@@ -228,7 +228,7 @@ class _Reckoning:
         return inner.inside(self._rows(node) if field is not None and "first" in field.args else 1)
 
     def _rows(self, node: FieldNode) -> int:
-        """How many rows the page may have: what is more than allowed is refused when it runs."""
+        """Return the most rows that the page can have. Execution refuses a page above the maximum."""
         for each in node.arguments or ():
             if each.name.value in ("first", "last"):
                 most = self._limits.max_page

@@ -1,4 +1,4 @@
-"""Documents: parsed and validated once, then remembered, the refused ones too."""
+"""The cache of parsed and validated documents. Refusals are cached too."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ RULES: tuple[type[ASTValidationRule], ...] = (
     OneOfInputValidationRule,
 )
 
-# A parsed document takes up to 280 bytes for each character of its text, so the cache is bounded by characters as well
-# as by entries: about 70 MB at worst, whatever clients send.
+# A parsed document takes up to 280 bytes for each character of its text. So the cache is bounded by characters as well
+# as by entries: about 70 MB at worst.
 MAX_CACHED_CHARACTERS = 256 * 1024
 
 
@@ -47,7 +47,7 @@ class Document:
     operations: tuple[OperationDefinitionNode, ...]
 
     def operation(self, name: str | None) -> OperationDefinitionNode | None:
-        """The operation of that name, or the only one; None when there is no such choice."""
+        """Return the operation of that name, or the only one without a name; None if there is no such operation."""
         if name is None:
             return self.operations[0] if len(self.operations) == 1 else None
         return next((each for each in self.operations if each.name and each.name.value == name), None)
@@ -55,7 +55,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large a document may be. `source_length` is in characters, `tokens` counts comments too."""
+    """Limits of documents. source_length: characters. tokens: tokens, comments included. documents: cache entries."""
 
     source_length: int
     tokens: int
@@ -63,7 +63,7 @@ class Limits:
 
 
 class Documents:
-    """From query text to its document, or to the result that refuses it. Bounded: the least recently used go first."""
+    """Maps a query text to its document, or to the result that refuses it. Evicts the least recently used."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Documents:
         )
 
     def _validate(self, node: DocumentNode) -> list[GraphQLError]:
-        # Guards judge cost, so they run alone and first: the specified rules are quadratic on hostile documents.
+        # Guards bound the size of the document, so they run before the other rules.
         return self._broken(node, self._guards) or self._broken(node, RULES)
 
     def _broken(self, node: DocumentNode, rules: tuple[type[ASTValidationRule], ...]) -> list[GraphQLError]:
@@ -121,7 +121,7 @@ class Documents:
 
     def _remember(self, source: str, read: Document | Result) -> None:
         if len(source) > self._limits.source_length:
-            return  # Refusal by its length alone, which costs nothing to find out again.
+            return  # Refused by its length, which is cheap to check again.
         self._known[source] = read
         self._characters += len(source)
         while len(self._known) > self._limits.documents or self._characters > MAX_CACHED_CHARACTERS:

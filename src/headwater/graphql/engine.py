@@ -1,4 +1,4 @@
-"""Runs GraphQL operations for every transport: parsed and validated once, executed as Strawberry would."""
+"""Runs GraphQL operations for every transport. Documents are parsed and validated once."""
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
@@ -22,24 +22,24 @@ from headwater.graphql.result import Result, executed, failed, refused, unresolv
 
 S = TypeVar("S")
 
-# Variables are coerced before a resolver can look at them, in one go: a body of 1 MiB would hold the event loop for two
-# seconds, this many hold it for a fifth of one.
+# All variables are coerced before any resolver runs, without a pause: a body of 1 MiB would block the event loop for
+# two seconds. This many values block it for a fifth of a second.
 MAX_VARIABLE_VALUES = 10_000
 
-# Told of each operation when its result is there, or its stream open: its kind, `ok`, `errors` or `refused`, seconds.
+# Called for each operation when its result is there or its stream is open, with its kind, the outcome (`ok`, `errors`
+# or `refused`) and the seconds that it took.
 Observe = Callable[[str, str, float], None]
 
 
 class Engine:
     """Executes the operations of one schema.
 
-    `guards` are validation rules that must pass before all others run. The limits are on a document's text: its length
-    in characters, its tokens, and how many documents are remembered. `observe` is told of each operation.
+    guards: validation rules that must pass before any other rule runs. max_source_length: characters of a document.
+    max_tokens: tokens of a document. max_documents: how many documents are cached. observe: called for each operation.
 
-    The engine builds Strawberry's own executor and drives it through the functions of graphql-core, in place of
-    `Schema.execute`, which parses and validates each time, logs client errors as errors, and answers refused variables
-    and a null root alike. What would need that pipeline, schema extensions and operation directives, is refused here
-    rather than silently left out.
+    The engine builds Strawberry's executor and drives it through functions of graphql-core. `Schema.execute` would
+    parse and validate each time, log client errors as errors, and not tell refused variables from a null root.
+    Schema extensions and operation directives need that pipeline, so a schema that has them is refused.
     """
 
     def __init__(
@@ -53,9 +53,13 @@ class Engine:
         observe: Observe | None = None,
     ) -> None:
         if schema.get_extensions():
-            raise ValueError("The engine runs no Strawberry schema extensions and no operation directives.")
+            raise ValueError(
+                "The engine does not run Strawberry schema extensions or operation directives; remove them."
+            )
         if schema.config.enable_experimental_incremental_execution:
-            raise ValueError("The engine answers with one result: it knows neither @defer nor @stream.")
+            raise ValueError(
+                "The engine does not support @defer and @stream; switch enable_experimental_incremental_execution off."
+            )
         self._schema = schema
         self._observe = observe
         self._hide_suggestions = schema.config.disable_field_suggestions
@@ -67,7 +71,7 @@ class Engine:
         )
 
     def kind(self, request: GraphQLRequest) -> OperationType | None:
-        """Query, mutation or subscription; None for a request that will be refused. Runs nothing."""
+        """Return the kind of the operation without running it; None if the request will be refused."""
         document = self._documents.get(request.query)
         if isinstance(document, Result):
             return None
@@ -75,7 +79,7 @@ class Engine:
         return operation.operation if operation else None
 
     async def execute(self, request: GraphQLRequest, context: object) -> Result:
-        """Run a query or a mutation to its one result. Never raises for what the client or a resolver did."""
+        """Run a query or a mutation and return its result. Errors of the client and of resolvers are in the result."""
         started = time.perf_counter()
         executor = self._executor(request, context)
         if isinstance(executor, Result):
@@ -85,10 +89,10 @@ class Engine:
         return self._observed(executor, await _run(executor), started)
 
     async def subscribe(self, request: GraphQLRequest, context: object) -> AsyncGenerator[Result, None] | Result:
-        """Run an operation of any kind: a subscription gives its stream, all else one result.
+        """Run an operation of any kind. Returns a stream for a subscription, else one result.
 
-        Close the stream (`aclosing`): that closes the resolver's generator. A stream whose source fails ends with a
-        result that is not `executed`.
+        Close the stream (`aclosing`) to close the resolver's generator. A stream whose source fails ends with a result
+        that is not `executed`.
         """
         started = time.perf_counter()
         executor = self._executor(request, context)
@@ -129,7 +133,7 @@ class Engine:
             operation_name=request.operation_name,
             is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]  # Strawberry's says bool, not TypeGuard
             hide_suggestions=self._hide_suggestions,
-            # Strawberry's executor takes this one over and above graphql-core's, for `info.operation_extensions`.
+            # A parameter of Strawberry's executor, for `info.operation_extensions`.
             operation_extensions=dict(request.extensions),
         )
 
@@ -163,7 +167,7 @@ async def _results(executor: Executor[Any], source: AsyncIterable[object]) -> As
 
 
 def _holds_too_much(variables: Mapping[str, object]) -> bool:
-    """Whether the variables hold more values than are taken, those in lists and objects counted."""
+    """True if the variables hold more than `MAX_VARIABLE_VALUES` values, those in lists and objects counted."""
     values = 0
     waiting: list[Mapping[str, object] | list[object]] = [variables]
     while waiting:

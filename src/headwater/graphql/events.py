@@ -1,4 +1,4 @@
-"""The audit trail as GraphQL: `events`, in pages and as they come."""
+"""The audit trail in GraphQL: `events`, as pages and as a subscription."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class EventEdge:
 
 
 class _Page:
-    """A page that was read, and whether there is more on either side, which is looked up when it is asked for."""
+    """A page of entries. Whether more exist on either side is read when `pageInfo` is selected."""
 
     def __init__(
         self, trail: Trail, wanted: Wanted, after: int, before: int, entries: list[Entry], cut: bool, backward: bool
@@ -71,7 +71,7 @@ class _Page:
         )
 
     async def _any(self, after: int, before: int) -> bool:
-        # The nearest one is sought first: towards the page from the side where it lies.
+        # Reads from the page outwards, so that the nearest entry is found first.
         backward = after == 0
         return bool(await self._trail.read(self._wanted, after, before, limit=1, backward=backward))
 
@@ -105,7 +105,7 @@ class EventFilter:
 
 
 def events_query() -> Any:
-    """`events(filter, first, after, last, before)`."""
+    """Return the query `events(filter, first, after, last, before)`."""
 
     async def resolve(
         root: Any,
@@ -143,12 +143,12 @@ def events_query() -> Any:
 
 
 def events_subscription() -> Any:
-    """`events(filter, after)`."""
+    """Return the subscription `events(filter, after)`."""
 
     async def resolve(root: Any, info: Info, filter: Any = None, after: int | None = None) -> AsyncGenerator[Any, None]:
         trail, wanted = info.context.serving.trail, _wanted(filter)
         if wanted.until is not None:
-            raise BadUserInput("A subscription to events goes on: leave `to` out of its filter.")
+            raise BadUserInput("A subscription to events has no end: leave `to` out of its filter.")
         head = await trail.head()
         if after is not None and after > head:
             raise BadUserInput(f"The log ends at position {head}; there is nothing after {after} to go on from.")
@@ -159,7 +159,7 @@ def events_subscription() -> Any:
             async with aclosing(trail.follow(wanted, start)) as entries:
                 async for entry in entries:
                     yield _event(entry)
-                    telemetry.handed_over("events", entry.position, opened)  # who asks for the next has taken this one
+                    telemetry.handed_over("events", entry.position, opened)  # resumed when the entry was taken
         finally:
             telemetry.followers -= 1
 

@@ -1,4 +1,4 @@
-"""Filter inputs: one of each kind of value, and one of each read model. They become `headwater.filter` trees."""
+"""Filter inputs for each kind of value and each read model, and their translation into filter trees."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _KINDS: dict[Kind, tuple[str, Any, tuple[str, ...]]] = {
     Kind.TIME: ("DateTimeFilter", datetime, (*_EQUALITY, *_ORDER)),
     Kind.DATE: ("DateFilter", date, (*_EQUALITY, *_ORDER)),
 }
-# Each part costs a fraction of a millisecond while its SQL is written, during which the event loop stands still.
+# Writing the SQL of a part blocks the event loop for a fraction of a millisecond.
 _MOST_PARTS = 200
 _MOST_VALUES = 1_000
 _DEEPEST = 8
 
 
 class Filters:
-    """The filter inputs of one schema, each made once."""
+    """Makes the filter inputs of one schema, each once."""
 
     def __init__(self) -> None:
         self._of_kind: dict[Any, type[Any]] = {}
 
     def of(self, view: View[Any]) -> type[Any]:
-        """`AccountFilter`: a filter for each column, and `and`, `or`, `not`. Several together must all hold."""
+        """Return `AccountFilter`: a filter for each column, and `and`, `or`, `not`."""
         cls = new_class(f"{view.name}Filter")
         for each in _filterable(view):
             cls.__annotations__[each.name] = self._column(each) | None
@@ -77,16 +77,16 @@ def _filterable(view: View[Any]) -> list[Field]:
 
 
 def filter_of(view: View[Any], given: Any) -> Filter:
-    """The tree of a filter input.
+    """Return the tree of a filter input.
 
     Raises:
-        BadUserInput: an explicit null where a value must stand, or a filter that is too wide or nested too deep.
+        BadUserInput: an entry is null, or the filter has too many parts or is nested too deep.
     """
     return _Reading(view).tree(given, 0)
 
 
 class _Reading:
-    """Reads one filter input, and counts what it holds."""
+    """Reads one filter input and counts its parts and values."""
 
     def __init__(self, view: View[Any]) -> None:
         self._columns = _filterable(view)
@@ -141,14 +141,14 @@ class _Reading:
 
 
 def _given(value: Any, name: str) -> Any:
-    # A null is what a client sends whose variable was not set: taken as "no filter" it would show everything.
+    # A client sends null for a variable that it did not set. Taken as "no filter" it would select everything.
     if value is None:
         raise BadUserInput(f"filter: {name} is null. Leave it out, or ask with isNull.")
     return value
 
 
 def _stored(value: Any) -> Any:
-    """A value as it is stored."""
+    """Return the value in its stored form."""
     if isinstance(value, list):
         return tuple(map(_stored, value))
     return value.value if isinstance(value, enum.Enum) else value

@@ -1,4 +1,4 @@
-"""The messages of graphql-transport-ws: what a client's must look like, and how ours are written."""
+"""The messages of graphql-transport-ws: checks of the client's messages, and the text of the server's."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ ACKNOWLEDGEMENT = '{"type":"connection_ack"}'
 
 
 class CloseCode:
-    """Why a socket was closed. graphql-ws clients come back after 1001, 1013, 4403 and 4408."""
+    """Close codes of sockets. graphql-ws clients reconnect after 1001, 1013, 4403 and 4408."""
 
     GOING_AWAY = 1001
     INTERNAL_ERROR = 1011
@@ -25,7 +25,7 @@ class CloseCode:
 
 
 class Violation(Exception):
-    """The client broke the protocol: the socket closes with this code."""
+    """The client broke the protocol. The socket is closed with this code."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -66,7 +66,7 @@ def request_of(message: Mapping[str, object]) -> GraphQLRequest:
 
 
 def frame(kind: str, operation_id: str, payload: bytes | None = None) -> str:
-    """The message around JSON that is ready: a result is encoded once, whatever number of sockets it goes to."""
+    """Return a message with a payload that is already JSON, so that a result for many sockets is encoded once."""
     head = f'{{"id":{msgspec.json.encode(operation_id).decode()},"type":"{kind}"'
     return f"{head}}}" if payload is None else f'{head},"payload":{payload.decode()}}}'
 

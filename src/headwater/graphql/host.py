@@ -1,7 +1,7 @@
-"""Whom a server answers that listens on this machine only: those who call it by this machine's names.
+"""Protects a server on a loopback address from DNS rebinding.
 
-A page of any site can point a name of its own at 127.0.0.1 (DNS rebinding). To the browser it is that site's own server
-then, to which it may send what it likes, and no Origin is foreign. The Host header still has the site's name.
+Any site can point a name of its own at 127.0.0.1. The browser then takes the server for the site's own, sends any
+request to it, and no Origin is foreign. But the Host header has the site's name, so foreign names are refused.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from headwater.graphql.origin import Origin
 
 _SENTENCE = (
-    "This server answers those who call it localhost or by a loopback address. For other names, listen on another"
-    " address (HEADWATER_HOST), or behind a proxy on this machine name their origins (HEADWATER_ALLOWED_ORIGINS)."
+    "This server accepts requests to localhost and to loopback addresses only. To use another name, listen on another"
+    " address (HEADWATER_HOST) or, behind a proxy on this machine, list the origin in HEADWATER_ALLOWED_ORIGINS."
 )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own, which no other reaches."""
+    """True if the name or address is localhost or a loopback address."""
     if host.lower() == "localhost":
         return True
     try:
@@ -34,10 +34,10 @@ def is_loopback(host: str) -> bool:
 
 
 class LoopbackOnly:
-    """An ASGI application before another: what calls the server by a foreign name is answered 421.
+    """ASGI middleware that answers 421 to requests with a foreign name in the Host header.
 
-    name: what it was told to listen on, which is as good. origins: those whose hosts are admitted as well, for a proxy
-    on this machine that passes the name on. No Host header is no browser: it may.
+    name: the host that the server listens on, which is admitted. origins: their hosts are admitted too, for a proxy on
+    this machine that passes the name on. A request without a Host header does not come from a browser and is admitted.
     """
 
     def __init__(self, app: ASGIApp, name: str, origins: Iterable[str] = ()) -> None:
@@ -56,7 +56,7 @@ class LoopbackOnly:
         headers = connection.headers.getlist("host")
         if not headers:
             return True
-        # Read as a browser does, so that both see the same name: lower case, without the port.
+        # Parsed as a browser does, so that both see the same name: lower case, without the port.
         named = Origin.parse(f"http://{headers[0]}") if len(headers) == 1 else None
         return named is not None and (is_loopback(named.host) or named.host in self._hosts)
 

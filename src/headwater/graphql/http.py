@@ -21,7 +21,7 @@ JSON = "application/json"
 GRAPHQL = "application/graphql-response+json"
 HTML = "text/html"
 
-# A page of another site cannot send any of these without asking first (CORS preflight), so their presence is the proof.
+# A page of another site cannot send these headers without a CORS preflight, so their presence proves the same site.
 PREFLIGHT_HEADERS = ("x-headwater", "graphql-require-preflight", "apollo-require-preflight")
 GET_PARAMETERS = ("query", "operationName", "variables", "extensions")
 
@@ -29,7 +29,7 @@ Explorer = Callable[[Request], Awaitable[Response]]
 
 
 class RequestRefused(Exception):
-    """A request that HTTP itself refuses, before GraphQL sees it."""
+    """The request is refused with an HTTP status before it is read as GraphQL."""
 
     def __init__(self, status: HTTPStatus, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -41,8 +41,8 @@ class RequestRefused(Exception):
 class GraphQLHTTP:
     """The endpoint, an ASGI application: `Route("/graphql", GraphQLHTTP(engine, context))`.
 
-    `max_body` is in bytes, `body_seconds` how long all of it may take. `explorer` answers a GET that prefers HTML and
-    carries no query.
+    max_body: bytes of the body. body_seconds: timeout for the whole body. explorer: answers a GET that prefers HTML and
+    has no query.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GraphQLHTTP:
         try:
             response = await self._respond(request)
         except ClientDisconnect:
-            return  # It went away while it sent its body: there is nobody to answer.
+            return  # The client left while it sent its body.
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
@@ -87,7 +87,7 @@ class GraphQLHTTP:
         try:
             context = self._context(request, None)
         except PublicError as error:
-            raise _at_the_door(error) from error
+            raise _not_admitted(error) from error
         except Exception as error:  # noqa: BLE001 - the user's code: masked like a resolver's fault
             return _json(HTTPStatus.INTERNAL_SERVER_ERROR, failed(error).json, media_type)
         operation = await self._read(request)
@@ -101,7 +101,7 @@ class GraphQLHTTP:
         return GraphQLRequest.from_json(decode_json(await self._body(request), "body"))
 
     async def _body(self, request: Request) -> bytes:
-        """The body, refused as soon as it is known to be too large or too slow: the rest is never read."""
+        """Read the body. Stops as soon as it is too large or too slow; the rest is not read."""
         if int(request.headers.get("content-length", "0")) > self._max_body:
             raise self._too_large()
         body = bytearray()
@@ -131,12 +131,12 @@ class GraphQLHTTP:
 
 
 def _unread(status: HTTPStatus, code: str, message: str) -> RequestRefused:
-    """The connection still carries the unread rest, so it cannot be used again."""
+    """Return a refusal that closes the connection, which still carries the unread rest of the body."""
     return RequestRefused(status, code, message, {"connection": "close"})
 
 
 def _wants_page(request: Request, accept: str) -> bool:
-    """`*/*` is not a wish for a page: JSON is offered before it."""
+    """True for a GET without a query that prefers HTML. `*/*` prefers JSON, which is offered first."""
     return (
         request.method == "GET"
         and "query" not in request.query_params
@@ -145,7 +145,7 @@ def _wants_page(request: Request, accept: str) -> bool:
 
 
 def _require_method(request: Request) -> None:
-    """GET or POST, and neither sent by another site on a user's behalf."""
+    """Refuse other methods than GET and POST, and requests that a page of another site may have sent."""
     match request.method:
         case "GET":
             _require_same_site(request)
@@ -157,7 +157,7 @@ def _require_method(request: Request) -> None:
 
 
 def _require_same_site(request: Request) -> None:
-    """A GET could come from an image tag of another site with the user's cookies: it has to show that it does not."""
+    """Refuse a GET without proof of its site: an image tag of another site sends one with the user's cookies."""
     if request.headers.get("sec-fetch-site") in ("same-origin", "none"):
         return
     if not any(name in request.headers for name in PREFLIGHT_HEADERS):
@@ -168,7 +168,7 @@ def _require_same_site(request: Request) -> None:
 
 
 def _require_json(request: Request) -> None:
-    """Only JSON: a form of another site can post text/plain, urlencoded and multipart, but not this."""
+    """Refuse a body that is not JSON: a form of another site can post text/plain, urlencoded and multipart only."""
     media_types = request.headers.getlist("content-type")
     if len(media_types) != 1 or not _is_utf8_json(media_types[0]) or "content-encoding" in request.headers:
         message = f"The body must be {JSON} in UTF-8, without a content encoding."
@@ -184,7 +184,7 @@ def _is_utf8_json(content_type: str) -> bool:
 
 
 def _parameters(request: Request) -> dict[str, object]:
-    """The query string as the object that a POST would carry."""
+    """Return the query string as the object that a POST would send."""
     found: dict[str, object] = {}
     for name, text in request.query_params.multi_items():
         if name not in GET_PARAMETERS:
@@ -196,14 +196,14 @@ def _parameters(request: Request) -> dict[str, object]:
     return {name: value for name, value in found.items() if value != "" or name == "query"}
 
 
-def _at_the_door(error: PublicError) -> RequestRefused:
+def _not_admitted(error: PublicError) -> RequestRefused:
     if error.code == "UNAUTHENTICATED":
         return RequestRefused(HTTPStatus.UNAUTHORIZED, error.code, str(error), {"www-authenticate": "Bearer"})
     return RequestRefused(HTTPStatus.FORBIDDEN, error.code, str(error))
 
 
 def _status(result: Result, media_type: str) -> HTTPStatus:
-    # application/json cannot tell a GraphQL answer from that of a proxy, so the specification keeps its status at 200.
+    # The specification keeps the status of application/json at 200: an error status may come from a proxy.
     return HTTPStatus.OK if result.executed or media_type == JSON else HTTPStatus.BAD_REQUEST
 
 
@@ -215,6 +215,6 @@ def _error(
 
 
 def _json(status: HTTPStatus, body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> Response:
-    # The answer depends on who asks and on Accept: no cache between us and the client may keep it.
+    # The response depends on the caller and on Accept, so no cache may keep it.
     fixed = {"content-type": f"{media_type}; charset=utf-8", "cache-control": "no-store", "vary": "accept"}
     return Response(body, status, {**fixed, **(headers or {})})

@@ -1,8 +1,8 @@
-"""How much a schema has to say of itself: the lists of introspection, by which what is asked of them is reckoned.
+"""The lengths of the lists of introspection, from which its cost is estimated.
 
-What the types have, all together, is known, and so is the most that one of them has. Reached from `__schema` by way of
-what is had (its types, their fields, the arguments of these) the lists come to the first; by way of a `type` that a
-field has, which can be any, each list is reckoned as the longest.
+Both the total and the maximum length of each kind of list are known. A path from `__schema` through parts that belong
+to one owner only (types, their fields, the arguments of those) reaches each part once, so the total applies. A path
+through the `type` of a field can reach any type, and any type repeatedly, so the maximum applies.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _HAD = {
     "__Field": ("args",),
     "__Directive": ("args",),
 }
-"""The lists of what is had, by the type that has them: no part is in two of them."""
+"""The lists of parts with one owner, by the type that has the list. No part is in two lists."""
 
 
 def standard_query() -> DocumentNode:
-    """What tools ask for, GraphiQL for one, with all that it can ask for."""
+    """Return the introspection query of tools such as GraphiQL, with all options."""
     return parse(
         get_introspection_query(
             specified_by_url=True,
@@ -53,7 +53,7 @@ def standard_query() -> DocumentNode:
 
 
 def is_had(parent: str, field: str) -> bool:
-    """Whether what the field gives belongs to what has the field, and to nothing else."""
+    """True if the values of the field belong to its parent and to no other part of the schema."""
     return field == "__schema" or field in _HAD.get(parent, ())
 
 
@@ -78,8 +78,8 @@ class Lists:
         }
 
     def length(self, parent: str, field: str, *, of_all: bool) -> Fraction:
-        """How long a list is: on average where it is asked of all that have it, else the longest; 1 for what is no
-        list."""
+        """Return the average length of a list if it is selected of all its owners, else the maximum; 1 for other
+        fields."""
         lengths = self._lengths.get((parent, field), [1])
         return Fraction(sum(lengths), len(lengths) or 1) if of_all else Fraction(max(lengths, default=0))
 

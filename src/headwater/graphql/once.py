@@ -1,4 +1,4 @@
-"""What several fields of an operation ask for, asked once: aliases of one field cost no more than the field."""
+"""Reads that several fields of an operation share: aliases of a field cost no more than the field."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ T = TypeVar("T")
 
 
 class Once:
-    """Answers by what was asked. They are kept as long as this is: for one operation."""
+    """Results by key, kept for one operation."""
 
     def __init__(self) -> None:
         self._asked: dict[Hashable, _Asked] = {}
 
     async def get(self, what: Hashable, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What `ask` gives, or raises, asked by the first who comes for it; others wait for the same."""
+        """Return the result of `ask`, or raise its error. The first caller starts it; later ones wait for it."""
         asked = self._asked.get(what)
         if asked is None:
             asked = self._asked[what] = _Asked(asyncio.ensure_future(ask()))
         asked.waiting += 1
         try:
-            # The executor cancels the fields beside one that failed: those elsewhere still wait for the answer.
+            # The executor cancels the siblings of a failed field, while fields elsewhere may still wait for the result.
             answer: T = await asyncio.shield(asked.task)
             return answer
         finally:
@@ -33,7 +33,7 @@ class Once:
 
 
 class _Asked:
-    """A question under way, or answered, and how many wait for it."""
+    """A running or finished read, and the number of fields that wait for it."""
 
     def __init__(self, task: asyncio.Future[Any]) -> None:
         self.task = task

@@ -1,4 +1,4 @@
-"""Whose pages may open a socket: browsers let every site try, and send the user's cookies along."""
+"""Checks the Origin of sockets: browsers let every site open one, and send the user's cookies with it."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Origin(NamedTuple):
-    """An origin in its one normal form: lower case, with its port."""
+    """An origin in normal form: lower case, with its port."""
 
     scheme: str
     host: str
@@ -18,7 +18,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Origin | None":
-        """None for what is not an origin, `null` included, which is what a sandboxed page sends."""
+        """Return None if the text is not an origin. `null`, which a sandboxed page sends, is not one."""
         try:
             parts = urlsplit(text)
             port = parts.port or DEFAULT_PORTS.get(parts.scheme)
@@ -29,9 +29,9 @@ class Origin(NamedTuple):
 
 
 class AllowedOrigins:
-    """The judge of a socket's Origin header. None allows the page's own host only; a set allows its members only.
+    """The origins that may open a socket. None allows the server's own host only.
 
-    No header is no browser, and such a client carries nobody's cookies: it may.
+    A request without the header is admitted: it does not come from a browser and carries no user's cookies.
     """
 
     def __init__(self, allowed: Iterable[str] | None) -> None:
@@ -55,7 +55,7 @@ def _configured(text: str) -> Origin:
 
 
 def _is_own(connection: HTTPConnection, origin: Origin) -> bool:
-    # A proxy that ends TLS leaves us a plain ws, so only a socket that is known to be secure demands a secure page.
+    # Behind a proxy that ends TLS the socket is plain ws, so only a wss socket requires a secure page.
     if origin.scheme not in ("http", "https") or (connection.scope.get("scheme") == "wss" and origin.scheme != "https"):
         return False
     return Origin.parse(f"{origin.scheme}://{connection.headers.get('host', '')}") == origin

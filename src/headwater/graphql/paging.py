@@ -1,4 +1,4 @@
-"""How large a page is, and in which direction it goes."""
+"""The size and the direction of a page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from headwater.graphql.building import Info
 
 
 def page_size(info: Info, first: int | None, last: int | None, before: object | None) -> int | None:
-    """How many the page has when it goes forward; None when it goes backward."""
+    """Return the size of a page that goes forward; None for a page that goes backward.
+
+    Raises:
+        BadUserInput: the arguments contradict each other, or the size is out of range.
+    """
     if first is not None and last is not None:
         raise BadUserInput("Ask with first or with last, not with both.")
     if last is None and before is not None:

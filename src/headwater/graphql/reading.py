@@ -1,4 +1,4 @@
-"""Faults of the database, as clients are told of them: what to do, and nothing of what PostgreSQL said."""
+"""Translates faults of the database into public errors, without the text of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def reading(is_logged: Callable[[str, BaseException], bool]) -> Iterator[None]:
-    """What a resolver reads. is_logged: see `Outage.covers`.
+    """Translate the faults of the reads inside the block. is_logged: see `Outage.covers`.
 
     Raises:
-        QueryTimedOut: a statement took longer than it may.
+        QueryTimedOut: a statement exceeded its timeout.
         Unavailable: the database cannot be reached.
     """
     try:

@@ -1,4 +1,4 @@
-"""What a client asks for: one GraphQL operation, read from decoded JSON the same way on every transport."""
+"""A GraphQL request: one operation, read from decoded JSON in the same way on every transport."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,11 +40,11 @@ class GraphQLRequest:
 
 
 def decode_json(text: bytes | str, name: str) -> object:
-    """Decode JSON that a client sent; `name` is what the error calls it."""
+    """Decode JSON of a client. Raises `BadRequest` with `name` in its message."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        # RecursionError is how msgspec refuses JSON nested thousands deep.
+        # msgspec raises RecursionError for JSON nested thousands deep.
         raise BadRequest(f"The {name} must be valid JSON.") from error
 
 

@@ -1,4 +1,4 @@
-"""Read models as GraphQL: the object type, by-key fields, connections, and the three kinds of subscription."""
+"""Read models in GraphQL: object types, fields by key, pages and subscriptions."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _showing(cls: type[Any], source: object) -> Any:
 
 
 class RowTypes:
-    """The GraphQL types of an app's read models. They may refer to each other, so all exist before any is filled."""
+    """The GraphQL types of all read models. They may refer to each other, so all exist before any gets its fields."""
 
     def __init__(self, views: Sequence[View[Any]]) -> None:
         self._filters = Filters()
@@ -99,12 +99,12 @@ class RowTypes:
         return self._of[model]
 
     def all(self) -> list[RowType]:
-        """Every read model's types, in the app's order."""
+        """Return the types of every read model, in the order of the app."""
         return list(self._of.values())
 
 
 def _empty(view: View[Any]) -> type[Any]:
-    """The object type, still without fields. Its instances wrap a stored row and read what is asked for."""
+    """Return the object type without its fields. Its instances read a field from the stored row when it is selected."""
     readers: dict[str, Callable[[Any], Any]] = {each.name: _shown(view, each) for each in view.fields}
     readers["position"] = int
 
@@ -121,7 +121,7 @@ def _empty(view: View[Any]) -> type[Any]:
 
 
 def _shown(view: View[Any], each: Field) -> Callable[[Any], Any]:
-    """From what is stored to what GraphQL shows."""
+    """Return the function from a stored value to the value that GraphQL shows."""
     read = reader_of(each)
     if not has_bounds(each):
         return read
@@ -133,7 +133,7 @@ def _identity(identify: Callable[[Any], str]) -> Callable[..., Any]:
 
 
 class RowType:
-    """One read model's GraphQL types and fields."""
+    """The GraphQL types and fields of one read model."""
 
     def __init__(self, view: View[Any], objects: Mapping[type[ReadModel], type[Any]], filters: Filters) -> None:
         self.view = view
@@ -146,11 +146,11 @@ class RowType:
         self.changes = _changes(view, self.object)
 
     def wrap(self, row: Row | None, at_least: int | None = None) -> Any:
-        """A stored row as the object type's instance. at_least: a position that what it links to must not be before."""
+        """Return an instance for a stored row. at_least: the position that linked read models must have reached."""
         return _wrap(self.object, row, at_least=at_least)
 
     def query_fields(self) -> dict[str, Any]:
-        """`account` and `accounts`."""
+        """Return the fields `account` and `accounts`."""
         return {
             self.name: strawberry.field(resolver=self._by_key(), description=f"One {self.name} by its key."),
             plural(self.name): strawberry.field(
@@ -159,7 +159,7 @@ class RowType:
         }
 
     def subscription_fields(self) -> dict[str, Any]:
-        """`account` and `accountChanges`."""
+        """Return the fields `account` and `accountChanges`."""
         return {
             self.name: strawberry.subscription(
                 resolver=self._watch_row(),
@@ -192,9 +192,9 @@ class RowType:
         )
 
     async def _row_as_of(self, info: Info, key: UUID, as_of: AsOf, at_least: int | None) -> Any:
-        """The row as it was, folded from the log: it waits for no projection."""
+        """Return the row as it was, folded from the log. No projection is waited for."""
         if at_least is not None:
-            raise BadUserInput("Ask with atLeast or with asOf, not with both: the past does not wait.")
+            raise BadUserInput("Use either atLeast or asOf, not both: a past row waits for no projection.")
         info.context.history(self.model).require()
         position = await position_of(as_of, info.context.serving.log)
         return _wrap(self.object, await info.context.past(self.model, key, position), as_of=position)
@@ -245,7 +245,7 @@ class RowType:
             async with aclosing(watch_row(info.context.feed(self.model), key[self.view.key])) as rows:
                 async for row in rows:
                     yield self.wrap(row)
-                    # Who asks for the next has taken this one. The first is no change.
+                    # The generator resumes when the row has been taken. The first row is not a change.
                     if not first and row is not None:
                         telemetry.handed_over(self.view.name, row["position"], opened)
                     first = False
@@ -307,10 +307,10 @@ def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
 
 
 def _order(given: Sequence[Any]) -> list[Order]:
-    """The order of an `orderBy`.
+    """Return the order of an `orderBy`.
 
     Raises:
-        BadUserInput: a column that stands in it twice. The second time it orders nothing, and costs as much.
+        BadUserInput: it names a column twice. The second entry would cost as much and order nothing.
     """
     order: dict[str, Order] = {}
     for column, descending in (each.value for each in given):
@@ -321,7 +321,7 @@ def _order(given: Sequence[Any]) -> list[Order]:
 
 
 def _order_of(view: View[Any]) -> Any:
-    """`AccountOrder`: each scalar column, both ways."""
+    """Return `AccountOrder`: each ordered column, ascending and descending."""
     members = {
         f"{each.name.upper()}_{'DESC' if descending else 'ASC'}": (each.name, descending)
         for each in view.fields
@@ -333,7 +333,7 @@ def _order_of(view: View[Any]) -> Any:
 
 
 def _connection(view: View[Any], row: type[Any]) -> type[Any]:
-    """`AccountConnection`, whose instances hold a page and read the rest when it is asked for."""
+    """Return `AccountConnection`. Its instances hold a page and read the rest when it is selected."""
     edge = _edge(view, row)
 
     def edges(root: Any, info: Info) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Sagas as GraphQL, for operators: `sagas`, in pages, and `saga`."""
+"""Sagas in GraphQL, for operators: `sagas` as pages, and `saga`."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class SagaFilter:
 
 
 def sagas_query(limits: Limits) -> Any:
-    """`sagas(filter, first, after)`."""
+    """Return the query `sagas(filter, first, after)`."""
 
     async def resolve(
         root: Any, info: Info, filter: Any = None, first: int | None = None, after: str | None = None
@@ -129,7 +129,7 @@ def sagas_query(limits: Limits) -> Any:
 
 
 def saga_query(limits: Limits) -> Any:
-    """`saga(id)`."""
+    """Return the query `saga(id)`."""
 
     async def resolve(root: Any, info: Info, id: UUID) -> Any:
         found = await _answered(shown(info.context.serving.pool, id, limits))
@@ -148,7 +148,7 @@ async def _answered(reading: Awaitable[T]) -> T:
     try:
         return await reading
     except asyncpg.QueryCanceledError as error:
-        raise SearchTooWide("The search took longer than it may. Narrow it by status, saga or time.") from error
+        raise SearchTooWide("The search took too long. Narrow it by status, saga or time.") from error
     except asyncpg.DataError as error:
         raise BadUserInput("The filter holds a value that no saga can have.") from error
 
@@ -168,7 +168,7 @@ def _place(cursor: str) -> Place:
     try:
         place: Place = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=Place)
     except ValueError as error:  # of base64 and of msgspec
-        raise BadUserInput("The cursor is none of sagas; start again without it.") from error
+        raise BadUserInput("The cursor does not belong to sagas; start again without it.") from error
     return place
 
 
@@ -188,7 +188,7 @@ def _connection(found: list[Instance], *, cut: bool, follows: bool) -> SagaConne
 
 
 class _Step(msgspec.Struct, rename="camel"):
-    """As `headwater.sagas` holds it."""
+    """A step as `sagas.operations` returns it, in JSON."""
 
     number: int
     command: str

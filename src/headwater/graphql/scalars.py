@@ -1,4 +1,4 @@
-"""Scalars as the contract has them. Decimals and positions are strings, so that no client rounds them."""
+"""The scalars of the schema. Decimals and positions are strings, so that no client rounds them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST_DECIMAL = 60
 
 
 def parse_decimal(value: Any) -> Decimal:
-    """A plain decimal number as a string, or an integer. Neither floats, which are not exact, nor exponents."""
+    """Parse a decimal number from a string without exponent, or from an integer. Floats are not exact and refused."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or len(value) > _LONGEST_DECIMAL or not _DECIMAL.fullmatch(value):
@@ -32,7 +32,7 @@ def parse_decimal(value: Any) -> Decimal:
 
 
 def parse_time(value: Any) -> datetime:
-    """RFC 3339 with an offset."""
+    """Parse a time in RFC 3339 with an offset."""
     try:
         time = datetime.fromisoformat(value)
     except (ValueError, TypeError) as error:
@@ -43,19 +43,19 @@ def parse_time(value: Any) -> datetime:
 
 
 def spell_time(time: datetime) -> str:
-    """RFC 3339 in UTC."""
+    """Format a time in RFC 3339, in UTC."""
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def parse_position(value: Any) -> int:
-    """A decimal string."""
+    """Parse a position from a decimal string."""
     if isinstance(value, str) and _POSITION.fullmatch(value):
         return int(value)
     raise ValueError('Expected a position as a decimal string, such as "42"')
 
 
 def spell_decimal(value: Decimal) -> str:
-    """In plain digits, never with an exponent."""
+    """Format a decimal in plain digits, without an exponent."""
     return format(value, "f")
 
 
@@ -75,7 +75,7 @@ SCALARS: dict[object, ScalarDefinition] = {
     JSON: strawberry.scalar(
         name="JSON",
         description="Any JSON value, as it is.",
-        # The text as it is stored: the transports encode a result with msgspec, which puts it in its place.
+        # The stored JSON text. The transports encode results with msgspec, which inserts it unchanged.
         serialize=msgspec.Raw,
     ),
 }

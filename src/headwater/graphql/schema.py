@@ -21,7 +21,7 @@ from headwater.sagas.operations import limits_of
 
 
 def schema_of(domain: Domain) -> strawberry.Schema:
-    """Types, inputs, filters and docs, all from the domain's Python types and docstrings."""
+    """Return the schema. Types, inputs, filters and descriptions come from the domain's types and docstrings."""
     rows = RowTypes(domain.views)
     mutations = Mutations(domain, rows)
     query: dict[str, Any] = {"node": _node(rows), "events": events_query()}
@@ -42,7 +42,7 @@ def schema_of(domain: Domain) -> strawberry.Schema:
 
 
 def print_schema(schema: strawberry.Schema) -> str:
-    """The schema as SDL, as it stands in `schema.graphql`."""
+    """Return the schema as SDL, the content of `schema.graphql`."""
     return schema.as_str().rstrip() + "\n"
 
 

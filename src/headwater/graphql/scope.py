@@ -1,4 +1,4 @@
-"""What resolvers see as `info.context`: the running process, and what one operation shares."""
+"""The `info.context` of resolvers: the resources of the process, and the reads that one operation shares."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from headwater.telemetry import Telemetry
 
 @dataclass(frozen=True)
 class Serving:
-    """What a process serves GraphQL from.
+    """The resources from which a process serves GraphQL.
 
-    pool: connections for reads. default_page, max_page: rows of a page when `first` is left out, and at most. outbox:
-    keys held for a slow reader. is_logged: see `Outage.covers`.
+    pool: connections for reads. default_page: rows of a page without `first`. max_page: most rows of a page. outbox:
+    keys that a subscription holds for a slow reader. is_logged: see `Outage.covers`.
     """
 
     dispatcher: Dispatcher
@@ -44,9 +44,11 @@ class Serving:
 
 
 class Scope:
-    """One operation's context. Rows that links ask for are read together, one statement a level and read model (and
-    position that they must not be before, of which an operation seldom has two). What is read for one field alone, by a
-    statement or a fold of its own, is read once, however many aliases the field has."""
+    """The context of one operation.
+
+    The rows of links are read with one statement for each level, read model and minimum position. A read that belongs
+    to one field runs once, regardless of how many aliases the field has.
+    """
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
@@ -54,23 +56,23 @@ class Scope:
         self._loaders: dict[tuple[type[ReadModel], int | None], DataLoader[UUID, Row | None]] = {}
 
     def feed(self, model: type[ReadModel]) -> Feed:
-        """The feed of a read model."""
+        """Return the feed of a read model."""
         return self.serving.feeds[model]
 
     def reader(self, model: type[ReadModel]) -> Reader:
-        """The reader of a read model."""
+        """Return the reader of a read model."""
         return self.serving.feeds[model].reader
 
     def history(self, model: type[ReadModel]) -> History:
-        """The past of a read model."""
+        """Return the history of a read model."""
         return self.serving.histories[model]
 
     async def past(self, model: type[ReadModel], key: UUID, as_of: int) -> Row | None:
-        """A row as it was after a position."""
+        """Return the row as it was after a position."""
         return await self.once.get(("past", model, key, as_of), lambda: self.history(model).row(key, as_of))
 
     async def after(self, model: type[ReadModel], key: UUID, position: int) -> Row | None:
-        """A row as it is, after a position has been waited for."""
+        """Wait until the read model has reached a position, then return the row."""
 
         async def read() -> Row | None:
             reader = self.reader(model)
@@ -80,14 +82,14 @@ class Scope:
         return await self.once.get(("after", model, key, position), read)
 
     async def count(self, model: type[ReadModel], where: Filter) -> int:
-        """How many rows match."""
+        """Return the number of rows that match."""
         return await self.once.get(("count", model, where), lambda: self.reader(model).count(where))
 
     async def linked(self, model: type[ReadModel], key: UUID, at_least: int | None) -> Row | None:
-        """The row that a link points at. at_least: a position that it must not be before.
+        """Return the row that a link points to. at_least: a position that its read model must have reached.
 
         Raises:
-            ProjectionBehind: the read model that is linked to has not reached the position in time.
+            ProjectionBehind: the linked read model did not reach the position in time.
         """
         loader = self._loaders.get((model, at_least))
         if loader is None:
@@ -100,7 +102,7 @@ def _loading(reader: Reader, at_least: int | None) -> Any:
     async def load(keys: list[UUID]) -> list[Row | None]:
         if at_least is not None:
             await reader.reach(at_least)
-        rows = await reader.rows(list(dict.fromkeys(keys)))  # rows and aliases ask for the same ones
+        rows = await reader.rows(list(dict.fromkeys(keys)))  # several rows and aliases may link to the same key
         return [rows.get(key) for key in keys]
 
     return load
