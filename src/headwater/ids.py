@@ -1,8 +1,10 @@
-"""Identifiers. New ones are time-ordered: neighbours in time are neighbours in the index, so that an append touches few
-pages. That is UUID version 7, RFC 9562 section 5.7; Python gets its own in 3.14.
+"""Identifiers.
 
-Commands of Headwater's own have ids that are derived from what anybody can read in the log. They are of version 8,
-which no client may name: or a client could have a command of their own taken for a saga's.
+New ids are UUIDs of version 7 (RFC 9562, section 5.7), which are ordered by time: ids of the same time are neighbours
+in the index, so that an append touches few pages. Python has its own from 3.14 on.
+
+The ids of commands that Headwater itself issues are derived from data that clients can read in the log. They are of
+version 8, which no client may use: otherwise a client's command could be taken for that of a saga.
 """
 
 from __future__ import annotations
@@ -17,19 +19,19 @@ _DERIVED = UUID("6f0f4a52-6e0f-5d0b-9d5d-8e2c8d2f7a11")
 
 
 def new_id() -> UUID:
-    """A new identifier: 48 bits of milliseconds since 1970, 74 random bits."""
+    """Return a new id: 48 bits of milliseconds since 1970, and 74 random bits."""
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10), "big") & _RANDOM
     return UUID(int=(milliseconds << 80) | _VERSION_AND_VARIANT | random)
 
 
 def derived_id(source: UUID, name: str) -> UUID:
-    """The same identifier each time for the same source and name, so that a repeated command creates the same thing."""
+    """Return the id derived from a source and a name: always the same, so that a repeated command creates nothing."""
     return uuid5(_DERIVED, f"{source}:{name}")
 
 
 def derived_in_time(source: UUID, name: str) -> UUID:
-    """The same as `derived_id`, but of the source's time when that is a version 7: then it is time-ordered, too."""
+    """Return a derived id that is ordered by the time of its source, if that is of version 7; else `derived_id`."""
     derived = derived_id(source, name)
     if source.version != 7:
         return derived
@@ -37,7 +39,7 @@ def derived_in_time(source: UUID, name: str) -> UUID:
 
 
 def internal_id(source: UUID, name: str) -> UUID:
-    """The same, for a command that Headwater issues or a record that it keeps: version 8, RFC 9562 section 5.8."""
+    """Return a derived id of version 8 (RFC 9562, section 5.8), for a command that Headwater issues or its records."""
     return UUID(int=derived_id(source, name).int & ~(0xF << 76) | (0x8 << 76))
 
 
@@ -48,5 +50,5 @@ def following_id(command_id: UUID, name: str) -> UUID:
 
 
 def is_internal(command_id: UUID) -> bool:
-    """Whether an id is one that only Headwater itself may use."""
+    """True if only Headwater itself may use the id."""
     return command_id.version == 8

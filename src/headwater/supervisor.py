@@ -1,4 +1,4 @@
-"""Owners for background tasks: a death is logged, shows in readiness, and is followed by a new start with backoff."""
+"""The owner of background tasks: a task that fails is logged, shown in readiness, and started again with backoff."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +17,11 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
 STOP_AGAIN_SECONDS = 0.5
 STEADY_SECONDS = 30.0
-"""A task that ran this long had recovered: its next failure starts from the first pause again."""
+"""A task that ran this long has recovered: after its next failure the backoff begins anew."""
 
 
 def backoff(failures: int, *, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> float:
-    """Seconds to wait after so many failures in a row: doubling, capped, and spread so that not all return at once."""
+    """Return the seconds to wait after so many failures in a row: doubled each time, capped, with random jitter."""
     return min(longest, first * 2.0 ** min(failures - 1, 20)) * random.uniform(0.5, 1.0)
 
 
@@ -39,46 +39,46 @@ class Supervisor:
 
     @property
     def troubles(self) -> dict[str, str]:
-        """What is not well now: task name to its last error. Empty when all run."""
+        """The tasks that are in trouble, by name, with the last error of each. Empty if all are well."""
         return dict(self._troubles)
 
     def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Run a loop that should never end by itself."""
+        """Start a task that should never end by itself. It is started again when it raises or returns."""
         self._tasks[name] = asyncio.create_task(self._keep(name, run), name=name)
 
     def well(self, name: str) -> None:
-        """Said by a task that has got over its trouble."""
+        """Clear the trouble of a task. The task calls this when it has recovered."""
         self._troubles.pop(name, None)
 
     def unwell(self, name: str, why: str) -> None:
-        """Said by a task that is in trouble, and tries to get over it by itself."""
+        """Record the trouble of a task that retries by itself. The task calls this."""
         self._troubles[name] = why
 
     async def stop(self, *names: str) -> None:
-        """End tasks, all at the same time, and wait for their end."""
+        """Cancel tasks, all at the same time, and wait until they have ended."""
         ending = [task for name in names if (task := self._tasks.pop(name, None)) is not None]
         await _end(ending)
         for name in names:
             self._troubles.pop(name, None)
 
     async def stop_all(self) -> None:
-        """End whatever runs, what was started last first."""
+        """Stop all tasks, in the reverse order of their start."""
         while self._tasks:
             await self.stop(*reversed(self._tasks))
 
     def over_within(self, seconds: float) -> None:
-        """From now on, farewells have that long together."""
+        """Limit the time of all farewells from now on, together."""
         self._over_at = asyncio.get_running_loop().time() + seconds
 
-    async def farewell(self, word: Coroutine[Any, Any, object], seconds: float) -> None:
-        """Have a last word said: in so many seconds, and in half of what is left, since others want to say theirs.
+    async def farewell(self, work: Coroutine[object, object, object], seconds: float) -> None:
+        """Run the last work of a part that ends. It has `seconds`, at most half of what the shutdown has left for all.
 
         Raises:
-            TimeoutError: it has taken longer.
+            TimeoutError: the work takes longer.
         """
         if self._over_at is not None:
             seconds = min(seconds, max(0, self._over_at - asyncio.get_running_loop().time()) / 2)
-        await within(seconds, word)
+        await within(seconds, work)
 
     async def __aenter__(self) -> Supervisor:
         return self
@@ -96,10 +96,10 @@ class Supervisor:
             steady = loop.call_later(STEADY_SECONDS, self.well, name)
             try:
                 await run()
-                raise RuntimeError("it ended by itself")
+                raise RuntimeError("the task returned, though it should run until it is cancelled")
             except Exception as error:
                 if self._tasks.get(name) is not asyncio.current_task():
-                    logger.warning("%s raised %r when it was told to stop", name, error)
+                    logger.warning("%s raised %r while it was being stopped", name, error)
                     return
                 failures = 1 if loop.time() - started > STEADY_SECONDS else failures + 1
                 pause = backoff(failures)
@@ -111,12 +111,14 @@ class Supervisor:
             await asyncio.sleep(pause)
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """What some work comes to, if it does in time. `asyncio.timeout` would wait for its way out as well, which a silent
-    database holds up for ever: a pool has its connection back when the statement has ended.
+async def within(seconds: float, work: Coroutine[object, object, T]) -> T:
+    """Return the result of some work.
+
+    `asyncio.timeout` would wait for the cleanup of cancelled work as well. With a silent database that takes for ever,
+    since the pool waits for the end of the statement before it takes a connection back.
 
     Raises:
-        TimeoutError: it has taken longer.
+        TimeoutError: the work takes longer.
     """
     task = asyncio.create_task(work)
     try:
@@ -128,9 +130,10 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
         await _end([task])
 
 
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    # Again and again: a cancellation is lost when the connection that a task waits for dies in the same moment, since
-    # leaving the transaction then raises in its place. And where the database says nothing, each step out is held up.
+async def _end(tasks: Sequence[asyncio.Task[T]]) -> None:
+    # Cancelled repeatedly: a cancellation is lost if the connection that a task waits for ends at the same moment,
+    # since the exit of the transaction raises another error instead. And a silent database delays each step of the
+    # cleanup.
     ending = {task for task in tasks if not task.done()}
     while ending:
         for task in tasks:  # in their order
@@ -138,4 +141,4 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
         _, ending = await asyncio.wait(ending, timeout=STOP_AGAIN_SECONDS)
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # asked for, or asyncio complains that nobody did
+            task.exception()  # retrieved: asyncio logs an exception that is not

@@ -131,7 +131,7 @@ async def test_a_task_that_ends_by_itself_is_in_trouble_too(pauses: list[int]) -
         owner.start("feed", run)
         await seen(started)
         await until(lambda: owner.troubles, 5)
-        assert owner.troubles == {"feed": "RuntimeError: it ended by itself"}
+        assert owner.troubles == {"feed": "RuntimeError: the task returned, though it should run until it is cancelled"}
 
 
 async def test_one_death_is_no_other_tasks_business(pauses: list[int]) -> None:

@@ -1,1 +1,7 @@
-"""TODO."""
+"""PostgreSQL: connections, named queries, migrations, faults, and the embedded server.
+
+Read `database` first: one `Database` a process, with a pool and connections outside it, and the lists of exceptions
+that mean an unreachable database or a fault that passes. `outage` logs an unreachable database once for the whole
+process. `queries` loads the `.sql` file beside a module. `rejected_rows` finds the rows of a write that PostgreSQL
+rejects. `migrations` creates the schema. `embedded` runs the PostgreSQL of `headwater dev` and of the tests.
+"""

@@ -1,4 +1,4 @@
-"""The way to PostgreSQL: one pool for reads, and connections of their own for those that must not share one."""
+"""Connections to PostgreSQL: one pool for reads, and connections outside it for parts that must not share one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
 from headwater.postgres.outage import Outage
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
-"""A connection, of the pool or outside it."""
+"""A connection from the pool or outside it."""
 
 LOST: tuple[type[BaseException], ...] = (
     OSError,
@@ -26,10 +26,10 @@ LOST: tuple[type[BaseException], ...] = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
-    asyncpg.InternalClientError,  # asyncpg's own, of a connection that ended in the middle of something
+    asyncpg.InternalClientError,  # of asyncpg itself, for a connection that ended within a statement
     TimeoutError,
 )
-"""What is raised when a connection is lost or cannot be had: try again, the statement is not at fault."""
+"""Raised when a connection is lost or cannot be made. The statement is not at fault and may be tried again."""
 
 UNREACHABLE: tuple[type[BaseException], ...] = (
     *LOST,
@@ -37,15 +37,15 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.ObjectNotInPrerequisiteStateError,
 )
-"""What is raised when a connection cannot be made; beside a loss, a database that lets nobody in, or not us."""
+"""Raised when a connection cannot be made: a loss, or a database that does not exist or denies the login."""
 
 FAILING: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
-"""Whatever PostgreSQL raises, or its absence: of what may be left undone, such as a last word."""
+"""Every error of PostgreSQL, reachable or not. For work that may be omitted, such as removing a worker's row."""
 
 PASSING: tuple[type[BaseException], ...] = (
-    *UNREACHABLE,  # a lock that is not to be had is of these, too
+    *UNREACHABLE,  # these include a lock that is not available
     asyncpg.TransactionRollbackError,  # serialization failures and deadlocks
-    asyncpg.InvalidTransactionStateError,  # as of a server that is read-only since a failover
+    asyncpg.InvalidTransactionStateError,  # such as a server that became read-only by a failover
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     Overloaded,
@@ -53,24 +53,24 @@ PASSING: tuple[type[BaseException], ...] = (
     OutcomeUnknown,
     Contended,
 )
-"""Faults of the moment, of which the code at work is not the cause: waited out, neither counted nor parked."""
+"""Faults that pass: the code is not their cause. They are waited out, neither counted nor parked."""
 
 CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
 
 SILENCE = {
-    "TCP_KEEPIDLE": 10,  # seconds without a word until the other side is asked whether it is there
-    "TCP_KEEPINTVL": 5,  # seconds until it is asked again
-    "TCP_KEEPCNT": 3,  # unanswered questions
-    "TCP_USER_TIMEOUT": 25_000,  # milliseconds until what was sent must have arrived
+    "TCP_KEEPIDLE": 10,  # seconds without a packet until the first probe
+    "TCP_KEEPINTVL": 5,  # seconds between probes
+    "TCP_KEEPCNT": 3,  # unanswered probes
+    "TCP_USER_TIMEOUT": 25_000,  # milliseconds until sent data must be acknowledged
 }
-"""When a network that swallows everything is taken for a lost connection. Where a system has no such option, it is left
-to its own patience, a quarter of an hour or so."""
+"""Options of the socket: when a network that drops every packet counts as a lost connection. A system without such an
+option has its own timeout, about a quarter of an hour."""
 
 
 async def _notice_silence(connection: Any) -> None:
-    endpoint = connection._transport.get_extra_info("socket")  # asyncpg shows it nowhere else
+    endpoint = connection._transport.get_extra_info("socket")  # asyncpg has no public attribute for it
     if endpoint is None or endpoint.family not in (socket.AF_INET, socket.AF_INET6):
         return
     endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -80,30 +80,31 @@ async def _notice_silence(connection: Any) -> None:
 
 
 _NO_JIT = "set jit = off"
-"""Every statement is short and repeated; compiling one costs more than it can save."""
+"""Every statement is short and repeated: compiling one costs more than it saves."""
 
 
 def _greeting(name: str) -> dict[str, str]:
-    """What a connection is made with. PgBouncer lets nobody in who asks for more than these: the rest is set after."""
+    """Return the parameters of a new connection. PgBouncer rejects others; those are set afterwards."""
     return {"application_name": name, "timezone": "UTC"}
 
 
 async def _as_it_is(connection: object) -> None:
-    """Nothing to reset: whatever is set later is set for one transaction, and one that is left open is rolled back
-    anyway. asyncpg's own way is a statement more for each that is asked."""
+    """Reset nothing when a connection returns to the pool: settings are made for one transaction only, and asyncpg
+    rolls back an open one. Its default adds a statement to each query."""
 
 
 async def make_schema(connection: Connection, name: str) -> None:
-    """Make a schema, if it is not there. `create schema if not exists` asks for the right to make it even if it is."""
+    """Create a schema if it is missing. `create schema if not exists` needs the privilege even if the schema exists."""
     if await connection.fetchval("select to_regnamespace($1) is null", name):
         await connection.execute(f"create schema if not exists {name}")
 
 
 async def write_derived(connection: Connection, *, quiet: float) -> None:
-    """Of the transaction that was just begun: what it writes can be made again from the log, and only the log must
-    outlive a crash. A worker that is stopped between two of its statements keeps no lock against the one that takes
-    over: PostgreSQL ends the session after so many seconds of quiet. For one that is stopped within a statement, see
-    `leases.end_stalled_sessions`.
+    """Set up a transaction that has just begun and that writes only data that can be derived from the log again.
+
+    It does not wait for the disk: only the log must survive a crash. PostgreSQL ends the session after `quiet` seconds
+    without a statement, so that a worker that is stopped between two statements holds no lock against its successor.
+    For a worker that is stopped within a statement, see `leases.end_stalled_sessions`.
     """
     await connection.execute(
         f"set local synchronous_commit = off;set local idle_in_transaction_session_timeout = {round(quiet * 1000)}"
@@ -112,15 +113,17 @@ async def write_derived(connection: Connection, *, quiet: float) -> None:
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_INFINITE = {  # as asyncpg reads it
+_INFINITE = {  # the values that asyncpg returns
     2**63 - 1: datetime.max,  # noqa: DTZ901 - without a zone
-    -(2**63): datetime.min,  # noqa: DTZ901 - the same
+    -(2**63): datetime.min,  # noqa: DTZ901 - without a zone
 }
 
 
 async def take_times_by_number(connection: asyncpg.Connection) -> None:
-    """Have a connection take each `timestamptz` as its number of microseconds, for whoever reads all of a log or writes
-    all its rows: asyncpg takes twice as long, by way of a time zone. What is read and written is the same."""
+    """Have a connection transfer each `timestamptz` as a number of microseconds. The values are the same.
+
+    It halves the time of asyncpg's own conversion, for work that reads the whole log or writes all rows.
+    """
     await connection.set_type_codec(
         "timestamptz", schema="pg_catalog", format="tuple", encoder=_number_of, decoder=_time_of
     )
@@ -140,10 +143,11 @@ def _time_of(number: tuple[int]) -> datetime:
 
 
 class Database:
-    """One database. Opened once a process: `async with Database(dsn) as database`.
+    """One database: `async with Database(dsn) as database`, once a process.
 
-    dsn: `postgresql://...`. pool_size: connections for reads and projections, at most. statement_timeout: seconds that
-    a statement of the pool may take, and that may pass between two of a transaction.
+    dsn: `postgresql://...`. pool_size: the largest number of connections in the pool. statement_timeout: the longest
+    duration of a statement of the pool, and the longest pause between two statements of a transaction, in seconds.
+    clock: of the times in `outage`'s lines.
     """
 
     def __init__(
@@ -159,7 +163,7 @@ class Database:
 
     @property
     def pool(self) -> asyncpg.Pool:
-        """Connections for reads, each statement under the timeout."""
+        """The connections for reads. Each statement has the timeout."""
         assert self._pool is not None, "the database is not open"
         return self._pool
 
@@ -175,7 +179,7 @@ class Database:
         )
         try:
             async with pool.acquire():
-                pass  # a database that cannot be reached shows now
+                pass  # raises if the database is unreachable
         except BaseException:
             pool.terminate()
             raise
@@ -197,7 +201,7 @@ class Database:
             pool.terminate()
 
     def cut_off(self) -> None:
-        """End every connection now, those outside the pool as well: whoever waits for one is told."""
+        """End every connection at once, in the pool and outside it. Calls that wait for one raise."""
         if self._pool is not None:
             self._pool.terminate()
         for connection in self._connections:
@@ -206,7 +210,7 @@ class Database:
             self._closing.cancel()
 
     async def connect(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
-        """A connection outside the pool, shown to the operator as `headwater <name>`. The caller closes it."""
+        """Open a connection outside the pool, with the application name `headwater <name>`. The caller closes it."""
         connection = await asyncpg.connect(self._dsn, timeout=seconds, server_settings=_greeting(f"headwater {name}"))
         await self._set_up(connection, _NO_JIT, seconds)
         return connection
@@ -221,10 +225,10 @@ class Database:
         await self._set_up(connection, f"{_NO_JIT}; {limits}", CONNECT_SECONDS)
 
     async def _set_up(self, connection: asyncpg.Connection, settings: str, seconds: float) -> None:
-        self._connections.add(connection)  # the pool does not know it yet, and would not cut it off
+        self._connections.add(connection)  # the pool does not know it yet: `cut_off` ends it by this
         try:
             await _notice_silence(connection)
             await connection.execute(settings, timeout=seconds)
         except BaseException:
-            connection.terminate()  # the pool would take leave of it, which waits for an answer
+            connection.terminate()  # the pool would close it, which waits for an answer
             raise

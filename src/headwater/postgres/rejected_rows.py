@@ -1,4 +1,4 @@
-"""What PostgreSQL says no to: rows that it does not take, told from faults of its own, which pass."""
+"""Rows that PostgreSQL rejects, as opposed to faults of its own, which pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the rows are at fault, rather than the database or its schema. Said of what a write of rows raised."""
+    """True if an error of a write means that its rows are at fault, not the database or its schema."""
     if isinstance(error, asyncpg.PostgresError):
         return isinstance(
             error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
@@ -22,7 +22,10 @@ def is_refusal(error: Exception) -> bool:
 
 
 async def objection(connection: asyncpg.Connection, write: Callable[[], Awaitable[object]]) -> Exception | None:
-    """What PostgreSQL says to rows, without their being written: the write is undone. Faults of its own are raised."""
+    """Return the error with which PostgreSQL rejects a write of rows, or None. The write is rolled back.
+
+    Faults that are not of the rows are raised.
+    """
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -37,7 +40,7 @@ async def objection(connection: asyncpg.Connection, write: Callable[[], Awaitabl
 
 
 async def misfits(rows: Sequence[T], ask: Callable[[Sequence[T]], Awaitable[Exception | None]]) -> list[T]:
-    """Which of the rows are refused, found by halving. ask: what the database says to some of them."""
+    """Return the rows that are rejected, found by bisection. ask: returns the error for some of the rows, or None."""
     if not rows or await ask(rows) is None:
         return []
     if len(rows) == 1:
