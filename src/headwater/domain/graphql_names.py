@@ -1,8 +1,9 @@
-"""What an app's declarations are called in GraphQL. Each must be a name there, and be the name of one thing only. A
-read model's is its name among what is kept, too, and is not one of Headwater's own there.
+"""The names of an app's declarations in GraphQL, and the check that they are valid and unique.
 
-It is checked here, where the classes are known that have to be renamed: Strawberry notices some clashes without naming
-the class, and with others silently takes one of the two for both.
+The name of a read model also names its projection, and may not be one that Headwater uses there itself.
+
+The check is here because the classes to rename are known here. Strawberry reports some clashes without the class, and
+for others silently uses one of the two for both.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refusal
 from headwater.domain.read_model import View
 from headwater.errors import DefinitionError
 
-_NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)  # two underscores are GraphQL's own
+_NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)  # GraphQL reserves two leading underscores
 
 _SCALARS = ["Boolean", "Date", "DateTime", "Decimal", "Float", "ID", "Int", "JSON", "Position", "String", "UUID"]
 _FILTERS = [f"{kind}Filter" for kind in ["Boolean", "Date", "DateTime", "Decimal", "Float", "Int", "String", "UUID"]]
@@ -25,49 +26,49 @@ _ALWAYS = ["Accepted", "AsOf", "Mutation", "Node", "PageInfo", "Query", "Refusal
 _SAGAS = ["Saga", "SagaConnection", "SagaEdge", "SagaFilter", "SagaStatus", "SagaStep", "SagaStepState"]
 
 TYPES = frozenset((*_SCALARS, *_FILTERS, *_EVENTS, *_ALWAYS))
-"""The types that Headwater brings into every schema, or may."""
+"""The types that Headwater adds, or may add, to every schema."""
 
 SAGA_TYPES = frozenset(_SAGAS)
-"""The types that it brings where the app has sagas."""
+"""The types that Headwater adds to the schema of an app with sagas."""
 
 KEPT = frozenset(("leases", "log", "schedules"))
-"""What projections and positions have by these names is Headwater's own, and a read model would be taken for it. Those
-of sagas and reactors have a space in them, which no read model has."""
+"""Names of Headwater's own units and positions, which a read model would be mistaken for. The units of sagas and
+reactors have a space in their names, which no read model has."""
 
 _COMBINATORS = ("and_", "or_", "not_")
-"""What `and`, `or` and `not` of a filter are called in Python, beside the read model's fields."""
+"""The Python names of `and`, `or` and `not` of a filter, which are beside the fields of the read model."""
 
 _RESOLVER = ("root", "info")
-"""What every resolver takes, beside its arguments."""
+"""The parameters of every resolver, beside its arguments."""
 
 _NO_MEMBERS = ("true", "false", "null")
-"""Values of GraphQL's own, which no member of an enum can be called."""
+"""Literals of GraphQL, which cannot be names of enum members."""
 
 
 def camel(name: str) -> str:
-    """What a type's name is as a field: `Account` as `account`, `BankAccount` as `bankAccount`."""
+    """Return the name of the field for a type: `account` for `Account`, `bankAccount` for `BankAccount`."""
     first, *rest = name.split("_")
     return first[:1].lower() + first[1:] + "".join(word.capitalize() for word in rest)
 
 
 def field_name(name: str) -> str:
-    """What a field is called in GraphQL: `account_id` as `accountId`. Strawberry's rule: `type_` stays as it is."""
+    """Return the name of a field in GraphQL: `accountId` for `account_id`. Strawberry leaves `type_` unchanged."""
     first, *rest = name.split("_")
     return first + "".join(word.capitalize() or "_" for word in rest)
 
 
 def plural(name: str) -> str:
-    """`account` as `accounts`, `entry` as `entries`."""
+    """Return the plural: `accounts` for `account`, `entries` for `entry`."""
     if name.endswith("y") and name[-2:-1] not in "aeiou":
         return name[:-1] + "ies"
     return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 def check_names(keys: Mapping[type[Command], str], views: Iterable[View[Any]], *, sagas: bool) -> None:
-    """Look at all names of an app. keys: each command with the key of its streams. sagas: whether the app has any.
+    """Check all names of an app. keys: each command with the key of its streams. sagas: true if the app has sagas.
 
     Raises:
-        DefinitionError: a name that GraphQL does not take, or two things of one name.
+        DefinitionError: a name is not valid in GraphQL, or two declarations have the same name.
     """
     views = tuple(views)
     names = _Names()
@@ -86,13 +87,13 @@ def check_names(keys: Mapping[type[Command], str], views: Iterable[View[Any]], *
 
 
 class _Names:
-    """The names that are taken, among what they have to differ: the types, or the fields of one class."""
+    """The names in use, by the scope in which they must differ: all types, or the fields of one class."""
 
     def __init__(self) -> None:
         self._taken: dict[tuple[object, str], tuple[object, str]] = {}
 
     def take(self, among: object, name: str, owner: object, what: str) -> None:
-        """what: how the owner is called in the sentence that is said when another has the name."""
+        """Add a name to a scope. what: the owner in the words of an error message."""
         if not _NAME.fullmatch(name):
             raise DefinitionError(
                 f"{what}: {name!r} is no name in GraphQL; use the letters A to Z, digits and underscores, and begin"
@@ -105,12 +106,12 @@ class _Names:
     def refusal(self, refused: type[Refusal]) -> None:
         what = f"the refusal {_full_name(refused)}"
         self.take("type", refused.__name__, refused, what)
-        # Clients tell refusals apart by the code, too, which several spellings of a name come to.
+        # Clients also tell refusals apart by the code, and different class names can result in the same code.
         self.take("code", refused.code, refused, what)
         self._fields(refused, fields_of(refused))
 
     def command(self, command: type[Command], views: Iterable[View[Any]]) -> None:
-        """views: those that are read at the command's position, as fields of what was accepted."""
+        """Add the names of a command. views: the read models that are fields of its accepted type."""
         name, what = command.__declared__.name, f"the command {_full_name(command)}"
         self.take("mutation", camel(name), command, what)
         for part in ("Input", "Accepted", "Result"):
@@ -144,7 +145,7 @@ class _Names:
                 self.take("type", f"{chosen.__name__}Filter", owner, f"the filter type of {_full_name(chosen)}")
 
     def _key(self, view: View[Any]) -> None:
-        """The key is an argument of the field that finds a row by it."""
+        """Check the key, which is an argument of the field that finds a row by it."""
         if view.key in _RESOLVER or field_name(view.key) in ("atLeast", "asOf"):
             raise DefinitionError(
                 f"{view.model.__name__}.{view.key}: a key cannot be called so, since Headwater has an argument of that"
@@ -160,7 +161,7 @@ class _Names:
                 self.take((view.model, "Order"), f"{each.name.upper()}_ASC", each.name, what)
 
     def roots(self, views: Iterable[View[Any]], *, sagas: bool) -> None:
-        """The fields that are asked for first."""
+        """Add the fields of Query and Subscription."""
         for own in ("node", "events", *(("saga", "sagas") if sagas else ())):
             self.take("root", own, "Headwater", f"the field {own} of Headwater's own")
         for view in views:
