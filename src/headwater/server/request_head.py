@@ -1,7 +1,8 @@
-"""How large the head of a request may be, and how long it may take: until it is complete nobody else looks at it.
+"""Limits the size of a request's head, and the time in which it must be complete.
 
-The head is the request line and the headers. The parser keeps all of it until it is complete. uvicorn bounds it with
-h11 only, which takes more than twice the time for each request, and gives it no deadline with either.
+The head is the request line and the headers. The parser buffers all of it until it is complete, before the application
+sees anything. uvicorn limits its size only with h11, which takes more than twice the time for each request, and sets no
+deadline with either parser.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LARGEST_HEAD = 64 * 1024
-"""Bytes of a head at most, and of what else is not body: the extensions and trailers of a chunked one."""
+"""Bytes of a head at most, and of the extensions and trailers of a chunked body."""
 
 SEPARATORS = len(b": \r\n")
 
 HEAD_SECONDS = 10.0
-"""From the connection, or from the answer before, until a head must be complete. Within it the rest of a body must have
-come, too, whose request was answered without it."""
+"""Seconds until a head must be complete, counted from the connection or from the previous response. If that request was
+answered before its body had arrived, the rest of the body must arrive within the same time."""
 
 
 class BoundedHead(HttpToolsProtocol):
-    """A connection whose requests begin in time and within bounds; else it is closed.
+    """The HTTP protocol of one client. It closes a client whose request head is too large or too late.
 
-    awaited -> complete: it is a request's, or a socket's -> its body has ended, or its answer: the next is awaited ...
+    awaited -> complete: of a request, or of a socket -> body ended, or answered: the next head is awaited ...
        |           \\-> too large: 431 or 414, closed
-       |-> too much that is not complete: the same
+       |-> incomplete and too large: the same
        \\-> too late: closed
     """
 
@@ -37,53 +38,53 @@ class BoundedHead(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._awaited = True
-        self._late: asyncio.TimerHandle | None = None
-        self._unanswered = 0  # bytes that the parser has taken since it last gave anything back
-        self._gave = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._unparsed = 0  # bytes given to the parser since its last callback
+        self._parsed = False
         self._too_large = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows the type the same way
         super().connection_made(transport)
-        self._wait()
+        self._start_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wait_no_more()
+        self._cancel_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._gave = False
+        self._parsed = False
         super().data_received(data)
-        self._unanswered = 0 if self._gave else self._unanswered + len(data)
+        self._unparsed = 0 if self._parsed else self._unparsed + len(data)
         if self.transport.is_closing():
             return
-        if self._unanswered > LARGEST_HEAD:
+        if self._unparsed > LARGEST_HEAD:
             self._refuse()
-        elif self._awaited and self._late is None and not self._answering:
-            self._wait()
+        elif self._awaited and self._deadline is None and not self._answering:
+            self._start_deadline()
 
     def on_headers_complete(self) -> None:
-        self._gave, self._awaited = True, False
-        self._wait_no_more()
+        self._parsed, self._awaited = True, False
+        self._cancel_deadline()
         if len(self.url) + sum(len(name) + len(value) + SEPARATORS for name, value in self.headers) > LARGEST_HEAD:
             self._too_large = True
-            raise ValueError("the head is too large")  # stops the parser, which has uvicorn answer: see below
+            raise ValueError("the head is too large")  # stops the parser; uvicorn then calls send_400_response
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._gave = True
+        self._parsed = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._gave = self._awaited = True
+        self._parsed = self._awaited = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._answering and not self.transport.is_closing():
-            self._wait()  # for the next one, and for what still comes of this one's body
+            self._start_deadline()  # for the next head, and for the rest of this body
 
     def handle_websocket_upgrade(self) -> None:
-        self._awaited = False  # what follows is the socket's
+        self._awaited = False  # all that follows belongs to the socket
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
@@ -94,20 +95,20 @@ class BoundedHead(HttpToolsProtocol):
 
     @property
     def _answering(self) -> bool:
-        # There is none before the first request, whatever uvicorn's annotation says.
+        # `cycle` is None before the first request, contrary to uvicorn's annotation.
         return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
 
-    def _wait(self) -> None:
-        self._wait_no_more()
-        self._late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+    def _start_deadline(self) -> None:
+        self._cancel_deadline()
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
-    def _wait_no_more(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def _refuse(self) -> None:
-        if not self._answering:  # else this would stand in the middle of that answer
+        if not self._answering:  # otherwise it would be written into the middle of a response
             self.transport.write(_refusal(of_url=2 * len(self.url) > LARGEST_HEAD))
         self.transport.close()
 

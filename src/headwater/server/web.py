@@ -1,4 +1,7 @@
-"""HTTP: the routes of a node, and a uvicorn that says goodbye to sockets before it ends."""
+"""HTTP: the routes of a node, and a uvicorn server that closes sockets properly before it ends.
+
+Begin with `Web`, whose routes are a list.
+"""
 
 from __future__ import annotations
 
@@ -32,22 +35,27 @@ from headwater.server.request_head import BoundedHead
 logger = logging.getLogger(__name__)
 
 LARGEST_FRAME = 256 * 1024
+"""Bytes of a websocket frame at most."""
+
 BACKLOG = 2048
 
 SERVING = 0.75
-"""The part of a shutdown's time after which requests under way are cut off; in the rest everything else is closed."""
+"""The share of the shutdown's time after which requests in progress are cut off; the rest is for closing all else."""
 
 
 def health_routes(node: Node) -> list[BaseRoute]:
-    """`/health/live`: the process runs. `/health/ready`: the database answers, every task is well, and no projection is
-    behind by more than is tolerated."""
+    """Return the routes of the health checks.
+
+    `/health/live`: the process runs. `/health/ready`: the database answers, every task runs without errors, and no
+    projection lags behind by more than the settings tolerate.
+    """
 
     async def live(request: Request) -> Response:
         return JSONResponse({"status": "live"})
 
     async def ready(request: Request) -> Response:
         troubles = await node.troubles()
-        # Names only: what is wrong with them stands in the log, not on the network.
+        # Only names go over the network; the log says what is wrong with them.
         if troubles:
             return JSONResponse({"status": "not ready", "troubles": sorted(troubles)}, status_code=503)
         return JSONResponse({"status": "ready"})
@@ -56,10 +64,10 @@ def health_routes(node: Node) -> list[BaseRoute]:
 
 
 def metrics_route(node: Node, socket: GraphQLSocket | None = None) -> BaseRoute:
-    """`/metrics`: what the process has measured, as Prometheus reads it."""
+    """Return the route `/metrics`: the measurements of the process in the format of Prometheus."""
 
     async def metrics(request: Request) -> Response:
-        from headwater.server.exporters import prometheus  # whoever is never asked does not load it
+        from headwater.server.exporters import prometheus  # loaded only by a process that is scraped
 
         text = await prometheus.text_of(node, None if socket is None else socket.open)
         return Response(text, headers={"content-type": prometheus.CONTENT_TYPE, "cache-control": "no-store"})
@@ -67,15 +75,16 @@ def metrics_route(node: Node, socket: GraphQLSocket | None = None) -> BaseRoute:
     return Route("/metrics", metrics)
 
 
+async def _home(request: Request) -> Response:
+    return RedirectResponse("/graphql")
+
+
 class Web:
-    """A serving node as an ASGI application, with the farewell that it needs."""
+    """A serving node as an ASGI application (`app`), with the farewell that it needs before a shutdown."""
 
     def __init__(self, node: Node) -> None:
         def scope(connection: HTTPConnection, init: Mapping[str, object] | None) -> Scope:
             return Scope(node.serving)
-
-        async def home(request: Request) -> Response:
-            return RedirectResponse("/graphql")
 
         self._node = node
         settings = node.settings
@@ -86,7 +95,7 @@ class Web:
             routes=[
                 Route("/graphql", GraphQLHTTP(engine, scope, explorer=explorer)),
                 WebSocketRoute("/graphql", self._socket),
-                Route("/", home),
+                Route("/", _home),
                 *explorer_routes(node.app.examples),
                 *health_routes(node),
                 metrics_route(node, self._socket),
@@ -94,13 +103,16 @@ class Web:
         )
 
     async def farewell(self) -> None:
-        """Let commands on their way get their answer, then close every socket with 1001: clients know to come back."""
+        """Answer the commands in progress, then close every socket with code 1001, which makes clients reconnect."""
         await self._node.answered()
         await self._socket.close_all()
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a farewell before it shuts down and signals left to `stopping`."""
+    """A uvicorn server that awaits a farewell before it shuts down, and leaves signals to `stopping`.
+
+    seconds: the time for the farewell and the requests in progress together.
+    """
 
     def __init__(self, config: uvicorn.Config, farewell: Callable[[], Awaitable[None]], seconds: float) -> None:
         super().__init__(config)
@@ -109,12 +121,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
-            server.close()  # nobody new comes in while the others are sent away
+            server.close()  # no new connection is accepted during the farewell
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._seconds
         await self._farewell()
-        # What is left of the time: two waits, one after another, would take twice as long as was said.
-        self.config.timeout_graceful_shutdown = max(0, deadline - loop.time())  # type: ignore[assignment]  # it waits for fractions, too
+        # The rest of the time: with the full timeout here, both waits could take twice as long as configured.
+        self.config.timeout_graceful_shutdown = max(0, deadline - loop.time())  # type: ignore[assignment]  # it accepts fractions of a second
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -125,7 +137,10 @@ class Server(uvicorn.Server):
 def server_of(
     app: Starlette, listening: socket.socket, settings: Settings, farewell: Callable[[], Awaitable[None]]
 ) -> Server:
-    """A server that is not started. One that only this machine reaches answers only to its names."""
+    """Return a server that is not started.
+
+    If only this machine can reach it, it answers only requests whose Host names this machine.
+    """
     served = LoopbackOnly(app, settings.host, settings.allowed_origins) if is_local(listening) else app
     return Server(
         uvicorn.Config(
@@ -133,7 +148,7 @@ def server_of(
             http=BoundedHead,
             ws="websockets-sansio",
             ws_max_size=LARGEST_FRAME,
-            # It costs 50 KiB a socket, and lets a small frame become a large one.
+            # Compression costs 50 KiB a socket, and a small frame could become a large one.
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
@@ -147,7 +162,7 @@ def server_of(
 
 @asynccontextmanager
 async def stopping() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set."""
+    """Yield an event that SIGINT and SIGTERM set."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -161,10 +176,10 @@ async def stopping() -> AsyncIterator[asyncio.Event]:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The socket to serve on. Port 0 takes any that is free.
+    """Open the socket to serve on. Port 0 takes any free port.
 
     Raises:
-        SettingsError: the address is taken, or not ours.
+        SettingsError: the address is in use, or does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -177,23 +192,29 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def _reason(error: OSError) -> str:
-    """In a few words: asyncio and the resolver of names add what has been said already, or number their errors anew."""
+    """Return the reason in a few words.
+
+    asyncio repeats the address in its message, and the name resolver uses error numbers of its own.
+    """
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror or error)
 
 
 def is_local(listening: socket.socket) -> bool:
-    """Whether only this machine reaches it: by where it is, since `127.1` and names lead there as well."""
+    """True if only this machine can reach the socket.
+
+    Its bound address decides, since names and forms such as `127.1` also resolve to a loopback address.
+    """
     return is_loopback(listening.getsockname()[0])
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where a socket is reached, as a URL."""
+    """Return the URL of a socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def run(server: Server, listening: socket.socket, stop: asyncio.Event, started: Callable[[], None]) -> None:
-    """Serve on a socket until told to stop. `started` is called when requests are answered."""
+    """Serve on a socket until `stop` is set. started: is called as soon as requests are answered."""
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     stopped = asyncio.create_task(stop.wait())
     try:
