@@ -1,4 +1,4 @@
-"""The head of a request has a bound and a deadline, and so has its body, whoever sends it."""
+"""The head of a request has a size limit and a deadline, and so has its body."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from websockets.asyncio.client import connect
 from headwater.config import Settings
 from headwater.graphql.engine import Engine
 from headwater.graphql.http import GraphQLHTTP
-from headwater.server import request_head as head
-from headwater.server.request_head import LARGEST_HEAD
+from headwater.server.request_head import HEAD_SECONDS, LARGEST_HEAD
 from headwater.server.web import listen, server_of
 
 PIECE = 16 * 1024
@@ -30,7 +29,7 @@ FAR_TOO_MUCH = 16 * 1024 * 1024
 
 
 class Client:
-    """A connection to it, byte by byte."""
+    """A raw TCP client of the server."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -40,20 +39,20 @@ class Client:
         self._writer.write(b"".join(parts))
 
     async def answer(self) -> tuple[int, bytes]:
-        """The status and the body of the next answer."""
+        """Return the status and the body of the next response."""
         async with asyncio.timeout(10):
             status, lines = await self.head()
             (length,) = [int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length")]
             return status, await self._reader.readexactly(length)
 
     async def head(self) -> tuple[int, list[bytes]]:
-        """The status and the headers of the next answer."""
+        """Return the status and the headers of the next response."""
         async with asyncio.timeout(10):
             status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
             return int(status.split()[1]), lines
 
     async def closed(self) -> bytes:
-        """What comes until the server closes."""
+        """Return the bytes that arrive until the server closes."""
         async with asyncio.timeout(10):
             try:
                 return await self._reader.read()
@@ -61,7 +60,7 @@ class Client:
                 return b""
 
     async def pour(self, piece: bytes) -> int:
-        """Send the same again and again until the server closes: how many bytes it let come."""
+        """Send a piece again and again until the server closes. Returns how many bytes it accepted."""
         sent = 0
         try:
             while sent < FAR_TOO_MUCH and not self._reader.at_eof():
@@ -92,7 +91,7 @@ class Served:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[Served]:
+async def served(head_seconds: float = HEAD_SECONDS) -> AsyncIterator[Served]:
     async def page(request: Request) -> Response:
         try:
             return PlainTextResponse(f"{len(await request.body())} bytes")
@@ -128,7 +127,7 @@ async def served() -> AsyncIterator[Served]:
     settings = replace(Settings(), port=0)
     listening = listen(settings)
     server = Served(listening.getsockname()[1])
-    uvicorn = server_of(Starlette(routes=routes), listening, settings, farewell)
+    uvicorn = server_of(Starlette(routes=routes), listening, settings, farewell, head_seconds=head_seconds)
     task = asyncio.create_task(uvicorn.serve(sockets=[listening]))
     try:
         yield server
@@ -202,7 +201,7 @@ async def test_one_without_an_end_is_cut_off(start: bytes, piece: bytes) -> None
             await asyncio.wait_for(server.left.wait(), 10)
 
 
-async def test_a_body_of_many_chunks_is_none() -> None:
+async def test_a_body_of_many_chunks_is_not_counted_as_head() -> None:
     async with served() as server:
         client = await server.client()
         client.send(POST, b"1;some=extension\r\na\r\n" * 20_000, b"0\r\nX-A: b\r\n\r\n")
@@ -211,11 +210,8 @@ async def test_a_body_of_many_chunks_is_none() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET, b"\r\n", b"\r\n\r\nGET"])
 @pytest.mark.parametrize("before", [0, 1])
-async def test_one_that_does_not_come_in_time_is_cut_off(
-    sent: bytes, before: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
-    async with served() as server:
+async def test_a_client_whose_head_is_not_complete_in_time_is_closed(sent: bytes, before: int) -> None:
+    async with served(head_seconds=0.2) as server:
         client = await server.client()
         for _ in range(before):
             client.send(GET, b"\r\n")
@@ -224,18 +220,24 @@ async def test_one_that_does_not_come_in_time_is_cut_off(
         assert await client.closed() == b""
 
 
-async def test_neither_an_answer_nor_a_socket_has_that_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
-    async with served() as server, connect(f"ws://127.0.0.1:{server.port}/socket", proxy=None) as socket:
+def _socket_of(server: Served) -> connect:
+    return connect(f"ws://127.0.0.1:{server.port}/socket", proxy=None)
+
+
+async def test_a_slow_response_and_a_socket_outlive_the_deadline_of_heads() -> None:
+    async with (
+        served(head_seconds=0.2) as server,
+        connect(f"ws://127.0.0.1:{server.port}/socket", proxy=None) as socket,
+    ):
         waiting, ahead = await server.client(), await server.client()
         waiting.send(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
         ahead.send(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n", GET)
-        for _ in range(2):  # those that came later are late, and so would they be
+        for _ in range(2):  # clients that connect later miss their deadline first
             assert await (await server.client()).closed() == b""
         server.release.set()
         assert await waiting.answer() == (200, b"at last")
         assert await ahead.answer() == (200, b"at last")
-        assert await ahead.closed() == b"", "what it began of the next is late from now on"
+        assert await ahead.closed() == b"", "the deadline of its incomplete next head starts after the response"
         await socket.send("hello")
         assert await socket.recv() == "hello"
 
@@ -251,7 +253,7 @@ async def test_neither_an_answer_nor_a_socket_has_that_deadline(monkeypatch: pyt
     ],
     ids=["nothing", "half", "asks first", "chunk", "all but its end"],
 )
-async def test_a_body_that_does_not_come_in_time_is_answered_and_cut_off(sent: bytes) -> None:
+async def test_a_body_that_is_not_complete_in_time_gets_408_and_is_closed(sent: bytes) -> None:
     async with served() as server:
         client = await server.client()
         client.send(GRAPHQL, b'Content-Length: 25\r\n\r\n{"query": "{__typename}"}')
@@ -265,8 +267,8 @@ async def test_a_body_that_does_not_come_in_time_is_answered_and_cut_off(sent: b
         assert error["extensions"] == {"code": "BODY_TOO_SLOW"}
 
 
-async def test_a_body_that_comes_bit_by_bit_is_cut_off() -> None:
-    """The deadline is that of all of it: a bit that comes does not put it off."""
+async def test_the_deadline_of_a_body_is_not_extended_by_each_byte() -> None:
+    """The deadline is for the whole body."""
     async with served() as server, asyncio.timeout(10):
         client = await server.client()
         client.send(GRAPHQL, b"Content-Length: 1000000\r\n\r\n")
@@ -277,9 +279,8 @@ async def test_a_body_that_comes_bit_by_bit_is_cut_off() -> None:
         assert (await answer)[0] == 408
 
 
-async def test_a_body_that_still_comes_after_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "HEAD_SECONDS", 0.2)
-    async with served() as server, asyncio.timeout(10):
+async def test_a_body_that_continues_after_its_response_is_cut_off() -> None:
+    async with served(head_seconds=0.2) as server, asyncio.timeout(10):
         client = await server.client()
         client.send(b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
         assert await client.answer() == (200, b"seen enough")

@@ -33,10 +33,11 @@ class BoundedHead(HttpToolsProtocol):
        \\-> too late: closed
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, head_seconds: float = HEAD_SECONDS, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.url = b""
         self.headers = []
+        self._head_seconds = head_seconds
         self._awaited = True
         self._deadline: asyncio.TimerHandle | None = None
         self._unparsed = 0  # bytes given to the parser since its last callback
@@ -100,7 +101,7 @@ class BoundedHead(HttpToolsProtocol):
 
     def _start_deadline(self) -> None:
         self._cancel_deadline()
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._deadline = self.loop.call_later(self._head_seconds, self.transport.close)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,7 +31,7 @@ from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
 from headwater.graphql.websocket import GraphQLSocket
 from headwater.server.node import Node
-from headwater.server.request_head import BoundedHead
+from headwater.server.request_head import HEAD_SECONDS, BoundedHead
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,12 @@ class Server(uvicorn.Server):
 
 
 def server_of(
-    app: Starlette, listening: socket.socket, settings: Settings, farewell: Callable[[], Awaitable[None]]
+    app: Starlette,
+    listening: socket.socket,
+    settings: Settings,
+    farewell: Callable[[], Awaitable[None]],
+    *,
+    head_seconds: float = HEAD_SECONDS,
 ) -> Server:
     """Return a server that is not started.
 
@@ -145,7 +151,7 @@ def server_of(
     return Server(
         uvicorn.Config(
             served,
-            http=BoundedHead,
+            http=partial(BoundedHead, head_seconds=head_seconds),  # type: ignore[arg-type]  # uvicorn only calls it
             ws="websockets-sansio",
             ws_max_size=LARGEST_FRAME,
             # Compression costs 50 KiB a socket, and a small frame could become a large one.
