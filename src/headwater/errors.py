@@ -1,6 +1,7 @@
-"""What can go wrong, as classes: a docstring says what the reader of the error is told, fields are the facts.
+"""The errors of Headwater. A class's docstring is what the reader of the error sees; its fields are the facts.
 
-A *refusal* is a business no and is data (`headwater.Refusal`); an *error* is a fault or a mistake and is raised.
+A *refusal* is a negative answer of the business and is data (`headwater.Refusal`); an *error* is a fault or a mistake
+and is raised.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ class HeadwaterError(Exception):
 
 
 class DefinitionError(HeadwaterError):
-    """The app's own declarations are wrong; the start stops with a sentence that names the class and the field."""
+    """The app's own declarations are wrong; the message names the class and the field."""
 
 
 class SettingsError(HeadwaterError):
-    """A setting has a value that cannot be used; the sentence says which, and what to change."""
+    """A setting has a value that cannot be used. The message names the setting and what to change."""
 
 
 class LogError(HeadwaterError):
-    """The log holds something that this code cannot read, or was asked for something impossible."""
+    """The log holds an event that this code cannot read, or the call asks it for something impossible."""
 
 
 class UnreadableEvent(HeadwaterError):
@@ -37,8 +38,8 @@ class MisplacedEvent(HeadwaterError):
 
 
 class CodeFailed(HeadwaterError):
-    """A function of the app raised. Whatever it raised counts as its failure: an OSError that comes out of a fold or a
-    decision is no fault of the database, which would be waited out. `error` is what was raised."""
+    """A function of the app raised `error`. It counts as a failure of the app, whatever its type: an OSError of a fold
+    or a decision is not a fault of the database, which would be waited out."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
@@ -70,7 +71,7 @@ class Unavailable(PublicError):
 
 
 class OutcomeUnknown(PublicError):
-    """The log was lost while the command was being written, and stayed away: send it again with the same commandId."""
+    """The connection to the log was lost while the command was being written. Send it again with the same commandId."""
 
     code = "OUTCOME_UNKNOWN"
 
@@ -89,17 +90,17 @@ class CommandIdReused(PublicError):
     def __init__(self, message: str, stream_id: UUID) -> None:
         super().__init__(message)
         self.stream_id = stream_id
-        """Of the command that has the id."""
+        """The stream of the command that has the id."""
 
 
 class ProjectionBehind(PublicError):
-    """The read model has not reached the asked position in time. What was written is safe; ask again."""
+    """The read model has not reached the requested position in time. What was written is safe; read again."""
 
     code = "PROJECTION_BEHIND"
 
 
 class ReadModelRebuilding(PublicError):
-    """The field is of another version of the read model than the one that is live now; it is there with the other."""
+    """The field belongs to another version of the read model than the live one. Try again when that is live."""
 
     code = "READ_MODEL_REBUILDING"
 
@@ -129,6 +130,6 @@ class NumberOutOfRange(PublicError):
 
 
 class BadUserInput(PublicError):
-    """An argument breaks a rule that the schema cannot say."""
+    """An argument breaks a rule that the schema cannot express."""
 
     code = "BAD_USER_INPUT"

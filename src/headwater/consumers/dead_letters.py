@@ -1,7 +1,7 @@
-"""Dead letters: events that a fold failed on, and those of the same key behind them, in order.
+"""Dead letters: events whose fold failed, and later events of the same key, which wait behind them in order.
 
-A key is set aside with its first failure, so that all others go on, and is tried again when it is due. Only the worker
-that leases the projection folds letters, and only it removes them; a person marks them (`retry`, `discard`).
+A key is set aside at its first failure, while all others go on, and is tried again when it is due. Only the worker that
+has the projection's lease folds and removes letters. An operator marks them (`retry`, `discard`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ KEYS_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """An event that waits for its key. attempts: how often it failed; 0, and no error, when it waits behind another.
-    pause: seconds until it is tried again; None when only a person can bring that about."""
+    """An event that waits for its key. attempts: failures so far; 0, without an error, if it waits behind another.
+    pause: seconds until the next attempt; None if only an operator can cause one."""
 
     key: UUID
     position: int
@@ -41,7 +41,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A letter as the worker takes it up again."""
+    """A letter that the worker is about to try again, or to remove because it was discarded."""
 
     key: UUID
     position: int
@@ -50,48 +50,49 @@ class Waiting:
 
 
 class DeadLetters:
-    """The dead letters of one generation of a projection, in the hands of the worker that leases it."""
+    """The dead letters of one unit, for the worker that has its lease."""
 
     def __init__(self, name: str, generation: int) -> None:
         self._of = name, generation
 
     async def parked(self, connection: Connection) -> set[UUID]:
-        """The keys that have any."""
+        """Return the keys that have letters."""
         return {row["key"] for row in await connection.fetch(_SQL["parked"], *self._of)}
 
     async def due(self, connection: Connection) -> tuple[list[UUID], float | None]:
-        """Keys to be tried again now, so many at once, and the seconds until the next one is due, if any is."""
+        """Return the keys that are due, KEYS_AT_ONCE at most, and the seconds until the next key is due, or None."""
         rows = await connection.fetch(_SQL["due"], *self._of, KEYS_AT_ONCE)
         keys = dict.fromkeys(row["key"] for row in rows if row["wait"] <= 0)
         later = [row["wait"] for row in rows if row["wait"] > 0]
         return list(keys), later[0] if later else None
 
     async def waiting(self, connection: Connection, keys: Collection[UUID], limit: int) -> list[Waiting]:
-        """What waits for some keys, in order, so many letters at most."""
-        return [Waiting(*row) for row in await connection.fetch(_SQL["letters"], *self._of, keys, limit)]
+        """Return the letters of some keys, in the order of the log, `limit` at most."""
+        rows = await connection.fetch(_SQL["letters"], *self._of, keys, limit)
+        return [Waiting(row["key"], row["position"], row["attempts"], row["discarded"]) for row in rows]
 
     async def park(self, connection: Connection, letters: Sequence[Letter]) -> None:
-        """Set letters aside, or say that they failed once more."""
+        """Store letters, or a further failure of them."""
         columns = ("key", "position", "attempts", "error", "traceback_hash", "pause")
         await connection.execute(
             _SQL["park"], *self._of, *([getattr(letter, column) for letter in letters] for column in columns)
         )
 
     async def remove(self, connection: Connection, letters: Sequence[Waiting]) -> None:
-        """They are folded, or discarded."""
+        """Remove letters that were folded or discarded."""
         await connection.execute(
             _SQL["remove"], *self._of, [letter.key for letter in letters], [letter.position for letter in letters]
         )
 
     async def go_on(self, connection: Connection, keys: Collection[UUID]) -> set[UUID]:
-        """Which of the keys have more letters; they are due now."""
+        """Make the rest of the keys' letters due. Return the keys that have any."""
         return {row["key"] for row in await connection.fetch(_SQL["go_on"], *self._of, keys)}
 
 
 def described(error: BaseException) -> tuple[str, str]:
-    """An error in at most 2 kB of text, and a hash that is the same for the same mistake at the same place.
+    """Return an error as text of at most 2 kB, and a hash that is the same for the same type at the same place.
 
-    The first line says what was raised, the others where, the innermost place last.
+    The first line is the error, the others are the places of its traceback, the innermost last.
     """
     if isinstance(error, CodeFailed):
         error = error.error
@@ -103,7 +104,7 @@ def described(error: BaseException) -> tuple[str, str]:
 
 
 def storable(text: str, most: int) -> str:
-    """What PostgreSQL takes as text, and not more of it than so many bytes."""
+    """Return a text that PostgreSQL can store, cut to so many bytes."""
     return text.replace("\x00", "\\0").encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
@@ -112,7 +113,7 @@ def storable(text: str, most: int) -> str:
 
 @dataclass(frozen=True)
 class LetterFilter:
-    """Which letters: of a projection, of a key, at a position; None is any."""
+    """Selects letters by projection, key and position. None matches any."""
 
     projection: str | None = None
     key: UUID | None = None
@@ -120,14 +121,14 @@ class LetterFilter:
 
     @property
     def values(self) -> tuple[str | None, UUID | None, int | None]:
-        """As the queries take them."""
+        """The parameters of the queries, in their order."""
         return self.projection, self.key, self.position
 
 
 @dataclass(frozen=True)
 class Parked:
-    """A dead letter, with its event, for a person to read. next_attempt_at: None when it is parked until a person acts.
-    waiting: letters behind it. data: the event as stored, JSON text."""
+    """A dead letter with its event, for an operator. next_attempt_at: None if it is parked until an operator acts.
+    waiting: the number of letters behind it. data: the stored event, JSON text."""
 
     projection: str
     generation: int
@@ -146,20 +147,23 @@ class Parked:
 
 
 async def listed(connection: asyncpg.Connection, where: LetterFilter, *, first_only: bool, limit: int) -> list[Parked]:
-    """Letters that match: the first of each key only, or those behind it too."""
-    return [Parked(*row) for row in await connection.fetch(_SQL["list"], *where.values, first_only, limit)]
+    """Return the letters that match: the first of each key only, or all."""
+    return [Parked(**row) for row in await connection.fetch(_SQL["list"], *where.values, first_only, limit)]
 
 
 async def retry(connection: asyncpg.Connection, where: LetterFilter) -> int:
-    """Have the keys whose first letter matches tried again, by the worker that leases them. How many keys."""
+    """Make the keys whose first letter matches due. The worker that has the lease tries them. Returns their number."""
     rows = await connection.fetch(_SQL["retry"], *where.values)
     await connection.execute(_SQL["ring"])
     return len(rows)
 
 
 async def discard(connection: asyncpg.Connection, where: LetterFilter, *, everything: bool) -> int:
-    """Have the letter that failed passed over, of each key that matches, or all that wait now, and the rest tried. How
-    many letters: none of a key whose letter is discarded already, until the worker has tried the rest."""
+    """Discard the failed letter of each key that matches, or all of its letters, and make the rest due.
+
+    Returns the number of letters. A key whose letter is discarded already counts none until the worker has tried the
+    rest.
+    """
     rows = await connection.fetch(_SQL["discard"], *where.values, everything)
     await connection.execute(_SQL["ring"])
     return len(rows)
