@@ -1,4 +1,4 @@
-"""How far a rebuild is, as whoever waits for it is shown."""
+"""The progress of a rebuild, as `headwater rebuild` shows it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,16 @@ FULL = "#" * 30
         (300, 200, 100, 1.0, f"[{FULL}]  100%  300 of 200 events  indexes, sample, swap"),
     ],
 )
-def test_a_line_says_how_far_how_fast_and_how_long(
+def test_a_line_shows_the_share_the_rate_and_the_time_left(
     done: int, total: int, folded: int, seconds: float, shown: str
 ) -> None:
     assert line("Account", done, total, folded, seconds) == f"Account  {shown}"
 
 
-async def test_at_a_terminal_one_line_is_written_over(dsn: str, connection: asyncpg.Connection) -> None:
-    """The worker that builds is this test: it goes on when the terminal shows how far it has come."""
+async def test_at_a_terminal_each_progress_line_overwrites_the_one_before(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
+    """The test plays the worker: it advances the position when the terminal shows the one before."""
     await prepare(connection, account_view)
     generation = (await rebuild(connection, account_view)).number
     runs = [f"{account_view.name} {fingerprint(account_view)}"]
@@ -70,7 +72,7 @@ async def test_at_a_terminal_one_line_is_written_over(dsn: str, connection: asyn
                 while some := os.read(ours, 4096):
                     seen.extend(some)
             except OSError:
-                pass  # as Linux says that whoever wrote to it has gone
+                pass  # Linux reports a closed terminal as an error
 
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "headwater", "rebuild", "Account"),
@@ -82,7 +84,7 @@ async def test_at_a_terminal_one_line_is_written_over(dsn: str, connection: asyn
         os.close(theirs)
         reading = asyncio.create_task(asyncio.to_thread(read))
         try:
-            # Twice: when some time has passed, what it began with would make a rate.
+            # Twice, so that time passes: a rate computed from the initial position would then appear.
             await until(lambda: seen.count(b"1,000 of 3,000 events") >= 2)
             await come_to(2000)
             await until(lambda: b"2,000 of 3,000 events" in seen)

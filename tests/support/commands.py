@@ -1,7 +1,7 @@
-"""`headwater ...` as an operator runs it, to its end: a process of its own for each command.
+"""Runs `headwater ...` to its end as an operator does, each command in a process of its own.
 
-They are forked from one that has the modules loaded, since loading takes longer than most commands. What it is to start
-from nothing is for the processes of `tests/acceptance`.
+The processes are forked from one that has loaded the modules, since loading takes longer than most commands. The start
+of a new interpreter is tested in `tests/acceptance`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ _forked.set_forkserver_preload(["bank.main", "headwater.cli"])
 
 
 def clean_environ() -> dict[str, str]:
-    """This process's environment without what would set Headwater."""
+    """Return this process's environment without settings of Headwater."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
 
 
 async def run_command(*arguments: str, environ: Mapping[str, str] | None = None, **more: str) -> tuple[int, str, str]:
-    """Exit code, output, complaints. environ: in place of a clean one. more: environment beside that."""
+    """Run a command. Returns its exit code, standard output and standard error.
+
+    environ: the environment; default: a clean one. more: further variables.
+    """
     if environ is None:
         environ = clean_environ()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -47,7 +50,7 @@ async def run_command(*arguments: str, environ: Mapping[str, str] | None = None,
 
 def _run(arguments: Sequence[str], environ: Mapping[str, str], files: Sequence[object]) -> None:
     for number, file in enumerate(files, 1):
-        os.dup2(file.detach(), number)  # type: ignore[attr-defined]  # a DupFd, which typeshed leaves open
+        os.dup2(file.detach(), number)  # type: ignore[attr-defined]  # typeshed does not declare DupFd.detach
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(ROOT)

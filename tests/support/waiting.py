@@ -1,4 +1,4 @@
-"""Waiting for what a test expects: by a signal where there is one, and else by looking until it is so."""
+"""Waits for what a test expects: by a signal where there is one, else by polling."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LOOK_AGAIN_SECONDS = 0.01
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    """Look until the condition, which may be a coroutine, holds; what it returned then.
+    """Poll until the condition, which may return an awaitable, holds. Returns its value.
 
     Raises:
-        AssertionError: it has not held within so many seconds; with its source.
+        AssertionError: the condition did not hold within so many seconds; the message shows its source.
     """
     limit = asyncio.timeout(seconds)
     try:
@@ -27,16 +27,16 @@ async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
                     found = await found
                 if found:
                     return found
-                # Rows in a database, another process and the counters of this one ring nobody.
+                # Rows of a database, another process and counters of this one send no signal.
                 await asyncio.sleep(LOOK_AGAIN_SECONDS)
     except TimeoutError:
         if not limit.expired():
-            raise  # the condition's own
+            raise  # the condition itself raised it
         raise AssertionError(f"not so within {seconds} s: {_source(condition)}") from None
 
 
 async def reached(positions: Positions, name: str, position: int, seconds: float = 30) -> None:
-    """Wait until the log or a projection is heard to have come so far."""
+    """Wait until the log or a projection is known to have reached a position."""
     async with asyncio.timeout(seconds):
         while positions.known(name) < position:
             await positions.moved(name, position - 1, seconds)
