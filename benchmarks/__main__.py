@@ -1,4 +1,4 @@
-"""`make bench`, or `python -m benchmarks [NAME ...]`: runs the benchmarks and prints each beside its floor."""
+"""`make bench`, or `python -m benchmarks [NAME ...]`: runs benchmarks and prints each figure beside its floor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BENCHMARKS = {
 
 
 async def main(names: list[str]) -> None:
-    """Run the named benchmarks, or all."""
+    """Run the named benchmarks, or all of them."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     print(f"\n  {datetime.now(UTC).date()}, {machine}\n")
     gc.collect()

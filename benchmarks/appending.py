@@ -13,7 +13,7 @@ from headwater.postgres.embedded import EmbeddedPostgres
 
 SECONDS = 2.0
 ROUNDS = 7
-"""Many short rounds, each with its own ratio: what holds up the machine for seconds hits neighbours alike."""
+"""Many short rounds, each with its own ratio: a disturbance of some seconds affects both sides of a ratio."""
 
 
 async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
@@ -24,7 +24,7 @@ async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
     await connection.execute("create sequence floor_position cache 1")
     await connection.close()
     plain, notify, few, many, hot = [], [], [], [], []
-    for _ in range(ROUNDS):  # alternating, so that a noisy moment hits each of them alike
+    for _ in range(ROUNDS):  # alternating, so that a disturbance affects all of them
         plain.append(await pgbench(postgres, "floor.sql"))
         few.append(await dispatch(dsn, 32))
         many.append(await dispatch(dsn, 128))
@@ -50,7 +50,7 @@ async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
 
 
 async def run_flat(postgres: EmbeddedPostgres) -> Iterator[Figure]:
-    """The rate with a short and with a long log."""
+    """Compare the rate on a long log with the rate on a short one."""
     short = await create(postgres, "short")
     await fill(short, 10_000, 1_000)
     long = await create(postgres, "long")
@@ -67,7 +67,7 @@ async def run_flat(postgres: EmbeddedPostgres) -> Iterator[Figure]:
 
 
 async def dispatch(dsn: str, callers: int, *, streams: int | None = None) -> float:
-    """Commands a second through the dispatcher of one process."""
+    """Return commands a second through the dispatcher of one process."""
     async with node(dsn) as running:
         accounts = await open_accounts(running, streams or callers)
         execute = running.dispatcher.execute
@@ -76,7 +76,7 @@ async def dispatch(dsn: str, callers: int, *, streams: int | None = None) -> flo
 
 
 async def pgbench(postgres: EmbeddedPostgres, script: str) -> float:
-    """Transactions a second of a script with 32 clients, its statements prepared."""
+    """Return transactions a second of a script with 32 clients and prepared statements."""
     command = [
         *(str(postgres.binaries / "pgbench"), "-n", "-M", "prepared", "-c", "32", "-j", "2"),
         *("-T", str(int(SECONDS)), "-f", str(FLOOR / script), postgres.dsn("floor")),

@@ -1,4 +1,4 @@
-"""What a benchmark stands on: a server that waits for the disk, databases, and the bank's history in them."""
+"""What all benchmarks share: a server that waits for the disk, databases, and a history of the bank in them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CENT = Decimal("0.01")
 
 @dataclass
 class Figure:
-    """A line of the report: what was measured, and beside what."""
+    """A line of the report: a measured value, and the floor or peer beside it."""
 
     name: str
     value: str
@@ -47,14 +47,14 @@ class Figure:
 
 @contextmanager
 def server() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL as in production: every commit is on the disk before it is answered."""
+    """Start a PostgreSQL as in production: every commit is on the disk before it is answered."""
     options = {"fsync": "on", "shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
     with embedded.temporary(options=options) as postgres:
         yield postgres
 
 
 async def create(postgres: EmbeddedPostgres, name: str, of: App = app) -> str:
-    """A migrated database, with the tables of an app, the bank if none is named."""
+    """Create a migrated database with the tables of an app, by default the bank; return its DSN."""
     connection = await asyncpg.connect(postgres.dsn())
     await connection.execute(f"drop database if exists {name} with (force)")
     await connection.execute(f"create database {name}")
@@ -67,13 +67,13 @@ async def create(postgres: EmbeddedPostgres, name: str, of: App = app) -> str:
 
 @asynccontextmanager
 async def node(dsn: str, *, serve: bool = True, work: bool = False, of: App = app) -> AsyncIterator[Node]:
-    """A node of an app in this process, of the bank if none is named."""
+    """Run a node of an app, by default the bank, in this process."""
     async with Node(of, Settings(), dsn, serve=serve, work=work) as running:
         yield running
 
 
 async def open_accounts(running: Node, count: int) -> list[UUID]:
-    """Accounts to put money into."""
+    """Open accounts, and return their ids."""
     ids = [new_id() for _ in range(count)]
     owner = new_id()
     await asyncio.gather(
@@ -83,7 +83,7 @@ async def open_accounts(running: Node, count: int) -> list[UUID]:
 
 
 async def fill(dsn: str, events: int, streams: int) -> None:
-    """A log of deposits, by SQL: event n is on stream n mod `streams`."""
+    """Fill the log with deposits by SQL: event n is on stream n mod `streams`."""
     connection = await asyncpg.connect(dsn)
     await connection.execute((FLOOR / "fill.sql").read_text().format(events=events, streams=streams))
     await connection.execute("vacuum analyze headwater.events")
@@ -92,7 +92,7 @@ async def fill(dsn: str, events: int, streams: int) -> None:
 
 
 async def rate(callers: int, seconds: float, call: Callable[[int], Awaitable[object]]) -> float:
-    """Calls a second, with so many callers that each wait for their answer."""
+    """Return calls a second, with a number of callers that each wait for their answer."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     done = 0
@@ -109,15 +109,15 @@ async def rate(callers: int, seconds: float, call: Callable[[int], Awaitable[obj
 
 
 def median(values: list[float]) -> float:
-    """The middle of several rounds: the machine is noisy."""
+    """Return the median of several rounds, because the machine is noisy."""
     return statistics.median(values)
 
 
 def ratio(values: list[float], beside: list[float]) -> float:
-    """The middle of the rounds' ratios."""
+    """Return the median of the ratios of the rounds."""
     return median([value / other for value, other in zip(values, beside, strict=True)])
 
 
 def deposit(account: UUID) -> Deposit:
-    """A command of one event."""
+    """Return a command that leaves one event."""
     return Deposit(account_id=account, amount=CENT)

@@ -1,4 +1,4 @@
-"""A stream of 100,000 events beside one of a few: its first command, with and without a snapshot, and the next."""
+"""Commands on a stream of 100,000 events beside a short stream: the first, with and without a snapshot, and the next."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from headwater.server.node import Node
 
 EVENTS = 100_000
 LONG = UUID(int=0)
-"""Where `fill` puts all events of one stream."""
+"""The stream that `fill` writes to when there is only one."""
 
 COMMANDS = 400
 ROUNDS = 5
 
 
 async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
-    """Seconds of one command at a time."""
+    """Measure one command at a time."""
     dsn = await create(postgres, "snapshots")
     await fill(dsn, EVENTS, 1)
     without, short, long = [], [], []
     async with node(dsn) as running:
         without.append(await command(running, LONG))
         (account,) = await open_accounts(running, 1)
-        for _ in range(COMMANDS):  # alternating, so that a noisy moment hits both alike
+        for _ in range(COMMANDS):  # alternating, so that a disturbance affects both
             short.append(await command(running, account))
             long.append(await command(running, LONG))
         await running.snapshots.settled()
     first_short, with_snapshot = [], []
     for _ in range(ROUNDS):
         async with node(dsn) as running:
-            await open_accounts(running, 1)  # what the first command of a process pays, whatever it is
+            await open_accounts(running, 1)  # the first command of a process pays for connections and caches
             first_short.append(await command(running, account))
             with_snapshot.append(await command(running, LONG))
             if running.snapshots.counts.used != 1:
@@ -49,12 +49,12 @@ async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
 
 
 async def command(running: Node, account: UUID) -> float:
-    """Seconds from a command to its answer."""
+    """Return the seconds from a command to its answer."""
     started = time.perf_counter()
     await running.dispatcher.execute(deposit(account))
     return time.perf_counter() - started
 
 
 def ms(seconds: float) -> str:
-    """As the report says it."""
+    """Format seconds as milliseconds."""
     return f"{seconds * 1000:,.2f} ms"

@@ -1,4 +1,4 @@
-"""From a mutation's answer to the arrival of its change at WebSocket clients, through a server in its own process."""
+"""Seconds from a mutation's answer to its change at the websocket clients, through a server process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WATCH = "subscription($a: UUID!) { account(accountId: $a) { position balance } }
 
 
 async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
-    """One deposit at a time, watched by 1 and by 100 clients."""
+    """Send one deposit at a time, watched by 1 and by 100 clients."""
     dsn = await create(postgres, "subscribing")
     figures = []
     async with _server(dsn) as url:
@@ -43,7 +43,7 @@ async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
 
 
 async def _waits(url: str, clients: int) -> list[float]:
-    """Seconds from the mutation's answer to the arrival at each client; below zero when the change was quicker."""
+    """Return seconds from the mutation's answer to each client's change; negative when the change arrived first."""
     account = str(new_id())
     async with AsyncExitStack() as stack:
         writer = await stack.enter_async_context(_socket(url))
@@ -89,7 +89,7 @@ async def _socket(url: str) -> AsyncIterator[ClientConnection]:
 
 @asynccontextmanager
 async def _server(dsn: str) -> AsyncIterator[str]:
-    """`headwater dev` on a database, in a process of its own."""
+    """Run `headwater dev` on a database, in a process of its own."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headwater", "dev", "--app", "bank.main:app", "--port", "0"),
         env=os.environ | {"DATABASE_URL": dsn},

@@ -1,4 +1,4 @@
-"""Transfers a second, from the request to COMPLETED in the read model, beside plain commands in the same run."""
+"""Transfers a second, from the request to COMPLETED in the read model, beside plain commands."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ WORKERS = 2
 
 
 async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
-    """64 transfers in flight on one process that does everything; the same served by one, kept by two workers."""
+    """Keep 64 transfers in flight: on one process that does everything, and on a server with two workers."""
     dsn, apart = await create(postgres, "transferring"), await create(postgres, "plain")
     plain, alone, shared = [], [], []
     for _ in range(ROUNDS):
-        async with node(apart, work=False) as running:  # or the workers had its deposits to project
+        async with node(apart, work=False) as running:  # otherwise the workers would project its deposits
             accounts = await open_accounts(running, IN_FLIGHT)
             execute = running.dispatcher.execute
             plain.append(await rate(IN_FLIGHT, SECONDS, lambda n: execute(deposit(accounts[n]))))  # noqa: B023 - awaited
@@ -49,7 +49,7 @@ async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
 
 
 async def _transfers(running: Node) -> float:
-    """Transfers a second, each seen COMPLETED before its caller asks for the next."""
+    """Return transfers a second; each caller waits for COMPLETED before it requests the next."""
     accounts = await open_accounts(running, IN_FLIGHT * 2)
     execute = running.dispatcher.execute
     await asyncio.gather(*(execute(Deposit(account_id=each, amount=Decimal(10_000))) for each in accounts))
@@ -74,7 +74,7 @@ async def _transfers(running: Node) -> float:
 
 @asynccontextmanager
 async def _completed(running: Node) -> AsyncIterator[dict[UUID, asyncio.Future[None]]]:
-    """Resolves the future of each transfer that the read model shows as completed."""
+    """Resolve the future of each transfer that the read model shows as completed."""
     waiting: dict[UUID, asyncio.Future[None]] = {}
     watcher = Watcher("transfer_id", limit=1_000_000)
 
@@ -94,7 +94,7 @@ async def _completed(running: Node) -> AsyncIterator[dict[UUID, asyncio.Future[N
 
 @asynccontextmanager
 async def _workers(dsn: str) -> AsyncIterator[None]:
-    """`headwater work`, in processes of their own, until they have their leases."""
+    """Run `headwater work` processes."""
     async with AsyncExitStack() as stack:
         for _ in range(WORKERS):
             process = await asyncio.create_subprocess_exec(
