@@ -1,4 +1,4 @@
-"""Commands on a stream of 100,000 events beside a short stream: the first, with and without a snapshot, and the next."""
+"""Commands on a stream of 100,000 events beside a short one: the first, with and without a snapshot, and the next."""
 
 from __future__ import annotations
 
