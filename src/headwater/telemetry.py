@@ -1,7 +1,7 @@
-"""What a process has measured: plain numbers that the core counts up, and that an exporter reads when it is asked.
+"""The measurements of a process: plain numbers that the core counts and an exporter reads.
 
-Nothing here knows who reads it. The core's other numbers stand where they arise: `Appender.counts`,
-`Progress` of those that follow the log, and `standings` for what the database knows of every projection.
+The core knows no exporter. Other numbers stand where they arise: `Appender.counts`, `Progress` of each consumer, and
+`standings` for what the database knows of every projection.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from datetime import datetime
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000)
 
-SENT_AT_MOST = 10_000
-"""Sent changes whose age is still to be found out: beyond, the oldest are not counted."""
+MAX_UNMEASURED = 10_000
+"""Sent changes whose age is not known yet. Beyond that number the oldest are not measured."""
 
 
 class Distribution:
-    """How often values fell up to each bound, the bounds themselves included; the last count is of those beyond."""
+    """A histogram: the number of values up to and including each bound; the last count is of values beyond."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -32,28 +32,28 @@ class Distribution:
         self.total = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count a value, several times if so many had it."""
+        """Count a value a number of times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
     @property
     def mean(self) -> float:
-        """Of all values; 0 when there was none."""
+        """The mean of all values; 0 when there is none."""
         count = sum(self.counts)
         return self.total / count if count else 0.0
 
     def ages(self, moments: Sequence[datetime], now: float) -> None:
-        """Count the seconds from each moment to now, a Unix time. Neighbours that are alike are counted together."""
+        """Count the seconds from each moment to now, a Unix time. Equal neighbours are counted in one step."""
         start, last = 0, len(moments) - 1
         for place, moment in enumerate(moments):
             if place == last or moments[place + 1] != moment:
-                # Another machine's clock may be ahead of ours: nothing takes less than no time.
+                # The other machine's clock may be ahead: an age is never negative.
                 self.observe(max(0.0, now - moment.timestamp()), place + 1 - start)
                 start = place + 1
 
 
 class Telemetry:
-    """A serving process's numbers, beside those of its appender."""
+    """The measurements of a serving process, beside those of its appender."""
 
     def __init__(self) -> None:
         self.operations: dict[tuple[str, str], Distribution] = {}
@@ -61,30 +61,35 @@ class Telemetry:
         self.messages: dict[str, int] = {}
         self.followers = 0
         self.settling = asyncio.Lock()
-        self._unread: deque[tuple[int, float, float]] = deque(maxlen=SENT_AT_MOST)
+        self._unread: deque[tuple[int, float, float]] = deque(maxlen=MAX_UNMEASURED)
 
     def operated(self, kind: str, outcome: str, seconds: float) -> None:
-        """A GraphQL operation had its result. kind: query, mutation, subscription (until it is open) or unknown;
-        outcome: ok, errors or refused."""
+        """Count a finished GraphQL operation.
+
+        kind: query, mutation, subscription (until it is open) or unknown. outcome: ok, errors or refused.
+        """
         taken = self.operations.get((kind, outcome))
         if taken is None:
             taken = self.operations[kind, outcome] = Distribution(SECONDS)
         taken.observe(seconds)
 
     def handed_over(self, name: str, position: int, opened: float) -> None:
-        """A change, the last of it at a position, was taken by the socket of a subscription that was opened at a Unix
-        time. Its age is found out later: rows do not know when their events were recorded."""
+        """Count a change that was handed to the socket of a subscription.
+
+        Its age is measured later, by `settle`: rows do not know when their events were recorded. position: of the
+        change's last event. opened: when the subscription was opened, as a Unix time.
+        """
         self.messages[name] = self.messages.get(name, 0) + 1
         self._unread.append((position, time.time(), opened))
 
     def take_unread(self) -> list[tuple[int, float, float]]:
-        """Position, time of sending and of opening of what was handed over since the last call."""
+        """Return position, time of sending and time of opening of each change since the last call."""
         unread = list(self._unread)
         self._unread.clear()
         return unread
 
     def settle(self, unread: Sequence[tuple[int, float, float]], recorded: dict[int, datetime]) -> None:
-        """Count the ages of sent changes. What was recorded before its subscription was opened was not late."""
+        """Count the ages of sent changes, without those that were recorded before their subscription was opened."""
         for position, sent, opened in unread:
             moment = recorded.get(position)
             if moment is not None and (seconds := moment.timestamp()) >= opened:
@@ -93,9 +98,12 @@ class Telemetry:
 
 @dataclass
 class Progress:
-    """What one who follows the log has done since the start: a projection, a saga, a reactor. parked_keys: those set
-    aside now, while it holds the lease; retries: attempts after a first failure. sizes: events in a batch. delays:
-    seconds from an event's recording to the commit."""
+    """What a consumer has done in this process since the start.
+
+    displaced: batches that were discarded because another process had moved the checkpoint. retries: attempts after a
+    failure. parked_keys: keys that are parked now, while this process holds the lease. sizes: events in a batch.
+    delays: seconds from the recording of an event to its commit.
+    """
 
     position: int = 0
     events: int = 0
@@ -107,7 +115,7 @@ class Progress:
     delays: Distribution = field(default_factory=lambda: Distribution(SECONDS))
 
     def passed(self, recorded: Sequence[datetime], position: int) -> None:
-        """A batch is committed, up to a position; recorded: when each of its events was."""
+        """Count a committed batch. recorded: when each of its events was recorded. position: the new checkpoint."""
         self.position = position
         self.events += len(recorded)
         self.batches += 1

@@ -38,7 +38,7 @@ from headwater.projections.generations import rebuild
 from headwater.sagas.conductor import SagaCounts
 from headwater.server.node import Node
 from headwater.server.web import Web, health_routes, metrics_route
-from headwater.telemetry import SENT_AT_MOST, Distribution, Telemetry
+from headwater.telemetry import MAX_UNMEASURED, Distribution, Telemetry
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
@@ -465,12 +465,12 @@ def test_ages_of_neighbours_that_are_alike_are_counted_together() -> None:
 
 def test_what_nobody_reads_is_bounded() -> None:
     telemetry = Telemetry()
-    for position in range(SENT_AT_MOST + 5):
+    for position in range(MAX_UNMEASURED + 5):
         telemetry.handed_over("Account", position, 0.0)
     unread = telemetry.take_unread()
-    assert [position for position, _, _ in unread] == list(range(5, SENT_AT_MOST + 5))
+    assert [position for position, _, _ in unread] == list(range(5, MAX_UNMEASURED + 5))
     assert telemetry.take_unread() == []
-    assert telemetry.messages == {"Account": SENT_AT_MOST + 5}
+    assert telemetry.messages == {"Account": MAX_UNMEASURED + 5}
 
 
 def test_what_was_asked_for_from_the_past_is_not_late() -> None:

@@ -1,1 +1,1 @@
-"""Back ends that read what the core has measured, one small file each."""
+"""Exporters: each reads what the core has measured and writes it in one format."""

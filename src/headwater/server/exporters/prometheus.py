@@ -1,6 +1,7 @@
-"""A process's measures in the text format of Prometheus. Everything is read when it is asked for; nothing runs between.
+"""The metrics of a process in the text format of Prometheus, read at each scrape.
 
-What the database knows (`log`, `projection`, `sagas`) is the same from every process; the rest is the process's own.
+Metrics that come from the database (`log`, `projection`, `sagas`) are the same from every process; all others are the
+process's own.
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """All that is shown, of one moment. standings, sagas: None when the database is away. appender, snapshots: None in
-    a process that decides no commands. schedules: None in one that fires none. subscriptions, sockets: None in one that
-    does not serve."""
+class Scrape:
+    """Everything that one scrape shows.
+
+    standings, sagas: None when the database is away. appender, snapshots: None in a process that decides no commands.
+    schedules: None in a process that fires none. subscriptions, sockets: None in a process that does not serve.
+    """
 
     standings: Standings | None
     sagas: Sequence[SagaCount] | None
     projections: Mapping[str, Progress]
-    tallies: Mapping[str, SagaCounts]
+    saga_counts: Mapping[str, SagaCounts]
     telemetry: Telemetry
     appender: Appender | None
     snapshots: SnapshotCounts | None
@@ -53,22 +56,25 @@ class Snapshot:
 
 
 async def text_of(node: Node, sockets: int | None) -> bytes:
-    """The process's metrics. sockets: those open now; None in a process that serves none. A database that is away is
-    said so (`headwater_database_up 0`), and what only it knows is left out."""
+    """Return the metrics of the process.
+
+    When the database is away, `headwater_database_up` is 0 and the metrics that come from it are left out.
+    sockets: the number of open websockets; None in a process that does not serve.
+    """
     registry = CollectorRegistry()
-    registry.register(_Collector(await _snapshot(node, sockets)))
+    registry.register(_Collector(await _scrape(node, sockets)))
     return generate_latest(registry)
 
 
-async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
+async def _scrape(node: Node, sockets: int | None) -> Scrape:
     serving = node.serving if node.serves else None
     scheduler = node.worker.scheduler if node.works else None
     standings, sagas = await _known(node)
-    return Snapshot(
+    return Scrape(
         standings,
         sagas,
         node.worker.progress if node.works else {},
-        _tallies(node) if node.works else {},
+        _saga_counts(node) if node.works else {},
         node.telemetry,
         node.appender if node.decides else None,
         node.snapshots.counts if node.decides else None,
@@ -78,12 +84,12 @@ async def _snapshot(node: Node, sockets: int | None) -> Snapshot:
     )
 
 
-def _tallies(node: Node) -> dict[str, SagaCounts]:
+def _saga_counts(node: Node) -> dict[str, SagaCounts]:
     return {saga.name: node.worker.conductors[saga.category].counts for saga in node.app.domain.sagas}
 
 
 async def _known(node: Node) -> tuple[Standings, Sequence[SagaCount]] | tuple[None, None]:
-    """What the database knows."""
+    """Return what the database knows; None twice when it does not answer."""
     pool = node.probe.pool
 
     async def ask() -> tuple[Standings, Sequence[SagaCount]]:
@@ -95,7 +101,7 @@ async def _known(node: Node) -> tuple[Standings, Sequence[SagaCount]] | tuple[No
     try:
         return await within(HEALTH_SECONDS, ask())
     except NO_ANSWER:
-        return None, None  # shown as a metric of its own; the supervisor's tasks have logged it
+        return None, None  # `headwater_database_up` shows it, and the outage log reports it
 
 
 def _subscriptions(node: Node) -> dict[str, int]:
@@ -104,24 +110,24 @@ def _subscriptions(node: Node) -> dict[str, int]:
 
 
 class _Collector(Collector):
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+    def __init__(self, scrape: Scrape) -> None:
+        self._scrape = scrape
 
     def collect(self) -> Iterable[Metric]:
-        shown = self._snapshot
-        yield _gauge("database_up", "Whether the database answered this scrape.", [([], shown.standings is not None)])
+        shown = self._scrape
+        yield _gauge("database_up", "1 if the database answered this scrape.", [([], shown.standings is not None)])
         if shown.standings is not None:
             yield from _database(shown.standings)
         if shown.sagas is not None:
             yield from _sagas(shown.sagas)
         yield from _projecting(shown.projections)
-        yield from _conducting(shown.tallies)
+        yield from _conducting(shown.saga_counts)
         if shown.appender is not None:
             yield from _appending(shown.appender)
         if shown.snapshots is not None:
-            yield _outcomes("snapshots", "What became of snapshots of long streams.", asdict(shown.snapshots))
+            yield _outcomes("snapshots", "Snapshots of long streams, by outcome.", asdict(shown.snapshots))
         schedules = {} if shown.schedules is None else asdict(shown.schedules)
-        yield _outcomes("schedule_moments", "Due moments of schedules that this process has dealt with.", schedules)
+        yield _outcomes("schedule_moments", "Due moments of schedules that this process handled.", schedules)
         if shown.subscriptions is not None:
             yield from _serving(shown.telemetry, shown.subscriptions, shown.sockets or 0)
 
@@ -133,77 +139,83 @@ def _database(standings: Standings) -> Iterator[Metric]:
     yield _gauge("log_position", "The position of the log's last event.", [([], standings.head)])
     labels = ["projection", "generation", "state"]
     for name, field, text in (
-        ("position", "position", "Up to which position of the log it is complete."),
-        ("lag_events", "lag_events", "Events after its position."),
-        ("lag_seconds", "lag_seconds", "Age of the oldest event after its position; 0 when there is none."),
-        ("parked_keys", "parked_keys", "Keys whose events wait as dead letters."),
+        ("position", "position", "The checkpoint: the position that the projection is complete to."),
+        ("lag_events", "lag_events", "Events after the checkpoint."),
+        ("lag_seconds", "lag_seconds", "Age of the oldest event after the checkpoint; 0 when there is none."),
+        ("parked_keys", "parked_keys", "Parked keys, whose events wait as dead letters."),
     ):
         values = [([p.name, str(p.generation), p.state], getattr(p, field)) for p in standings.projections]
         yield _gauge(f"projection_{name}", text, values, labels)
     verified = [p for p in standings.projections if p.differences is not None]
     values = [([p.name, str(p.generation), p.state], float(p.differences or 0)) for p in verified]
-    text = "Rows that differ from the log, as the last headwater verify found; absent before the first."
+    text = "Rows that the last headwater verify found different from the log; absent before the first."
     yield _gauge("projection_differences", text, values, labels)
     values = [([p.name, str(p.generation), p.state], float(p.failure is not None)) for p in standings.projections]
-    text = "1 when the generation cannot be built: headwater status says why."
+    text = "1 if the build of the generation failed: headwater status shows why."
     yield _gauge("projection_failed", text, values, labels)
 
 
 def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:
     labels = ["projection"]
     for name, field, text in (
-        ("events", "events", "Events that this process has folded and committed."),
-        ("batches", "batches", "Batches that this process has committed."),
-        ("retries", "retries", "Attempts of this process after a fold had failed."),
-        ("displaced", "displaced", "Batches of this process that were void, since another had moved the checkpoint."),
+        ("events", "events", "Events that this process folded and committed."),
+        ("batches", "batches", "Batches that this process committed."),
+        ("retries", "retries", "Retries of this process after a fold failed."),
+        (
+            "displaced",
+            "displaced",
+            "Batches of this process that were discarded: another had moved the checkpoint.",
+        ),
     ):
         values = [([each], getattr(progress, field)) for each, progress in projections.items()]
         yield _counter(f"projection_{name}", text, values, labels)
     sizes = [([name], progress.sizes) for name, progress in projections.items()]
-    yield _histogram("projection_batch_events", "Events in a batch that this process has committed.", sizes, labels)
+    yield _histogram("projection_batch_events", "Events in a batch that this process committed.", sizes, labels)
     delays = [([name], progress.delays) for name, progress in projections.items()]
     yield _histogram(
-        "append_to_row_seconds", "From the recording of an event to the commit of its row.", delays, labels
+        "append_to_row_seconds", "Time from the recording of an event to the commit of its row.", delays, labels
     )
 
 
 def _sagas(counts: Sequence[SagaCount]) -> Iterator[Metric]:
     values = [([each.saga, phase.value], float(getattr(each, phase.value))) for each in counts for phase in OPEN]
-    yield _gauge("sagas", "Instances that are not over.", values, ["saga", "status"])
+    yield _gauge("sagas", "Saga instances that are not over.", values, ["saga", "status"])
     stuck = [([each.saga], float(each.stuck)) for each in counts if each.stuck is not None]
-    yield _gauge("sagas_stuck", "Instances that take longer than their saga declares.", stuck, ["saga"])
+    yield _gauge(
+        "sagas_stuck", "Saga instances that are not over after the time that their saga declares.", stuck, ["saga"]
+    )
 
 
-def _conducting(tallies: Mapping[str, SagaCounts]) -> Iterator[Metric]:
+def _conducting(saga_counts: Mapping[str, SagaCounts]) -> Iterator[Metric]:
     for name, text in (
-        ("started", "Instances that this process has begun."),
-        ("done", "Instances that this process has brought to their end."),
-        ("steps", "Commands of instances that were accepted; undos are not among them."),
-        ("refusals", "Commands of instances that were refused."),
-        ("timeouts", "Commands of instances that were not accepted in time, or given up before."),
-        ("compensations", "Undos of instances that were accepted."),
-        ("fired", "Messages of instances that fell due."),
+        ("started", "Saga instances that this process began."),
+        ("done", "Saga instances that this process completed."),
+        ("steps", "Accepted steps of saga instances, without undos."),
+        ("refusals", "Refused steps of saga instances."),
+        ("timeouts", "Steps of saga instances that timed out or were withdrawn."),
+        ("compensations", "Accepted undos of saga instances."),
+        ("fired", "Timers of saga instances that were due."),
     ):
-        values = [([saga], float(getattr(tally, name))) for saga, tally in tallies.items()]
+        values = [([saga], float(getattr(counts, name))) for saga, counts in saga_counts.items()]
         yield _counter(f"saga_{name}", text, values, ["saga"])
 
 
 def _appending(appender: Appender) -> Iterator[Metric]:
-    tally = appender.counts
-    accepted = tally.verdicts[Verdict.ACCEPTED]
-    verdicts = [([verdict.name.lower()], count) for verdict, count in tally.verdicts.items()]
-    yield _counter("append_commands", "Commands that this process has had accepted by the log.", [([], accepted)])
-    yield _counter("append_events", "Events that this process has appended.", [([], tally.events)])
+    counts = appender.counts
+    accepted = counts.verdicts[Verdict.ACCEPTED]
+    verdicts = [([verdict.name.lower()], count) for verdict, count in counts.verdicts.items()]
+    yield _counter("append_commands", "Commands of this process that the log accepted.", [([], accepted)])
+    yield _counter("append_events", "Events that this process appended.", [([], counts.events)])
     yield _counter(
-        "append_verdicts", "What became of the commands that this process sent to the log.", verdicts, ["verdict"]
+        "append_verdicts", "Verdicts on the commands that this process sent to the log.", verdicts, ["verdict"]
     )
-    yield _histogram("append_batch_commands", "Commands in one append.", [([], tally.sizes)])
-    yield _histogram("append_seconds", "Duration of one append, with its commit.", [([], tally.seconds)])
+    yield _histogram("append_batch_commands", "Commands in one append.", [([], counts.sizes)])
+    yield _histogram("append_seconds", "Duration of one append, including its commit.", [([], counts.seconds)])
     yield _gauge("append_queue_commands", "Commands that wait for the next append.", [([], appender.waiting)])
 
 
-def _outcomes(name: str, text: str, tally: Mapping[str, int]) -> Metric:
-    return _counter(name, text, _labelled(tally), ["outcome"])
+def _outcomes(name: str, text: str, counts: Mapping[str, int]) -> Metric:
+    return _counter(name, text, _labelled(counts), ["outcome"])
 
 
 def _serving(telemetry: Telemetry, subscriptions: Mapping[str, int], sockets: int) -> Iterator[Metric]:
@@ -214,13 +226,15 @@ def _serving(telemetry: Telemetry, subscriptions: Mapping[str, int], sockets: in
         operations,
         ["kind", "outcome"],
     )
-    yield _gauge("sockets", "Open WebSockets.", [([], sockets)])
+    yield _gauge("sockets", "Open websockets.", [([], sockets)])
     yield _gauge("subscriptions", "Open subscriptions to a read model, or to events.", _labelled(subscriptions), ["to"])
-    yield _counter("sent_messages", "Changes that subscribers have taken.", _labelled(telemetry.messages), ["to"])
+    yield _counter(
+        "sent_messages", "Changes that were handed to subscribers' sockets.", _labelled(telemetry.messages), ["to"]
+    )
     yield _histogram(
         "append_to_sent_seconds",
-        "From the recording of an event to the moment when a subscriber had taken its change; of 10000 changes every "
-        "few seconds, at most.",
+        "Time from the recording of an event to the hand-over of its change to a subscriber's socket; at most 10000 "
+        "changes every few seconds.",
         [([], telemetry.sent)],
     )
 
@@ -255,6 +269,6 @@ def _histogram(
 
 
 def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
-    """Cumulative, as Prometheus has them."""
+    """Return cumulative counts, as Prometheus expects them."""
     bounds = [*(str(float(bound)) for bound in distribution.bounds), "+Inf"]
     return list(zip(bounds, accumulate(distribution.counts), strict=True))
