@@ -157,7 +157,7 @@ async def test_a_process_that_cannot_tell_of_itself_is_as_ready_as_before(
 
     node = await start(settings=OFTEN)
     await told(connection, lambda now: len(now.processes) == 1)
-    complaint = ("the process cannot tell of itself ", None)
+    complaint = ("this process cannot write its report ", None)
 
     locking = await asyncpg.connect(dsn)
     async with locking.transaction():

@@ -1,6 +1,7 @@
-"""One running process: what it opens, what it keeps running, and in which order it ends.
+"""A node: one running process. What it opens, which tasks it runs, and in which order it stops.
 
-`serve` takes commands and answers queries and subscriptions, `work` keeps the read models; `headwater dev` does both.
+`serve` handles mutations, queries and subscriptions. `work` runs projections, sagas, reactors and schedules. `headwater
+dev` does both.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from headwater.projections.history import History
 from headwater.projections.reader import Reader
 from headwater.projections.retire import Retired
 from headwater.projections.tombstones import Tombstones
-from headwater.server.self_report import Measures, Reporting
+from headwater.server.self_report import Measures, SelfReports
 from headwater.server.worker import Worker, register_units
 from headwater.supervisor import Supervisor, within
 from headwater.telemetry import Telemetry
@@ -49,21 +50,24 @@ HEALTH_SECONDS = 2.0
 PROBES = 2
 
 NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError)
-"""What a probe meets when the database does not answer it."""
+"""The errors of a health check when the database does not answer."""
 
 DRAINING = 0.6
-"""The part of a shutdown's time in which commands are waited for; in the rest they are answered, and all is closed."""
+"""The part of the shutdown time that commands may take to finish.
+
+In the rest they are answered, and everything closes.
+"""
 
 LEAST_SECONDS = 0.25
-"""What each step of a shutdown has, however long those before it took: a database that answers needs less."""
+"""The minimum time of each step of a shutdown, however long earlier steps took. A database that answers needs less."""
 
 
 class Node:
     """A process of an app: `async with Node(app, settings, dsn, serve=True, work=True) as node`.
 
-    clock: what sagas and schedules go by.
+    clock: used by sagas and schedules.
 
-    Raises, from entering:
+    Raises, on entering:
         SchemaMissing: the database is not migrated.
         LogUnreadable: the log holds events that this app cannot read.
     """
@@ -83,7 +87,7 @@ class Node:
             clock=self._clock,
         )
         self.supervisor = Supervisor(self.database.outage.covers)
-        # Its own connections: ten slow queries of clients take all of theirs, and make nobody the less ready.
+        # Connections of its own, so that slow queries that occupy the whole pool do not make the process unready.
         self.probe = Database(dsn, pool_size=PROBES, statement_timeout=settings.statement_timeout_seconds)
         self._serve = serve
         self._work = work
@@ -106,8 +110,10 @@ class Node:
         await self._close()
 
     async def _close(self) -> None:
-        """End everything: all tasks at the same time, then what is open, the last one first. What still waits for the
-        database when the time is up is cut off."""
+        """Stop all tasks at once, then close everything that is open, the last one first.
+
+        What still waits for the database at the deadline is cut off.
+        """
         left = self._left(1)
         cut = [asyncio.get_running_loop().call_later(left, each.cut_off) for each in (self.database, self.probe)]
         self.supervisor.over_within(left)
@@ -119,8 +125,10 @@ class Node:
                 each.cancel()
 
     async def answered(self) -> None:
-        """Return when the commands on their way have their answer. When that takes too long for a shutdown, they are
-        told what is known, and no more are taken."""
+        """Return when the commands in flight are answered.
+
+        When that takes too long for a shutdown, they are answered with what is known, and no more are accepted.
+        """
         if self.decides:
             await self._in_time(self.appender.answered())
 
@@ -131,7 +139,7 @@ class Node:
             self.appender.abandon()
 
     def _left(self, part: float) -> float:
-        """Seconds until that part of a shutdown's time is over. It runs from the first question."""
+        """Return the seconds until a part of the shutdown time is over. The time starts with the first call."""
         now = asyncio.get_running_loop().time()
         if self._ending_since is None:
             self._ending_since = now
@@ -156,7 +164,7 @@ class Node:
         await self._start_reporting()
 
     async def _prepare(self) -> None:
-        """The read models' tables are there before anyone asks for them."""
+        """Create the tables of the read models, and register every unit, before anything reads them."""
         async with self.database.pool.acquire() as connection:
             for view in self.app.domain.views:
                 await prepare(connection, view)
@@ -171,7 +179,7 @@ class Node:
 
     @property
     def decides(self) -> bool:
-        """Whether it decides commands: a client's, or those of sagas and schedules."""
+        """True if the process decides commands: of clients, or of sagas and schedules."""
         return self._serve or bool(self._work and (self.app.domain.sagas or self.app.domain.schedules))
 
     def _start_commands(self) -> None:
@@ -250,7 +258,7 @@ class Node:
         self.supervisor.start("retired", partial(retired.run, partial(self.supervisor.well, "retired")))
         tombstones = Tombstones(self.database, seconds=self.settings.tombstone_seconds)
         self.supervisor.start("tombstones", partial(tombstones.run, partial(self.supervisor.well, "tombstones")))
-        # Left before the supervisor is: what this process has is given back at once.
+        # Exits before the supervisor, so that the leases of this process are given back at once.
         await self._stack.enter_async_context(self.leases)
 
     async def _start_reporting(self) -> None:
@@ -261,7 +269,7 @@ class Node:
         )
         process_id = self.leases.worker_id if self.works else uuid4()
         await self._stack.enter_async_context(
-            Reporting(
+            SelfReports(
                 self.probe.pool,
                 measures,
                 self.telemetry,
@@ -269,23 +277,25 @@ class Node:
                 is_logged=self.database.outage.covers,
                 process_id=process_id,
                 serves=self.serves,
-                every=self.settings.lease_seconds / 3,  # with the leases: who is shown is alive
+                every=self.settings.lease_seconds / 3,  # the rhythm of the leases: a process that is shown is alive
             )
         )
 
     @property
     def serves(self) -> bool:
-        """Whether it takes commands and answers queries: then it has `serving` and `appender`."""
+        """True if the process handles mutations and queries. Then it has `serving` and `appender`."""
         return self._serve
 
     @property
     def works(self) -> bool:
-        """Whether it keeps read models, sagas and the like: then it has `worker` and `leases`."""
+        """True if the process runs projections, sagas, reactors and schedules. Then it has `worker` and `leases`."""
         return self._work
 
     async def troubles(self) -> dict[str, str]:
-        """What is not well: the name of a task, `database`, or a projection that is too far behind, and why. Empty when
-        ready."""
+        """Return why the process is not ready, by the name of a task, `database` or a late projection.
+
+        Empty when ready.
+        """
         troubles = self.supervisor.troubles
         tolerance = self.settings.ready_lag_seconds
         try:
@@ -293,8 +303,8 @@ class Node:
         except NO_ANSWER as error:
             troubles["database"] = f"{type(error).__name__}: {error}"
         else:
-            # Not reactors: nobody is served the better by an unready process when the outside is slow. And not what
-            # this code does not bring: that stands still for good.
+            # Not reactors: a slow outside service is no reason to send clients elsewhere. And not units that this code
+            # does not have: they stand still on purpose.
             domain = self.app.domain
             ours = {view.name for view in domain.views} | {saga.category for saga in domain.sagas}
             for name in ours.intersection(standings.late(tolerance)):

@@ -1,7 +1,7 @@
-"""What each process tells of itself now and then, for `headwater status`: a row of its own, gone when it ends.
+"""Each process reports about itself for `headwater status`: one row, updated regularly and removed when it ends.
 
-The numbers are the process's own, as at `/metrics`, but ready to be read by people: rates, means and quantiles instead
-of counters. A worker's leases have a heartbeat of their own, which must not wait for this one.
+The numbers are those of `/metrics`, prepared for people: rates, means and quantiles instead of counters. The leases of
+a worker have a heartbeat of their own, which must not wait for these reports.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
 
 MISSED = 3
-"""A process that was not heard of so many times is not shown any more."""
+"""Reports that a process may miss before `headwater status` stops showing it."""
 
 LEAVE_SECONDS = 2.0
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """How long something took, in seconds: half of all were not above the median, 99 of 100 not above p99. Both are
-    worked out from a `Distribution`, and no finer than its bounds."""
+    """The median and the 99th percentile of a duration, in seconds. No finer than the bounds of its `Distribution`."""
 
     median: float
     p99: float
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """How one that follows the log gets on. events_per_second: since the report before. events_per_batch, retries:
-    since its process started, batches without an event not counted. to_row: from the recording of an event to the
-    commit, of the last report that had any."""
+    """The speed of a consumer.
+
+    events_per_second: since the previous report. events_per_batch, retries: since the process started; batches without
+    events do not count. to_row: time from the recording of an event to the commit, of the last report that had any.
+    """
 
     events_per_second: float
     events_per_batch: float
@@ -54,17 +55,19 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 class Appends(msgspec.Struct, frozen=True):
-    """What a process has sent to the log since it started. verdicts: commands by what became of them; see
-    `log.Verdict`."""
+    """What a process has sent to the log since it started. verdicts: commands by their `log.Verdict`."""
 
     commands_per_append: float
     verdicts: dict[str, int]
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A process on itself. paces: of what it has kept since it started, by name. appends: None in one that has sent
-    nothing to the log. to_client: from the recording of an event to the moment when a subscriber had taken its change,
-    of the last report that had any; None in one that has sent none."""
+    """What a process reports about itself.
+
+    paces: of the consumers that it has run since it started, by the name of the unit. appends: None when it has sent
+    nothing to the log. to_client: time from the recording of an event to the hand-over of its change to a subscriber,
+    of the last report that had any; None when it has sent no change.
+    """
 
     paces: dict[str, Pace] = {}
     appends: Appends | None = None
@@ -72,7 +75,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class _Recent:
-    """The spread of a distribution's values since the look before, or of the last ones there were."""
+    """The spread of the values since the previous report; if there are none, of the last values."""
 
     def __init__(self, whole: Distribution) -> None:
         self._whole = whole
@@ -88,7 +91,8 @@ class _Recent:
 
 
 def _quantile(bounds: tuple[float, ...], counts: list[int], part: float) -> float:
-    """As Prometheus works it out: as if the values between two bounds lay evenly. The last bound for what is beyond."""
+    """Return a quantile as Prometheus does: values between two bounds count as evenly spread, values beyond as the last
+    bound."""
     wanted = part * sum(counts)
     lower, passed = 0.0, 0
     for bound, count, reached in zip(bounds, counts, accumulate(counts), strict=False):
@@ -99,18 +103,21 @@ def _quantile(bounds: tuple[float, ...], counts: list[int], part: float) -> floa
 
 
 class Measures:
-    """A process's numbers, read for each report. progress: of those that follow the log, by name. tally: of its
-    appender; None in a process that decides no commands."""
+    """The measurements of a process, read for each report.
+
+    progress: of its consumers, by the name of the unit. counts: of its appender; None in a process that decides no
+    commands.
+    """
 
     def __init__(
         self,
         progress: Mapping[str, Progress],
-        tally: AppendCounts | None,
+        counts: AppendCounts | None,
         sent: Distribution,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._progress = progress
-        self._tally = tally
+        self._counts = counts
         self._clock = clock
         self._told_at = clock()
         self._events = {name: each.events for name, each in progress.items()}
@@ -118,7 +125,7 @@ class Measures:
         self._to_client = _Recent(sent)
 
     def report(self) -> Report:
-        """The process as it is. The next call tells what was done since this one."""
+        """Return a report. Rates cover the time since the previous call."""
         now, before = self._clock(), self._events
         seconds = max(now - self._told_at, 0.001)
         self._told_at, self._events = now, {name: each.events for name, each in self._progress.items()}
@@ -135,25 +142,25 @@ class Measures:
         return Report(paces, self._appends(), self._to_client.look())
 
     def _appends(self) -> Appends | None:
-        tally = self._tally
-        if tally is None or not tally.batches:
+        counts = self._counts
+        if counts is None or not counts.batches:
             return None
-        verdicts = {verdict.name.lower(): count for verdict, count in tally.verdicts.items()}
-        return Appends(round(tally.sizes.mean, 1), verdicts)
+        verdicts = {verdict.name.lower(): count for verdict, count in counts.verdicts.items()}
+        return Appends(round(counts.sizes.mean, 1), verdicts)
 
 
 async def settle_ages(pool: asyncpg.Pool, telemetry: Telemetry) -> None:
-    """Find out how old the changes were that subscribers have taken: afterwards, all up to now are counted."""
+    """Measure the age of all changes that were handed to subscribers since the last call."""
     async with telemetry.settling:
         if unread := telemetry.take_unread():
             telemetry.settle(unread, await recorded_at(pool, {position for position, _, _ in unread}))
 
 
-class Reporting:
-    """Tells a process's reports: `async with Reporting(...)`. Leaving takes the row away.
+class SelfReports:
+    """Writes the reports of a process: `async with SelfReports(...)`. Leaving removes its row.
 
-    pool: where nothing of clients queues. process_id: that of its leases, where it has some. every: seconds from one
-    report to the next.
+    pool: one that clients' queries do not use. process_id: the worker_id of its leases, where it has some. every:
+    seconds between two reports.
     """
 
     def __init__(
@@ -177,7 +184,7 @@ class Reporting:
         self._serves = serves
         self._every = every
 
-    async def __aenter__(self) -> Reporting:
+    async def __aenter__(self) -> SelfReports:
         self._supervisor.start("report", self.run)
         return self
 
@@ -188,11 +195,13 @@ class Reporting:
         try:
             await self._supervisor.farewell(self._leave(), LEAVE_SECONDS)
         except FAILING as failure:
-            logger.warning("the process could not sign off (%r); it is shown for some seconds more", failure)
+            logger.warning("this process could not remove its report (%r); it is shown for some seconds more", failure)
 
     async def run(self) -> None:
-        """Tell until cancelled. Nothing depends on it: what keeps it from telling is logged, once, and makes nobody the
-        less ready."""
+        """Report until cancelled.
+
+        Nothing depends on it: a failure is logged once, and does not make the process unready.
+        """
         failures, forgotten = 0, False
         while True:
             try:
@@ -204,7 +213,7 @@ class Reporting:
                 failures += 1
                 if not self._is_logged("report", error) and failures == 1:
                     trace = None if isinstance(error, FAILING) else error
-                    logger.warning("the process cannot tell of itself (%r); it goes on trying", error, exc_info=trace)
+                    logger.warning("this process cannot write its report (%r); it tries again", error, exc_info=trace)
             else:
                 failures = 0
             await asyncio.sleep(max(self._every, backoff(failures)) if failures else self._every)

@@ -1,4 +1,4 @@
-"""What a worker keeps: read models, sagas, reactors and schedules, each a unit that any worker may lease."""
+"""A worker: it runs the units that it leases. Read models, sagas, reactors and the schedules are units."""
 
 from __future__ import annotations
 
@@ -33,19 +33,24 @@ SCHEDULED = "schedules"
 
 
 def conducted(saga: Saga[Any, Any]) -> str:
-    """The fingerprint of a saga's unit: any code that brings the saga, and takes the same events, can run it, since its
-    records tell what follows."""
+    """Return the fingerprint of a saga's unit.
+
+    Any code that has the saga and takes the same events can run it, because its records say what follows.
+    """
     return f"saga.{kinds_of(saga.events)}"
 
 
 def reacted(reactor: Reactor) -> str:
-    """The fingerprint of a reactor's unit: any code that brings the reactor, and takes the same events, can run it."""
+    """Return the fingerprint of a reactor's unit: any code that has it and takes the same events can run it."""
     return f"reactor.{kinds_of(reactor.events)}"
 
 
 async def register_units(connection: Connection, domain: Domain, *, insist: bool = False) -> None:
-    """Make the checkpoints that are missing now, so that what is appended before the first worker starts is not passed
-    over, and have older code keep none that it would pass over something with. insist: see `register`."""
+    """Create missing checkpoints, and take over those of older code that reads fewer kinds of events.
+
+    Done at the start of every process, so that events that are appended before the first worker starts are not skipped.
+    insist: see `register`.
+    """
     for saga in domain.sagas:
         await register(connection, saga.category, conducted(saga), from_end=not saga.from_start, insist=insist)
     for reactor in domain.reactors:
@@ -55,7 +60,7 @@ async def register_units(connection: Connection, domain: Domain, *, insist: bool
 
 
 def names_of(domain: Domain) -> set[str]:
-    """What an app has kept, by the names of its units."""
+    """Return the names of all units of an app, without the schedules."""
     views, sagas = {view.name for view in domain.views}, {saga.category for saga in domain.sagas}
     return views | sagas | {reactor.unit for reactor in domain.reactors}
 
@@ -65,8 +70,10 @@ class _Keeper(Protocol):
 
 
 class Worker:
-    """Keeps what the leases give it: `run_unit` for each. appender, dispatcher: None where the domain has neither sagas
-    nor schedules. clock: what sagas and schedules go by."""
+    """Runs the units that the leases give it, each by `run_unit`.
+
+    appender, dispatcher: None when the domain has neither sagas nor schedules. clock: used by sagas and schedules.
+    """
 
     def __init__(
         self,
@@ -98,7 +105,7 @@ class Worker:
 
     @property
     def runs(self) -> dict[str, str]:
-        """What this code can keep, with the fingerprint of each."""
+        """The units that this code can run, with the fingerprint of each."""
         return (
             {view.name: fingerprint(view) for view in self._domain.views}
             | {saga.category: conducted(saga) for saga in self._domain.sagas if saga.category in self.conductors}
@@ -108,18 +115,18 @@ class Worker:
 
     @property
     def progress(self) -> dict[str, Progress]:
-        """What each that follows the log has done in this process, by its name among the projections."""
+        """What each consumer has done in this process, by the name of its unit."""
         projections = {name: projector.progress for name, projector in self.projectors.items()}
         acting: dict[str, Conductor | Reacting] = {**self.conductors, **self.reacting}
         return projections | {name: each.progress for name, each in acting.items()}
 
     async def run_unit(self, unit: Unit) -> None:
-        """Keep what was leased, until it is another's."""
+        """Run a leased unit until the lease is lost."""
         await self._keeper(unit).run(unit.leased, partial(self._supervisor.well, unit.task))
 
     def _keeper(self, unit: Unit) -> _Keeper:
         if unit.name == SCHEDULES:
-            assert self.scheduler is not None  # or it would not be among those that it runs
+            assert self.scheduler is not None  # otherwise `runs` would not offer it
             return self.scheduler
         if unit.building:
             return self._rebuild(self._domain.view_named(unit.name))
