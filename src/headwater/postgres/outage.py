@@ -4,7 +4,7 @@ An outage reaches every part of a process at once. Each part that meets an unrea
 `Outage.covers` instead of logging it. A failure alone does not prove an outage, since PostgreSQL may have ended just
 that connection, so `Outage.run` tries to connect and then decides:
 
-    reachable -> a failure is reported -> connect -> PostgreSQL answers: log that failure -> reachable
+    reachable -> a failure is reported -> connect -> PostgreSQL answers: log that failure, once a minute -> reachable
                                                   -> it does not: log the begin -> unreachable
     unreachable -> connect, with backoff -> still unreachable: log a line a minute
                                          -> PostgreSQL answers: log the end -> reachable
@@ -53,6 +53,7 @@ class Outage:
         self._running = False
         self._away = False
         self._over_at: float | None = None
+        self._logged_at: dict[str, datetime] = {}
         self._affected: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
@@ -133,10 +134,17 @@ class Outage:
         logger.warning("PostgreSQL answers again after %s; %s", _took(began, now), self._effect())
 
     def _log_single_failures(self) -> None:
-        """PostgreSQL answers: each failure has a cause of its own, but for those that follow from the last outage."""
+        """PostgreSQL answers: log each failure as one of its own, at most once a minute for each part.
+
+        Failures that follow from the last outage are not logged.
+        """
         if self._is_aftermath():
             return
+        now = self._clock.now()
         for part, error in self._failures.items():
+            if part in self._logged_at and now - self._logged_at[part] < LINE_EVERY:
+                continue
+            self._logged_at[part] = now
             logger.warning("%s failed, though PostgreSQL answers: %s", part, _said(error), exc_info=error)
 
     def _is_aftermath(self) -> bool:
