@@ -390,7 +390,7 @@ async def test_a_row_that_the_database_rejects_parks_its_key_at_the_event_that_m
         held = await letters(connection)
         assert [each[:2] for each in held] == [(48, 1), (68, 0), (88, 0)]
         assert held[0][2] is not None
-        assert "index row size" in held[0][2]
+        assert "index row" in held[0][2]
         rows, right = await rows_of(connection, view), await folded(connection, view)
         assert {key for key in keys if rows[key] != right[key]} == {keys[7]}
         assert rows[keys[7]][1] == 28
