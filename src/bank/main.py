@@ -1,4 +1,4 @@
-"""The bank: `headwater dev --app bank.main:app`."""
+"""The app: run it with `headwater dev --app bank.main:app`."""
 
 from pathlib import Path
 

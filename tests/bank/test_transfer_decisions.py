@@ -99,7 +99,7 @@ def test_what_is_seen_is_what_is_consulted() -> None:
     """The words of the tests, and of `Seen`."""
     seen = Seen({("account", A): Account(AccountStatus.OPEN)})
     assert seen.of(accounts, A).status is AccountStatus.OPEN
-    with pytest.raises(DefinitionError, match=f"looks at account {B}, which `consults` does not name"):
+    with pytest.raises(DefinitionError, match=f"reads account {B}, which `consults` does not name"):
         seen.of(accounts, B)
     with pytest.raises(AssertionError, match="RequestTransfer does not consult all of"):
         given(transfers).when(request(), seeing={B: given(accounts, [OPENED])})

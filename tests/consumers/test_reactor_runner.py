@@ -106,8 +106,8 @@ def no_order(event: Any) -> UUID:
 @pytest.mark.parametrize(
     "note, said",
     [
-        ("none", "TypeError: tests.consumers.test_reactor_runner.no_order gave None, which is no UUID"),
-        ("text", "TypeError: tests.consumers.test_reactor_runner.no_order gave 'a text', which is no UUID"),
+        ("none", "TypeError: tests.consumers.test_reactor_runner.no_order returned None, which is no UUID"),
+        ("text", "TypeError: tests.consumers.test_reactor_runner.no_order returned 'a text', which is no UUID"),
         ("raises", "IsADirectoryError: as ZoneInfo raises"),
     ],
 )

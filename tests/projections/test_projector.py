@@ -636,7 +636,7 @@ async def test_a_row_of_another_key_is_a_failed_fold(dsn: str, connection: async
         head = await write(connection, *events)
         await until(lambda: projector.progress.position == head)
     [(position, error)] = await connection.fetch("select position, error from headwater.dead_letters")
-    said = f"RowMisplaced: the fold gave a row of Fragile {other}, for an event that is routed to {one}"
+    said = f"RowMisplaced: the fold returned a row of Fragile {other}, for an event that is routed to {one}"
     assert (position, error.splitlines()[0]) == (3, said)
     assert {row["thing_id"]: row["count"] for row in await connection.fetch("select * from read.fragile")} == {
         one: 1,
@@ -659,7 +659,7 @@ async def test_a_route_that_gives_no_key_stops_the_projection_before_the_event(
     await until(lambda: "projection Fragile" in node.supervisor.troubles)
     trouble = node.supervisor.troubles["projection Fragile"]
     assert trouble.startswith("FoldFailed: Fragile: the route of Poisoned at position 2 raised TypeError: ")
-    assert trouble.endswith(f"route gave {gives!r}, which is no UUID")
+    assert trouble.endswith(f"route returned {gives!r}, which is no UUID")
     assert await checkpoint(connection, view) == 1
 
 

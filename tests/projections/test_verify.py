@@ -414,7 +414,7 @@ async def test_a_row_of_another_key_is_a_fold_that_fails(database: Database, con
     await note(connection, *(Noted(note_id=uuid4(), shelf_id=one, price=Decimal(price)) for price in (1, 2)))
     await built(database, connection, shelves, shelf_view)
     report = await verifier(database, shelves, View(Shelf, fold_worse), by_stream=False).live(database, None)
-    said = f"the fold gave a row of Shelf {other}, for an event that is routed to {one}"
+    said = f"the fold returned a row of Shelf {other}, for an event that is routed to {one}"
     assert report.differences == [
         Difference(one, "fold", "a row", f"raised RowMisplaced at position 2: {said}"),
     ]

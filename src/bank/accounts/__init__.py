@@ -1,1 +1,1 @@
-"""Accounts: where money lies."""
+"""Accounts: each holds money in one currency."""

@@ -1,4 +1,4 @@
-"""Accounts: what may happen to one, and what has. Read from top to bottom."""
+"""Accounts: the commands, refusals, events, state and decider. Read it from top to bottom."""
 
 from __future__ import annotations
 
@@ -98,10 +98,9 @@ class CloseAccount(Command, refuses=[AccountNotFound, AccountNotOpen, AccountNot
 
 
 class SendTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, InsufficientFunds]):
-    """Take the money of a transfer out of the account that it comes from.
+    """Take the money of a transfer out of its source account.
 
-    hold: the account stays open until the money has arrived or is back. Sagas that older code began do not ask for it,
-    since they would never settle it.
+    hold: the account cannot be closed until SettleTransfer or ReturnTransfer follows.
     """
 
     account_id: UUID
@@ -111,14 +110,14 @@ class SendTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotO
 
 
 class SettleTransfer(Command, internal=True, refuses=[AccountNotFound]):
-    """Note that the money of a transfer has arrived, and will not come back."""
+    """Note that the money of a transfer has arrived at its target, and will not come back."""
 
     account_id: UUID
     transfer_id: UUID
 
 
 class ReceiveTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, CurrencyMismatch]):
-    """Put the money of a transfer into the account that it goes to."""
+    """Put the money of a transfer into its target account."""
 
     account_id: UUID
     transfer_id: UUID
@@ -127,10 +126,9 @@ class ReceiveTransfer(Command, internal=True, refuses=[AccountNotFound, AccountN
 
 
 class ReturnTransfer(Command, internal=True, refuses=[AccountNotFound]):
-    """Give the money of a transfer that did not arrive back to its account, even to a frozen one.
+    """Put the money of a failed transfer back into its source account, in whatever status the account is.
 
-    Even to a closed one: an account is not closed while money is held for it, but transfers that older code began hold
-    none. Their money then shows as the balance of a closed account, where a person can find it.
+    An undo must not be refused: the money would be nowhere.
     """
 
     account_id: UUID
@@ -165,7 +163,7 @@ class MoneyDeposited(Event):
 
 
 class MoneyWithdrawn(Event, version=2):
-    """`balance` is what it left; withdrawals of version 1 did not say (None): see `balance_after`."""
+    """`balance`: after the withdrawal. None in events of version 1, which lack it: see `balance_after`."""
 
     account_id: UUID
     amount: Decimal
@@ -185,7 +183,7 @@ class AccountClosed(Event):
 
 
 class TransferSent(Event):
-    """`held`: TransferSettled or TransferReturned will follow. Events from before there was `held` read as False."""
+    """`held`: TransferSettled or TransferReturned follows, and the account stays open until then."""
 
     account_id: UUID
     transfer_id: UUID
@@ -220,8 +218,10 @@ AccountEvent: TypeAlias = Shown | TransferSettled
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a decision about an account needs. No status: it was never opened. held: what each transfer under way has
-    taken out, and may still bring back."""
+    """The state that a decision about an account needs.
+
+    status: None before the account is opened. held: the amount that each open transfer took out and may bring back.
+    """
 
     status: AccountStatus | None = None
     balance: Decimal = Decimal(0)
@@ -319,7 +319,7 @@ def _without(held: Mapping[UUID, Decimal], transfer_id: UUID) -> dict[UUID, Deci
 
 
 def balance_after(balance: Decimal, event: Movement) -> Decimal:
-    """What the account holds after a movement, where it held `balance` before."""
+    """Return the balance after a movement, given the balance before it."""
     return balance - event.amount if event.balance is None else event.balance
 
 

@@ -1,4 +1,4 @@
-"""Accounts: what this folder brings."""
+"""Accounts: the list of what this feature declares."""
 
 from bank.accounts.domain import accounts as accounts_decider
 from bank.accounts.statements import statements

@@ -1,7 +1,7 @@
-"""Statements: a line for each movement, in a file for each account, outside the database.
+"""Statements: a reactor that appends a line for each movement to the account's CSV file.
 
-`BANK_STATEMENTS` names the folder; without it nothing is written. A line is `key,time,what,amount,balance`, and its key
-tells a movement that is delivered again from one that happens again.
+`BANK_STATEMENTS` names the folder; without it no file is written. A line is `key,time,what,amount,balance`. The key is
+the idempotency key of the event: a movement that is delivered twice is written once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from headwater import Reactor, Recorded
 
 FOLDER = "BANK_STATEMENTS"
 TAIL_BYTES = 256 * 1024
-"""Looked through for the key: far more than can be delivered again."""
+"""The end of the file that is searched for the key: far more than can be delivered again."""
 
 
 async def write_statement(event: Recorded[Movement], key: str) -> None:
@@ -57,14 +57,14 @@ def _what(movement: Movement) -> str:
 
 
 def append_once(file: Path, key: str, line: str) -> None:
-    """Append a line that begins with its key, unless it is there. When this returns, the line is on the disk."""
+    """Append a line that begins with its key, unless the file has one with that key. The line is flushed to disk."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b", buffering=0) as statement:
-        fcntl.flock(statement, fcntl.LOCK_EX)  # a worker that has lost its lease may not know it yet
+        fcntl.flock(statement, fcntl.LOCK_EX)  # a worker that lost its lease may still be writing
         end = statement.seek(0, os.SEEK_END)
         start = statement.seek(max(0, end - TAIL_BYTES))
         *whole, torn = statement.read().split(b"\n")
-        if torn:  # whoever wrote it died on the way, and the movement is delivered again
+        if torn:  # its writer died, and the movement is delivered again
             end = start + sum(len(each) + 1 for each in whole)
             statement.truncate(end)
         if not any(each.startswith(f"{key},".encode()) for each in whole):

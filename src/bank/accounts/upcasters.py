@@ -1,9 +1,9 @@
-"""Accounts: how events that older versions of this code wrote are read today."""
+"""Accounts: how events of older versions are read as the classes of today."""
 
 from headwater import Upcaster
 
 upcasters = [
-    # A withdrawal of version 1 did not say what it left. Only the events before it know, and an upcaster sees but one
-    # event: so it says that it is not known, and whoever folds subtracts the amount.
+    # Version 1 has no balance. An upcaster sees one event only and cannot compute it, so the balance is None and each
+    # fold subtracts the amount.
     Upcaster("MoneyWithdrawn", from_version=1, defaults={"balance": None}),
 ]

@@ -1,4 +1,4 @@
-"""Accounts: what people look at."""
+"""Accounts: the read model that clients query, and its fold."""
 
 from __future__ import annotations
 

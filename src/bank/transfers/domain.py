@@ -1,10 +1,10 @@
-"""Transfers: what may happen to one, and what has. Read from top to bottom.
+"""Transfers: the commands, refusals, events, state and decider. Read it from top to bottom.
 
     REQUESTED ── WITHDRAWN ── COMPLETED
         ├─ REFUSED   └─────── REFUNDED
-        └──────────────────── REFUNDED   when it went wrong before the withdrawal was noted
+        └──────────────────── REFUNDED   if it failed before the withdrawal was noted
 
-A transfer keeps the books of itself and moves no money: that lies in accounts, whose commands the app sends.
+A transfer records its own progress and moves no money. The saga moves it, with commands to the two accounts.
 """
 
 from __future__ import annotations
@@ -118,13 +118,13 @@ TransferEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a decision about a transfer needs. No status: it was never requested."""
+    """The state that a decision about a transfer needs. status: None before the transfer is requested."""
 
     status: TransferStatus | None = None
 
 
 def consults(command: TransferCommand) -> Sequence[Consulted]:
-    """The account that the money comes from, for its currency. Whether it has the money is asked when it leaves."""
+    """Return the source account, whose currency the transfer takes. Its balance is checked when the money leaves it."""
     return [(accounts, command.from_account_id)] if isinstance(command, RequestTransfer) else []
 
 
@@ -171,7 +171,11 @@ def _requested(command: RequestTransfer, transfer: Transfer, seen: Seen) -> Tran
 
 
 def _is_there(transfer: Transfer, command: TransferCommand, wanted: TransferStatus, *before: TransferStatus) -> bool:
-    """Whether the transfer has come where it is wanted; if not, it must stand where it can come from."""
+    """Return True if the transfer has the wanted status, and False if it has one of those before it.
+
+    Raises:
+        TransferNotFound, TransferCannotMove: it has neither.
+    """
     if transfer.status is None:
         raise TransferNotFound(transfer_id=command.transfer_id)
     if transfer.status is not wanted and transfer.status not in before:

@@ -1,4 +1,4 @@
-"""Transfers: what this folder brings."""
+"""Transfers: the list of what this feature declares."""
 
 from bank.transfers.domain import transfers as transfers_decider
 from bank.transfers.saga import transfer as transfer_saga

@@ -1,4 +1,4 @@
-"""Transfers: how the money moves. It leaves one account, then it reaches the other, or it comes back.
+"""Transfers: the saga that moves the money from the source account to the target, or back to the source.
 
 TransferRequested -> SendTransfer -> NoteWithdrawn -> ReceiveTransfer -> SettleTransfer -> CompleteTransfer
                         |                                |
@@ -6,8 +6,8 @@ TransferRequested -> SendTransfer -> NoteWithdrawn -> ReceiveTransfer -> SettleT
                         v                                v
                      RefuseTransfer                   ReturnTransfer -> RefundTransfer
 
-From SendTransfer to SettleTransfer or ReturnTransfer the account that the money comes from cannot be closed. It is
-settled before the transfer is completed, so that whoever sees it completed can close the account.
+The source account cannot be closed between SendTransfer and SettleTransfer or ReturnTransfer. The transfer is settled
+before it is completed, so that a client that sees it completed can close the account.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bank.transfers.domain import CompleteTransfer, NoteWithdrawn, RefundTransfe
 from headwater import Do, Done, Refused, Retry, Saga, TimedOut
 
 PATIENCE = timedelta(seconds=30)
-"""How long an account may take to answer, before the money stays where it is, or comes back."""
+"""The timeout of a step. If the first one times out no money moves; if a later one does, the money goes back."""
 
 Input: TypeAlias = TransferRequested | Refused | TimedOut
 
@@ -51,7 +51,7 @@ def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
         case Refused(command="ReceiveTransfer") | TimedOut(command="ReceiveTransfer"):
             return [Do(RefundTransfer(transfer_id=transfer, reason=event.code)), Done()]
         case Refused() | TimedOut():
-            # The transfer's own books refuse nothing that comes in this order. If they do, a person must look.
+            # The transfer's own stream refuses nothing in this order. If it does, an operator must look.
             raise RuntimeError(f"{event.command} was refused with {event.code}")
         case _:
             assert_never(event)

@@ -1,4 +1,4 @@
-"""Transfers: what people look at."""
+"""Transfers: the read model that clients query, and its fold."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Users: who holds accounts."""
+"""Users: the owners of accounts."""

@@ -1,4 +1,4 @@
-"""Users: what may happen to one, and what has. Read from top to bottom."""
+"""Users: the commands, refusals, events, state and decider. Read it from top to bottom."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ UserEvent: TypeAlias = UserRegistered | EmailChanged
 
 @dataclass(frozen=True)
 class User:
-    """What a decision about a user needs."""
+    """The state that a decision about a user needs. email: None before the user is registered."""
 
     email: str | None = None
 
@@ -81,7 +81,7 @@ def decide(command: UserCommand, user: User) -> list[UserEvent]:
         case RegisterUser():
             if user.registered:
                 raise AlreadyExists()
-            if not any(map(_can_be_seen, command.name)):
+            if not any(map(_is_visible, command.name)):
                 raise InvalidInput(["name"], "Expected a name that can be seen")
             return [UserRegistered(user_id=command.user_id, email=command.email, name=command.name)]
         case ChangeEmail():
@@ -103,21 +103,21 @@ def evolve(user: User, event: UserEvent) -> User:
 
 
 def claims(user: User, event: UserEvent) -> Sequence[Take | Release]:
-    """An e-mail address belongs to one user, however it is written."""
-    old, new = _one_spelling(user.email or ""), _one_spelling(event.email)
+    """Return the claims that keep an e-mail address to one user, in whatever case or Unicode form it is written."""
+    old, new = _normalized(user.email or ""), _normalized(event.email)
     if old == new:
         return ()
     take = Take("email", new, otherwise=EmailTaken(email=event.email))
     return (Release("email", old), take) if old else (take,)
 
 
-def _one_spelling(email: str) -> str:
-    """Without capitals, and each character composed in one way: again after the capitals, which may leave parts."""
+def _normalized(email: str) -> str:
+    """Return the address casefolded and in NFKC. It is normalized twice, since casefolding can decompose characters."""
     return normalize("NFKC", normalize("NFKC", email).casefold())
 
 
-def _can_be_seen(character: str) -> bool:
-    """Neither a space nor a control or format character, such as the zero-width space."""
+def _is_visible(character: str) -> bool:
+    """True unless the character is a space, or a control or format character such as the zero-width space."""
     return category(character) not in ("Zs", "Zl", "Zp", "Cc", "Cf")
 
 

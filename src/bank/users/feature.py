@@ -1,4 +1,4 @@
-"""Users: what this folder brings."""
+"""Users: the list of what this feature declares."""
 
 from bank.users.domain import users as users_decider
 from bank.users.views import user_view

@@ -1,4 +1,4 @@
-"""Users: what people look at."""
+"""Users: the read model that clients query, and its fold."""
 
 from __future__ import annotations
 

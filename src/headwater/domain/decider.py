@@ -1,4 +1,4 @@
-"""A decider: how one kind of stream decides on commands and evolves by events. Three pure functions and a start.
+"""A decider: the pure functions that decide commands and evolve the state of one category of streams.
 
 After Jérémie Chassaing's Decider: `decide(command, state) -> events`, `evolve(state, event) -> state`.
 """
@@ -21,17 +21,17 @@ E = TypeVar("E", bound=Event)
 
 
 LARGEST_CLAIM = 2500
-"""Bytes of a claim's name and value together, at most. PostgreSQL's index takes 2,704 with what it adds; and more of
-what can be compressed, by which nobody could go."""
+"""The most bytes that a claim's name and value have together. PostgreSQL's index holds 2,704 with its overhead. It
+holds more of what compresses well, but a limit that depends on the value would help no user."""
 
 
 @dataclass(frozen=True)
 class Take:
-    """Make `value` belong to the stream among all values of `name`, or be refused with `otherwise`.
+    """Claim `value` for the stream, unique among the values of `name`. If another has it, refuse with `otherwise`.
 
     Raises:
-        InvalidInput: the two are larger than `LARGEST_CLAIM`. They come from a command, though nobody here knows from
-            which field of it.
+        InvalidInput: name and value are larger than `LARGEST_CLAIM`. `path` is empty, since the field that the value
+            comes from is not known here.
     """
 
     name: str
@@ -48,27 +48,27 @@ class Take:
 
 @dataclass(frozen=True)
 class Release:
-    """Give `value` of `name` back, if the stream holds it."""
+    """Give up the claim on `value` of `name`, if the stream holds it."""
 
     name: str
     value: str
 
 
 SNAPSHOT_EVERY = 1000
-"""Events of a stream from one snapshot to the next, where a decider says nothing."""
+"""The default number of events from one snapshot of a stream to the next."""
 
 
 def no_claims(state: Any, event: Any) -> Sequence[Take | Release]:
-    """The claims of a decider that has none."""
+    """Return no claims: the default of a decider."""
     return ()
 
 
 class Seen:
     """The states of the other streams that a decision consults, by their decider and id.
 
-    They are as the log had them at some time: each may have changed since, and may change before the decision is
-    written. A refusal rests on states that were read after its command came; events may rest on what this process
-    remembers. So it is advice. What must hold belongs in one stream, in claims or in a saga.
+    The states are advice, not a lock: each may have changed since it was read, and may change before the decision is
+    written. A refusal is based on states that were read after its command arrived; events may be based on states that
+    this process had cached. An invariant belongs in one stream, in claims or in a saga.
     """
 
     __slots__ = ("_states",)
@@ -77,12 +77,16 @@ class Seen:
         self._states = states
 
     def of(self, decider: Decider[Any, S, Any], stream_id: UUID) -> S:
-        """The state of a stream that `consults` names; the decider's initial one where nothing has happened."""
+        """Return the state of a stream that `consults` names; the decider's initial state if the stream has no events.
+
+        Raises:
+            DefinitionError: `consults` does not name the stream for this command.
+        """
         try:
             return self._states[decider.category, stream_id]  # type: ignore[no-any-return]  # of this very decider
         except KeyError:
             raise DefinitionError(
-                f"a decision looks at {decider.category} {stream_id}, which `consults` does not name for its command"
+                f"A decision reads {decider.category} {stream_id}, which `consults` does not name for its command"
             ) from None
 
 
@@ -92,7 +96,7 @@ Consulted: TypeAlias = "tuple[Decider[Any, Any, Any], UUID]"
 
 @dataclass(frozen=True)
 class SnapshotPolicy:
-    """How a decider's states are kept: after so many events of a stream each, and as what."""
+    """How snapshots of a decider's states are made. every: events from one to the next. codec: to JSON and back."""
 
     every: int
     codec: StateCodec
@@ -100,19 +104,21 @@ class SnapshotPolicy:
 
 @dataclass(frozen=True)
 class Decider(Generic[C, S, E]):
-    """One kind of stream.
+    """One category of streams, with the functions that decide its commands.
 
-    category: the streams' kind, as stored. key: the field of each command and event that names the stream, a UUID.
-    initial: the state before the first event. claims: what an event makes unique across streams, seen from the state
-    before it. consults: which other streams' states the decision of a command looks at, mostly none; `decide` then has
-    a third parameter, `seen: Seen`. That is advice and no lock: see `Seen`.
+    category: the name of the category, as stored. key: the UUID field of each command and event that names the stream.
+    initial: the state before the first event. claims: the claims that an event takes or releases, given the state
+    before it. consults: the other streams whose states the decision of a command reads; `decide` then has a third
+    parameter, `seen: Seen`, which is advice and no lock.
 
-    snapshot_every: events of a stream from one kept state to the next, so that a long one need not be read from its
-    start; 0 is never. Left out: 1000, where the state can be kept as JSON. fold_version: raise it when `evolve`, or an
-    upcaster, comes to another state by the same events; what was kept before is then left alone. A change of the
-    state's fields is noticed without.
+    snapshot_every: events from one snapshot of a stream's state to the next; 0 makes none. By default 1000, if the
+    state can be stored as JSON. fold_version: raise it when `evolve` or an upcaster results in another state for the
+    same events; older snapshots are then ignored. A change of the state's fields is detected without it.
 
-    Commands and events are taken from the annotations of `decide` and `evolve`.
+    The decider's commands and events are read from the annotations of `decide` and `evolve`.
+
+    Raises:
+        DefinitionError: an annotation is missing or does not fit, or a message lacks the key.
     """
 
     category: str
@@ -185,9 +191,9 @@ class Decider(Generic[C, S, E]):
         return decide(command, state) if self.consults is None else decide(command, state, seen)
 
     def require_own(self, event: E, stream_id: UUID) -> None:
-        """Raise MisplacedEvent when an event says that it is of another stream than the one it is to be written to.
+        """Raise MisplacedEvent if an event's key is not the id of the stream that it is written to.
 
-        Read models find its row by what it says, and the past and verify by where it is written.
+        Projections route it by its key; `asOf` and verify read it by its stream. Both must be the same.
         """
         key = getattr(event, self.key, stream_id)
         if key is not stream_id and key != stream_id:
@@ -206,7 +212,7 @@ class Decider(Generic[C, S, E]):
         )
 
     def _takes_seen(self) -> bool:
-        """Whether `decide` has a third parameter; it has one just where the decider consults."""
+        """Return True if `decide` has a third parameter, which it must have exactly if the decider consults."""
         taken, _ = _hints(self.decide)
         if self.consults is None and Seen in taken:
             raise DefinitionError(
@@ -232,7 +238,7 @@ class Decider(Generic[C, S, E]):
             return SnapshotPolicy(self.snapshot_every or SNAPSHOT_EVERY, StateCodec(state))
         except DefinitionError as error:
             if self.snapshot_every is None:
-                return None  # nobody asked for them
+                return None  # the user did not ask for snapshots
             raise DefinitionError(f"{self.category}: its state cannot have snapshots: {error}") from error
 
     def _arms(self, function: Callable[..., Any], annotation: Any, root: type[Any]) -> tuple[type[Any], ...]:
@@ -255,7 +261,7 @@ class Decider(Generic[C, S, E]):
 
 
 def _hints(function: Callable[..., Any]) -> tuple[list[Any], Any]:
-    """The annotations of a function's parameters, and of what it returns or None."""
+    """Return the annotations of a function's parameters, and of its result or None."""
     try:
         hints = get_type_hints(function)
     except Exception as error:
@@ -267,7 +273,7 @@ def _hints(function: Callable[..., Any]) -> tuple[list[Any], Any]:
 
 
 def _annotations(function: Callable[..., Any], parameters: int) -> tuple[list[Any], Any]:
-    """The annotations of a function's parameters, which are so many, and of what it returns."""
+    """Return the annotations of a function's parameters and of its result. Raises DefinitionError for another count."""
     taken, answer = _hints(function)
     if len(taken) != parameters or answer is None:
         raise DefinitionError(

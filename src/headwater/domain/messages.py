@@ -1,9 +1,8 @@
-"""Commands, events and refusals: what may happen, what has, and why not. Plain typed data, no database and no web.
+"""Commands, events and refusals: plain typed data.
 
 `Command` and `Event` are msgspec structs, frozen and keyword-only. Class keywords carry what belongs to the class:
-`class MoneyWithdrawn(Event, version=2)`. They are kept in one attribute, `__declared__`, which no field can be named
-like: so a field of any name is the user's own. An event's stored name is its class name unless `name=` says otherwise,
-and never its module, so that code can move.
+`class MoneyWithdrawn(Event, version=2)`. They are kept in the attribute `__declared__`, so that no field can hide them.
+An event is stored under its class name, or under `name=`; the module is not stored, so that code can move.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ E_co = TypeVar("E_co", bound="Event", covariant=True)
 
 
 def constant_case(name: str) -> str:
-    """`InsufficientFunds` as `INSUFFICIENT_FUNDS`."""
+    """Return `INSUFFICIENT_FUNDS` for `InsufficientFunds`."""
     return _WORD.sub("_", name).upper()
 
 
 def sentence_of(cls: type) -> str:
-    """The class's own docstring as one paragraph; empty when it has none."""
+    """Return the first paragraph of the class's own docstring on one line; empty if it has none."""
     doc = cls.__dict__.get("__doc__")
     return " ".join(cleandoc(doc).split("\n\n")[0].split()) if doc else ""
 
@@ -55,7 +54,7 @@ class Exact:
     at_most: Decimal | int | None = None
 
     def complaint(self, value: Decimal) -> str | None:
-        """Why the value is out of bounds, or None."""
+        """Return a sentence that says which bound the value breaks, or None."""
         if not value.is_finite():
             return "Expected a finite decimal"
         _, digits, exponent = value.as_tuple()
@@ -88,7 +87,7 @@ def _require_no_dunder(cls: type, names: Iterable[str]) -> None:
 
 @dataclass_transform()
 class Refusal(Exception):
-    """A command's typed no. The subclass's docstring is what the client reads; its fields are the facts.
+    """The typed refusal of a command. The subclass's docstring is the message that clients read; its fields are facts.
 
     Subclasses are dataclasses: `class InsufficientFunds(Refusal): balance: Decimal`. The GraphQL type has the class's
     name, and `code` is that name in CONSTANT_CASE.
@@ -104,11 +103,11 @@ class Refusal(Exception):
         cls.code = constant_case(cls.__name__)
         doc = cls.__doc__
         dataclasses.dataclass(eq=False)(cls)  # an exception stays hashable, by identity
-        cls.__doc__ = doc  # a dataclass makes one up where there is none
+        cls.__doc__ = doc  # a dataclass generates one if there is none
 
     @property
     def message(self) -> str:
-        """What the client reads."""
+        """The sentence that clients read."""
         return sentence_of(type(self)) or self.code
 
     def __str__(self) -> str:
@@ -139,7 +138,7 @@ class VersionConflict(Refusal):
 
 
 EVERY_COMMAND_REFUSES: tuple[type[Refusal], ...] = (InvalidInput, VersionConflict)
-"""What any command may answer, whatever it declares."""
+"""The refusals that every command may meet without declaring them."""
 
 
 def _is_refused(each: Any) -> bool:
@@ -147,7 +146,7 @@ def _is_refused(each: Any) -> bool:
 
 
 class _MessageMeta(msgspec.StructMeta):
-    """Takes Headwater's class keywords out before msgspec sees them, since it refuses those it does not know."""
+    """Removes Headwater's class keywords before msgspec sees them, since it refuses unknown ones."""
 
     def __new__(
         mcls, class_name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **keywords: Any
@@ -178,7 +177,7 @@ class CommandDeclaration:
     """The class keywords of a command.
 
     name: of the mutation's types. refuses: the refusals that its decision may raise. creates: it starts a stream.
-    internal: only the app itself issues it; it is no mutation.
+    internal: only the app issues it; it has no mutation.
     """
 
     name: str
@@ -207,11 +206,11 @@ class Event(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, g
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, gc=False):
-    """Something that is asked for. Its docstring describes the mutation.
+    """A request to change something. Its docstring describes the mutation.
 
     Class keywords: `refuses` (the refusals that its decision may raise, which become members of the result union),
-    `creates` (it starts a stream: its key may be left out and is then made), `internal` (only the app itself asks for
-    it, a saga for one: it is decided as any other, and no mutation) and `name`.
+    `creates` (it starts a stream: its key may be left out and is then made), `internal` (only the app
+    issues it, for example a saga; it has no mutation) and `name`.
     """
 
     __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "refuses", "creates", "internal")
@@ -245,7 +244,7 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
 
 
 class Recorded(msgspec.Struct, Generic[E_co], frozen=True, gc=False):
-    """An event as it stands in the log. `position` is its place among all events, `version` among its stream's."""
+    """An event as the log holds it. position: its place in the log. version: its place in its stream."""
 
     data: E_co
     position: int

@@ -1,9 +1,9 @@
-"""A reactor: what happens outside when something has happened here. A mail is sent, a webhook called.
+"""A reactor: a side effect outside of the log, such as an e-mail or a webhook, for each event that it takes.
 
     async def react(event: Recorded[A | B], key: str) -> None
 
-It is called at least once for each event, and with the same key each time: send the key along, so that the other side
-can tell a second delivery from a second event. It is no part of any read model: rebuilding one calls nobody.
+It is called at least once for each event, with the same key each time. Pass the key on, so that the receiver recognizes
+a second delivery. A rebuild of a read model does not call reactors.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _UNIT = "reactor "
 
 @dataclass(frozen=True)
 class Reactor(Generic[E]):
-    """A side effect outside.
+    """A side effect outside of the log.
 
-    name: as operators read it; another name is another reactor. react: see the module; the events it takes are those of
-    its annotation, and what it raises is a failure. order: events with the same key are given to it one after another,
-    in the log's order; left out, those of one stream. on_failure: the failed event is set aside with all of its key
-    behind it, tried again with growing pauses, for an hour or two, and then waits for a person. within: a reaction that
-    takes longer is cancelled, and has failed. from_start: it is called for what happened before it was there, too.
+    name: identifies the reactor; under another name it is a new one. react: the function, see the module; the events it
+    takes are read from its annotation, and any exception is a failure. order: from an event to a key; events of one key
+    are delivered one after another, in the order of the log. By default the key is the stream. on_failure: a failed
+    event and the later ones of its key are set aside, retried with growing pauses for an hour or two, and then parked.
+    within: the timeout of one call. from_start: deliver the events before the reactor's first start, too.
     """
 
     name: str
@@ -59,24 +59,24 @@ class Reactor(Generic[E]):
 
     @property
     def unit(self) -> str:
-        """Its name among the projections."""
+        """Its name among the units of the workers."""
         return f"{_UNIT}{self.name}"
 
     def order_of(self, event: Recorded[E]) -> UUID:
-        """The key in whose order an event is taken.
+        """Return the key whose events are delivered in order.
 
         Raises:
-            TypeError: `order` gave something else than a UUID.
+            TypeError: `order` returned something else than a UUID.
         """
         if self.order is None:
             return event.stream_id
         key = self.order(event.data)
         if not isinstance(key, UUID):
-            raise TypeError(f"{self.order.__module__}.{self.order.__qualname__} gave {key!r}, which is no UUID")
+            raise TypeError(f"{self.order.__module__}.{self.order.__qualname__} returned {key!r}, which is no UUID")
         return key
 
     def key_for(self, event: Recorded[Event]) -> str:
-        """The idempotency key of an event: the same each time, and another for each reactor."""
+        """Return the idempotency key of an event: the same for each delivery, another one for each reactor."""
         return str(derived_id(event.event_id, self.unit))
 
 

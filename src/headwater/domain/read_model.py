@@ -1,7 +1,7 @@
-"""Read models: what people look at. A row is the fold of the events that are routed to its key.
+"""Read models: the rows that clients query. A row is the fold of the events that are routed to its key.
 
-Inside a fold there is nothing but the row and the event, no clock and no I/O: that is what makes rebuild and verify
-true.
+A fold uses nothing but the row and the event: no clock and no I/O. So a rebuild results in the same rows, and verify
+can compare them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ E = TypeVar("E", bound=Event, default=Any)
 
 @dataclass(frozen=True)
 class Link:
-    """Another read model that a row points at: `owner = Link(UserView, by="owner_id")`.
+    """A reference from a row to a row of another read model: `owner = Link(UserView, by="owner_id")`.
 
-    Not annotated, so that neither msgspec nor a type checker takes it for a field that a fold must fill.
+    Written without an annotation, so that neither msgspec nor a type checker takes it for a field.
     """
 
     to: type[ReadModel]
@@ -57,8 +57,8 @@ class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=T
     """A row that clients read. Its docstring describes the GraphQL type.
 
     Class keywords: `key` (the field that identifies a row, a UUID), `name` (the GraphQL type; the class name by
-    default), `version` (raise it when the fold changes, so that the rows are made again) and `indexes` (columns, or
-    tuples of columns, that are filtered by often).
+    default), `version` (raise it when the fold changes, so that the rows are rebuilt) and `indexes` (columns, or tuples
+    of columns, that clients often filter by).
     """
 
     __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "key", "version", "indexes")
@@ -91,12 +91,12 @@ class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=T
 
 @dataclass(frozen=True)
 class View(Generic[M, E]):
-    """A read model with its fold: `fold(row or None, event) -> row or None`; None removes the row.
+    """A read model with its fold: `fold(row or None, event) -> row or None`; None deletes the row.
 
-    The events are taken from the fold's annotation `Recorded[A | B]`. Each goes to the row that `route` names; left
-    out, that is the event's field with the name of the model's key. `on_failure` says what becomes of a key whose fold
-    raised: a few retries, then parked. `history` keeps which events each row is folded from, so that one which gathers
-    those of several streams can be read `asOf` the past, too: sixteen bytes an event, and an index.
+    The events are read from the fold's annotation `Recorded[A | B]`. route: from an event to the key of its row; by
+    default, the event's field that is named like the model's key. on_failure: what happens to a key whose fold raises;
+    by default it is retried, then parked. history: stores which events each row is folded from, so that a row which
+    gathers events of several streams can be read `asOf` a past position. It costs sixteen bytes an event and an index.
     """
 
     model: type[M]
@@ -127,7 +127,7 @@ class View(Generic[M, E]):
         return self.model.__declared__.key
 
     def route_of(self, event: type[Event]) -> Callable[[Any], UUID]:
-        """How to find the row of an event of this type. What a user's route gives is a UUID, or TypeError is raised."""
+        """Return the function from such an event to the key of its row. It raises TypeError if that is no UUID."""
         if self.route is not None:
             return _checked(self.route)
         return attrgetter(self.key)  # `_check` has seen that it is a UUID field
@@ -163,7 +163,7 @@ def _checked(given: Callable[[Any], UUID]) -> Callable[[Any], UUID]:
     def route(event: Any) -> UUID:
         key = given(event)
         if not isinstance(key, UUID):
-            raise TypeError(f"{given.__module__}.{given.__qualname__} gave {key!r}, which is no UUID")
+            raise TypeError(f"{given.__module__}.{given.__qualname__} returned {key!r}, which is no UUID")
         return key
 
     return route

@@ -1,8 +1,8 @@
-"""A read model's fold, as all who fold take it: the live projection, a rebuild, verify and the past.
+"""A read model's fold, as the projector, a rebuild, verify and `asOf` call it.
 
-What the user's function gives is a row only if it is the row that the event was routed to. Where one of them took
-another, the others would not: the live projection knows its rows by the keys of events, PostgreSQL by those of rows.
-And its values are spelled as they will be read back, so that no row depends on which rows happen to be in memory.
+The user's function must return the row of the key that the event was routed to: the projector finds rows by the keys of
+events, PostgreSQL by the keys of rows. The values of the row are brought into canonical form, so that no row depends on
+which rows are in memory.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from headwater.errors import HeadwaterError
 M = TypeVar("M", bound=ReadModel)
 
 Fold: TypeAlias = Callable[[UUID, M | None, Any], M | None]
-"""From a key, its row or None and an event to the row after it, or None."""
+"""From a key, its row or None, and an event, to the row after the event or None."""
 
 
 BREATH_SECONDS = 0.01
-"""How long folds may keep the event loop. The heartbeat of this process's lease is a task like any other: were a whole
-batch folded without a pause, a slow fold would have its lease run out, again and again."""
+"""How long folds may block the event loop. The heartbeat of this process's leases runs on the same loop: if a whole
+batch were folded without a pause, a slow fold would let its lease expire, again and again."""
 
 
 class Breath:
@@ -38,24 +38,24 @@ class Breath:
 
     @property
     def due(self) -> bool:
-        """Whether the loop was kept for long enough."""
+        """True if the loop has been blocked for `BREATH_SECONDS`."""
         return monotonic() - self._taken > BREATH_SECONDS
 
     async def take(self) -> None:
-        """Let others have their turn."""
+        """Let other tasks run."""
         await asyncio.sleep(0)
         self._taken = monotonic()
 
 
 class RowMisplaced(HeadwaterError):
-    """A fold gave a row of another key than the event was routed to. It counts as the event's failure."""
+    """A fold returned a row of another key than the event was routed to. It counts as the event's failure."""
 
 
 def fold_of(view: View[M]) -> Fold[M]:
-    """The view's fold, whose rows are as they will be read from the table.
+    """Return the view's fold, with its rows in canonical form.
 
     Raises, when it is called:
-        RowMisplaced.  Whatever the user's function raises.
+        RowMisplaced, and any exception of the user's function.
     """
     fold, key_of_row, name = view.fold, view.key, view.name
     spelled = [(each.name, spell) for each in view.fields if (spell := canonical_form_of(each)) is not None]
@@ -66,13 +66,13 @@ def fold_of(view: View[M]) -> Fold[M]:
             return after
         given = getattr(after, key_of_row)
         if given is not key and getattr(given, "int", None) != key.int:  # UUIDs are compared in Python, and slowly
-            raise RowMisplaced(f"the fold gave a row of {name} {given}, for an event that is routed to {key}")
-        return _respelled(after, spelled) if spelled else after
+            raise RowMisplaced(f"the fold returned a row of {name} {given}, for an event that is routed to {key}")
+        return _in_canonical_form(after, spelled) if spelled else after
 
     return folded
 
 
-def _respelled(row: M, spelled: Sequence[tuple[str, Canonical]]) -> M:
+def _in_canonical_form(row: M, spelled: Sequence[tuple[str, Canonical]]) -> M:
     changes = None
     for name, spell in spelled:
         value = getattr(row, name)
