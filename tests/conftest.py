@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests: one server a run, one template database, and a clone of it for each test."""
+"""A real PostgreSQL for the tests: one server per run, one template database, and a clone of it for each test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _names = itertools.count(1)
 
 MEMORY = Path("/dev/shm")
 ENOUGH = 4 * 2**30
-"""Bytes that must be free there: the suite's servers do not need half of them."""
+"""The bytes that must be free in MEMORY: more than twice what the suite's servers use."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,8 +55,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """A server of this run's own. It need not outlive the machine, so it does not wait for the disk; and with a WAL for
-    a restart only, a database is cloned in half the time."""
+    """Starts one server for the run.
+
+    Its data need not survive a crash of the machine, so it does not wait for the disk. A minimal WAL halves the time of
+    cloning a database.
+    """
     options = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
     options |= {"max_connections": "200", "max_prepared_transactions": "10"}
     with embedded.temporary(options=options, within=_memory()) as server:
@@ -64,8 +67,10 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 
 
 def _memory() -> Path | None:
-    """A file system in memory, if there is one with room: a database is hundreds of files, and a disk takes its time to
-    make them, on some machines most of the suite's."""
+    """Return a file system in memory with enough room, or None.
+
+    A database is hundreds of files; creating them on a disk takes most of the suite's time on some machines.
+    """
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH:
         return MEMORY
     return None
@@ -73,7 +78,7 @@ def _memory() -> Path | None:
 
 @pytest.fixture(scope="session")
 def empty_template(postgres: EmbeddedPostgres) -> str:
-    """A migrated database with the bank's read-model tables, to be cloned."""
+    """Return the name of a migrated database with the bank's read-model tables, which tests clone."""
 
     async def make() -> None:
         await _execute(postgres.dsn(), "create database template_bank")
@@ -86,14 +91,14 @@ def empty_template(postgres: EmbeddedPostgres) -> str:
 
 @pytest.fixture
 async def blank_dsn(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
-    """A database with nothing in it."""
+    """The DSN of an empty database."""
     async for dsn in _created(postgres, "template0"):
         yield dsn
 
 
 @pytest.fixture
 async def dsn(postgres: EmbeddedPostgres, empty_template: str) -> AsyncIterator[str]:
-    """A migrated database of the test's own, with an empty log and the bank's tables."""
+    """The DSN of the test's own migrated database, with an empty log and the bank's tables."""
     async for dsn in _created(postgres, empty_template):
         yield dsn
 
@@ -126,13 +131,16 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
 
 
 @pytest.fixture(autouse=True)
-def nobody_answers_what_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To works named `late ...` the log is away: no decider can say that, since what it raises is a bug of its own."""
+def no_answer_to_late_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the log unavailable to commands for works named `late ...`.
+
+    A decider cannot raise `Unavailable` itself: any exception of its own is a bug.
+    """
     issue = Dispatcher.issue
 
     async def issued(self: Dispatcher, command: Command, **options: Any) -> Accepted:
         if isinstance(command, Work) and command.name.startswith("late ") and not weather.forgiving:
-            raise Unavailable("nobody answers")
+            raise Unavailable("the log does not answer")
         return await issue(self, command, **options)
 
     monkeypatch.setattr(Dispatcher, "issue", issued)

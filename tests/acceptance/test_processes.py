@@ -302,7 +302,7 @@ async def test_ctrl_c_ends_a_command_that_waits_for_the_database(
 async def test_a_mutation_that_cannot_be_written_before_the_shutdown_gets_outcome_unknown(
     headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
 ) -> None:
-    """The process ends in time, and the client gets an answer that is true."""
+    """The process ends in time, and the client learns that its command may have been written."""
     assert (await run("migrate", **environ))[0] == 0
     serve = await headwater("serve", DATABASE_URL=blank_dsn)
     connection = await asyncpg.connect(blank_dsn)

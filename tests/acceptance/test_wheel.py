@@ -1,4 +1,4 @@
-"""The wheel, in an environment of its own: it carries all that a new app needs. The source distribution beside it."""
+"""The wheel, installed into a new environment, holds all that an app needs; so does the source distribution."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def mine() -> str:
-    """The app of the README."""
+    """Return the source of the README's app."""
     found = re.search(r"```python\n(# mine\.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found is not None
     return found[1]
@@ -31,7 +31,7 @@ def mine() -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built by pip from the clone."""
+    """Builds the wheel with pip from the repository."""
     folder = tmp_path_factory.mktemp("wheel")
     _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT))
     (built,) = folder.glob("*.whl")
@@ -39,16 +39,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def own(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Own:
-    """With the app of the README, and the wheel."""
-    folder = tmp_path_factory.mktemp("own")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """A folder with the README's app and an environment that has the wheel installed."""
+    folder = tmp_path_factory.mktemp("installed")
     _install(folder / "venv", wheel)
     (folder / "mine.py").write_text(mine())
-    return Own(folder)
+    return Installed(folder)
 
 
 @dataclass(frozen=True)
-class Own:
+class Installed:
     """A folder with an app, `mine.py`, and an environment, `venv`."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Own:
         return str(self.folder / "venv" / "bin" / "python")
 
     async def headwater(self, *arguments: str, **environ: str) -> str:
-        """A command, run as one who has installed it does: what it printed."""
+        """Run the installed `headwater` command. Returns its standard output."""
         command = self.folder / "venv" / "bin" / "headwater"
         return await asyncio.to_thread(_run, str(command), *arguments, cwd=self.folder, **environ)
 
@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_migrations_and_the_explorer_and_no_bank(wheel: Path
     assert not [name for name in names if name.startswith(("bank/", "tests/", "benchmarks/"))]
 
 
-def test_what_is_given_away_says_under_which_license(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_and_the_source_distribution_state_their_license(wheel: Path, tmp_path: Path) -> None:
     _run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path), cwd=ROOT)
     (packed,) = tmp_path.glob("*.tar.gz")
     shutil.unpack_archive(packed, tmp_path / "sdist", filter="data")
@@ -85,17 +85,19 @@ def test_what_is_given_away_says_under_which_license(wheel: Path, tmp_path: Path
         (sdist / "PKG-INFO", sdist / "LICENSE"),
         (info / "METADATA", info / "licenses/LICENSE"),
     ):
-        said = message_from_string(metadata.read_text())
-        assert (said["License-Expression"], said.get_all("License-File")) == ("Apache-2.0", ["LICENSE"])
+        fields = message_from_string(metadata.read_text())
+        assert (fields["License-Expression"], fields.get_all("License-File")) == ("Apache-2.0", ["LICENSE"])
         assert license_file.read_text() == text
     for where in (sdist / "src", tmp_path / "wheel"):
-        others = (where / "headwater/graphql/explorer/static/licenses.md").read_text()
-        assert all(f"## {each} - " in others for each in ("graphiql", "monaco-editor", "react"))
-        assert "Permission is hereby granted" in others
+        third_party = (where / "headwater/graphql/explorer/static/licenses.md").read_text()
+        assert all(f"## {each} - " in third_party for each in ("graphiql", "monaco-editor", "react"))
+        assert "Permission is hereby granted" in third_party
 
 
-async def test_an_app_of_ones_own(own: Own, headwater: Callable[..., Any]) -> None:
-    dev = await headwater("dev", "--app", "mine:app", cwd=own.folder, python=own.python, PYTHONPATH="")
+async def test_an_app_outside_the_repository_runs_on_the_installed_wheel(
+    installed: Installed, headwater: Callable[..., Any]
+) -> None:
+    dev = await headwater("dev", "--app", "mine:app", cwd=installed.folder, python=installed.python, PYTHONPATH="")
 
     done = await dev.graphql('mutation { note(input: { text: "hello" }) { ... on NoteAccepted { note { text } } } }')
     assert done == {"note": {"note": {"text": "hello"}}}
@@ -105,14 +107,16 @@ async def test_an_app_of_ones_own(own: Own, headwater: Callable[..., Any]) -> No
     assert "<title>Headwater</title>" in page.text
 
 
-async def test_its_commands(own: Own, blank_dsn: str) -> None:
-    schema = build_schema(await own.headwater("schema", "--app", "mine:app"))
+async def test_the_installed_commands_work_with_an_app_outside_the_repository(
+    installed: Installed, blank_dsn: str
+) -> None:
+    schema = build_schema(await installed.headwater("schema", "--app", "mine:app"))
     assert {"Note", "NoteFilter", "NoteInput", "NoteResult"} <= schema.type_map.keys()
 
-    printed = await own.headwater("migrate", "--app", "mine:app", DATABASE_URL=blank_dsn)
+    printed = await installed.headwater("migrate", "--app", "mine:app", DATABASE_URL=blank_dsn)
 
     assert printed == "The database is up to date.\n"
-    assert await own.headwater("check", "--app", "mine:app", DATABASE_URL=blank_dsn)
+    assert await installed.headwater("check", "--app", "mine:app", DATABASE_URL=blank_dsn)
     connection = await asyncpg.connect(blank_dsn)
     last = max(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("*.sql"))
     assert await connection.fetchval("select version_num from schema_version") == last
@@ -122,7 +126,7 @@ async def test_its_commands(own: Own, blank_dsn: str) -> None:
 
 def _install(venv: Path, wheel: Path) -> None:
     _run(sys.executable, "-m", "venv", str(venv))
-    # The versions that are pinned here, so that a release of somebody else's cannot break this test.
+    # The versions pinned in this repository, so that a new release of a dependency cannot break this test.
     pinned = venv / "constraints.txt"
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pinned.write_text("\n".join(line.rstrip(" \\") for line in lines if "==" in line))
@@ -130,7 +134,10 @@ def _install(venv: Path, wheel: Path) -> None:
 
 
 def _run(*command: str, cwd: Path | None = None, **environ: str) -> str:
-    """What it printed, or a failed test. Nothing of this process's environment leads it to the clone."""
+    """Run a command and return its output; fail the test on an error.
+
+    Its environment does not lead Python to the repository's sources.
+    """
     environ = clean_environ() | {"PYTHONPATH": ""} | environ
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environ)
     assert done.returncode == 0, done.stdout + done.stderr

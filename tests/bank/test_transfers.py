@@ -446,7 +446,7 @@ def hold_up(node: Node, kind: type[Command], *, until: asyncio.Future[None] | No
         if isinstance(command, kind):
             asked.set()
             if until is None:
-                raise Unavailable("nobody answers")
+                raise Unavailable("the log does not answer")
             await asyncio.shield(until)
         return await issue(command, **options)
 

@@ -21,7 +21,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from tests.support.folding import folded, logged, stored
-from tests.support.money import money_is_right, nothing_twice
+from tests.support.money import money_is_right, transfer_ends
 from tests.support.waiting import until
 
 from bank.accounts.domain import CloseAccount, Deposit, FreezeAccount, OpenAccount
@@ -186,7 +186,7 @@ async def test_a_worker_is_killed_at_every_step(
             send(each, signal.SIGKILL)
         if not died:
             break
-    ends = await nothing_twice(connection)
+    ends = await transfer_ends(connection)
     await rows_are_the_fold(connection)
     # How many commits a transfer takes is a matter of how its events fall together.
     assert deaths >= (2 if where == "commit" else 9), deaths
@@ -241,7 +241,7 @@ async def test_workers_are_killed_and_stopped_at_random_under_load(
     await until(lambda: all_over(connection), 60)
     send(heir, signal.SIGKILL)
     await money_is_right(connection)
-    ends = await nothing_twice(connection)
+    ends = await transfer_ends(connection)
     await rows_are_the_fold(connection)
     assert all(ends[each] > 20 for each in ("TransferCompleted", "TransferRefused", "TransferRefunded")), ends
 

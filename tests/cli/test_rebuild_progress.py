@@ -58,11 +58,11 @@ async def test_at_a_terminal_each_progress_line_overwrites_the_one_before(
     await connection.execute(alive, uuid4(), runs)
     await connection.execute("update headwater.head set position = 3000")
 
-    async def come_to(position: int) -> None:
+    async def advance_to(position: int) -> None:
         query = "update headwater.projections set position = $2 where name = 'Account' and generation = $1"
         await connection.execute(query, generation, position)
 
-    await come_to(1000)
+    await advance_to(1000)
     ours, theirs = pty.openpty()
     with closing(os.fdopen(ours, "rb", buffering=0)):
         seen = bytearray()
@@ -86,9 +86,9 @@ async def test_at_a_terminal_each_progress_line_overwrites_the_one_before(
         try:
             # Twice, so that time passes: a rate computed from the initial position would then appear.
             await until(lambda: seen.count(b"1,000 of 3,000 events") >= 2)
-            await come_to(2000)
+            await advance_to(2000)
             await until(lambda: b"2,000 of 3,000 events" in seen)
-            await come_to(3000)
+            await advance_to(3000)
             await until(lambda: b"3,000 of 3,000 events" in seen)
             for number, state in ((generation - 1, "retired"), (generation, "live")):
                 query = "update headwater.projections set state = $2 where name = 'Account' and generation = $1"
@@ -103,8 +103,8 @@ async def test_at_a_terminal_each_progress_line_overwrites_the_one_before(
     assert (process.returncode, out) == (0, b"Account is live with its new rows, from position 3,000 on.\n")
     nothing, *lines = seen.decode().removesuffix("\r\n").split("\r\x1b[K")
     assert nothing == ""
-    told = [re.sub(r"[1-9][\d,]*/s  \d+:\d\d", "RATE  TIME", each) for each in lines]
-    assert list(dict.fromkeys(told)) == [
+    shown = [re.sub(r"[1-9][\d,]*/s  \d+:\d\d", "RATE  TIME", each) for each in lines]
+    assert list(dict.fromkeys(shown)) == [
         f"Account  [{'#' * 10:30}]   33%  1,000 of 3,000 events",
         f"Account  [{'#' * 20:30}]   67%  2,000 of 3,000 events  RATE  TIME left",
         f"Account  [{FULL}]  100%  3,000 of 3,000 events  indexes, sample, swap",

@@ -1,4 +1,4 @@
-"""A worker keeps units of every sort; here, that schedules are among them."""
+"""A worker runs schedules among its units, and freezes the objects of its start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ app = App(
 )
 
 
-async def test_a_schedule_begins_a_saga_in_whichever_worker_has_the_lease(
+async def test_a_schedule_starts_a_saga_on_the_worker_that_holds_its_lease(
     start: Callable[..., Awaitable[Node]], connection: asyncpg.Connection
 ) -> None:
     clock = VirtualClock(NOON)
@@ -55,7 +55,7 @@ async def test_a_schedule_begins_a_saga_in_whichever_worker_has_the_lease(
     assert await nodes[0].troubles() == {}
 
 
-async def test_what_is_there_when_a_command_has_started_is_passed_over_by_the_collector(dsn: str) -> None:
+async def test_objects_that_exist_after_the_start_are_frozen_for_the_garbage_collector(dsn: str) -> None:
     before = gc.get_freeze_count()
     try:
         async with node_of(App([]), Settings(), dsn, serve=False, work=True):

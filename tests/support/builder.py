@@ -1,6 +1,6 @@
-"""A process of its own that builds a generation of the bank's accounts: `builder.py DSN`, run by test_generations.
+"""A process that rebuilds the bank's accounts: `builder.py DSN`, started by test_generations.
 
-It writes after every hundred events, and rests after each write, so that a test can kill it in the middle.
+It writes every hundred events and pauses after each write, so that a test can kill it in the middle.
 """
 
 from __future__ import annotations

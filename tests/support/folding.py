@@ -1,4 +1,4 @@
-"""The fold of the log once more, in a few lines: what a read model's rows are compared with, when all is at rest."""
+"""A second, simple implementation of folding the log, to compare a read model's rows with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headwater.domain.serialization import Codec
 from headwater.projections.row_codec import model_reader
 
 Rows: TypeAlias = dict[UUID, tuple[ReadModel, int]]
-"""Each key's row, and the position that last changed it."""
+"""The row of each key, with the position of its last change."""
 
 
 AT_REST = """
@@ -24,12 +24,12 @@ AT_REST = """
 
 
 async def at_rest(connection: asyncpg.Connection) -> bool:
-    """Whether sagas have taken all events, and have no step in flight."""
+    """True if all sagas have reached the end of the log and no step is in flight."""
     return bool(await connection.fetchval(AT_REST))
 
 
 async def logged(connection: asyncpg.Connection, codec: Codec) -> list[Recorded[Any]]:
-    """The whole log, without Headwater's own way of reading it in pages."""
+    """Return all events of the log, read without Headwater's paging."""
     names = ("position", "stream_id", "version", "recorded_at", "event_id", "command_id", "correlation_id")
     return [
         Recorded(
@@ -41,7 +41,7 @@ async def logged(connection: asyncpg.Connection, codec: Codec) -> list[Recorded[
 
 
 def folded(view: View[Any], log: Sequence[Recorded[Any]]) -> Rows:
-    """The rows after all events in their order."""
+    """Return the rows after folding all events in order."""
     rows: Rows = {}
     for each in log:
         kind = type(each.data)
@@ -56,7 +56,7 @@ def folded(view: View[Any], log: Sequence[Recorded[Any]]) -> Rows:
 
 
 async def stored(connection: asyncpg.Connection, view: View[Any]) -> Rows:
-    """The rows as clients read them."""
+    """Return the rows that clients read."""
     read = model_reader(view)
     records: Any = await connection.fetch(f'select * from read."{view.name.lower()}"')
     return {record[view.key]: (read(record), record["position"]) for record in records}

@@ -1,4 +1,4 @@
-"""The bank's money, as the log alone has it: what transfers move is neither lost nor doubled."""
+"""Checks from the log alone that transfers neither lose nor double money."""
 
 from __future__ import annotations
 
@@ -43,15 +43,18 @@ PAID_IN = """
 
 
 async def money_is_right(connection: asyncpg.Connection) -> None:
-    """The balances, and what is on its way, are what was paid in and not withdrawn; so it is at every moment."""
+    """Check that balances plus money in transit equal deposits minus withdrawals, which holds at every moment."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         balances = await connection.fetchval(BALANCES)
         on_its_way = await connection.fetchval(ON_ITS_WAY)
         assert balances + on_its_way == await connection.fetchval(PAID_IN)
 
 
-async def nothing_twice(connection: asyncpg.Connection) -> Counter[str]:
-    """How many transfers ended how, when all of them have."""
+async def transfer_ends(connection: asyncpg.Connection) -> Counter[str]:
+    """Check that each transfer took one of the allowed ways to its end. Returns the count of each final event type.
+
+    All transfers must have ended.
+    """
     ends: Counter[str] = Counter()
     for row in await connection.fetch(EFFECTS):
         assert tuple(row["types"]) in WAYS, (row["transfer_id"], row["types"])

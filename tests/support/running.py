@@ -78,4 +78,4 @@ async def ready(process: asyncio.subprocess.Process) -> Running:
         found = re.search(r"(http://[\w.:]+:\d+)/health/ready", text)
         if found:
             return Running(process, found[1], printed)
-    raise AssertionError(f"it ended with {await process.wait()}:\n{''.join(printed)}")
+    raise AssertionError(f"the process ended with {await process.wait()}:\n{''.join(printed)}")

@@ -1,9 +1,9 @@
-"""A process that starts workers for the bank's transfers, and workers that die: run by test_transfers_killed.
+"""A process that forks workers for the bank's transfers, some of which kill themselves: run by test_transfers_killed.
 
-    transferring.py DSN, then a line on its input for each worker: `run`, or `die WHERE N`; it answers with the pid.
+    transferring.py DSN, then a line on standard input for each worker: `run`, or `die WHERE N`; it prints the pid.
 
-Workers are forked from a process that has imported everything, so that hundreds of them can live and die in a test.
-Each takes the saga and its read model over as one does whose forerunner's lease has run out: with the next fence.
+Workers are forked from a process that has imported everything, so that one test can start hundreds of them. Each takes
+over the saga and its read model with the next fencing token, as after the expiry of a previous worker's lease.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from headwater.supervisor import Supervisor
 R = TypeVar("R")
 
 LEASE_SECONDS = 1.0
-"""Nobody renews it: a part of it is how long one that is stopped keeps the next from taking over."""
+"""The lease, which no worker renews; a stopped worker delays the next one by a part of it."""
 
 TAKE = """
     update headwater.projections set fence = fence + 1, owner = gen_random_uuid() where name = $1 and state = 'live'
@@ -46,7 +46,7 @@ TAKE = """
 
 
 def dying(call: Callable[..., Awaitable[R]], at: int, *, before: bool) -> Callable[..., Awaitable[R]]:
-    """The same call, in the middle of whose nth time the process is killed."""
+    """Return the function so that its nth call kills the process, before or after the work of the call."""
     calls = 0
 
     async def wrapped(*arguments: Any) -> R:
@@ -67,7 +67,7 @@ async def work(dsn: str, where: str, at: int) -> None:
         log, positions = Log(database.pool, app.domain.codec), Positions()
         if where in ("before", "after"):
             append: Any = log_module.append
-            appender.append = dying(append, at, before=where == "before")  # type: ignore[attr-defined,assignment]  # what it calls
+            appender.append = dying(append, at, before=where == "before")  # type: ignore[attr-defined,assignment]  # the module-level function that it calls
         writer = Appender(database, positions)
         supervisor.start("appender", writer.run)
         conductor = Conductor(
@@ -83,14 +83,19 @@ async def work(dsn: str, where: str, at: int) -> None:
             lease=LEASE_SECONDS,
         )
         if where == "commit":
-            conductor.write = dying(conductor.write, at, before=False)  # type: ignore[method-assign,assignment]  # it dies there
+            conductor.write = dying(conductor.write, at, before=False)  # type: ignore[method-assign,assignment]  # replaced on this one instance
         projector = Projector(database, log, transfer_view, positions, poll=0.02, lease=LEASE_SECONDS)
         saga, rows = await taken(database, "saga Transfer"), await taken(database, "Transfer")
-        await asyncio.gather(kept(conductor.run, saga), kept(projector.run, rows))  # until another takes over
+        await asyncio.gather(
+            supervised(conductor.run, saga), supervised(projector.run, rows)
+        )  # until another takes over
 
 
-async def kept(run: Callable[[Generation], Awaitable[None]], standing: Generation) -> None:
-    """As under a supervisor: on a busy machine PostgreSQL may hear nothing for a part of a lease of nobody stopped."""
+async def supervised(run: Callable[[Generation], Awaitable[None]], standing: Generation) -> None:
+    """Run again after a lost connection, as a supervisor does.
+
+    On a busy machine PostgreSQL may end the session of a worker that was not stopped.
+    """
     while True:
         try:
             return await run(standing)
@@ -99,6 +104,7 @@ async def kept(run: Callable[[Generation], Awaitable[None]], standing: Generatio
 
 
 async def taken(database: Database, name: str) -> Generation:
+    """Take a unit over with the next fencing token; end the session of a stopped worker that holds its row."""
     async with database.pool.acquire() as connection:
         while True:
             try:
@@ -112,15 +118,15 @@ async def taken(database: Database, name: str) -> Generation:
 
 
 def main(dsn: str) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    print("ready", flush=True)  # noqa: T201 - it answers its parent
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers
+    print("ready", flush=True)  # noqa: T201 - its parent reads this
     for line in sys.stdin:
         _, where, at = [*line.split(), "nowhere", "0"][:3]
         pid = os.fork()
         if not pid:
             asyncio.run(work(dsn, where, int(at)))
             os._exit(0)
-        print(pid, flush=True)  # noqa: T201 - it answers its parent
+        print(pid, flush=True)  # noqa: T201 - its parent reads this
 
 
 if __name__ == "__main__":

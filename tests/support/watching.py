@@ -1,4 +1,4 @@
-"""Clients that watch a read model, and a thing that comes and goes to be watched."""
+"""Subscribers of a read model that check the rules of the protocol, and a small app whose rows come and go."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Removed(Event):
 
 
 class Tally(ReadModel, key="thing_id"):
-    """How often a thing was counted since it was there."""
+    """A thing with the number of times it was counted since its row was created."""
 
     thing_id: UUID
     count: int
@@ -69,9 +69,9 @@ things_app = App([Feature([things], [tally_view])])
 
 
 class Client:
-    """What a client holds that does as it is told, and the rules that what it is told must keep.
+    """The rows that a subscriber holds after applying each message; `take` checks the rules that messages must keep.
 
-    where: the filter that it asked with.
+    where: the filter of the subscription.
     """
 
     def __init__(self, key: str, where: Filter) -> None:
@@ -88,7 +88,7 @@ class Client:
         self._delivered: set[tuple[UUID, int]] = set()
 
     def take(self, message: Message) -> None:
-        assert message.reset or self.position >= 0, "a snapshot comes first"
+        assert message.reset or self.position >= 0, "the initial rows come first"
         assert message.position == 0 or message.position >= self.position, "positions never fall"
         assert message.reset or message.upserted or message.removed or message.position, "an empty message"
         if message.reset:
@@ -96,30 +96,30 @@ class Client:
             self._delivered.clear()
             self.resets += 1
         for row in message.upserted:
-            assert self._matches(row), "it did not ask for this"
+            assert self._matches(row), "a row does not match the filter"
             place = (row[self._key], row["position"])
-            assert place not in self._delivered, "no duplicate"
+            assert place not in self._delivered, "a row was delivered twice"
             assert row["position"] <= message.position or message.position == 0
             self._delivered.add(place)
             stored: Any = row
             self.rows[row[self._key]] = {name: value for name, value in stored.items() if " " not in name}
         for key in message.removed:
-            # Of a change while it was away, the server cannot know what it held; without a filter it remembers nothing.
+            # The server cannot know the rows of a client that was away; without a filter it does not track them at all.
             if self.position >= self.away_until and self._where != EVERYTHING:
-                assert key in self.rows, "it never had this"
+                assert key in self.rows, "a row was removed that the client never had"
             self.rows.pop(key, None)
         self.position = max(self.position, message.position)
         self.messages.append(message)
         self.earlier.append(self.copy(message.position))
 
     def copy(self, position: int) -> Client:
-        """Another that holds the same, to resume with."""
+        """Return a client with the same rows, to resume from a position."""
         copy = Client(self._key, self._where)
         copy.rows, copy.position, copy.away_until = dict(self.rows), position, self.away_until
         return copy
 
     async def holds(self, rows: dict[UUID, dict[str, Any]]) -> None:
-        """Wait until it holds just these."""
+        """Wait until the client holds exactly these rows."""
 
         def does() -> bool:
             if self.broken is not None:
@@ -131,7 +131,7 @@ class Client:
 
 @asynccontextmanager
 async def following(client: Client, source: AsyncGenerator[Message, None]) -> AsyncIterator[None]:
-    """The client takes what comes."""
+    """Feed the messages of a subscription to the client until the block ends."""
 
     async def follow() -> None:
         try:
@@ -139,7 +139,7 @@ async def following(client: Client, source: AsyncGenerator[Message, None]) -> As
                 async for message in source:
                     client.take(message)
             raise AssertionError("the subscription ended")
-        except Exception as error:  # noqa: BLE001 - told by `holds`
+        except Exception as error:  # noqa: BLE001 - `holds` raises it
             client.broken = error
 
     task = asyncio.create_task(follow())
@@ -153,13 +153,13 @@ async def following(client: Client, source: AsyncGenerator[Message, None]) -> As
 
 
 async def execute(node: Node, *commands: Command) -> int:
-    """The position after them."""
+    """Execute commands in order. Returns the position after the last."""
     done = [await node.dispatcher.execute(command) for command in commands]
     return done[-1].position
 
 
 async def table(connection: asyncpg.Connection, view: View[Any], where: Filter) -> dict[UUID, dict[str, Any]]:
-    """The rows that match, as the table has them."""
+    """Return the rows of the table that match the filter."""
     matches = to_predicate(where)
     records = await connection.fetch(f'select * from read."{view.name.lower()}"')
     return {record[view.key]: dict(record) for record in records if matches(record)}

@@ -1,7 +1,7 @@
-"""A process of its own that appends to the log: `writer.py DSN SHARED COMMANDS`, run by test_contiguity.
+"""A process that appends to the log: `writer.py DSN SHARED COMMANDS`, started by test_contiguity.
 
-It deposits into a few accounts of its own and one that all writers share, several at a time, and says on its output
-what was answered: `<command id> <position>` a line.
+It deposits concurrently into a few accounts of its own and into one that all writers share, and prints each result as a
+line `<command id> <position>`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CALLERS = 8
 
 
 def say(accepted: Accepted) -> None:
-    """One line, written at once: a process that is killed has said all that it knew."""
+    """Print a result and flush it, so that a killed process has reported every result that it received."""
     sys.stdout.write(f"{accepted.command_id} {accepted.position}\n")
     sys.stdout.flush()
 

@@ -1,8 +1,9 @@
-"""The whole: whatever is commanded, killed, poisoned, rebuilt and tried again, in the end rows are the fold of the log.
+"""The whole system under faults: after any mix of commands, kills, bugs, rebuilds and retries, rows are the log's fold.
 
-Hypothesis makes the histories, each on a database of its own. Two processes take commands, up to two keep the read
-models and move the money, of which none is lost or doubled at any moment. Most workers run here, so that their folds
-can be poisoned, and are killed by cutting their sockets and tasks; some are real processes, killed by SIGKILL.
+Hypothesis generates the histories; each runs on a database of its own. Two nodes take commands, and up to two workers
+run projections and sagas. Money is conserved at every moment. Most workers run in the test process, so that the test
+can put bugs into their folds; they are killed by cutting their sockets and cancelling their tasks. Some are processes
+of their own, killed by SIGKILL.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _names = itertools.count(1)
 
 
 @pytest.mark.kills
-@example(  # a worker of another process, killed in the middle of a transaction, and what it left is poisoned
+@example(  # a worker process is killed in the middle of a transaction, and the fold of its events then has a bug
     [
         Start(apart=True),
         *BEGUN,
@@ -70,7 +71,7 @@ _names = itertools.count(1)
         KillIssuing(MOVED[1]),
     ]
 )
-@example(  # one read model stands still, keys of the others are set aside; two workers lose what they have
+@example(  # one projection stops and others park keys; a worker loses its connections, another its leases
     [
         Start(),
         Start(),
@@ -93,7 +94,7 @@ _names = itertools.count(1)
         Again(0),
     ]
 )
-@example(  # rows are made again while keys are parked and workers die, one of them in a swap
+@example(  # rebuilds run while keys are parked and workers die, one of them in a swap
     [
         Start(),
         Poison("Account", MoneyDeposited, ACCOUNTS[0]),
@@ -123,10 +124,10 @@ _names = itertools.count(1)
     max_examples=12,
     deadline=None,
     derandomize=True,
-    phases=[Phase.explicit, Phase.generate],  # a shorter history of the same failure costs minutes
+    phases=[Phase.explicit, Phase.generate],  # shrinking a failure to a shorter history would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-async def test_rows_are_the_fold_of_the_log_whatever_happened(
+async def test_rows_are_the_fold_of_the_log_after_any_history_of_faults(
     postgres: EmbeddedPostgres, empty_template: str, steps: Sequence[Step]
 ) -> None:
     name = f"whole_{next(_names)}"
@@ -140,8 +141,8 @@ async def test_rows_are_the_fold_of_the_log_whatever_happened(
         connection = await asyncpg.connect(dsn)
         stack.push_async_callback(connection.close)
         await connection.execute(WATCH + GATE)
-        doors = [await stack.enter_async_context(Node(app, QUICK, dsn, serve=True, work=False)) for _ in range(2)]
-        history = History(dsn, connection, doors)
+        nodes = [await stack.enter_async_context(Node(app, QUICK, dsn, serve=True, work=False)) for _ in range(2)]
+        history = History(dsn, connection, nodes)
         stack.push_async_callback(history.close)
         for step in steps:
             async with asyncio.timeout(2 * SECONDS):
@@ -149,5 +150,5 @@ async def test_rows_are_the_fold_of_the_log_whatever_happened(
         async with asyncio.timeout(3 * SECONDS):
             await history.end()
         await require_whole(dsn, connection, history)
-        for refused in history.refusals:
-            event(f"refused: {refused}")
+        for refusal in history.refusals:
+            event(f"refused: {refusal}")

@@ -1,5 +1,4 @@
-"""What older code wrote, read by everything that reads: decisions, read models, sagas, and the reader of the log."""
-# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+"""Events of an older version of the app reach every reader upcast: deciders, read models, sagas and log readers."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -32,28 +31,33 @@ async def write(
     category: str,
     key: str,
     *events: tuple[str, int, dict[str, str]],
-    behind: tuple[UUID, int] | None = None,
+    after: tuple[UUID, int] | None = None,
 ) -> UUID:
-    """A stream as older code has stored it: (type, version, fields without the key) each. behind: a stream that goes on
-    so, and how many events it has; left out, it is a new one."""
-    (stream_id, version), command_id = behind or (new_id(), 0), new_id()
+    """Append events as an older version stored them, and return the id of their stream.
+
+    events: the type, its schema version, and the fields without the key of each. after: the stream to append to and its
+    number of events; default: a new stream.
+    """
+    (stream_id, version), command_id = after or (new_id(), 0), new_id()
     stored = [(name, shape, json.dumps({key: str(stream_id), **fields})) for name, shape, fields in events]
     await append(connection, [Append(command_id, stream_id, category, version, stored, command_id)])
     return stream_id
 
 
 async def rows(node: Node, connection: asyncpg.Connection, view: str, columns: str) -> list[tuple[Any, ...]]:
-    """The rows of a read model, when it has come to the end of the log."""
+    """Return the rows of a read model once its projection has reached the end of the log."""
     await reached(node.positions, view, await node.log.head())
     return [
         tuple(row) for row in await connection.fetch(f"select {columns} from read.{view.lower()} order by position")
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------- the bank
+# The bank -------------------------------------------------------------------------------------------------------------
 
 
-async def test_withdrawals_of_version_1_count(start: Start, connection: asyncpg.Connection) -> None:
+async def test_withdrawals_stored_in_version_1_lower_the_balance_of_the_decider_and_the_row(
+    start: Start, connection: asyncpg.Connection
+) -> None:
     account_id = await write(
         connection,
         "account",
@@ -79,11 +83,11 @@ async def test_withdrawals_of_version_1_count(start: Start, connection: asyncpg.
     ]
 
 
-# ------------------------------------------------------------------------------------------ renamed, and one of several
+# Renamed types, and a stored type that becomes one of several --------------------------------------------------------
 
 
 class Touch(Command):
-    """Do nothing to a door."""
+    """Record the state of a door once more."""
 
     door_id: UUID
 
@@ -98,7 +102,7 @@ class Shut(Event):
 
 
 class Doors(ReadModel, name="Door", key="door_id"):
-    """A door, and how often it was shut."""
+    """A door with the number of times it was shut."""
 
     door_id: UUID
     shut: int
@@ -128,12 +132,12 @@ DOORS = Feature(
     upcasters=[
         Upcaster("DoorMoved", from_version=1, to_type=["Unlatched", "Shut"], to=moved),
         Upcaster("Unlatched", from_version=1, to_type="Opened", to_version=2),
-        Upcaster("Opened", from_version=1, defaults={"by": "nobody"}),
+        Upcaster("Opened", from_version=1, defaults={"by": "unknown"}),
     ],
 )
 
 
-async def test_every_reader_sees_only_what_events_are_today(
+async def test_deciders_read_models_and_the_log_see_upcast_events_only(
     start: Start, connection: asyncpg.Connection, dsn: str
 ) -> None:
     door_id = await write(
@@ -148,20 +152,20 @@ async def test_every_reader_sees_only_what_events_are_today(
     app = App(features=[DOORS])
     await prepare_views(dsn, app.domain.views)
     node = await start(app)
-    # The read model folds only one of the types that its stored name may become.
+    # The read model folds only one of the types that a stored `DoorMoved` may become.
     assert await rows(node, connection, "Door", "door_id, shut, position") == [(door_id, 1, 1)]
     await node.dispatcher.execute(Touch(door_id=door_id))
     *_, last = [event.data async for _, event in node.log.read_stream(door_id)]
-    assert last == Opened(door_id=door_id, by="Ada, Grace, nobody")
+    assert last == Opened(door_id=door_id, by="Ada, Grace, unknown")
     read = await node.log.read(0, 5, types=app.domain.codec.stored_names([Shut]))
     assert [type(event.data) for event in read] == [Shut, Opened]
 
 
-# ---------------------------------------------------------------------------------------------------------------- sagas
+# Sagas ----------------------------------------------------------------------------------------------------------------
 
 
 class Note(Command):
-    """Write a line into a door's book."""
+    """Write a line into the book of a door."""
 
     book_id: UUID
     line: str
@@ -173,14 +177,14 @@ class Noted(Event):
 
 
 class Closing(Event, version=2):
-    """A saga's own message."""
+    """A message that a saga sends to itself by a timer."""
 
     door_id: UUID
     by: str
 
 
-class ClosingBefore(Event, name="Closing"):
-    """The same, as it was once."""
+class ClosingV1(Event, name="Closing"):
+    """The message in its first version."""
 
     door_id: UUID
 
@@ -193,41 +197,41 @@ def evolve_note(state: None, event: Noted) -> None:
     return None
 
 
-CLOSING = Upcaster("Closing", from_version=1, defaults={"by": "nobody"})
+CLOSING = Upcaster("Closing", from_version=1, defaults={"by": "unknown"})
 
 
-def note(event: Opened | Closing, what: str) -> Do:
-    return Do(Note(book_id=derived_id(event.door_id, "book"), line=what))
+def note(event: Opened | Closing, line: str) -> Do:
+    return Do(Note(book_id=derived_id(event.door_id, "book"), line=line))
 
 
-def react_today(came: tuple[str, ...], event: Opened | Closing) -> list[Do]:
-    return [note(event, f"{type(event).__name__} by {event.by}; so far: {', '.join(came)}")]
+def react_v2(openers: tuple[str, ...], event: Opened | Closing) -> list[Do]:
+    return [note(event, f"{type(event).__name__} by {event.by}; so far: {', '.join(openers)}")]
 
 
-def react_before(came: tuple[str, ...], event: Opened | ClosingBefore) -> list[After]:
-    return [After(timedelta(hours=1), ClosingBefore(door_id=event.door_id))]
+def react_v1(openers: tuple[str, ...], event: Opened | ClosingV1) -> list[After]:
+    return [After(timedelta(hours=1), ClosingV1(door_id=event.door_id))]
 
 
-def remember(came: tuple[str, ...], event: Opened) -> tuple[str, ...]:
-    return (*came, event.by)
+def remember(openers: tuple[str, ...], event: Opened) -> tuple[str, ...]:
+    return (*openers, event.by)
 
 
 def guarded(react: Callable[..., Any], *upcasters: Upcaster) -> App:
-    """Doors with a saga that follows how they are opened."""
-    nobody: tuple[str, ...] = ()
-    saga = Saga("Guard", route="door_id", initial=nobody, react=react, evolve=remember, from_start=True)
+    """Return an app of doors with a saga that keeps the names of their openers."""
+    no_openers: tuple[str, ...] = ()
+    saga = Saga("Guard", route="door_id", initial=no_openers, react=react, evolve=remember, from_start=True)
     books = Decider(category="book", key="book_id", initial=None, decide=decide_note, evolve=evolve_note)
     return App([DOORS, Feature([books], sagas=[saga], upcasters=upcasters)])
 
 
 async def lines(connection: asyncpg.Connection) -> list[str]:
-    """What the saga had written, when it has come to rest."""
+    """Return the lines that the saga had written, once it is at rest."""
     await until(lambda: at_rest(connection))
     stored = await connection.fetch("select data from headwater.events where type = 'Noted' order by position")
     return [json.loads(row["data"])["line"] for row in stored]
 
 
-async def test_a_saga_sees_only_what_events_are_today(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_saga_sees_upcast_events_only(dsn: str, connection: asyncpg.Connection) -> None:
     door_id = await write(
         connection,
         "door",
@@ -236,29 +240,33 @@ async def test_a_saga_sees_only_what_events_are_today(dsn: str, connection: asyn
         ("DoorMoved", 1, {"way": "shut"}),
         ("Unlatched", 1, {"by": "Grace"}),
     )
-    app = guarded(react_today, CLOSING)
+    app = guarded(react_v2, CLOSING)
     first, second = "Opened by Ada; so far: Ada", "Opened by Grace; so far: Ada, Grace"
     async with Node(app, Settings(), dsn, serve=False, work=True):
         assert await lines(connection) == [first, second]
-    await write(connection, "door", "door_id", ("Opened", 1, {}), behind=(door_id, 3))
-    async with Node(app, Settings(), dsn, serve=False, work=True):  # it reads what the instance took from the log again
-        assert await lines(connection) == [first, second, "Opened by nobody; so far: Ada, Grace, nobody"]
+    await write(connection, "door", "door_id", ("Opened", 1, {}), after=(door_id, 3))
+    async with Node(
+        app, Settings(), dsn, serve=False, work=True
+    ):  # it reads the events of the instance from the log again
+        assert await lines(connection) == [first, second, "Opened by unknown; so far: Ada, Grace, unknown"]
 
 
-async def test_a_message_that_older_code_has_set_is_what_it_is_today(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_timer_that_an_older_version_set_delivers_the_upcast_message(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     clock = VirtualClock(datetime(2026, 6, 1, 12, tzinfo=UTC))
     await write(connection, "door", "door_id", ("Unlatched", 1, {"by": "Ada"}))
-    async with Node(guarded(react_before), Settings(), dsn, serve=False, work=True, clock=clock):
+    async with Node(guarded(react_v1), Settings(), dsn, serve=False, work=True, clock=clock):
         await until(lambda: connection.fetchval("select count(*) from headwater.timers"))
-    async with Node(guarded(react_today, CLOSING), Settings(), dsn, serve=False, work=True, clock=clock):
+    async with Node(guarded(react_v2, CLOSING), Settings(), dsn, serve=False, work=True, clock=clock):
         await clock.advance(timedelta(hours=2))
-        assert await until(lambda: lines(connection)) == ["Closing by nobody; so far: Ada"]
+        assert await until(lambda: lines(connection)) == ["Closing by unknown; so far: Ada"]
 
 
-# ------------------------------------------------------------------------------------------------ what cannot be read
+# Unreadable events ----------------------------------------------------------------------------------------------------
 
 
-async def test_an_event_that_cannot_be_read_is_named_with_its_place(
+async def test_the_error_of_an_unreadable_event_names_its_position_and_stream(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     node = await start(work=False)

@@ -1,4 +1,4 @@
-"""Old and new code at once, where the new one has more kinds of events: nothing is passed over by the old one."""
+"""Two versions of an app run at once, and the newer one has more event types: the older one skips no event."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class NoteView(ReadModel, name="Note", key="note_id"):
 reacted: list[str] = []
 
 
-def app_of_before() -> App:
+def older_app() -> App:
     def decide(command: Note, state: None) -> list[Noted]:
         return [Noted(note_id=command.note_id)]
 
@@ -91,7 +91,7 @@ def app_of_before() -> App:
     )
 
 
-def app_of_today() -> App:
+def newer_app() -> App:
     def decide(command: Note | Stamp, state: None) -> list[NotedBetter | Stamped]:
         if isinstance(command, Stamp):
             return [Stamped(note_id=command.note_id)]
@@ -124,7 +124,7 @@ def app_of_today() -> App:
     )
 
 
-before, today = app_of_before(), app_of_today()
+before, today = older_app(), newer_app()
 
 
 @pytest.fixture(autouse=True)
@@ -133,21 +133,25 @@ def _nothing_reacted() -> None:
 
 
 async def stands_at(connection: asyncpg.Connection, *positions: int) -> bool:
-    """Whether the read model, the saga and the reactor stand there."""
+    """True if the checkpoints of the read model, the saga and the reactor are all at one of the positions."""
     query = "select position from headwater.projections where name in ('Note', 'saga Stamping', 'reactor mail')"
     return {row["position"] for row in await connection.fetch(query)} <= set(positions)
 
 
-async def test_an_old_worker_passes_over_nothing_that_is_new(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_an_old_worker_skips_no_event_of_a_newer_version_and_gives_its_units_up(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     note = uuid4()
     async with Node(before, QUICK, dsn, serve=True, work=True) as old:
         await old.dispatcher.execute(Note(note_id=note))
-        await until(lambda: stands_at(connection, 1, 2))  # the saga's record is the second
+        await until(lambda: stands_at(connection, 1, 2))  # position 2 is the record in the saga's stream
         async with Node(today, QUICK, dsn, serve=True, work=False) as serving:
             await serving.dispatcher.execute(Stamp(note_id=note))
             await serving.dispatcher.execute(Note(note_id=uuid4()))
             await until(lambda: old.leases.held == [])
-            assert await stands_at(connection, 1, 2), "nobody keeps them: the old worker must not, the new is to come"
+            assert await stands_at(connection, 1, 2), (
+                "the old worker must not advance them, and no new worker is running yet"
+            )
             assert old.supervisor.troubles == {}
         async with Node(today, QUICK, dsn, serve=False, work=True):
             statuses = "select string_agg(status, ' ' order by status) from headwater.sagas"
@@ -158,29 +162,33 @@ async def test_an_old_worker_passes_over_nothing_that_is_new(dsn: str, connectio
     assert reacted == ["Noted", "Stamped", "Noted"]
 
 
-async def test_older_code_that_starts_again_takes_nothing_back(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_older_code_that_restarts_does_not_take_units_back_from_newer_code(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     query = "select name, fingerprint, state from headwater.projections where name ~ 'Note|Stamping|mail' order by name"
     async with Node(today, QUICK, dsn, serve=False, work=True):
         pass
-    own = await connection.fetch(query)
-    for app in (before, today):  # the first to start with another declaration is the newer one
+    of_today = await connection.fetch(query)
+    for app in (before, today):  # a declaration seen for the first time counts as the newer one
         async with Node(app, QUICK, dsn, serve=False, work=True):
             pass
-    theirs = await connection.fetch(query)
-    assert [(name, state) for name, _, state in theirs] == [(name, state) for name, _, state in own]
-    assert all(a["fingerprint"] != b["fingerprint"] for a, b in zip(own, theirs, strict=True))
+    after_restart = await connection.fetch(query)
+    assert [(name, state) for name, _, state in after_restart] == [(name, state) for name, _, state in of_today]
+    assert all(a["fingerprint"] != b["fingerprint"] for a, b in zip(of_today, after_restart, strict=True))
     view = today.domain.view_named("Note")
     with pytest.raises(Outdated, match="NoteView is declared as an earlier generation was"):
         await rebuild(connection, view)
     await prepare_views(dsn, today.domain.views)  # as `headwater migrate` does
     await register_units(connection, today.domain, insist=True)
-    assert await connection.fetch(query) == own, "insisted on, and with its rows"
+    assert await connection.fetch(query) == of_today, (
+        "`insist` puts the declarations back, and the rows are still there"
+    )
 
 
-async def test_what_older_code_builds_does_not_take_the_place_of_what_was_handed_on(
+async def test_newer_code_retires_a_generation_that_older_code_is_building(
     dsn: str, connection: asyncpg.Connection
 ) -> None:
-    """A forced rebuild that has begun: newer code begins it anew."""
+    """Newer code restarts the forced rebuild with its own generation."""
     old_view, new_view = before.domain.view_named("Note"), today.domain.view_named("Note")
     await prepare(connection, old_view)
     await rebuild(connection, old_view)
@@ -200,7 +208,9 @@ async def _is(connection: asyncpg.Connection, query: str, value: object) -> bool
     return bool(await connection.fetchval(query) == value)
 
 
-async def test_what_was_on_its_way_when_it_was_handed_on_is_void(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_hand_over_to_newer_code_fences_off_the_old_owners_once(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     await register_units(connection, before.domain)
     await prepare(connection, before.domain.view_named("Note"))
     query = "select name, fence, owner from headwater.projections where name ~ 'Note|Stamping|mail' order by name"
@@ -211,4 +221,4 @@ async def test_what_was_on_its_way_when_it_was_handed_on_is_void(dsn: str, conne
     assert [row["fence"] for row in now] == [fence + 1 for fence in fences]
     assert [row["owner"] for row in now] == [None] * 3
     async with asyncio.timeout(10), Node(today, QUICK, dsn, serve=True, work=False):
-        assert await connection.fetch(query) == now, "once"
+        assert await connection.fetch(query) == now, "a second node of the same version changes nothing"

@@ -1,4 +1,4 @@
-"""The app: the bank, with two more read models, one of whose rows come and go. Each may be poisoned."""
+"""The bank with two more read models, of which one deletes and recreates its rows. Each fold can be given a bug."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from headwater import App, Event, Feature, Park, ReadModel, Recorded, Retry, Sto
 from headwater.domain.failure_policy import OnFailure
 
 POISON: set[tuple[str, type[Event], UUID]] = set()
-"""What folds fail on now: a read model's name, an event, a row's key."""
+"""The folds that fail now: the read model's name, the event type and the row's key of each."""
 
 
 class Movable(ReadModel, key="account_id"):
-    """An account whose money can move now."""
+    """An account that is open and not frozen; the row is deleted while it is not."""
 
     account_id: UUID
     since: datetime
@@ -42,7 +42,7 @@ def fold_movable(
 
 
 class Owner(ReadModel, key="owner_id"):
-    """A user, with how many accounts were opened: from streams of two kinds."""
+    """A user with the number of accounts opened; it folds streams of two categories."""
 
     owner_id: UUID
     name: str | None
@@ -70,7 +70,7 @@ VIEWS: list[View[Any]] = [user_view, account_view, movable_view, owner_view, tra
 
 
 def poisonable(view: View[Any], on_failure: OnFailure) -> View[Any]:
-    """The same read model, with a bug that comes and goes."""
+    """Return the view with a fold that fails for the entries of POISON."""
 
     @wraps(view.fold)
     def fold(row: Any, event: Recorded[Any]) -> Any:

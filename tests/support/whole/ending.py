@@ -1,4 +1,4 @@
-"""What must be so in the end."""
+"""The invariants that hold at the end of a history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 from hypothesis import event
 from tests.support.folding import folded, logged, stored
-from tests.support.money import nothing_twice
+from tests.support.money import transfer_ends
 from tests.support.whole.app import VIEWS, app, owner_of
 from tests.support.whole.history import History
 
@@ -23,9 +23,9 @@ from headwater.postgres.database import Database
 from headwater.projections.verify import Verifier
 
 WATCH = """
-create table twice (name text, generation int, before bigint, after bigint);
+create table moved_back (name text, generation int, before bigint, after bigint);
 create function note() returns trigger language plpgsql as $$ begin
-  insert into twice values (new.name, new.generation, old.position, new.position);
+  insert into moved_back values (new.name, new.generation, old.position, new.position);
   return null;
 end $$;
 create trigger note after update of position on headwater.projections
@@ -39,8 +39,12 @@ end $$;
 create trigger note_dropped after update of discarded on headwater.dead_letters
   for each row when (new.discarded and not old.discarded) execute function note_dropped();
 """
-"""Notes what is committed twice: rows alone would not tell, since the same fold makes the same rows. And what is
-discarded, which the rows of that generation are the fold of the log without; the next one folds it again."""
+"""Triggers that record two facts that the final rows do not show.
+
+moved_back: checkpoints that did not advance, so that events were folded twice; the same fold makes the same rows.
+dropped: events that were discarded; that generation's rows are the fold of the log without them, and the next
+generation folds them again.
+"""
 
 
 LIVE = "select name, generation from headwater.projections where state = 'live'"
@@ -51,8 +55,9 @@ GENERATIONS = """
 
 
 async def require_whole(dsn: str, connection: asyncpg.Connection, history: History) -> None:
+    """Fail the test if an invariant does not hold."""
     log = await logged(connection, app.domain.codec)
-    assert [tuple(row) for row in await connection.fetch("select * from twice")] == []
+    assert [tuple(row) for row in await connection.fetch("select * from moved_back")] == []
     live = {row["name"]: row["generation"] for row in await connection.fetch(LIVE)}
     dropped = {
         (name, at): key
@@ -66,7 +71,7 @@ async def require_whole(dsn: str, connection: asyncpg.Connection, history: Histo
         buried = await connection.fetch(query, view.name, live[view.name])
         assert rows.keys().isdisjoint({key for (key,) in buried}), view.name
 
-    # Set aside and discarded or not: what is kept of where a row's events are has each of them, once.
+    # The routing table holds each event once, also those of keys that are parked or discarded.
     routed = await connection.fetch(f"select position, key from routed.owner_{live['Owner']} order by position")
     owned = [
         (each.position, owner_of(each.data)) for each in log if isinstance(each.data, UserRegistered | AccountOpened)
@@ -76,7 +81,7 @@ async def require_whole(dsn: str, connection: asyncpg.Connection, history: Histo
     generations = await connection.fetch(GENERATIONS)
     assert {(row["name"], row["generation"]) for row in generations} == history.asked
     for row in generations:
-        # Each took the place of the one before, but those whose fold failed where that is to stop, or in the sample.
+        # Each generation went live, except one whose fold failed under the policy Stop, or in the sample.
         assert row["swapped"] != ("a bug in the fold" in (row["failure"] or "")), row
         assert row["failure"] is None or row["name"] in history.poisoned, row
         event(f"generations: {'built' if row['swapped'] else 'failed'}")
@@ -97,16 +102,16 @@ async def require_whole(dsn: str, connection: asyncpg.Connection, history: Histo
     if not any(name == "Account" for name, _ in dropped):
         assert await connection.fetchval("select coalesce(sum(balance), 0) from read.account") == moved
 
-    ends = await nothing_twice(connection)
+    ends = await transfer_ends(connection)
     requested = {each.data.transfer_id for each in log if isinstance(each.data, TransferRequested)}
     assert ends.total() == len(requested)
     sagas = await connection.fetch("select key, status, steps from headwater.sagas")
     assert Counter((row["key"], row["status"]) for row in sagas) == Counter((key, "done") for key in requested)
 
-    # A command leaves one event, or none and is noted: a client's that was accepted, and a saga's that was. What a saga
-    # notes itself is one event, and has the id of the command of which it says that it was refused, or one of its own.
-    noted = await connection.fetch("select command_id from headwater.commands")
-    done = Counter([each.command_id for each in log] + [row["command_id"] for row in noted])
+    # Each accepted command of a client or a saga leaves one event, or an entry in headwater.commands if it has none. A
+    # saga's own record is one event; its command id is that of the refused command it records, or a new one.
+    without_event = await connection.fetch("select command_id from headwater.commands")
+    done = Counter([each.command_id for each in log] + [row["command_id"] for row in without_event])
     steps = [
         UUID(step["commandId"])
         for row in sagas

@@ -1,4 +1,4 @@
-"""A history: what is told to its processes, and what is waited for."""
+"""Runs a history: carries out its steps on nodes and workers, and waits for their effects."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from headwater.projections.generations import prepare, rebuild
 from headwater.server.node import Node
 
 SECONDS = 20.0
-"""Until something that must happen is given up."""
+"""The timeout of each wait."""
 
 GATE = """
 create function pass() returns trigger language plpgsql as $$ begin
@@ -51,27 +51,32 @@ end $$;
 create trigger pass before insert on headwater.events
   for each row when (new.type in ('TransferReceived', 'TransferReturned')) execute function pass();
 """
-"""Money arrives, and comes back, through a gate. Shut, it stays so for as long as its connection is there."""
+"""A trigger that waits for a lock before money arrives or comes back; SHUT holds it until its session ends."""
 SHUT = "select pg_advisory_lock(1)"
 
 
 class History:
-    """One example: its processes, and what it was told."""
+    """One history: its nodes and workers, and the commands that it has sent.
 
-    def __init__(self, dsn: str, connection: asyncpg.Connection, doors: Sequence[Node]) -> None:
+    poisoned: the read models whose fold has had a bug. accepted: the result of each accepted command, by command id.
+    refusals: the names of the refusals. asked: the generations of forced rebuilds.
+    """
+
+    def __init__(self, dsn: str, connection: asyncpg.Connection, nodes: Sequence[Node]) -> None:
         self._dsn = dsn
         self._connection = connection
-        self._doors = doors
+        self._nodes = nodes
         self._workers: list[Here | Apart] = []
         self._fainted: list[Here] = []
         self._sent: list[tuple[UUID, Command]] = []
-        self._turns = itertools.cycle(range(len(doors)))
+        self._turns = itertools.cycle(range(len(nodes)))
         self.poisoned: set[str] = set()
         self.accepted: dict[UUID, Accepted] = {}
         self.refusals: set[str] = set()
         self.asked: set[tuple[str, int]] = set()
 
     async def take(self, step: Step) -> None:
+        """Carry out a step, and check that no money was lost or doubled."""
         await self._take(step)
         await money_is_right(self._connection)
 
@@ -120,7 +125,7 @@ class History:
                 assert_never(step)
 
     async def end(self) -> None:
-        """Everything is healed and tried again once; one new worker has the rest to do."""
+        """Fix all bugs, restart failed rebuilds, retry dead letters, and let one new worker finish."""
         await self._leave_all()
         POISON.clear()
         for view in await self._failed():
@@ -132,7 +137,7 @@ class History:
         await until(self._no_letters, SECONDS)
 
     async def close(self) -> None:
-        """Nothing is left running, whatever became of it."""
+        """Kill all workers that are left."""
         for worker in [*self._workers, *self._fainted]:
             await worker.kill()
 
@@ -169,9 +174,9 @@ class History:
         await asyncio.gather(*(self._execute(*each) for each in asked for _ in range(2 if twice else 1)))
 
     async def _execute(self, command_id: UUID, command: Command) -> None:
-        door, before = self._doors[next(self._turns)], self.accepted.get(command_id)
+        node, before = self._nodes[next(self._turns)], self.accepted.get(command_id)
         try:
-            accepted = await door.dispatcher.execute(command, command_id=command_id)
+            accepted = await node.dispatcher.execute(command, command_id=command_id)
         except Refusal as refusal:
             self.refusals.add(type(refusal).__name__)
             accepted = None
@@ -211,7 +216,9 @@ class History:
         try:
             if not self._workers:
                 await self._start(Here(self._dsn))
-            await until(self._seen, SECONDS)  # or other transfers' steps would wait behind it, and the checkpoint, too
+            await until(
+                self._seen, SECONDS
+            )  # else the steps of other transfers would wait at the gate, and hold the checkpoint up
             await holding.execute(SHUT)
             await self._send([transfer], twice=False)
             await until(self._issuing_or_seen, SECONDS)
@@ -221,7 +228,7 @@ class History:
         finally:
             await holding.close()
 
-    # What is waited for
+    # Conditions to wait for
 
     async def _reached(self, names: Sequence[str]) -> bool:
         query = """
@@ -231,8 +238,10 @@ class History:
         return bool(await self._connection.fetchval(query, names) == len(names))
 
     async def _seen(self) -> bool:
-        """Whether the read models that nothing stops are at the end of the log, if anyone keeps them, and all transfers
-        are over."""
+        """True if all sagas are at rest and the read models that never stop have reached the end of the log.
+
+        Also true without a worker, since nothing then advances.
+        """
         if not self._workers:
             return True
         return await at_rest(self._connection) and await self._reached(["User", "Account", "Owner", "Transfer"])
@@ -246,12 +255,12 @@ class History:
         )
 
     async def _failed(self) -> list[str]:
-        """The read models of which a build has failed, so that nobody goes on with it."""
+        """Return the read models with a failed rebuild, which workers do not continue."""
         query = "select name from headwater.projections where state = 'building' and failure is not null"
         return [row["name"] for row in await self._connection.fetch(query)]
 
     async def _midway(self) -> bool:
-        """Whether who keeps accounts stands in a transaction, or has none to write; and who builds them, in a swap."""
+        """True if the projection of accounts waits in a transaction or is done, and its rebuild waits in a swap."""
         query = """
             select count(*) from headwater.projections
              where name = 'Account' and state = 'building' and failure is null
@@ -261,7 +270,7 @@ class History:
         return await self._held_up("projection") > 0 or await self._seen()
 
     async def _held_up(self, at: str) -> int:
-        """How many of those that write accounts wait for another's transaction to end."""
+        """Return how many sessions that write accounts wait for a lock. at: `projection` or `building`."""
         query = """
             select count(*) from pg_stat_activity
              where datname = current_database() and wait_event_type = 'Lock'
@@ -270,7 +279,7 @@ class History:
         return int(await self._connection.fetchval(query, at))
 
     async def _issuing(self) -> bool:
-        """Whether a step that moves money stands before the log, and what it follows from is behind the checkpoint."""
+        """True if a step that moves money waits in its append while the saga's checkpoint is past its cause."""
         query = """
             select p.position = h.position and exists (
                      select from pg_stat_activity where datname = current_database() and wait_event = 'advisory')
@@ -286,7 +295,7 @@ class History:
         return bool(await self._connection.fetchval(query, worker_id))
 
     async def _letters(self) -> int:
-        """Of what is kept, or built; those of a generation that is retired go with its table."""
+        """Return the number of dead letters of live and building generations."""
         query = """
             select count(*) from headwater.dead_letters d
               join headwater.projections p on p.name = d.projection and p.generation = d.generation

@@ -1,4 +1,4 @@
-"""What may happen, and the histories that Hypothesis makes of it."""
+"""The steps of a history, and the Hypothesis strategies that generate histories of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ TRANSFERS = [UUID(int=n) for n in range(21, 29)]
 
 @dataclass(frozen=True)
 class Send:
-    """Commands, all at once. twice: each to both processes under one id. seen: before more happens."""
+    """Send commands concurrently.
+
+    twice: send each to both nodes under one command id. seen: wait until the read models show them.
+    """
 
     commands: Sequence[Command]
     twice: bool = False
@@ -45,56 +48,55 @@ class Send:
 
 @dataclass(frozen=True)
 class Again:
-    """A command of before once more, under its id; back: so many before the last."""
+    """Send an earlier command again under its id. back: counted from the last command, which is 0."""
 
     back: int
 
 
 @dataclass(frozen=True)
 class Start:
-    """A worker. apart: as a process of its own, whose folds are never poisoned."""
+    """Start a worker. apart: as a process of its own, whose folds have no bugs."""
 
     apart: bool = False
 
 
 @dataclass(frozen=True)
 class Leave:
-    """The oldest worker ends as it should."""
+    """Shut the oldest worker down in order."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """The oldest worker dies and says nothing."""
+    """Kill the oldest worker without a shutdown."""
 
 
 @dataclass(frozen=True)
 class Faint:
-    """The oldest worker's heart stops, so that its leases run out; its projectors go on as if they had them."""
+    """Stop the lease renewal of the oldest worker; its projectors go on without their leases."""
 
 
 @dataclass(frozen=True)
 class KillMidway:
-    """All workers die when one has moved a checkpoint and has not committed, nor the swap of what it builds."""
+    """Kill all workers while one has moved a checkpoint, or swaps a rebuild in, and has not committed."""
 
     commands: Sequence[Command]
 
 
 @dataclass(frozen=True)
 class KillIssuing:
-    """All workers die when the money of a transfer is about to arrive, or to come back, and nobody knows whether it
-    does."""
+    """Kill all workers while the append that delivers or returns a transfer's money has an unknown outcome."""
 
     transfer: Command
 
 
 @dataclass(frozen=True)
 class Cut:
-    """All workers lose their connections to the database, and live."""
+    """Cut the database connections of all workers, which go on running."""
 
 
 @dataclass(frozen=True)
 class Poison:
-    """Folds of an event on a key fail from now on."""
+    """Make the fold of an event type fail for a key from now on."""
 
     view: str
     kind: type[Event]
@@ -103,24 +105,24 @@ class Poison:
 
 @dataclass(frozen=True)
 class Heal:
-    """The bug is fixed."""
+    """Fix all bugs in folds."""
 
 
 @dataclass(frozen=True)
 class TryAgain:
-    """`headwater dead-letters retry`."""
+    """Retry all dead letters, as `headwater dead-letters retry` does."""
 
 
 @dataclass(frozen=True)
 class Discard:
-    """`headwater dead-letters discard`, twice, while no worker is there."""
+    """Discard a read model's dead letters twice, as `headwater dead-letters discard` does, while no worker runs."""
 
     view: str
 
 
 @dataclass(frozen=True)
 class Rebuild:
-    """`headwater rebuild`, ended as soon as it was begun: the workers go on with it, or nobody, if there are none."""
+    """Force a rebuild, as `headwater rebuild` does; the workers continue it, if there are any."""
 
     view: str
 
@@ -143,9 +145,14 @@ Step: TypeAlias = (
 )
 
 
-def often(*each: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
-    """One of these, each so often. `st.one_of` takes what is given several times once, and flattens what is nested."""
-    return st.sampled_from([one for times, one in each for _ in range(times)]).flatmap(lambda one: one)
+def often(*weighted: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    """Return a strategy that draws each strategy with its weight.
+
+    `st.one_of` would count a repeated strategy once, and flatten nested ones.
+    """
+    return st.sampled_from([strategy for weight, strategy in weighted for _ in range(weight)]).flatmap(
+        lambda strategy: strategy
+    )
 
 
 user, account, transfer = st.sampled_from(USERS), st.sampled_from(ACCOUNTS), st.sampled_from(TRANSFERS)
@@ -159,11 +166,11 @@ FIRST: list[Command] = [
 PAID_IN: list[Command] = [Deposit(account_id=key, amount=Decimal("100.00")) for key in ACCOUNTS[:3]]
 FROZEN_AND_NOT: list[Command] = [kind(account_id=ACCOUNTS[0]) for kind in (FreezeAccount, UnfreezeAccount)]
 BEGUN: list[Step] = [Send(FIRST), Send(PAID_IN), Send(FROZEN_AND_NOT[:1]), Send(FROZEN_AND_NOT[1:], seen=True)]
-"""One after another: what is sent at once to two processes may be decided in any order, and refused."""
+"""Sent one after another: commands sent concurrently to two nodes may be decided in any order, and refused."""
 
 MOVED: list[Command] = [
     RequestTransfer(transfer_id=key, from_account_id=source, to_account_id=target, amount=Decimal("5.00"))
-    # The last one comes back: there is no such account at first.
+    # The money of the last one is returned, since its target account does not exist at first.
     for key, source, target in zip(TRANSFERS, ACCOUNTS[:3], [ACCOUNTS[1], ACCOUNTS[0], ACCOUNTS[3]], strict=False)
 ]
 
@@ -212,7 +219,7 @@ step = often(
     (2, poison),
     (1, st.just(Heal())),
     (1, st.just(TryAgain())),
-    # Not of users, nor of transfers: without the event that began it, the fold of a later one would fail for ever.
+    # Not of users or transfers: without the first event of a row, the fold of later ones would always fail.
     (1, st.builds(Discard, st.sampled_from(["Account", "Owner"]))),
     (2, st.builds(Rebuild, st.sampled_from(["User", "Account", "Movable", "Owner", "Transfer"]))),
 )

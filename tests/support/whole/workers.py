@@ -1,4 +1,4 @@
-"""Workers of two sorts: in this process, and as processes of their own. Each can die."""
+"""Workers of two kinds, which a test can kill: in the test process, and as processes of their own."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ QUICK = replace(Settings(), poll_seconds=0.1, lease_seconds=0.6, projection_batc
 
 
 class Here:
-    """A worker in this process, with poisoned folds, which can die as a process does."""
+    """A worker in the test process, whose folds may have bugs. `kill` ends it as abruptly as a process."""
 
     def __init__(self, dsn: str) -> None:
         self.node = Node(app, QUICK, dsn, serve=False, work=True)
         self._connections: list[asyncpg.Connection] = []
         self._connect = self.node.database.connect
-        self.node.database.connect = self._noted  # type: ignore[method-assign]
+        self.node.database.connect = self._recorded  # type: ignore[method-assign]  # to know the connections that `kill` cuts
 
-    async def _noted(self, name: str, **options: Any) -> asyncpg.Connection:
+    async def _recorded(self, name: str, **options: Any) -> asyncpg.Connection:
         self._connections.append(await self._connect(name, **options))
         return self._connections[-1]
 
@@ -42,7 +42,7 @@ class Here:
         await self.node.__aexit__(None, None, None)
 
     async def kill(self) -> None:
-        """Nothing is given back or rolled back: the sockets are gone first."""
+        """Cut the sockets first, so that no lease is released and no transaction rolled back, then cancel the tasks."""
         self.node.database.pool.terminate()
         tasks: set[asyncio.Task[None]] = set(self.node.supervisor._tasks.values())
         while True:
@@ -50,14 +50,14 @@ class Here:
                 connection.terminate()
             for task in tasks:
                 task.cancel()
-            # More than once: a lost connection may be raised where a task was cancelled, and in its place.
+            # Repeated, since the error of a lost connection may replace a cancellation.
             _, tasks = await asyncio.wait(tasks, timeout=0.05)
             if not tasks:
                 break
 
 
 class Apart:
-    """A worker as a process of its own."""
+    """A worker in a process of its own."""
 
     def __init__(self, dsn: str, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -71,13 +71,13 @@ class Apart:
         }
 
     async def start(self) -> None:
-        """Until it is among the workers: one that is killed before has died of nothing."""
+        """Start the process and wait until it is registered as a worker, so that a later kill interrupts its work."""
         arguments = ("-m", "headwater", "work", "--app", "app:app", "--port", "0")
         self._process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=HERE, env=self._environ)
         await until(self._is_there)
 
     async def _is_there(self) -> bool:
-        assert self._process.returncode is None, "it has ended by itself"
+        assert self._process.returncode is None, "the worker ended by itself"
         query = "select exists (select from headwater.workers where name like '%/' || $1)"
         return bool(await self._connection.fetchval(query, str(self._process.pid)))
 
