@@ -1,4 +1,4 @@
-"""Subscriptions: a snapshot, then changes, with no gap and no duplicate, to the quick and to the slow."""
+"""Subscriptions: the initial rows, then every change, with no gap and no duplicate, for fast and slow clients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -14,7 +15,18 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.support.waiting import reached, until
-from tests.support.watching import Client, Count, Remove, Tally, execute, following, table, tally_view, things_app
+from tests.support.watching import (
+    Client,
+    Count,
+    Remove,
+    Tally,
+    execute,
+    feed_of,
+    following,
+    table,
+    tally_view,
+    things_app,
+)
 
 from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
 from bank.accounts.views import AccountView, account_view
@@ -28,16 +40,16 @@ from headwater.graphql.result import Result
 from headwater.graphql.scope import Scope
 from headwater.live import subscriptions
 from headwater.live.feed import Feed
-from headwater.live.subscriptions import Message, watch_changes, watch_row
+from headwater.live.subscriptions import Message, SubscriptionLimits, watch_changes, watch_row
 from headwater.live.watcher import Watcher
 from headwater.projections.filter import EVERYTHING, All, Compare, Filter, Not, Some
-from headwater.projections.reader import Changes, Reader, Snapshot
+from headwater.projections.reader import Changes, InitialRows, Reader, ReadLimits
 from headwater.server.node import Node
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
 RUNG = replace(Settings(), poll_seconds=60, projection_batch=50)
-"""With such a poll it is the doorbell or nothing."""
+"""Only the doorbell wakes a feed: no poll is due within a test."""
 
 OPEN = Compare("status", "eq", "OPEN")
 RICH = Compare("balance", "gte", Decimal(50))
@@ -50,11 +62,11 @@ FILTERS: dict[str, Filter] = {
 }
 
 
-# The bank's accounts at work ---------------------------------------------------------------------------------------
+# A load on the bank's accounts -------------------------------------------------------------------------------------
 
 
 class Load:
-    """Random commands on the bank's accounts, a batch at a time."""
+    """Executes random commands on the bank's accounts, in batches."""
 
     def __init__(self, node: Node, seed: int) -> None:
         self._node = node
@@ -86,7 +98,7 @@ class Load:
         await asyncio.gather(*(one(self._draw()) for _ in range(commands)))
 
     async def settled(self) -> int:
-        """When the read model has everything; where that is."""
+        """Wait until the read model has everything; return the position of the head."""
         head = await self._node.log.head()
         await reached(self._node.positions, account_view.name, head)
         return head
@@ -96,20 +108,19 @@ class Load:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_clients_hold_what_the_table_holds(
-    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, seed: int
+async def test_every_client_ends_with_the_rows_of_the_table(
+    start: Start, connection: asyncpg.Connection, seed: int
 ) -> None:
-    monkeypatch.setattr(subscriptions, "MAX_ROWS", 7)
-    monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 10)
     dice = random.Random(seed)
     node = await start(settings=RUNG)
-    feed, load = node.serving.feeds[AccountView], Load(node, seed)
+    feed, load = feed_of(node, account_view, limits=ReadLimits(initial_rows=10)), Load(node, seed)
     await load.some(30)
     wheres = [*FILTERS.values()] * 3
     dice.shuffle(wheres)
     clients = [Client("account_id", where) for where in wheres]
-    # A small bound now and then, so that some are reset on the way.
-    sources = [watch_changes(feed, where, limit=dice.choice([1, 4, 10_000])) for where in wheres]
+    # Some have a small bound, so that they are reset on the way.
+    limits = [SubscriptionLimits(pending=dice.choice([1, 4, 10_000]), message_rows=7) for _ in wheres]
+    sources = [watch_changes(feed, where, limits=each) for where, each in zip(wheres, limits, strict=True)]
     async with asyncio.TaskGroup() as group:
         enough = asyncio.Event()
 
@@ -118,7 +129,7 @@ async def test_clients_hold_what_the_table_holds(
                 await enough.wait()
 
         for client, source in zip(clients, sources, strict=True):
-            # Not waited for: it subscribes while these are written.
+            # Not awaited: the client subscribes while the commands are written.
             group.create_task(subscribe(client, source))
             for _ in range(dice.randrange(1, 4)):
                 await load.some(dice.randrange(1, 40))
@@ -128,25 +139,22 @@ async def test_clients_hold_what_the_table_holds(
             await client.holds(rows)
         enough.set()
     assert feed.watchers == 0
-    assert sum(client.resets for client in clients) > len(clients), "some were too slow for their bound"
+    assert sum(client.resets for client in clients) > len(clients), "some clients were too slow for their bound"
     assert sum(len(client.messages) for client in clients) > 100
     assert all(expected)
 
 
 @pytest.mark.parametrize("name", FILTERS)
-async def test_resuming_after_any_message_leads_to_the_same_rows(
+async def test_resuming_after_any_message_results_in_the_same_rows(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(subscriptions, "MAX_ROWS", 2)
-    monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 3)
-    monkeypatch.setattr("headwater.projections.reader.CHANGES_AT_ONCE", 6)
-    where = FILTERS[name]
+    where, limits = FILTERS[name], SubscriptionLimits(message_rows=2)
     node = await start(settings=RUNG)
-    feed, load = node.serving.feeds[AccountView], Load(node, 3)
+    feed, load = feed_of(node, account_view, limits=ReadLimits(initial_rows=3, changed_rows=6)), Load(node, 3)
     await load.some(60)
     await load.settled()
     client = Client("account_id", where)
-    async with following(client, watch_changes(feed, where)):
+    async with following(client, watch_changes(feed, where, limits=limits)):
         for _ in range(12):
             await load.some(15)
             await load.settled()
@@ -155,15 +163,15 @@ async def test_resuming_after_any_message_leads_to_the_same_rows(
     nothing = Client("account_id", where).copy(0)
     held = [nothing, *client.earlier]
     assert len({each.position for each in held}) > 5
-    assert name == "rich and open" or sum(each.position == 0 for each in held) > 1, "in the middle of a snapshot, too"
+    assert name == "rich and open" or sum(each.position == 0 for each in held) > 1, "some are between two parts"
     await load.some(60)
     head = await load.settled()
     rows = await table(connection, account_view, where)
     for each in held:
         each.away_until = head
-        async with following(each, watch_changes(feed, where, each.position)):
+        async with following(each, watch_changes(feed, where, each.position, limits=limits)):
             await each.holds(rows)
-    # And goes on from there. What changes before it is back is still of the time when it was away.
+    # Then it continues with live changes.
     resumed, back = held[len(held) // 2], asyncio.Event()
 
     class Telling(Watcher):
@@ -172,7 +180,7 @@ async def test_resuming_after_any_message_leads_to_the_same_rows(
             back.set()
 
     monkeypatch.setattr(subscriptions, "Watcher", Telling)
-    async with following(resumed, watch_changes(feed, where, resumed.position)):
+    async with following(resumed, watch_changes(feed, where, resumed.position, limits=limits)):
         await back.wait()
         await load.some(40)
         await load.settled()
@@ -181,7 +189,7 @@ async def test_resuming_after_any_message_leads_to_the_same_rows(
     assert resumed.resets == 0
 
 
-async def test_resuming_reads_what_it_missed_once_though_the_log_moves_on(
+async def test_resuming_reads_the_missed_changes_once_while_the_log_grows(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = await start(settings=RUNG)
@@ -195,7 +203,7 @@ async def test_resuming_reads_what_it_missed_once_though_the_log_moves_on(
         changes = await reading(after)
         if asyncio.current_task() is this_test:
             reads.append(after)
-            await load.some(3)  # busy: it would never be done if it waited for silence
+            await load.some(3)  # a busy log: resuming must not wait for a pause
             await load.settled()
         return changes
 
@@ -209,8 +217,8 @@ async def test_resuming_reads_what_it_missed_once_though_the_log_moves_on(
     assert client.rows.keys() == (await feed.reader.keys(EVERYTHING))
 
 
-async def test_a_cursor_beyond_the_log_is_reset(start: Start, connection: asyncpg.Connection) -> None:
-    """As one is after a restore from a backup: what is written then has positions that the client has seen already."""
+async def test_a_cursor_after_the_end_of_the_log_is_reset(start: Start, connection: asyncpg.Connection) -> None:
+    """After a backup is restored, new events have positions that the client has seen already."""
     node = await start(things_app, settings=RUNG)
     feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(4)]
     head = await execute(node, *(Count(thing_id=key) for key in keys))
@@ -226,10 +234,10 @@ async def test_a_cursor_beyond_the_log_is_reset(start: Start, connection: asyncp
     assert client.rows[keys[0]]["count"] == 5
 
 
-async def test_a_cursor_that_the_read_model_has_yet_to_reach_is_none_from_beyond_the_log(
+async def test_a_cursor_that_the_read_model_has_not_reached_yet_is_not_reset(
     start: Start, connection: asyncpg.Connection
 ) -> None:
-    """As one is that comes from another server, or from a mutation."""
+    """Such a cursor comes from another process, or from a mutation."""
     node = await start(things_app, settings=RUNG)
     feed, key = node.serving.feeds[Tally], uuid4()
     async with connection.transaction():
@@ -263,7 +271,7 @@ query ($filter: AccountFilter) {
 
 
 async def subscribed(node: Node, query: str, **variables: Any) -> AsyncGenerator[Any, None]:
-    """The data of each result; the errors, when there are any, as an AssertionError."""
+    """Yield the data of each result. Raises AssertionError for a result with errors."""
     request = GraphQLRequest(query, variables=variables)
     source = await Engine(node.app.schema).subscribe(request, Scope(node.serving))
     assert not isinstance(source, Result), source
@@ -273,7 +281,7 @@ async def subscribed(node: Node, query: str, **variables: Any) -> AsyncGenerator
             yield result.data
 
 
-async def test_a_subscription_through_graphql_holds_what_the_query_gives(start: Start) -> None:
+async def test_a_graphql_subscription_ends_with_the_rows_of_the_query(start: Start) -> None:
     node = await start(settings=RUNG)
     load = Load(node, 5)
     await load.some(40)
@@ -323,7 +331,7 @@ async def test_a_subscription_through_graphql_holds_what_the_query_gives(start: 
     await asyncio.wait([task])
 
 
-async def test_one_row_through_graphql(start: Start) -> None:
+async def test_a_graphql_subscription_to_one_row_sends_each_of_its_states(start: Start) -> None:
     node = await start(settings=RUNG)
     account = uuid4()
     query = "subscription ($id: UUID!) { account(accountId: $id) { balance position owner { name } } }"
@@ -335,8 +343,8 @@ async def test_one_row_through_graphql(start: Start) -> None:
         assert await anext(rows) == {"account": {"balance": "2.50", "position": "2", "owner": None}}
 
 
-async def test_the_same_of_another_read_model(start: Start) -> None:
-    """What is generated for one is generated for all: `user` and `userChanges` beside `account` and its changes."""
+async def test_every_read_model_has_both_graphql_subscriptions(start: Start) -> None:
+    """`user` and `userChanges` exist beside `account` and `accountChanges`."""
     node, user = await start(settings=RUNG), uuid4()
     one = subscribed(node, "subscription ($id: UUID!) { user(userId: $id) { email } }", id=str(user))
     query = "subscription { userChanges { position reset upserted { id email } removed } }"
@@ -380,7 +388,7 @@ async def test_a_wrong_filter_ends_the_subscription_with_a_reason(start: Start, 
 # One row -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_row_that_comes_and_goes_and_comes_again(start: Start) -> None:
+async def test_watching_one_row_reports_each_state_and_its_removal(start: Start) -> None:
     node = await start(things_app, settings=RUNG)
     feed, one, other = node.serving.feeds[Tally], uuid4(), uuid4()
     seen = []
@@ -395,7 +403,7 @@ async def test_a_row_that_comes_and_goes_and_comes_again(start: Start) -> None:
     assert feed.watchers == 0
 
 
-async def test_changes_tell_of_rows_that_come_and_go(start: Start, connection: asyncpg.Connection) -> None:
+async def test_changes_report_rows_that_are_added_and_removed(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(things_app, settings=RUNG)
     feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(6)]
     dice = random.Random(6)
@@ -421,7 +429,7 @@ async def test_changes_tell_of_rows_that_come_and_go(start: Start, connection: a
     assert all(any(message.removed for message in client.messages) for client in clients)
 
 
-async def test_a_row_that_no_longer_matches_is_removed_where_it_was(start: Start) -> None:
+async def test_a_row_that_no_longer_matches_is_removed_only_from_clients_that_hold_it(start: Start) -> None:
     node = await start(settings=RUNG)
     feed, account = node.serving.feeds[AccountView], uuid4()
     head = await execute(node, OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
@@ -442,7 +450,7 @@ async def test_a_row_that_no_longer_matches_is_removed_where_it_was(start: Start
         message = await anext(of_open)
         assert ([row["account_id"] for row in message.upserted], message.removed) == ([account], [])
         assert (await anext(of_frozen)).removed == [account]
-        # Of all this those who never had it hear nothing: what comes first is that it is theirs now.
+        # A client that never held the row received nothing of all this: its first message adds the row.
         position = await execute(node, Deposit(account_id=account, amount=Decimal(60)))
         message = await anext(of_rich)
         assert ([row["balance"] for row in message.upserted], message.position) == ([Decimal(60)], position)
@@ -450,24 +458,25 @@ async def test_a_row_that_no_longer_matches_is_removed_where_it_was(start: Start
         assert await anext(of_rich) == Message(False, [], [account], position)
 
 
-# Large snapshots ---------------------------------------------------------------------------------------------------
+# Initial rows in parts -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot of a dozen rows is a large one."""
-    monkeypatch.setattr(subscriptions, "MAX_ROWS", 2)
-    monkeypatch.setattr("headwater.projections.reader.SNAPSHOT_AT_ONCE", 4)
+SMALL = SubscriptionLimits(message_rows=2)
+
+
+def in_parts(node: Node) -> Feed:
+    """A feed that reads a dozen rows in three parts."""
+    return feed_of(node, tally_view, limits=ReadLimits(initial_rows=4))
 
 
 async def counted(node: Node, keys: Sequence[UUID]) -> None:
-    """Each thing is counted once, so that its place in a snapshot is its place here."""
+    """Count each thing once, so that the rows have the order of the keys."""
     head = await execute(node, *(Count(thing_id=key) for key in keys))
     await reached(node.positions, tally_view.name, head)
 
 
 def change(moment: str, keys: Sequence[UUID]) -> list[Command]:
-    """What comes to rows that were sent, to rows that wait to be sent, and to rows that are yet to be read."""
+    """Return commands that change a row that was sent, one that was read but not sent, and one that was not read."""
     some = (keys[0], keys[3], keys[9])
     changes: dict[str, list[Command]] = {
         "changed": [Count(thing_id=key) for key in some],
@@ -487,20 +496,19 @@ def change(moment: str, keys: Sequence[UUID]) -> list[Command]:
 MOMENTS = ["changed", "removed", "made", "removed and made again", "made and removed", "all at once"]
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("where", [EVERYTHING, Compare("count", "eq", 1), Compare("count", "gt", 1)], ids=str)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("taken", [1, 4], ids="after {}".format)
-async def test_what_changes_while_a_snapshot_is_sent_is_neither_lost_nor_held_twice(
+async def test_changes_while_the_initial_rows_are_sent_are_neither_lost_nor_duplicated(
     start: Start, connection: asyncpg.Connection, where: Filter, moment: str, taken: int
 ) -> None:
     node = await start(things_app, settings=RUNG)
-    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(11)]
+    feed, keys = in_parts(node), [uuid4() for _ in range(11)]
     await counted(node, keys)
     if where == Compare("count", "gt", 1):
         await counted(node, keys)
     client = Client("thing_id", where)
-    async with asyncio.timeout(20), aclosing(watch_changes(feed, where)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, limits=SMALL)) as messages:
         for _ in range(taken):
             client.take(await anext(messages))
         assert client.position == 0
@@ -508,18 +516,17 @@ async def test_what_changes_while_a_snapshot_is_sent_is_neither_lost_nor_held_tw
         await reached(node.positions, tally_view.name, head)
         while client.position < 1:
             client.take(await anext(messages))
-    # What the last message of a snapshot leaves a client with is what was there in one moment: no row is missing.
+    # After the last of the initial rows, the client holds the rows of one moment.
     assert (client.rows, client.position, client.resets) == (await table(connection, tally_view, where), head, 1)
     assert max(len(message.upserted) for message in client.messages) <= 2
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("where", [EVERYTHING, Compare("count", "eq", 1)], ids=str)
-async def test_what_changes_when_all_of_a_snapshot_is_read_comes_in_place_of_what_was_read(
+async def test_a_row_that_changes_after_it_was_read_is_sent_only_in_its_latest_state(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, where: Filter
 ) -> None:
     node = await start(things_app, settings=RUNG)
-    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(7)]
+    feed, keys = in_parts(node), [uuid4() for _ in range(7)]
     await counted(node, keys)
     reading, this_test, head = feed.reader.changes, asyncio.current_task(), 0
 
@@ -532,7 +539,7 @@ async def test_what_changes_when_all_of_a_snapshot_is_read_comes_in_place_of_wha
 
     monkeypatch.setattr(feed.reader, "changes", changes)
     client = Client("thing_id", where)
-    async with asyncio.timeout(20), aclosing(watch_changes(feed, where)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, limits=SMALL)) as messages:
         while client.position < 1:
             client.take(await anext(messages))
     assert (client.rows, client.position) == (await table(connection, tally_view, where), head)
@@ -541,47 +548,45 @@ async def test_what_changes_when_all_of_a_snapshot_is_read_comes_in_place_of_wha
     assert keys[5] not in sent
 
 
-@pytest.mark.usefixtures("small_parts")
-async def test_who_leaves_in_the_middle_of_a_snapshot_resumes_from_nothing(
+async def test_a_client_that_leaves_between_two_parts_of_the_initial_rows_resumes_without_a_gap(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     node = await start(things_app, settings=RUNG)
-    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(12)]
+    feed, keys = in_parts(node), [uuid4() for _ in range(12)]
     await counted(node, keys)
     client = Client("thing_id", EVERYTHING)
-    async with asyncio.timeout(20), aclosing(watch_changes(feed)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, limits=SMALL)) as messages:
         for _ in range(3):
             client.take(await anext(messages))
     head = await execute(node, *change("all at once", keys))
     await reached(node.positions, tally_view.name, head)
     client = client.copy(client.position)
-    async with asyncio.timeout(20), aclosing(watch_changes(feed, after=client.position)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, after=client.position, limits=SMALL)) as messages:
         while client.position < head:
             client.take(await anext(messages))
     assert client.rows == await table(connection, tally_view, EVERYTHING)
 
 
-@pytest.mark.usefixtures("small_parts")
-async def test_a_snapshot_holds_nothing_open_while_its_client_takes_its_time(
+async def test_no_transaction_is_open_while_a_slow_client_takes_the_initial_rows(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = await start(things_app, settings=RUNG)
-    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(12)]
+    feed, keys = in_parts(node), [uuid4() for _ in range(12)]
     await counted(node, keys)
-    reading, read = feed.reader.snapshot, 0
+    reading, read = feed.reader.initial_rows, 0
 
-    async def snapshot(*args: Any, **options: Any) -> Snapshot:
+    async def initial_rows(*args: Any, **options: Any) -> InitialRows:
         nonlocal read
         part = await reading(*args, **options)
         read += len(part.rows)
         return part
 
-    monkeypatch.setattr(feed.reader, "snapshot", snapshot)
+    monkeypatch.setattr(feed.reader, "initial_rows", initial_rows)
     sent = 0
-    async with asyncio.timeout(20), aclosing(watch_changes(feed)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, limits=SMALL)) as messages:
         async for message in messages:
             sent += len(message.upserted)
-            assert read - sent <= 4, "it reads on when what was read is sent"
+            assert read - sent <= 4, "the next part is read when the last one is sent"
             held = await connection.fetchval(
                 "select count(*) from pg_stat_activity where datname = current_database() and state ~ 'in transaction'"
             )
@@ -591,16 +596,15 @@ async def test_a_snapshot_holds_nothing_open_while_its_client_takes_its_time(
     assert sent == read == 12
 
 
-@pytest.mark.usefixtures("small_parts")
-async def test_a_snapshot_begins_again_when_rows_change_that_no_position_tells_of(
+async def test_the_initial_rows_start_again_when_the_edition_changes(
     start: Start, connection: asyncpg.Connection
 ) -> None:
-    """As they do when dead letters are folded after all, or another generation is live."""
+    """It changes when dead letters are folded, or generations are swapped: rows change without a new position."""
     node = await start(things_app, settings=RUNG)
-    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(12)]
+    feed, keys = in_parts(node), [uuid4() for _ in range(12)]
     await counted(node, keys)
     client = Client("thing_id", EVERYTHING)
-    async with asyncio.timeout(20), aclosing(watch_changes(feed)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, limits=SMALL)) as messages:
         for _ in range(3):
             client.take(await anext(messages))
         async with connection.transaction():
@@ -612,21 +616,20 @@ async def test_a_snapshot_begins_again_when_rows_change_that_no_position_tells_o
     assert client.rows[keys[0]]["count"] == 9
 
 
-@pytest.mark.usefixtures("small_parts")
-async def test_a_snapshot_begins_again_when_the_read_model_has_gone_back(
+async def test_the_initial_rows_start_again_when_the_checkpoint_is_set_back(
     start: Start, connection: asyncpg.Connection
 ) -> None:
-    """As it does with a crash of PostgreSQL that takes the last commits of a projection with it: a row that was to come
-    is back at a position that was passed already, until it is folded again."""
+    """A crash of PostgreSQL can lose the last commits of a projection. A row that was still unread is then back at a
+    position that was read already, until its event is folded again."""
     node = await start(things_app, settings=RUNG, work=False)
-    feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(12)]
+    feed, keys = in_parts(node), [uuid4() for _ in range(12)]
     rows = [(key, 1, place) for place, key in enumerate(keys, 1)]
     await connection.executemany("insert into read.tally_1 (thing_id, count, position) values ($1, $2, $3)", rows)
     move = "update headwater.projections set position = $1 where name = 'Tally'"
     await connection.execute(move, 12)
     await connection.execute("update headwater.head set position = 12")
     client = Client("thing_id", EVERYTHING)
-    async with asyncio.timeout(20), aclosing(watch_changes(feed)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, limits=SMALL)) as messages:
         client.take(await anext(messages))
         await connection.execute("delete from read.tally_1 where position > 9")
         await connection.execute("update read.tally_1 set position = 1 where position = 9")
@@ -637,24 +640,24 @@ async def test_a_snapshot_begins_again_when_the_read_model_has_gone_back(
     assert (client.resets, client.rows) == (2, await table(connection, tally_view, EVERYTHING))
 
 
-async def test_of_very_many_rows_it_is_not_remembered_which_were_sent(
-    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+async def test_past_the_bound_of_held_keys_removals_are_sent_for_every_key(
+    start: Start, connection: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr("headwater.live.held_keys.MAX_HELD_KEYS", 3)
     node = await start(things_app, settings=RUNG)
     feed, keys, other = node.serving.feeds[Tally], [uuid4() for _ in range(4)], uuid4()
     await counted(node, [*keys, other, other])
     once = Compare("count", "eq", 1)
     for after in (None, 4):
-        async with asyncio.timeout(20), aclosing(watch_changes(feed, once, after)) as messages:
+        limits = SubscriptionLimits(held_keys=3)
+        async with asyncio.timeout(20), aclosing(watch_changes(feed, once, after, limits=limits)) as messages:
             if after is None:
                 assert len((await anext(messages)).upserted) == 4
             else:
                 assert (await anext(messages)).removed == [other]
             await execute(node, Count(thing_id=other))
-            assert (await anext(messages)).removed == [other], "which it never held"
-    monkeypatch.setattr("headwater.live.held_keys.MAX_HELD_KEYS", 4)
-    async with asyncio.timeout(20), aclosing(watch_changes(feed, once)) as messages:
+            assert (await anext(messages)).removed == [other], "the client did not hold it"
+    limits = SubscriptionLimits(held_keys=4)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, once, limits=limits)) as messages:
         assert len((await anext(messages)).upserted) == 4
         await execute(node, Count(thing_id=other), Count(thing_id=keys[0]))
         assert (await anext(messages)).removed == [keys[0]]
@@ -664,16 +667,16 @@ async def test_of_very_many_rows_it_is_not_remembered_which_were_sent(
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(0, [0]), (4, [4]), (5, [4, 1]), (12, [4, 4, 4])])
-async def test_a_snapshot_comes_in_parts_of_a_bounded_size(
-    start: Start, monkeypatch: pytest.MonkeyPatch, rows: int, sizes: Sequence[int]
+async def test_initial_rows_are_split_into_messages_of_a_bounded_size(
+    start: Start, rows: int, sizes: Sequence[int]
 ) -> None:
-    monkeypatch.setattr(subscriptions, "MAX_ROWS", 4)
     node = await start(things_app, settings=RUNG)
     if rows:
         await reached(
             node.positions, tally_view.name, await execute(node, *(Count(thing_id=uuid4()) for _ in range(rows)))
         )
-    async with aclosing(watch_changes(node.serving.feeds[Tally])) as messages:
+    limits = SubscriptionLimits(message_rows=4)
+    async with aclosing(watch_changes(node.serving.feeds[Tally], limits=limits)) as messages:
         parts = [await anext(messages) for _ in sizes]
     assert [len(part.upserted) for part in parts] == sizes
     assert [part.reset for part in parts] == [True] + [False] * (len(sizes) - 1)
@@ -681,19 +684,17 @@ async def test_a_snapshot_comes_in_parts_of_a_bounded_size(
 
 
 @pytest.mark.parametrize("where", [EVERYTHING, Compare("count", "gt", 0)], ids=["all", "filtered"])
-async def test_what_changed_meanwhile_comes_in_parts_of_a_bounded_size_too(
-    start: Start, monkeypatch: pytest.MonkeyPatch, where: Filter
-) -> None:
-    monkeypatch.setattr(subscriptions, "MAX_ROWS", 4)
+async def test_changes_are_split_into_messages_of_a_bounded_size(start: Start, where: Filter) -> None:
     node = await start(things_app, settings=RUNG)
     feed, keys = node.serving.feeds[Tally], [uuid4() for _ in range(10)]
-    async with asyncio.timeout(20), aclosing(watch_changes(feed, where)) as messages:
+    limits = SubscriptionLimits(message_rows=4)
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, limits=limits)) as messages:
         await anext(messages)
         await reached(node.positions, tally_view.name, await execute(node, *(Count(thing_id=key) for key in keys)))
         live = Client("thing_id", where).copy(0)
         while live.position < 10:
             live.take(await anext(messages))
-    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, 0)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, 0, limits=limits)) as messages:
         replayed = Client("thing_id", where).copy(0)
         while replayed.position < 10:
             replayed.take(await anext(messages))
@@ -703,27 +704,32 @@ async def test_what_changed_meanwhile_comes_in_parts_of_a_bounded_size_too(
     assert set(live.rows) == set(replayed.rows) == set(keys)
 
 
-async def test_a_slow_reader_gets_the_latest_not_a_queue(start: Start) -> None:
+async def test_a_slow_client_receives_the_latest_state_of_a_row_not_a_queue_of_states(start: Start) -> None:
     node = await start(things_app, settings=RUNG)
-    key = uuid4()
-    async with asyncio.timeout(10), aclosing(watch_changes(node.serving.feeds[Tally])) as messages:
+    feed, key, other = node.serving.feeds[Tally], uuid4(), uuid4()
+    quick = Client("thing_id", EVERYTHING)
+    async with asyncio.timeout(10), following(quick, watch_changes(feed)), aclosing(watch_changes(feed)) as messages:
         assert (await anext(messages)).reset
         for _ in range(5):
-            await reached(node.positions, tally_view.name, await execute(node, Count(thing_id=key)))
+            position = await execute(node, Count(thing_id=key))
+            await until(partial(quick.reached, position))  # the feed has distributed this change
         message = await anext(messages)
-        while message.position < 5:  # the feed may have been half-way
-            message = await anext(messages)
         assert [(row["count"], row["position"]) for row in message.upserted] == [(5, 5)]
-        assert len(node.serving.feeds[Tally]._everything) == 1
+        await execute(node, Count(thing_id=other))
+        message = await anext(messages)
+        assert [(row["thing_id"], row["position"]) for row in message.upserted] == [(other, 6)], "nothing was queued"
+    counts = [row["count"] for each in quick.messages for row in each.upserted if row["thing_id"] == key]
+    assert counts == [1, 2, 3, 4, 5]
 
 
-async def test_a_reader_that_is_too_slow_starts_again_from_a_snapshot(
+async def test_a_client_that_is_too_slow_for_its_bound_receives_all_rows_again(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     node = await start(things_app, settings=RUNG)
     feed, key = node.serving.feeds[Tally], uuid4()
     slow, quick = Client("thing_id", EVERYTHING), Client("thing_id", EVERYTHING)
-    async with following(quick, watch_changes(feed)), aclosing(watch_changes(feed, limit=3)) as messages:
+    changes = watch_changes(feed, limits=SubscriptionLimits(pending=3))
+    async with following(quick, watch_changes(feed)), aclosing(changes) as messages:
         slow.take(await anext(messages))
         position = await execute(node, *(Count(thing_id=uuid4()) for _ in range(4)), Count(thing_id=key))
         await until(lambda: quick.position == position)  # the feed has handed it out
@@ -739,24 +745,24 @@ def changes(*positions: int, to: int) -> Changes:
     return Changes([{"key": UUID(int=position), "position": position} for position in positions], (), to)
 
 
-async def test_what_overflows_while_a_snapshot_is_read_is_not_lost() -> None:
+async def test_an_overflow_while_the_initial_rows_are_read_is_reported_if_they_are_older() -> None:
     watcher = Watcher("key", limit=2)
     watcher.offer(changes(11, 12, 13, to=13))
-    watcher.start(10)  # the snapshot is older than what did not fit
+    watcher.start(10)  # the initial rows are older than the changes that did not fit
     assert (await asyncio.wait_for(watcher.take(), 1)).overflowed
     watcher.offer(changes(14, 15, 16, to=16))
-    watcher.start(16)  # the snapshot holds it all
+    watcher.start(16)  # the initial rows include all of them
     watcher.offer(changes(17, to=17))
     batch = await asyncio.wait_for(watcher.take(), 1)
     assert ([row["position"] for row in batch.rows], batch.position, batch.overflowed) == ([17], 17, False)
 
 
-async def test_what_the_snapshot_holds_is_not_sent_again() -> None:
+async def test_changes_that_the_initial_rows_include_are_dropped() -> None:
     watcher = Watcher("key")
     watcher.offer(changes(9, 11, to=11))
     watcher.start(10)
     watcher.offer(changes(12, to=12))
-    watcher.offer(changes(8, to=8))  # a feed that lags behind the snapshot
+    watcher.offer(changes(8, to=8))  # from a feed that is behind the initial rows
     batch = await asyncio.wait_for(watcher.take(), 1)
     assert ([row["position"] for row in batch.rows], batch.position) == ([11, 12], 12)
 
@@ -764,24 +770,24 @@ async def test_what_the_snapshot_holds_is_not_sent_again() -> None:
 # The feed ----------------------------------------------------------------------------------------------------------
 
 
-async def test_leaving_cleans_up_at_once(start: Start) -> None:
+async def test_a_watcher_that_leaves_is_removed_from_the_feed(start: Start) -> None:
     node = await start(things_app, settings=RUNG)
     feed, key = node.serving.feeds[Tally], uuid4()
     sources: list[AsyncGenerator[Any, None]] = [watch_row(feed, key), watch_row(feed, key), watch_changes(feed)]
     for source in sources:
         await anext(source)
-    assert (feed.watchers, len(feed._by_key)) == (3, 1)
+    assert (feed.watchers, feed.watched_keys) == (3, 1)
     for left, source in enumerate(sources, 1):
-        # Gone while it waits for more, as when a socket closes.
+        # Cancelled while it waits, as when a socket closes.
         waiting = asyncio.ensure_future(anext(source))
         await asyncio.wait([waiting], timeout=0)
         waiting.cancel()
         await asyncio.wait([waiting])
         assert feed.watchers == 3 - left
-    assert (feed._by_key, feed._everything) == ({}, set())
+    assert (feed.watchers, feed.watched_keys) == (0, 0)
 
 
-async def test_a_feed_reads_once_for_all_who_watch_and_nothing_when_nobody_does(
+async def test_a_feed_reads_once_for_all_watchers_and_nothing_without_watchers(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = await start(things_app, settings=RUNG)
@@ -803,8 +809,8 @@ async def test_a_feed_reads_once_for_all_who_watch_and_nothing_when_nobody_does(
     await execute(node, Count(thing_id=key))
     for source in sources:
         assert (await asyncio.wait_for(anext(source), 10)).position == 4
-    assert set(reads) <= {3, 4}, "from where it was when they came"
-    assert len(reads) <= 4, "once, however many they are"
+    assert set(reads) <= {3, 4}, "from its position when the watchers came"
+    assert len(reads) <= 4, "once for all watchers"
     for source in sources:
         await source.aclose()
     before = len(reads)
@@ -819,14 +825,14 @@ async def test_a_feed_reads_once_for_all_who_watch_and_nothing_when_nobody_does(
         row = await asyncio.wait_for(anext(rows), 10)
         assert row is not None
         assert row["count"] == 8
-    assert reads[before] >= 7, "what nobody watched is not read again"
+    assert reads[before] >= 7, "changes without a watcher are never read"
 
 
 class SlowReader(Reader):
-    """A reader whose checkpoint is told by the test."""
+    """A reader whose checkpoint the test sets."""
 
     def __init__(self) -> None:
-        super().__init__(None, tally_view, Positions())  # type: ignore[arg-type]  # it asks no database
+        super().__init__(None, tally_view, Positions())  # type: ignore[arg-type]  # it never uses the pool
         self.asked: list[asyncio.Future[int]] = []
         self.read = asyncio.Event()
         self.after: list[int] = []
@@ -841,7 +847,7 @@ class SlowReader(Reader):
         return Changes([{"thing_id": UUID(int=11), "position": 11}] if after < 11 else [], (), max(after, 12))
 
 
-async def test_one_who_comes_late_takes_nothing_from_one_who_came_at_the_same_time() -> None:
+async def test_two_watchers_that_register_at_the_same_time_both_receive_every_change() -> None:
     reader = SlowReader()
     feed = Feed(reader, Positions())
     watchers, leave = [Watcher("thing_id"), Watcher("thing_id")], asyncio.Event()
@@ -856,7 +862,7 @@ async def test_one_who_comes_late_takes_nothing_from_one_who_came_at_the_same_ti
         await until(lambda: len(reader.asked) == 2)
         reader.asked[0].set_result(10)
         await until(lambda: feed.watchers == 1)
-        watchers[0].start(10)  # its snapshot
+        watchers[0].start(10)  # its initial rows
         reader.asked[1].set_result(12)
         await until(lambda: feed.watchers == 2)
         running = asyncio.create_task(feed.run())

@@ -1248,7 +1248,7 @@ async def test_new_code_reads_the_old_rows_until_the_swap(dsn: str, connection: 
             reader.page(EVERYTHING, [Order("largest")], first=1),
             reader.count(where),
             reader.keys(where),
-            reader.snapshot(where),
+            reader.initial_rows(where),
         ):
             with pytest.raises(ReadModelRebuilding):
                 await refused
@@ -1280,7 +1280,7 @@ async def test_old_code_reads_the_new_rows_after_the_swap(dsn: str, connection: 
         # Statements that were prepared for the columns of before, each on its own.
         with pytest.raises(ReadModelRebuilding):
             await reader.count(by_note)
-        for read in (reader.page(EVERYTHING, [], first=1), reader.snapshot(), reader.changes(0)):
+        for read in (reader.page(EVERYTHING, [], first=1), reader.initial_rows(), reader.changes(0)):
             (row,) = (await read).rows
             assert row["count"] == 4
             with pytest.raises(ReadModelRebuilding):

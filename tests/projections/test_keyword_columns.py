@@ -130,5 +130,5 @@ async def require_readable(database: Database, view: View[Any], first: UUID, sec
     row, _ = await reader.row(first)
     assert row is not None
     assert set(await reader.rows([first, second])) == {first, second}
-    assert len((await reader.snapshot(where)).rows) == 1
+    assert len((await reader.initial_rows(where)).rows) == 1
     assert len((await reader.changes(0)).rows) == 2

@@ -1,4 +1,4 @@
-"""Reading rows: pages by keyset, counts, what changed since a position, and waiting for one."""
+"""Reading rows: pages, counts, initial rows, the changes after a position, and waiting for a position."""
 
 from __future__ import annotations
 
@@ -21,11 +21,20 @@ from tests.support.waiting import until
 from headwater import Event, ReadModel, Recorded, View
 from headwater.errors import BadUserInput, ProjectionBehind
 from headwater.eventstore.positions import Positions
-from headwater.projections import reader
 from headwater.projections.filter import EVERYTHING, Compare, Filter, to_predicate
 from headwater.projections.generations import prepare
-from headwater.projections.live_columns import shape_of
-from headwater.projections.reader import Order, Page, Reader
+from headwater.projections.live_columns import read_live_columns
+from headwater.projections.reader import (
+    DEFAULT_LIMITS,
+    Changes,
+    Order,
+    Page,
+    Reader,
+    ReadLimits,
+    changes_sql,
+    compiled,
+    initial_rows_statement,
+)
 from headwater.projections.row_codec import writer_of
 from headwater.projections.row_statements import delete_sql, upsert_sql
 
@@ -68,7 +77,7 @@ EMPTY: dict[str, Any] = {
 
 
 class Table:
-    """The read model's table, written as a projection would."""
+    """The table of the read model, written as a projection writes it."""
 
     def __init__(self, pool: asyncpg.Pool, name: str) -> None:
         self.pool = pool
@@ -76,7 +85,7 @@ class Table:
         self._delete = delete_sql(view, name)
 
     async def put(self, rows: Sequence[tuple[UUID, int, dict[str, Any]]]) -> None:
-        """Rows by key and position."""
+        """Store rows, each with its key and position."""
         models = [Sample(sample_id=key, **values) for key, _, values in rows]
         columns = [[writer_of(each)(getattr(model, each.name)) for model in models] for each in view.fields]
         await self.pool.execute(self._upsert, *columns, [position for _, position, _ in rows])
@@ -104,7 +113,7 @@ async def table(dsn: str) -> AsyncIterator[Table]:
 
 # Pages -------------------------------------------------------------------------------------------------------------
 
-# Few values each, so that there are many ties.
+# Few values for each column, so that many rows are equal in an order.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "text": st.none() | st.sampled_from(["", "a", "A", "ä", "😀", "%"]),
     "amount": st.sampled_from([Decimal(n) for n in ("0", "1.5", "1.50", "-2", "10", "9")]),
@@ -131,14 +140,14 @@ FILTERS: st.SearchStrategy[Filter] = st.sampled_from(
 
 
 def in_order(rows: Sequence[Any], order: Sequence[Order]) -> list[UUID]:
-    """The keys as the order has them: missing values last when ascending, first when descending; then by key."""
+    """Return the keys in order: missing values last when ascending, first when descending; equal rows by key."""
     rows = sorted(rows, key=lambda row: row["sample_id"])
     for each in reversed(order):
         missing = [row for row in rows if row[each.column] is None]
-        there = [row for row in rows if row[each.column] is not None]
-        # Sorting keeps ties as they are, also when reversed.
-        there.sort(key=lambda row, name=each.column: row[name], reverse=each.descending)  # type: ignore[misc]  # one type
-        rows = [*missing, *there] if each.descending else [*there, *missing]
+        present = [row for row in rows if row[each.column] is not None]
+        # Sorting keeps the order of equal rows, also when it is reversed.
+        present.sort(key=lambda row, name=each.column: row[name], reverse=each.descending)  # type: ignore[misc]  # one type
+        rows = [*missing, *present] if each.descending else [*present, *missing]
     return [row["sample_id"] for row in rows]
 
 
@@ -157,7 +166,7 @@ def keys_of(page: Page) -> list[UUID]:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-async def test_pages_together_are_the_whole_order_forward_and_backward(
+async def test_all_pages_together_are_all_rows_in_order_forward_and_backward(
     table: Table, rows: list[dict[str, Any]], walks: list[tuple[list[Order], Filter, int]]
 ) -> None:
     await table.pool.execute("truncate read.sample_1")
@@ -194,7 +203,7 @@ async def test_pages_together_are_the_whole_order_forward_and_backward(
         assert walked == whole, order
 
 
-async def test_pages_of_no_rows_and_beyond_the_end(table: Table) -> None:
+async def test_a_page_without_rows_reports_rows_before_and_after_it(table: Table) -> None:
     reads = Reader(table.pool, view, Positions())
     assert await reads.page(EVERYTHING, [], first=10) == Page([], False, False)
     assert await reads.page(EVERYTHING, [], last=10) == Page([], False, False)
@@ -207,7 +216,7 @@ async def test_pages_of_no_rows_and_beyond_the_end(table: Table) -> None:
     assert await reads.page(EVERYTHING, [], last=10, before=cursor) == Page([], True, False)
 
 
-async def test_a_page_stays_in_place_when_rows_come_and_go_before_it(table: Table) -> None:
+async def test_the_next_page_is_the_same_after_rows_before_it_are_added_and_removed(table: Table) -> None:
     reads, order = Reader(table.pool, view, Positions()), [Order("number")]
     keys = [UUID(int=n) for n in range(6)]
     await table.put([(key, n, EMPTY | {"number": n * 10}) for n, key in enumerate(keys)])
@@ -257,7 +266,7 @@ STRANGE = [
 ]
 
 
-async def test_cursors_that_are_not_of_this_order_are_refused(table: Table) -> None:
+async def test_a_malformed_cursor_or_one_of_another_order_is_bad_user_input(table: Table) -> None:
     reads, order = Reader(table.pool, view, Positions()), [Order("number")]
     for cursor in STRANGE:
         with pytest.raises(BadUserInput, match="cursor"):
@@ -280,7 +289,7 @@ IMPOSSIBLE: list[tuple[str, object]] = [
 ]
 
 
-async def test_cursors_with_values_that_no_row_can_have_are_refused(table: Table) -> None:
+async def test_a_cursor_with_a_value_that_no_row_can_have_is_bad_user_input(table: Table) -> None:
     reads = Reader(table.pool, view, Positions())
     for column, value in IMPOSSIBLE:
         cursor = cursor_of([f"{column},sample_id", value, KEY])
@@ -289,9 +298,9 @@ async def test_cursors_with_values_that_no_row_can_have_are_refused(table: Table
 
 
 @pytest.mark.parametrize("value", ["\0", "\ud800"])
-async def test_filters_with_values_that_no_row_can_have_are_refused(table: Table, value: str) -> None:
+async def test_a_filter_with_a_value_that_no_row_can_have_is_bad_user_input(table: Table, value: str) -> None:
     reads, where = Reader(table.pool, view, Positions()), Compare("text", "eq", value)
-    for read in (reads.count(where), reads.keys(where), reads.snapshot(where), reads.page(where, [], first=1)):
+    for read in (reads.count(where), reads.keys(where), reads.initial_rows(where), reads.page(where, [], first=1)):
         with pytest.raises(BadUserInput, match="The filter or the cursor holds a value that no row can have"):
             await read
 
@@ -299,7 +308,7 @@ async def test_filters_with_values_that_no_row_can_have_are_refused(table: Table
 # Rows --------------------------------------------------------------------------------------------------------------
 
 
-async def test_rows_by_key(table: Table) -> None:
+async def test_rows_are_found_by_key(table: Table) -> None:
     keys = [uuid4(), uuid4()]
     await table.put([(key, place, EMPTY) for place, key in enumerate(keys, 3)])
     await table.move(9)
@@ -312,24 +321,23 @@ async def test_rows_by_key(table: Table) -> None:
     assert {key: row["position"] for key, row in found.items()} == {keys[0]: 3, keys[1]: 4}
 
 
-async def test_a_snapshot_is_of_one_moment(table: Table) -> None:
+async def test_initial_rows_come_in_order_of_position_with_the_checkpoint(table: Table) -> None:
     await table.put([(uuid4(), position, EMPTY | {"number": position}) for position in (3, 1, 2)])
     await table.move(5)
     reads = Reader(table.pool, view, Positions())
-    snapshot = await reads.snapshot()
-    assert ([row["position"] for row in snapshot.rows], snapshot.position) == ([1, 2, 3], 5)
-    snapshot = await reads.snapshot(Compare("number", "gt", 1))
-    assert ([row["position"] for row in snapshot.rows], snapshot.position) == ([2, 3], 5)
+    initial = await reads.initial_rows()
+    assert ([row["position"] for row in initial.rows], initial.position) == ([1, 2, 3], 5)
+    initial = await reads.initial_rows(Compare("number", "gt", 1))
+    assert ([row["position"] for row in initial.rows], initial.position) == ([2, 3], 5)
 
 
-async def test_a_snapshot_is_read_in_parts(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "SNAPSHOT_AT_ONCE", 3)
+async def test_initial_rows_are_read_in_parts(table: Table) -> None:
     await table.put([(uuid4(), position, EMPTY | {"number": position}) for position in range(1, 9)])
     await table.move(8)
-    reads = Reader(table.pool, view, Positions())
+    reads = Reader(table.pool, view, Positions(), limits=ReadLimits(initial_rows=3))
     where, after, seen = Compare("number", "ne", 2), 0, []
     while True:
-        part = await reads.snapshot(where, after=after, upto=7)
+        part = await reads.initial_rows(where, after=after, upto=7)
         seen.append(([row["position"] for row in part.rows], part.cut, part.position))
         if not part.cut:
             break
@@ -337,33 +345,35 @@ async def test_a_snapshot_is_read_in_parts(table: Table, monkeypatch: pytest.Mon
     assert seen == [([1, 3, 4], True, 8), ([5, 6, 7], True, 8), ([], False, 8)]
 
 
-async def test_a_part_of_a_snapshot_is_found_by_the_index_on_the_position(table: Table) -> None:
+async def test_a_part_of_the_initial_rows_is_found_by_the_index_on_the_position(table: Table) -> None:
     await table.pool.execute(
         "insert into read.sample_1 (sample_id, amount, removed, complete_to, position) "
         "select uuidv7(), 0, false, 0, n from generate_series(1, 20000) n"
     )
     await table.pool.execute("analyze")
-    shape = await shape_of(table.pool, view)
-    text, *values = reader._compiled(reader._part(shape, Compare("removed", "eq", False), 100, 19_000))
+    live = await read_live_columns(table.pool, view)
+    where = Compare("removed", "eq", False)
+    text, *values = compiled(initial_rows_statement(live, where, 100, 19_000, DEFAULT_LIMITS.initial_rows))
     lines = [row[0] for row in await table.pool.fetch(f"explain {text}", *values)]
     assert any("Index Scan using sample_1_position" in line for line in lines), lines
     assert not any("Sort" in line or "Seq Scan" in line for line in lines), lines
 
 
-async def test_few_snapshots_are_read_at_once(table: Table, connection: asyncpg.Connection) -> None:
-    """Those that wait take no connection from other reads."""
+async def test_initial_rows_wait_for_each_other_without_taking_the_connections_of_other_reads(
+    table: Table, connection: asyncpg.Connection
+) -> None:
     await table.move(1)
     reads = Reader(table.pool, view, Positions())
     await reads.checkpoint()
     async with connection.transaction():
         await connection.execute("lock table read.sample in access exclusive mode")
-        opening = [asyncio.create_task(reads.snapshot()) for _ in range(20)]
+        opening = [asyncio.create_task(reads.initial_rows()) for _ in range(20)]
         waiting = "select count(*) from pg_locks where not granted and mode = 'AccessShareLock'"
-        await until(lambda: _count(connection, waiting, reader.SNAPSHOTS_AT_ONCE))
+        await until(lambda: _count(connection, waiting, DEFAULT_LIMITS.initial_reads))
         async with asyncio.timeout(5):
             assert await reads.checkpoint() == 1
     async with asyncio.timeout(20):
-        assert [snapshot.position for snapshot in await asyncio.gather(*opening)] == [1] * 20
+        assert [initial.position for initial in await asyncio.gather(*opening)] == [1] * 20
 
 
 async def _count(connection: asyncpg.Connection, query: str, expected: int) -> bool:
@@ -373,9 +383,9 @@ async def _count(connection: asyncpg.Connection, query: str, expected: int) -> b
 # Changes -----------------------------------------------------------------------------------------------------------
 
 
-async def test_changes_since_a_position(table: Table) -> None:
+async def test_changes_are_the_rows_and_removals_after_a_position(table: Table) -> None:
     reads = Reader(table.pool, view, Positions())
-    assert await reads.changes(0) == reader.Changes([], [], 0, edition=1 << 32)
+    assert await reads.changes(0) == Changes([], [], 0, edition=1 << 32)
     keys = [uuid4() for _ in range(4)]
     await table.put([(key, place, EMPTY) for place, key in enumerate(keys, 1)])
     await table.move(4)
@@ -387,41 +397,40 @@ async def test_changes_since_a_position(table: Table) -> None:
     await table.move(6)
     changes = await reads.changes(4)
     assert (changes.rows, changes.removed, changes.position) == ([], [(keys[0], 5)], 6)
-    assert await reads.changes(6) == reader.Changes([], [], 6, edition=1 << 32)
+    assert await reads.changes(6) == Changes([], [], 6, edition=1 << 32)
     await table.pool.execute("update headwater.head set position = 98")
-    assert await reads.changes(98) == reader.Changes([], [], 98, edition=1 << 32), "never back"
-    assert await reads.changes(99) == reader.Changes([], [], 99, edition=1 << 32, beyond=True)
+    assert await reads.changes(98) == Changes([], [], 98, edition=1 << 32), "the position never falls"
+    assert await reads.changes(99) == Changes([], [], 99, edition=1 << 32, beyond=True)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
-async def test_changes_that_are_cut_lose_nothing(table: Table, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr(reader, "CHANGES_AT_ONCE", at_once)
-    rows, buried = {uuid4(): n for n in range(1, 22, 3)}, {uuid4(): n for n in range(2, 30, 4)}
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+async def test_changes_that_are_cut_lose_nothing(table: Table, limit: int) -> None:
+    rows, removed = {uuid4(): n for n in range(1, 22, 3)}, {uuid4(): n for n in range(2, 30, 4)}
     await table.put([(key, position, EMPTY) for key, position in rows.items()])
-    for key, position in buried.items():
+    for key, position in removed.items():
         await table.remove(key, position)
     await table.move(40)
-    reads = Reader(table.pool, view, Positions())
+    reads = Reader(table.pool, view, Positions(), limits=ReadLimits(changed_rows=limit))
     after, pages = 0, 0
     seen: dict[UUID, int] = {}
     gone: dict[UUID, int] = {}
     while True:
         changes = await reads.changes(after)
-        assert len(changes.rows) <= at_once
+        assert len(changes.rows) <= limit
         for position in [*(row["position"] for row in changes.rows), *(position for _, position in changes.removed)]:
-            assert after < position <= changes.position, "in the page that it belongs to, and in no other"
+            assert after < position <= changes.position, "each change is in exactly one page"
         seen |= {row["sample_id"]: row["position"] for row in changes.rows}
         gone |= dict(changes.removed)
         pages += 1
         if changes.position == after:
             break
         after = changes.position
-    assert (seen, gone, after) == (rows, buried, 40)
-    assert pages >= len(rows) / at_once
+    assert (seen, gone, after) == (rows, removed, 40)
+    assert pages >= len(rows) / limit
 
 
-async def test_changes_are_found_by_their_index_and_the_removed_keys_once(table: Table) -> None:
-    """However long the table and however many tombstones: each page of a replay costs the same."""
+async def test_changes_are_found_by_their_index_and_the_tombstones_are_read_once(table: Table) -> None:
+    """So each page of a replay costs the same, whatever the size of the table and the number of tombstones."""
     await table.pool.execute(
         "insert into read.sample_1 (sample_id, amount, removed, complete_to, position) "
         "select uuidv7(), 0, false, 0, n from generate_series(1, 20000) n"
@@ -430,7 +439,7 @@ async def test_changes_are_found_by_their_index_and_the_removed_keys_once(table:
         "insert into headwater.tombstones select 'Sample', 1, uuidv7(), n from generate_series(1, 2000) n"
     )
     await table.pool.execute("analyze")
-    query = reader._SQL["changes"].format(**(await shape_of(table.pool, view)).names)
+    query = changes_sql(await read_live_columns(table.pool, view))
     for place, value in enumerate(("'Sample'", "100", "50"), 1):
         query = query.replace(f"${place}", value)
     explained = await table.pool.fetchval(f"explain (analyze, format json) {query}")
@@ -441,38 +450,59 @@ async def test_changes_are_found_by_their_index_and_the_removed_keys_once(table:
     plan = parts(json.loads(explained)[0]["Plan"])
     (rows,) = [part for part in plan if part.get("Relation Name") == "sample_1"]
     assert (rows["Node Type"], rows["Actual Rows"]) == ("Index Scan", 50)
-    (buried,) = [part for part in plan if part.get("Relation Name") == "tombstones"]
-    assert buried["Actual Loops"] == 1
+    (tombstones,) = [part for part in plan if part.get("Relation Name") == "tombstones"]
+    assert tombstones["Actual Loops"] == 1
 
 
 # Waiting -----------------------------------------------------------------------------------------------------------
 
 
-async def test_reaching_a_position_waits_for_it(table: Table) -> None:
+async def test_reach_returns_at_once_when_the_rows_are_complete(table: Table) -> None:
     positions = Positions()
-    reads = Reader(table.pool, view, positions, patience=20, poll=20)
     await table.move(3)
-    await asyncio.wait_for(reads.reach(3), 5)
+    await Reader(table.pool, view, positions, patience=0, poll=20).reach(3)
     assert positions.known("Sample") == 3
+
+
+class Watched(Positions):
+    """Positions that note each wait, and each wait that is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[int] = []
+        self.ended = 0
+
+    async def moved(self, name: str, after: int, seconds: float, alarms: int | None = None) -> None:
+        self.waits.append(after)
+        await super().moved(name, after, seconds, alarms)
+        self.ended += 1
+
+
+async def test_reach_waits_for_its_position_and_for_no_earlier_one(table: Table) -> None:
+    positions = Watched()
+    reads = Reader(table.pool, view, positions, patience=20, poll=20)
     waiting = asyncio.create_task(reads.reach(5))
-    await asyncio.wait([waiting], timeout=0.05)
-    assert not waiting.done()
+    earlier = asyncio.create_task(reads.reach(4))
+    await until(lambda: len(positions.waits) == 2)
     positions.report("Sample", 4)
-    await asyncio.wait([waiting], timeout=0.05)
+    await asyncio.wait_for(earlier, 5)
+    await until(lambda: len(positions.waits) == 3)  # it was woken, and waits again
     assert not waiting.done()
     positions.report("Sample", 5)  # the doorbell, not the poll
     await asyncio.wait_for(waiting, 5)
 
 
-async def test_reaching_a_position_looks_for_itself(table: Table) -> None:
-    reads = Reader(table.pool, view, Positions(), patience=20, poll=0.02)
+async def test_reach_polls_when_the_doorbell_does_not_ring(table: Table) -> None:
+    positions = Watched()
+    reads = Reader(table.pool, view, positions, patience=20, poll=0.02)
     waiting = asyncio.create_task(reads.reach(5))
-    await asyncio.wait([waiting], timeout=0.05)
+    await until(lambda: positions.ended)
+    assert not waiting.done()
     await table.move(5)
     await asyncio.wait_for(waiting, 5)
 
 
-async def test_reaching_a_position_has_an_end(table: Table) -> None:
+async def test_reach_fails_when_its_patience_is_over(table: Table) -> None:
     reads = Reader(table.pool, view, Positions(), patience=0.05, poll=0.02)
     await table.move(3)
     with pytest.raises(ProjectionBehind) as behind:

@@ -12,8 +12,10 @@ import asyncpg
 from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
+from headwater.live.feed import Feed
 from headwater.live.subscriptions import Message
 from headwater.projections.filter import EVERYTHING, Filter, to_predicate
+from headwater.projections.reader import Reader, ReadLimits
 from headwater.server.node import Node
 
 
@@ -118,6 +120,9 @@ class Client:
         copy.rows, copy.position, copy.away_until = dict(self.rows), position, self.away_until
         return copy
 
+    def reached(self, position: int) -> bool:
+        return self.position >= position
+
     async def holds(self, rows: dict[UUID, dict[str, Any]]) -> None:
         """Wait until the client holds exactly these rows."""
 
@@ -163,3 +168,10 @@ async def table(connection: asyncpg.Connection, view: View[Any], where: Filter) 
     matches = to_predicate(where)
     records = await connection.fetch(f'select * from read."{view.name.lower()}"')
     return {record[view.key]: dict(record) for record in records if matches(record)}
+
+
+def feed_of(node: Node, view: View[Any], *, limits: ReadLimits) -> Feed:
+    """Start another feed of a view on a node, whose reads have other limits."""
+    feed = Feed(Reader(node.database.pool, view, node.positions, poll=60, limits=limits), node.positions, poll=60)
+    node.supervisor.start(f"feed of a test {id(feed)}", feed.run)
+    return feed

@@ -25,7 +25,7 @@ from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import Position
-from headwater.live.subscriptions import watch_changes, watch_row
+from headwater.live.subscriptions import SubscriptionLimits, watch_changes, watch_row
 from headwater.projections.filter import Filter, Row
 from headwater.projections.reader import Order, Page, Reader
 from headwater.projections.row_codec import reader_of
@@ -257,10 +257,10 @@ class RowType:
         async def resolve(
             root: Any, info: Info, filter: Any = None, after: int | None = None
         ) -> AsyncGenerator[Any, None]:
-            feed, limit = info.context.feed(self.model), info.context.serving.outbox
+            feed, limits = info.context.feed(self.model), SubscriptionLimits(pending=info.context.serving.outbox)
             where = filter_of(self.view, filter)
             telemetry, opened = info.context.serving.telemetry, time.time()
-            async with aclosing(watch_changes(feed, where, after, limit=limit)) as messages:
+            async with aclosing(watch_changes(feed, where, after, limits=limits)) as messages:
                 async for message in messages:
                     yield self.changes(
                         reset=message.reset,

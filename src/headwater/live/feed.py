@@ -1,8 +1,10 @@
 """The feed of a read model: it reads changed rows once a process and gives them to every watcher.
 
-    idle: no watcher, nothing is read
-      -> following: wait for the doorbell -> read changes -> give them to the watchers -> wait ...
-      -> idle, when the last watcher has left
+    idle: there is no watcher, and nothing is read
+      -> reading: read the next changes, and give them to the watchers
+      -> reading, while there are more changes
+      -> waiting for the doorbell, when there are none
+      -> reading, or idle when the last watcher has left
 
 No gap and no duplicate: a watcher first registers, and so receives every change after the feed's position. Then it
 reads its initial rows, which are at least as new, and drops the changes that they include.
@@ -41,20 +43,36 @@ class Feed:
         """The number of watchers."""
         return len(self._everything) + sum(map(len, self._by_key.values()))
 
+    @property
+    def watched_keys(self) -> int:
+        """The number of keys that have watchers of their own."""
+        return len(self._by_key)
+
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
         """Follow while there are watchers. Runs under a supervisor; `well` tells it that a failure is over."""
         while True:
-            await self._watched.wait()
-            heard, alarms = self._positions.known(self.reader.view.name), self._positions.alarms
+            await self._idle()
+            # Both before the read: the feed must not sleep through a doorbell that rings during it.
+            known, alarms = self._positions.known(self.reader.view.name), self._positions.alarms
             changes = await self.reader.changes(self._position)
             well()
             self._distribute(changes)
             if changes.position == self._position:
-                self._positions.correct(self.reader.view.name, heard, changes.position)
-                await self._positions.moved(self.reader.view.name, self._position, self._poll, alarms)
-            self._position = max(self._position, changes.position)
-            if not self.watchers:
-                self._watched.clear()
+                await self._wait(known, alarms)
+            else:
+                self._position = max(self._position, changes.position)
+
+    async def _idle(self) -> None:
+        """Return when there is a watcher."""
+        if not self.watchers:
+            self._watched.clear()
+        await self._watched.wait()
+
+    async def _wait(self, known: int, alarms: int) -> None:
+        """Return when the read model has moved on, or `poll` seconds have passed."""
+        name = self.reader.view.name
+        self._positions.correct(name, known, self._position)
+        await self._positions.moved(name, self._position, self._poll, alarms)
 
     @asynccontextmanager
     async def watch(self, watcher: Watcher, key: UUID | None = None) -> AsyncIterator[None]:

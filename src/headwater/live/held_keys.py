@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
-MAX_HELD_KEYS = 10_000
-"""Keys remembered for one subscription: about a megabyte."""
-
 
 class HeldKeys:
-    """The keys that a client holds, up to `MAX_HELD_KEYS`.
+    """The keys that a client holds, up to a limit.
 
     Beyond that bound every key may be one of them. A removal of a row that the client does not hold is harmless; a
     missing removal is not.
     """
 
-    def __init__(self, keys: Iterable[UUID] = ()) -> None:
+    def __init__(self, keys: Iterable[UUID] = (), *, limit: int) -> None:
+        self._limit = limit
         self._keys: set[UUID] | None = set()
         self.add(keys)
 
@@ -24,7 +22,7 @@ class HeldKeys:
         """Record that the client was sent rows of these keys."""
         if self._keys is not None:
             self._keys.update(keys)
-            if len(self._keys) > MAX_HELD_KEYS:
+            if len(self._keys) > self._limit:
                 self._keys = None
 
     def drop(self, keys: Iterable[UUID]) -> list[UUID]:

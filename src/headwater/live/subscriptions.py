@@ -19,16 +19,28 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from headwater.live.feed import Feed
-from headwater.live.held_keys import MAX_HELD_KEYS, HeldKeys
+from headwater.live.held_keys import HeldKeys
 from headwater.live.watcher import Batch, Watcher
 from headwater.projections.filter import EVERYTHING, Filter, Row, to_predicate
-from headwater.projections.reader import Changes, Snapshot
+from headwater.projections.reader import Changes, InitialRows
 
-MAX_ROWS = 100
-"""Rows in one message.
 
-It bounds the frame that a client receives, and the time that encoding it holds the event loop.
-"""
+@dataclass(frozen=True)
+class SubscriptionLimits:
+    """The bounds of one subscription.
+
+    pending: changed keys that are held for a slow client; beyond, it receives all rows again.
+    message_rows: rows in one message. It bounds the frame that a client receives, and the time that encoding it holds
+        the event loop.
+    held_keys: keys that are remembered for a filter, about a megabyte.
+    """
+
+    pending: int = 10_000
+    message_rows: int = 100
+    held_keys: int = 10_000
+
+
+DEFAULT_LIMITS = SubscriptionLimits()
 
 
 @dataclass(frozen=True)
@@ -45,12 +57,12 @@ class Message:
     removed: Sequence[UUID]
     position: int
 
-    def parts(self) -> Iterator[Message]:
-        """Split the message into messages of a bounded size, at least one."""
+    def parts(self, size: int) -> Iterator[Message]:
+        """Split the message into messages of at most `size` rows; at least one message."""
         rows = self.upserted
-        last = max(len(rows) - 1, 0) // MAX_ROWS * MAX_ROWS
-        for start in range(0, last, MAX_ROWS):
-            yield Message(self.reset and start == 0, rows[start : start + MAX_ROWS], (), 0)
+        last = max(len(rows) - 1, 0) // size * size
+        for start in range(0, last, size):
+            yield Message(self.reset and start == 0, rows[start : start + size], (), 0)
         yield Message(self.reset and last == 0, rows[last:], self.removed, self.position)
 
 
@@ -59,36 +71,33 @@ async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Row | None, None]:
     watcher = Watcher(feed.reader.view.key)
     async with feed.watch(watcher, key):
         while True:
-            snapshot = await feed.reader.snapshot_of(key)
-            watcher.start(snapshot.position, snapshot.edition)
-            yield snapshot.rows[0] if snapshot.rows else None
+            initial = await feed.reader.initial_row(key)
+            watcher.start(initial.position, initial.edition)
+            yield initial.rows[0] if initial.rows else None
             while not (batch := await watcher.take()).overflowed:
                 if batch.rows or batch.removed:
                     yield batch.rows[0] if batch.rows else None
 
 
 async def watch_changes(
-    feed: Feed, where: Filter = EVERYTHING, after: int | None = None, *, limit: int = 10_000
+    feed: Feed, where: Filter = EVERYTHING, after: int | None = None, *, limits: SubscriptionLimits = DEFAULT_LIMITS
 ) -> AsyncGenerator[Message, None]:
-    """Yield the rows that match now, or the changes after a position; then batches of changes.
-
-    limit: changed keys that are held for a slow client.
-    """
-    watcher = Watcher(feed.reader.view.key, limit=limit)
-    selection = _Selection(feed, where)
+    """Yield the rows that match now, or the changes after a position; then batches of changes."""
+    watcher = Watcher(feed.reader.view.key, limit=limits.pending)
+    selection = _Selection(feed, where, limits)
     async with feed.watch(watcher):
-        opening = selection.snapshot(watcher) if after is None else selection.replay(watcher, after)
+        opening = selection.initial(watcher) if after is None else selection.replay(watcher, after)
         async with aclosing(opening):
             async for message in opening:
                 yield message
         while True:
             batch = await watcher.take()
             if batch.overflowed:
-                async with aclosing(selection.snapshot(watcher)) as again:
+                async with aclosing(selection.initial(watcher)) as again:
                     async for message in again:
                         yield message
             elif (sifted := selection.sift(batch)) is not None:
-                for part in sifted.parts():
+                for part in sifted.parts(limits.message_rows):
                     yield part
 
 
@@ -102,27 +111,28 @@ class _Selection:
     It remembers their keys, to report a row that no longer matches as removed.
     """
 
-    def __init__(self, feed: Feed, where: Filter) -> None:
+    def __init__(self, feed: Feed, where: Filter, limits: SubscriptionLimits) -> None:
         self._feed = feed
         self._where = where
         self._key = feed.reader.view.key
         self._matches = None if where == EVERYTHING else to_predicate(where)
-        self._held = HeldKeys()
+        self._limits = limits
+        self._held = HeldKeys(limit=limits.held_keys)
 
-    async def snapshot(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
+    async def initial(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
         """Yield all rows that match, in messages of a bounded size."""
         while True:
             try:
-                async with aclosing(self._snapshot(watcher)) as messages:
+                async with aclosing(self._initial(watcher)) as messages:
                     async for message in messages:
                         yield message
                 return
             except _Outdated:
                 continue
 
-    async def _snapshot(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
-        self._held = HeldKeys()
-        part = await self._feed.reader.snapshot(self._where)
+    async def _initial(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
+        self._held = HeldKeys(limit=self._limits.held_keys)
+        part = await self._feed.reader.initial_rows(self._where)
         begun = replace(part, rows=())  # frees the rows before the last part is sent
         watcher.start(begun.position, begun.edition)
         reset = True
@@ -138,16 +148,16 @@ class _Selection:
             async for message in rest:
                 yield message
 
-    async def _next(self, begun: Snapshot, part: Snapshot) -> Snapshot:
+    async def _next(self, begun: InitialRows, part: InitialRows) -> InitialRows:
         """Read the part of the initial rows after another part."""
         after = part.rows[-1]["position"]
-        following = await self._feed.reader.snapshot(self._where, after=after, upto=begun.position)
+        following = await self._feed.reader.initial_rows(self._where, after=after, upto=begun.position)
         # A failover can set the checkpoint back, and rows with it to positions that were passed already.
         if following.edition != begun.edition or following.position < begun.position:
             raise _Outdated
         return following
 
-    async def _rest(self, watcher: Watcher, begun: Snapshot, rows: Sequence[Row]) -> AsyncGenerator[Message, None]:
+    async def _rest(self, watcher: Watcher, begun: InitialRows, rows: Sequence[Row]) -> AsyncGenerator[Message, None]:
         """Yield the last initial rows together with the changes since the first part."""
         after = begun.position
         while True:
@@ -167,7 +177,7 @@ class _Selection:
 
     def _shown(self, message: Message) -> Iterator[Message]:
         """Yield the parts of a message, and remember the keys that they send."""
-        for part in message.parts():
+        for part in message.parts(self._limits.message_rows):
             if self._matches is not None:
                 self._held.add(row[self._key] for row in part.upserted)
             yield part
@@ -179,19 +189,20 @@ class _Selection:
         known.
         """
         if self._matches is not None:
-            self._held = HeldKeys(await self._feed.reader.keys(self._where, MAX_HELD_KEYS + 1))
+            limit = self._limits.held_keys
+            self._held = HeldKeys(await self._feed.reader.keys(self._where, limit + 1), limit=limit)
         while True:
             changes = await self._feed.reader.changes(after)
             of_another_edition = changes.live_since is not None and after <= changes.live_since
             if changes.forgotten or changes.beyond or of_another_edition:
                 # The client's rows are of another edition or log, or removals are forgotten: send all rows again.
-                async with aclosing(self.snapshot(watcher)) as again:
+                async with aclosing(self.initial(watcher)) as again:
                     async for message in again:
                         yield message
                 return
             watcher.start(changes.position, changes.edition)
             if changes.rows or changes.removed:
-                for part in self._replayed(changes).parts():
+                for part in self._replayed(changes).parts(self._limits.message_rows):
                     yield part
             if not changes.cut:
                 return

@@ -1,7 +1,7 @@
-"""Filters on read models: one tree, compiled twice, to SQL for queries and to a Python predicate for live changes.
+"""Filters on read models: one tree that compiles to SQL for queries and to a Python predicate for live changes.
 
-Both are two-valued: a comparison with a missing value is false, and `ne` and `notIn` are the exact opposites of `eq`
-and `in`, so that a row is either in or out, whichever side looks.
+Both use two-valued logic, so that they agree on every row. A comparison with a missing value is false. `ne` and `notIn`
+are the exact opposites of `eq` and `in`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from sqlalchemy.dialects import postgresql
 
 
 class Row(Protocol):
-    """A stored row: its values by column, `position` among them."""
+    """A stored row: its values by column name. It has a column `position`: the position of its last change."""
 
     def __getitem__(self, column: str, /) -> Any: ...
 
 
-class Columns(Protocol):
-    """Columns by name."""
+class ColumnsByName(Protocol):
+    """The columns that a filter may name."""
 
     def __getitem__(self, name: str, /) -> sa.ColumnElement[Any]: ...
 
 
 @dataclass(frozen=True)
 class Compare:
-    """One column against one value (a tuple for `in`; a bool for `is_null`), as stored."""
+    """Compares a column with a value as it is stored: a tuple for `in` and `not_in`, a bool for `is_null`."""
 
     column: str
     operator: str
@@ -39,21 +39,21 @@ class Compare:
 
 @dataclass(frozen=True)
 class All:
-    """Every part holds; true when there is none."""
+    """True if every part is true, or there is none."""
 
     parts: tuple[Filter, ...] = ()
 
 
 @dataclass(frozen=True)
 class Some:
-    """At least one part holds; false when there is none."""
+    """True if at least one part is true."""
 
     parts: tuple[Filter, ...]
 
 
 @dataclass(frozen=True)
 class Not:
-    """The part does not hold."""
+    """True if the part is false."""
 
     part: Filter
 
@@ -67,8 +67,8 @@ OPERATORS = ("eq", "ne", "in", "not_in", "lt", "lte", "gt", "gte", "contains", "
 _ORDERED = {"lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge}
 
 
-def to_sql(tree: Filter, columns: Columns) -> sa.ColumnElement[bool]:
-    """The condition of a WHERE clause. Values are bound, names come from the columns given."""
+def to_sql(tree: Filter, columns: ColumnsByName) -> sa.ColumnElement[bool]:
+    """Return the condition of a WHERE clause. Values are bound parameters; names come from `columns`."""
     match tree:
         case Compare():
             return _compare_sql(columns[tree.column], tree.operator, tree.value)
@@ -101,21 +101,21 @@ def _compare_sql(column: sa.ColumnElement[Any], name: str, value: Any) -> sa.Col
         case "is_null":
             return column.is_(None) if value else column.is_not(None)
         case _:
-            raise ValueError(f"no operator {name!r}")
+            raise ValueError(f"the filter has an unknown operator: {name!r}")
 
 
 def _known(column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """False, not unknown, where the column has no value. An index on the column can still be used."""
+    """Make a condition false, not unknown, where the column is null. An index on the column stays usable."""
     return sa.and_(column.is_not(None), condition) if getattr(column, "nullable", True) else condition
 
 
 def _array(column: sa.ColumnElement[Any], values: tuple[Any, ...]) -> sa.ColumnElement[Any]:
-    # One parameter however many values there are, so that the statement stays the same.
+    # One array parameter: the text of the statement does not depend on the number of values.
     return sa.literal(list(values), postgresql.ARRAY(column.type))
 
 
 def to_predicate(tree: Filter) -> Callable[[Row], bool]:
-    """The same condition on a stored row."""
+    """Return the same condition as a function of a stored row."""
     match tree:
         case Compare():
             return _compare(tree.column, tree.operator, tree.value)
@@ -151,7 +151,7 @@ def _compare(column: str, name: str, value: Any) -> Callable[[Row], bool]:
         case "is_null":
             return lambda row: (row[column] is None) is value
         case _:
-            raise ValueError(f"no operator {name!r}")
+            raise ValueError(f"the filter has an unknown operator: {name!r}")
 
 
 def _compare_order(column: str, name: str, value: Any) -> Callable[[Row], bool]:
@@ -163,7 +163,7 @@ def _compare_order(column: str, name: str, value: Any) -> Callable[[Row], bool]:
         found = row[column]
         if found is None:
             return False
-        # A NaN, which only a fold can make, is greater than every number to PostgreSQL, and to Python it is nothing.
+        # PostgreSQL sorts NaN above every number; in Python each comparison with it is false. Only a fold makes one.
         return name in ("gt", "gte") if found != found else ordered(found, value)
 
     return holds

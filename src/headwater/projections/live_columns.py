@@ -1,7 +1,8 @@
-"""The shape of a read model's live generation, which may be of older or newer code than what reads it.
+"""The columns of a read model's live generation, which an older or a newer version of the code may have built.
 
-While the next generation is built, new code reads the old rows; after the swap, old code that still runs reads the new
-ones. Each reads the columns that both know; what is missing is an error where it is asked for, and only there.
+While the next generation is built, new code reads rows of the older version. After the swap, old code that still runs
+reads rows of the newer version. Each reads the columns that both versions have. A missing column is an error only for
+the query that asks for it.
 """
 
 from __future__ import annotations
@@ -22,74 +23,76 @@ from headwater.projections.tables import SCHEMA, snake_case, table_of, type_of
 _SQL = queries.load(__file__)
 
 
-async def shape_of(pool: asyncpg.Pool, view: View[Any]) -> Shape:
-    """The shape of what is live now; all is lacking when there is nothing."""
-    columns = await pool.fetch(_SQL["shape"], view.name)
-    generation = columns[0]["generation"] if columns else 0
-    return Shape(view, generation, {each["name"]: (each["type"], each["optional"]) for each in columns})
+async def read_live_columns(pool: asyncpg.Pool, view: View[Any]) -> LiveColumns:
+    """Read the columns of the generation that is live now. All are missing when none is."""
+    rows = await pool.fetch(_SQL["columns"], view.name)
+    generation = rows[0]["generation"] if rows else 0
+    return LiveColumns(view, generation, {row["name"]: (row["type"], row["nullable"]) for row in rows})
 
 
-class Partial:
-    """A row of another version of the read model: what is not in it is an error when it is asked for, and only then."""
+class LiveColumns:
+    """The columns that the live generation and this version of the code have in common, by name.
 
-    def __init__(self, record: asyncpg.Record, shape: Shape) -> None:
-        self._record = record
-        self._shape = shape
-
-    def __getitem__(self, name: str) -> Any:
-        if name in self._shape.lacking:
-            raise self._shape.error(name)
-        value = self._record[name]
-        if value is None and name in self._shape.doubtful:
-            raise self._shape.error(name)
-        return value
-
-
-class Shape:
-    """What of a read model's columns the live generation has.
-
-    lacking: declared columns that are not there, or are of another type. doubtful: those that may be null, though they
-    are declared not to be. names: for the statements of a `.sql` file.
+    generation: the number of the live generation; 0 when there is none.
+    missing: declared columns that the generation does not have, or has with another type.
+    unsure: columns that are declared as required, and that the generation allows to be null.
+    table: the common columns, for SQLAlchemy.
+    names: what to insert into the statements of a `.sql` file.
     """
 
-    def __init__(self, view: View[Any], generation: int, has: Mapping[str, tuple[str, bool]]) -> None:
+    def __init__(self, view: View[Any], generation: int, existing: Mapping[str, tuple[str, bool]]) -> None:
         declared = table_of(view)
         self.generation = generation
         self.view = view
         types = {column.name: type_of(column) for column in declared.columns}
-        self.lacking = {name for name, kind in types.items() if name not in has or has[name][0] != kind}
-        self.doubtful = {
-            column.name for column in declared.columns if not column.nullable and has.get(column.name, ("", False))[1]
-        }
-        self.table = table_of(view, without=self.lacking)
-        self.columns = Columns(self)
+        self.missing = {name for name, kind in types.items() if name not in existing or existing[name][0] != kind}
+        nullable = {name for name, (_, nullable) in existing.items() if nullable}
+        self.unsure = {column.name for column in declared.columns if not column.nullable}.intersection(nullable)
+        self.table = table_of(view, without=self.missing)
         self.names = {
             "table": f'{SCHEMA}."{snake_case(view.name)}"',
             "key": f'"{view.key}"',
             "columns": ", ".join(f'"{column.name}"' for column in self.table.columns),
         }
 
+    def __getitem__(self, name: str) -> sa.ColumnElement[Any]:
+        """Return a column to filter and order by.
+
+        Raises:
+            ReadModelRebuilding: the live generation does not have it.
+        """
+        self.require(name)
+        return self.table.c[name]
+
+    def require(self, name: str) -> None:
+        """Raise `ReadModelRebuilding` if the live generation does not have a column."""
+        if name in self.missing:
+            raise self.error(name)
+
     def rows(self, records: Sequence[asyncpg.Record]) -> Sequence[Row]:
-        """Rows as the rest of the code takes them."""
-        if not self.lacking and not self.doubtful:
+        """Return the records as rows. Reading a missing column of a row raises `ReadModelRebuilding`."""
+        if not self.missing and not self.unsure:
             return records
-        return [Partial(record, self) for record in records]
+        return [PartialRow(record, self) for record in records]
 
     def error(self, name: str) -> ReadModelRebuilding:
-        """Why a column cannot be read."""
+        """Return the error for a missing column."""
         return ReadModelRebuilding(
             f"{self.view.name}.{field_name(name)} is not in the version of {self.view.name} that is live now; it is"
             " there when the other version is."
         )
 
 
-class Columns:
-    """The columns to filter and order by."""
+class PartialRow:
+    """A row of another version of the read model. Reading a column that it lacks raises `ReadModelRebuilding`."""
 
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
+    def __init__(self, record: asyncpg.Record, live: LiveColumns) -> None:
+        self._record = record
+        self._live = live
 
-    def __getitem__(self, name: str) -> sa.ColumnElement[Any]:
-        if name in self._shape.lacking:
-            raise self._shape.error(name)
-        return self._shape.table.c[name]
+    def __getitem__(self, name: str) -> Any:
+        self._live.require(name)
+        value = self._record[name]
+        if value is None and name in self._live.unsure:
+            raise self._live.error(name)
+        return value

@@ -1,4 +1,4 @@
-"""Reading read models: by key, in pages by keyset, as what changed since a position, and not before a position."""
+"""Reads a read model: by key, in pages, in parts ordered by position, and as the changes after a position."""
 
 from __future__ import annotations
 
@@ -24,19 +24,11 @@ from headwater.eventstore.positions import Positions, generation_of
 from headwater.postgres import queries
 from headwater.postgres.database import Connection
 from headwater.projections.filter import EVERYTHING, Filter, Row, to_sql
-from headwater.projections.live_columns import Columns, Shape, shape_of
+from headwater.projections.live_columns import LiveColumns, read_live_columns
 from headwater.projections.tables import SCHEMA, snake_case
 
 _SQL = queries.load(__file__)
 _DIALECT = sa_asyncpg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
-
-CHANGES_AT_ONCE = 5_000
-
-SNAPSHOT_AT_ONCE = 1_000
-"""Rows of a snapshot that are read at once: so many are in memory for each that is under way, however large it is."""
-
-SNAPSHOTS_AT_ONCE = 2
-"""Parts of snapshots of one read model that are read at once: a crowd that comes back leaves connections for others."""
 
 SWAPPED: tuple[type[Exception], ...] = (
     asyncpg.UndefinedColumnError,
@@ -44,14 +36,32 @@ SWAPPED: tuple[type[Exception], ...] = (
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
 )
-"""What a statement meets that was made for the columns of a generation before."""
+"""Errors of a statement that was built for the columns of an earlier generation."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class ReadLimits:
+    """The bounds of a reader.
+
+    changed_rows: rows in one `Changes`.
+    initial_rows: rows in one `InitialRows`. It bounds the memory of each read, whatever the size of the read model.
+    initial_reads: reads of initial rows that run at the same time, so that many subscribers that return at once leave
+        connections to others.
+    """
+
+    changed_rows: int = 5_000
+    initial_rows: int = 1_000
+    initial_reads: int = 2
+
+
+DEFAULT_LIMITS = ReadLimits()
+
+
+@dataclass(frozen=True)
 class Order:
-    """One step of an order. Missing values come last when ascending, first when descending."""
+    """One column of an order. Missing values come last when ascending, first when descending."""
 
     column: str
     descending: bool = False
@@ -59,7 +69,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Page:
-    """Rows in order, with whether there are more before and after."""
+    """Rows in order. has_next, has_previous: there are more rows after, or before, these."""
 
     rows: Sequence[Row]
     has_next: bool
@@ -68,14 +78,18 @@ class Page:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed after a position: the rows as they are now, the removed keys with the positions of their removal,
-    and what this is complete up to. `cut`: that is not all yet; ask again from there.
+    """The changes of a read model after a position.
 
-    edition: changes when rows may have changed without a new position, by a swap of generations or by dead letters that
-    were folded after all. live_since: where the checkpoint stood when that last happened, if it did; cursors up to
-    there need a snapshot. forgotten: some removals after the position are no longer known, since their tombstones are
-    pruned; read a snapshot. beyond: the log ends before the position, so it is of another log, or of this one before a
-    backup was restored; read a snapshot.
+    rows: the changed rows in their latest state.
+    removed: the removed keys, each with the position of its removal.
+    position: the position up to which the changes are complete.
+    cut: there are more changes; continue from `position`.
+    edition: a number that changes when rows may have changed without a new position: when generations are swapped, or
+        dead letters are folded.
+    live_since: the checkpoint when the edition last changed; None if it never did. A cursor up to there needs all rows.
+    forgotten: tombstones after the position are pruned, so removals may be missing. Read all rows instead.
+    beyond: the position is after the end of the log. It belongs to another log, or to this one before a backup was
+        restored. Read all rows instead.
     """
 
     rows: Sequence[Row]
@@ -89,9 +103,13 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """Rows as they were at a position, and the edition that they are of; see `Changes`. `cut`: those are not all yet;
-    read on from the last one's position."""
+class InitialRows:
+    """Rows of one moment, with which a subscription starts.
+
+    position: the checkpoint of that moment.
+    edition: see `Changes`.
+    cut: there are more rows; continue after the position of the last row.
+    """
 
     rows: Sequence[Row]
     position: int
@@ -100,14 +118,21 @@ class Snapshot:
 
 
 class Reader:
-    """Reads one view's rows. Rows come as they are stored: mappings by column, `position` among them.
+    """Reads the rows of one view as they are stored.
 
-    patience: seconds that a read waits for the position it was asked for. poll: seconds between looks at the checkpoint
-    though nothing rang.
+    patience: seconds that `reach` waits for a position.
+    poll: seconds between two reads of the checkpoint when the doorbell does not ring.
     """
 
     def __init__(
-        self, pool: asyncpg.Pool, view: View[Any], positions: Positions, *, patience: float = 10.0, poll: float = 1.0
+        self,
+        pool: asyncpg.Pool,
+        view: View[Any],
+        positions: Positions,
+        *,
+        patience: float = 10.0,
+        poll: float = 1.0,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
         self.view = view
         self._pool = pool
@@ -115,41 +140,41 @@ class Reader:
         self._patience = patience
         self._poll = poll
         self._generation_name = generation_of(view.name)
-        self._known: Shape | None = None
-        self._snapshots = asyncio.Semaphore(SNAPSHOTS_AT_ONCE)
+        self._limits = limits
+        self._known: LiveColumns | None = None
+        self._initial_reads = asyncio.Semaphore(limits.initial_reads)
 
-    async def _shape(self) -> Shape:
-        """What can be read now, as far as this process has heard."""
+    async def _live(self) -> LiveColumns:
+        """Return the columns of the live generation, as far as this process knows."""
         known = self._known
         if known is None or known.generation != self._positions.known(self._generation_name):
-            known = self._known = await shape_of(self._pool, self.view)
+            known = self._known = await read_live_columns(self._pool, self.view)
             self._positions.report(self._generation_name, known.generation)
         return known
 
-    async def _reading(self, read: Callable[[Shape], Awaitable[T]]) -> T:
-        """Read, and read again when another generation has become live under it."""
+    async def _reading(self, read: Callable[[LiveColumns], Awaitable[T]]) -> T:
+        """Read, and read once more if a swap of generations made the statement fail."""
         try:
-            return await read(await self._shape())
+            return await read(await self._live())
         except SWAPPED:
             self._known = None
-            return await read(await self._shape())
+            return await read(await self._live())
 
     async def checkpoint(self) -> int:
-        """Up to which position the rows are complete."""
+        """Return the position up to which the rows are complete."""
         return (await self._checkpoint(self._pool))[0]
 
     async def _checkpoint(self, connection: Connection | asyncpg.Pool) -> tuple[int, int]:
-        """The position, and the edition that it is of."""
+        """Return the position and the edition."""
         row = await connection.fetchrow(_SQL["checkpoint"], self.view.name)
-        position, generation, edition = (0, 0, 0) if row is None else row
-        self._positions.report(self._generation_name, generation)
-        return position, edition
+        self._positions.report(self._generation_name, 0 if row is None else row["generation"])
+        return (0, 0) if row is None else (row["position"], row["edition"])
 
     async def reach(self, position: int) -> None:
         """Wait until the rows are complete up to a position.
 
         Raises:
-            ProjectionBehind: they were not, in time.
+            ProjectionBehind: they are not after `patience` seconds.
         """
         name, loop = self.view.name, asyncio.get_running_loop()
         deadline = loop.time() + self._patience
@@ -166,39 +191,39 @@ class Reader:
             await self._positions.moved(name, max(position - 1, reached), min(left, self._poll))
 
     async def row(self, key: UUID) -> tuple[Row | None, int]:
-        """The row of a key, if there is one, and the checkpoint of that moment."""
-        found = await self.snapshot_of(key)
+        """Return the row of a key, or None, and the checkpoint of that moment."""
+        found = await self.initial_row(key)
         return (found.rows[0] if found.rows else None), found.position
 
-    async def snapshot_of(self, key: UUID) -> Snapshot:
-        """The row of a key, if there is one, at the checkpoint of that moment."""
+    async def initial_row(self, key: UUID) -> InitialRows:
+        """Return the row of a key, if there is one, with the checkpoint of that moment."""
 
-        async def read(shape: Shape) -> Snapshot:
-            shape.columns[self.view.key]
-            record = await self._pool.fetchrow(_SQL["row"].format(**shape.names), self.view.name, key)
+        async def read(live: LiveColumns) -> InitialRows:
+            live.require(self.view.key)
+            record = await self._pool.fetchrow(_SQL["row"].format(**live.names), self.view.name, key)
             if record is None:
-                return Snapshot((), 0)
+                return InitialRows((), 0)
             self._positions.report(self._generation_name, record["live generation"])
-            there = [record] if record["position"] is not None else []
-            return Snapshot(shape.rows(there), record["complete to"], record["live edition"])
+            existing = [record] if record["position"] is not None else []
+            return InitialRows(live.rows(existing), record["complete to"], record["live edition"])
 
         return await self._reading(read)
 
     async def rows(self, keys: Sequence[UUID]) -> dict[UUID, Row]:
-        """The rows of some keys, by key."""
+        """Return the rows of some keys, by key. A key without a row is left out."""
 
-        async def read(shape: Shape) -> dict[UUID, Row]:
-            shape.columns[self.view.key]
-            records = await self._pool.fetch(_SQL["rows"].format(**shape.names), keys)
-            return {row[self.view.key]: row for row in shape.rows(records)}
+        async def read(live: LiveColumns) -> dict[UUID, Row]:
+            live.require(self.view.key)
+            records = await self._pool.fetch(_SQL["rows"].format(**live.names), keys)
+            return {row[self.view.key]: row for row in live.rows(records)}
 
         return await self._reading(read)
 
     async def count(self, where: Filter) -> int:
-        """How many rows there are."""
+        """Return the number of rows that match."""
 
-        async def read(shape: Shape) -> int:
-            statement = sa.select(sa.func.count()).select_from(shape.table).where(to_sql(where, shape.columns))
+        async def read(live: LiveColumns) -> int:
+            statement = sa.select(sa.func.count()).select_from(live.table).where(to_sql(where, live))
             return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # count(*)
 
         return await self._reading(read)
@@ -213,22 +238,22 @@ class Reader:
         last: int | None = None,
         before: str | None = None,
     ) -> Page:
-        """A page by keyset: `first` rows after a cursor, or the `last` before one.
+        """Return the `first` rows after a cursor, or the `last` rows before one.
 
         Raises:
-            BadUserInput: a cursor of another order.
-            ReadModelRebuilding: it filters or orders by a column that the live generation has not.
+            BadUserInput: the cursor belongs to another order.
+            ReadModelRebuilding: the live generation lacks a column of the filter or the order.
         """
         backward = last is not None
         limit = last if last is not None else first
         assert limit is not None
         return await self._reading(
-            lambda shape: self._page(shape, where, self._total(order), limit, after, before, backward=backward)
+            lambda live: self._page(live, where, self._total(order), limit, after, before, backward=backward)
         )
 
     async def _page(
         self,
-        shape: Shape,
+        live: LiveColumns,
         where: Filter,
         order: Sequence[Order],
         limit: int,
@@ -237,75 +262,78 @@ class Reader:
         *,
         backward: bool,
     ) -> Page:
-        columns = shape.columns
-        statement = sa.select(shape.table).where(to_sql(where, columns))
+        statement = sa.select(live.table).where(to_sql(where, live))
         if after is not None:
-            statement = statement.where(_beyond(columns, order, self._parse(order, after)))
+            statement = statement.where(_beyond(live, order, self._parse(order, after)))
         if before is not None:
-            statement = statement.where(_beyond(columns, _reverse(order), self._parse(order, before)))
+            statement = statement.where(_beyond(live, _reverse(order), self._parse(order, before)))
         for each in _reverse(order) if backward else order:
-            statement = statement.order_by(columns[each.column].desc() if each.descending else columns[each.column])
+            statement = statement.order_by(live[each.column].desc() if each.descending else live[each.column])
         rows = await _select(self._pool, statement.limit(limit + 1))
         more, rows = len(rows) > limit, rows[:limit]
         if backward:
-            any_after = await self._any_beyond(shape, where, order, before, rows[:1])
-            return Page(shape.rows(rows[::-1]), any_after, more)
-        any_before = await self._any_beyond(shape, where, _reverse(order), after, rows[:1])
-        return Page(shape.rows(rows), more, any_before)
+            any_after = await self._any_beyond(live, where, order, before, rows[:1])
+            return Page(live.rows(rows[::-1]), any_after, more)
+        any_before = await self._any_beyond(live, where, _reverse(order), after, rows[:1])
+        return Page(live.rows(rows), more, any_before)
 
     def cursor(self, order: Sequence[Order], row: Row) -> str:
-        """Where a row stands in an order, to go on from."""
+        """Return a cursor: text that names the place of a row in an order."""
         order = self._total(order)
-        values = [_SPELL.get(type(row[each.column]), _as_is)(row[each.column]) for each in order]
+        values = [_to_json(row[each.column]) for each in order]
         text = json.dumps([_signature(order), *values], separators=(",", ":"))
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
-    async def snapshot(self, where: Filter = EVERYTHING, *, after: int = 0, upto: int | None = None) -> Snapshot:
-        """The rows that match, by position, up to so many, and the position that the read model is complete up to, of
-        one moment. after, upto: only those that were last changed after the one position and not after the other."""
-        async with self._snapshots:
-            return await self._reading(lambda shape: self._snapshot(shape, where, after, upto))
+    async def initial_rows(self, where: Filter = EVERYTHING, *, after: int = 0, upto: int | None = None) -> InitialRows:
+        """Return the first rows that match, in the order of their positions, with the checkpoint of that moment.
 
-    async def _snapshot(self, shape: Shape, where: Filter, after: int, upto: int | None) -> Snapshot:
-        statement = _part(shape, where, after, upto)
+        after, upto: only rows whose last change is after the one position and not after the other.
+        """
+        async with self._initial_reads:
+            return await self._reading(lambda live: self._initial_rows(live, where, after, upto))
+
+    async def _initial_rows(self, live: LiveColumns, where: Filter, after: int, upto: int | None) -> InitialRows:
+        limit = self._limits.initial_rows
+        statement = initial_rows_statement(live, where, after, upto, limit)
         async with (
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            # Before the moment of the transaction is taken, which its first query does: a swap between the two would
-            # show the new rows, but only those that were written before that moment.
+            # The lock comes before the first query, which fixes the moment that the transaction sees. A swap between
+            # the two would show the new table, but only the rows that were written before that moment.
             await connection.execute(f'lock table {SCHEMA}."{snake_case(self.view.name)}" in access share mode')
             position, edition = await self._checkpoint(connection)
             rows = await _select(connection, statement)
-            return Snapshot(shape.rows(rows), position, edition, cut=len(rows) == SNAPSHOT_AT_ONCE)
+            return InitialRows(live.rows(rows), position, edition, cut=len(rows) == limit)
 
     async def keys(self, where: Filter, limit: int | None = None) -> set[UUID]:
-        """The keys of the rows that match, up to so many."""
+        """Return the keys of the rows that match, at most `limit`."""
 
-        async def read(shape: Shape) -> set[UUID]:
-            statement = sa.select(shape.columns[self.view.key]).where(to_sql(where, shape.columns)).limit(limit)
+        async def read(live: LiveColumns) -> set[UUID]:
+            statement = sa.select(live[self.view.key]).where(to_sql(where, live)).limit(limit)
             return {record[0] for record in await _select(self._pool, statement)}
 
         return await self._reading(read)
 
     async def changes(self, after: int) -> Changes:
-        """What changed after a position, up to so many rows; ask again from the position that comes back."""
-        return await self._reading(lambda shape: self._changes(shape, after))
+        """Return the next changes after a position."""
+        return await self._reading(lambda live: self._changes(live, after))
 
-    async def _changes(self, shape: Shape, after: int) -> Changes:
-        shape.columns[self.view.key]
-        records = await self._pool.fetch(_SQL["changes"].format(**shape.names), self.view.name, after, CHANGES_AT_ONCE)
+    async def _changes(self, live: LiveColumns, after: int) -> Changes:
+        live.require(self.view.key)
+        limit = self._limits.changed_rows
+        records = await self._pool.fetch(changes_sql(live), self.view.name, after, limit)
         if not records:
             return Changes((), (), after)
         first = records[0]
         self._positions.report(self._generation_name, first["live generation"])
         rows = [record for record in records if record["position"] is not None]
-        cut = len(rows) == CHANGES_AT_ONCE
+        cut = len(rows) == limit
         position = rows[-1]["position"] if cut else max(first["complete to"], after)
-        buried = msgspec.json.decode(first["removed keys"], type=list[tuple[UUID, int]])
-        removed = [(key, at) for key, at in buried if at <= position]
+        tombstones = msgspec.json.decode(first["removed keys"], type=list[tuple[UUID, int]])
+        removed = [(key, at) for key, at in tombstones if at <= position]
         return Changes(
-            shape.rows(rows),
+            live.rows(rows),
             removed,
             position,
             cut,
@@ -316,23 +344,23 @@ class Reader:
         )
 
     def _total(self, order: Sequence[Order]) -> tuple[Order, ...]:
-        """The order made total by the key, so that no two rows stand in one place."""
+        """Return the order with the key as its last column, so that no two rows are equal in it."""
         if any(each.column == self.view.key for each in order):
             return tuple(order)
         return (*order, Order(self.view.key))
 
     async def _any_beyond(
-        self, shape: Shape, where: Filter, order: Sequence[Order], cursor: str | None, rows: Sequence[Row]
+        self, live: LiveColumns, where: Filter, order: Sequence[Order], cursor: str | None, rows: Sequence[Row]
     ) -> bool:
-        """Whether a row stands on the other side of the page. None does when the page starts where all rows start."""
+        """Return True if there is a row on the other side of the page's cursor; without a cursor there is none."""
         if cursor is None or not rows:
             return cursor is not None
         values = [rows[0][each.column] for each in order]
-        condition = sa.and_(to_sql(where, shape.columns), _beyond(shape.columns, order, values))
-        statement = sa.select(sa.exists(sa.select(sa.literal(1)).select_from(shape.table).where(condition)))
+        condition = sa.and_(to_sql(where, live), _beyond(live, order, values))
+        statement = sa.select(sa.exists(sa.select(sa.literal(1)).select_from(live.table).where(condition)))
         return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # exists
 
-    def _parse(self, order: Sequence[Order], cursor: str) -> list[Any]:
+    def _parse(self, order: Sequence[Order], cursor: str) -> list[object]:
         kinds = {each.name: each for each in self.view.fields}
         try:
             signature, *values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
@@ -343,43 +371,53 @@ class Reader:
             raise BadUserInput("The cursor does not belong to this order; start again without it.") from error
 
 
-def _part(shape: Shape, where: Filter, after: int, upto: int | None) -> sa.Select[Any]:
-    """Rows that match, by position, from after one position up to another."""
-    place = shape.columns["position"]
-    statement = sa.select(shape.table).where(place > after, to_sql(where, shape.columns))
+def changes_sql(live: LiveColumns) -> str:
+    """Return the query of `Reader.changes`: parameters are the view's name, the position, and a number of rows."""
+    return _SQL["changes"].format(**live.names)
+
+
+def initial_rows_statement(
+    live: LiveColumns, where: Filter, after: int, upto: int | None, limit: int
+) -> sa.Select[tuple[object, ...]]:
+    """Return the query of `Reader.initial_rows`."""
+    position = live["position"]
+    statement = sa.select(live.table).where(position > after, to_sql(where, live))
     if upto is not None:
-        statement = statement.where(place <= upto)
-    return statement.order_by(place).limit(SNAPSHOT_AT_ONCE)
+        statement = statement.where(position <= upto)
+    return statement.order_by(position).limit(limit)
 
 
 async def _select(connection: Connection | asyncpg.Pool, statement: sa.sql.ClauseElement) -> list[asyncpg.Record]:
-    """A statement's rows.
+    """Return the rows of a statement.
 
     Raises:
-        BadUserInput: it compares with a value that PostgreSQL cannot hold.
+        BadUserInput: the statement compares with a value that PostgreSQL cannot hold.
     """
     try:
-        return await connection.fetch(*_compiled(statement))
+        return await connection.fetch(*compiled(statement))
     except asyncpg.DataError as error:
         raise BadUserInput("The filter or the cursor holds a value that no row can have.") from error
 
 
-def _compiled(statement: sa.sql.ClauseElement) -> tuple[Any, ...]:
-    """The SQL and its values in their order, as asyncpg takes them."""
-    compiled = statement.compile(dialect=_DIALECT)
-    assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
-    assert compiled.positiontup is not None
-    return (str(compiled), *(compiled.params[name] for name in compiled.positiontup))
+def compiled(statement: sa.sql.ClauseElement) -> tuple[str, *tuple[object, ...]]:
+    """Return the SQL of a statement, followed by its parameters in asyncpg's order."""
+    made = statement.compile(dialect=_DIALECT)
+    assert isinstance(made, sa.sql.compiler.SQLCompiler)
+    assert made.positiontup is not None
+    return (str(made), *(made.params[name] for name in made.positiontup))
 
 
-def _beyond(columns: Columns, order: Sequence[Order], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """Rows that come strictly after the values, in the order: later in the first column, or the same in it and beyond
-    in the others. Each column stands in the condition twice, however many there are."""
+def _beyond(live: LiveColumns, order: Sequence[Order], values: Sequence[object]) -> sa.ColumnElement[bool]:
+    """Return the condition for rows strictly after the values in the order.
+
+    Such a row is later in the first column, or equal in it and beyond in the others. The condition names each column
+    twice, however many columns there are.
+    """
     (first, *others), (value, *values) = order, values
-    later = _later(columns[first.column], value, first.descending)
+    later = _later(live[first.column], value, first.descending)
     if not others:
         return later
-    return sa.or_(later, sa.and_(_same(columns[first.column], value), _beyond(columns, others, values)))
+    return sa.or_(later, sa.and_(_same(live[first.column], value), _beyond(live, others, values)))
 
 
 def _reverse(order: Sequence[Order]) -> tuple[Order, ...]:
@@ -390,11 +428,11 @@ def _signature(order: Sequence[Order]) -> str:
     return ",".join(("-" if each.descending else "") + each.column for each in order)
 
 
-def _same(column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
+def _same(column: sa.ColumnElement[Any], value: object) -> sa.ColumnElement[bool]:
     return column.is_(None) if value is None else column == value
 
 
-def _later(column: sa.ColumnElement[Any], value: Any, descending: bool) -> sa.ColumnElement[bool]:
+def _later(column: sa.ColumnElement[Any], value: object, descending: bool) -> sa.ColumnElement[bool]:
     nullable = getattr(column, "nullable", True)
     if descending:
         return column.is_not(None) if value is None else column < value
@@ -403,22 +441,19 @@ def _later(column: sa.ColumnElement[Any], value: Any, descending: bool) -> sa.Co
     return sa.or_(column > value, column.is_(None)) if nullable else column > value
 
 
-def _as_is(value: Any) -> Any:
-    return value
+def _to_json(value: object) -> object:
+    """Return a stored value in a form that JSON has; `_parse_value` is the inverse."""
+    match value:
+        case UUID() | Decimal():
+            return str(value)
+        case date():  # datetime is a subclass
+            return value.isoformat()
+        case _:
+            return value
 
 
-_SPELL: dict[type, Any] = {
-    UUID: str,
-    Decimal: str,
-    datetime: datetime.isoformat,
-    date: date.isoformat,
-    # asyncpg's own subclass
-    asyncpg.pgproto.pgproto.UUID: str,
-}
-
-
-def _parse_value(field: Field | None, value: Any) -> Any:
-    """A cursor's value as the driver takes it. `position` is the one column that no field declares."""
+def _parse_value(field: Field | None, value: Any) -> object:
+    """Return a cursor's value as asyncpg takes it. Only `position` is a column without a field."""
     if value is None:
         return None
     kind = Kind.INT if field is None else field.kind

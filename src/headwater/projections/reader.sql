@@ -1,14 +1,14 @@
 -- name: checkpoint
--- Up to which position a read model is complete, and which generation and edition that is.
+-- The position up to which a read model is complete, with its live generation and edition.
 select position, generation, edition from headwater.projections where name = $1 and state = 'live'
 
 -- name: changes
--- What changed after a position, the removed keys and the checkpoint, all of one moment. {table} is the read model's view.
--- One row with nulls when only the checkpoint has moved. The keys stand in the first row only: gathered and sent for each,
--- they would cost far more than the rows. The names with a space are none that a read model's column can have.
+-- The rows that changed after a position, the removed keys, and the checkpoint, all of one moment. {table} is the SQL view of
+-- the read model. The result is one row with nulls when only the checkpoint has moved. Only the first row has the removed
+-- keys: repeated in each row, they would cost far more than the rows. Names with a space never clash with a column.
 select p.position as "complete to", p.generation as "live generation",
        p.edition as "live edition", p.live_since as "live since", p.forgotten > $2 as "is forgotten",
-       -- A position that this read model has yet to reach is none from beyond: another server's may be ahead.
+       -- A position that this read model has not reached yet may still be in the log: another process knew it first.
        case when p.position < $2 then $2 > (select position from headwater.head) else false end as "is beyond",
        case when row_number() over (order by changed.position) = 1 then
          (select coalesce(json_agg(json_build_array(t.key, t.position)), '[]')
@@ -17,13 +17,13 @@ select p.position as "complete to", p.generation as "live generation",
        end as "removed keys",
        changed.*
   from headwater.projections p
-  -- LATERAL ... LIMIT keeps to the index on the position, however many rows come after.
+  -- LATERAL ... LIMIT makes PostgreSQL use the index on the position, however many rows follow.
   left join lateral (select {columns} from {table} where position > $2 order by position limit $3) changed on true
  where p.name = $1 and p.state = 'live'
  order by changed.position
 
 -- name: row
--- A row and the checkpoint, of one moment; nulls when there is no row.
+-- A row and the checkpoint, of one moment. The row's columns are null when there is no row.
 select p.position as "complete to", p.generation as "live generation", p.edition as "live edition", found.*
   from headwater.projections p
   left join (select {columns} from {table} where {key} = $2) found on true
