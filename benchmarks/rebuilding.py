@@ -21,7 +21,7 @@ from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.projections.generations import prepare, rebuild
 from headwater.projections.projector import Projector
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.retire import Retired
+from headwater.projections.retire import RetiredTables
 from headwater.supervisor import Supervisor
 
 SHORT = 100_000
@@ -79,7 +79,7 @@ async def rebuilt(dsn: str, events: int) -> float:
         started = time.perf_counter()
         await Rebuild(database, log, account_view, by_stream=True).build(standing)
         seconds = time.perf_counter() - started
-        await Retired(database, seconds=0).drop()
+        await RetiredTables(database, seconds=0).drop()
         await _must_be_live(database, standing.number)
         return events / seconds
 

@@ -48,7 +48,7 @@ from headwater.projections.generations import fingerprint, prepare, prepare_view
 from headwater.projections.generations import rebuild as force
 from headwater.projections.reader import Order, Reader
 from headwater.projections.rebuild import BuildStopped, Rebuild
-from headwater.projections.retire import Retired
+from headwater.projections.retire import RetiredTables
 from headwater.projections.row_codec import model_reader
 from headwater.server.node import Node
 from headwater.server.web import Web
@@ -1599,13 +1599,13 @@ async def test_the_old_rows_are_dropped_after_a_time(
     await made(connection, dsn, Counted(thing_id=(key := uuid4())), Removed(thing_id=key))
     await build(dsn, new_view, new, await registered(connection))
     async with Database(dsn) as database:
-        assert await Retired(database, seconds=3600).drop() == []
+        assert await RetiredTables(database, seconds=3600).drop() == []
         async with connection.transaction():
             await connection.fetch("select * from read.tally_1")  # someone still reads
             async with asyncio.timeout(10):
-                assert await Retired(database, seconds=0).drop() == []
-        assert await Retired(database, seconds=0).drop() == ["tally_1"]
-        assert await Retired(database, seconds=0).drop() == []
+                assert await RetiredTables(database, seconds=0).drop() == []
+        assert await RetiredTables(database, seconds=0).drop() == ["tally_1"]
+        assert await RetiredTables(database, seconds=0).drop() == []
     assert await connection.fetchval("select to_regclass('read.tally_1')") is None
     assert await connection.fetch("select from headwater.tombstones where projection = 'Tally'") == []
     assert await generations(connection) == [(1, "retired"), (2, "live")], "its declaration is remembered"
@@ -1623,16 +1623,16 @@ async def test_what_cannot_be_dropped_holds_up_nothing_else(
     other = await asyncpg.connect(dsn)
     async with Database(dsn) as database, other.transaction():
         await other.fetch("select * from read.tally_2")
-        retired = Retired(database, seconds=0)
+        retired = RetiredTables(database, seconds=0)
         assert await retired.drop() == ["tally_3"]
         assert await retired.drop() == []
         said = [line for line in caplog.messages if "tally_1" in line]
         assert len(said) == 1, "once, and not at each look"
         assert "view report depends on table read.tally_1" in said[0]
     async with Database(dsn) as database:
-        assert await Retired(database, seconds=0).drop() == ["tally_2"]
+        assert await RetiredTables(database, seconds=0).drop() == ["tally_2"]
         await connection.execute("drop view public.report")
-        assert await Retired(database, seconds=0).drop() == ["tally_1"]
+        assert await RetiredTables(database, seconds=0).drop() == ["tally_1"]
     await other.close()
 
 
@@ -1644,7 +1644,7 @@ async def test_letters_of_a_generation_go_with_its_table(dsn: str, connection: a
     for _ in range(2):
         await build(dsn, view, app, await force(connection, view))
     async with Database(dsn) as database:
-        assert sorted(await Retired(database, seconds=0).drop()) == ["tally_1", "tally_2"]
+        assert sorted(await RetiredTables(database, seconds=0).drop()) == ["tally_1", "tally_2"]
     assert await _letters(connection, 2) == []
     assert await _letters(connection, 3) == [(key, 1, 1, False)]
 

@@ -25,7 +25,7 @@ from headwater.projections import history
 from headwater.projections.generations import prepare, rebuild, renew
 from headwater.projections.history import History
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.retire import Retired
+from headwater.projections.retire import RetiredTables
 from headwater.projections.verify import Verifier
 from headwater.server.node import Node
 
@@ -360,7 +360,7 @@ async def test_it_is_dropped_with_the_rows(dsn: str, connection: asyncpg.Connect
     async with Database(dsn, pool_size=2) as database:
         log = Log(database.pool, app.domain.codec)
         await Rebuild(database, log, board_view).build(await rebuild(connection, board_view))
-        assert await Retired(database, seconds=0.0).drop() == ["board_1"]
+        assert await RetiredTables(database, seconds=0.0).drop() == ["board_1"]
     tables = await connection.fetch("select tablename from pg_tables where schemaname = 'routed'")
     assert [name for (name,) in tables] == ["board_2"]
 

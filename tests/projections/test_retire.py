@@ -80,10 +80,10 @@ async def test_a_worker_that_still_has_it_gives_it_up(dsn: str, connection: asyn
 
 async def test_what_stands_in_the_way_is_said(dsn: str, connection: asyncpg.Connection) -> None:
     await kept(dsn, app_of())
-    with pytest.raises(NotRetired, match=r"nothing is kept under the name 'Nothing'; there are .*Box"):
+    with pytest.raises(NotRetired, match=r"no read model, saga or reactor 'Nothing' to retire; there are .*Box"):
         await retire(connection, "Nothing")
     await connection.execute("create view public.mine as select * from read.box")
-    with pytest.raises(NotRetired, match=r"view mine depends on view read\.box; drop that first"):
+    with pytest.raises(NotRetired, match=r"view mine depends on view read\.box; drop that object first"):
         await retire(connection, "Box")
     assert await names(connection) == {"Box"}
 
@@ -139,7 +139,7 @@ async def test_a_saga_that_has_open_instances_stays(dsn: str, connection: asyncp
     assert (found.status, found.reason, found.waiting_for) == (Phase.ABANDONED, "no use either", None)
     assert (found.version, found.finished_at) == (second.version + 1, found.since)
     assert await connection.fetchval("select count(*) from headwater.timers") == 0
-    with pytest.raises(NotRetired, match="nothing is kept under the name"):
+    with pytest.raises(NotRetired, match="there is no read model, saga or reactor"):
         await retire(connection, "saga Fulfilment")
 
 

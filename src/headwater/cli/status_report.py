@@ -1,4 +1,4 @@
-"""What an operator asks first: where each projection stands, who keeps it, what is parked, and how the sagas are."""
+"""The report of `headwater status`: projections, sagas, processes and appends, as JSON or as tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headwater.consumers.standings import ProjectionStanding, read_standings
 from headwater.eventstore.log import Verdict
 from headwater.postgres import queries
 from headwater.sagas.operations import Limits, SagaCount, counted
-from headwater.server.self_report import Report, Spread
+from headwater.server.self_report import ProcessReport, Spread
 
 _SQL = queries.load(__file__)
 _HEADINGS = (
@@ -27,24 +27,27 @@ _VERDICTS = tuple(verdict.name.lower() for verdict in Verdict)
 _APPEND_HEADINGS = ("APPENDS OF", "COMMANDS EACH", *(verdict.upper() for verdict in _VERDICTS))
 
 APPENDED_SECONDS = 10
-"""What the log's rate is worked out over."""
+"""The time over which the rate of the log is measured."""
 
 
 @dataclass(frozen=True)
 class ProcessStatus:
-    """A running process. name: host/pid. serves: it takes commands and answers queries. units: how many projections,
-    sagas and the like it keeps; None in one that keeps none by its nature. report: what it has told last."""
+    """A running process.
+
+    name: host/pid. serves: it handles mutations and queries. units: the number of units that it runs; None when it is
+    not a worker. report: its last report about itself.
+    """
 
     name: str
     started_at: datetime
     serves: bool
     units: int | None
-    report: Report
+    report: ProcessReport
 
 
 @dataclass(frozen=True)
 class Status:
-    """The whole. position: where the log ends. appended_per_second: events, over the last ten seconds."""
+    """The whole report. position: the head of the log. appended_per_second: events, over the last ten seconds."""
 
     position: int
     appended_per_second: float
@@ -53,12 +56,11 @@ class Status:
     sagas: Sequence[SagaCount]
 
     def as_json(self) -> str:
-        """One JSON object, fields as in the classes."""
+        """Return one JSON object with the fields of the classes."""
         return msgspec.json.encode(self).decode()
 
     def as_text(self) -> str:
-        """Tables, for people: projections with what is wrong with them, sagas where there are any, processes, and what
-        they have appended."""
+        """Return tables of projections and their troubles, sagas, processes and appends, without the empty ones."""
         parts = [
             f"The log ends at position {self.position}. In the last {APPENDED_SECONDS} seconds "
             f"{self.appended_per_second:,.1f} events/s were appended.",
@@ -73,13 +75,13 @@ class Status:
     def _projection(self, standing: ProjectionStanding) -> tuple[object, ...]:
         return (
             *(standing.name, standing.generation, standing.state, standing.position, standing.lag_events),
-            *(_age(standing.lag_seconds), standing.worker or "nobody", *self._pace(standing), standing.parked_keys),
+            *(_age(standing.lag_seconds), standing.worker or "none", *self._pace(standing), standing.parked_keys),
         )
 
     def _pace(self, standing: ProjectionStanding) -> tuple[str, ...]:
-        """As its worker has told; nothing of what it has not begun to keep."""
-        told = (each.report.paces.get(standing.name) for each in self.processes if each.name == standing.worker)
-        pace = next(filter(None, told), None)
+        """Return the pace from its worker's report; empty cells before the first batch."""
+        reported = (each.report.paces.get(standing.name) for each in self.processes if each.name == standing.worker)
+        pace = next(filter(None, reported), None)
         if pace is None or standing.state == "building":
             return ("",) * 5
         speed = f"{pace.events_per_second:,.1f}", f"{pace.events_per_batch:,.1f}"
@@ -93,7 +95,7 @@ class Status:
 
 
 async def status(connection: asyncpg.Connection, limits: Limits) -> Status:
-    """As it is at this moment. limits: of the app's sagas."""
+    """Read the report of this moment. limits: of the app's sagas."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         standings = await read_standings(connection)
         appended = await connection.fetchval(_SQL["appended"], APPENDED_SECONDS)
@@ -107,12 +109,13 @@ async def status(connection: asyncpg.Connection, limits: Limits) -> Status:
 
 
 def _process_status(row: asyncpg.Record) -> ProcessStatus:
-    name, started_at, serves, works, units, report = row
-    return ProcessStatus(name, started_at, serves, units if works else None, msgspec.json.decode(report, type=Report))
+    report = msgspec.json.decode(row["report"], type=ProcessReport)
+    units = row["units"] if row["works"] else None
+    return ProcessStatus(row["name"], row["started_at"], row["serves"], units, report)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Nothing of what there is none of."""
+    """Return a table; an empty text when it has no rows."""
     return aligned(headings, rows) if rows else ""
 
 
@@ -143,7 +146,7 @@ def _duration(seconds: float) -> str:
 
 
 def _troubles(standing: ProjectionStanding) -> Iterator[str]:
-    """What is wrong with a generation, in sentences."""
+    """Yield a sentence for each thing that is wrong with a generation."""
     name = f"{standing.name} {standing.generation}"
     if standing.failure is not None:
         yield printable(f"{name} is not built: {standing.failure}")

@@ -1,5 +1,5 @@
 -- name: processes
--- Who is alive, with what it has and tells. A worker that has not told anything yet is there all the same.
+-- The running processes, with their units and reports. A worker that has not reported yet is among them.
 select coalesce(p.name, w.name) as name, coalesce(p.started_at, w.started_at) as started_at,
        coalesce(p.serves, false) as serves, w.worker_id is not null as works,
        (select count(*) from headwater.projections o where o.owner = w.worker_id and o.state in ('live', 'building'))
@@ -10,7 +10,7 @@ select coalesce(p.name, w.name) as name, coalesce(p.started_at, w.started_at) as
  order by name, started_at
 
 -- name: appended
--- Events that were appended in the last seconds. Times never fall with the position: the first of them is found by halving,
+-- The number of events of the last $1 seconds. Times never fall as positions grow, so binary search finds the first of them,
 -- as in log.sql.
 with recursive search(low, high) as (
   select 0::bigint, position from headwater.head

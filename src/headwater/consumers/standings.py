@@ -1,9 +1,9 @@
-"""Where each projection stands, as the database knows it, whichever process keeps it."""
+"""The standing of each projection, saga and reactor, read from the database: the same from every process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 import asyncpg
@@ -16,10 +16,17 @@ _SQL = queries.load(__file__)
 
 @dataclass(frozen=True)
 class ProjectionStanding:
-    """A generation of a projection. state: `live` or `building`. lag_events: events of the log that it has not passed;
-    lag_seconds: the age of the oldest of them, 0 at the head. worker: who keeps it; None when nobody does. parked_keys:
-    rows that stay behind, see `headwater dead-letters list`. differences: found by the last `headwater verify`; None
-    when there was none. failure: why it is not built. hindrance: what its swap waits for. None: nothing is wrong."""
+    """A generation of a projection, or a saga or reactor, which have one generation.
+
+    state: `live` or `building`.
+    lag_events: the number of events after its checkpoint.
+    lag_seconds: the age of the oldest of them; 0 at the head.
+    worker: the name of the worker that runs it; None when there is none.
+    parked_keys: keys whose events wait; see `headwater dead-letters list`.
+    differences: the result of the last `headwater verify`; None before the first.
+    failure: why it cannot be built; None if it can.
+    hindrance: what its swap waits for; None if it waits for nothing.
+    """
 
     name: str
     generation: int
@@ -36,30 +43,31 @@ class ProjectionStanding:
 
 @dataclass(frozen=True)
 class Standings:
-    """The log's head, and every projection that is kept, live or being built."""
+    """The head of the log, and every generation that is live or being built."""
 
     head: int
     projections: Sequence[ProjectionStanding]
 
     def late(self, tolerance: float) -> list[str]:
-        """The names of live projections that are behind by more seconds than that. One whose next generation is being
-        built is waited for, not late: its code may be gone already."""
+        """Return the names of live projections that are more than `tolerance` seconds behind.
+
+        A projection whose next generation is being built is not late: no worker may have its code any more.
+        """
         built = {each.name for each in self.projections if each.state == "building" and each.failure is None}
         live = (each for each in self.projections if each.state == "live" and each.name not in built)
         return [each.name for each in live if each.lag_seconds > tolerance]
 
 
 async def read_standings(connection: Connection | asyncpg.Pool) -> Standings:
-    """One statement for all, of one moment."""
+    """Read all standings in one statement, of one moment."""
     rows = await connection.fetch(_SQL["standings"])
-    standings = [
-        ProjectionStanding(*(row[name] for name in ProjectionStanding.__dataclass_fields__))
-        for row in rows
-        if row["name"] is not None
-    ]
-    return Standings(rows[0]["head"], standings)
+    return Standings(rows[0]["head"], [_standing(row) for row in rows if row["name"] is not None])
+
+
+def _standing(row: asyncpg.Record) -> ProjectionStanding:
+    return ProjectionStanding(**{field.name: row[field.name] for field in fields(ProjectionStanding)})
 
 
 async def recorded_at(pool: asyncpg.Pool, positions: Iterable[int]) -> dict[int, datetime]:
-    """When the events at some positions were recorded."""
+    """Return when the events at some positions were recorded, by position."""
     return {row["position"]: row["recorded_at"] for row in await pool.fetch(_SQL["recorded"], list(positions))}

@@ -1,8 +1,7 @@
-"""Retiring what no code brings any more, a read model, a saga or a reactor that was taken out of an app or renamed, and
-dropping the rows of what is retired.
+"""Retires a read model, saga or reactor that the app no longer has, and drops the tables of what is retired.
 
-Nobody keeps it then, so that it falls behind the log for good. That nobody does now is no proof that nobody will: older
-code may come back. So a person says it.
+A unit that was removed from the app, or renamed, has no worker and falls behind the log for good. It is not retired
+automatically, because an older version of the code may come back. An operator decides.
 """
 
 from __future__ import annotations
@@ -29,84 +28,94 @@ LOCK_SECONDS = 5.0
 
 
 class NotRetired(HeadwaterError):
-    """It is not there, or something stands in the way."""
+    """The name is unknown, or something still needs the unit or its rows."""
 
 
 async def retire(connection: asyncpg.Connection, name: str) -> None:
-    """Have nobody keep it any more. A read model cannot be read from now on, and its rows are dropped by a worker after
-    a time; where a saga or a reactor stands is forgotten.
+    """Stop maintaining a read model, saga or reactor.
+
+    A read model cannot be read from now on; a worker drops its tables later. The checkpoint of a saga or reactor is
+    deleted.
 
     Raises:
-        NotRetired: there is no such thing, or a view of the operator's, or a long query, needs its rows. Or instances
-            of the saga are open, which nobody would go on with.
+        NotRetired: the name is unknown; or an SQL view of the operator or a running query needs the rows; or instances
+            of the saga are open.
     """
     try:
         async with table_lock(connection, name, seconds=LOCK_SECONDS):
             tables = [row["table_name"] for row in await connection.fetch(_SQL["retire"], name)]
-            # Every generation's table is the view's name and a number.
+            # The table of a generation has the name of the SQL view and a number.
             for view in {re.sub(r"_\d+$", "", table) for table in tables}:
                 await connection.execute(f'drop view if exists {SCHEMA}."{view}"')
             if not tables and not await _forget(connection, name):
                 names = ", ".join(row["name"] for row in await connection.fetch(_SQL["known"]))
-                raise NotRetired(f"nothing is kept under the name {name!r}; there are {names or 'none'}")
+                raise NotRetired(
+                    f"there is no read model, saga or reactor {name!r} to retire; there are {names or 'none'}"
+                )
             await connection.execute(_SQL["ring"])
     except asyncpg.DependentObjectsStillExistError as error:
         raise NotRetired(
-            f"something of yours depends on the view of {name}: {error.detail}; drop that first"
+            f"another object depends on the SQL view of {name}: {error.detail}; drop that object first"
         ) from error
     except asyncpg.LockNotAvailableError as error:
-        raise NotRetired(f"a query or a worker holds {name}, or its rows; try again") from error
+        raise NotRetired(
+            f"{name} is not retired: a query or a worker has a lock on it or its rows; try again"
+        ) from error
 
 
 async def _forget(connection: asyncpg.Connection, name: str) -> bool:
-    """Forget where a saga or a reactor stands. Whether there was anything."""
+    """Delete the checkpoint of a saga or reactor. True if there was anything to delete."""
     forgotten = await connection.fetch(_SQL["forget"], name)
     if not name.startswith(SAGA_PREFIX):
         return bool(forgotten)
-    # Now that the checkpoint is locked, no worker of it writes any more.
+    # The deleted checkpoint is locked, so no worker of the saga writes from here on.
     saga = name.removeprefix(SAGA_PREFIX)
     given_up = await connection.fetch(_SQL["give_up"], saga)
     opened = await connection.fetchval(_SQL["open"], saga)
     if opened:
         instances = "1 instance of it is" if opened == 1 else f"{opened:,} instances of it are"
         raise NotRetired(
-            f"{name} is not retired: {instances} not over, and nobody would go on with what is begun. Bring the saga "
-            f"back and let them end, or give each up by `headwater sagas abandon ID --reason TEXT`; `headwater sagas "
-            f"list --saga {saga}` shows them"
+            f"{name} is not retired: {instances} not over, and would never end. Put the saga back into the app until "
+            f"they have ended, or end each by `headwater sagas abandon ID --reason TEXT`; `headwater sagas list --saga "
+            f"{saga}` shows them"
         )
     return bool(forgotten or given_up)
 
 
-class Retired:
-    """Drops the tables of generations that are retired for so many seconds."""
+class RetiredTables:
+    """Drops the tables of retired generations. seconds: how long they are kept."""
 
     def __init__(self, database: Database, *, seconds: float = 60.0) -> None:
         self._database = database
         self._seconds = seconds
         self._kept: set[str] = set()
-        """Tables of which it was said that they are kept."""
+        """Tables that cannot be dropped, for which a warning was logged."""
 
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
-        """Look now and then, until cancelled. Runs under a supervisor."""
+        """Drop expired tables at regular intervals until cancelled. Runs under a supervisor."""
         while True:
             await self.drop()
             well()
             await asyncio.sleep(min(max(self._seconds / 4, 0.1), 15.0))
 
     async def drop(self) -> list[str]:
-        """Drop what is due; the names of the tables. One that is still read, or that something of the operator's
-        depends on, is left for the next time."""
+        """Drop the tables that are due; return their names.
+
+        A table that is being read, or on which an object of the operator depends, is left for the next call.
+        """
         connection = await self._database.connect("retired tables")
         try:
             expired = await connection.fetch(_SQL["expired"], self._seconds)
             return [
-                table for name, generation, table in expired if await self._drop(connection, name, generation, table)
+                row["table_name"]
+                for row in expired
+                if await self._drop(connection, row["name"], row["generation"], row["table_name"])
             ]
         finally:
             connection.terminate()
 
     async def _drop(self, connection: asyncpg.Connection, name: str, generation: int, table: str) -> bool:
-        """One table, in a transaction of its own: what keeps it keeps no other."""
+        """Drop one table in its own transaction, so that a failure does not affect other tables."""
         try:
             async with table_lock(connection, name, seconds=LOCK_SECONDS):
                 if not await connection.fetch(_SQL["claim"], name, generation):
@@ -119,7 +128,10 @@ class Retired:
         except asyncpg.DependentObjectsStillExistError as error:
             if table not in self._kept:
                 logger.warning(
-                    "the retired table %s.%s is kept while something needs it: %s", SCHEMA, table, error.detail
+                    "the retired table %s.%s cannot be dropped: %s; drop the object that depends on it first",
+                    SCHEMA,
+                    table,
+                    error.detail,
                 )
                 self._kept.add(table)
             return False

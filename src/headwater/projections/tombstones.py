@@ -1,6 +1,7 @@
-"""Tombstones: what is kept of removed rows, for a time, so that a client that was away learns of them.
+"""Tombstones: the keys of removed rows, kept for a time so that a client that was away learns of the removal.
 
-Once one is pruned, a cursor from before it is answered with a snapshot; `projections.forgotten` says up to where.
+A cursor from before a pruned tombstone is answered with all rows. `projections.forgotten` is the position of the last
+pruned one.
 """
 
 from __future__ import annotations
@@ -14,32 +15,38 @@ from headwater.postgres.database import Database
 _SQL = queries.load(__file__)
 
 LONGEST_PAUSE = 600.0
-AT_ONCE = 10_000
+PRUNED_AT_ONCE = 10_000
 
 
 class Tombstones:
-    """Prunes the tombstones of live read models that are older than so many seconds. Any number of processes may do so;
-    those of replaced generations go with their tables (`retire.Retired`)."""
+    """Prunes the tombstones of live generations that are older than `seconds`.
+
+    Any number of processes may do so at the same time. The tombstones of replaced generations are deleted with their
+    tables, by `retire.RetiredTables`.
+    """
 
     def __init__(self, database: Database, *, seconds: float) -> None:
         self._database = database
         self._seconds = seconds
 
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
-        """Look now and then, until cancelled. Runs under a supervisor."""
+        """Prune at regular intervals until cancelled. Runs under a supervisor."""
         while True:
             await self.prune()
             well()
             await asyncio.sleep(min(max(self._seconds / 4, 0.1), LONGEST_PAUSE))
 
     async def prune(self) -> int:
-        """Prune what is due; returns how many. Each transaction prunes a bounded number, since it holds up the read
-        model's worker."""
+        """Prune the tombstones that are due; return their number.
+
+        Each transaction prunes a bounded number, because the worker of the read model waits for it.
+        """
         connection = await self._database.connect("tombstones")
         pruned = 0
         try:
-            for name, generation in await connection.fetch(_SQL["old"], self._seconds):
-                while some := await connection.fetchval(_SQL["prune"], name, generation, self._seconds, AT_ONCE):
+            for row in await connection.fetch(_SQL["old"], self._seconds):
+                generation = row["name"], row["generation"]
+                while some := await connection.fetchval(_SQL["prune"], *generation, self._seconds, PRUNED_AT_ONCE):
                     pruned += some
             return pruned
         finally:

@@ -1,5 +1,5 @@
 -- name: old
--- Live generations with tombstones that are older than so many seconds.
+-- Live generations that have tombstones older than $1 seconds.
 select name, generation
   from headwater.projections p
  where state = 'live'
@@ -8,8 +8,8 @@ select name, generation
                   and t.removed_at < now() - $1 * interval '1 second')
 
 -- name: prune
--- So many of them, the oldest positions first; how many there were. The generation's row is locked first, as its worker
--- does: the two never wait for each other. What is pruned here and what is forgotten there are one commit.
+-- Delete at most $4 tombstones, the oldest positions first, and return their number. The generation's row is locked first, as
+-- its worker does it, so that the two cannot deadlock. `forgotten` moves in the same commit.
 with held as materialized (
   select name, generation from headwater.projections where name = $1 and generation = $2 and state = 'live' for update
 ), upto as materialized (

@@ -2,6 +2,13 @@
 
 `serve` handles mutations, queries and subscriptions. `work` runs projections, sagas, reactors and schedules. `headwater
 dev` does both.
+
+    opening: check the schema and the log, then open and start everything (`_open`)
+      -> running
+      -> draining: commands in flight are answered; those that take too long are abandoned (`answered`, `__aexit__`)
+      -> closing: all tasks stop, then everything is closed; what waits too long is cut off (`_close`)
+
+A failure while opening leads straight to closing.
 """
 
 from __future__ import annotations
@@ -37,7 +44,7 @@ from headwater.postgres.migrations import require_schema
 from headwater.projections.generations import adopt, prepare, renew
 from headwater.projections.history import History
 from headwater.projections.reader import Reader
-from headwater.projections.retire import Retired
+from headwater.projections.retire import RetiredTables
 from headwater.projections.tombstones import Tombstones
 from headwater.server.self_report import Measures, SelfReports
 from headwater.server.worker import Worker, register_units
@@ -46,7 +53,6 @@ from headwater.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 2.0
 PROBES = 2
 
 NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError)
@@ -66,6 +72,7 @@ class Node:
     """A process of an app: `async with Node(app, settings, dsn, serve=True, work=True) as node`.
 
     clock: used by sagas and schedules.
+    probe_seconds: the time that the database has to answer a health check or a scrape.
 
     Raises, on entering:
         SchemaMissing: the database is not migrated.
@@ -73,7 +80,15 @@ class Node:
     """
 
     def __init__(
-        self, app: App, settings: Settings, dsn: str, *, serve: bool, work: bool, clock: Clock | None = None
+        self,
+        app: App,
+        settings: Settings,
+        dsn: str,
+        *,
+        serve: bool,
+        work: bool,
+        clock: Clock | None = None,
+        probe_seconds: float = 2.0,
     ) -> None:
         self.app = app
         self.settings = settings
@@ -89,6 +104,7 @@ class Node:
         self.supervisor = Supervisor(self.database.outage.covers)
         # Connections of its own, so that slow queries that occupy the whole pool do not make the process unready.
         self.probe = Database(dsn, pool_size=PROBES, statement_timeout=settings.statement_timeout_seconds)
+        self.probe_seconds = probe_seconds
         self._serve = serve
         self._work = work
         self._stack = AsyncExitStack()
@@ -254,7 +270,7 @@ class Node:
             run_unit=self.worker.run_unit,
             lease=self.settings.lease_seconds,
         )
-        retired = Retired(self.database, seconds=self.settings.retired_seconds)
+        retired = RetiredTables(self.database, seconds=self.settings.retired_seconds)
         self.supervisor.start("retired", partial(retired.run, partial(self.supervisor.well, "retired")))
         tombstones = Tombstones(self.database, seconds=self.settings.tombstone_seconds)
         self.supervisor.start("tombstones", partial(tombstones.run, partial(self.supervisor.well, "tombstones")))
@@ -299,7 +315,7 @@ class Node:
         troubles = self.supervisor.troubles
         tolerance = self.settings.ready_lag_seconds
         try:
-            standings = await within(HEALTH_SECONDS, read_standings(self.probe.pool))
+            standings = await within(self.probe_seconds, read_standings(self.probe.pool))
         except NO_ANSWER as error:
             troubles["database"] = f"{type(error).__name__}: {error}"
         else:

@@ -61,7 +61,7 @@ class Appends(msgspec.Struct, frozen=True):
     verdicts: dict[str, int]
 
 
-class Report(msgspec.Struct, frozen=True):
+class ProcessReport(msgspec.Struct, frozen=True):
     """What a process reports about itself.
 
     paces: of the consumers that it has run since it started, by the name of the unit. appends: None when it has sent
@@ -119,16 +119,16 @@ class Measures:
         self._progress = progress
         self._counts = counts
         self._clock = clock
-        self._told_at = clock()
+        self._reported_at = clock()
         self._events = {name: each.events for name, each in progress.items()}
         self._to_row = {name: _Recent(each.delays) for name, each in progress.items()}
         self._to_client = _Recent(sent)
 
-    def report(self) -> Report:
+    def report(self) -> ProcessReport:
         """Return a report. Rates cover the time since the previous call."""
         now, before = self._clock(), self._events
-        seconds = max(now - self._told_at, 0.001)
-        self._told_at, self._events = now, {name: each.events for name, each in self._progress.items()}
+        seconds = max(now - self._reported_at, 0.001)
+        self._reported_at, self._events = now, {name: each.events for name, each in self._progress.items()}
         paces = {
             name: Pace(
                 round((each.events - before[name]) / seconds, 1),
@@ -139,7 +139,7 @@ class Measures:
             for name, each in self._progress.items()
             if each.batches or each.retries
         }
-        return Report(paces, self._appends(), self._to_client.look())
+        return ProcessReport(paces, self._appends(), self._to_client.look())
 
     def _appends(self) -> Appends | None:
         counts = self._counts
@@ -160,7 +160,7 @@ class SelfReports:
     """Writes the reports of a process: `async with SelfReports(...)`. Leaving removes its row.
 
     pool: one that clients' queries do not use. process_id: the worker_id of its leases, where it has some. every:
-    seconds between two reports.
+    seconds between two reports. pause: returns the seconds to wait after a number of failures in a row.
     """
 
     def __init__(
@@ -174,6 +174,7 @@ class SelfReports:
         process_id: UUID,
         serves: bool,
         every: float,
+        pause: Callable[[int], float] = backoff,
     ) -> None:
         self._pool = pool
         self._supervisor = supervisor
@@ -183,6 +184,7 @@ class SelfReports:
         self._process_id = process_id
         self._serves = serves
         self._every = every
+        self._pause = pause
 
     async def __aenter__(self) -> SelfReports:
         self._supervisor.start("report", self.run)
@@ -208,7 +210,7 @@ class SelfReports:
                 if not forgotten:
                     await within(MISSED * self._every, self._forget())
                     forgotten = True
-                await within(MISSED * self._every, self._tell())
+                await within(MISSED * self._every, self._write())
             except Exception as error:
                 failures += 1
                 if not self._is_logged("report", error) and failures == 1:
@@ -216,7 +218,7 @@ class SelfReports:
                     logger.warning("this process cannot write its report (%r); it tries again", error, exc_info=trace)
             else:
                 failures = 0
-            await asyncio.sleep(max(self._every, backoff(failures)) if failures else self._every)
+            await asyncio.sleep(max(self._every, self._pause(failures)) if failures else self._every)
 
     async def _forget(self) -> None:
         await self._pool.execute(_SQL["forget"])
@@ -224,9 +226,9 @@ class SelfReports:
     async def _leave(self) -> None:
         await self._pool.execute(_SQL["leave"], self._process_id)
 
-    async def _tell(self) -> None:
+    async def _write(self) -> None:
         await settle_ages(self._pool, self._telemetry)
         report = msgspec.json.encode(self._measures.report()).decode()
         await self._pool.execute(
-            _SQL["tell"], self._process_id, process_name(), self._serves, MISSED * self._every, report
+            _SQL["write"], self._process_id, process_name(), self._serves, MISSED * self._every, report
         )

@@ -32,7 +32,7 @@ SCHEDULED = "schedules"
 """The fingerprint of the schedules' unit."""
 
 
-def conducted(saga: Saga[Any, Any]) -> str:
+def saga_fingerprint(saga: Saga[Any, Any]) -> str:
     """Return the fingerprint of a saga's unit.
 
     Any code that has the saga and takes the same events can run it, because its records say what follows.
@@ -40,7 +40,7 @@ def conducted(saga: Saga[Any, Any]) -> str:
     return f"saga.{kinds_of(saga.events)}"
 
 
-def reacted(reactor: Reactor) -> str:
+def reactor_fingerprint(reactor: Reactor) -> str:
     """Return the fingerprint of a reactor's unit: any code that has it and takes the same events can run it."""
     return f"reactor.{kinds_of(reactor.events)}"
 
@@ -52,9 +52,11 @@ async def register_units(connection: Connection, domain: Domain, *, insist: bool
     insist: see `register`.
     """
     for saga in domain.sagas:
-        await register(connection, saga.category, conducted(saga), from_end=not saga.from_start, insist=insist)
+        await register(connection, saga.category, saga_fingerprint(saga), from_end=not saga.from_start, insist=insist)
     for reactor in domain.reactors:
-        await register(connection, reactor.unit, reacted(reactor), from_end=not reactor.from_start, insist=insist)
+        await register(
+            connection, reactor.unit, reactor_fingerprint(reactor), from_end=not reactor.from_start, insist=insist
+        )
     if domain.schedules:
         await register(connection, SCHEDULES, SCHEDULED)
 
@@ -65,8 +67,8 @@ def names_of(domain: Domain) -> set[str]:
     return views | sagas | {reactor.unit for reactor in domain.reactors}
 
 
-class _Keeper(Protocol):
-    async def run(self, standing: Generation, well: Callable[[], None]) -> None: ...
+class _Runner(Protocol):
+    async def run(self, leased: Generation, well: Callable[[], None]) -> None: ...
 
 
 class Worker:
@@ -108,8 +110,8 @@ class Worker:
         """The units that this code can run, with the fingerprint of each."""
         return (
             {view.name: fingerprint(view) for view in self._domain.views}
-            | {saga.category: conducted(saga) for saga in self._domain.sagas if saga.category in self.conductors}
-            | {reactor.unit: reacted(reactor) for reactor in self._domain.reactors}
+            | {saga.category: saga_fingerprint(saga) for saga in self._domain.sagas if saga.category in self.conductors}
+            | {reactor.unit: reactor_fingerprint(reactor) for reactor in self._domain.reactors}
             | ({} if self.scheduler is None else {SCHEDULES: SCHEDULED})
         )
 
@@ -122,16 +124,16 @@ class Worker:
 
     async def run_unit(self, unit: Unit) -> None:
         """Run a leased unit until the lease is lost."""
-        await self._keeper(unit).run(unit.leased, partial(self._supervisor.well, unit.task))
+        await self._runner_of(unit).run(unit.leased, partial(self._supervisor.well, unit.task))
 
-    def _keeper(self, unit: Unit) -> _Keeper:
+    def _runner_of(self, unit: Unit) -> _Runner:
         if unit.name == SCHEDULES:
             assert self.scheduler is not None  # otherwise `runs` would not offer it
             return self.scheduler
         if unit.building:
             return self._rebuild(self._domain.view_named(unit.name))
-        keepers: dict[str, _Keeper] = {**self.projectors, **self.conductors, **self.reacting}
-        return keepers[unit.name]
+        runners: dict[str, _Runner] = {**self.projectors, **self.conductors, **self.reacting}
+        return runners[unit.name]
 
     def _projector(self, view: View[Any]) -> Projector[Any]:
         return Projector(

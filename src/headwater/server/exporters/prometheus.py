@@ -27,7 +27,7 @@ from headwater.eventstore.log import Verdict
 from headwater.eventstore.snapshots import SnapshotCounts
 from headwater.sagas.conductor import SagaCounts
 from headwater.sagas.operations import OPEN, SagaCount, counted, limits_of
-from headwater.server.node import HEALTH_SECONDS, NO_ANSWER, Node
+from headwater.server.node import NO_ANSWER, Node
 from headwater.server.self_report import settle_ages
 from headwater.supervisor import within
 from headwater.telemetry import Distribution, Progress, Telemetry
@@ -99,7 +99,7 @@ async def _known(node: Node) -> tuple[Standings, Sequence[SagaCount]] | tuple[No
         return standings, sagas
 
     try:
-        return await within(HEALTH_SECONDS, ask())
+        return await within(node.probe_seconds, ask())
     except NO_ANSWER:
         return None, None  # `headwater_database_up` shows it, and the outage log reports it
 
