@@ -1,4 +1,4 @@
-"""One filter, compiled twice: SQL and the Python predicate choose the same rows, whatever the rows and the filter."""
+"""Filters: SQL and the Python predicate select the same rows, for any rows and any filter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Seen(Event):
 
 
 class Sample(ReadModel, key="sample_id"):
-    """A column of each type that filters take, needed and optional."""
+    """A required and an optional column of each type that can be filtered."""
 
     sample_id: UUID
     text: str
@@ -165,7 +165,7 @@ async def pool(dsn: str) -> Any:
 
 
 async def filled(pool: asyncpg.Pool, rows: list[dict[str, Any]]) -> list[asyncpg.Record]:
-    """The rows as they are stored: read back from a table that holds just these."""
+    """Store rows in an empty table; return them as they are read back."""
     async with pool.acquire() as connection:
         standing = await prepare(connection, view)
         await connection.execute(f"truncate read.{standing.table}")
@@ -176,7 +176,7 @@ async def filled(pool: asyncpg.Pool, rows: list[dict[str, Any]]) -> list[asyncpg
 
 
 async def agree(pool: asyncpg.Pool, rows: list[asyncpg.Record], tree: Filter) -> set[UUID]:
-    """The keys that both choose."""
+    """Return the keys that both select; fail if they differ."""
     reader = Reader(pool, view, Positions())
     by_sql = await reader.keys(tree)
     by_python = {row["sample_id"] for row in rows if to_predicate(tree)(row)}
@@ -191,10 +191,10 @@ async def agree(pool: asyncpg.Pool, rows: list[asyncpg.Record], tree: Filter) ->
     max_examples=40,
     deadline=None,
     derandomize=True,
-    phases=[Phase.explicit, Phase.generate],  # the assertion says filter and rows; shrinking takes minutes
+    phases=[Phase.explicit, Phase.generate],  # the assertion shows filter and rows; shrinking takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-async def test_sql_and_predicate_choose_the_same_rows(
+async def test_sql_and_predicate_select_the_same_rows(
     pool: asyncpg.Pool, rows: list[dict[str, Any]], trees: list[Filter]
 ) -> None:
     stored = await filled(pool, rows)
@@ -223,7 +223,7 @@ MEANINGS: list[tuple[Filter, bool]] = [
     (Compare("text", "contains", ""), True),
     (Compare("text", "starts_with", "Ä"), True),
     (Compare("text", "starts_with", "%"), False),
-    (Compare("text", "gt", "z"), True),  # by code point: Ä comes after z
+    (Compare("text", "gt", "z"), True),  # by code point, Ä is after z
     (Compare("amount", "eq", Decimal("1.1")), True),
     (Compare("amount", "in", (Decimal(2), Decimal("1.100"))), True),
     (Compare("at", "eq", NOON.astimezone(timezone(timedelta(hours=9)))), True),
@@ -248,7 +248,7 @@ MEANINGS: list[tuple[Filter, bool]] = [
 ]
 
 
-async def test_what_filters_mean(pool: asyncpg.Pool) -> None:
+async def test_each_operator_selects_the_rows_that_it_names(pool: asyncpg.Pool) -> None:
     stored = await filled(pool, [ROW])
     for tree, chosen in MEANINGS:
         assert await agree(pool, stored, tree) == ({UUID(int=0)} if chosen else set()), tree

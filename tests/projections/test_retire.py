@@ -29,18 +29,18 @@ without = App([Feature([Decider("box", "box_id", None, posts.decide, posts.evolv
 
 
 async def names(connection: asyncpg.Connection) -> set[str]:
-    """What is kept, or waited for."""
+    """Return the names that have a live or building generation."""
     return {each.name for each in (await read_standings(connection)).projections} & {"Box", "reactor outside"}
 
 
 async def kept(dsn: str, app: App) -> None:
-    """A worker of an app has done all that there is, and ends."""
+    """Run a worker of an app until its projections are at the head."""
     async with Node(app, QUICK, dsn, serve=True, work=True) as node:
         head = await node.log.head()
         await until(lambda: all(each.progress.position >= head for each in node.worker.projectors.values()))
 
 
-async def test_a_read_model_that_nobody_brings(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_retired_read_model_loses_its_rows_and_can_come_back(dsn: str, connection: asyncpg.Connection) -> None:
     app = app_of()
     await write(connection, posted(uuid4(), "one"), posted(uuid4(), "two"))
     await kept(dsn, app)
@@ -49,18 +49,20 @@ async def test_a_read_model_that_nobody_brings(dsn: str, connection: asyncpg.Con
     await retire(connection, "Box")
 
     assert await names(connection) == set()
-    assert await connection.fetchval("select to_regclass('read.box') is null"), "nobody reads it"
+    assert await connection.fetchval("select to_regclass('read.box') is null"), "the SQL view is gone"
     assert await connection.fetchval("select count(*) from read.box_1") == 2, "the rows are dropped later"
     async with Node(without, QUICK, dsn, serve=True, work=True) as node:
         await until(lambda: connection.fetchval("select to_regclass('read.box_1') is null"))
         assert await node.troubles() == {}
 
-    await kept(dsn, app)  # it comes back after all
+    await kept(dsn, app)  # an app that has it starts again
     assert await names(connection) == {"Box"}
     assert await connection.fetchval("select count(*) from read.box") == 2
 
 
-async def test_a_reactor_that_nobody_brings(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_retired_reactor_loses_its_checkpoint_and_dead_letters(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     outside = Outside(raises={"bad": ValueError("no")})
     async with Node(app_of(outside.reactor()), QUICK, dsn, serve=False, work=True):
         await write(connection, posted(uuid4(), "good"), posted(uuid4(), "bad"))
@@ -70,7 +72,7 @@ async def test_a_reactor_that_nobody_brings(dsn: str, connection: asyncpg.Connec
     assert await connection.fetchval("select count(*) from headwater.dead_letters") == 0
 
 
-async def test_a_worker_that_still_has_it_gives_it_up(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_running_worker_gives_up_a_retired_unit(dsn: str, connection: asyncpg.Connection) -> None:
     async with Node(app_of(), QUICK, dsn, serve=False, work=True) as node:
         await until(lambda: node.leases.held)
         await retire(connection, "Box")
@@ -78,7 +80,7 @@ async def test_a_worker_that_still_has_it_gives_it_up(dsn: str, connection: asyn
         assert await node.troubles() == {}
 
 
-async def test_what_stands_in_the_way_is_said(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_an_unknown_name_and_a_dependent_view_are_reported(dsn: str, connection: asyncpg.Connection) -> None:
     await kept(dsn, app_of())
     with pytest.raises(NotRetired, match=r"no read model, saga or reactor 'Nothing' to retire; there are .*Box"):
         await retire(connection, "Nothing")
@@ -92,7 +94,7 @@ without_saga = App([Feature([works.orders, works.works])])
 
 
 async def orders(dsn: str, connection: asyncpg.Connection, *plans: str) -> None:
-    """An order for each plan, which its saga has gone on with as far as it gets."""
+    """Place an order for each plan, and wait until each saga instance is done or waits."""
     async with Node(works.app, QUICK, dsn, serve=True, work=True) as node:
         for plan in plans:
             await node.dispatcher.execute(PlaceOrder(order_id=new_id(), plan=[plan]))
@@ -104,12 +106,12 @@ async def _are(connection: asyncpg.Connection, query: str, count: int) -> bool:
     return bool(await connection.fetchval(query) == count)
 
 
-async def test_a_saga_that_nobody_brings(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_retired_saga_leaves_its_records_in_the_log(dsn: str, connection: asyncpg.Connection) -> None:
     await orders(dsn, connection, "a", "b")
     await retire(connection, "saga Fulfilment")
     known = "select count(*) from headwater.projections where name = 'saga Fulfilment'"
     assert await _are(connection, known, 0)
-    # Its records stay in the log: the app without it starts on them, and reads them where it reads everything.
+    # An app without the saga starts on a log that has its records, and reads them.
     async with Node(without_saga, QUICK, dsn, serve=True, work=True) as node:
         head = await node.log.head()
         categories = {event.stream_id for event in await node.log.at(list(range(1, head + 1)))}
@@ -118,13 +120,13 @@ async def test_a_saga_that_nobody_brings(dsn: str, connection: asyncpg.Connectio
     assert await operations.counted(connection, {}) == []
 
 
-async def test_a_saga_that_has_open_instances_stays(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_saga_with_open_instances_is_not_retired(dsn: str, connection: asyncpg.Connection) -> None:
     await orders(dsn, connection, "a", "wait", "wait")
     with pytest.raises(NotRetired, match="saga Fulfilment is not retired: 2 instances of it are not over"):
         await retire(connection, "saga Fulfilment")
     assert await connection.fetchval("select exists (select from headwater.projections where name = 'saga Fulfilment')")
 
-    # No worker has the saga any more, and tells what becomes of them.
+    # No worker has the saga any more, so retiring carries out the instructions.
     first, second = await operations.listed(connection, operations.InstanceFilter(status=Phase.RUNNING), {}, limit=9)
     await operations.abandon(connection, first.key, "no use", "ada")
     with pytest.raises(NotRetired, match="1 instance of it is not over"):
@@ -143,7 +145,9 @@ async def test_a_saga_that_has_open_instances_stays(dsn: str, connection: asyncp
         await retire(connection, "saga Fulfilment")
 
 
-async def test_the_command(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_the_retire_command_refuses_a_read_model_that_the_app_still_has(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     environ: dict[str, Any] = clean_environ() | {"DATABASE_URL": dsn}
     code, _, complaint = await run_command("retire", "Account", environ=environ)
     assert (code, "the app still contains Account" in complaint) == (1, True)
@@ -153,7 +157,7 @@ async def test_the_command(dsn: str, connection: asyncpg.Connection) -> None:
     assert await names(connection) == set()
 
 
-async def test_the_command_says_that_instances_are_open(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_the_retire_command_reports_open_instances(dsn: str, connection: asyncpg.Connection) -> None:
     await orders(dsn, connection, "wait")
     code, out, complaint = await run_command("retire", "saga Fulfilment", DATABASE_URL=dsn)
     assert (code, out) == (1, "")

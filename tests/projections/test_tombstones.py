@@ -1,4 +1,4 @@
-"""Tombstones end: whoever was away for longer is sent everything again, and nobody keeps a row that is gone."""
+"""Tombstones are pruned: a client that was away for longer receives all rows again, and keeps no removed row."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DAY = 86_400.0
 
 
 async def things(node: Node, *keys: UUID, removed: Sequence[UUID] = ()) -> int:
-    """Things that are there, and some that are removed when they are; the position after them, which the rows have."""
+    """Count things, then remove some; return the position of the last command when the rows have reached it."""
     position = 0
     for commands in ([Count(thing_id=key) for key in keys], [Remove(thing_id=key) for key in removed]):
         if commands:
             position = await execute(node, *commands)
-            # What comes and goes in one batch was never a row, and has no tombstone.
+            # A row that is added and removed in one batch is never stored, and has no tombstone.
             await reached(node.positions, tally_view.name, position)
     return position
 
@@ -44,7 +44,7 @@ async def first_message(feed: Feed, after: int) -> Message:
         return await anext(messages)
 
 
-async def test_a_cursor_from_before_what_is_forgotten_is_reset(start: Start, connection: asyncpg.Connection) -> None:
+async def test_a_cursor_from_before_a_pruned_tombstone_is_reset(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(things_app)
     feed, tombstones = node.serving.feeds[Tally], Tombstones(node.database, seconds=DAY)
     stays, old, young = uuid4(), uuid4(), uuid4()
@@ -66,7 +66,7 @@ async def test_a_cursor_from_before_what_is_forgotten_is_reset(start: Start, con
     assert (message.reset, message.upserted, list(message.removed), message.position) == (False, [], [young], 5)
 
 
-async def test_a_row_that_is_there_again_has_nothing_to_forget(start: Start, connection: asyncpg.Connection) -> None:
+async def test_a_row_that_was_added_again_has_no_tombstone(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(things_app)
     key = uuid4()
     await things(node, key, removed=[key])
@@ -76,7 +76,7 @@ async def test_a_row_that_is_there_again_has_nothing_to_forget(start: Start, con
     assert (message.reset, [row["thing_id"] for row in message.upserted]) == (False, [key])
 
 
-async def test_those_of_other_generations_are_not_touched(start: Start, connection: asyncpg.Connection) -> None:
+async def test_tombstones_of_other_generations_are_not_pruned(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(things_app)
     key = uuid4()
     await things(node, key, removed=[key])
@@ -90,7 +90,9 @@ async def test_those_of_other_generations_are_not_touched(start: Start, connecti
     assert [row[0] for row in left] == [7, 8]
 
 
-async def test_more_than_one_transaction_takes(start: Start, connection: asyncpg.Connection) -> None:
+async def test_more_tombstones_than_one_transaction_prunes_are_all_pruned(
+    start: Start, connection: asyncpg.Connection
+) -> None:
     node = await start(things_app)
     await connection.execute(
         "insert into headwater.tombstones select 'Tally', 1, uuidv7(), n from generate_series(1, 25000) n"
@@ -100,7 +102,7 @@ async def test_more_than_one_transaction_takes(start: Start, connection: asyncpg
     assert await connection.fetchval("select forgotten from headwater.projections where name = 'Tally'") == 25_000
 
 
-async def test_a_worker_prunes_what_is_old(start: Start, connection: asyncpg.Connection) -> None:
+async def test_a_worker_prunes_old_tombstones(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(things_app, settings=replace(Settings(), tombstone_seconds=0.2))
     key = uuid4()
     await things(node, key, removed=[key])
@@ -108,10 +110,10 @@ async def test_a_worker_prunes_what_is_old(start: Start, connection: asyncpg.Con
     assert await connection.fetchval("select forgotten from headwater.projections where name = 'Tally'") == 2
 
 
-async def test_a_process_that_slept_for_longer_than_tombstones_are_kept(
+async def test_a_process_that_was_paused_for_longer_than_tombstones_are_kept_reads_all_rows_again(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its clients hold rows whose removal nobody can tell it of any more."""
+    """Its clients hold rows whose tombstones are pruned."""
     node = await start(things_app)
     feed, one, other = node.serving.feeds[Tally], uuid4(), uuid4()
     await things(node, one, other)
@@ -139,9 +141,11 @@ async def test_a_process_that_slept_for_longer_than_tombstones_are_kept(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_pruning_beside_the_worker_loses_nothing(start: Start, connection: asyncpg.Connection, seed: int) -> None:
-    """Everything is pruned at once, all the time: those who watch, and those who come back at any position, hold what
-    the table holds; and the worker is never in the way of it, nor it of the worker."""
+async def test_pruning_while_a_worker_writes_loses_nothing(
+    start: Start, connection: asyncpg.Connection, seed: int
+) -> None:
+    """All tombstones are pruned continuously. Clients that watch, and clients that resume at any position, end with the
+    rows of the table; the worker and the pruning never fail because of each other."""
     dice = random.Random(seed)
     node = await start(things_app)
     feed, tombstones = node.serving.feeds[Tally], Tombstones(node.database, seconds=0)

@@ -1,4 +1,4 @@
-"""What a process says of itself at `/metrics`, and when it says that it is not ready."""
+"""The metrics of a process at `/metrics`, and its readiness."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Scraped:
-    """A process's answer, parsed."""
+    """The parsed answer of a process."""
 
     def __init__(self, text: str) -> None:
         self.families: dict[str, Metric] = {each.name: each for each in text_string_to_metric_families(text)}
@@ -57,7 +57,7 @@ class Scraped:
         }
 
     def __call__(self, name: str, **labels: str) -> float:
-        """A sample's value."""
+        """Return the value of a sample."""
         return self.values[f"headwater_{name}", *sorted(labels.items())]
 
     def of_projection(self, name: str, projection: str, generation: int = 1, state: str = "live") -> float:
@@ -77,12 +77,12 @@ async def scrape(app: Starlette) -> Scraped:
 
 
 def worker_of(node: Node) -> Starlette:
-    """What `headwater work` serves."""
+    """Return the app that `headwater work` serves."""
     return Starlette(routes=[*health_routes(node), metrics_route(node)])
 
 
 async def bank_with(node: Node, deposits: int) -> UUID:
-    """A user (1), an account (2), and so many deposits, which the read models hold."""
+    """Register a user (1), open an account (2) and make deposits; wait until the read models have them."""
     user, account = uuid4(), uuid4()
     execute = node.dispatcher.execute
     await execute(RegisterUser(user_id=user, email="ada@example.org", name="Ada"))
@@ -96,7 +96,7 @@ async def bank_with(node: Node, deposits: int) -> UUID:
 # After a known load --------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_done_is_counted(start: Start) -> None:
+async def test_commands_batches_and_rows_are_counted(start: Start) -> None:
     node = await start()
     account, web = await bank_with(node, 300), Web(node)
     with pytest.raises(InsufficientFunds):
@@ -138,7 +138,9 @@ def fold_all_but_eve(row: UserView | None, event: Recorded[UserEvent]) -> UserVi
     return user_view.fold(row, event)
 
 
-async def test_what_went_wrong_is_counted(start: Start, connection: asyncpg.Connection) -> None:
+async def test_retries_parked_keys_and_displaced_batches_are_counted(
+    start: Start, connection: asyncpg.Connection
+) -> None:
     view = View(UserView, fold_all_but_eve, on_failure=Retry(times=3, first=0.001, longest=0.01))
     await rebuild(connection, view)
     node = await start(App([Feature([users_decider], [view])]))
@@ -154,7 +156,7 @@ async def test_what_went_wrong_is_counted(start: Start, connection: asyncpg.Conn
     users = node.serving.feeds[UserView].reader
     await users.reach(await register("Ada"))
     async with connection.transaction():
-        # As a crash of PostgreSQL leaves it that takes the last commits with it.
+        # The state after a crash of PostgreSQL that lost the last commits.
         await connection.execute("delete from read.user_2")
         await connection.execute("update headwater.projections set position = 0 where name = 'User' and generation = 2")
     await users.reach(await register("Bob"))
@@ -172,7 +174,7 @@ async def test_what_went_wrong_is_counted(start: Start, connection: asyncpg.Conn
     assert [each.labels["generation"] for each in shown if each.labels["projection"] == "User"] == ["2"]
 
 
-async def test_generations_are_told_apart(start: Start, connection: asyncpg.Connection) -> None:
+async def test_generations_have_samples_of_their_own(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(work=False)
     await bank_without_rows(node)
     await connection.execute("update headwater.projections set position = 1 where name = 'User'")
@@ -195,7 +197,7 @@ async def test_generations_are_told_apart(start: Start, connection: asyncpg.Conn
     assert of(2, "building") == {"position": 0, "lag_events": 1, "parked_keys": 2, "failed": 1}
 
 
-async def test_buckets_are_cumulative(start: Start) -> None:
+async def test_histogram_buckets_are_cumulative(start: Start) -> None:
     node = await start()
     await bank_with(node, 50)
     said = await scrape(Web(node).app)
@@ -211,7 +213,7 @@ async def test_buckets_are_cumulative(start: Start) -> None:
                 assert counts[-1] == said(f"{family.name.removeprefix('headwater_')}_count", **labels)
 
 
-async def test_operations_and_what_was_sent(start: Start) -> None:
+async def test_operations_subscriptions_and_sent_changes_are_measured(start: Start) -> None:
     node = await start()
     account, web = await bank_with(node, 1), Web(node)
     engine = Engine(node.app.schema, observe=node.telemetry.operated)
@@ -230,17 +232,17 @@ async def test_operations_and_what_was_sent(start: Start) -> None:
     streams: list[Any] = [await engine.subscribe(GraphQLRequest(query), Scope(node.serving)) for query in queries]
     assert not any(isinstance(stream, Result) for stream in streams)
     for stream in streams[:2]:
-        await anext(stream)  # what is there: no change
+        await anext(stream)  # the initial rows are not counted as a change
     for _ in (4, 5):
         await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)))
         for stream in streams:
             assert not (await asyncio.wait_for(anext(stream), 10)).errors
 
     said = await scrape(web.app)
-    # Who has asked for the second change has taken the first.
+    # The request for the second change shows that the first was taken.
     assert said("sent_messages_total", to="Account") == 2
     assert said("sent_messages_total", to="events") == 1
-    # To `events`, 4 was there before it was asked for the first time: that says nothing of how late it was.
+    # Event 4 was recorded before the subscription to `events` was opened, so its age is not counted.
     assert said("append_to_sent_seconds_count") == 2
     assert 0 < said("append_to_sent_seconds_sum") < 60
     assert said("subscriptions", to="Account") == 2
@@ -262,7 +264,7 @@ async def test_operations_and_what_was_sent(start: Start) -> None:
     assert (said("subscriptions", to="events"), said("subscriptions", to="Account")) == (0, 0)
 
 
-async def test_a_worker_says_what_it_keeps_and_nothing_of_serving(start: Start) -> None:
+async def test_a_worker_has_projection_metrics_and_no_serving_metrics(start: Start) -> None:
     node = await start(serve=False)
     said = await scrape(worker_of(node))
     assert said.of_projection("position", "Account") == 0
@@ -272,7 +274,7 @@ async def test_a_worker_says_what_it_keeps_and_nothing_of_serving(start: Start) 
 
 
 @pytest.mark.parametrize("command", ["serve", "work"])
-async def test_every_process_is_asked_at_its_own_address(dsn: str, command: str) -> None:
+async def test_each_command_serves_metrics_on_its_own_port(dsn: str, command: str) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headwater", command, "--port", "0"),
         cwd=ROOT,
@@ -296,7 +298,7 @@ async def test_every_process_is_asked_at_its_own_address(dsn: str, command: str)
 # Behind --------------------------------------------------------------------------------------------------------------
 
 
-async def test_lag_is_the_age_of_the_oldest_event_that_was_not_passed(
+async def test_lag_is_the_age_of_the_first_event_after_the_checkpoint(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     node = await start(work=False)
@@ -327,7 +329,7 @@ async def test_lag_is_the_age_of_the_oldest_event_that_was_not_passed(
     assert said.of_projection("parked_keys", "Account") == 0
 
 
-async def test_ready_tolerates_so_much_and_no_more(start: Start) -> None:
+async def test_a_process_is_unready_when_a_projection_is_later_than_tolerated(start: Start) -> None:
     strict = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.2))
     patient = await start(work=False)
     web = Web(strict)
@@ -355,8 +357,8 @@ async def test_ready_tolerates_so_much_and_no_more(start: Start) -> None:
     await until(is_ready)
 
 
-async def test_a_clock_that_was_set_back_hides_no_lag(start: Start, connection: asyncpg.Connection) -> None:
-    """Times of the log never fall, so what was appended since is of the future."""
+async def test_lag_is_reported_after_the_clock_was_set_back(start: Start, connection: asyncpg.Connection) -> None:
+    """Times of the log never fall, so newer events carry a time in the future of the clock."""
     node = await start(work=False)
 
     async def lags() -> dict[str, float]:
@@ -368,7 +370,7 @@ async def test_a_clock_that_was_set_back_hides_no_lag(start: Start, connection: 
         "update headwater.projections set position = $2, updated_at = now() + $3 * interval '1 second' where name = $1"
     )
     await connection.execute(moved, "User", 0, -100)
-    await connection.execute(moved, "Transfer", 0, 100)  # moved last before the clock was set back
+    await connection.execute(moved, "Transfer", 0, 100)  # its checkpoint last moved before the clock was set back
     await connection.execute(moved, "Account", 1, -100)
     found = await lags()
     assert 100 <= found.pop("User") < 160
@@ -376,7 +378,9 @@ async def test_a_clock_that_was_set_back_hides_no_lag(start: Start, connection: 
     assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == ["projection User"]
 
 
-async def test_what_is_built_beside_makes_nobody_unready(start: Start, connection: asyncpg.Connection) -> None:
+async def test_a_generation_that_is_being_built_does_not_make_a_process_unready(
+    start: Start, connection: asyncpg.Connection
+) -> None:
     node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
     await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
     await connection.execute("update headwater.projections set position = 1")
@@ -388,7 +392,9 @@ async def test_what_is_built_beside_makes_nobody_unready(start: Start, connectio
     assert [each.lag_events for each in (await read_standings(node.database.pool)).projections] == [0, 0, 0, 1, 0, 0]
 
 
-async def test_what_waits_for_its_next_generation_is_not_late(start: Start, connection: asyncpg.Connection) -> None:
+async def test_a_projection_whose_next_generation_is_being_built_is_not_late(
+    start: Start, connection: asyncpg.Connection
+) -> None:
     node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
     await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
     await connection.execute(
@@ -402,10 +408,10 @@ async def test_what_waits_for_its_next_generation_is_not_late(start: Start, conn
     ]
 
 
-async def test_what_waits_for_a_generation_that_has_failed_is_late(
+async def test_a_projection_whose_next_generation_has_failed_is_late(
     start: Start, connection: asyncpg.Connection
 ) -> None:
-    """Nobody goes on with it by itself: that its code is gone is no reason to wait any more."""
+    """A failed build does not continue by itself, so there is nothing to wait for."""
     node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
     await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
     await connection.execute(
@@ -415,7 +421,7 @@ async def test_what_waits_for_a_generation_that_has_failed_is_late(
     assert "projection User" in (await get(Web(node).app, "/health/ready")).json()["troubles"]
 
 
-async def test_what_verify_found_is_shown(start: Start, dsn: str, connection: asyncpg.Connection) -> None:
+async def test_differences_that_verify_found_are_shown(start: Start, dsn: str, connection: asyncpg.Connection) -> None:
     node = await start()
     await bank_without_rows(node)
     await node.serving.feeds[user_view.model].reader.reach(1)
@@ -428,7 +434,9 @@ async def test_what_verify_found_is_shown(start: Start, dsn: str, connection: as
         assert len(said.families["headwater_projection_differences"].samples) == 1, "of what was verified"
 
 
-async def test_metrics_without_a_database(start: Start, connection: asyncpg.Connection) -> None:
+async def test_metrics_of_the_process_are_served_without_a_database(
+    start: Start, connection: asyncpg.Connection
+) -> None:
     node = await start(work=False)
     await bank_without_rows(node)
     node.probe.pool.terminate()
@@ -445,7 +453,7 @@ async def bank_without_rows(node: Node) -> None:
 # The numbers ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_distribution_counts_by_bounds() -> None:
+def test_a_distribution_counts_values_up_to_each_bound() -> None:
     taken = Distribution((1, 10))
     for value in (0, 1, 1.5, 10, 11, 1000):
         taken.observe(value)
@@ -453,7 +461,7 @@ def test_a_distribution_counts_by_bounds() -> None:
     assert (taken.counts, taken.total) == ([2, 5, 2], 1029.5)
 
 
-def test_ages_of_neighbours_that_are_alike_are_counted_together() -> None:
+def test_equal_neighbouring_ages_are_counted_in_one_step() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     ages = [5, 5, 3, 3, 3, 0.5, -2]
     taken = Distribution((1, 4))
@@ -463,7 +471,7 @@ def test_ages_of_neighbours_that_are_alike_are_counted_together() -> None:
     assert sum(taken.counts) == len(ages)
 
 
-def test_what_nobody_reads_is_bounded() -> None:
+def test_changes_that_no_scrape_measures_are_bounded() -> None:
     telemetry = Telemetry()
     for position in range(MAX_UNMEASURED + 5):
         telemetry.handed_over("Account", position, 0.0)
@@ -473,7 +481,7 @@ def test_what_nobody_reads_is_bounded() -> None:
     assert telemetry.messages == {"Account": MAX_UNMEASURED + 5}
 
 
-def test_what_was_asked_for_from_the_past_is_not_late() -> None:
+def test_changes_from_before_the_subscription_are_not_counted_as_late() -> None:
     telemetry, moment = Telemetry(), datetime(2026, 1, 1, tzinfo=UTC)
     opened = moment.timestamp() + 10
     recorded = {1: moment, 2: moment + timedelta(seconds=11)}
@@ -516,7 +524,7 @@ def broken(due: datetime) -> RegisterUser:
 
 
 async def said_all(node: Node) -> Scraped | None:
-    """What the node says, once its schedules and its snapshot are dealt with."""
+    """Return the metrics of the node when its schedules and its snapshot are done."""
     said = await scrape(Web(node).app)
     moments = [said.values.get(("headwater_schedule_moments_total", ("outcome", each))) for each in ("fired", "failed")]
     return said if moments == [1, 1] and said("snapshots_total", outcome="stored") else None
@@ -527,11 +535,11 @@ async def said_all(node: Node) -> Scraped | None:
 
 @pytest.fixture
 async def everything(start: Start) -> Mapping[str, Metric]:
-    """Every metric that there is."""
+    """Return every metric."""
     return (await scrape(Web(await start()).app)).families
 
 
-async def test_the_page_of_metrics_is_up_to_date(everything: Mapping[str, Metric]) -> None:
+async def test_docs_metrics_lists_every_metric(everything: Mapping[str, Metric]) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     told = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
     names = {name + ("_total" if each.type == "counter" else ""): each for name, each in everything.items()}
@@ -547,7 +555,7 @@ LABELS = {
     "sagas_stuck": "saga",
     **{f"saga_{each}": "saga" for each in SagaCounts.__dataclass_fields__},
 }
-"""Of those that have no sample before anything was done."""
+"""Metrics that have no sample before their first event."""
 
 
 def labels_of(family: Metric) -> str:
@@ -555,8 +563,8 @@ def labels_of(family: Metric) -> str:
     return ", ".join(sorted(known)) or LABELS.get(family.name.removeprefix("headwater_"), "")
 
 
-async def test_slow_queries_make_nobody_unready(start: Start) -> None:
-    """All connections that answer queries are taken: the probe has its own."""
+async def test_slow_queries_that_use_the_whole_pool_do_not_make_a_process_unready(start: Start) -> None:
+    """All connections for queries are taken; the probe has its own."""
     node = await start(settings=msgspec.structs.replace(Settings(), pool_size=2))
     web = Web(node)
     async with node.database.pool.acquire(), node.database.pool.acquire():
@@ -565,7 +573,9 @@ async def test_slow_queries_make_nobody_unready(start: Start) -> None:
         assert "headwater_database_up 1.0" in (await get(web.app, "/metrics")).text
 
 
-async def test_the_probe_connects_again(start: Start, connection: asyncpg.Connection) -> None:
+async def test_the_probe_reconnects_after_its_connection_was_terminated(
+    start: Start, connection: asyncpg.Connection
+) -> None:
     node = await start()
     assert await node.troubles() == {}
     await connection.execute(
