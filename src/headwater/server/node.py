@@ -47,7 +47,7 @@ from headwater.projections.reader import Reader
 from headwater.projections.retire import RetiredTables
 from headwater.projections.tombstones import Tombstones
 from headwater.server.self_report import Measures, SelfReports
-from headwater.server.worker import Worker, register_units
+from headwater.server.worker import CommandPath, Worker, register_units
 from headwater.supervisor import Supervisor, within
 from headwater.telemetry import Telemetry
 
@@ -259,8 +259,7 @@ class Node:
             self.positions,
             self.supervisor,
             self._clock,
-            self.appender if self.decides else None,
-            self.dispatcher if self.decides else None,
+            CommandPath(self.appender, self.dispatcher) if self.decides else None,
         )
         self.leases = Leases(
             self.database,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -71,10 +72,18 @@ class _Runner(Protocol):
     async def run(self, leased: Generation, well: Callable[[], None]) -> None: ...
 
 
+@dataclass(frozen=True)
+class CommandPath:
+    """What sagas and schedules need to issue commands."""
+
+    appender: Appender
+    dispatcher: Dispatcher
+
+
 class Worker:
     """Runs the units that the leases give it, each by `run_unit`.
 
-    appender, dispatcher: None when the domain has neither sagas nor schedules. clock: used by sagas and schedules.
+    commands: None when the domain has neither sagas nor schedules. clock: used by sagas and schedules.
     """
 
     def __init__(
@@ -86,8 +95,7 @@ class Worker:
         positions: Positions,
         supervisor: Supervisor,
         clock: Clock,
-        appender: Appender | None,
-        dispatcher: Dispatcher | None,
+        commands: CommandPath | None,
     ) -> None:
         self._database = database
         self._log = log
@@ -100,10 +108,10 @@ class Worker:
         self.reacting = {reactor.unit: self._reacting(reactor) for reactor in domain.reactors}
         self.conductors: dict[str, Conductor] = {}
         self.scheduler: Scheduler | None = None
-        if appender is not None and dispatcher is not None:
-            self.conductors = {saga.category: self._conductor(saga, appender, dispatcher) for saga in domain.sagas}
+        if commands is not None:
+            self.conductors = {saga.category: self._conductor(saga, commands) for saga in domain.sagas}
             if domain.schedules:
-                self.scheduler = Scheduler(database, dispatcher, domain.schedules, clock=clock)
+                self.scheduler = Scheduler(database, commands.dispatcher, domain.schedules, clock=clock)
 
     @property
     def runs(self) -> dict[str, str]:
@@ -159,12 +167,12 @@ class Worker:
             lease=self._settings.lease_seconds,
         )
 
-    def _conductor(self, saga: Saga[Any, Any], appender: Appender, dispatcher: Dispatcher) -> Conductor:
+    def _conductor(self, saga: Saga[Any, Any], commands: CommandPath) -> Conductor:
         return Conductor(
             self._database,
             self._log,
-            appender,
-            dispatcher,
+            commands.appender,
+            commands.dispatcher,
             self._domain,
             saga,
             self._positions,
