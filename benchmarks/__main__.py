@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import uvloop
 
-from benchmarks import appending, projecting, rebuilding, snapshots, subscribing, transferring
+from benchmarks import appending, projecting, rebuilding, snapshots, subscribing, transferring, validating
 from benchmarks.ground import server
 
 BENCHMARKS = {
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "subscribing": subscribing.run,
     "snapshots": snapshots.run,
     "transferring": transferring.run,
+    "validating": validating.run,
 }
 
 
