@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -232,12 +233,12 @@ async def launch(environ: dict[str, str]) -> AsyncIterator[Callable[..., Any]]:
     """Starts `headwater ...` on the test's database without waiting for it; kills it after the test."""
     processes: list[asyncio.subprocess.Process] = []
 
-    async def start(*arguments: str, **more: str) -> asyncio.subprocess.Process:
+    async def start(*arguments: str, stdout: int = asyncio.subprocess.PIPE, **more: str) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "headwater", *arguments),
             env=environ | more,
             cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=stdout,
             stderr=asyncio.subprocess.PIPE,
         )
         processes.append(process)
@@ -333,8 +334,10 @@ async def test_a_dev_that_cannot_listen_does_not_migrate_the_database(
 async def test_a_closed_pipe_ends_a_command_quietly(launch: Callable[..., Any], environ: dict[str, str]) -> None:
     assert (await run("migrate", **environ))[0] == 0
     for command in (["status"], ["schema"], ["events", "tail"]):
-        process = await launch(*command)
-        process.stdout._transport.close()
+        read, write = os.pipe()
+        os.close(read)
+        process = await launch(*command, stdout=write)
+        os.close(write)
         assert (await asyncio.wait_for(process.wait(), 30), await process.stderr.read()) == (0, b""), command
 
 

@@ -1,4 +1,4 @@
-"""The bank's decisions, in its own words: given these events, when this command, then those events or that refusal."""
+"""The decisions of accounts and users: given events, when a command, then events or a refusal."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def given_back(amount: str, balance: str) -> TransferReturned:
     return TransferReturned(account_id=A, transfer_id=T, amount=Decimal(amount), balance=Decimal(balance))
 
 
-# ------------------------------------------------------------------------------------------------------------ accounts
+# Accounts -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,9 @@ def given_back(amount: str, balance: str) -> TransferReturned:
         ([OPENED, received("5", "5"), sent("5", "0"), given_back("5", "5")], withdraw("1"), [withdrawn("1", "4")]),
     ],
 )
-def test_an_account_decides(history: list[AccountEvent], command: AccountCommand, events: list[AccountEvent]) -> None:
+def test_an_account_in_a_suitable_state_accepts_a_command(
+    history: list[AccountEvent], command: AccountCommand, events: list[AccountEvent]
+) -> None:
     given(accounts, history).when(command).then(events)
 
 
@@ -169,7 +171,7 @@ def test_an_account_that_was_never_opened_is_not_found(command: AccountCommand) 
 
 
 @pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, ReturnTransfer | SettleTransfer)])
-def test_a_closed_account_is_not_open(command: AccountCommand) -> None:
+def test_a_closed_account_accepts_only_returns_and_settlements(command: AccountCommand) -> None:
     given(accounts, [OPENED, CLOSED]).when(command).refused(AccountNotOpen, status=AccountStatus.CLOSED)
 
 
@@ -177,28 +179,28 @@ WHILE_FROZEN = UnfreezeAccount | ReturnTransfer | SettleTransfer
 
 
 @pytest.mark.parametrize("command", [move for move in MOVES if not isinstance(move, WHILE_FROZEN)])
-def test_a_frozen_account_is_not_open(command: AccountCommand) -> None:
+def test_a_frozen_account_accepts_only_unfreezing_returns_and_settlements(command: AccountCommand) -> None:
     given(accounts, [OPENED, FROZEN]).when(command).refused(AccountNotOpen, status=AccountStatus.FROZEN)
 
 
 @pytest.mark.parametrize("history", [[OPENED], [OPENED, FROZEN], [OPENED, CLOSED]])
-def test_an_account_is_opened_once(history: list[AccountEvent]) -> None:
+def test_an_account_cannot_be_opened_twice(history: list[AccountEvent]) -> None:
     again = OpenAccount(account_id=A, owner_id=B, currency="USD")
     given(accounts, history).when(again).refused(AlreadyExists)
 
 
-def test_nobody_takes_out_more_than_there_is() -> None:
+def test_a_withdrawal_or_transfer_beyond_the_balance_is_refused() -> None:
     given(accounts, [OPENED]).when(withdraw("0.01")).refused(InsufficientFunds, balance=Decimal(0))
     rich = given(accounts, [OPENED, deposited("5", "5")])
     for taken in (withdraw("5.01"), send("5.01")):
         rich.when(taken).refused(InsufficientFunds, balance=Decimal(5))
 
 
-def test_an_account_receives_its_own_currency() -> None:
+def test_a_transfer_in_another_currency_is_refused() -> None:
     given(accounts, [OPENED]).when(receive("1", "USD")).refused(CurrencyMismatch, expected="EUR", actual="USD")
 
 
-def test_only_an_empty_account_is_closed() -> None:
+def test_an_account_with_a_balance_cannot_be_closed() -> None:
     rich = given(accounts, [OPENED, deposited("0.01", "0.01")])
     rich.when(CloseAccount(account_id=A)).refused(AccountNotEmpty, balance=Decimal("0.01"))
 
@@ -207,8 +209,8 @@ SENT = [OPENED, deposited("5", "5"), sent("5", "0", held=True)]
 
 
 @pytest.mark.parametrize("since", [[], [FROZEN, AccountUnfrozen(account_id=A)]])
-def test_an_account_is_not_closed_while_its_money_may_come_back(since: list[AccountEvent]) -> None:
-    """What is on its way counts as a balance."""
+def test_an_account_cannot_be_closed_while_a_transfer_holds_its_money(since: list[AccountEvent]) -> None:
+    """Money in transit counts towards the balance."""
     close = CloseAccount(account_id=A)
     given(accounts, [*SENT, *since]).when(close).refused(AccountNotEmpty, balance=Decimal(5))
     given(accounts, [*SENT, received("3", "3"), *since]).when(close).refused(AccountNotEmpty, balance=Decimal(8))
@@ -216,21 +218,21 @@ def test_an_account_is_not_closed_while_its_money_may_come_back(since: list[Acco
     given(accounts, [*SENT, received("3", "3"), another]).when(close).refused(AccountNotEmpty, balance=Decimal(8))
 
 
-def test_an_account_is_closed_when_its_money_has_arrived_or_was_taken_out_after_it_came_back() -> None:
+def test_an_account_can_be_closed_after_its_transfer_was_settled_or_returned_and_withdrawn() -> None:
     given(accounts, [*SENT, SETTLED]).when(CloseAccount(account_id=A)).then([CLOSED])
     back = [given_back("5", "5"), withdrawn("5", "0")]
     given(accounts, [*SENT, *back]).when(CloseAccount(account_id=A)).then([CLOSED])
 
 
 @pytest.mark.parametrize("since", [[], [FROZEN]])
-def test_a_transfer_is_settled_once_whatever_the_account_has_become(since: list[AccountEvent]) -> None:
+def test_a_transfer_is_settled_once_on_an_open_or_frozen_account(since: list[AccountEvent]) -> None:
     given(accounts, [*SENT, *since]).when(SETTLE).then([SETTLED])
     given(accounts, [*SENT, SETTLED, *since]).when(SETTLE).then([])
     given(accounts, [*SENT, given_back("5", "5"), *since]).when(SETTLE).then([])
 
 
-def test_what_older_code_has_sent_is_not_held() -> None:
-    """The account may have been closed since, and takes back what did not arrive."""
+def test_a_transfer_sent_by_an_older_version_holds_no_money() -> None:
+    """The account may be closed meanwhile, and takes returned money back then."""
     stored = f'{{"account_id":"{A}","transfer_id":"{T}","amount":"5","balance":"0"}}'
     old = Codec([TransferSent]).decode("TransferSent", 1, stored)
     assert old == sent("5", "0")
@@ -240,7 +242,7 @@ def test_what_older_code_has_sent_is_not_held() -> None:
     given(accounts, [*history, CLOSED]).when(SETTLE).then([])
 
 
-def test_a_snapshot_holds_what_is_on_its_way() -> None:
+def test_a_snapshot_keeps_the_money_held_for_transfers() -> None:
     account, codec = given(accounts, SENT).state, StateCodec(Account)
     assert account.held == {T: Decimal(5)}
     assert codec.decode(codec.encode(account)) == account
@@ -270,9 +272,9 @@ COMMANDS = st.one_of(
 
 @settings(max_examples=100)
 @examples(st.lists(COMMANDS, max_size=30))
-def test_whatever_is_asked_the_books_balance(commands: list[AccountCommand]) -> None:
+def test_the_balance_is_the_sum_of_the_movements_after_any_commands(commands: list[AccountCommand]) -> None:
     history: list[Event] = []
-    for command in commands:  # `when` refuses a refusal that is not declared, and an event that evolve does not take
+    for command in commands:  # `when` fails on an undeclared refusal, and on an event that `evolve` does not take
         history.extend(given(accounts, history).when(command).events)
     moved = [event for event in history if isinstance(event, Movement)]
     balance = Decimal(0)
@@ -282,30 +284,30 @@ def test_whatever_is_asked_the_books_balance(commands: list[AccountCommand]) -> 
     assert given(accounts, history).state.balance == balance
 
 
-# --------------------------------------------------------------------------------------------------------------- users
+# Users ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_user_registers() -> None:
+def test_registering_a_user_records_the_address_and_name() -> None:
     given(users).when(RegisterUser(user_id=A, email="ada@example.org", name="Ada")).then([REGISTERED])
 
 
-def test_a_user_registers_once() -> None:
+def test_a_user_cannot_register_twice() -> None:
     again = RegisterUser(user_id=A, email="other@example.org", name="Ada")
     given(users, [REGISTERED]).when(again).refused(AlreadyExists)
 
 
-def test_a_user_changes_the_address() -> None:
+def test_a_changed_address_is_recorded_once() -> None:
     changed = EmailChanged(user_id=A, email="lovelace@example.org")
     given(users, [REGISTERED]).when(ChangeEmail(user_id=A, email="lovelace@example.org")).then([changed])
     given(users, [REGISTERED, changed]).when(ChangeEmail(user_id=A, email="lovelace@example.org")).then([])
     given(users, [REGISTERED]).when(ChangeEmail(user_id=A, email="ada@example.org")).then([])
 
 
-def test_nobody_else_changes_an_address() -> None:
+def test_an_unknown_user_cannot_change_an_address() -> None:
     given(users).when(ChangeEmail(user_id=B, email="b@example.org")).refused(UserNotFound, user_id=B)
 
 
-def test_an_address_is_claimed_whatever_its_capitals() -> None:
+def test_the_claim_of_an_address_ignores_case() -> None:
     (take,) = claims(User(), UserRegistered(user_id=A, email="Straße@Example.org", name="Ada"))
     assert isinstance(take, Take)
     assert (take.name, take.value) == ("email", "strasse@example.org")
@@ -321,26 +323,26 @@ def test_an_address_is_claimed_whatever_its_capitals() -> None:
         ("\ufb01n@example.org", "FIN@example.org"),  # a ligature
     ],
 )
-def test_an_address_is_claimed_however_its_characters_are_composed(one: str, other: str) -> None:
+def test_the_claim_of_an_address_ignores_unicode_composition(one: str, other: str) -> None:
     taken = [claims(User(), UserRegistered(user_id=A, email=email, name="Ada"))[0].value for email in (one, other)]
     assert taken[0] == taken[1]
     assert claims(User(one), EmailChanged(user_id=A, email=other)) == ()
 
 
 @pytest.mark.parametrize("name", ["\u200b", "\u2060 \ufeff", "\u202e\n"])
-def test_a_name_that_nobody_can_see(name: str) -> None:
+def test_a_name_of_invisible_characters_is_refused(name: str) -> None:
     given(users).when(RegisterUser(user_id=A, email="ada@example.org", name=name)).refused(
         InvalidInput, path=["name"], complaint="Expected a name that can be seen"
     )
 
 
-def test_a_name_may_hold_what_cannot_be_seen() -> None:
+def test_a_name_may_contain_invisible_characters_among_others() -> None:
     family = "\U0001f469\u200d\U0001f467"  # two people, joined
     registered = UserRegistered(user_id=A, email="ada@example.org", name=family)
     given(users).when(RegisterUser(user_id=A, email="ada@example.org", name=family)).then([registered])
 
 
-def test_a_new_address_gives_the_old_one_back() -> None:
+def test_a_changed_address_releases_the_claim_of_the_old_one() -> None:
     release, take = claims(User("Ada@Example.org"), EmailChanged(user_id=A, email="b@example.org"))
     assert release == Release("email", "ada@example.org")
     assert isinstance(take, Take)
@@ -348,7 +350,7 @@ def test_a_new_address_gives_the_old_one_back() -> None:
     assert claims(User("Ada@Example.org"), EmailChanged(user_id=A, email="ada@example.org")) == ()
 
 
-# -------------------------------------------------------------------------------------------------------- the contract
+# Declared refusals ----------------------------------------------------------------------------------------------------
 
 REFUSALS: list[tuple[type[Command], set[type[Refusal]]]] = [
     (RegisterUser, {EmailTaken, AlreadyExists}),
@@ -380,7 +382,7 @@ def test_every_command_is_in_the_table_above() -> None:
     assert {command for command, _ in REFUSALS} == {*accounts.commands, *users.commands, *transfers.commands}
 
 
-def test_what_only_the_app_asks_for_is_internal() -> None:
+def test_commands_that_only_the_saga_issues_are_internal() -> None:
     assert {command for command, _ in REFUSALS if command.__declared__.internal} == {
         SendTransfer,
         ReceiveTransfer,
@@ -393,10 +395,10 @@ def test_what_only_the_app_asks_for_is_internal() -> None:
     }
 
 
-# ------------------------------------------------------------------------------------------------- the words themselves
+# `given`, `when`, `then`, `refused` -----------------------------------------------------------------------------------
 
 
-def test_the_words_fail_when_something_else_happened() -> None:
+def test_then_and_refused_fail_on_another_outcome() -> None:
     opened = given(accounts, [OPENED])
     with pytest.raises(AssertionError, match="expected"):
         opened.when(deposit("1")).then([])

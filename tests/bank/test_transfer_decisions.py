@@ -1,4 +1,4 @@
-"""Transfers: how one moves from status to status, what its request looks at, and what people see of it."""
+"""The decisions of transfers, the account that a request consults, and the rows that transfers fold into."""
 
 from __future__ import annotations
 
@@ -68,35 +68,35 @@ def request(source: UUID = A, target: UUID = B) -> RequestTransfer:
     return RequestTransfer(transfer_id=T, from_account_id=source, to_account_id=target, amount=Decimal("5.00"))
 
 
-# --------------------------------------------------------------------------------------------------------- the request
+# The request ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("since", [[], [AccountFrozen(account_id=A)], [AccountClosed(account_id=A)]])
 def test_a_transfer_is_requested_in_the_currency_of_its_source(since: list[AccountEvent]) -> None:
-    """Whatever that has and may: it is found out when the money is to leave."""
+    """The balance and status of the source are checked later, when the money leaves."""
     given(transfers).when(request(), seeing={A: given(accounts, [OPENED, *since])}).then([REQUESTED])
 
 
-def test_a_transfer_comes_from_an_account() -> None:
+def test_a_transfer_from_an_unknown_account_is_refused() -> None:
     given(transfers).when(request()).refused(AccountNotFound, account_id=A)
     given(transfers).when(request(), seeing={A: given(accounts)}).refused(AccountNotFound, account_id=A)
 
 
-def test_a_transfer_goes_to_another_account() -> None:
+def test_a_transfer_to_the_same_account_is_refused() -> None:
     given(transfers).when(request(A, A), seeing={A: given(accounts, [OPENED])}).refused(SameAccount)
 
 
-def test_a_transfer_is_requested_once() -> None:
+def test_a_transfer_cannot_be_requested_twice() -> None:
     given(transfers, [REQUESTED]).when(request(), seeing={A: given(accounts, [OPENED])}).refused(AlreadyExists)
 
 
-def test_only_a_request_looks_at_an_account() -> None:
+def test_only_the_request_consults_an_account() -> None:
     assert consults(request()) == [(accounts, A)]
     assert [consults(command) for command in (NOTE, COMPLETE, REFUSE, REFUND)] == [[]] * 4
 
 
-def test_what_is_seen_is_what_is_consulted() -> None:
-    """The words of the tests, and of `Seen`."""
+def test_a_decision_can_read_only_the_states_that_it_consults() -> None:
+    """Holds for `Seen`, and for `seeing` in tests."""
     seen = Seen({("account", A): Account(AccountStatus.OPEN)})
     assert seen.of(accounts, A).status is AccountStatus.OPEN
     with pytest.raises(DefinitionError, match=f"reads account {B}, which `consults` does not name"):
@@ -107,7 +107,7 @@ def test_what_is_seen_is_what_is_consulted() -> None:
         given(accounts).when(request(), seeing={A: given(accounts)})
 
 
-# ----------------------------------------------------------------------------------------------------------- the moves
+# The transitions ------------------------------------------------------------------------------------------------------
 
 PATHS: dict[TransferStatus, list[TransferEvent]] = {
     TransferStatus.REQUESTED: [REQUESTED],
@@ -126,7 +126,7 @@ MOVES: list[tuple[TransferCommand, TransferEvent, TransferStatus, list[TransferS
 
 @pytest.mark.parametrize("status", TransferStatus)
 @pytest.mark.parametrize("command, event, to, before", MOVES)
-def test_a_transfer_moves_one_way(
+def test_a_transfer_accepts_only_the_next_transition_and_ignores_a_repeated_one(
     command: TransferCommand,
     event: TransferEvent,
     to: TransferStatus,
@@ -143,16 +143,16 @@ def test_a_transfer_moves_one_way(
 
 
 @pytest.mark.parametrize("command", [NOTE, COMPLETE, REFUSE, REFUND])
-def test_a_transfer_that_nobody_requested_is_not_found(command: TransferCommand) -> None:
+def test_a_transfer_that_was_never_requested_is_not_found(command: TransferCommand) -> None:
     given(transfers).when(command).refused(TransferNotFound, transfer_id=T)
 
 
-def test_the_first_reason_counts() -> None:
+def test_a_repeated_refusal_or_refund_does_not_change_the_reason() -> None:
     given(transfers, PATHS[TransferStatus.REFUSED]).when(RefuseTransfer(transfer_id=T, reason="TIMED_OUT")).then([])
     given(transfers, PATHS[TransferStatus.REFUNDED]).when(RefundTransfer(transfer_id=T, reason="TIMED_OUT")).then([])
 
 
-# ------------------------------------------------------------------------------------------------------ what is seen
+# The rows -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", TransferStatus)
@@ -171,7 +171,7 @@ def test_a_transfer_is_shown_with_its_status_and_reason(status: TransferStatus) 
     )
 
 
-def test_what_a_transfer_moves_is_an_entry_of_the_account() -> None:
+def test_money_moved_by_transfers_counts_as_entries_of_the_account() -> None:
     moved: list[AccountEvent] = [
         OPENED,
         TransferReceived(account_id=A, transfer_id=T, amount=Decimal(5), balance=Decimal(5)),

@@ -1,4 +1,4 @@
-"""Transfers as the bank's clients see them: requested by a mutation, watched by a subscription, in every way to end."""
+"""Transfers as clients see them: requested by a mutation, followed by a subscription, through every possible end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
 class Customer:
-    """A client of a node of the bank."""
+    """A GraphQL client of a node of the bank."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -84,7 +84,7 @@ class Customer:
         return (await self.ask(REQUEST, input=given))["requestTransfer"]
 
     async def transfer(self, source: UUID, target: UUID, amount: str = "30.00") -> list[dict[str, Any]]:
-        """Request one, watching it before it is there; what was seen until it was over."""
+        """Request a transfer, subscribed before it exists. Returns the rows received until it ended."""
         transfer = new_id()
         watches: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         watching = asyncio.create_task(self._watch(transfer, watches))
@@ -98,7 +98,7 @@ class Customer:
         async with asyncio.timeout(15), aclosing(self.rows(transfer)) as rows:
             async for row in rows:
                 if row is None:
-                    watches.set_result(None)  # it is not there yet
+                    watches.set_result(None)  # subscribed, and the transfer does not exist yet
                     continue
                 seen.append(row)
                 if row["status"] in ("COMPLETED", "REFUSED", "REFUNDED"):
@@ -106,17 +106,17 @@ class Customer:
         return seen
 
     async def rows(self, transfer: UUID) -> AsyncGenerator[dict[str, Any] | None, None]:
-        """The transfer now, and each time it changes."""
+        """Yield the transfer now and after each change; None while it does not exist."""
         request = GraphQLRequest(WATCH, variables={"id": str(transfer)})
         source = await self._engine.subscribe(request, Scope(self.node.serving))
         assert not isinstance(source, Result), source
         async with aclosing(source) as results:
             async for result in results:
                 assert not result.errors, result.errors
-                yield result.data["transfer"]  # type: ignore[index]  # it has no errors
+                yield result.data["transfer"]  # type: ignore[index]  # a result without errors has data
 
     async def balance(self, account: UUID, *, entries: int) -> str:
-        """The balance, when the row has so many entries."""
+        """Return the balance once the row has at least so many entries."""
 
         async def balance() -> str | None:
             row = (await self.ask(BALANCE, id=str(account)))["account"]
@@ -131,7 +131,7 @@ async def customer(start: Start) -> Customer:
 
 
 def ended(seen: list[dict[str, Any]]) -> tuple[str, str | None]:
-    """How it ended; on the way there every status comes before those that follow it, and no position twice."""
+    """Return the final status and reason; check that statuses and positions only advance and do not repeat."""
     order = ["REQUESTED", "WITHDRAWN", "COMPLETED", "REFUSED", "REFUNDED"]
     statuses = [order.index(row["status"]) for row in seen]
     assert statuses == sorted(set(statuses)), seen
@@ -140,7 +140,7 @@ def ended(seen: list[dict[str, Any]]) -> tuple[str, str | None]:
     return seen[-1]["status"], seen[-1]["reason"]
 
 
-async def test_money_arrives(customer: Customer) -> None:
+async def test_a_transfer_moves_money_from_the_source_to_the_target(customer: Customer) -> None:
     source, target = await customer.account(), await customer.account("1.00")
     assert ended(await customer.transfer(source, target)) == ("COMPLETED", None)
     assert await customer.balance(source, entries=2) == "70.00"
@@ -154,7 +154,9 @@ query ($of: UUID!) {
 """
 
 
-async def test_the_trail_says_what_led_to_what(customer: Customer, connection: asyncpg.Connection) -> None:
+async def test_the_audit_trail_links_each_event_of_a_transfer_to_its_cause(
+    customer: Customer, connection: asyncpg.Connection
+) -> None:
     source, target = await customer.account(), await customer.account()
     transfer, request = new_id(), str(new_id())
     given = {"fromAccountId": str(source), "toAccountId": str(target), "amount": "30.00", "transferId": str(transfer)}
@@ -165,7 +167,7 @@ async def test_the_trail_says_what_led_to_what(customer: Customer, connection: a
 
     known = {each["eventId"]: f"event {each['type']}" for each in events}
     known |= {each["commandId"]: f"command of {each['type']}" for each in events}
-    assert len(known) == 2 * len(events), "each has two ids of its own"
+    assert len(known) == 2 * len(events), "each event has an event id and a command id of its own"
     assert [(each["type"], known.get(each["causationId"])) for each in events] == [
         ("TransferRequested", None),
         ("SagaTook", "event TransferRequested"),
@@ -186,8 +188,8 @@ async def test_the_trail_says_what_led_to_what(customer: Customer, connection: a
     assert {each["actor"] for each in others} == {"saga Transfer"}
 
 
-async def test_a_client_sees_each_status(customer: Customer) -> None:
-    """A slow client would get the latest only; one that keeps up sees each. The target is held up until it has."""
+async def test_a_subscriber_receives_each_status_of_a_transfer(customer: Customer) -> None:
+    """The target is delayed until the client has received WITHDRAWN, since a slow client may get the latest only."""
     source, target = await customer.account(), await customer.account()
     holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     hold_up(customer.node, ReceiveTransfer, until=holding)
@@ -214,20 +216,20 @@ async def test_a_client_sees_each_status(customer: Customer) -> None:
     assert seen in (["REQUESTED", "WITHDRAWN", "COMPLETED"], ["WITHDRAWN", "COMPLETED"])
 
 
-async def test_not_enough_money_is_refused_at_once(customer: Customer) -> None:
+async def test_a_transfer_without_sufficient_funds_is_refused(customer: Customer) -> None:
     source, target = await customer.account("10.00"), await customer.account()
     assert ended(await customer.transfer(source, target)) == ("REFUSED", "INSUFFICIENT_FUNDS")
     assert await customer.balance(source, entries=1) == "10.00"
 
 
-async def test_a_frozen_source_is_refused(customer: Customer) -> None:
+async def test_a_transfer_from_a_frozen_account_is_refused(customer: Customer) -> None:
     source, target = await customer.account(), await customer.account()
     await customer.do(FreezeAccount(account_id=source))
     assert ended(await customer.transfer(source, target)) == ("REFUSED", "ACCOUNT_NOT_OPEN")
 
 
 @pytest.mark.parametrize("target_is", ["frozen", "closed", "missing", "of another currency"])
-async def test_money_comes_back(customer: Customer, target_is: str) -> None:
+async def test_a_transfer_that_the_target_cannot_receive_is_refunded(customer: Customer, target_is: str) -> None:
     source = await customer.account()
     target = await a_target(customer, target_is)
     reason = {
@@ -251,7 +253,7 @@ async def a_target(customer: Customer, target_is: str) -> UUID:
     return target
 
 
-async def test_money_comes_back_to_a_source_that_was_frozen_meanwhile(customer: Customer) -> None:
+async def test_a_transfer_is_refunded_to_a_source_that_was_frozen_meanwhile(customer: Customer) -> None:
     source, target = await customer.account(), await customer.account()
     holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     hold_up(customer.node, ReceiveTransfer, until=holding)
@@ -265,7 +267,9 @@ async def test_money_comes_back_to_a_source_that_was_frozen_meanwhile(customer: 
 
 
 @pytest.mark.parametrize("target_is", ["frozen", "closed", "missing", "of another currency"])
-async def test_an_account_is_not_closed_while_its_money_may_come_back(customer: Customer, target_is: str) -> None:
+async def test_an_account_cannot_be_closed_while_its_transfer_may_be_refunded(
+    customer: Customer, target_is: str
+) -> None:
     source, target = await customer.account("30.00"), await a_target(customer, target_is)
     holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     hold_up(customer.node, ReceiveTransfer, until=holding)
@@ -279,7 +283,7 @@ async def test_an_account_is_not_closed_while_its_money_may_come_back(customer: 
     await customer.do(CloseAccount(account_id=source))
 
 
-async def test_an_account_is_not_closed_while_its_transfer_may_be_late(start: Start) -> None:
+async def test_an_account_cannot_be_closed_while_its_transfer_may_time_out(start: Start) -> None:
     clock = VirtualClock(NOON)
     customer = Customer(await start(clock=clock))
     source, target = await customer.account("30.00"), await customer.account()
@@ -293,7 +297,7 @@ async def test_an_account_is_not_closed_while_its_transfer_may_be_late(start: St
 
 
 async def test_an_account_can_be_closed_as_soon_as_its_transfer_shows_completed(customer: Customer) -> None:
-    """Though it was frozen when the money arrived."""
+    """Also if the account was frozen when the money arrived."""
     source, target = await customer.account("30.00"), await customer.account()
     holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     hold_up(customer.node, ReceiveTransfer, until=holding)
@@ -313,10 +317,10 @@ async def cannot_be_closed(customer: Customer, account: UUID, balance: str) -> N
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-async def test_a_transfer_that_older_code_began_ends(
+async def test_a_transfer_that_an_older_version_began_ends_although_its_source_was_closed(
     start: Start, connection: asyncpg.Connection, arrives: bool
 ) -> None:
-    """Its steps hold nothing back and settle nothing, so that its source may be closed on the way."""
+    """The older steps neither hold the amount nor settle it, so that the source can be closed during the transfer."""
     await register(connection, transfer_saga.category, "saga")
     customer = Customer(await start(work=False))
     source = await customer.account("30.00")
@@ -325,7 +329,7 @@ async def test_a_transfer_that_older_code_began_ends(
     await customer.do(
         RequestTransfer(transfer_id=transfer, from_account_id=source, to_account_id=target, amount=Decimal(30))
     )
-    await begun_by_older_code(connection, transfer)
+    await begun_by_older_version(connection, transfer)
 
     customer = Customer(await start())
     holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -336,7 +340,7 @@ async def test_a_transfer_that_older_code_began_ends(
     await until(lambda: is_done(connection, transfer))
     if arrives:
         assert await customer.balance(target, entries=2) == "130.00"
-    else:  # the money is safe, on an account that is closed
+    else:  # the closed account takes the money back
         assert await customer.balance(source, entries=3) == "30.00"
 
 
@@ -345,8 +349,8 @@ async def is_done(connection: asyncpg.Connection, transfer: UUID) -> bool:
     return bool(await connection.fetchval(status, transfer) == "done")
 
 
-async def begun_by_older_code(connection: asyncpg.Connection, transfer: UUID) -> None:
-    """The first record of a transfer's saga, with its steps as they were before `hold` and SettleTransfer."""
+async def begun_by_older_version(connection: asyncpg.Connection, transfer: UUID) -> None:
+    """Append the first record of a transfer's saga, with the steps of the version before `hold` and SettleTransfer."""
     requested = await connection.fetchrow(
         "select position, event_id, correlation_id, data from headwater.events where stream_id = $1", transfer
     )
@@ -397,7 +401,7 @@ async def begun_by_older_code(connection: asyncpg.Connection, transfer: UUID) ->
     )
 
 
-async def test_a_target_that_does_not_answer_in_time(start: Start) -> None:
+async def test_a_transfer_whose_target_does_not_answer_within_its_timeout_is_refunded(start: Start) -> None:
     clock = VirtualClock(NOON)
     customer = Customer(await start(clock=clock))
     source, target = await customer.account(), await customer.account()
@@ -412,7 +416,9 @@ async def test_a_target_that_does_not_answer_in_time(start: Start) -> None:
     assert await customer.balance(target, entries=1) == "100.00"
 
 
-async def test_the_same_request_twice_is_one_transfer(customer: Customer, connection: asyncpg.Connection) -> None:
+async def test_a_request_repeated_under_one_command_id_is_one_transfer(
+    customer: Customer, connection: asyncpg.Connection
+) -> None:
     source, target = await customer.account(), await customer.account()
     key = str(new_id())
     given = {"fromAccountId": str(source), "toAccountId": str(target), "amount": "30.00"}
@@ -422,14 +428,14 @@ async def test_the_same_request_twice_is_one_transfer(customer: Customer, connec
     assert await connection.fetchval("select count(*) from headwater.events where type = 'TransferRequested'") == 1
 
 
-async def test_what_is_refused_before_there_is_a_transfer(customer: Customer) -> None:
+async def test_invalid_requests_are_refused_and_start_no_transfer(customer: Customer) -> None:
     account = await customer.account()
     assert (await customer.request(account, account))["code"] == "SAME_ACCOUNT"
     assert (await customer.request(new_id(), account))["code"] == "ACCOUNT_NOT_FOUND"
     assert (await customer.request(account, new_id(), "-1"))["code"] == "INVALID_INPUT"
 
 
-async def test_a_withdrawal_and_a_transfer_of_the_same_money(customer: Customer) -> None:
+async def test_a_concurrent_withdrawal_and_transfer_both_succeed_if_the_balance_covers_them(customer: Customer) -> None:
     source, target = await customer.account(), await customer.account()
     seen, _ = await asyncio.gather(
         customer.transfer(source, target, "80.00"), customer.do(Withdraw(account_id=source, amount=Decimal(20)))
@@ -439,7 +445,10 @@ async def test_a_withdrawal_and_a_transfer_of_the_same_money(customer: Customer)
 
 
 def hold_up(node: Node, kind: type[Command], *, until: asyncio.Future[None] | None = None) -> asyncio.Event:
-    """Have the saga's commands of a kind not answered, for ever or until then. What is given is set with the first."""
+    """Delay the saga's commands of a type until the future is done; without one, they never get an answer.
+
+    Returns an event that is set by the first such command.
+    """
     issue, asked = node.dispatcher.issue, asyncio.Event()
 
     async def slow(command: Command, **options: Any) -> Any:
@@ -450,5 +459,5 @@ def hold_up(node: Node, kind: type[Command], *, until: asyncio.Future[None] | No
             await asyncio.shield(until)
         return await issue(command, **options)
 
-    node.dispatcher.issue = slow  # type: ignore[method-assign]  # as if the account were slow
+    node.dispatcher.issue = slow  # type: ignore[method-assign]  # stands for a slow account
     return asked

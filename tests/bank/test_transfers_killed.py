@@ -1,7 +1,7 @@
-"""Money moves though workers die: killed at every step, killed and stopped at random under load.
+"""Transfers are exact although workers are killed at every step, or killed and stopped at random under load.
 
-At every moment the balances, and what is on its way, are what was paid in; at the end every transfer is over, one way
-or the other, nothing was done twice, and the rows that show it are the fold of the log.
+At every moment balances plus money in transit equal what was paid in. At the end every transfer is over, no step has
+taken effect twice, and the rows are the fold of the log.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from headwater.ids import new_id
 from headwater.server.node import Node
 
 KILLS = 100
-"""For each seed."""
+"""The number of workers that are killed or stopped, for each seed."""
 
 OPEN = """
     select count(*) from headwater.events r
@@ -47,13 +47,13 @@ SHOWN = """
 """
 
 
-class Nursery:
+class Workers:
     """Starts workers, each in a process of its own."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    async def worker(self, where: str = "nowhere", at: int = 0) -> int:
+    async def start(self, where: str = "nowhere", at: int = 0) -> int:
         assert self._process.stdin is not None
         self._process.stdin.write(f"run {where} {at}\n".encode())
         return int(await self._line())
@@ -64,24 +64,24 @@ class Nursery:
 
 
 @pytest.fixture
-async def nursery(dsn: str, serving: Node) -> AsyncIterator[Nursery]:
+async def workers(dsn: str, serving: Node) -> AsyncIterator[Workers]:
     script = Path(__file__).parents[1] / "support" / "transferring.py"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(script), dsn),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # its workers end with it, whatever becomes of the test
+        start_new_session=True,  # a process group, so that one signal ends all of its workers
     )
     assert process.stdout is not None
     assert await process.stdout.readline() == b"ready\n"
-    yield Nursery(process)
+    yield Workers(process)
     os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
 
 
 @pytest.fixture
 async def serving(start: Any, connection: asyncpg.Connection) -> Node:
-    """A node that takes commands and has nobody carry them on."""
+    """A node that takes commands and runs no worker."""
     await register(connection, "saga Transfer", "saga")
     node: Node = await start(work=False)
     return node
@@ -95,7 +95,7 @@ async def bank(serving: Node) -> Bank:
 
 
 class Bank:
-    """Accounts of every sort, and transfers between them that end in every way."""
+    """Accounts of every kind, so that transfers between them end in every possible way."""
 
     def __init__(self, node: Node) -> None:
         self._execute = node.dispatcher.execute
@@ -128,7 +128,7 @@ class Bank:
         return transfer
 
     async def has_room(self) -> bool:
-        """Whether not too many transfers are on their way."""
+        """True if fewer than 200 transfers are in progress."""
         return bool(await self._ask(OPEN) < 200)
 
     async def request_any(self, chance: random.Random) -> None:
@@ -137,7 +137,7 @@ class Bank:
 
 
 async def all_over(connection: asyncpg.Connection) -> bool:
-    """Whether every transfer is, and is shown to be."""
+    """True if every transfer has ended and the read model shows it."""
     return not await connection.fetchval(OPEN) and bool(await connection.fetchval(SHOWN))
 
 
@@ -155,7 +155,10 @@ async def is_gone(pid: int) -> bool:
 
 
 def send(pid: int, sent: signal.Signals) -> None:
-    """It may have ended by itself: one that was stopped before it had taken over does so when it wakes up."""
+    """Send a signal to a process, which may have ended.
+
+    A worker that was stopped before it took over ends by itself when it continues.
+    """
     with suppress(ProcessLookupError):
         os.kill(pid, sent)
 
@@ -163,15 +166,15 @@ def send(pid: int, sent: signal.Signals) -> None:
 @pytest.mark.kills
 @pytest.mark.parametrize("where", ["before", "after", "commit"])
 @pytest.mark.parametrize("refunded", [False, True], ids=["completed", "refunded"])
-async def test_a_worker_is_killed_at_every_step(
-    nursery: Nursery, bank: Bank, connection: asyncpg.Connection, where: str, refunded: bool
+async def test_a_transfer_takes_effect_once_when_its_worker_is_killed_at_any_step(
+    workers: Workers, bank: Bank, connection: asyncpg.Connection, where: str, refunded: bool
 ) -> None:
-    """Before each append, after each (written, and nobody told), and in the middle of each commit of the checkpoint."""
+    """Killed before each append, after each append (its result unknown), or during each commit of the checkpoint."""
     deaths = 0
     for step in range(1, 100):
         target = bank.targets[-1] if refunded else bank.rich[1]
         transfer = await bank.request(bank.rich[0], target)
-        pid = await nursery.worker(where, step)
+        pid = await workers.start(where, step)
 
         async def over_or_dead(transfer: UUID = transfer, pid: int = pid) -> bool:
             return await is_gone(pid) or await done(connection, transfer)
@@ -180,15 +183,15 @@ async def test_a_worker_is_killed_at_every_step(
         died = await is_gone(pid)
         deaths += died
         await money_is_right(connection)
-        heir = await nursery.worker()
+        successor = await workers.start()
         await until(lambda: all_over(connection))
-        for each in (pid, heir):
+        for each in (pid, successor):
             send(each, signal.SIGKILL)
         if not died:
             break
     ends = await transfer_ends(connection)
     await rows_are_the_fold(connection)
-    # How many commits a transfer takes is a matter of how its events fall together.
+    # The number of commits of a transfer depends on how its events are batched.
     assert deaths >= (2 if where == "commit" else 9), deaths
     assert ends == {"TransferRefunded" if refunded else "TransferCompleted": deaths + 1}
 
@@ -201,10 +204,10 @@ async def done(connection: asyncpg.Connection, transfer: UUID) -> bool:
 
 @pytest.mark.kills
 @pytest.mark.parametrize("seed", [20261123, 20261125])
-async def test_workers_are_killed_and_stopped_at_random_under_load(
-    nursery: Nursery, bank: Bank, connection: asyncpg.Connection, seed: int
+async def test_transfers_take_effect_once_when_workers_are_killed_and_stopped_at_random(
+    workers: Workers, bank: Bank, connection: asyncpg.Connection, seed: int
 ) -> None:
-    """A stopped worker wakes up when another has long taken over, and goes on with what it was about to do."""
+    """A stopped worker continues with its next write long after another has taken over."""
     chance = random.Random(seed)
     asleep: list[int] = []
     awake: list[int] = []
@@ -212,13 +215,13 @@ async def test_workers_are_killed_and_stopped_at_random_under_load(
     try:
         for n in range(KILLS):
             before = await connection.fetchval(DONE)
-            pid = await nursery.worker()
+            pid = await workers.start()
 
             async def at_work(pid: int = pid, before: int = before) -> bool:
                 return await connection.fetchval(DONE) > before or await is_gone(pid)
 
             await until(at_work, 60)
-            await asyncio.sleep(chance.uniform(0, 0.1))  # how long it lives on
+            await asyncio.sleep(chance.uniform(0, 0.1))  # the remaining life of the worker
             if n % 4 == 0:
                 send(pid, signal.SIGSTOP)
                 asleep.append(pid)
@@ -228,7 +231,7 @@ async def test_workers_are_killed_and_stopped_at_random_under_load(
                 awake.append(asleep.pop(0))
                 send(awake[-1], signal.SIGCONT)
             if len(awake) > 3:
-                # Most have ended by themselves, since their fence is an old one: those that had something to write.
+                # Most have ended by themselves: those whose next write had an old fencing token.
                 send(awake.pop(0), signal.SIGKILL)
             if n % 10 == 0:
                 await money_is_right(connection)
@@ -237,9 +240,9 @@ async def test_workers_are_killed_and_stopped_at_random_under_load(
         await asyncio.wait([loading])
         for pid in asleep:
             send(pid, signal.SIGCONT)
-    heir = await nursery.worker()
+    successor = await workers.start()
     await until(lambda: all_over(connection), 60)
-    send(heir, signal.SIGKILL)
+    send(successor, signal.SIGKILL)
     await money_is_right(connection)
     ends = await transfer_ends(connection)
     await rows_are_the_fold(connection)

@@ -36,7 +36,7 @@ async def test_a_shutdown_keeps_its_deadline_while_the_database_does_not_answer(
         await register(node, "ada@example.org")
         proxy.silent = True
         sent = asyncio.create_task(register(node, "grace@example.org"))
-        await until(lambda: node.appender._writing and proxy.ignored > 2)
+        await until(lambda: node.appender.writing and proxy.ignored > 2)
         began = loop.time()
         await node.answered()
         with pytest.raises(OutcomeUnknown):

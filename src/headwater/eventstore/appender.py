@@ -112,6 +112,11 @@ class Appender:
         """Commands that wait for the next append."""
         return len(self._queue)
 
+    @property
+    def writing(self) -> int:
+        """Commands of the append in progress."""
+        return len(self._writing)
+
     def submit(self, command: Append, chain: Chain) -> asyncio.Future[Appended]:
         """Queue a command for the next append.
 

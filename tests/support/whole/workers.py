@@ -44,16 +44,11 @@ class Here:
     async def kill(self) -> None:
         """Cut the sockets first, so that no lease is released and no transaction rolled back, then cancel the tasks."""
         self.node.database.pool.terminate()
-        tasks: set[asyncio.Task[None]] = set(self.node.supervisor._tasks.values())
-        while True:
-            for connection in self._connections:
+        stopping = asyncio.create_task(self.node.supervisor.stop_all())
+        while not stopping.done():
+            for connection in self._connections:  # repeated, since a task may still open one
                 connection.terminate()
-            for task in tasks:
-                task.cancel()
-            # Repeated, since the error of a lost connection may replace a cancellation.
-            _, tasks = await asyncio.wait(tasks, timeout=0.05)
-            if not tasks:
-                break
+            await asyncio.wait([stopping], timeout=0.05)
 
 
 class Apart:
