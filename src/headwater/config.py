@@ -1,4 +1,4 @@
-"""Settings: everything that may differ from one start to another, read once from the environment and then frozen."""
+"""The settings of a process: read once from the environment at its start, then immutable."""
 
 import difflib
 import os
@@ -18,101 +18,116 @@ from headwater.errors import SettingsError
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one process. The variable of a field is HEADWATER_ and its name, but for DATABASE_URL."""
+    """The settings of one process. A field's variable is HEADWATER_ and its name, except for DATABASE_URL."""
 
     database_url: Annotated[
         str | None,
         Meta(
-            description="The PostgreSQL to use. Only `headwater dev` starts one of its own where this is not set, and"
-            " while it runs, commands that look at a database look at that one."
+            description="URL of the PostgreSQL database. If it is not set, `headwater dev` starts a PostgreSQL of its"
+            " own, and the other commands use that one while it runs."
         ),
     ] = None
     data: Annotated[
-        Path, Meta(description="Directory of the PostgreSQL that `headwater dev` starts; kept between runs.")
+        Path, Meta(description="Data directory of the PostgreSQL that `headwater dev` starts. It is kept between runs.")
     ] = Path(".headwater")
     host: Annotated[
-        str, Meta(description="Address to listen on; `0.0.0.0` is all of them, so that other machines reach it.")
+        str,
+        Meta(
+            description="Address to listen on. `0.0.0.0` listens on all addresses, so that other machines can connect."
+        ),
     ] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")] = 8000
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on. 0 takes any free port.")] = 8000
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="The least that is worth a line in the log.")
+        Literal["debug", "info", "warning", "error"], Meta(description="Lowest level of the messages that are logged.")
     ] = "info"
     pool_size: Annotated[
-        int, Meta(ge=1, le=1000, description="Connections of a process that answer queries, beside a few fixed ones.")
+        int,
+        Meta(ge=1, le=1000, description="Database connections of a process for queries, besides a few fixed ones."),
     ] = 10
     append_queue: Annotated[
         int,
-        Meta(ge=1, description="Commands that may wait for the log; past that, commands are answered `OVERLOADED`."),
+        Meta(ge=1, description="Commands that may wait to be written. Further ones are answered with `OVERLOADED`."),
     ] = 10_000
-    append_batch: Annotated[int, Meta(ge=1, le=10_000, description="Commands written in one transaction at most.")] = (
-        500
-    )
+    append_batch: Annotated[int, Meta(ge=1, le=10_000, description="Most commands that one transaction writes.")] = 500
     stream_cache: Annotated[
-        int, Meta(ge=0, description="Streams whose state is kept in memory, so that deciding reads nothing.")
+        int, Meta(ge=0, description="Streams whose state is cached in memory, so that a decision reads nothing.")
     ] = 100_000
     projection_batch: Annotated[
-        int, Meta(ge=1, le=100_000, description="Events that a projection folds in one transaction at most.")
+        int, Meta(ge=1, le=100_000, description="Most events that a projection folds in one transaction.")
     ] = 2_000
-    projection_cache: Annotated[int, Meta(ge=0, description="Rows that each projection keeps in memory.")] = 100_000
+    projection_cache: Annotated[int, Meta(ge=0, description="Rows that each projection caches in memory.")] = 100_000
     lease_seconds: Annotated[
-        float, Meta(gt=0, le=600, description="Seconds until another worker takes over from one that says nothing.")
+        float,
+        Meta(
+            gt=0,
+            le=600,
+            description="Seconds after which another worker takes over from a silent one.",
+        ),
     ] = 6.0
     rebuild_pause_seconds: Annotated[
         float,
-        Meta(ge=0, le=60, description="Seconds of rest after each write of a rebuild, for other work."),
+        Meta(ge=0, le=60, description="Seconds that a rebuild pauses after each write, for other work."),
     ] = 0.0
     retired_seconds: Annotated[
-        float, Meta(ge=0, le=86_400, description="Seconds until the rows of a replaced generation are dropped.")
+        float, Meta(ge=0, le=86_400, description="Seconds after which the rows of a replaced generation are dropped.")
     ] = 60.0
     tombstone_seconds: Annotated[
         float,
         Meta(
             gt=0,
             le=315_360_000,
-            description="Seconds that a removed row is remembered, for subscribers that come back; after that they"
-            " are sent everything again.",
+            description="Seconds that the tombstone of a removed row is kept. A subscriber that resumes from an older"
+            " cursor gets all rows again.",
         ),
     ] = 604_800.0
     poll_seconds: Annotated[
-        float, Meta(gt=0, le=60, description="Seconds until a change is noticed whose doorbell was lost.")
+        float, Meta(gt=0, le=60, description="Seconds between two checks for changes whose doorbell was lost.")
     ] = 1.0
     statement_timeout_seconds: Annotated[
-        float, Meta(gt=0, le=3600, description="Seconds that a client's query may take in PostgreSQL.")
+        float, Meta(gt=0, le=3600, description="Most seconds that a client's query may take in PostgreSQL.")
     ] = 10.0
     at_least_seconds: Annotated[
-        float, Meta(gt=0, le=300, description="Seconds that a read waits at most for the position it was asked for.")
+        float, Meta(gt=0, le=300, description="Most seconds that a read waits for the position that it requests.")
     ] = 10.0
     ready_lag_seconds: Annotated[
         float,
-        Meta(gt=0, le=1_000_000, description="Seconds that a projection may be behind before `/health/ready` says no."),
+        Meta(
+            gt=0,
+            le=1_000_000,
+            description="Seconds that a projection may be behind before `/health/ready` reports the process as not"
+            " ready.",
+        ),
     ] = 30.0
     shutdown_seconds: Annotated[
-        float, Meta(gt=0, le=300, description="Seconds for what is under way to end after Ctrl-C or SIGTERM.")
+        float, Meta(gt=0, le=300, description="Seconds that running work has to end after Ctrl-C or SIGTERM.")
     ] = 4.0
-    default_page: Annotated[int, Meta(ge=1, description="Rows of a page when `first` is not given.")] = 50
-    max_page: Annotated[int, Meta(ge=1, le=10_000, description="Rows of a page at most; more are refused.")] = 500
+    default_page: Annotated[int, Meta(ge=1, description="Rows of a page without `first`.")] = 50
+    max_page: Annotated[int, Meta(ge=1, le=10_000, description="Most rows of a page. More are rejected.")] = 500
     max_values: Annotated[
         int,
         Meta(
             ge=1,
-            description="Values that one operation may ask for, its pages reckoned as full; more are refused before it"
-            " runs.",
+            description="Most values that one operation may request, counting every page as full. An operation that"
+            " requests more is rejected before it runs.",
         ),
     ] = 100_000
     outbox: Annotated[
-        int, Meta(ge=1, description="Changed rows waiting for a slow subscriber; past that it gets a reset.")
+        int, Meta(ge=1, description="Changed rows that may wait for a slow subscriber. With more, it gets a reset.")
     ] = 10_000
     allowed_origins: Annotated[
         tuple[str, ...],
-        Meta(description="Origins whose pages may open a socket, separated by commas; none is the server's own only."),
+        Meta(
+            description="Origins whose pages may open a socket, separated by commas. If it is not set, only the"
+            " server's own origin may."
+        ),
     ] = ()
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
-        """Reads the variables; an empty or blank one counts as not set.
+        """Return the settings that the variables give. An empty or blank variable counts as not set.
 
         Raises:
-            SettingsError: a value cannot be used, or a HEADWATER_ variable is none of ours: probably misspelt.
+            SettingsError: a value cannot be used, or a HEADWATER_ variable is unknown, probably misspelt.
         """
         given = {name: value for name, value in environ.items() if value.strip() and is_ours(name)}
         unknown = sorted(given.keys() - VARIABLES.keys())
@@ -122,12 +137,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if settings.default_page > settings.max_page:
             raise SettingsError(
                 f"HEADWATER_DEFAULT_PAGE is {settings.default_page}, more than HEADWATER_MAX_PAGE,"
-                f" which is {settings.max_page}: lower the one or raise the other"
+                f" which is {settings.max_page}: lower the first or raise the second"
             )
         return settings
 
     def __repr__(self) -> str:
-        """Without the database's password: settings are printed and logged."""
+        """Return the settings without the database's URL: they are logged, and the URL may hold a password."""
         values = msgspec.structs.asdict(self) | {"database_url": self.database_url and "***"}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
@@ -149,7 +164,7 @@ def is_ours(name: str) -> bool:
 
 def misspelt(name: str) -> str:
     fields = difflib.get_close_matches(name.removeprefix("HEADWATER_").lower(), Settings.__struct_fields__, n=1)
-    advice = f"did you mean {variable(fields[0])}?" if fields else "remove it; docs/settings.md lists those there are"
+    advice = f"did you mean {variable(fields[0])}?" if fields else "remove it; docs/settings.md lists all settings"
     return f"{name} is not a setting of Headwater: {advice}"
 
 
@@ -159,9 +174,9 @@ def read(name: str, text: str) -> Any:
     try:
         value = msgspec.convert(reader(text.strip()), TYPES[field], strict=False, dec_hook=path)
     except ValueError as error:  # msgspec's ValidationError is one
-        raise SettingsError(f"{name} {got(field, text)}: {advice(field, text)}") from error
+        raise SettingsError(f"{name} {described(field, text)}: {advice(field, text)}") from error
     if isinstance(value, float) and not isfinite(value):
-        raise SettingsError(f"{name} {got(field, text)}: {advice(field, text)}")
+        raise SettingsError(f"{name} {described(field, text)}: {advice(field, text)}")
     return value
 
 
@@ -177,7 +192,7 @@ def origins(text: str) -> list[str]:
 
 
 def is_origin(text: str) -> bool:
-    """Whether a browser could send it: no user, path, query or wildcard, and a name in the letters of DNS."""
+    """True if a browser can send it as an origin: no user, path, query or wildcard, and a host in DNS's letters."""
     found = ORIGIN.fullmatch(text)
     if found is None:
         return False
@@ -202,8 +217,8 @@ def database_url(text: str) -> str:
     query = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     if not all(map(is_port, (*ports_of(parts.netloc), *query.get("port", "5432").split(",")))):
         raise SettingsError(
-            "DATABASE_URL: a port in it is no number from 1 to 65535; if that is part of the password, write / as %2F,"
-            " @ as %40, : as %3A, ? as %3F and # as %23 there"
+            "DATABASE_URL: its port must be a number from 1 to 65535; if what stands there is part of the password,"
+            " write / as %2F, @ as %40, : as %3A, ? as %3F and # as %23 in the password"
         )
     if query.get("sslmode", SSL_MODES[0]) not in SSL_MODES:
         raise SettingsError(
@@ -213,7 +228,7 @@ def database_url(text: str) -> str:
 
 
 def ports_of(authority: str) -> Iterator[str]:
-    """The ports that are written in `user:password@host:port,[address]:port`."""
+    """Yield the ports in an authority such as `user:password@host:port,[address]:port`."""
     for host in authority.rpartition("@")[2].split(","):
         _, colon, port = host.rpartition("]")[2].partition(":")
         if colon:
@@ -225,7 +240,7 @@ def is_port(text: str) -> bool:
 
 
 def statement_timeout(text: str) -> str:
-    """PostgreSQL counts it in whole milliseconds, and takes 0 for no limit."""
+    """Round a shorter time up to a millisecond: PostgreSQL counts whole milliseconds, and takes 0 as no limit."""
     return "0.001" if 0 < float(text) < 0.001 else text
 
 
@@ -241,7 +256,7 @@ READERS: Mapping[str, Callable[[str], object]] = {
 }
 
 
-# What may be written, in words: for the sentence of an error, and for docs/settings.md
+# The values that a setting accepts, in words, for error messages and docs/settings.md
 
 WORDS: Mapping[str, str] = {
     "allowed_origins": "a list such as https://one.example,https://two.example:8443",
@@ -251,8 +266,8 @@ WORDS: Mapping[str, str] = {
 }
 
 
-def got(field: str, text: str) -> str:
-    """What was found, but nothing of what may hold a password."""
+def described(field: str, text: str) -> str:
+    """Describe the given value, leaving out the part that may hold a password."""
     if field != "database_url":
         return f"is {text!r}"
     scheme, separator, _ = text.partition("://")
@@ -261,15 +276,15 @@ def got(field: str, text: str) -> str:
 
 def advice(field: str, text: str) -> str:
     if text.startswith("tcp://"):
-        return "Kubernetes sets it for a service named headwater; give the pod `enableServiceLinks: false`"
+        return "Kubernetes sets it for a service named headwater; set `enableServiceLinks: false` in the pod"
     if field == "database_url" and text.startswith("postgresql+"):
         return "write postgresql:// without a driver"
     default = default_of(field)
-    return f"it must be {values_of(field)}" + (f", and is {default} when it is not set" if default else "")
+    return f"it must be {values_of(field)}" + (f"; the default is {default}" if default else "")
 
 
 def values_of(field: str) -> str:
-    """`a whole number from 1 to 1000`, from the field's type."""
+    """Return the accepted values in words, from the field's type: `a whole number, at least 1, at most 1000`."""
     if field in WORDS:
         return WORDS[field]
     kind, limits = get_args(TYPES[field])
@@ -288,8 +303,8 @@ def default_of(field: str) -> str:
 
 
 def settings_table() -> str:
-    """The table of docs/settings.md; `python -m headwater.config` prints it."""
-    rows = ["| variable | what it is | value | default |", "|---|---|---|---|"]
+    """Return the table of docs/settings.md, which `python -m headwater.config` prints."""
+    rows = ["| variable | meaning | value | default |", "|---|---|---|---|"]
     for name, field in VARIABLES.items():
         default = default_of(field) and f"`{default_of(field)}`"
         rows.append(f"| `{name}` | {TYPES[field].__metadata__[0].description} | {values_of(field)} | {default} |")

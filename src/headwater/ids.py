@@ -43,12 +43,6 @@ def internal_id(source: UUID, name: str) -> UUID:
     return UUID(int=derived_id(source, name).int & ~(0xF << 76) | (0x8 << 76))
 
 
-def following_id(command_id: UUID, name: str) -> UUID:
-    """An id derived from that of an internal command. Internal ids were once of version 5; what follows from such a one
-    keeps to that, since a log may hold it already."""
-    return internal_id(command_id, name) if is_internal(command_id) else derived_id(command_id, name)
-
-
 def is_internal(command_id: UUID) -> bool:
     """True if only Headwater itself may use the id."""
     return command_id.version == 8

@@ -1,4 +1,4 @@
-"""Settings are read from the environment, and what cannot be used is refused in a sentence that helps."""
+"""Settings: how they are read from the environment, and the error for each value that cannot be used."""
 
 import asyncio
 import re
@@ -23,7 +23,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert settings.allowed_origins == ()
 
 
-def test_every_kind_of_value() -> None:
+def test_values_of_every_type_are_read_from_the_environment() -> None:
     assert Settings.from_environment(
         {
             "DATABASE_URL": "postgres://me:secret@db.example:5433/bank?sslmode=require",
@@ -48,8 +48,8 @@ def test_every_kind_of_value() -> None:
     )
 
 
-def test_an_empty_value_counts_as_not_set() -> None:
-    for empty in ("", " ", "\t\n"):  # as a host, a blank would be every address of the machine
+def test_an_empty_or_blank_value_counts_as_not_set() -> None:
+    for empty in ("", " ", "\t\n"):  # a blank host would listen on every address of the machine
         environ = dict.fromkeys([*VARIABLES, "HEADWATER_WHATEVER"], empty)
         assert Settings.from_environment(environ) == Settings()
 
@@ -60,31 +60,28 @@ def test_an_empty_value_counts_as_not_set() -> None:
         (
             "HEADWATER_PORT",
             "eighty",
-            "HEADWATER_PORT is 'eighty': it must be a whole number, at least 0, at most 65535,"
-            " and is 8000 when it is not set",
+            "HEADWATER_PORT is 'eighty': it must be a whole number, at least 0, at most 65535; the default is 8000",
         ),
         (
             "HEADWATER_PORT",
             "65536",
-            "HEADWATER_PORT is '65536': it must be a whole number, at least 0, at most 65535,"
-            " and is 8000 when it is not set",
+            "HEADWATER_PORT is '65536': it must be a whole number, at least 0, at most 65535; the default is 8000",
         ),
         (
             "HEADWATER_PORT",
             "tcp://10.0.0.1:8000",
             "HEADWATER_PORT is 'tcp://10.0.0.1:8000': Kubernetes sets it for a service named headwater;"
-            " give the pod `enableServiceLinks: false`",
+            " set `enableServiceLinks: false` in the pod",
         ),
         (
             "HEADWATER_APPEND_QUEUE",
             "0",
-            "HEADWATER_APPEND_QUEUE is '0': it must be a whole number, at least 1, and is 10000 when it is not set",
+            "HEADWATER_APPEND_QUEUE is '0': it must be a whole number, at least 1; the default is 10000",
         ),
         (
             "HEADWATER_LOG_LEVEL",
             "loud",
-            "HEADWATER_LOG_LEVEL is 'loud': it must be one of debug, info, warning, error,"
-            " and is info when it is not set",
+            "HEADWATER_LOG_LEVEL is 'loud': it must be one of debug, info, warning, error; the default is info",
         ),
         (
             "HEADWATER_ALLOWED_ORIGINS",
@@ -100,16 +97,17 @@ def test_an_empty_value_counts_as_not_set() -> None:
         (
             "HEADWATER_XYZZY",
             "3",
-            "HEADWATER_XYZZY is not a setting of Headwater: remove it; docs/settings.md lists those there are",
+            "HEADWATER_XYZZY is not a setting of Headwater: remove it; docs/settings.md lists all settings",
         ),
         (
             "HEADWATER_MAX_PAGE",
             "20",
-            "HEADWATER_DEFAULT_PAGE is 50, more than HEADWATER_MAX_PAGE, which is 20: lower the one or raise the other",
+            "HEADWATER_DEFAULT_PAGE is 50, more than HEADWATER_MAX_PAGE, which is 20:"
+            " lower the first or raise the second",
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(name: str, value: str, sentence: str) -> None:
+def test_the_error_for_an_unusable_value_says_what_to_change(name: str, value: str, sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({name: value})
     assert str(caught.value) == sentence
@@ -141,7 +139,7 @@ def test_what_is_wrong_is_said_in_a_sentence(name: str, value: str, sentence: st
         "*",
     ],
 )
-def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+def test_an_origin_that_no_browser_sends_is_rejected(origin: str) -> None:
     value = f"https://one.example,{origin}"
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({"HEADWATER_ALLOWED_ORIGINS": value})
@@ -151,7 +149,7 @@ def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
     )
 
 
-def test_every_origin_that_is_taken_is_one_to_the_judge_of_sockets() -> None:
+def test_the_origin_check_of_sockets_can_parse_every_accepted_origin() -> None:
     written = (
         *("https://a.example", "http://localhost:3000", "https://A.Example:443", "https://a_b.c-d.example."),
         *("http://127.0.0.1:8000", "http://[::1]:8000", "https://[2001:db8::1]", "https://xn--bcher-kva.example"),
@@ -163,7 +161,7 @@ def test_every_origin_that_is_taken_is_one_to_the_judge_of_sockets() -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "61", "1 s", "1,5"])
-def test_seconds_are_positive_and_finite(value: str) -> None:
+def test_a_number_of_seconds_that_is_not_positive_and_finite_is_rejected(value: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(f"HEADWATER_POLL_SECONDS is {value!r}: it must be a number")):
         Settings.from_environment({"HEADWATER_POLL_SECONDS": value})
 
@@ -182,7 +180,7 @@ def test_seconds_are_positive_and_finite(value: str) -> None:
         ),
     ],
 )
-def test_a_wrong_database_is_refused_without_its_password(url: str, sentence: str) -> None:
+def test_the_error_for_a_wrong_database_url_does_not_show_its_password(url: str, sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({"DATABASE_URL": url})
     assert str(caught.value).startswith(sentence)
@@ -191,14 +189,14 @@ def test_a_wrong_database_is_refused_without_its_password(url: str, sentence: st
 
 
 @pytest.mark.parametrize("text, seconds", [("0.0009", 0.001), ("1e-300", 0.001), ("0.001", 0.001), ("0.25", 0.25)])
-def test_a_short_limit_of_a_statement_is_not_none(text: str, seconds: float) -> None:
-    """PostgreSQL counts in whole milliseconds, and takes 0 for no limit."""
+def test_a_statement_timeout_below_a_millisecond_is_rounded_up_to_one(text: str, seconds: float) -> None:
+    """PostgreSQL counts whole milliseconds and takes 0 as no limit."""
     settings = Settings.from_environment({"HEADWATER_STATEMENT_TIMEOUT_SECONDS": text})
     assert settings.statement_timeout_seconds == seconds
 
 
 @pytest.mark.parametrize("text", ["0", "-0.0001", "nan", "inf", "soon", "1_0"])
-def test_a_limit_of_a_statement_that_is_none(text: str) -> None:
+def test_a_statement_timeout_that_is_not_a_positive_number_is_rejected(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^HEADWATER_STATEMENT_TIMEOUT_SECONDS is '.*': it must be a number above"):
         Settings.from_environment({"HEADWATER_STATEMENT_TIMEOUT_SECONDS": text})
 
@@ -215,16 +213,16 @@ def test_a_limit_of_a_statement_that_is_none(text: str) -> None:
         "postgresql://host/secret?port=x",
     ],
 )
-def test_a_port_that_is_none(url: str) -> None:
+def test_a_database_url_with_an_invalid_port_is_rejected(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({"DATABASE_URL": url})
     assert str(caught.value) == (
-        "DATABASE_URL: a port in it is no number from 1 to 65535; if that is part of the password, write / as %2F, @ as"
-        " %40, : as %3A, ? as %3F and # as %23 there"
+        "DATABASE_URL: its port must be a number from 1 to 65535; if what stands there is part of the password,"
+        " write / as %2F, @ as %40, : as %3A, ? as %3F and # as %23 in the password"
     )
 
 
-def test_an_sslmode_that_is_none() -> None:
+def test_a_database_url_with_an_unknown_sslmode_is_rejected() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({"DATABASE_URL": "postgresql://me:secret@host/bank?sslmode=bogus"})
     assert str(caught.value) == (
@@ -244,11 +242,11 @@ def test_an_sslmode_that_is_none() -> None:
         "postgresql://host?sslmode=verify-full&port=5433,5434",
     ],
 )
-def test_a_database_in_other_ways(url: str) -> None:
+def test_unusual_forms_of_a_database_url_are_accepted(url: str) -> None:
     assert Settings.from_environment({"DATABASE_URL": url}).database_url == url
 
 
-def test_what_only_the_driver_knows_to_be_wrong_is_no_database_that_is_down() -> None:
+def test_a_database_url_that_the_driver_rejects_is_a_settings_error_not_an_outage() -> None:
     with (
         pytest.raises(
             SettingsError, match=r"^DATABASE_URL cannot be used \(target_session_attrs .*; change the setting$"
@@ -258,15 +256,15 @@ def test_what_only_the_driver_knows_to_be_wrong_is_no_database_that_is_down() ->
         asyncio.run(asyncpg.connect("postgresql://host/bank?target_session_attrs=bogus"))
 
 
-def test_settings_can_be_printed() -> None:
+def test_the_repr_of_settings_hides_the_database_url() -> None:
     settings = Settings.from_environment({"DATABASE_URL": "postgresql://me:sec%2Fxyz@db/bank"})
     assert "xyz" not in repr(settings)
     assert "database_url='***'" in repr(settings)
     assert "database_url=None" in repr(Settings())
 
 
-def test_the_page_of_settings_is_up_to_date() -> None:
+def test_the_table_in_docs_settings_is_up_to_date() -> None:
     page = PAGE.read_text()
     assert page[page.index("| variable") :] == settings_table(), (
-        "replace it by what `python -m headwater.config` prints"
+        "replace the table with the output of `python -m headwater.config`"
     )

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from tests.graphql.test_operations import written
-from tests.sagas.test_conductor import deeds, records
+from tests.sagas.test_conductor import records
 from tests.sagas.test_operations import place, seen
 from tests.support import works
 from tests.support.waiting import until
@@ -20,7 +20,6 @@ from bank.main import app as bank
 from headwater import App, Feature, Schedule
 from headwater.clock import VirtualClock
 from headwater.domain.messages import Event, InvalidInput
-from headwater.domain.saga_stream import Issue, SagaTook, Written
 from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Verdict, append
 from headwater.graphql.engine import Engine
@@ -178,39 +177,6 @@ async def test_an_event_whose_record_cannot_have_its_id_is_a_dead_letter(
     error = "select error from headwater.dead_letters where projection = 'saga Fulfilment' and key = $1"
     assert "was used before" in await until(lambda: connection.fetchval(error, order))
     assert await records(connection, order) == []
-
-
-# ------------------------------------------------------------------------------------------------- what stands in logs
-
-
-def took(order: UUID, event: asyncpg.Record, step: UUID) -> SagaTook:
-    """The record of an order with one step, as code made it whose ids could be taken: version 5."""
-    work_id, name = derived_id(order, "a"), "a"
-    fields = {"work_id": f"{work_id}", "name": name}
-    issue = Issue(command="Work", fields=fields, command_id=step, undo=Written("Unwork", fields))
-    return SagaTook(
-        saga="Fulfilment",
-        at=event["recorded_at"],
-        then=[issue],
-        key=order,
-        position=event["position"],
-        event_id=event["event_id"],
-        type="OrderPlaced",
-    )
-
-
-async def test_what_older_code_has_issued_is_found_and_not_issued_again(
-    start: Any, client: Node, connection: asyncpg.Connection
-) -> None:
-    order = await place(client, "a", "wait")
-    event, stream = await event_of(connection, order), fulfilment.stream_of(order)
-    record, step = derived_id(stream, f"{event['event_id']}"), derived_id(stream, f"{event['event_id']} 0")
-    actor, since, work = "saga Fulfilment", event["correlation_id"], derived_id(order, "a")
-    await write(connection, stream, fulfilment.category, took(order, event, step), record, actor, None, since)
-    await write(connection, work, "work", Worked(work_id=work, name="a"), step, actor, record, since)
-    await start(app, serve=False)
-    await seen(connection, order, "running", "events")
-    assert await deeds(connection, order) == ["did a"]
 
 
 # ------------------------------------------------------------------------------------------------------- of schedules

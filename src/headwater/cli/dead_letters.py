@@ -10,7 +10,7 @@ from headwater.cli.connection import ask
 from headwater.cli.output import complain
 from headwater.cli.terminal import aligned, printable
 from headwater.config import Settings
-from headwater.consumers.dead_letters import LetterFilter, Parked, discard, listed, retry
+from headwater.consumers.dead_letters import LetterFilter, ListedLetter, discard, listed, retry
 from headwater.errors import SettingsError
 
 MOST = 1_000
@@ -60,7 +60,7 @@ def _list(chosen: argparse.Namespace, settings: Settings) -> None:
         print(f"There may be more than these {MOST}; narrow the search by --projection or --key.")
 
 
-def _row(letter: Parked) -> tuple[object, ...]:
+def _row(letter: ListedLetter) -> tuple[object, ...]:
     return (
         letter.projection,
         letter.key,
@@ -84,7 +84,7 @@ def _show(chosen: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _shown(letter: Parked) -> str:
+def _shown(letter: ListedLetter) -> str:
     due = (
         "after `headwater dead-letters retry`"
         if letter.next_attempt_at is None
@@ -103,7 +103,7 @@ def _shown(letter: Parked) -> str:
     )
 
 
-def _listed(chosen: argparse.Namespace, settings: Settings) -> list[Parked]:
+def _listed(chosen: argparse.Namespace, settings: Settings) -> list[ListedLetter]:
     where = _filter(chosen)
     return ask(settings, lambda c: listed(c, where, first_only=not chosen.all, limit=MOST))
 

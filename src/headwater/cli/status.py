@@ -1,4 +1,4 @@
-"""`headwater status`: what an operator looks at first."""
+"""`headwater status`: projections, sagas and processes at a glance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headwater.config import Settings
 
 
 def add(commands: Commands) -> None:
-    text = "where each projection stands, who keeps it, what is parked, and how the sagas are"
+    text = "show each projection with its lag, worker and parked keys, the sagas, and the processes"
     each = command(commands, "status", _status, text, parents=[app_option()])
     each.add_argument("--json", action="store_true", help="one JSON object")
 

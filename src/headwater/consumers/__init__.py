@@ -1,6 +1,6 @@
-"""What follows the log from a checkpoint, under a lease.
+"""Consumers: they follow the log from a checkpoint, under a lease.
 
 Read `consumer` first: the loop that sagas and reactors share. `checkpoint` reads and moves a position under a fencing
 token; `leases` shares the units out between the workers; `dead_letters` sets keys aside after failures;
-`reactor_runner` runs reactors; `scheduler` fires schedules; `standings` reads how far each consumer has come.
+`reactor_runner` runs reactors; `scheduler` fires schedules; `standings` reads the position and lag of each projection.
 """

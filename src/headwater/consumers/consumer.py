@@ -20,7 +20,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
-from headwater.consumers.dead_letters import KEYS_AT_ONCE, DeadLetters, Letter, Waiting, described
+from headwater.consumers.dead_letters import KEYS_AT_ONCE, DeadLetter, DeadLetters, PendingLetter, described
 from headwater.domain.failure_policy import Retry
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import HeadwaterError
@@ -44,8 +44,8 @@ class KeyUnknown(HeadwaterError):
 class Tried(NamedTuple):
     """What became of a key that was tried again: the letters that are done, and the one that failed again."""
 
-    done: Sequence[Waiting]
-    failed: Letter | None
+    done: Sequence[PendingLetter]
+    failed: DeadLetter | None
 
 
 class Taker(Protocol):
@@ -132,7 +132,7 @@ class Follower:
         self._tried_at_once = min(at_once, TRIED_AT_ONCE)
         self._poll = poll
         self._lease = lease
-        self._aside: list[Letter] = []
+        self._aside: list[DeadLetter] = []
         self._parked: set[UUID] = set()
         self._tries: dict[UUID, asyncio.Task[Tried]] = {}
         self._trying: set[UUID] = set()
@@ -259,13 +259,13 @@ class Follower:
         self.progress.passed([event.recorded_at for event in events], reached)
         self._positions.report(self._name, reached)
 
-    async def _take_all(self, key: UUID, events: Sequence[Recorded[Event]]) -> list[Letter]:
+    async def _take_all(self, key: UUID, events: Sequence[Recorded[Event]]) -> list[DeadLetter]:
         """One key's events in their order; what could not be taken, and what waits behind it."""
         async with self._at_once:
-            aside: list[Letter] = []
+            aside: list[DeadLetter] = []
             for event in events:
                 if aside or key in self._parked:
-                    aside.append(Letter(key, event.position))
+                    aside.append(DeadLetter(key, event.position))
                     continue
                 error = await self._take(key, event)
                 if error is not None:
@@ -282,13 +282,13 @@ class Follower:
             return error
         return None
 
-    def _letter(self, key: UUID, position: int, error: Exception, attempts: int) -> Letter:
+    def _letter(self, key: UUID, position: int, error: Exception, attempts: int) -> DeadLetter:
         text, digest = described(error)
-        return Letter(key, position, attempts, text, digest, self._policy.pause(attempts))
+        return DeadLetter(key, position, attempts, text, digest, self._policy.pause(attempts))
 
     # ------------------------------------------------------------------------------------------------- what waits aside
 
-    def _to_write(self) -> list[Letter]:
+    def _to_write(self) -> list[DeadLetter]:
         """What was set aside beside the reading. What belongs to a key that is tried comes after the outcome of that,
         which may remove the same letter."""
         return [letter for letter in self._aside if letter.key not in self._tries]
@@ -306,23 +306,23 @@ class Follower:
         keys = [key for key in due if key not in self._tries][: self._tried_at_once - len(self._tries)]
         if not keys:
             return
-        waiting = await self._letters.waiting(connection, keys, self._batch)
+        waiting = await self._letters.pending(connection, keys, self._batch)
         events = {event.position: event for event in await self._log.at([letter.position for letter in waiting])}
-        by_key: dict[UUID, list[Waiting]] = {}
+        by_key: dict[UUID, list[PendingLetter]] = {}
         for letter in waiting:
             by_key.setdefault(letter.key, []).append(letter)
         self._trying |= by_key.keys()
         for key, mine in by_key.items():
             self._tries[key] = asyncio.create_task(self._try(key, mine, events))
 
-    async def _try(self, key: UUID, letters: Sequence[Waiting], events: Mapping[int, Recorded[Event]]) -> Tried:
+    async def _try(self, key: UUID, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]) -> Tried:
         try:
             return await self._take_waiting(letters, events)
         finally:
             self._trying.discard(key)
             self._woken.set()
 
-    async def _take_waiting(self, letters: Sequence[Waiting], events: Mapping[int, Recorded[Event]]) -> Tried:
+    async def _take_waiting(self, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]) -> Tried:
         """Take one key's letters in their order."""
         for place, letter in enumerate(letters):
             if letter.discarded:

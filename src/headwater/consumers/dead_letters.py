@@ -27,9 +27,9 @@ KEYS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """An event that waits for its key. attempts: failures so far; 0, without an error, if it waits behind another.
-    pause: seconds until the next attempt; None if only an operator can cause one."""
+class DeadLetter:
+    """An event to set aside, or a further failure of one. attempts: failures so far; 0, without an error, if it waits
+    behind another letter of its key. pause: seconds until the next attempt; None if only an operator can cause one."""
 
     key: UUID
     position: int
@@ -40,8 +40,8 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A letter that the worker is about to try again, or to remove because it was discarded."""
+class PendingLetter:
+    """A stored letter that the worker is about to try again, or to remove because it was discarded."""
 
     key: UUID
     position: int
@@ -66,19 +66,19 @@ class DeadLetters:
         later = [row["wait"] for row in rows if row["wait"] > 0]
         return list(keys), later[0] if later else None
 
-    async def waiting(self, connection: Connection, keys: Collection[UUID], limit: int) -> list[Waiting]:
+    async def pending(self, connection: Connection, keys: Collection[UUID], limit: int) -> list[PendingLetter]:
         """Return the letters of some keys, in the order of the log, `limit` at most."""
         rows = await connection.fetch(_SQL["letters"], *self._of, keys, limit)
-        return [Waiting(row["key"], row["position"], row["attempts"], row["discarded"]) for row in rows]
+        return [PendingLetter(row["key"], row["position"], row["attempts"], row["discarded"]) for row in rows]
 
-    async def park(self, connection: Connection, letters: Sequence[Letter]) -> None:
+    async def park(self, connection: Connection, letters: Sequence[DeadLetter]) -> None:
         """Store letters, or a further failure of them."""
         columns = ("key", "position", "attempts", "error", "traceback_hash", "pause")
         await connection.execute(
             _SQL["park"], *self._of, *([getattr(letter, column) for letter in letters] for column in columns)
         )
 
-    async def remove(self, connection: Connection, letters: Sequence[Waiting]) -> None:
+    async def remove(self, connection: Connection, letters: Sequence[PendingLetter]) -> None:
         """Remove letters that were folded or discarded."""
         await connection.execute(
             _SQL["remove"], *self._of, [letter.key for letter in letters], [letter.position for letter in letters]
@@ -126,7 +126,7 @@ class LetterFilter:
 
 
 @dataclass(frozen=True)
-class Parked:
+class ListedLetter:
     """A dead letter with its event, for an operator. next_attempt_at: None if it is parked until an operator acts.
     waiting: the number of letters behind it. data: the stored event, JSON text."""
 
@@ -146,9 +146,11 @@ class Parked:
     waiting: int
 
 
-async def listed(connection: asyncpg.Connection, where: LetterFilter, *, first_only: bool, limit: int) -> list[Parked]:
+async def listed(
+    connection: asyncpg.Connection, where: LetterFilter, *, first_only: bool, limit: int
+) -> list[ListedLetter]:
     """Return the letters that match: the first of each key only, or all."""
-    return [Parked(**row) for row in await connection.fetch(_SQL["list"], *where.values, first_only, limit)]
+    return [ListedLetter(**row) for row in await connection.fetch(_SQL["list"], *where.values, first_only, limit)]
 
 
 async def retry(connection: asyncpg.Connection, where: LetterFilter) -> int:

@@ -1,10 +1,10 @@
 -- name: parked
--- The keys that are set aside, or parked, of one generation of a projection.
+-- The keys of one generation of a projection that have letters.
 select distinct key from headwater.dead_letters where projection = $1 and generation = $2
 
 -- name: due
--- Keys that are to be tried again, the first due first, with the seconds until then. A key's first letter alone says when:
--- those behind it may be due as well, while it waits for a person.
+-- The keys that will be tried again, in the order of their times, with the seconds until then. Only a key's first letter counts:
+-- later ones may be due while the first waits for an operator.
 select d.key, extract(epoch from d.next_attempt_at - now())::float8 as wait
   from headwater.dead_letters d
  where d.projection = $1 and d.generation = $2 and d.next_attempt_at is not null
@@ -16,8 +16,8 @@ select d.key, extract(epoch from d.next_attempt_at - now())::float8 as wait
  limit $3
 
 -- name: letters
--- What waits for some keys, in the log's order: an equal share of so many for each, found by the primary key. Where the queue
--- is long, looking at all of it for each batch would cost more than folding it.
+-- The letters of some keys in the order of the log: an equal share of the limit for each key, found by the primary key. Reading
+-- the whole of a long queue for each batch would cost more than folding it.
 select waiting.*
   from unnest($3::uuid[]) as u(key)
  cross join lateral (
@@ -31,7 +31,7 @@ select waiting.*
  limit $4
 
 -- name: park
--- Letters set aside, or tried in vain once more: the pause is null where a person has to act, or another letter is first.
+-- Store letters, or a further failure of them. The pause is null if an operator has to act, or if another letter is first.
 insert into headwater.dead_letters
   (projection, generation, key, position, attempts, error, traceback_hash, next_attempt_at)
 select $1, $2, u.key, u.position, u.attempts, u.error, u.traceback_hash, now() + u.pause * interval '1 second'
@@ -39,17 +39,17 @@ select $1, $2, u.key, u.position, u.attempts, u.error, u.traceback_hash, now() +
     as u(key, position, attempts, error, traceback_hash, pause)
 on conflict (projection, generation, key, position) do update
    set attempts = excluded.attempts, error = excluded.error, traceback_hash = excluded.traceback_hash,
-       -- Discarded while it was tried: that is what counts.
+       -- An operator discarded it during the attempt: that takes precedence.
        next_attempt_at = case when dead_letters.discarded then now() else excluded.next_attempt_at end
 
 -- name: remove
--- Letters that are folded, or discarded.
+-- Remove letters that were folded or discarded.
 delete from headwater.dead_letters d
  using unnest($3::uuid[], $4::bigint[]) as u(key, position)
  where d.projection = $1 and d.generation = $2 and d.key = u.key and d.position = u.position
 
 -- name: go_on
--- More waited for these keys than was taken at once: the rest is due now.
+-- These keys have more letters than one batch took: make the first of the rest due.
 update headwater.dead_letters d
    set next_attempt_at = now()
   from unnest($3::uuid[]) as u(key)
@@ -63,7 +63,7 @@ update headwater.dead_letters d
 returning d.key
 
 -- name: list
--- Letters with their events: all, or ($4) the first of each key only, which the others wait behind.
+-- Letters with their events: all, or ($4) only the first of each key, behind which the others wait.
 select d.projection, d.generation, d.key, d.position, e.type, d.attempts, d.parked_at, d.next_attempt_at, d.error,
        d.traceback_hash, e.data, e.recorded_at, e.stream_id,
        (select count(*) from headwater.dead_letters b
@@ -84,7 +84,7 @@ select d.projection, d.generation, d.key, d.position, e.type, d.attempts, d.park
  limit $5
 
 -- name: retry
--- The first letters of keys are due now; the worker that leases the projection tries them.
+-- Make the first letters of keys due. The worker that has the lease of the projection tries them.
 with first as (
   select distinct on (l.projection, l.generation, l.key) l.projection, l.generation, l.key, l.position
     from headwater.dead_letters l
@@ -100,8 +100,8 @@ update headwater.dead_letters d
 returning d.projection, d.key, d.position
 
 -- name: discard
--- The first letter of each key is to be passed over, if it failed, or ($4) all that wait now; the rest is due. A key whose
--- first letter is discarded already is the worker's: the one behind it has not failed, and may never.
+-- Discard the first letter of each key if it failed, or ($4) all letters of the key, and make the rest due. If the first letter is
+-- already discarded, the key is left to the worker: the next letter has not failed, and perhaps never will.
 with first as (
   select distinct on (l.projection, l.generation, l.key)
          l.projection, l.generation, l.key, l.position, l.error is not null and not l.discarded as failed
@@ -120,5 +120,5 @@ update headwater.dead_letters d
 returning d.projection, d.key, d.position
 
 -- name: ring
--- Everyone look: a person has acted.
+-- Wake every worker, since an operator has acted.
 select pg_notify('headwater', '')

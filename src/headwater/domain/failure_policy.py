@@ -1,6 +1,9 @@
-"""What becomes of a key whose fold failed, as a value: `View(..., on_failure=Retry(times=5, then=Park()))`.
+"""Failure policies: what a consumer does after a function of the app failed on an event.
 
-Only what a fold did wrong counts. A fault of the database is waited out, never counted and never parked.
+    View(..., on_failure=Retry(times=5, then=Park()))
+
+Only errors of the app's functions count as failures. A fault of the database is waited out: it is neither counted nor
+does it park a key.
 """
 
 from __future__ import annotations
@@ -15,26 +18,26 @@ from headwater.errors import DefinitionError
 
 @dataclass(frozen=True)
 class Park:
-    """Set the event aside as a dead letter until a person acts. Later events of its key queue up behind it, in order;
-    all other keys go on."""
+    """Set the event aside as a dead letter until an operator acts. Later events of its key wait behind it, in order.
+    All other keys go on."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The whole projection stands still before the event, which shows in readiness, and goes on once the fold succeeds.
-    For read models in which no key may overtake another."""
+    """Stop the whole projection before the event, and go on once the fold succeeds. Readiness reports the projection as
+    late meanwhile. For read models in which no key may overtake another."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Try again `times` times, and only then park or stop.
+    """Retry `times` times with exponential backoff, then park or stop.
 
-    The first pause is `first` seconds, each next one twice as long, `longest` at most; each is shortened by chance, to
-    half at most, so that what failed together does not return together. With `then=Park()` the key is set aside
-    meanwhile and all others go on; with `then=Stop()` everything waits.
+    The first pause is `first` seconds, and each next one is twice as long, up to `longest`. Jitter shortens each pause
+    by up to half, so that keys that failed together are not retried together. With `then=Park()` the key is set aside
+    between the attempts, and all other keys go on. With `then=Stop()` everything waits.
 
     Raises:
-        DefinitionError: a number that makes no sense.
+        DefinitionError: a number is out of range.
     """
 
     times: int = 5
@@ -44,11 +47,11 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.times < 0 or not 0 < self.first <= self.longest:
-            raise DefinitionError(f"{self}: times must not be negative, and first above 0 and at most longest")
+            raise DefinitionError(f"{self}: times must be at least 0, and first must be above 0 and at most longest")
 
     def pause(self, attempts: int, chance: Callable[[], float] = random.random) -> float | None:
-        """Seconds to wait after so many failed attempts, the first one included; None when there is no further one.
-        chance: a number from 0 to 1."""
+        """Return the seconds to wait after the given number of failed attempts (the first one counts), or None if no
+        retry is left. chance: returns a number from 0 to 1, for the jitter."""
         if attempts > self.times:
             return None
         return min(self.longest, self.first * 2.0 ** min(attempts - 1, 60)) * (0.5 + 0.5 * chance())
@@ -56,10 +59,10 @@ class Retry:
 
 OnFailure: TypeAlias = Retry | Park | Stop
 
-USUALLY: OnFailure = Retry()
-"""What a view does that declares nothing."""
+DEFAULT_POLICY: OnFailure = Retry()
+"""The policy of a view that declares none."""
 
 
 def policy_of(declared: OnFailure) -> Retry:
-    """As a `Retry`: a bare `Park()` or `Stop()` means that there is no retry before it."""
+    """Return the policy as a `Retry`. A bare `Park()` or `Stop()` becomes one without retries."""
     return declared if isinstance(declared, Retry) else Retry(times=0, then=declared)

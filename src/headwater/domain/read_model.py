@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 from typing_extensions import TypeVar, dataclass_transform
 
-from headwater.domain.failure_policy import USUALLY, OnFailure
+from headwater.domain.failure_policy import DEFAULT_POLICY, OnFailure
 from headwater.domain.fields import Field, Kind, fields_of, hints_of, recorded_events, require_sync
 from headwater.domain.messages import Event, Recorded, _MessageMeta
 from headwater.errors import DefinitionError
@@ -102,7 +102,7 @@ class View(Generic[M, E]):
     model: type[M]
     fold: Callable[[M | None, Recorded[E]], M | None]
     route: Callable[[E], UUID] | None = None
-    on_failure: OnFailure = USUALLY
+    on_failure: OnFailure = DEFAULT_POLICY
     history: bool = False
     events: tuple[type[Event], ...] = field(init=False)
     fields: tuple[Field, ...] = field(init=False)

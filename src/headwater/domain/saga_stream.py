@@ -26,7 +26,7 @@ from headwater.domain.messages import Command, Event, Recorded
 from headwater.domain.saga import LONGEST, After, Cancel, Confirmed, Do, Done, Reaction, Refused, Saga, TimedOut, Undo
 from headwater.domain.serialization import Codec, stored_form
 from headwater.errors import CodeFailed
-from headwater.ids import following_id, internal_id
+from headwater.ids import internal_id
 
 S = TypeVar("S")
 
@@ -448,7 +448,7 @@ class Course(Generic[S]):
     def _undo_of(self, step: Step, recorded: Recorded[Record]) -> Step:
         assert step.undo is not None
         self.compensates = True
-        undo = self._step(step.undo, following_id(step.command_id, "undo"), recorded)
+        undo = self._step(step.undo, internal_id(step.command_id, "undo"), recorded)
         undo.undoes = step.number
         return undo
 
@@ -494,7 +494,7 @@ class Course(Generic[S]):
             return
         step = self.queue[0]
         assert step is not None
-        step.command_id = following_id(step.command_id, f"again {recorded.version}")
+        step.command_id = internal_id(step.command_id, f"again {recorded.version}")
         step.state, step.since, step.reason, step.position = StepState.WAITING, None, None, recorded.position
         self.phase, self.parked_for = Phase.UNDOING, None
 

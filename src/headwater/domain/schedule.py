@@ -1,8 +1,8 @@
-"""A schedule: a command that falls due by itself: once, every so often, or by a cron expression. Pure data.
+"""A schedule: a command that is sent at set times: once, at an interval, or by a cron expression. Pure data.
 
     Schedule("interest", interest_due, cron="0 3 1 * *", timezone="Europe/Berlin")
 
-Which moments are due follows from the declaration alone, so that all workers agree on them without talking.
+The due moments follow from the declaration alone, so that all workers compute the same ones.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from headwater.domain.messages import Command
 from headwater.errors import DefinitionError
 
 EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
-"""What `every` counts from: a Monday, so that weeks begin with one, and days at midnight UTC."""
+"""The origin of `every`: midnight UTC of a Monday, so that days begin at midnight and weeks on Mondays."""
 
 _TICK = timedelta(microseconds=1)
 _CRON_FIELDS = 5
 
 
 class _Cron(CronSim):
-    """The library goes on by whole hours, and misses moments where a clock is changed by half an hour, as on Lord Howe
-    Island. This one looks at the clock at the start of each hour, and in between at each minute."""
+    """A CronSim that also finds the moments around a clock change of half an hour, as on Lord Howe Island.
+
+    The library advances by whole hours and misses them. This class stops at the start of each hour and, within an hour,
+    at each minute.
+    """
 
     def advance_minute(self) -> bool:
         if self.dt.minute in self.minutes:
@@ -52,22 +55,23 @@ class _Cron(CronSim):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A command that falls due by itself, once for each due moment across all workers.
+    """A command that is sent once for each due moment, however many workers run.
 
-    name: what it is known by in the database and among the actors of the log; another name is another schedule.
-    command: makes the command for the moment that was due, in UTC. It must be pure: the same moment gives the same
-    command, with the same key, because a worker that died may have sent it already.
+    name: identifies the schedule in the database and as an actor in the log. A schedule with another name is another
+    schedule.
+    command: returns the command for a due moment, in UTC. It must be pure: the same moment gives the same command with
+    the same key, because a worker that died may already have sent it.
 
-    Exactly one of these says when:
+    Exactly one of these gives the moments:
     every: an interval, counted from the start of 2001 in UTC (a Monday), not from the start of a worker.
-    cron: minute, hour, day of month, month and day of week, as Debian's cron reads them (the library is cronsim), in
-    `timezone`. Where the clock is changed, what has a fixed minute and hour happens once: in an hour that is left out,
-    right after it; in one that comes twice, the first time. With a star in one of the two it follows the real hours:
-    none in the hour that is left out, and in both of the two.
+    cron: minute, hour, day of month, month and day of week in `timezone`, with the meaning of Debian's cron (the
+    library is cronsim). Around a clock change, an expression with a fixed minute and hour is due once: right after
+    the skipped hour, or in the first of two repeated hours. One with a star in the minute or the hour follows the real
+    hours: not at all in the skipped hour, and in both of the repeated hours.
     at: one moment.
 
     Raises:
-        DefinitionError: the declaration makes no sense.
+        DefinitionError: the declaration is invalid.
     """
 
     name: str
@@ -80,24 +84,24 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not self.name.strip():
-            raise DefinitionError("A schedule needs a name: it is how the database knows what was fired")
+            raise DefinitionError("A schedule needs a name: the database records under it which moments were fired")
         if not callable(self.command):
             raise self._wrong(f"command={self.command!r} must be a function from the due moment to a command")
         require_sync(self.command)
         if sum(each is not None for each in (self.every, self.cron, self.at)) != 1:
             raise self._wrong("give exactly one of every=, cron= and at=")
         if self.every is not None and self.every <= timedelta(0):
-            raise self._wrong(f"every={self.every!r} must be longer than nothing")
+            raise self._wrong(f"every={self.every!r} must be longer than zero")
         if self.at is not None and self.at.utcoffset() is None:
             raise self._wrong(f"at={self.at!r} needs a time zone, such as tzinfo=UTC")
         if self.cron is None and self.timezone != "UTC":
-            raise self._wrong("timezone= belongs to cron=; the moments of every= and at= have none to be read in")
+            raise self._wrong("timezone= goes with cron= only: every= counts in UTC, and at= has its own time zone")
         object.__setattr__(self, "_zone", self._read_zone())
         if self.cron is not None:
             self._check_cron(self.cron)
 
     def next(self, after: datetime) -> datetime | None:
-        """The first due moment after another, in UTC; None when there is none."""
+        """Return the first due moment after the given one, in UTC, or None."""
         after = after.astimezone(UTC)
         if self.every is not None:
             return EPOCH + ((after - EPOCH) // self.every + 1) * self.every
@@ -107,7 +111,7 @@ class Schedule:
         return next(self._cron_moments(after), None)
 
     def due(self, after: datetime, upto: datetime) -> datetime | None:
-        """The last due moment in (after, upto], in UTC; None when there is none."""
+        """Return the last due moment in (after, upto], in UTC, or None."""
         after, upto = after.astimezone(UTC), upto.astimezone(UTC)
         if upto <= after:
             return None
@@ -120,7 +124,7 @@ class Schedule:
         return self._last_of_cron(after, upto)
 
     def _last_of_cron(self, after: datetime, upto: datetime) -> datetime | None:
-        """Looking back finds where to look forward from: near a change of the clock only forward is right."""
+        """Search backward for a start, then forward from it: near a clock change only the forward search is exact."""
         for earlier in self._cron_sim(upto, reverse=True):
             begin = max(after, min(earlier, upto) - _TICK)
             last = None
@@ -133,17 +137,17 @@ class Schedule:
         return None
 
     def _cron_moments(self, after: datetime) -> Iterator[datetime]:
-        """The due moments after another. In the second of two like hours the library begins with the first's."""
+        """Yield the due moments after the given one. In a repeated hour the library starts with those of the first."""
         return (moment for moment in self._cron_sim(after) if moment > after)
 
     def _cron_sim(self, start: datetime, *, reverse: bool = False) -> Iterator[datetime]:
         assert self.cron is not None
-        # Compared in UTC: moments of one zone are compared by their wall clocks, which go back once a year.
+        # In UTC, since Python compares moments of one zone by their wall clocks, which go back once a year.
         return (moment.astimezone(UTC) for moment in _Cron(self.cron, start.astimezone(self._zone), reverse))
 
     def _read_zone(self) -> tzinfo:
         if self.timezone == "UTC":
-            return UTC  # needs no database of zones, and cronsim knows it
+            return UTC  # needs no time zone database, and cronsim accepts it
         try:
             return ZoneInfo(self.timezone)
         except (KeyError, ValueError, OSError) as error:
@@ -152,15 +156,15 @@ class Schedule:
     def _check_cron(self, cron: str) -> None:
         if len(cron.split()) != _CRON_FIELDS:
             raise self._wrong(
-                f"cron={cron!r} must have five fields: minute, hour, day of month, month, day of week; for "
-                "seconds there is every="
+                f"cron={cron!r} must have five fields: minute, hour, day of month, month, day of week; use "
+                "every= for an interval of seconds"
             )
         try:
             first = self.next(EPOCH)
         except CronSimError as error:
-            raise self._wrong(f"cron={cron!r} cannot be read: {error}") from error
+            raise self._wrong(f"cron={cron!r} is not a cron expression: {error}") from error
         if first is None:
-            raise self._wrong(f"cron={cron!r} never comes")
+            raise self._wrong(f"cron={cron!r} is never due: no date matches it")
 
     def _wrong(self, what: str) -> DefinitionError:
         return DefinitionError(f"Schedule {self.name!r}: {what}")

@@ -20,7 +20,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
-from headwater.consumers.dead_letters import DeadLetters, Letter, described
+from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described
 from headwater.domain.failure_policy import Stop, policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
@@ -72,7 +72,7 @@ class _Folded(Generic[M]):
     failed on. cut_at: the position of the first event that there was no time for, if it came to that."""
 
     changed: dict[UUID, _Row[M]] = field(default_factory=dict)
-    aside: list[Letter] = field(default_factory=list)
+    aside: list[DeadLetter] = field(default_factory=list)
     failed: set[UUID] = field(default_factory=set)
     cut_at: int | None = None
 
@@ -255,7 +255,7 @@ class Projector(Generic[M]):
             pause = self._poll if next_due is None else min(self._poll, next_due)
             self._look_at = asyncio.get_running_loop().time() + pause
             return
-        waiting = await self._letters.waiting(connection, keys, self._batch)
+        waiting = await self._letters.pending(connection, keys, self._batch)
         tried = [letter for letter in waiting if not letter.discarded]
         key_of = {letter.position: letter.key for letter in tried}
         events = await self._log.at(list(key_of))
@@ -349,7 +349,7 @@ class Projector(Generic[M]):
                 await asyncio.sleep(0)
                 breathed = now()
             if (parked and key in parked) or (failed and key in failed):
-                folded.aside.append(Letter(key, event.position))
+                folded.aside.append(DeadLetter(key, event.position))
                 continue
             row = changed.get(key)
             try:
@@ -380,11 +380,11 @@ class Projector(Generic[M]):
 
     def _set_aside(
         self, key: UUID, event: Recorded[Event], error: Exception, attempts: Mapping[int, int] | None
-    ) -> Letter:
+    ) -> DeadLetter:
         if attempts is None and isinstance(self._policy.then, Stop):
             raise self._failure("fold", f" on row {key}", event, error) from error
         failures = (attempts or {}).get(event.position, 0) + 1
-        return Letter(key, event.position, failures, *described(error), self._policy.pause(failures))
+        return DeadLetter(key, event.position, failures, *described(error), self._policy.pause(failures))
 
     def _failure(self, what: str, where: str, event: Recorded[Event], error: Exception) -> FoldFailed:
         return FoldFailed(

@@ -27,7 +27,7 @@ import asyncpg
 import msgspec
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
-from headwater.consumers.dead_letters import DeadLetters, Letter, described, storable
+from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described, storable
 from headwater.domain.failure_policy import Stop, policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
@@ -201,7 +201,7 @@ class _Build(Generic[M]):
         self._parked: set[UUID] = set()
         self._suspects: set[UUID] = set()
         """Keys of rows that PostgreSQL has refused, whose events are looked at one by one."""
-        self._aside: list[Letter] = []
+        self._aside: list[DeadLetter] = []
         self._taken: list[tuple[UUID, int]] = []
         """Where the events of each key are, since the last write, if that is kept."""
         self._position = 0
@@ -344,7 +344,7 @@ class _Build(Generic[M]):
             if row is None:
                 row = rows[number] = _Row(key, None, 0, False)
             if parked and key in parked:
-                self._aside.append(Letter(key, event.position))
+                self._aside.append(DeadLetter(key, event.position))
                 continue
             try:
                 model = fold(row.key, row.model, event)  # the very object that the row has for its key is quickly told
@@ -393,7 +393,7 @@ class _Build(Generic[M]):
                 error,
             )
         self._parked.add(key)
-        self._aside.append(Letter(key, event.position, 1, *described(error), self._policy.pause(1)))
+        self._aside.append(DeadLetter(key, event.position, 1, *described(error), self._policy.pause(1)))
 
     def _stop(self, why: str, cause: Exception | None = None) -> NoReturn:
         why = storable(why, WHY_BYTES)

@@ -37,7 +37,7 @@ from headwater.domain.saga_stream import (
     read_command,
 )
 from headwater.errors import CommandIdReused
-from headwater.ids import following_id
+from headwater.ids import internal_id
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
 from headwater.sagas.instances import Changed, Held, Instances, RecordIdTaken
@@ -233,7 +233,7 @@ class Steps:
             record = SagaConfirmed(
                 saga=self._saga.name, at=self._clock.now(), step=step.number, version=version, position=position
             )
-            await self._conclude(held, record, step, following_id(step.command_id, "confirmed"))
+            await self._conclude(held, record, step, internal_id(step.command_id, "confirmed"))
         if step.undoes is not None:
             logger.info(
                 "saga %s: %s, step %d was compensated by %s", self._saga.name, course.key, step.undoes, step.command
