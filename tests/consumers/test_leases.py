@@ -593,7 +593,7 @@ async def test_status_shows_positions_workers_and_failures(
         assert ["Tally0", "1", "live", "2", "0", worker, "0"] in [
             line.split()[:6] + line.split()[-1:] for line in lines
         ]
-        assert ["Account", "1", "live", "0", "2", "nobody", "0"] in [
+        assert ["Account", "1", "live", "0", "2", "none", "0"] in [
             [word for word in line.split() if ":" not in word] for line in lines
         ]
         assert len({len(line) for line in lines[3:6]}) == 1, "aligned"

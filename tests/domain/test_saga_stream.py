@@ -233,17 +233,15 @@ def test_a_log_of_before_may_hold_more_time_than_there_is(within: float) -> None
     assert first.due_at == NOW + LONGEST
 
 
-@pytest.mark.parametrize("made", [derived_id, internal_id])
-def test_the_id_of_an_undo_and_of_its_retry_is_as_whoever_issued_the_step_derives_it(made: Any) -> None:
-    """Older code made ids of another version, and may have issued the undo already."""
+def test_the_ids_of_an_undo_and_of_its_retry_are_derived_from_the_id_of_the_step() -> None:
     course = told([A, B]).accept()
     first = course.course.steps[0]
-    first.command_id = made(KEY, "the first step")
+    first.command_id = internal_id(KEY, "the first step")
     undo = course.refuse().course.current
     assert undo is not None
-    assert undo.command_id == made(first.command_id, "undo")
+    assert undo.command_id == internal_id(first.command_id, "undo")
     course.refuse().tell(SagaRetried(saga="S", at=NOW, by="ada"))
-    assert undo.command_id == made(made(first.command_id, "undo"), f"again {course.course.version}")
+    assert undo.command_id == internal_id(internal_id(first.command_id, "undo"), f"again {course.course.version}")
 
 
 def test_internal_ids_are_told_from_all_others() -> None:
