@@ -1,4 +1,4 @@
-"""When a fold fails: its key waits in order, all others go on, and after a fix all is as if nothing had happened."""
+"""Dead letters: after a failed fold its key waits in order and all others go on; after a fix, no trace remains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from headwater.server.node import Node
 Start: TypeAlias = Callable[..., Any]
 
 MANY = 100_000
-"""Events around the poisoned one."""
+"""The number of events around the poisoned one."""
 
 QUICK = replace(Settings(), poll_seconds=0.1, lease_seconds=2.0)
 
@@ -66,7 +66,7 @@ def evolve(state: None, event: TallyEvent) -> None:
 
 
 class Tally(ReadModel, key="tally_id"):
-    """How often something was counted, and what was said last."""
+    """The number of events of a tally, and the note of the last."""
 
     tally_id: UUID
     count: int
@@ -74,7 +74,7 @@ class Tally(ReadModel, key="tally_id"):
 
 
 class Bug:
-    """What is wrong with the fold: the notes that it cannot take, each with what it raises. Fixed is: none."""
+    """A fold with a bug: it raises for some notes. raises: the error for each such note; none after `fix`."""
 
     def __init__(self) -> None:
         self.raises: dict[str, Exception] = {}
@@ -114,7 +114,7 @@ def app_of(view: View[Any]) -> App:
 
 
 async def write(connection: asyncpg.Connection, *events: Counted | Gone) -> int:
-    """Append events; the position of the last."""
+    """Append events. Returns the position of the last."""
     done = await append(
         connection,
         [Append(uuid4(), e.tally_id, "tally", None, [stored_form(e)], uuid4()) for e in events],
@@ -136,7 +136,7 @@ async def rows_of(connection: asyncpg.Connection, view: View[Any]) -> dict[UUID,
 async def folded(
     connection: asyncpg.Connection, view: View[Any], upto: int | None = None
 ) -> dict[UUID, tuple[ReadModel, int]]:
-    """What a fold of the whole log leaves."""
+    """Return the rows that a fold of the whole log gives."""
     codec = app_of(view).domain.codec
     rows: dict[UUID, tuple[Any, int]] = {}
     query = "select * from headwater.events where position <= coalesce($1, position) order by position"
@@ -150,7 +150,7 @@ async def folded(
 
 
 async def letters(connection: asyncpg.Connection) -> list[tuple[int, int, str | None, bool]]:
-    """(position, attempts, first line of the error, whether it is tried again by itself) in order."""
+    """Return (position, attempts, first line of the error, whether a retry is due at some time), in order."""
     rows = await connection.fetch("select * from headwater.dead_letters order by key, position")
     return [
         (r["position"], r["attempts"], r["error"] and r["error"].splitlines()[0], r["next_attempt_at"] is not None)
@@ -164,7 +164,7 @@ async def no_letters(connection: asyncpg.Connection) -> bool:
 
 @asynccontextmanager
 async def projecting(dsn: str, view: View[Tally], **options: Any) -> AsyncIterator[Projector[Tally]]:
-    """A projector as if leased. It must not fail."""
+    """A projector that runs as if it had a lease, and must not fail."""
     async with Database(dsn) as database:
         async with database.pool.acquire() as connection:
             standing = await prepare(connection, view)
@@ -184,7 +184,7 @@ async def passed(projector: Projector[Any], position: int) -> None:
 
 
 async def cli(*arguments: str) -> int:
-    """The command line, with its own event loop."""
+    """Run a command in a thread, since it starts its own event loop."""
     return await asyncio.to_thread(main, arguments)
 
 
@@ -192,7 +192,7 @@ POISON = "ZeroDivisionError: a bug in the fold"
 
 
 def fold_wrongly(row: Tally | None, event: Recorded[TallyEvent]) -> Tally | None:
-    """Its notes say what it raises, and where."""
+    """A fold that raises the error that the note names, at the place that the note names."""
     assert isinstance(event.data, Counted)
     place, _, kind = event.data.note.partition(" ")
     error = {"ValueError": ValueError, "KeyError": KeyError}[kind](f"no {event.position}")
@@ -201,10 +201,10 @@ def fold_wrongly(row: Tally | None, event: Recorded[TallyEvent]) -> Tally | None
     raise error
 
 
-# Sequenced parking -------------------------------------------------------------------------------------------------
+# Sequenced parking ---------------------------------------------------------------------------------------------------
 
 
-async def test_one_poisoned_event_among_many_holds_up_its_key_only(
+async def test_a_poisoned_event_among_many_parks_only_its_own_key(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, keys = view_of(bug), [uuid4() for _ in range(500)]
@@ -217,7 +217,7 @@ async def test_one_poisoned_event_among_many_holds_up_its_key_only(
     async with projecting(dsn, view, batch=1000) as projector:
         await passed(projector, head)
         assert projector.progress.parked_keys == 1
-        bug.fix()  # for the fold below; the projector has no reason to try again
+        bug.fix()  # for the fold below; the projector does not try again by itself
         rows, right = await rows_of(connection, view), await folded(connection, view)
         assert {key: row for key, row in rows.items() if key != poisoned} == {
             key: row for key, row in right.items() if key != poisoned
@@ -250,10 +250,10 @@ create function note() returns trigger language plpgsql as $$ begin
 end $$;
 create trigger note after update on headwater.projections for each row execute function note();
 """
-"""Every transaction of a projection changes its line there, also one that folds letters."""
+"""Records every transaction of a projection: each one updates its row, also one that folds letters."""
 
 
-async def test_beside_a_poisoned_key_there_are_as_many_transactions_as_without(
+async def test_a_poisoned_key_costs_no_transaction_besides_its_own_retries(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, keys = view_of(bug, Retry(times=3, first=0.001, longest=0.001)), [uuid4() for _ in range(20)]
@@ -262,7 +262,7 @@ async def test_beside_a_poisoned_key_there_are_as_many_transactions_as_without(
     counts = [counted(keys[n % 20]) for n in range(1000)]
 
     async def transactions(*events: Counted, retries: int = 0) -> list[int]:
-        """The positions that each of them passed, once all these are folded that can be."""
+        """Return the number of positions that each transaction passed, after all foldable events are folded."""
         await connection.execute("truncate transactions")
         head = await write(connection, *events)
         async with projecting(dsn, view, batch=50) as projector:
@@ -276,7 +276,9 @@ async def test_beside_a_poisoned_key_there_are_as_many_transactions_as_without(
     assert sorted(poisoned) == [0] * 3 + without, "and one for each time that the poison was tried again"
 
 
-async def test_a_key_is_due_when_its_first_letter_is(dsn: str, connection: asyncpg.Connection, bug: Bug) -> None:
+async def test_a_key_is_not_retried_before_its_first_letter_is_due(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
     view, key = view_of(bug), uuid4()
     async with projecting(dsn, view) as projector:
         behind = await write(connection, counted(key, "poison"), counted(key))
@@ -284,7 +286,7 @@ async def test_a_key_is_due_when_its_first_letter_is(dsn: str, connection: async
         due = "update headwater.dead_letters set next_attempt_at = now() where position = $1"
         await connection.execute(due, behind)
         for _ in range(20):
-            await passed(projector, await write(connection, counted(uuid4())))  # before each batch it looks what is due
+            await passed(projector, await write(connection, counted(uuid4())))  # each batch first reads the due keys
         assert bug.folded == ["poison"]
         bug.fix()
         await dead_letters.retry(connection, dead_letters.LetterFilter("Tally", key))
@@ -292,7 +294,7 @@ async def test_a_key_is_due_when_its_first_letter_is(dsn: str, connection: async
     assert (await rows_of(connection, view))[key] == (Tally(tally_id=key, count=2, note=""), behind)
 
 
-async def test_what_is_parked_stays_so_over_a_restart_and_more_queues_up(
+async def test_a_parked_key_stays_parked_over_a_restart_and_later_events_queue_behind_it(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, one, other = view_of(bug), uuid4(), uuid4()
@@ -305,7 +307,7 @@ async def test_what_is_parked_stays_so_over_a_restart_and_more_queues_up(
         assert projector.progress.parked_keys == 1
         assert await letters(connection) == [(2, 1, POISON, False), (3, 0, None, False), (5, 0, None, False)]
         assert set(await rows_of(connection, view)) == {one, other}
-    assert projector.progress.parked_keys == 0, "it is another's to count"
+    assert projector.progress.parked_keys == 0, "the next owner of the projection counts it"
     bug.fix()
     async with projecting(dsn, view) as projector:
         await passed(projector, head)
@@ -340,7 +342,7 @@ async def test_a_long_queue_drains_in_parts_and_in_order(
     assert await letters(connection) == []
 
 
-async def test_taking_up_a_long_queue_costs_what_is_taken_not_what_waits(
+async def test_reading_a_batch_from_a_long_queue_does_not_scan_the_whole_queue(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, keys = view_of(bug), [uuid4() for _ in range(4)]
@@ -353,7 +355,7 @@ async def test_taking_up_a_long_queue_costs_what_is_taken_not_what_waits(
     await connection.execute("analyze headwater.dead_letters")
 
     async def read(name: str, *values: Any) -> tuple[int, int]:
-        """Rows that the statement returns, and rows of letters that it looks at."""
+        """Return the number of rows that the statement returns, and the number of letters that it reads."""
         query = f"explain (analyze, timing off, format json) {queries.load(dead_letters.__file__)[name]}"
         plan = json.loads(await connection.fetchval(query, *values))[0]["Plan"]
         scans = [
@@ -366,8 +368,8 @@ async def test_taking_up_a_long_queue_costs_what_is_taken_not_what_waits(
 
     assert await read("letters", "Tally", 1, keys, 20) == (20, 20)
     assert await read("letters", "Tally", 1, keys[:1], 20) == (20, 20)
-    assert await read("letters", "Tally", 1, keys, 3) == (3, 4), "one for each, and those that come first"
-    assert await read("go_on", "Tally", 1, keys) == (4, 8), "each is found, and then changed"
+    assert await read("letters", "Tally", 1, keys, 3) == (3, 4), "one is read for each key, and the first are returned"
+    assert await read("go_on", "Tally", 1, keys) == (4, 8), "each is read to find it, and again to update it"
 
 
 def parts(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -376,7 +378,7 @@ def parts(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from parts(part)
 
 
-async def test_a_row_that_the_database_rejects_parks_its_key_at_the_event_that_made_it(
+async def test_a_row_that_postgresql_rejects_parks_its_key_at_the_event_that_produced_it(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, keys = view_of(bug), [uuid4() for _ in range(20)]
@@ -384,7 +386,7 @@ async def test_a_row_that_the_database_rejects_parks_its_key_at_the_event_that_m
     events[47] = counted(keys[7], "".join(uuid4().hex for _ in range(500)))
     head = await write(connection, *events)
     await prepare(connection, view)
-    await connection.execute("create index on read.tally_1 (note)")  # in which that note does not fit
+    await connection.execute("create index on read.tally_1 (note)")  # the note does not fit into it
     async with projecting(dsn, view, batch=50) as projector:
         await passed(projector, head)
         held = await letters(connection)
@@ -396,7 +398,7 @@ async def test_a_row_that_the_database_rejects_parks_its_key_at_the_event_that_m
         assert rows[keys[7]][1] == 28
 
 
-async def test_letters_are_not_folded_under_a_lease_that_is_over(
+async def test_letters_folded_under_a_lost_lease_are_not_committed(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, one = view_of(bug), uuid4()
@@ -412,7 +414,7 @@ async def test_letters_are_not_folded_under_a_lease_that_is_over(
             await connection.execute("update headwater.projections set fence = fence + 1 where name = 'Tally'")
             await transact(*arguments)
 
-        projector._transact = overtaken  # type: ignore[method-assign, assignment]  # folded, and not yet written
+        projector._transact = overtaken  # type: ignore[method-assign, assignment]  # the letters are folded, and not yet written
         bug.fix()
         await dead_letters.retry(connection, dead_letters.LetterFilter())
         await asyncio.wait_for(running, 10)
@@ -421,10 +423,10 @@ async def test_letters_are_not_folded_under_a_lease_that_is_over(
     assert await rows_of(connection, view) == await folded(connection, view, upto=1)
 
 
-# Retries -----------------------------------------------------------------------------------------------------------
+# Retries -------------------------------------------------------------------------------------------------------------
 
 
-def test_pauses_double_up_to_a_bound_and_are_spread() -> None:
+def test_retry_pauses_double_up_to_a_limit_and_have_jitter() -> None:
     policy = Retry(times=5, first=0.2, longest=2.0)
     assert [policy.pause(n, lambda: 1.0) for n in range(1, 7)] == [0.2, 0.4, 0.8, 1.6, 2.0, None]
     assert [policy.pause(n, lambda: 0.0) for n in range(1, 3)] == [0.1, 0.2]
@@ -435,12 +437,12 @@ def test_pauses_double_up_to_a_bound_and_are_spread() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"times": -1}, {"first": 0.0}, {"first": 2.0, "longest": 1.0}])
-def test_a_policy_that_makes_no_sense(wrong: dict[str, Any]) -> None:
+def test_a_retry_policy_with_a_number_out_of_range_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(DefinitionError):
         Retry(**wrong)
 
 
-async def test_retries_are_counted_and_then_a_person_has_to_act(
+async def test_a_key_is_parked_until_an_operator_acts_after_its_last_retry(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, one, other = view_of(bug, Retry(times=3, first=0.001, longest=0.01)), uuid4(), uuid4()
@@ -458,7 +460,9 @@ async def letters_are(connection: asyncpg.Connection, expected: list[Any]) -> bo
     return await letters(connection) == expected
 
 
-async def test_a_failure_that_passes_leaves_no_trace(dsn: str, connection: asyncpg.Connection, bug: Bug) -> None:
+async def test_a_key_whose_fold_succeeds_on_a_retry_leaves_no_dead_letter(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
     view, key = view_of(bug, Retry(times=50, first=0.001, longest=0.01)), uuid4()
     await write(connection, counted(key, "poison"), counted(key))
     async with projecting(dsn, view) as projector:
@@ -469,7 +473,7 @@ async def test_a_failure_that_passes_leaves_no_trace(dsn: str, connection: async
     assert await letters(connection) == []
 
 
-async def test_keys_that_fail_together_are_tried_together_and_hold_up_nobody(
+async def test_keys_that_are_due_together_are_retried_in_one_transaction_and_delay_no_other_key(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, keys, well = view_of(bug, Retry(times=5, first=3600, longest=3600)), [uuid4() for _ in range(50)], uuid4()
@@ -495,7 +499,9 @@ async def test_keys_that_fail_together_are_tried_together_and_hold_up_nobody(
     assert await rows_of(connection, view) == await folded(connection, view)
 
 
-async def test_a_key_fails_again_at_a_later_event(dsn: str, connection: asyncpg.Connection, bug: Bug) -> None:
+async def test_a_key_that_fails_again_at_a_later_event_is_parked_there(
+    dsn: str, connection: asyncpg.Connection, bug: Bug
+) -> None:
     view, key = view_of(bug), uuid4()
     bug.raises["second"] = ValueError("another bug")
     head = await write(connection, *(counted(key, note) for note in ("a", "poison", "b", "second", "c")))
@@ -507,10 +513,10 @@ async def test_a_key_fails_again_at_a_later_event(dsn: str, connection: asyncpg.
         assert (await rows_of(connection, view))[key] == (Tally(tally_id=key, count=3, note="b"), 3)
 
 
-# Stop --------------------------------------------------------------------------------------------------------------
+# Stop ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_where_nothing_may_overtake_the_projection_stands_still(
+async def test_a_projection_with_the_stop_policy_stops_before_the_failing_event(
     start: Start, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, one, other = view_of(bug, Retry(times=2, first=0.001, longest=0.01, then=Stop())), uuid4(), uuid4()
@@ -544,7 +550,7 @@ async def test_where_nothing_may_overtake_the_projection_stands_still(
     ],
     ids=lambda fault: type(fault).__name__,
 )
-async def test_faults_of_the_database_never_park(
+async def test_a_fault_of_the_database_parks_no_key(
     start: Start, connection: asyncpg.Connection, bug: Bug, fault: Exception
 ) -> None:
     view, key = view_of(bug), uuid4()
@@ -570,7 +576,7 @@ async def test_faults_of_the_database_never_park(
     assert await rows_of(connection, view) == await folded(connection, view)
 
 
-async def test_a_lost_connection_never_parks(start: Start, connection: asyncpg.Connection, bug: Bug) -> None:
+async def test_a_lost_connection_parks_no_key(start: Start, connection: asyncpg.Connection, bug: Bug) -> None:
     view, key = view_of(bug), uuid4()
     node: Node = await start(app_of(view), settings=QUICK, serve=False)
     for _ in range(5):
@@ -585,10 +591,10 @@ async def test_a_lost_connection_never_parks(start: Start, connection: asyncpg.C
     assert await rows_of(connection, view) == await folded(connection, view)
 
 
-# Who watches ---------------------------------------------------------------------------------------------------------
+# Subscriptions -------------------------------------------------------------------------------------------------------
 
 
-async def test_whoever_watches_sees_the_row_that_was_drained(
+async def test_a_subscription_gets_the_row_whose_dead_letters_were_folded(
     start: Start, dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, one, other = view_of(bug), uuid4(), uuid4()
@@ -602,14 +608,14 @@ async def test_whoever_watches_sees_the_row_that_was_drained(
         assert ((await anext(rows)) or {})["count"] == 1
         changed, row = asyncio.ensure_future(anext(changes)), asyncio.ensure_future(anext(rows))
         bug.fix()
-        async with asyncio.timeout(10):  # half of a poll: it is told
+        async with asyncio.timeout(10):  # half of the poll interval: the doorbell wakes it
             await dead_letters.retry(connection, dead_letters.LetterFilter())
             again = await changed
-            assert (again.reset, again.position) == (True, 4), "no position says that the row has changed"
+            assert (again.reset, again.position) == (True, 4), "a reset, since the row changed without a new position"
             assert {r["tally_id"]: r["count"] for r in again.upserted} == {one: 3, other: 1}
             assert ((await row) or {})["count"] == 3
 
-    # One who was away meanwhile, and knows everything up to there as it was.
+    # A subscriber that resumes from position 4, with the rows as they were before the retry.
     async with aclosing(watch_changes(feed, after=4)) as changes:
         resumed = await anext(changes)
         assert (resumed.reset, len(resumed.upserted)) == (True, 2)
@@ -618,7 +624,7 @@ async def test_whoever_watches_sees_the_row_that_was_drained(
 # The command line ----------------------------------------------------------------------------------------------------
 
 
-async def test_list_show_and_retry(
+async def test_the_command_line_lists_shows_and_retries_dead_letters(
     start: Start,
     dsn: str,
     connection: asyncpg.Connection,
@@ -657,7 +663,7 @@ async def test_list_show_and_retry(
     shown = capsys.readouterr().out
     assert f"Tally {one}: Counted at position 1" in shown
     assert POISON in shown
-    assert "test_dead_letters.py" in shown, "where it was raised"
+    assert "test_dead_letters.py" in shown, "the place of the error"
     assert await cli("dead-letters", "show", "--position", "77") == 1
     assert "no dead letter matches" in capsys.readouterr().err
 
@@ -671,7 +677,7 @@ async def test_list_show_and_retry(
     assert await rows_of(connection, view) == await folded(connection, view)
 
 
-async def test_the_same_mistake_has_the_same_hash(
+async def test_errors_of_one_type_and_place_have_the_same_traceback_hash(
     dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", dsn)
@@ -688,8 +694,8 @@ async def test_the_same_mistake_has_the_same_hash(
         await passed(projector, head)
         found = await hashes()
         assert re.fullmatch("[0-9a-f]{16}", found[0] or "")
-        assert len(set(found[:3])) == 3, "another place, or another error, is another mistake"
-        assert found == [*found[:3] * 2, None], "of whichever event, whatever it says; one behind another has none"
+        assert len(set(found[:3])) == 3, "another place or another type gives another hash"
+        assert found == [*found[:3] * 2, None], "the same for any event and message; a letter that waits has none"
 
         assert await cli("dead-letters", "show", "--all") == 0
         shown = re.findall(r"at position (\d)\n(?:  .*\n)*?  error (\S+)\n", capsys.readouterr().out)
@@ -698,11 +704,11 @@ async def test_the_same_mistake_has_the_same_hash(
         await dead_letters.retry(connection, dead_letters.LetterFilter())
         again = "select count(*) = $1 from headwater.dead_letters where attempts = 2"
         await until(lambda: connection.fetchval(again, len(notes)))
-        assert await hashes() == found, "it is the same the next time"
+        assert await hashes() == found, "a retry gives the same hash"
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["the first", "all"])
-async def test_discard(
+async def test_the_discard_command_removes_the_failed_letter_or_all_of_the_key(
     start: Start,
     dsn: str,
     connection: asyncpg.Connection,
@@ -720,7 +726,7 @@ async def test_discard(
 
     assert await cli("dead-letters", "discard") == 1
     assert "select the dead letters by" in capsys.readouterr().err
-    assert await cli("dead-letters", "discard", "--position", "3") == 1, "it is not the one that failed"
+    assert await cli("dead-letters", "discard", "--position", "3") == 1, "only the letter before it has failed"
     assert await cli("dead-letters", "discard", "--key", str(one), *(["--all"] if everything else [])) == 0
     said = "3 events" if everything else "1 event"
     assert f"{said} will be discarded" in capsys.readouterr().out
@@ -736,7 +742,7 @@ async def test_discard(
     assert after[1] == 6, "the key goes on"
 
 
-async def test_who_discards_twice_loses_nothing_that_never_failed(
+async def test_repeated_discards_remove_no_letter_that_never_failed(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, one = view_of(bug), uuid4()
@@ -747,8 +753,8 @@ async def test_who_discards_twice_loses_nothing_that_never_failed(
     async def discard(*, everything: bool = False, **where: Any) -> int:
         return await dead_letters.discard(connection, dead_letters.LetterFilter(**where), everything=everything)
 
-    # No worker takes up what was discarded before it is asked for again.
-    assert await discard(position=3) == 0, "it waits behind another, and has not failed"
+    # No worker runs between the discards.
+    assert await discard(position=3) == 0, "it waits behind another letter and has not failed"
     assert [await discard(key=one) for _ in range(3)] == [1, 0, 0]
     async with projecting(dsn, view) as projector:
         await until(lambda: projector.progress.position == 4 and projector.progress.parked_keys == 0)
@@ -766,20 +772,20 @@ async def test_who_discards_twice_loses_nothing_that_never_failed(
         assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=3, note="c"), 4)}
 
 
-async def test_what_is_due_and_has_not_failed_is_not_discarded(
+async def test_a_due_letter_that_has_not_failed_is_not_discarded(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, one = view_of(bug), uuid4()
     await write(connection, *(counted(one, note) for note in ("poison", "a", "b")))
     async with projecting(dsn, view) as projector:
         await passed(projector, 3)
-    # As a worker leaves a long queue that it has drained in part.
+    # The state in which a worker leaves a long queue that it has folded in part.
     await connection.execute("delete from headwater.dead_letters where position = 1")
     await connection.execute("update headwater.dead_letters set next_attempt_at = now() where position = 2")
     assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=one), everything=False) == 0
 
 
-async def test_what_is_discarded_while_it_is_tried_is_discarded(
+async def test_a_letter_that_is_discarded_during_a_failing_retry_stays_discarded(
     dsn: str, connection: asyncpg.Connection, bug: Bug
 ) -> None:
     view, one = view_of(bug), uuid4()
@@ -793,7 +799,7 @@ async def test_what_is_discarded_while_it_is_tried_is_discarded(
             await discarded.wait()
             await transact(*arguments)
 
-        projector._transact = waiting  # type: ignore[method-assign, assignment]  # it has failed again: not yet written
+        projector._transact = waiting  # type: ignore[method-assign, assignment]  # the retry has failed, and is not yet written
         await dead_letters.retry(connection, dead_letters.LetterFilter())
         await asyncio.wait_for(tried.wait(), 10)
         assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=one), everything=False) == 1

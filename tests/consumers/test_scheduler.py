@@ -1,6 +1,6 @@
-"""The scheduler: each due moment is fired once, whoever dies, sleeps or gets in the way.
+"""The scheduler: each due moment is fired once, also when workers die, pause or run at the same time.
 
-Time stands still until a test moves it, and moving it waits until the scheduler has nothing left to do.
+The tests' clock moves only when a test advances it; advancing waits until the scheduler is idle again.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def bell(name: str) -> UUID:
 
 
 def ringing(name: str) -> Callable[[datetime], Ring]:
-    """The command of a schedule: rings the bell of that name."""
+    """Return a schedule's function: it makes the command that rings the bell of that name."""
     return lambda due: Ring(bell_id=bell(name), due=due)
 
 
@@ -84,7 +84,7 @@ domain = Domain([Feature([bells])])
 
 
 class Watched(VirtualClock):
-    """Knows what is waited for, and says when that is yet to come: then who waits has nothing to do."""
+    """A virtual clock that records until when the scheduler sleeps. `rest` waits until that is in the future."""
 
     def __init__(self, start: datetime) -> None:
         super().__init__(start)
@@ -105,11 +105,11 @@ class Watched(VirtualClock):
 
 
 class Died(BaseException):
-    """The process ends here."""
+    """Simulates the end of the process."""
 
 
-class Deaf(Dispatcher):
-    """Raises what it was given before it hears a command, one each time; and dies after one, if it is told to."""
+class FaultyDispatcher(Dispatcher):
+    """A dispatcher that raises each of `faults` once, before a command, and dies after a command if `dies` is set."""
 
     faults: list[Exception]
     dies = False
@@ -126,7 +126,7 @@ class Deaf(Dispatcher):
 class Worker:
     """A process that fires schedules: its scheduler, clock and dispatcher, and the task that runs it."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, dispatcher: Deaf) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, dispatcher: FaultyDispatcher) -> None:
         self.scheduler = scheduler
         self.dispatcher = dispatcher
         self._clock = clock
@@ -139,7 +139,7 @@ class Worker:
 
     @asynccontextmanager
     async def working(self, fence: int = 1) -> AsyncIterator[Worker]:
-        """Runs it, from rest to the end of the block."""
+        """Run the scheduler until the end of the block. Enters when the scheduler is idle."""
         self.task = asyncio.create_task(self.scheduler.run(standing(fence)))
         try:
             await self.clock.rest()
@@ -149,7 +149,7 @@ class Worker:
             await asyncio.wait([self.task])
 
     async def advance(self, by: timedelta) -> None:
-        """Let time pass, and wait until everything is done that is due then."""
+        """Advance the clock, and wait until everything that is due then is done."""
         await self.clock.advance(by)
         await self.clock.rest()
 
@@ -159,7 +159,7 @@ Start: TypeAlias = Callable[..., Coroutine[Any, Any, Worker]]
 
 @pytest.fixture
 async def worker(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Start]:
-    """Makes workers of schedules on the test's database, where the lease of them has the fence 1."""
+    """Start workers on the test's database, in which the lease of the schedules has the fencing token 1."""
     await connection.execute(
         "insert into headwater.projections (name, generation, version, fingerprint, table_name, state, fence) "
         "values ('schedules', 1, 1, '', '', 'live', 1)"
@@ -173,7 +173,7 @@ async def worker(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Star
             supervisor = await stack.enter_async_context(Supervisor())
             appender = Appender(database, Positions())
             supervisor.start("appender", appender.run)
-            dispatcher = Deaf(domain, Log(database.pool, domain.codec), appender)
+            dispatcher = FaultyDispatcher(domain, Log(database.pool, domain.codec), appender)
             dispatcher.faults = []
             clock = clock or Watched(now)
             return Worker(Scheduler(database, dispatcher, schedules, clock=clock, poll=poll), clock, dispatcher)
@@ -186,13 +186,13 @@ def standing(fence: int) -> Generation:
 
 
 async def rung(connection: asyncpg.Connection, name: str = "minutely") -> list[str]:
-    """When a bell was due to be rung, as the log has it: hours and minutes."""
+    """Return the due moments of a bell's events in the log, as hours and minutes."""
     query = "select (data ->> 'due')::timestamptz as due from headwater.events where stream_id = $1 order by position"
     return [f"{row['due'].astimezone(UTC):%H:%M}" for row in await connection.fetch(query, bell(name))]
 
 
 async def row(connection: asyncpg.Connection, name: str = "minutely") -> tuple[Any, ...]:
-    """When it was first seen, what was fired last, to what that came and when."""
+    """Return when it was first seen, the last fired moment, the outcome and when that was recorded."""
     query = "select begun_at, fired_at, outcome, finished_at from headwater.schedules where name = $1"
     [found] = await connection.fetch(query, name)
     return tuple(found)
@@ -205,11 +205,13 @@ def at(clock: str) -> datetime:
 # Due moments ---------------------------------------------------------------------------------------------------------
 
 
-async def test_every_cron_and_at_fire_when_they_are_due(worker: Start, connection: asyncpg.Connection) -> None:
+async def test_all_three_kinds_of_schedule_fire_at_their_due_moments(
+    worker: Start, connection: asyncpg.Connection
+) -> None:
     hourly = Schedule("hourly", ringing("hourly"), cron="0 * * * *", timezone="Asia/Kolkata")
     once = Schedule("once", ringing("once"), at=at("12:02"))
     async with (await worker(every_minute(), hourly, once)).working() as alive:
-        assert await row(connection) == (START, None, None, None), "it begins now"
+        assert await row(connection) == (START, None, None, None), "it begins at the moment of its first start"
         assert alive.clock.until == at("12:01"), "it sleeps until the next moment"
         await alive.advance(timedelta(seconds=29))
         assert await connection.fetchval("select count(*) from headwater.events") == 0
@@ -242,7 +244,7 @@ async def test_a_moment_is_fired_within_a_second(worker: Start) -> None:
     assert timedelta(0) <= delay < timedelta(seconds=1)
 
 
-async def test_missed_moments_are_fired_once_late(worker: Start, connection: asyncpg.Connection) -> None:
+async def test_only_the_last_of_several_missed_moments_is_fired(worker: Start, connection: asyncpg.Connection) -> None:
     async with (await worker(every_minute())).working() as first:
         await first.advance(MINUTE)
     async with (await worker(every_minute(), now=at("17:30"))).working() as second:
@@ -252,25 +254,27 @@ async def test_missed_moments_are_fired_once_late(worker: Start, connection: asy
         assert await rung(connection) == ["12:01", "17:30", "17:31"]
 
 
-async def test_one_moment_is_fired_late_but_once(worker: Start, connection: asyncpg.Connection) -> None:
+async def test_a_schedule_at_one_moment_is_fired_late_but_once(worker: Start, connection: asyncpg.Connection) -> None:
     past = Schedule("past", ringing("past"), at=at("11:00"))
     coming = Schedule("coming", ringing("coming"), at=at("13:00"))
     async with (await worker(past, coming)).working():
-        assert await rung(connection, "past") == ["11:00"], "it had passed when it was declared"
+        assert await rung(connection, "past") == ["11:00"], "the moment was over before the declaration"
         assert await rung(connection, "coming") == []
     async with (await worker(past, coming, now=at("15:00"))).working():
-        assert await rung(connection, "coming") == ["13:00"], "it passed while nobody was there"
+        assert await rung(connection, "coming") == ["13:00"], "the moment passed while no worker ran"
     async with (await worker(past, coming, now=at("16:00"))).working() as last:
         assert last.scheduler.counts == ScheduleCounts()
         assert last.clock.until == datetime.max.replace(tzinfo=UTC)
     assert await rung(connection, "past") + await rung(connection, "coming") == ["11:00", "13:00"]
 
 
-# Once, whoever else is there -----------------------------------------------------------------------------------------
+# Fired once with several workers -------------------------------------------------------------------------------------
 
 
-async def test_two_schedulers_at_once_fire_once(worker: Start, connection: asyncpg.Connection) -> None:
-    """As if the lease meant nothing: both think that they have it."""
+async def test_two_schedulers_that_run_at_once_fire_each_moment_once(
+    worker: Start, connection: asyncpg.Connection
+) -> None:
+    """Both run as if they had the lease."""
     names = [f"bell {number}" for number in range(5)]
     one, other = [await worker(*map(every_minute, names)) for _ in range(2)]
     async with one.working(), other.working():
@@ -278,10 +282,10 @@ async def test_two_schedulers_at_once_fire_once(worker: Start, connection: async
             await asyncio.gather(one.advance(MINUTE), other.advance(MINUTE))
     for name in names:
         assert await rung(connection, name) == ["12:01", "12:02", "12:03", "12:04", "12:05"]
-    assert one.scheduler.counts.fired + other.scheduler.counts.fired == 25, "counted by the one whose word the row has"
+    assert one.scheduler.counts.fired + other.scheduler.counts.fired == 25, "only one of them counts it"
 
 
-async def test_a_worker_that_dies_before_the_row_says_so_is_repeated_harmlessly(
+async def test_a_moment_whose_worker_died_before_recording_it_is_fired_again_without_effect(
     worker: Start, connection: asyncpg.Connection
 ) -> None:
     doomed = await worker(every_minute(), now=START)
@@ -300,7 +304,9 @@ async def test_a_worker_that_dies_before_the_row_says_so_is_repeated_harmlessly(
     assert await rung(connection) == ["12:01", "12:02"]
 
 
-async def test_who_has_lost_the_lease_writes_nothing_and_returns(worker: Start, connection: asyncpg.Connection) -> None:
+async def test_a_scheduler_that_has_lost_its_lease_writes_nothing_and_returns(
+    worker: Start, connection: asyncpg.Connection
+) -> None:
     slept = await worker(every_minute())
     async with slept.working():
         await connection.execute("update headwater.projections set fence = 2 where name = 'schedules'")
@@ -312,7 +318,7 @@ async def test_who_has_lost_the_lease_writes_nothing_and_returns(worker: Start, 
         assert slept.scheduler.counts == ScheduleCounts()
 
 
-async def test_a_lease_that_is_lost_while_nothing_is_due_is_noticed(
+async def test_an_idle_scheduler_returns_after_it_has_lost_its_lease(
     worker: Start, connection: asyncpg.Connection
 ) -> None:
     idle = await worker(every_minute(), poll=0.02)
@@ -322,10 +328,10 @@ async def test_a_lease_that_is_lost_while_nothing_is_due_is_noticed(
         await asyncio.wait_for(idle.task, 20)
 
 
-async def test_the_row_does_not_move_under_a_lease_that_is_lost_meanwhile(
+async def test_a_scheduler_that_loses_its_lease_while_it_sends_a_command_records_no_outcome(
     worker: Start, connection: asyncpg.Connection, dsn: str
 ) -> None:
-    """The command is on its way when another takes over: it is written, and the other finds that it was."""
+    """The command is in flight when another worker takes over. It is written, and the other worker finds it."""
     sent, go = asyncio.Event(), asyncio.Event()
 
     async def held_up(command: Command, **options: Any) -> Accepted:
@@ -334,7 +340,7 @@ async def test_the_row_does_not_move_under_a_lease_that_is_lost_meanwhile(
         return await Dispatcher.issue(slept.dispatcher, command, **options)
 
     slept = await worker(every_minute())
-    slept.dispatcher.issue = held_up  # type: ignore[method-assign]  # of this one
+    slept.dispatcher.issue = held_up  # type: ignore[method-assign]  # of this instance only
     async with slept.working():
         await slept.clock.advance(MINUTE)
         await asyncio.wait_for(sent.wait(), 20)
@@ -350,16 +356,18 @@ async def test_the_row_does_not_move_under_a_lease_that_is_lost_meanwhile(
     assert await row(connection) == (START, at("12:01"), "accepted", at("12:01"))
 
 
-async def test_who_never_had_the_lease_does_not_begin_a_schedule(worker: Start, connection: asyncpg.Connection) -> None:
+async def test_a_scheduler_without_the_lease_registers_no_schedule(
+    worker: Start, connection: asyncpg.Connection
+) -> None:
     stranger = await worker(every_minute())
     await asyncio.wait_for(stranger.scheduler.run(standing(7)), 20)
     assert await connection.fetch("select * from headwater.schedules") == []
 
 
-# What goes wrong -----------------------------------------------------------------------------------------------------
+# Refusals and faults -------------------------------------------------------------------------------------------------
 
 
-async def test_a_refusal_is_an_outcome(
+async def test_a_refusal_is_recorded_as_the_outcome(
     worker: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (await worker(every_minute("broken"), every_minute())).working() as alive:
@@ -378,11 +386,11 @@ async def test_a_refusal_is_an_outcome(
     ]
 
 
-async def test_one_broken_schedule_does_not_stop_the_others(
+async def test_a_schedule_whose_function_raises_does_not_stop_the_others(
     worker: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = Schedule("faulty", faulty, every=MINUTE)
-    nothing = Schedule("nothing", lambda due: None, every=MINUTE)  # type: ignore[arg-type, return-value]  # a mistake
+    nothing = Schedule("nothing", lambda due: None, every=MINUTE)  # type: ignore[arg-type, return-value]  # the wrong type on purpose
     async with (await worker(broken, nothing, every_minute())).working() as alive:
         await alive.advance(MINUTE)
         await alive.advance(MINUTE)
@@ -398,7 +406,7 @@ async def test_one_broken_schedule_does_not_stop_the_others(
     assert first.exc_info is not None
 
 
-async def test_whatever_a_decision_raises_is_an_outcome(
+async def test_an_exception_in_a_decision_is_recorded_as_the_outcome(
     worker: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (await worker(every_minute("zone"), every_minute())).working() as alive:
@@ -435,7 +443,7 @@ async def test_a_fault_is_waited_out_and_skips_nothing(
         assert alive.scheduler.counts == ScheduleCounts(fired=4)
 
 
-async def test_the_moment_that_a_fault_held_up_is_fired_though_another_has_come(
+async def test_a_moment_delayed_by_a_fault_is_fired_before_the_next_one(
     worker: Start, connection: asyncpg.Connection
 ) -> None:
     async with (await worker(every_minute())).working() as alive:
@@ -443,12 +451,12 @@ async def test_the_moment_that_a_fault_held_up_is_fired_though_another_has_come(
         await alive.advance(timedelta(seconds=30))
         assert await rung(connection) == []
         assert alive.clock.until is not None
-        assert at("12:01") < alive.clock.until <= at("12:01") + timedelta(seconds=1), "again soon"
+        assert at("12:01") < alive.clock.until <= at("12:01") + timedelta(seconds=1), "it tries again soon"
         await alive.advance(MINUTE)
         assert await rung(connection) == ["12:01", "12:02"]
 
 
-async def test_a_lost_connection_is_left_to_the_supervisor(
+async def test_the_supervisor_restarts_a_scheduler_that_lost_its_connection(
     worker: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     alive = await worker(every_minute())

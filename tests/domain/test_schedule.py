@@ -1,4 +1,4 @@
-"""Schedules: which moments are due follows from the declaration, and wrong declarations say what is wrong."""
+"""Schedules: the due moments that a declaration gives, and the errors for invalid declarations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def utc(text: str) -> datetime:
 
 
 def moments(schedule: Schedule, after: datetime, upto: datetime) -> list[datetime]:
-    """Every due moment in (after, upto], one after the other."""
+    """Return every due moment in (after, upto], found one after the other."""
     found = []
     while (moment := schedule.next(after)) is not None and moment <= upto:
         assert moment > after
@@ -45,7 +45,7 @@ def moments(schedule: Schedule, after: datetime, upto: datetime) -> list[datetim
 
 
 def in_berlin(cron: str, day: str) -> list[str]:
-    """The due moments of a day in Berlin, with the offset of each from UTC."""
+    """Return the due moments of a day in Berlin, each with its offset from UTC."""
     schedule = Schedule("bell", ring, cron=cron, timezone="Europe/Berlin")
     midnight = datetime.fromisoformat(day).replace(tzinfo=BERLIN)
     found = moments(schedule, midnight - timedelta(seconds=1), midnight + timedelta(days=1, seconds=-1))
@@ -79,34 +79,36 @@ def in_berlin(cron: str, day: str) -> list[str]:
         ({"every": timedelta(1), "command": "ring"}, "command='ring' must be a function"),
     ],
 )
-def test_a_wrong_declaration_says_what_is_wrong(options: dict[str, Any], complaint: str) -> None:
+def test_the_error_for_an_invalid_declaration_names_the_schedule_and_the_problem(
+    options: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(DefinitionError, match=re.escape(complaint)) as caught:
         Schedule("bell", options.pop("command", ring), **options)
     assert str(caught.value).startswith("Schedule 'bell': ")
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_a_schedule_has_a_name(name: str) -> None:
+def test_a_schedule_without_a_name_is_rejected(name: str) -> None:
     with pytest.raises(DefinitionError, match="A schedule needs a name"):
         Schedule(name, ring, every=timedelta(hours=1))
 
 
-def test_names_are_unique_in_an_app() -> None:
+def test_two_schedules_of_one_app_cannot_share_a_name() -> None:
     one, other = (Schedule(name, ring, every=timedelta(hours=1)) for name in ("bell", "Bell"))
     with pytest.raises(DefinitionError, match="Two of the app's features bring a schedule named 'Bell'"):
         Domain([Feature(schedules=[one]), Feature(schedules=[other])])
     assert Domain([Feature(schedules=[one]), Feature()]).schedules == (one,)
 
 
-def test_a_schedule_is_a_value() -> None:
+def test_schedules_with_equal_declarations_are_equal() -> None:
     assert Schedule("bell", ring, cron="0 3 * * *") == Schedule("bell", ring, cron="0 3 * * *")
     assert Schedule("bell", ring, cron="0 3 * * *") != Schedule("bell", ring, cron="0 4 * * *")
 
 
-# What is due ---------------------------------------------------------------------------------------------------------
+# Due moments ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_counts_from_a_fixed_monday() -> None:
+def test_an_interval_counts_from_a_fixed_monday() -> None:
     weekly = Schedule("bell", ring, every=timedelta(days=7))
     assert weekly.next(utc("2026-11-25T12:00")) == utc("2026-11-30")
     assert weekly.due(utc("2026-11-01"), utc("2026-11-25T12:00")) == utc("2026-11-23")
@@ -115,7 +117,7 @@ def test_every_counts_from_a_fixed_monday() -> None:
     assert weekly.due(utc("2026-11-25"), utc("2026-11-22")) is None
 
 
-def test_at_is_due_once() -> None:
+def test_a_schedule_at_one_moment_is_due_once() -> None:
     once = Schedule("bell", ring, at=datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))))
     assert once.next(utc("2025-12-31")) == utc("2026-01-01")
     assert once.next(utc("2026-01-01")) is None
@@ -125,7 +127,7 @@ def test_at_is_due_once() -> None:
     assert once.due(utc("2026-01-01"), utc("2030-01-01")) is None
 
 
-def test_cron_is_read_in_its_time_zone() -> None:
+def test_a_cron_expression_is_read_in_its_time_zone() -> None:
     assert Schedule("bell", ring, cron="0 3 * * *").next(utc("2026-07-01")) == utc("2026-07-01T03:00")
     nightly = Schedule("bell", ring, cron="0 3 * * *", timezone="Europe/Berlin")
     assert nightly.next(utc("2026-07-01")) == utc("2026-07-01T01:00")
@@ -142,19 +144,19 @@ def test_after_years_without_a_worker_the_last_moment_is_found_at_once() -> None
     "cron, day, expected",
     [
         ("30 2 * * *", "2026-03-28", ["02:30+0100"]),
-        ("30 2 * * *", "2026-03-29", ["03:00+0200"]),  # there is no 02:30
-        ("30 2 * * *", "2026-10-25", ["02:30+0200"]),  # there are two
+        ("30 2 * * *", "2026-03-29", ["03:00+0200"]),  # 02:30 does not exist
+        ("30 2 * * *", "2026-10-25", ["02:30+0200"]),  # 02:30 exists twice
         ("*/30 2 * * *", "2026-03-29", []),
         ("*/30 2 * * *", "2026-10-25", ["02:00+0200", "02:30+0200", "02:00+0100", "02:30+0100"]),
         ("15,45 2,3 * * *", "2026-03-29", ["03:00+0200", "03:15+0200", "03:45+0200"]),
         ("15,45 2,3 * * *", "2026-10-25", ["02:15+0200", "02:45+0200", "03:15+0100", "03:45+0100"]),
     ],
 )
-def test_where_the_clock_is_changed(cron: str, day: str, expected: list[str]) -> None:
+def test_a_cron_expression_around_a_clock_change(cron: str, day: str, expected: list[str]) -> None:
     assert in_berlin(cron, day) == expected
 
 
-def test_in_the_second_of_two_like_hours_the_first_is_not_due_again() -> None:
+def test_a_fixed_time_is_not_due_again_in_a_repeated_hour() -> None:
     schedule = Schedule("bell", ring, cron="30 2 * * *", timezone="Europe/Berlin")
     second = utc("2026-10-25T01:10")  # 02:10 for the second time
     assert schedule.next(second) == utc("2026-10-26T01:30")
@@ -170,13 +172,13 @@ def test_in_the_second_of_two_like_hours_the_first_is_not_due_again() -> None:
             "2026-04-05",
             ["00:45+1100", "01:45+1100", "01:45+1030", "02:45+1030", "03:45+1030", "04:45+1030"],
         ),
-        ("15 */2 * * *", "2026-10-04", ["00:15+1030", "04:15+1100"]),  # there is no 02:15
+        ("15 */2 * * *", "2026-10-04", ["00:15+1030", "04:15+1100"]),  # 02:15 does not exist
         ("0 */3 * * *", "2026-10-04", ["00:00+1030", "03:00+1100"]),
-        ("0 * * * *", "2026-10-04", ["00:00+1030", "01:00+1030", "03:00+1100", "04:00+1100"]),  # and no 02:00
+        ("0 * * * *", "2026-10-04", ["00:00+1030", "01:00+1030", "03:00+1100", "04:00+1100"]),  # 02:00 does not exist
     ],
 )
-def test_where_the_clock_is_changed_by_half_an_hour(cron: str, day: str, expected: list[str]) -> None:
-    """On Lord Howe Island, at 02:00: back to 01:30 in April, on to 02:30 in October."""
+def test_a_cron_expression_around_a_clock_change_of_half_an_hour(cron: str, day: str, expected: list[str]) -> None:
+    """On Lord Howe Island the clock changes at 02:00: back to 01:30 in April, forward to 02:30 in October."""
     zone = ZoneInfo("Australia/Lord_Howe")
     schedule = Schedule("bell", ring, cron=cron, timezone="Australia/Lord_Howe")
     midnight = datetime.fromisoformat(day).replace(tzinfo=zone)
@@ -186,7 +188,7 @@ def test_where_the_clock_is_changed_by_half_an_hour(cron: str, day: str, expecte
     assert schedule.due(begin, end) == found[-1]
 
 
-# Half of the spans begin beside a change of the clock somewhere.
+# Half of the spans begin near a clock change in one of the time zones.
 changes = [
     "2026-03-29T01:00",
     "2026-10-25T01:00",
@@ -223,7 +225,9 @@ schedules = st.one_of(
 
 
 @given(schedules, begins, spans)
-def test_what_is_due_is_the_last_of_what_comes_next(schedule: Schedule, begin: datetime, span: timedelta) -> None:
+def test_due_returns_the_last_moment_that_repeated_calls_of_next_find(
+    schedule: Schedule, begin: datetime, span: timedelta
+) -> None:
     found = moments(schedule, begin, begin + span)
     assert schedule.due(begin, begin + span) == max(found, default=None)
     if found:
@@ -234,7 +238,7 @@ def test_what_is_due_is_the_last_of_what_comes_next(schedule: Schedule, begin: d
 # The document --------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_document_is_right() -> None:
+def test_the_example_in_the_document_gives_the_moments_that_it_describes() -> None:
     [example] = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(example, DOCUMENT.name, "exec", dont_inherit=True), names)

@@ -1,4 +1,4 @@
-"""Background tasks have an owner: a death is logged, shows, and is followed by a new start."""
+"""The supervisor: a task that dies is logged, shows as a trouble, and is restarted after a pause."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headwater.supervisor import Supervisor, backoff
 
 
 class Task:
-    """A loop that dies as often as it is told, and then runs. It says what happens to it."""
+    """A task that dies the given number of times, then runs. lasting: seconds that it runs before each death."""
 
     def __init__(self, deaths: int = 0, *, lasting: float = 0) -> None:
         self.starts = 0
@@ -42,7 +42,7 @@ async def seen(event: asyncio.Event) -> None:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The failures that pauses were chosen for; the pauses themselves take no time."""
+    """Make the pauses take no time. Returns the numbers of failures for which pauses were computed."""
     asked: list[int] = []
 
     def none(failures: int) -> float:
@@ -53,9 +53,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-async def test_a_death_is_logged_and_followed_by_a_new_start(
-    pauses: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_task_that_dies_is_logged_and_restarted(pauses: list[int], caplog: pytest.LogCaptureFixture) -> None:
     async with Supervisor() as supervisor:
         task = Task(deaths=3)
         supervisor.start("listener", task.run)
@@ -69,7 +67,7 @@ async def test_a_death_is_logged_and_followed_by_a_new_start(
     ]
 
 
-async def test_trouble_shows_until_the_task_says_that_it_is_well(pauses: list[int]) -> None:
+async def test_the_trouble_of_a_task_shows_until_the_task_reports_that_it_is_well(pauses: list[int]) -> None:
     async with Supervisor() as supervisor:
         task, other = Task(deaths=2), Task()
         assert supervisor.troubles == {}
@@ -77,7 +75,7 @@ async def test_trouble_shows_until_the_task_says_that_it_is_well(pauses: list[in
         supervisor.start("feed", other.run)
         await seen(task.running)
         await seen(other.running)
-        # Running is not yet well: it may be waiting for what it died of.
+        # A running task is not yet well: it may still be waiting for the thing that it died of.
         assert supervisor.troubles == {"listener": "OSError: death 2"}
         supervisor.troubles.clear()
         assert supervisor.troubles == {"listener": "OSError: death 2"}, "a copy"
@@ -87,7 +85,7 @@ async def test_trouble_shows_until_the_task_says_that_it_is_well(pauses: list[in
         assert supervisor.troubles == {}
 
 
-async def test_a_task_that_runs_steadily_is_well_though_it_does_not_say_so(
+async def test_a_task_that_runs_steadily_counts_as_well_without_reporting_it(
     pauses: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.05)
@@ -107,7 +105,7 @@ async def test_a_task_that_runs_steadily_is_well_though_it_does_not_say_so(
         assert owner.troubles == {}
 
 
-async def test_a_task_that_had_recovered_starts_from_the_first_pause(
+async def test_the_pauses_of_a_task_that_had_recovered_start_again_from_the_first(
     pauses: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.01)
@@ -118,7 +116,7 @@ async def test_a_task_that_had_recovered_starts_from_the_first_pause(
     assert pauses == [1, 1, 1]
 
 
-async def test_a_task_that_ends_by_itself_is_in_trouble_too(pauses: list[int]) -> None:
+async def test_a_task_that_returns_by_itself_shows_as_a_trouble(pauses: list[int]) -> None:
     started = asyncio.Event()
     forever = asyncio.Event()
 
@@ -134,7 +132,7 @@ async def test_a_task_that_ends_by_itself_is_in_trouble_too(pauses: list[int]) -
         assert owner.troubles == {"feed": "RuntimeError: the task returned, though it should run until it is cancelled"}
 
 
-async def test_one_death_is_no_other_tasks_business(pauses: list[int]) -> None:
+async def test_the_death_of_one_task_does_not_affect_the_others(pauses: list[int]) -> None:
     async with Supervisor() as owner:
         well, ill = Task(), Task(deaths=5)
         owner.start("well", well.run)
@@ -144,12 +142,12 @@ async def test_one_death_is_no_other_tasks_business(pauses: list[int]) -> None:
 
 
 async def cleaning_up() -> None:
-    """It takes some turns of the loop."""
+    """Take some turns of the event loop."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def test_stop_waits_for_the_end_and_forgets_the_trouble(pauses: list[int]) -> None:
+async def test_stop_waits_for_the_end_of_the_task_and_removes_its_trouble(pauses: list[int]) -> None:
     order: list[str] = []
 
     async def slow(name: str) -> None:
@@ -175,7 +173,7 @@ async def test_stop_waits_for_the_end_and_forgets_the_trouble(pauses: list[int])
         await owner.stop("never started")
 
 
-async def test_a_task_that_pauses_is_stopped_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_can_be_stopped_during_the_pause_before_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     pausing = asyncio.Event()
 
     def long(failures: int) -> float:
@@ -188,7 +186,7 @@ async def test_a_task_that_pauses_is_stopped_as_well(monkeypatch: pytest.MonkeyP
         await seen(pausing)
 
 
-async def test_leaving_stops_what_was_started_last_first() -> None:
+async def test_on_exit_tasks_end_in_the_reverse_order_of_their_start() -> None:
     order: list[str] = []
     running: list[asyncio.Event] = []
 
@@ -213,7 +211,7 @@ async def test_leaving_stops_what_was_started_last_first() -> None:
     assert order == ["feed", "appender", "doorbell"]
 
 
-async def test_leaving_tells_all_before_it_waits_for_any() -> None:
+async def test_on_exit_all_tasks_are_cancelled_before_any_is_awaited() -> None:
     order: list[str] = []
     up = asyncio.Event()
 
@@ -222,7 +220,7 @@ async def test_leaving_tells_all_before_it_waits_for_any() -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            order.append("told")
+            order.append("cancelled")
             await cleaning_up()
             order.append("ended")
 
@@ -231,10 +229,10 @@ async def test_leaving_tells_all_before_it_waits_for_any() -> None:
             up.clear()
             owner.start(name, run)
             await seen(up)
-    assert order == ["told"] * 3 + ["ended"] * 3
+    assert order == ["cancelled"] * 3 + ["ended"] * 3
 
 
-async def test_farewells_share_the_time_that_is_left() -> None:
+async def test_each_farewell_gets_at_most_half_of_the_remaining_shutdown_time() -> None:
     said: list[str] = []
 
     async def brief(word: str) -> None:
@@ -250,25 +248,25 @@ async def test_farewells_share_the_time_that_is_left() -> None:
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 await owner.farewell(endless(), 60)
-        assert loop.time() - began > 0.3, "half of what is left, each time"
+        assert loop.time() - began > 0.3, "each one takes half of the rest"
         await owner.farewell(brief("leases"), 60)
         with pytest.raises(TimeoutError):
             await owner.farewell(endless(), 0.001)
     assert said == ["leases"]
 
 
-def test_pauses_double_up_to_a_bound_and_are_spread() -> None:
+def test_pauses_before_restarts_double_up_to_a_limit_and_have_jitter() -> None:
     drawn = [[backoff(failures) for _ in range(200)] for failures in range(1, 12)]
     for n, pauses in enumerate(drawn):
         longest = min(10.0, 0.1 * 2**n)
         assert all(longest / 2 <= pause <= longest for pause in pauses)
-        assert max(pauses) - min(pauses) > longest / 4, "not all at once"
+        assert max(pauses) - min(pauses) > longest / 4, "jitter spreads them"
     assert all(max(earlier) <= max(later) * 1.2 for earlier, later in pairwise(drawn))
     assert backoff(10_000) <= 10
     assert backoff(3, first=1, longest=2) <= 2
 
 
-async def test_a_stop_whose_cancellation_is_lost_on_the_way_out_is_a_stop() -> None:
+async def test_a_stop_succeeds_though_the_task_raises_another_error_while_it_is_cancelled() -> None:
     runs, waiting = 0, asyncio.Event()
 
     async def run() -> None:

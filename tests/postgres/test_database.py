@@ -1,5 +1,4 @@
-"""Connections: each notices when the other side has gone without a word, is closed by who opened it, and can be had
-through PgBouncer."""
+"""Connections: they detect a silent peer, are closed by the code that opened them, and work through PgBouncer."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ from headwater.projections.verify import Verifier
 
 @pytest.fixture
 async def tcp_dsn(dsn: str) -> AsyncIterator[str]:
-    """The test's database over TCP, which the embedded PostgreSQL does not listen on."""
+    """Give the test's database over TCP, since the embedded PostgreSQL listens only on a Unix socket."""
     where = parse_qs(urlsplit(dsn).query)
     path = str(Path(where["host"][0]) / f".s.PGSQL.{where['port'][0]}")
     tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +62,7 @@ async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) ->
         target.transport.abort()
 
 
-async def test_a_silent_network_is_noticed_by_the_kernel(tcp_dsn: str) -> None:
+async def test_connections_set_the_keepalive_options_by_which_the_kernel_detects_a_silent_network(tcp_dsn: str) -> None:
     async with Database(tcp_dsn, pool_size=1) as database:
         alone = await database.connect("test")
         async with database.pool.acquire() as pooled:
@@ -83,7 +82,7 @@ def options_of(connection: Any) -> dict[str, int]:
     }
 
 
-async def test_a_process_that_is_stopped_while_it_changes_tables_does_not_keep_others_out(
+async def test_a_process_that_is_paused_while_it_changes_tables_does_not_block_others(
     dsn: str, connection: asyncpg.Connection
 ) -> None:
     stopped = await asyncpg.connect(dsn)
@@ -94,15 +93,15 @@ async def test_a_process_that_is_stopped_while_it_changes_tables_does_not_keep_o
                 pass
             await until(stopped.is_closed)
 
-    with pytest.raises(asyncpg.InterfaceError):  # its end finds no session
+    with pytest.raises(asyncpg.InterfaceError):  # its session was terminated before it could end the transaction
         await stop()
 
 
 TAKEN_BY_PGBOUNCER = {b"user", b"database", b"application_name", b"client_encoding", b"timezone"}
-"""Of what a connection may ask for when it is made. Whoever asks for more is sent away."""
+"""The startup parameters that PgBouncer accepts. It rejects a connection with any other."""
 
 
-async def test_no_connection_asks_for_what_pgbouncer_does_not_take(proxy: Proxy) -> None:
+async def test_connections_send_only_startup_parameters_that_pgbouncer_accepts(proxy: Proxy) -> None:
     await migrate(proxy.dsn)
     await prepare_views(proxy.dsn, bank.domain.views)
     async with Database(proxy.dsn, pool_size=1, statement_timeout=1.5) as database:
@@ -115,7 +114,7 @@ async def test_no_connection_asks_for_what_pgbouncer_does_not_take(proxy: Proxy)
             )
         }
         alone.terminate()
-    # After a length and a version: names and values, each ended by a zero, and one more at the end.
+    # After a length and a version come names and values, each ended by a zero byte, and one more zero byte.
     asked = [greeting[8:].split(b"\0")[:-2:2] for greeting in proxy.greetings]
     assert len(asked) == 4
     assert {name for names in asked for name in names} <= TAKEN_BY_PGBOUNCER
@@ -129,7 +128,7 @@ async def test_no_connection_asks_for_what_pgbouncer_does_not_take(proxy: Proxy)
 
 
 @pytest.mark.parametrize("ended", ["given up", "cut off"])
-async def test_a_network_that_falls_silent_while_a_connection_is_set_up_holds_up_nobody(
+async def test_a_network_that_falls_silent_while_a_connection_is_set_up_blocks_no_cancellation(
     proxy: Proxy, ended: str
 ) -> None:
     async with Database(proxy.dsn, pool_size=2) as database, database.pool.acquire():
@@ -147,7 +146,7 @@ async def test_a_network_that_falls_silent_while_a_connection_is_set_up_holds_up
 
 
 class Halfway(Database):
-    """Gives one connection. The next one takes for ever."""
+    """A database that gives one connection. The second one never arrives."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__(dsn, pool_size=1)
@@ -171,7 +170,7 @@ async def verify(database: Database, log: Log) -> None:
 
 
 @pytest.mark.parametrize("work", [build, verify])
-async def test_what_ends_between_its_two_connections_leaves_none(
+async def test_work_that_is_cancelled_between_its_two_connections_closes_the_first(
     dsn: str, work: Callable[[Database, Log], Coroutine[Any, Any, None]]
 ) -> None:
     database = Halfway(dsn)
@@ -192,7 +191,7 @@ MOMENTS = [
 ]
 
 
-async def test_times_are_the_same_however_they_are_taken(dsn: str) -> None:
+async def test_times_read_as_numbers_are_equal_to_times_read_by_the_driver(dsn: str) -> None:
     async with Database(dsn, pool_size=1) as database:
         plain, by_number = await database.connect("plain"), await database.connect("by number")
         await take_times_by_number(by_number)

@@ -1,4 +1,4 @@
-"""An outage of PostgreSQL is one line when it begins, one a minute, and one when it is over."""
+"""An outage of PostgreSQL is logged in one line at its beginning, one a minute, and one at its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What an operator sees: every logger's lines, from INFO on."""
+    """Return the messages of every logger from level INFO on, as an operator sees them."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
 
 
@@ -78,7 +78,7 @@ async def test_a_node_under_requests_logs_an_outage_in_one_line_a_minute(
 
 
 class Server:
-    """A database that answers, or does not, as the test says. asked: set by an attempt to connect."""
+    """A database that answers unless the test sets a fault. asked: set by an attempt to connect."""
 
     def __init__(self) -> None:
         self.fault: BaseException | None = None
@@ -115,7 +115,7 @@ async def test_one_lost_connection_is_logged_as_such_when_postgresql_answers(
     assert caplog.records[-1].exc_info
 
 
-async def test_what_is_no_loss_of_the_database_is_left_to_its_part(outage: Outage) -> None:
+async def test_an_error_that_is_no_loss_of_the_database_is_not_covered_by_the_outage_log(outage: Outage) -> None:
     for error in (ValueError("a bug"), asyncpg.UndefinedTableError("no table"), Unavailable("shutting down")):
         assert not outage.covers("projection Account", error)
 

@@ -1,7 +1,7 @@
-"""What outlives a transaction: a session holds nothing but what it is set up with and the doorbell's LISTEN.
+"""Session state: a session has only its initial settings and the doorbell's LISTEN.
 
-A lock or a setting of a session stays behind where a worker hangs, and is another's where a pooler such as PgBouncer
-stands between. See "Tables" in `docs/operating.md`.
+A session's lock or setting remains if a worker hangs, and a pooler such as PgBouncer hands it to another client. See
+"Tables" in `docs/operating.md`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDERS = (ROOT / "src" / "headwater", ROOT / "migrations" / "versions")
 
 OF_THE_SESSION = re.compile(
     r"""
-      pg_(try_)?advisory_(un)?lock          # with _xact_ between, it is the transaction's
+      pg_(try_)?advisory_(un)?lock          # with _xact_ in the name, the lock belongs to the transaction
     | set_config\s*\([^)]*,\s*false\s*\)
     | ^(re)?set\s+(?!local\b)[a-z_.]+\s*(=|to\b)
     | ^reset\s+[a-z_.]+$
@@ -31,11 +31,11 @@ OF_THE_SESSION = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 CALLS = {"add_listener", "prepare"}
-"""The driver's own, by which a session gets more."""
+"""Methods of the driver that add state to the session."""
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    """Each statement with its file's name, and of Python whatever might be one."""
+    """Yield the file name and text of each SQL statement, and of each Python string or call that may be one."""
     for folder in FOLDERS:
         for file in folder.rglob("*.sql"):
             text = re.sub(r"^-- name:.*", ";", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -49,13 +49,13 @@ def statements() -> Iterator[tuple[str, str]]:
                     yield file.name, f".{node.func.attr}()"
 
 
-def stays(statement: str) -> bool:
-    """Whether a statement, or a call, leaves something with the session."""
+def leaves_state(statement: str) -> bool:
+    """True if the statement or call leaves state in the session."""
     return OF_THE_SESSION.search(statement) is not None or statement.strip(".()") in CALLS
 
 
-def test_a_session_holds_what_it_is_set_up_with_and_nothing_more() -> None:
-    assert sorted({(file, statement) for file, statement in statements() if stays(statement)}) == [
+def test_only_the_setup_of_a_connection_and_the_doorbell_leave_state_in_a_session() -> None:
+    assert sorted({(file, statement) for file, statement in statements() if leaves_state(statement)}) == [
         ("database.py", "set idle_in_transaction_session_timeout ="),
         ("database.py", "set jit = off"),
         ("database.py", "set statement_timeout ="),
@@ -85,5 +85,5 @@ def test_a_session_holds_what_it_is_set_up_with_and_nothing_more() -> None:
         (".prepare()", True),
     ],
 )
-def test_what_stays_with_a_session_is_told_from_what_does_not(statement: str, expected: bool) -> None:
-    assert stays(statement) == expected
+def test_statements_that_leave_state_in_a_session_are_recognized(statement: str, expected: bool) -> None:
+    assert leaves_state(statement) == expected

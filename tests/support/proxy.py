@@ -1,4 +1,4 @@
-"""Faults of the network, between Headwater and PostgreSQL."""
+"""A proxy that simulates faults of the network between Headwater and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 
 class Proxy:
-    """Stands before PostgreSQL, on a Unix socket, and breaks what it is told to break. ignored: pieces that it has
-    kept to itself. greetings: the first piece that came of each connection. silent_from: what it falls silent at."""
+    """A proxy on a Unix socket in front of PostgreSQL that fails on request.
+
+    silent: it forwards nothing. silent_from: bytes at which it falls silent. ignored: the number of chunks that it has
+    not forwarded. greetings: the first chunk of each connection. swallow_replies: it drops the next reply and closes
+    the connection; then `swallowed` is set.
+    """
 
     def __init__(self, dsn: str, folder: Path) -> None:
         where = parse_qs(urlsplit(dsn).query)
@@ -27,11 +31,11 @@ class Proxy:
         self.swallowed = asyncio.Event()
 
     async def listen(self) -> None:
-        """Accept connections, from now on or again."""
+        """Start, or restart, accepting connections."""
         self._listening = await asyncio.start_unix_server(self._serve, str(self._folder / self._name))
 
     async def go_away(self) -> None:
-        """Refuse new connections and break those there are."""
+        """Refuse new connections and abort the open ones."""
         self._listening.close()
         (self._folder / self._name).unlink()
         for writer in self._writers:
