@@ -11,7 +11,7 @@ from headwater.eventstore.log import Log
 from headwater.graphql.scalars import Position
 
 
-@strawberry.input(one_of=True, description="One of them: the state after that position, or at that moment.")
+@strawberry.input(one_of=True, description="A past state: that after a position, or that at a time. Give one of them.")
 class AsOf:
     position: Position | None = strawberry.UNSET
     time: datetime | None = strawberry.UNSET

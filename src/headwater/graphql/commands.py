@@ -17,7 +17,7 @@ from headwater.domain.validation import command_from
 from headwater.errors import PublicError
 from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
-from headwater.graphql.interfaces import Accepted, RefusalInterface
+from headwater.graphql.interfaces import Accepted, AnyRefusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
 from headwater.ids import derived_in_time, new_id
@@ -119,7 +119,7 @@ class Mutations:
     def _refusal(self, refused: type[Refusal]) -> type[Any]:
         """Return the type of a refusal: its code, message and facts. Commands share it."""
         if refused not in self._refusals:
-            cls = new_class(refused.__name__, RefusalInterface)
+            cls = new_class(refused.__name__, AnyRefusal)
             for each in fields_of(refused):
                 if each.name not in _HIDDEN.get(refused, ()):
                     cls.__annotations__[each.name] = annotation(each)

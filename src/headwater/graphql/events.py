@@ -22,7 +22,7 @@ from headwater.graphql.scalars import JSON, Position
 _LARGEST_LIST = 100
 
 
-@strawberry.type(description="Something that happened, as it stands in the log.")
+@strawberry.type(description="An event as it is stored in the log.")
 class Event:
     position: Position
     event_id: UUID
@@ -30,16 +30,16 @@ class Event:
     category: str
     version: int = strawberry.field(description="Its place in its stream, from 1.")
     type: str
-    schema_version: int = strawberry.field(description="The version of its type that data was written in.")
-    data: JSON = strawberry.field(description="As it was written, in schemaVersion: never rewritten, not upcasted.")
+    schema_version: int = strawberry.field(description="The version of the event type in which data was written.")
+    data: JSON = strawberry.field(description="As it was written, in schemaVersion: not rewritten, not upcasted.")
     recorded_at: datetime
     actor: str | None
     command_id: UUID | None
-    correlation_id: UUID = strawberry.field(description="What all that followed from one request has in common.")
-    causation_id: UUID | None = strawberry.field(description="The event or the command that led to it.")
+    correlation_id: UUID = strawberry.field(description="Shared by all events that followed from one request.")
+    causation_id: UUID | None = strawberry.field(description="The id of the event or the command that caused it.")
 
 
-@strawberry.type(description="One Event and its place in the log.")
+@strawberry.type(description="An Event and its cursor, which is its position.")
 class EventEdge:
     cursor: Position
     node: Event
@@ -81,7 +81,7 @@ async def _page_info(root: Any, info: Info) -> PageInfo:
     return await info.context.once.get(connection.page, connection.page.info)
 
 
-@strawberry.type(description="A page of Events, in the log's order.")
+@strawberry.type(description="A page of Events, in the order of the log.")
 class EventConnection:
     page: strawberry.Private[_Page]
     edges: list[EventEdge]
@@ -89,7 +89,7 @@ class EventConnection:
     page_info: PageInfo = strawberry.field(resolver=resolver(_page_info, PageInfo))
 
 
-@strawberry.input(description="Which of Event. What stands side by side must all hold.")
+@strawberry.input(description="Selects Events. Entries side by side must all hold.")
 class EventFilter:
     stream_id: UUID | None = strawberry.UNSET
     category: str | None = strawberry.UNSET
@@ -138,7 +138,7 @@ def events_query() -> Any:
             last=Omittable(int),
             before=Omittable(Position),
         ),
-        description="The audit trail: what happened, when, by whom, caused by what.",
+        description="The audit trail: what happened, when, by whom and why.",
     )
 
 
@@ -170,7 +170,7 @@ def events_subscription() -> Any:
             filter=Omittable(EventFilter),
             after=Omittable(Position),
         ),
-        description="The log itself, from a position on; without one, what comes from now on.",
+        description="Each event once and in order, after a position; without a position, from now on.",
     )
 
 

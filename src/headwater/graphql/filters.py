@@ -53,7 +53,7 @@ class Filters:
         for name, kind in (("and", list[cls]), ("or", list[cls]), ("not", cls)):  # type: ignore[valid-type]  # made here
             cls.__annotations__[f"{name}_"] = kind | None
             setattr(cls, f"{name}_", strawberry.field(name=name, default=strawberry.UNSET))
-        return strawberry.input(cls, description=f"Which of {view.name}. What stands side by side must all hold.")
+        return strawberry.input(cls, description=f"Selects rows of {view.name}. Entries side by side must all hold.")
 
     def _column(self, each: Field) -> Any:
         if each.enum is not None:

@@ -28,7 +28,7 @@ GET_PARAMETERS = ("query", "operationName", "variables", "extensions")
 Explorer = Callable[[Request], Awaitable[Response]]
 
 
-class RequestRefused(Exception):
+class HTTPRefusal(Exception):
     """The request is refused with an HTTP status before it is read as GraphQL."""
 
     def __init__(self, status: HTTPStatus, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -75,14 +75,14 @@ class GraphQLHTTP:
         media_type = preferred(accept, (JSON, GRAPHQL))
         try:
             return await self._answer(request, media_type)
-        except RequestRefused as refusal:
+        except HTTPRefusal as refusal:
             return _error(refusal.status, refusal.code, str(refusal), media_type, refusal.headers)
         except BadRequest as error:
             return _error(HTTPStatus.BAD_REQUEST, error.code, str(error), media_type)
 
     async def _answer(self, request: Request, media_type: str | None) -> Response:
         if media_type is None:
-            raise RequestRefused(HTTPStatus.NOT_ACCEPTABLE, "NOT_ACCEPTABLE", f"Available: {JSON} and {GRAPHQL}.")
+            raise HTTPRefusal(HTTPStatus.NOT_ACCEPTABLE, "NOT_ACCEPTABLE", f"Available: {JSON} and {GRAPHQL}.")
         _require_method(request)
         try:
             context = self._context(request, None)
@@ -116,7 +116,7 @@ class GraphQLHTTP:
             raise _unread(HTTPStatus.REQUEST_TIMEOUT, "BODY_TOO_SLOW", message) from error
         return bytes(body)
 
-    def _too_large(self) -> RequestRefused:
+    def _too_large(self) -> HTTPRefusal:
         message = f"The body may have {self._max_body} bytes at most."
         return _unread(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "BODY_TOO_LARGE", message)
 
@@ -124,15 +124,15 @@ class GraphQLHTTP:
         kind = self._engine.kind(operation)
         if kind is OperationType.MUTATION and request.method == "GET":
             message = "Mutations are sent by POST."
-            raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message, {"allow": "POST"})
+            raise HTTPRefusal(HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message, {"allow": "POST"})
         if kind is OperationType.SUBSCRIPTION:
             message = "Subscriptions run over a WebSocket at this address, sub-protocol graphql-transport-ws."
-            raise RequestRefused(HTTPStatus.BAD_REQUEST, "SUBSCRIPTION_NEEDS_WEBSOCKET", message)
+            raise HTTPRefusal(HTTPStatus.BAD_REQUEST, "SUBSCRIPTION_NEEDS_WEBSOCKET", message)
 
 
-def _unread(status: HTTPStatus, code: str, message: str) -> RequestRefused:
+def _unread(status: HTTPStatus, code: str, message: str) -> HTTPRefusal:
     """Return a refusal that closes the connection, which still carries the unread rest of the body."""
-    return RequestRefused(status, code, message, {"connection": "close"})
+    return HTTPRefusal(status, code, message, {"connection": "close"})
 
 
 def _wants_page(request: Request, accept: str) -> bool:
@@ -153,7 +153,7 @@ def _require_method(request: Request) -> None:
             _require_json(request)
         case _:
             message = "GraphQL is served by GET and POST."
-            raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message, {"allow": "GET, POST"})
+            raise HTTPRefusal(HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message, {"allow": "GET, POST"})
 
 
 def _require_same_site(request: Request) -> None:
@@ -162,9 +162,7 @@ def _require_same_site(request: Request) -> None:
         return
     if not any(name in request.headers for name in PREFLIGHT_HEADERS):
         names = ", ".join(PREFLIGHT_HEADERS)
-        raise RequestRefused(
-            HTTPStatus.FORBIDDEN, "CSRF", f"A GET needs one of these headers, with any value: {names}."
-        )
+        raise HTTPRefusal(HTTPStatus.FORBIDDEN, "CSRF", f"A GET needs one of these headers, with any value: {names}.")
 
 
 def _require_json(request: Request) -> None:
@@ -172,9 +170,7 @@ def _require_json(request: Request) -> None:
     media_types = request.headers.getlist("content-type")
     if len(media_types) != 1 or not _is_utf8_json(media_types[0]) or "content-encoding" in request.headers:
         message = f"The body must be {JSON} in UTF-8, without a content encoding."
-        raise RequestRefused(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", message, {"accept-post": JSON}
-        )
+        raise HTTPRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", message, {"accept-post": JSON})
 
 
 def _is_utf8_json(content_type: str) -> bool:
@@ -196,10 +192,10 @@ def _parameters(request: Request) -> dict[str, object]:
     return {name: value for name, value in found.items() if value != "" or name == "query"}
 
 
-def _not_admitted(error: PublicError) -> RequestRefused:
+def _not_admitted(error: PublicError) -> HTTPRefusal:
     if error.code == "UNAUTHENTICATED":
-        return RequestRefused(HTTPStatus.UNAUTHORIZED, error.code, str(error), {"www-authenticate": "Bearer"})
-    return RequestRefused(HTTPStatus.FORBIDDEN, error.code, str(error))
+        return HTTPRefusal(HTTPStatus.UNAUTHORIZED, error.code, str(error), {"www-authenticate": "Bearer"})
+    return HTTPRefusal(HTTPStatus.FORBIDDEN, error.code, str(error))
 
 
 def _status(result: Result, media_type: str) -> HTTPStatus:

@@ -1,4 +1,4 @@
-"""The interfaces that generated types implement."""
+"""The GraphQL interfaces that generated types implement, and `PageInfo`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import strawberry
 from headwater.graphql.scalars import Position
 
 
-@strawberry.interface(description="Anything with a row of its own, found by `node(id)`.")
+@strawberry.interface(description="A row of a read model. `node(id)` finds it.")
 class Node:
-    id: strawberry.ID = strawberry.field(
-        description="Globally unique: the key's UUID as it stands in events and commands."
-    )
+    id: strawberry.ID = strawberry.field(description="Globally unique: the UUID of the key, as in events and commands.")
 
 
-@strawberry.interface(name="Refusal", description="A business refusal: data, not an error.")
-class RefusalInterface:
+@strawberry.interface(name="Refusal", description="A command was refused by a business rule: data, not an error.")
+class AnyRefusal:
     code: str
     message: str
 
 
-@strawberry.interface(description="What was accepted, and its place in the log.")
+@strawberry.interface(description="A command was accepted. Holds its place in the log.")
 class Accepted:
     command_id: UUID
     stream_id: UUID
@@ -30,7 +28,7 @@ class Accepted:
     position: Position
 
 
-@strawberry.type(description="Where a page begins and ends, and whether there is more.")
+@strawberry.type(description="The first and the last cursor of a page, and whether more follows on either side.")
 class PageInfo:
     has_next_page: bool
     has_previous_page: bool

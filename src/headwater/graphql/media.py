@@ -1,11 +1,11 @@
-"""Content negotiation: which of the media types on offer an Accept header prefers (RFC 9110, 12.5.1)."""
+"""Content negotiation: chooses a media type by the Accept header of a request (RFC 9110, 12.5.1)."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
 class MediaRange(NamedTuple):
-    """One entry of an Accept header, with its place in the list."""
+    """One entry of an Accept header. place: its index in the header."""
 
     type: str
     subtype: str
@@ -13,7 +13,7 @@ class MediaRange(NamedTuple):
     place: int
 
     def specificity(self, media_type: str) -> int | None:
-        """2 for the type itself, 1 for `type/*`, 0 for `*/*`; None when it does not match."""
+        """Return 2 for a match of the type itself, 1 for `type/*`, 0 for `*/*`; None if the range does not match."""
         kind, _, subtype = media_type.partition("/")
         if (self.type, self.subtype) == (kind, subtype):
             return 2
@@ -23,7 +23,10 @@ class MediaRange(NamedTuple):
 
 
 class Preference(NamedTuple):
-    """How much a client wants a media type: the greatest wins, and of equals the one that is offered first."""
+    """The rank of an offered media type. The greatest wins; among equals, the first offer.
+
+    earliness: the negated place of the range, so that an earlier range ranks higher.
+    """
 
     quality: float
     specificity: int
@@ -31,14 +34,14 @@ class Preference(NamedTuple):
 
 
 def preferred(accept: str, offers: Sequence[str]) -> str | None:
-    """The offer the client prefers, or None when it accepts none. No header, or an empty one, accepts everything."""
+    """Return the offer that the client prefers, or None if it accepts none. An empty header accepts everything."""
     ranges = list(_ranges(accept)) if accept.strip() else [MediaRange("*", "*", 1.0, 0)]
     wanted = [(preference, offer) for offer in offers if (preference := _preference(ranges, offer)) is not None]
     return max(wanted, key=lambda each: each[0])[1] if wanted else None
 
 
 def _preference(ranges: list[MediaRange], offer: str) -> Preference | None:
-    # The most specific range decides, even when it says no: `application/json;q=0, */*`.
+    # The most specific range decides, even if it excludes the offer: `application/json;q=0, */*`.
     matching = [(specificity, each) for each in ranges if (specificity := each.specificity(offer)) is not None]
     if not matching:
         return None
@@ -56,7 +59,7 @@ def _ranges(accept: str) -> Iterator[MediaRange]:
 
 
 def _quality(parameters: Sequence[str]) -> float | None:
-    """The entry's q, 1 without one; None for one that is not a number from 0 to 1: such an entry is ignored."""
+    """Return the `q` of an entry, by default 1; None if it is not from 0 to 1, so that the entry is ignored."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":

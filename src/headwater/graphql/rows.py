@@ -163,11 +163,12 @@ class RowType:
         return {
             self.name: strawberry.subscription(
                 resolver=self._watch_row(),
-                description="The row now, and each time it changes; null when there is none.",
+                description="The row now, and each time it changes; null while there is none.",
             ),
             f"{self.name}Changes": strawberry.subscription(
                 resolver=self._watch_changes(),
-                description="A snapshot of what matches, then batches of changes. Resume with the last position seen.",
+                description="The initial rows that match, then batches of changes. "
+                "Resume with the last position that is not 0.",
             ),
         }
 
@@ -361,11 +362,11 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
         nodes=strawberry.field(resolver=resolver(nodes, list[row])),  # type: ignore[valid-type]  # made here
         page_info=strawberry.field(resolver=resolver(page_info, PageInfo)),
         total_count=strawberry.field(
-            resolver=resolver(total_count, int), description="How many match, on all pages together."
+            resolver=resolver(total_count, int), description="The number of rows that match, on all pages together."
         ),
         position=strawberry.field(
             resolver=resolver(lambda root, info: root.__source__.position, Position),
-            description=f"The read model's position: start {camel(view.name)}Changes(after:) from here.",
+            description=f"The position of the read model: {camel(view.name)}Changes(after:) continues from here.",
         ),
     )
     return strawberry.type(cls, description=f"A page of {plural(view.name)}.")
@@ -374,7 +375,7 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
 def _edge(view: View[Any], row: type[Any]) -> Any:
     cls = new_class(f"{view.name}Edge")
     cls.__annotations__.update(cursor=str, node=row)
-    return strawberry.type(cls, description=f"One {view.name} and its place in the order.")
+    return strawberry.type(cls, description=f"One {view.name} and its cursor.")
 
 
 def _changes(view: View[Any], row: type[Any]) -> Any:
@@ -382,6 +383,6 @@ def _changes(view: View[Any], row: type[Any]) -> Any:
     cls.__annotations__.update(reset=bool, upserted=list[row], removed=list[strawberry.ID], position=Position)  # type: ignore[valid-type]  # made above
     return strawberry.type(
         cls,
-        description="Put upserted over what you hold by id, drop removed; when reset, drop everything first. "
-        "Complete up to position.",
+        description="If reset, drop all rows that you hold. Store each row of upserted by its id, and drop the ids in "
+        "removed. Complete up to position, if that is not 0.",
     )

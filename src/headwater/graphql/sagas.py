@@ -26,80 +26,80 @@ T = TypeVar("T")
 strawberry.enum(
     Phase,
     name="SagaStatus",
-    description="How far it is. UNDOING: what was accepted is being compensated. PARKED: a person is waited for.",
+    description="The phase of a saga. UNDOING: accepted steps are being compensated. PARKED: it waits for a person.",
 )
 strawberry.enum(
     StepState,
     name="SagaStepState",
-    description="What became of a step. DROPPED: it was not issued, or is not waited for. UNDONE: it was compensated.",
+    description="The state of a step. DROPPED: not issued, or no longer waited for. UNDONE: compensated.",
 )
 
 
-@strawberry.type(description="A command of a saga, and what became of it.")
+@strawberry.type(description="A command of a saga, and its state.")
 class SagaStep:
-    number: int = strawberry.field(description="Its place among the saga's steps, from 1.")
+    number: int = strawberry.field(description="Its place among the steps of the saga, from 1.")
     command: str
-    command_id: UUID = strawberry.field(description="What it is issued under: its events have the same.")
-    input: JSON = strawberry.field(description="The command's fields.")
+    command_id: UUID = strawberry.field(description="The id under which it is issued; its events have the same.")
+    input: JSON = strawberry.field(description="The fields of the command.")
     state: StepState
     undoes: int | None = strawberry.field(
-        description="The step that it compensates; its own number where it stands for itself."
+        description="The number of the step that it compensates; its own number if it compensates no single step."
     )
     since: datetime | None = strawberry.field(description="When it was issued.")
-    due_at: datetime | None = strawberry.field(description="Until when it must be accepted.")
+    due_at: datetime | None = strawberry.field(description="The time by which it must be accepted.")
     reason: str | None = strawberry.field(description="The code of its refusal, or TIMED_OUT.")
 
 
-@strawberry.type(description="An instance of a saga, as its stream tells it.")
+@strawberry.type(description="An instance of a saga, as recorded in its stream.")
 class Saga:
-    id: UUID = strawberry.field(description="Its stream's: what happened to it is in events(filter: { streamId }).")
+    id: UUID = strawberry.field(description="The id of its stream: events(filter: { streamId }) shows its history.")
     name: str
-    key: UUID = strawberry.field(description="What its events have in common.")
+    key: UUID = strawberry.field(description="The key by which its events are assigned to it.")
     status: Phase
     state: JSON | None = strawberry.field(
         description="The state that its code has folded; null if that is None, or while the code cannot fold it."
     )
     steps: list[SagaStep]
-    waiting_for: str | None = strawberry.field(description="In words; null when it is over.")
-    since: datetime = strawberry.field(description="When the last thing happened to it.")
+    waiting_for: str | None = strawberry.field(description="In words; null if it is over.")
+    since: datetime = strawberry.field(description="When it last changed.")
     reason: str | None = strawberry.field(
-        description="Why it gave up, is parked, or is to be tried again; who abandoned it says why."
+        description="Why it gave up, is parked or will be retried, or the reason given when it was abandoned."
     )
-    stuck: bool = strawberry.field(description="It is not over, and has taken longer than its saga declares.")
-    compensates: bool = strawberry.field(description="Steps of it were, or are being, undone.")
+    stuck: bool = strawberry.field(description="True if it is not over and has taken longer than its saga declares.")
+    compensates: bool = strawberry.field(description="True if steps were undone, or are being undone.")
     started_at: datetime
     finished_at: datetime | None
     correlation_id: UUID = strawberry.field(description="What all that followed from one request has in common.")
     version: int = strawberry.field(
-        description="Of its stream; 0 while it has none, since its first event is set aside."
+        description="The version of its stream; 0 if it has no stream yet, because its first event is parked."
     )
-    position: Position = strawberry.field(description="Of its last record in the log.")
+    position: Position = strawberry.field(description="The position of its last record in the log.")
 
 
-@strawberry.type(description="One Saga and its place in the list.")
+@strawberry.type(description="A Saga and its cursor.")
 class SagaEdge:
     cursor: str
     node: Saga
 
 
-@strawberry.type(description="A page of Saga, the one that changed last first.")
+@strawberry.type(description="A page of Sagas. The one that changed last comes first.")
 class SagaConnection:
     edges: list[SagaEdge]
     nodes: list[Saga]
     page_info: PageInfo
 
 
-@strawberry.input(description="Which of Saga. What stands side by side must all hold.")
+@strawberry.input(description="Selects Sagas. Entries side by side must all hold.")
 class SagaFilter:
-    saga: str | None = strawberry.field(default=strawberry.UNSET, description="Its name.")
+    saga: str | None = strawberry.field(default=strawberry.UNSET, description="The name of the saga.")
     status: Phase | None = strawberry.UNSET
     key: UUID | None = strawberry.UNSET
     stuck: bool | None = strawberry.UNSET
     older_than: datetime | None = strawberry.field(
-        default=strawberry.UNSET, description="It last changed before this time."
+        default=strawberry.UNSET, description="Last changed before this time."
     )
     newer_than: datetime | None = strawberry.field(
-        default=strawberry.UNSET, description="It last changed at this time or after it."
+        default=strawberry.UNSET, description="Last changed at this time or after it."
     )
 
 
@@ -124,7 +124,7 @@ def sagas_query(limits: Limits) -> Any:
             first=Omittable(int),
             after=Omittable(str),
         ),
-        description="Work that spans streams, for operators: how each instance stands, and what it waits for.",
+        description="Instances of sagas, for operators: the state of each, and what it waits for.",
     )
 
 
@@ -140,7 +140,7 @@ def saga_query(limits: Limits) -> Any:
 
     return strawberry.field(
         resolver=resolver(resolve, Saga | None, id=UUID),
-        description="An instance of a saga by its id, or by its key when only one saga has that.",
+        description="An instance of a saga by its id, or by its key if only one saga has that key.",
     )
 
 

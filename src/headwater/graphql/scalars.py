@@ -68,13 +68,13 @@ SCALARS: dict[object, ScalarDefinition] = {
     ),
     Position: strawberry.scalar(
         name="Position",
-        description="A place in the log, as a decimal string: greater is later. Contiguous, in commit order.",
+        description="A place in the log, as a decimal string. Greater is later. Contiguous, in commit order.",
         serialize=str,
         parse_value=parse_position,
     ),
     JSON: strawberry.scalar(
         name="JSON",
-        description="Any JSON value, as it is.",
+        description="Any JSON value.",
         # The stored JSON text. The transports encode results with msgspec, which inserts it unchanged.
         serialize=msgspec.Raw,
     ),

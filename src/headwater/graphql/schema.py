@@ -63,5 +63,5 @@ def _node(rows: RowTypes) -> Any:
         return None
 
     return strawberry.field(
-        resolver=resolver(resolve, Node | None, id=strawberry.ID), description="Anything by its id."
+        resolver=resolver(resolve, Node | None, id=strawberry.ID), description="The row of any read model by its id."
     )

@@ -1,4 +1,4 @@
-"""Serves the built explorer: its page, its files and the examples it opens with."""
+"""Serves the built explorer: its page, its files and the examples that it opens as tabs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 STATIC = Path(__file__).parent / "static"
 
-# The editor writes inline styles, and its style sheets carry their fonts as data. Its workers are files of ours.
+# The editor writes inline styles, and its style sheets embed fonts as data URLs. Its workers are files of ours.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -37,7 +37,7 @@ NOT_BUILT = "The explorer has not been built. Run `make explorer` in the source 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An operation the explorer opens as a tab on a first visit. `variables` is JSON text."""
+    """An operation that the explorer opens as a tab on the first visit. `variables` is JSON text."""
 
     name: str
     query: str
@@ -45,7 +45,10 @@ class Example:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "list[Example]":
-        """The `.graphql` files of a folder, by file name. The first line of each, a comment, is its name."""
+        """Read the `.graphql` files of a folder, in the order of their names.
+
+        The first line of a file is a comment with the name of the example.
+        """
         return [cls._from_text(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.graphql"))]
 
     @classmethod
@@ -55,7 +58,7 @@ class Example:
 
 
 class HashedFiles(StaticFiles):
-    """Files whose names change with their content, so that a browser need never ask for one again."""
+    """Static files whose names change with their content, so that a browser may cache them for ever."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -63,11 +66,11 @@ class HashedFiles(StaticFiles):
         return response
 
     async def check_config(self) -> None:
-        """A checkout that is not built answers each request with 404, where Starlette would raise."""
+        """Do nothing: Starlette would raise if the explorer is not built; here each request gets a 404."""
 
 
 def explorer_routes(examples: Sequence[Example], static: Path = STATIC) -> list[BaseRoute]:
-    """What the page asks for besides the API itself, all below `/explorer`."""
+    """Return the routes that the page needs besides the API, all below `/explorer`."""
     listed = [asdict(example) for example in examples]
 
     async def examples_json(request: Request) -> Response:
@@ -80,7 +83,7 @@ def explorer_routes(examples: Sequence[Example], static: Path = STATIC) -> list[
 
 
 async def explorer(request: Request) -> Response:
-    """The explorer's page, for the address at which the API answers: the page talks to the path it was served from."""
+    """Serve the page at the address of the API: the page sends its requests to the path that it was loaded from."""
     return explorer_page(STATIC)
 
 
