@@ -21,6 +21,7 @@ from headwater.config import Settings
 from headwater.domain.graphql_names import field_name
 from headwater.domain.saga_stream import Phase
 from headwater.errors import SettingsError
+from headwater.sagas.instances import StoredStep
 from headwater.sagas.operations import Instance, InstanceFilter, abandon, listed, retry, retry_all, shown
 
 LATEST = 50
@@ -119,27 +120,27 @@ def _shown(found: Instance) -> str:
 
 
 def _steps(found: Instance) -> list[str]:
-    steps = msgspec.json.decode(found.steps)
+    steps = msgspec.json.decode(found.steps, type=list[StoredStep])
     if not steps:
         return ["    none"]
     rows = [
         (
-            each["number"],
-            each["state"].replace("_", " "),
-            each["command"] + _undoes(each["number"], each["undoes"]),
-            "" if each["since"] is None else _time(datetime.fromisoformat(each["since"])),
-            each["reason"] or "",
-            _line(msgspec.json.encode(each["input"]).decode()),
+            each.number,
+            each.state.value.replace("_", " "),
+            each.command + _undoes(each),
+            "" if each.since is None else _time(each.since),
+            each.reason or "",
+            _line(bytes(each.input).decode()),
         )
         for each in steps
     ]
     return [f"    {line}" for line in aligned(("", "STATE", "COMMAND", "ISSUED", "REASON", "INPUT"), rows).splitlines()]
 
 
-def _undoes(number: int, undoes: int | None) -> str:
-    if undoes is None:
+def _undoes(step: StoredStep) -> str:
+    if step.undoes is None:
         return ""
-    return ", an undo" if undoes == number else f", undoes {undoes}"
+    return ", an undo" if step.undoes == step.number else f", undoes {step.undoes}"
 
 
 def _print_json(some: Sequence[Instance]) -> None:

@@ -19,6 +19,7 @@ from headwater.graphql.inputs import given_values
 from headwater.graphql.interfaces import PageInfo
 from headwater.graphql.paging import page_size
 from headwater.graphql.scalars import JSON, Position
+from headwater.sagas.instances import StoredStep
 from headwater.sagas.operations import Instance, InstanceFilter, Limits, Place, listed, shown
 
 T = TypeVar("T")
@@ -187,20 +188,6 @@ def _connection(found: list[Instance], *, cut: bool, follows: bool) -> SagaConne
     )
 
 
-class _Step(msgspec.Struct, rename="camel"):
-    """A step as `sagas.operations` returns it, in JSON."""
-
-    number: int
-    command: str
-    command_id: UUID
-    input: msgspec.Raw
-    state: StepState
-    undoes: int | None
-    since: datetime | None
-    due_at: datetime | None
-    reason: str | None
-
-
 def _saga(found: Instance) -> Saga:
     return Saga(
         id=found.stream_id,
@@ -208,7 +195,7 @@ def _saga(found: Instance) -> Saga:
         key=found.key,
         status=found.status,
         state=None if found.state == "null" else JSON(found.state.encode()),
-        steps=[_step(each) for each in msgspec.json.decode(found.steps, type=list[_Step])],
+        steps=[_step(each) for each in msgspec.json.decode(found.steps, type=list[StoredStep])],
         waiting_for=found.waiting_for,
         since=found.since,
         reason=found.reason,
@@ -222,6 +209,6 @@ def _saga(found: Instance) -> Saga:
     )
 
 
-def _step(each: _Step) -> SagaStep:
+def _step(each: StoredStep) -> SagaStep:
     values = msgspec.structs.asdict(each)
     return SagaStep(**(values | {"input": JSON(bytes(each.input))}))

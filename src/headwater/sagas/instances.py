@@ -27,7 +27,7 @@ from headwater.consumers.consumer import Follower, outlast
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga
-from headwater.domain.saga_stream import Course, Record, SagaTook, Step, fold, fold_blindly
+from headwater.domain.saga_stream import Course, Record, SagaTook, Step, StepState, fold, fold_blindly
 from headwater.domain.serialization import Codec, stored_form
 from headwater.errors import CommandIdReused, LogError
 from headwater.eventstore.appender import Appender, Chain
@@ -320,7 +320,7 @@ def _row(saga: Saga[Any, Any], course: Course[Any]) -> tuple[Any, ...]:
         course.position,
         course.phase.value,
         msgspec.json.encode(course.state, enc_hook=repr).decode(),
-        msgspec.json.encode([_step(each) for each in course.steps]).decode(),
+        msgspec.json.encode([_stored(each) for each in course.steps]).decode(),
         None if step is None else step.command,
         course.waiting_for,
         course.since,
@@ -332,15 +332,29 @@ def _row(saga: Saga[Any, Any], course: Course[Any]) -> tuple[Any, ...]:
     )
 
 
-def _step(step: Step) -> dict[str, Any]:
-    return {
-        "number": step.number,
-        "command": step.command,
-        "commandId": step.command_id,
-        "input": step.fields,
-        "state": step.state.value,
-        "undoes": step.undoes,
-        "since": step.since,
-        "dueAt": step.due_at,
-        "reason": step.reason,
-    }
+class StoredStep(msgspec.Struct, rename="camel"):
+    """A step of an instance as JSON in `headwater.sagas`. input: the JSON of the command's fields."""
+
+    number: int
+    command: str
+    command_id: UUID
+    input: msgspec.Raw
+    state: StepState
+    undoes: int | None
+    since: datetime | None
+    due_at: datetime | None
+    reason: str | None
+
+
+def _stored(step: Step) -> StoredStep:
+    return StoredStep(
+        step.number,
+        step.command,
+        step.command_id,
+        msgspec.Raw(msgspec.json.encode(step.fields)),
+        step.state,
+        step.undoes,
+        step.since,
+        step.due_at,
+        step.reason,
+    )
