@@ -16,8 +16,6 @@ T = TypeVar("T")
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
 STOP_AGAIN_SECONDS = 0.5
-STEADY_SECONDS = 30.0
-"""A task that ran this long has recovered: after its next failure the backoff begins anew."""
 
 
 def backoff(failures: int, *, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> float:
@@ -29,10 +27,20 @@ class Supervisor:
     """Runs tasks by name until it is closed: `async with Supervisor() as s: s.start("listener", run)`.
 
     is_logged: takes a task's name and its error; True if that failure is logged elsewhere, as part of an outage.
+    pause: takes the number of failures in a row; returns the seconds to wait before the next start. `backoff` if None.
+    steady_seconds: a task that ran this long has recovered: after its next failure the pauses begin anew.
     """
 
-    def __init__(self, is_logged: Callable[[str, BaseException], bool] = lambda name, error: False) -> None:
+    def __init__(
+        self,
+        is_logged: Callable[[str, BaseException], bool] = lambda name, error: False,
+        *,
+        pause: Callable[[int], float] | None = None,
+        steady_seconds: float = 30.0,
+    ) -> None:
         self._is_logged = is_logged
+        self._pause = pause
+        self._steady_seconds = steady_seconds
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._troubles: dict[str, str] = {}
         self._over_at: float | None = None
@@ -93,7 +101,7 @@ class Supervisor:
         failures = 0
         while True:
             started = loop.time()
-            steady = loop.call_later(STEADY_SECONDS, self.well, name)
+            steady = loop.call_later(self._steady_seconds, self.well, name)
             try:
                 await run()
                 raise RuntimeError("the task returned, though it should run until it is cancelled")
@@ -101,8 +109,8 @@ class Supervisor:
                 if self._tasks.get(name) is not asyncio.current_task():
                     logger.warning("%s raised %r while it was being stopped", name, error)
                     return
-                failures = 1 if loop.time() - started > STEADY_SECONDS else failures + 1
-                pause = backoff(failures)
+                failures = 1 if loop.time() - started > self._steady_seconds else failures + 1
+                pause = (self._pause or backoff)(failures)
                 self._troubles[name] = f"{type(error).__name__}: {error}"
                 if not self._is_logged(name, error):
                     logger.exception("%s died; it starts again in %.1f s (failure %d)", name, pause, failures)

@@ -10,7 +10,6 @@ from itertools import pairwise
 import pytest
 from tests.support.waiting import until
 
-from headwater import supervisor
 from headwater.supervisor import Supervisor, backoff
 
 
@@ -40,25 +39,28 @@ async def seen(event: asyncio.Event) -> None:
     await asyncio.wait_for(event.wait(), 5)
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Make the pauses take no time. Returns the numbers of failures for which pauses were computed."""
-    asked: list[int] = []
+class Pauses:
+    """Computes pauses of no length, and records for which numbers of failures."""
 
-    def none(failures: int) -> float:
-        asked.append(failures)
+    def __init__(self) -> None:
+        self.failures: list[int] = []
+
+    def __call__(self, failures: int) -> float:
+        self.failures.append(failures)
         return 0
 
-    monkeypatch.setattr(supervisor, "backoff", none)
-    return asked
+
+@pytest.fixture
+def pauses() -> Pauses:
+    return Pauses()
 
 
-async def test_a_task_that_dies_is_logged_and_restarted(pauses: list[int], caplog: pytest.LogCaptureFixture) -> None:
-    async with Supervisor() as supervisor:
+async def test_a_task_that_dies_is_logged_and_restarted(pauses: Pauses, caplog: pytest.LogCaptureFixture) -> None:
+    async with Supervisor(pause=pauses) as supervisor:
         task = Task(deaths=3)
         supervisor.start("listener", task.run)
         await seen(task.running)
-        assert (task.starts, pauses) == (4, [1, 2, 3])
+        assert (task.starts, pauses.failures) == (4, [1, 2, 3])
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.ERROR, f"listener died; it starts again in 0.0 s (failure {n})") for n in (1, 2, 3)
     ]
@@ -67,8 +69,8 @@ async def test_a_task_that_dies_is_logged_and_restarted(pauses: list[int], caplo
     ]
 
 
-async def test_the_trouble_of_a_task_shows_until_the_task_reports_that_it_is_well(pauses: list[int]) -> None:
-    async with Supervisor() as supervisor:
+async def test_the_trouble_of_a_task_shows_until_the_task_reports_that_it_is_well(pauses: Pauses) -> None:
+    async with Supervisor(pause=pauses) as supervisor:
         task, other = Task(deaths=2), Task()
         assert supervisor.troubles == {}
         supervisor.start("listener", task.run)
@@ -85,38 +87,24 @@ async def test_the_trouble_of_a_task_shows_until_the_task_reports_that_it_is_wel
         assert supervisor.troubles == {}
 
 
-async def test_a_task_that_runs_steadily_counts_as_well_without_reporting_it(
-    pauses: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.05)
-    async with Supervisor() as owner:
-        task, cleared = Task(deaths=1), asyncio.Event()
-        well = owner.well
-
-        def heard(name: str) -> None:
-            well(name)
-            cleared.set()
-
-        monkeypatch.setattr(owner, "well", heard)
+async def test_a_task_that_runs_steadily_counts_as_well_without_reporting_it(pauses: Pauses) -> None:
+    async with Supervisor(pause=pauses, steady_seconds=0.05) as owner:
+        task = Task(deaths=1)
         owner.start("feed", task.run)
         await seen(task.running)
         assert owner.troubles == {"feed": "OSError: death 1"}
-        await seen(cleared)
-        assert owner.troubles == {}
+        await until(lambda: owner.troubles == {}, 5)
 
 
-async def test_the_pauses_of_a_task_that_had_recovered_start_again_from_the_first(
-    pauses: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.01)
-    async with Supervisor() as owner:
+async def test_the_pauses_of_a_task_that_had_recovered_start_again_from_the_first(pauses: Pauses) -> None:
+    async with Supervisor(pause=pauses, steady_seconds=0.01) as owner:
         task = Task(deaths=3, lasting=0.03)
         owner.start("feed", task.run)
         await seen(task.running)
-    assert pauses == [1, 1, 1]
+    assert pauses.failures == [1, 1, 1]
 
 
-async def test_a_task_that_returns_by_itself_shows_as_a_trouble(pauses: list[int]) -> None:
+async def test_a_task_that_returns_by_itself_shows_as_a_trouble(pauses: Pauses) -> None:
     started = asyncio.Event()
     forever = asyncio.Event()
 
@@ -125,15 +113,15 @@ async def test_a_task_that_returns_by_itself_shows_as_a_trouble(pauses: list[int
             await forever.wait()
         started.set()
 
-    async with Supervisor() as owner:
+    async with Supervisor(pause=pauses) as owner:
         owner.start("feed", run)
         await seen(started)
         await until(lambda: owner.troubles, 5)
         assert owner.troubles == {"feed": "RuntimeError: the task returned, though it should run until it is cancelled"}
 
 
-async def test_the_death_of_one_task_does_not_affect_the_others(pauses: list[int]) -> None:
-    async with Supervisor() as owner:
+async def test_the_death_of_one_task_does_not_affect_the_others(pauses: Pauses) -> None:
+    async with Supervisor(pause=pauses) as owner:
         well, ill = Task(), Task(deaths=5)
         owner.start("well", well.run)
         owner.start("ill", ill.run)
@@ -147,7 +135,7 @@ async def cleaning_up() -> None:
         await asyncio.sleep(0)
 
 
-async def test_stop_waits_for_the_end_of_the_task_and_removes_its_trouble(pauses: list[int]) -> None:
+async def test_stop_waits_for_the_end_of_the_task_and_removes_its_trouble(pauses: Pauses) -> None:
     order: list[str] = []
 
     async def slow(name: str) -> None:
@@ -161,7 +149,7 @@ async def test_stop_waits_for_the_end_of_the_task_and_removes_its_trouble(pauses
             await cleaning_up()
             order.append(f"{name} has cleaned up")
 
-    async with Supervisor() as owner:
+    async with Supervisor(pause=pauses) as owner:
         running = asyncio.Event()
         owner.start("one", lambda: slow("one"))
         await seen(running)
@@ -173,15 +161,14 @@ async def test_stop_waits_for_the_end_of_the_task_and_removes_its_trouble(pauses
         await owner.stop("never started")
 
 
-async def test_a_task_can_be_stopped_during_the_pause_before_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_can_be_stopped_during_the_pause_before_a_restart() -> None:
     pausing = asyncio.Event()
 
     def long(failures: int) -> float:
         pausing.set()
         return 3600
 
-    monkeypatch.setattr(supervisor, "backoff", long)
-    async with asyncio.timeout(5), Supervisor() as owner:
+    async with asyncio.timeout(5), Supervisor(pause=long) as owner:
         owner.start("ill", Task(deaths=1).run)
         await seen(pausing)
 

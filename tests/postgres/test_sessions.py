@@ -23,7 +23,9 @@ OF_THE_SESSION = re.compile(
     | ^(re)?set\s+(?!local\b)[a-z_.]+\s*(=|to\b)
     | ^reset\s+[a-z_.]+$
     | ^(un)?listen\s+\S+$
-    | ^(prepare|deallocate|discard)\s
+    | ^prepare\s+\w+\s*(\(|as\b)
+    | ^deallocate\s
+    | ^discard\s+(all|plans|sequences|temp(orary)?)$
     | \bcreate\s+((global|local)\s+)?temp(orary)?\b
     | \bwith\s+hold\b
     | \b(currval|lastval)\s*\(
@@ -82,6 +84,7 @@ def test_only_the_setup_of_a_connection_and_the_doorbell_leave_state_in_a_sessio
         ("prepare found as select 1", True),
         ("create temporary table found (n int)", True),
         ("declare found cursor with hold for select 1", True),
+        ("discard all", True),
         (".prepare()", True),
     ],
 )
