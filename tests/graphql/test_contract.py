@@ -1,4 +1,4 @@
-"""The bank's schema against what its clients are promised, and against the file that shows it."""
+"""The schema of the bank keeps the contract with its clients, and matches `schema.graphql`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONTRACT = (Path(__file__).with_name("contract.graphql")).read_text(encoding="ut
 
 
 def breaches(contract: GraphQLSchema, ours: GraphQLSchema) -> list[str]:
-    """Where ours does not give what the contract promises, in words."""
+    """Return a sentence for each part of the contract that our schema does not provide."""
     return [
         breach
         for name, promised in contract.type_map.items()
@@ -43,7 +43,7 @@ def breaches(contract: GraphQLSchema, ours: GraphQLSchema) -> list[str]:
 def _of_type(promised: Any, given: Any) -> Iterator[str]:
     name = promised.name
     if type(given) is not type(promised):
-        yield f"{name} is not there" if given is None else f"{name} is a {type(given).__name__}"
+        yield f"{name} is missing" if given is None else f"{name} is a {type(given).__name__}"
         return
     match promised:
         case GraphQLObjectType() | GraphQLInterfaceType():
@@ -52,10 +52,10 @@ def _of_type(promised: Any, given: Any) -> Iterator[str]:
             yield from _of_fields(name, promised.fields, given.fields)
         case GraphQLInputObjectType():
             if promised.is_one_of and not given.is_one_of:
-                yield f"{name} takes several at once"
+                yield f"{name} is not @oneOf"
             yield from _of_values(name, promised.fields, given.fields, is_required_input_field)
         case GraphQLEnumType():
-            yield from (f"{name}.{value} is not there" for value in promised.values.keys() - given.values.keys())
+            yield from (f"{name}.{value} is missing" for value in promised.values.keys() - given.values.keys())
         case GraphQLUnionType():
             members = {each.name for each in promised.types} - {each.name for each in given.types}
             yield from (f"{name} has no {member}" for member in members)
@@ -67,7 +67,7 @@ def _of_fields(name: str, promised: Mapping[str, Any], given: Mapping[str, Any])
     for key, field in promised.items():
         place = f"{name}.{key}"
         if key not in given:
-            yield f"{place} is not there"
+            yield f"{place} is missing"
             continue
         if str(given[key].type) != str(field.type):
             yield f"{place} is {given[key].type}, not {field.type}"
@@ -75,32 +75,32 @@ def _of_fields(name: str, promised: Mapping[str, Any], given: Mapping[str, Any])
 
 
 def _of_values(name: str, promised: Mapping[str, Any], given: Mapping[str, Any], required: Any) -> Iterator[str]:
-    """Arguments, or the fields of an input."""
+    """Compare arguments, or the fields of an input."""
     for key, value in promised.items():
         if key not in given:
-            yield f"{name}({key}) is not there"
+            yield f"{name}({key}) is missing"
         elif str(given[key].type) != str(value.type):
             yield f"{name}({key}) is {given[key].type}, not {value.type}"
     for key in given.keys() - promised.keys():
         if required(given[key]):
-            yield f"{name}({key}) is asked for"
+            yield f"{name}({key}) is required"
 
 
-def test_the_schema_keeps_the_contract() -> None:
+def test_the_schema_has_everything_that_the_contract_promises() -> None:
     assert breaches(build_schema(CONTRACT), build_schema(print_schema(app.schema))) == []
 
 
-def test_schema_graphql_shows_the_schema() -> None:
+def test_schema_graphql_is_the_printed_schema() -> None:
     held = (TOP / "schema.graphql").read_text(encoding="utf-8")
     assert held == print_schema(app.schema), "write it with `headwater schema > schema.graphql`"
 
 
 @pytest.mark.parametrize("example", app.examples, ids=lambda example: example.name)
-def test_the_examples_can_be_run(example: Example) -> None:
+def test_the_examples_of_the_explorer_are_valid_documents(example: Example) -> None:
     assert validate(app.schema._schema, parse(example.query)) == []
 
 
-def test_what_only_the_app_asks_for_is_no_mutation_but_its_refusals_are_types() -> None:
+def test_an_internal_command_has_no_mutation_but_its_refusals_are_types() -> None:
     schema = build_schema(print_schema(app.schema))
     assert schema.mutation_type is not None
     internal = {command.__declared__.name for command in app.domain.decider_of if command.__declared__.internal}
@@ -111,33 +111,33 @@ def test_what_only_the_app_asks_for_is_no_mutation_but_its_refusals_are_types() 
     assert {"CurrencyMismatch", "TransferNotFound", "TransferCannotMove"} <= schema.type_map.keys()
 
 
-NO_AT_LEAST, NO_AS_OF = "Query.account(atLeast) is not there", "Query.account(asOf) is not there"
+NO_AT_LEAST, NO_AS_OF = "Query.account(atLeast) is missing", "Query.account(asOf) is missing"
 
 
 @pytest.mark.parametrize(
     ("promised", "given", "breach"),
     [
         ("type Account implements Node {", "type Account {", ["Account does not implement Node"]),
-        ("balance: Decimal!\n", "", ["Account.balance is not there"]),
+        ("balance: Decimal!\n", "", ["Account.balance is missing"]),
         ("owner: User currency", "owner: User! currency", ["Account.owner is User!, not User"]),
         ("enum AccountStatus { OPEN FROZEN CLOSED }", "scalar AccountStatus", ["AccountStatus is a GraphQLScalarType"]),
-        ("{ OPEN FROZEN CLOSED }", "{ OPEN CLOSED }", ["AccountStatus.FROZEN is not there"]),
+        ("{ OPEN FROZEN CLOSED }", "{ OPEN CLOSED }", ["AccountStatus.FROZEN is missing"]),
         ("FROZEN CLOSED }", "FROZEN CLOSED LOST }", []),
         ("| AccountNotEmpty ", "", ["CloseAccountResult has no AccountNotEmpty"]),
         ("(accountId: UUID!, atLeast: Position, asOf: AsOf)", "(accountId: UUID!, asOf: AsOf)", [NO_AT_LEAST]),
         ("(accountId: UUID!, atLeast: Position, asOf: AsOf)", "(accountId: UUID!, atLeast: Position)", [NO_AS_OF]),
-        ("input AsOf @oneOf", "input AsOf", ["AsOf takes several at once"]),
-        ("schemaVersion: Int!\n", "\n", ["Event.schemaVersion is not there"]),
-        ("events(filter: EventFilter, after: Position): Event!\n", "", ["Subscription.events is not there"]),
+        ("input AsOf @oneOf", "input AsOf", ["AsOf is not @oneOf"]),
+        ("schemaVersion: Int!\n", "\n", ["Event.schemaVersion is missing"]),
+        ("events(filter: EventFilter, after: Position): Event!\n", "", ["Subscription.events is missing"]),
         ("scalar JSON\n", "enum JSON { NONE }\n", ["JSON is a GraphQLEnumType"]),
         ("node(id: ID!)", "node(id: ID)", ["Query.node(id) is ID, not ID!"]),
-        ("node(id: ID!)", "node(id: ID!, type: ID!)", ["Query.node(type) is asked for"]),
+        ("node(id: ID!)", "node(id: ID!, type: ID!)", ["Query.node(type) is required"]),
         ("node(id: ID!)", "node(id: ID!, type: ID)", []),
-        ("CloseAccountInput { ", "CloseAccountInput { why: String! ", ["CloseAccountInput(why) is asked for"]),
+        ("CloseAccountInput { ", "CloseAccountInput { why: String! ", ["CloseAccountInput(why) is required"]),
         ("UserInput { userId: UUID ", "UserInput { userId: UUID! ", ["RegisterUserInput(userId) is UUID!, not UUID"]),
     ],
 )
-def test_breaches_are_found(promised: str, given: str, breach: list[str]) -> None:
+def test_the_contract_check_finds_each_kind_of_breach(promised: str, given: str, breach: list[str]) -> None:
     assert CONTRACT.count(promised) == 1
     changed = build_schema(CONTRACT.replace(promised, given))
     assert breaches(build_schema(CONTRACT), changed) == breach

@@ -113,13 +113,13 @@ ATTACKS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_attacks_are_refused(name: str) -> None:
+async def test_a_document_built_to_be_expensive_is_refused(name: str) -> None:
     query, message = ATTACKS[name]
     assert (CODE, message) in await errors_of(query)
 
 
 @pytest.mark.parametrize("length", [1, 3, 90])
-async def test_circles_are_left_to_the_rule_for_them(length: int) -> None:
+async def test_circular_fragments_are_reported_by_the_rule_for_them(length: int) -> None:
     links = [f"fragment f{n} on Query {{ ...f{(n + 1) % length} ...f{n} }}" for n in range(length)]
     errors = await errors_of("{ ...f0 } " + " ".join(links))
     assert {code for code, _ in errors} == {"GRAPHQL_VALIDATION_FAILED"}
@@ -190,7 +190,7 @@ PAGES: list[tuple[str, int]] = [
 
 
 @pytest.mark.parametrize(("arguments", "cost"), PAGES)
-async def test_pages_are_reckoned_as_full(arguments: str, cost: int) -> None:
+async def test_a_page_costs_as_much_as_a_full_one(arguments: str, cost: int) -> None:
     fields = f"accounts({arguments})" if arguments else "accounts"
     query = f"query ($first: Int, $after: String) {{ {fields} {{ nodes {{ id balance }} }} }}"
     told = f"An operation may ask for {cost - 1} values, full pages reckoned; this is {cost}."
@@ -204,7 +204,7 @@ INTROSPECTION = get_introspection_query(input_value_deprecation=True, specified_
 
 
 @pytest.mark.parametrize("values", [100_000, 5])
-async def test_what_tools_ask_for_is_taken_however_large_the_schema(values: int) -> None:
+async def test_the_introspection_query_of_tools_is_allowed_for_a_schema_of_any_size(values: int) -> None:
     limits = CostLimits(values=values)  # which a schema of any size is small or large beside
     assert not (await engine(limits).execute(GraphQLRequest(INTROSPECTION), None)).errors
     operation, *fragments = parse(INTROSPECTION).definitions
@@ -227,7 +227,7 @@ DESCRIBED = [
 
 
 @pytest.mark.parametrize(("asked", "at_most"), DESCRIBED)
-async def test_what_a_schema_says_of_itself_is_never_more_than_was_reckoned(asked: str, at_most: float) -> None:
+async def test_introspection_never_returns_more_values_than_estimated(asked: str, at_most: float) -> None:
     query = f"{{ __schema {{ {asked} }} }}" + " fragment t on __Type { name fields { name } }" * ("...t" in asked)
 
     def values(found: Any) -> int:
@@ -248,11 +248,13 @@ async def test_what_a_schema_says_of_itself_is_never_more_than_was_reckoned(aske
 
 
 @pytest.mark.parametrize("example", app.examples, ids=lambda example: example.name)
-def test_what_people_ask_for_is_taken(example: Example) -> None:
+def test_the_examples_of_the_explorer_are_within_the_limits(example: Example) -> None:
     assert engine().kind(GraphQLRequest(example.query)) is not None
 
 
-async def test_a_server_has_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_refuses_documents_above_its_configured_number_of_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engines: list[dict[str, object]] = []
     monkeypatch.setattr("headwater.server.web.Engine", lambda schema, **options: engines.append(options))
     node = Node(app, replace(Settings(), max_values=5), "postgresql://nowhere", serve=True, work=False)

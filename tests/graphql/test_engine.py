@@ -185,7 +185,7 @@ async def stream(engine: Engine, query: str, context: object) -> AsyncGenerator[
         ('mutation { rename(name: "x") }', {}, {"rename": "x"}),
     ],
 )
-async def test_executes_as_strawberry_does(query: str, variables: dict[str, object], data: dict[str, object]) -> None:
+async def test_an_operation_returns_its_data(query: str, variables: dict[str, object], data: dict[str, object]) -> None:
     theirs = await schema.execute(query, variables, context_value="the context")
     assert theirs.data == data
     assert await run(query, **variables) == {"data": data}
@@ -211,7 +211,7 @@ async def test_executes_as_strawberry_does(query: str, variables: dict[str, obje
     ids=str,
 )
 @pytest.mark.parametrize("way", ["execute", "subscribe"])
-async def test_refuses_before_executing(
+async def test_an_invalid_request_is_refused_before_execution(
     way: str, refused: GraphQLRequest, code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = await getattr(Engine(schema), way)(refused, None)
@@ -221,7 +221,7 @@ async def test_refuses_before_executing(
     assert not caplog.records
 
 
-async def test_a_client_error_found_while_executing_goes_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_error_found_during_execution_is_not_masked(caplog: pytest.LogCaptureFixture) -> None:
     # The variable may be null, the argument may not, and only the executor sees both.
     answer = await run("query ($v: Int = 5) { number(value: $v) }", v=None)
     assert answer["data"] is None
@@ -239,7 +239,7 @@ async def test_a_graphql_error_of_a_resolver_is_masked_because_only_a_public_err
     assert "Not for you." in caplog.text
 
 
-async def test_a_public_error_goes_with_its_code(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_public_error_is_returned_with_its_code(caplog: pytest.LogCaptureFixture) -> None:
     answer = await run("{ public }")
     assert answer == {
         "data": {"public": None},
@@ -279,7 +279,7 @@ async def test_any_other_error_is_masked_and_logged_once(
     assert record.exc_info is not None
 
 
-async def test_the_log_keeps_the_cause(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_holds_the_cause_of_a_masked_error(caplog: pytest.LogCaptureFixture) -> None:
     await run("{ broken }")
     assert "password=hunter2" in caplog.text
 
@@ -340,7 +340,7 @@ async def test_remembered_documents_are_bounded_by_their_characters(monkeypatch:
     [({"max_source_length": 20}, "{ hello } #" + "x" * 20), ({"max_tokens": 5}, "{ a: hello b: hello }")],
     ids=["source", "tokens"],
 )
-async def test_limits_on_the_text(limits: dict[str, int], query: str) -> None:
+async def test_a_document_over_a_limit_of_length_or_tokens_is_refused(limits: dict[str, int], query: str) -> None:
     result = await Engine(schema, **limits).execute(request(query), None)  # type: ignore[arg-type]
     assert _json(result)["errors"][0]["extensions"]["code"] == "GRAPHQL_PARSE_FAILED"
     assert _json(await Engine(schema).execute(request(query), None)).keys() == {"data"}
@@ -376,7 +376,9 @@ async def test_suggestions_follow_the_schema_config(hidden: bool, suggested: boo
         ("{ nothing }", None, None),
     ],
 )
-def test_kind(query: str, name: str | None, kind: OperationType | None) -> None:
+def test_kind_returns_the_kind_of_the_chosen_operation_or_none(
+    query: str, name: str | None, kind: OperationType | None
+) -> None:
     assert Engine(schema).kind(request(query, name)) is kind
 
 
@@ -415,7 +417,7 @@ async def test_a_source_that_fails_ends_the_stream_with_a_masked_error(caplog: p
     assert len(caplog.records) == 1
 
 
-async def test_a_source_that_refuses_says_why() -> None:
+async def test_a_source_that_refuses_ends_the_stream_with_its_public_error() -> None:
     results = await stream(Engine(schema), "subscription { refused }", None)
     (last,) = [result async for result in results]
     assert not last.executed
@@ -428,7 +430,7 @@ async def test_subscribe_runs_queries_and_mutations_too() -> None:
     assert _json(result) == {"data": {"rename": "x"}}
 
 
-async def test_execute_is_not_for_subscriptions() -> None:
+async def test_execute_raises_for_a_subscription() -> None:
     with pytest.raises(ValueError, match="subscribe"):
         await Engine(schema).execute(request("subscription { numbers }"), None)
 
@@ -467,7 +469,7 @@ def test_a_result_carries_ready_json_and_is_encoded_once() -> None:
     ],
     ids=str,
 )
-def test_malformed_requests(value: object, message: str) -> None:
+def test_a_malformed_request_is_refused_with_the_entry_that_is_wrong(value: object, message: str) -> None:
     with pytest.raises(BadRequest) as caught:
         GraphQLRequest.from_json(value)
     assert str(caught.value) == message
@@ -481,7 +483,7 @@ def test_a_request_may_leave_out_or_null_all_but_the_query() -> None:
 @pytest.mark.parametrize(
     "text", [b"{", b"\xff", b"[" * 5000, '"\\ud800"', ""], ids=["cut", "bytes", "deep", "half", "none"]
 )
-def test_malformed_json(text: bytes | str) -> None:
+def test_malformed_json_is_refused(text: bytes | str) -> None:
     with pytest.raises(BadRequest, match="The body must be valid JSON"):
         decode_json(text, "body")
 
@@ -489,7 +491,7 @@ def test_malformed_json(text: bytes | str) -> None:
 @pytest.mark.parametrize(
     "value", [["x"] * 9_999, [["x"] * 90] * 109, {"a": {"b": ["x"] * 9_997}}], ids=["list", "lists", "objects"]
 )
-async def test_variables_have_a_bound(value: Any) -> None:
+async def test_variables_with_too_many_values_are_refused(value: Any) -> None:
     engine = Engine(schema)
     query = "{ hello }"
     taken = await engine.execute(GraphQLRequest(query, variables={"more": value}), None)

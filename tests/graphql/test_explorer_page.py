@@ -51,7 +51,7 @@ def built(tmp_path: Path) -> Get:
     return server(static)
 
 
-def test_the_page_comes_with_a_strict_policy_and_is_never_stored(built: Get) -> None:
+def test_the_explorer_page_has_a_strict_policy_and_is_not_cached(built: Get) -> None:
     answer = built("/graphql")
 
     assert (answer.status_code, answer.text) == (200, "<title>Headwater</title>")
@@ -69,7 +69,7 @@ def test_the_page_comes_with_a_strict_policy_and_is_never_stored(built: Get) -> 
     }
 
 
-def test_a_hashed_file_may_be_kept_for_ever(built: Get) -> None:
+def test_an_asset_of_the_explorer_may_be_cached_for_ever(built: Get) -> None:
     answer = built("/explorer/assets/index-4f2a.js")
 
     assert (answer.status_code, answer.text) == (200, "start()")
@@ -80,11 +80,11 @@ def test_a_hashed_file_may_be_kept_for_ever(built: Get) -> None:
 @pytest.mark.parametrize(
     "path", ["/explorer/assets/gone.js", "/explorer/assets/..%2Findex.html", "/explorer/index.html"]
 )
-def test_nothing_else_is_served(built: Get, path: str) -> None:
+def test_the_explorer_serves_no_other_files(built: Get, path: str) -> None:
     assert built(path).status_code == 404
 
 
-def test_the_examples_are_listed_as_they_were_given(built: Get) -> None:
+def test_the_examples_are_listed_in_their_order(built: Get) -> None:
     answer = built("/explorer/examples.json")
 
     assert answer.headers["cache-control"] == "no-cache"
@@ -98,7 +98,7 @@ def test_the_examples_are_listed_as_they_were_given(built: Get) -> None:
     ]
 
 
-def test_a_checkout_that_is_not_built_says_what_to_run(tmp_path: Path) -> None:
+def test_an_explorer_that_is_not_built_returns_the_command_that_builds_it(tmp_path: Path) -> None:
     unbuilt = server(tmp_path / "static")
     answer = unbuilt("/graphql")
 
@@ -138,19 +138,19 @@ def static(tmp_path: Path, build: ModuleType, sources: Path) -> Path:
     return folder
 
 
-def test_what_was_built_from_these_sources_is_current(build: ModuleType, sources: Path, static: Path) -> None:
+def test_a_build_is_current_for_unchanged_sources(build: ModuleType, sources: Path, static: Path) -> None:
     assert build.is_current(sources, static)
     assert build.build(sources, static) == "explorer: up to date"
 
 
 @pytest.mark.parametrize("name", ["package.json", "package-lock.json", "vite.config.ts", "index.html", "src/main.tsx"])
-def test_a_changed_source_makes_it_stale(build: ModuleType, sources: Path, static: Path, name: str) -> None:
+def test_a_changed_source_makes_the_build_stale(build: ModuleType, sources: Path, static: Path, name: str) -> None:
     (sources / name).write_text("changed")
 
     assert not build.is_current(sources, static)
 
 
-def test_a_new_and_a_renamed_source_make_it_stale(build: ModuleType, sources: Path, static: Path) -> None:
+def test_a_new_and_a_renamed_source_make_the_build_stale(build: ModuleType, sources: Path, static: Path) -> None:
     (sources / "src" / "new.ts").write_text("")
     assert not build.is_current(sources, static)
 
@@ -162,13 +162,13 @@ def test_a_new_and_a_renamed_source_make_it_stale(build: ModuleType, sources: Pa
 
 
 @pytest.mark.parametrize("name", ["index.html", ".built-from"])
-def test_a_missing_file_makes_it_stale(build: ModuleType, sources: Path, static: Path, name: str) -> None:
+def test_a_missing_file_makes_the_build_stale(build: ModuleType, sources: Path, static: Path, name: str) -> None:
     (static / name).unlink()
 
     assert not build.is_current(sources, static)
 
 
-def test_files_beside_the_sources_do_not_matter(build: ModuleType, sources: Path, static: Path) -> None:
+def test_files_beside_the_sources_do_not_make_the_build_stale(build: ModuleType, sources: Path, static: Path) -> None:
     (sources / "node_modules").mkdir()
     (sources / "node_modules" / ".installed").write_text("something")
 
@@ -187,11 +187,11 @@ def test_files_beside_the_sources_do_not_matter(build: ModuleType, sources: Path
         ("not a version", False),
     ],
 )
-def test_which_node_is_recent_enough(build: ModuleType, version: str, accepted: bool) -> None:
+def test_the_build_accepts_recent_versions_of_node_only(build: ModuleType, version: str, accepted: bool) -> None:
     assert build.satisfies(version) is accepted
 
 
-def test_the_node_range_is_the_one_vite_asks_for(build: ModuleType) -> None:
+def test_the_accepted_versions_of_node_are_those_that_vite_requires(build: ModuleType) -> None:
     lock = json.loads((EXPLORER / "package-lock.json").read_text())
 
     assert lock["packages"]["node_modules/vite"]["engines"]["node"] == build.NODE_RANGE

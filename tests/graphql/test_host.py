@@ -60,8 +60,8 @@ def server() -> Iterator[Serving]:
 
 @pytest.mark.parametrize("blank", ["", " "])
 @pytest.mark.parametrize("command", ["dev", "serve", "work"])
-def test_an_empty_address_is_a_mistake(command: str, blank: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It would be every address of the machine."""
+def test_the_command_line_refuses_an_empty_host(command: str, blank: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty host would listen on every address of the machine."""
     with pytest.raises(SystemExit) as ended:
         parser().parse_args([command, "--host", blank])
     assert ended.value.code == 2
@@ -79,7 +79,9 @@ async def status_of(server: Server, host: str) -> int:
     ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:1", "127.8.9.1", "[::1]", "[::1]:8000", "localhost:443"],
 )
 @pytest.mark.parametrize("listening", ["127.0.0.1", "localhost", "::1", "127.1", "127.8.9.1"])
-async def test_names_of_this_machine_are_answered(server: Serving, listening: str, host: str) -> None:
+async def test_a_server_on_loopback_answers_requests_for_loopback_hosts(
+    server: Serving, listening: str, host: str
+) -> None:
     assert await status_of(server(host=listening), host) == 200
 
 
@@ -100,13 +102,15 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-async def test_foreign_names_are_not(server: Serving, host: str) -> None:
+async def test_a_server_on_loopback_refuses_other_hosts_with_421(server: Serving, host: str) -> None:
     assert await status_of(server(), host) == 421
 
 
 @pytest.mark.parametrize("written", ["127.1", "127.8.9.1", "2130706433", "0x7f.1", "LocalHost", "::1", "bank.internal"])
-async def test_however_the_address_is_written(server: Serving, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts is where the socket is. A name that leads there is as good as its address."""
+async def test_any_spelling_of_a_loopback_address_counts_as_loopback(
+    server: Serving, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address of the listening socket decides, not the text that it was configured with."""
     here = socket.create_server
     monkeypatch.setattr(
         socket,
@@ -120,17 +124,17 @@ async def test_however_the_address_is_written(server: Serving, written: str, mon
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0"])
-async def test_one_that_others_reach_answers_to_every_name(server: Serving, host: str) -> None:
+async def test_a_server_on_all_interfaces_answers_requests_for_any_host(server: Serving, host: str) -> None:
     assert await status_of(server(host=host), "bank.example") == 200
 
 
-async def test_a_proxy_on_this_machine_may_pass_the_name_of_an_origin_on(server: Serving) -> None:
+async def test_a_server_on_loopback_answers_requests_for_the_hosts_of_allowed_origins(server: Serving) -> None:
     behind = server(allowed_origins=("https://Bank.example",))
     assert await status_of(behind, "bank.example") == 200
     assert await status_of(behind, "evil.example") == 421
 
 
-async def test_sockets_and_requests_of_a_real_server() -> None:
+async def test_a_real_server_on_loopback_checks_the_host_of_requests_and_websockets() -> None:
     settings = replace(Settings(), port=0)
     listening = listen(settings)
     real = server_of(app, listening, settings, _farewell)

@@ -172,7 +172,7 @@ async def test_a_malformed_body_is_400(client: httpx.AsyncClient, body: bytes, a
 
 @pytest.mark.parametrize(("accept", "status"), [(JSON, 200), (GRAPHQL, 400)])
 @pytest.mark.parametrize("body", REFUSED.values(), ids=REFUSED.keys())
-async def test_what_is_refused_before_execution_has_no_data(
+async def test_the_response_to_a_request_refused_before_execution_has_no_data(
     client: httpx.AsyncClient, body: dict[str, object], accept: str, status: int
 ) -> None:
     response = await post(client, body, accept)
@@ -183,7 +183,9 @@ async def test_what_is_refused_before_execution_has_no_data(
 
 @both_media_types
 @pytest.mark.parametrize(("body", "data"), EXECUTED.values(), ids=EXECUTED.keys())
-async def test_what_is_executed_is_200(client: httpx.AsyncClient, body: object, data: object, accept: str) -> None:
+async def test_an_executed_operation_is_200_even_with_errors(
+    client: httpx.AsyncClient, body: object, data: object, accept: str
+) -> None:
     response = await post(client, body, accept)
     assert (response.status_code, response.json()["data"]) == (200, data)
     assert response.headers["content-type"] == f"{accept}; charset=utf-8"
@@ -194,7 +196,7 @@ async def test_what_is_executed_is_200(client: httpx.AsyncClient, body: object, 
 @pytest.mark.parametrize(
     ("who", "status", "expected"), [("nobody", 401, "UNAUTHENTICATED"), ("stranger", 403, "FORBIDDEN")]
 )
-async def test_not_permitted_at_the_door(
+async def test_a_context_that_refuses_admission_is_401_or_403(
     client: httpx.AsyncClient, who: str, status: int, expected: str, accept: str
 ) -> None:
     response = await post(client, {"query": "{ hello }"}, accept, authorization=who)
@@ -202,7 +204,9 @@ async def test_not_permitted_at_the_door(
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
 
 
-async def test_a_context_that_fails_is_masked(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_error_of_a_context_that_fails_is_masked(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
     response = await post(client, {"query": "{ hello }"}, authorization="bug")
     assert (response.status_code, code(response)) == (500, "INTERNAL")
     assert "secret" not in response.text
@@ -263,11 +267,11 @@ async def test_no_acceptable_media_type_is_406(client: httpx.AsyncClient, accept
         ("json", None),
     ],
 )
-def test_content_negotiation(accept: str, chosen: str | None) -> None:
+def test_the_accept_header_chooses_the_media_type_of_the_response(accept: str, chosen: str | None) -> None:
     assert preferred(accept, (JSON, GRAPHQL)) == chosen
 
 
-async def test_no_accept_header_is_json(client: httpx.AsyncClient) -> None:
+async def test_a_request_without_an_accept_header_gets_json(client: httpx.AsyncClient) -> None:
     del client.headers["accept"]
     headers = {"content-type": JSON}
     response = await client.post("/graphql", content=b'{"query": "{ hello }"}', headers=headers)
@@ -310,7 +314,7 @@ async def test_two_content_types_are_415(endpoint: GraphQLHTTP) -> None:
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf-8"'])
-async def test_utf8_may_be_named(client: httpx.AsyncClient, charset: str) -> None:
+async def test_a_content_type_may_name_utf8_as_its_charset(client: httpx.AsyncClient, charset: str) -> None:
     assert (
         await post(client, {"query": "{ hello }"}, content_type=f"application/json; charset={charset}")
     ).status_code == 200
@@ -327,17 +331,19 @@ async def test_utf8_may_be_named(client: httpx.AsyncClient, charset: str) -> Non
     ],
     ids=str,
 )
-async def test_a_get_that_no_other_site_can_make(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+async def test_a_get_that_no_other_site_can_send_is_executed(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
     assert (await client.get("/graphql?query={hello}", headers=headers)).json() == {"data": {"hello": "hello world"}}
 
 
 @pytest.mark.parametrize("headers", [{}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}], ids=str)
-async def test_a_get_that_another_site_can_make_is_403(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+async def test_a_get_that_another_site_can_send_is_403(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
     response = await client.get("/graphql?query={hello}", headers=headers)
     assert (response.status_code, code(response)) == (403, "CSRF")
 
 
-async def test_get_takes_all_entries(client: httpx.AsyncClient) -> None:
+async def test_a_get_may_have_query_variables_operation_name_and_extensions(client: httpx.AsyncClient) -> None:
     parameters = {
         "query": "query A { hello } query B($n: String!) { hello(name: $n) }",
         "operationName": "B",
@@ -366,7 +372,9 @@ async def test_a_malformed_get_is_400(client: httpx.AsyncClient, parameters: obj
 
 
 @pytest.mark.parametrize(("accept", "status"), [(JSON, 200), (GRAPHQL, 400)])
-async def test_a_get_that_does_not_validate(client: httpx.AsyncClient, accept: str, status: int) -> None:
+async def test_a_get_with_an_invalid_document_has_the_status_of_its_media_type(
+    client: httpx.AsyncClient, accept: str, status: int
+) -> None:
     assert (await get(client, accept, {"query": "{ nothing }"})).status_code == status
 
 
@@ -387,7 +395,9 @@ async def test_an_empty_query_does_not_count_as_left_out(client: httpx.AsyncClie
 
 @both_media_types
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_subscription_is_told_where_to_go(client: httpx.AsyncClient, method: str, accept: str) -> None:
+async def test_a_subscription_over_http_is_refused_with_a_hint_at_websockets(
+    client: httpx.AsyncClient, method: str, accept: str
+) -> None:
     body = {"query": "subscription { ticks }"}
     response = await get(client, accept, body) if method == "GET" else await post(client, body, accept)
     assert (response.status_code, code(response)) == (400, "SUBSCRIPTION_NEEDS_WEBSOCKET")
@@ -453,7 +463,7 @@ async def test_a_body_announced_as_too_large_is_not_read_at_all(endpoint: GraphQ
     assert (body.status, body.read) == (413, 0)
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+async def test_a_body_that_does_not_arrive_in_time_is_408() -> None:
     endpoint = GraphQLHTTP(Engine(strawberry.Schema(Query)), context, body_seconds=0.05)
     body = Body(b'{"query": ', endless=True)
     async with asyncio.timeout(10):
@@ -463,7 +473,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     assert json.loads(body.answer)["errors"][0]["extensions"] == {"code": "BODY_TOO_SLOW"}
 
 
-async def test_a_client_that_leaves_is_not_answered(endpoint: GraphQLHTTP) -> None:
+async def test_no_response_is_sent_to_a_client_that_has_disconnected(endpoint: GraphQLHTTP) -> None:
     body = Body(b"{")
     await body.post(endpoint)
     assert body.status is None
@@ -479,5 +489,5 @@ async def test_only_a_get_without_a_query_is_for_the_explorer(client: httpx.Asyn
     assert (await client.request(method, url, headers={"accept": "text/html"})).status_code == 406
 
 
-async def test_curl_does_not_get_the_explorer(client: httpx.AsyncClient) -> None:
+async def test_a_get_that_does_not_accept_html_does_not_get_the_explorer(client: httpx.AsyncClient) -> None:
     assert code(await client.get("/graphql", headers={"accept": "*/*", "x-headwater": "1"})) == "BAD_REQUEST"

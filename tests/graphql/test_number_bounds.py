@@ -63,7 +63,7 @@ WHOLE = "a whole number that does not fit the 32 bits of an Int"
 
 
 async def ask(node: Node, query: str) -> tuple[Any, list[tuple[Any, str, Any]]]:
-    """The data, and path, message and extensions of each error."""
+    """Return the data, and path, message and extensions of each error."""
     result = await Engine(node.app.schema).execute(GraphQLRequest(query), Scope(node.serving))
     return result.data, [(error["path"], error["message"], error["extensions"]) for error in result.errors]
 
@@ -77,7 +77,7 @@ async def ask(node: Node, query: str) -> tuple[Any, list[tuple[Any, str, Any]]]:
     ],
 )
 @pytest.mark.parametrize("number", [2**30, -(2**31)])
-async def test_a_number_that_graphql_cannot_show_is_an_error_that_names_the_field(
+async def test_a_number_beyond_32_bits_is_an_error_that_names_the_field(
     start: Start, caplog: pytest.LogCaptureFixture, field: str, says: str, number: int
 ) -> None:
     node, key = await start(app), uuid4()
@@ -89,7 +89,7 @@ async def test_a_number_that_graphql_cannot_show_is_an_error_that_names_the_fiel
 
 
 @pytest.mark.parametrize("number", [2**30 - 1, -(2**30)])
-async def test_the_greatest_and_the_least_that_an_int_has_are_shown(start: Start, number: int) -> None:
+async def test_the_greatest_and_the_least_32_bit_integers_are_returned(start: Start, number: int) -> None:
     node, key, twice = await start(app), uuid4(), number * 2
     add = f'add(input: {{ sumId: "{key}", number: {number} }})'
     data, errors = await ask(
@@ -99,7 +99,7 @@ async def test_the_greatest_and_the_least_that_an_int_has_are_shown(start: Start
     assert (data, errors) == ({"add": {"sum": shown}}, [])
 
 
-async def test_a_fact_of_a_refusal_is_named_too(start: Start) -> None:
+async def test_a_fact_of_a_refusal_beyond_32_bits_is_an_error_that_names_it(start: Start) -> None:
     node, command = await start(app), uuid4()
     add = f'add(input: {{ number: 0 }}, commandId: "{command}")'
     data, errors = await ask(node, f"mutation {{ {add} {{ ... on Full {{ size }} }} }}")

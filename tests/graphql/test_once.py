@@ -1,4 +1,4 @@
-"""What several fields ask for is asked once."""
+"""Several fields that need the same value share one call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headwater.graphql.once import Once
 
 
 class Question:
-    """Answered when the test says so."""
+    """A call that ends when the test sets its answer."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -36,12 +36,12 @@ def asking(once: Once, ask: Callable[[], Coroutine[Any, Any, str]], times: int) 
 
 
 async def turn() -> None:
-    """Let all tasks come to where they wait."""
+    """Run all tasks until they wait."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def test_one_question_one_answer() -> None:
+async def test_concurrent_and_later_callers_share_one_call_per_key() -> None:
     once, question = Once(), Question()
     tasks = asking(once, question, 3)
     await turn()
@@ -53,7 +53,7 @@ async def test_one_question_one_answer() -> None:
     assert question.asked == 2
 
 
-async def test_all_who_asked_are_told_of_a_failure() -> None:
+async def test_every_caller_of_a_failed_call_gets_its_error() -> None:
     once, question = Once(), Question()
     tasks = asking(once, question, 3)
     question.answer.set_exception(ValueError("no"))
@@ -63,7 +63,7 @@ async def test_all_who_asked_are_told_of_a_failure() -> None:
     assert question.asked == 1
 
 
-async def test_who_leaves_takes_the_answer_from_nobody() -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_call_for_the_others() -> None:
     once, question = Once(), Question()
     left, stays = asking(once, question, 2)
     await turn()
@@ -75,7 +75,7 @@ async def test_who_leaves_takes_the_answer_from_nobody() -> None:
     assert (question.asked, question.cancelled) == (1, 0)
 
 
-async def test_a_question_ends_with_the_last_who_waits_for_it() -> None:
+async def test_the_call_is_cancelled_with_its_last_caller_and_can_be_made_again() -> None:
     once, question = Once(), Question()
     tasks = asking(once, question, 2)
     await turn()
@@ -84,4 +84,4 @@ async def test_a_question_ends_with_the_last_who_waits_for_it() -> None:
     await turn()
     assert (question.asked, question.cancelled) == (1, 1)
     question.answer.set_result("yes")
-    assert await once.get("what", question) == "yes", "it can be asked again"
+    assert await once.get("what", question) == "yes", "it can be called again"

@@ -293,14 +293,16 @@ ACCEPTED: dict[str, tuple[dict[str, str], int, dict[str, Any]]] = {
 }
 
 
-def test_no_mutation_is_forgotten() -> None:
+def test_every_mutation_is_covered_by_these_tests() -> None:
     root = app.schema._schema.mutation_type
     assert root is not None
     assert ACCEPTED.keys() == REFUSALS.keys() == root.fields.keys()
 
 
 @pytest.mark.parametrize("mutation", ACCEPTED)
-async def test_what_is_accepted_shows_what_was_written(api: Api, world: dict[str, str], mutation: str) -> None:
+async def test_an_accepted_mutation_returns_the_row_that_it_wrote(
+    api: Api, world: dict[str, str], mutation: str
+) -> None:
     words, version, row = ACCEPTED[mutation]
     head, command = await api.node.log.head(), uuid4()
     given = {name: world.get(value, value) for name, value in words.items()}
@@ -318,8 +320,8 @@ async def test_what_is_accepted_shows_what_was_written(api: Api, world: dict[str
     assert (shown["id"], shown["position"]) == (stream, str(head + 1))
 
     again = await api.do(mutation, given, version=version, command=command)
-    assert again.items() >= answer.items(), "the same command again is the same answer"
-    assert await api.node.log.head() == head + 1, "and no second event"
+    assert again.items() >= answer.items(), "the same command again returns the same result"
+    assert await api.node.log.head() == head + 1, "and appends no second event"
 
 
 async def test_a_command_that_would_now_be_refused_keeps_its_first_answer(api: Api, world: dict[str, str]) -> None:
@@ -330,7 +332,7 @@ async def test_a_command_that_would_now_be_refused_keeps_its_first_answer(api: A
     assert await api.do("withdraw", given, command=command) == first
 
 
-async def test_the_same_command_many_times_at_once_is_one(api: Api, world: dict[str, str]) -> None:
+async def test_concurrent_requests_with_one_command_id_append_once(api: Api, world: dict[str, str]) -> None:
     command, head = uuid4(), await api.node.log.head()
     given = {"email": "new@example.com", "name": "New"}
     registered = await asyncio.gather(*(api.do("registerUser", given, command=command) for _ in range(5)))
@@ -420,7 +422,7 @@ async def test_too_many_commands_at_once_are_refused_and_can_be_sent_again(
     assert again["withdraw"]["account"]["balance"] == "0"
 
 
-async def test_what_is_made_without_an_id_gets_one_in_the_order_of_time(api: Api) -> None:
+async def test_a_stream_created_without_an_id_gets_a_time_ordered_one(api: Api) -> None:
     made = [await api.done("openAccount", ownerId=str(uuid4()), currency="EUR") for _ in range(3)]
     ids = [(UUID(each["commandId"]), UUID(each["streamId"])) for each in made]
     assert len({*sum(ids, ())}) == 6
@@ -457,7 +459,7 @@ NO_DECIMALS = [
 ]
 
 
-async def test_decimals_are_strings_or_whole_numbers(api: Api) -> None:
+async def test_a_decimal_variable_is_a_string_or_a_whole_number(api: Api) -> None:
     for amount in NO_DECIMALS:
         errors = await api.fail(written("deposit"), input={"accountId": str(uuid4()), "amount": amount})
         assert [(code, "amount" in message) for code, message in errors] == [("BAD_USER_INPUT", True)], amount
@@ -466,14 +468,16 @@ async def test_decimals_are_strings_or_whole_numbers(api: Api) -> None:
 NO_DECIMALS_EITHER = ["1.5", "1e3", '"1e3"', '"NaN"', "true", "[1]", "ONE"]
 
 
-async def test_decimals_in_the_document_are_too(api: Api) -> None:
+async def test_a_decimal_literal_is_a_string_or_a_whole_number(api: Api) -> None:
     for amount in NO_DECIMALS_EITHER:
         query = f'mutation {{ deposit(input: {{accountId: "{uuid4()}", amount: {amount}}}) {{ __typename }} }}'
         assert [code for code, _ in await api.fail(query)] == ["GRAPHQL_VALIDATION_FAILED"], amount
 
 
 @pytest.mark.parametrize(("amount", "balance"), [(5, "15.00"), ("5.0", "15.00"), ("+5", "15.00"), (".5", "10.50")])
-async def test_decimals_are_exact(api: Api, world: dict[str, str], amount: object, balance: str) -> None:
+async def test_decimals_are_stored_and_returned_exactly(
+    api: Api, world: dict[str, str], amount: object, balance: str
+) -> None:
     answer = await api.do("deposit", {"accountId": world["full"], "amount": amount})
     assert answer["account"]["balance"] == balance
 
@@ -481,7 +485,7 @@ async def test_decimals_are_exact(api: Api, world: dict[str, str], amount: objec
 # Rows by key -------------------------------------------------------------------------------------------------------
 
 
-async def test_one_row_by_its_key(api: Api, world: dict[str, str]) -> None:
+async def test_a_row_is_found_by_its_key(api: Api, world: dict[str, str]) -> None:
     query = """query ($ada: UUID!, $full: UUID!, $nobody: UUID!) {
       user(userId: $ada) { id userId email name registeredAt position }
       nobody: user(userId: $nobody) { id }
@@ -513,7 +517,7 @@ async def test_one_row_by_its_key(api: Api, world: dict[str, str]) -> None:
     }
 
 
-async def test_anything_by_its_id(api: Api, world: dict[str, str]) -> None:
+async def test_node_finds_a_row_of_any_read_model_by_its_id(api: Api, world: dict[str, str]) -> None:
     query = "query ($id: ID!) { node(id: $id) { __typename id ... on User { email } ... on Account { balance } } }"
     found = {name: (await api.ask(query, id=world[name]))["node"] for name in ("ada", "full", "nobody")}
     assert found == {
@@ -524,7 +528,7 @@ async def test_anything_by_its_id(api: Api, world: dict[str, str]) -> None:
     assert await api.fail(query, id="full") == [("BAD_USER_INPUT", "An id is a UUID.")]
 
 
-async def test_a_read_waits_for_the_position_it_is_asked_for(start: Start, api: Api, world: dict[str, str]) -> None:
+async def test_a_read_with_at_least_waits_for_that_position(start: Start, api: Api, world: dict[str, str]) -> None:
     alone = Api(await start(app, settings=replace(QUICK, at_least_seconds=20), work=False))
     query = """query ($id: UUID!, $after: Position!) {
       account(accountId: $id, atLeast: $after) { balance }
@@ -544,7 +548,7 @@ async def test_a_read_waits_for_the_position_it_is_asked_for(start: Start, api: 
     }
 
 
-async def test_a_position_that_is_not_reached_is_an_error_that_says_so(start: Start) -> None:
+async def test_a_read_of_a_position_that_is_not_reached_in_time_is_an_error(start: Start) -> None:
     api = Api(await start(app, settings=replace(QUICK, at_least_seconds=0.05, poll_seconds=0.02)))
     behind = [("PROJECTION_BEHIND", "User has reached position 0, not 9, in 0.05 s; ask again.")]
     assert await api.fail('query ($id: UUID!) { user(userId: $id, atLeast: "9") { id } }', id=str(uuid4())) == behind
@@ -553,7 +557,7 @@ async def test_a_position_that_is_not_reached_is_an_error_that_says_so(start: St
 
 @asynccontextmanager
 async def held_back(connection: asyncpg.Connection, projection: str) -> AsyncIterator[None]:
-    """The projection cannot commit: its checkpoint is locked."""
+    """Lock the checkpoint of a projection, so that it cannot commit."""
     async with connection.transaction():
         await connection.execute("select from headwater.projections where name = $1 for update", projection)
         yield
@@ -561,7 +565,7 @@ async def held_back(connection: asyncpg.Connection, projection: str) -> AsyncIte
 
 @dataclass
 class Waited:
-    """What readers were asked to reach."""
+    """The positions that readers waited for. by_user: set when the reader of `User` waits."""
 
     positions: dict[str, list[int]]
     by_user: asyncio.Event
@@ -582,13 +586,13 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> Waited:
 
 
 async def waits_for_users(answer: asyncio.Task[Any], waited: Waited) -> None:
-    """The answer is not given while the users are behind, but waits for them."""
+    """Assert that the response waits while the projection of `User` is behind."""
     async with asyncio.timeout(10):
         await asyncio.wait([answer, asyncio.create_task(waited.by_user.wait())], return_when=asyncio.FIRST_COMPLETED)
     assert not answer.done(), answer.result()
 
 
-async def test_what_a_mutation_shows_through_links_is_as_new_as_itself(
+async def test_linked_rows_of_a_mutation_have_reached_its_position(
     api: Api, connection: asyncpg.Connection, waited: Waited
 ) -> None:
     user = str(uuid4())
@@ -614,7 +618,7 @@ async def test_what_a_mutation_shows_through_links_is_as_new_as_itself(
     ],
     ids=["one", "list", "over two links"],
 )
-async def test_what_is_read_through_links_is_as_new_as_was_asked_for(
+async def test_linked_rows_of_a_read_with_at_least_have_reached_that_position(
     api: Api, connection: asyncpg.Connection, waited: Waited, world: dict[str, str], read: str
 ) -> None:
     waited.positions.clear()
@@ -639,7 +643,7 @@ async def test_what_is_read_through_links_is_as_new_as_was_asked_for(
 
 @pytest.fixture
 async def many(api: Api) -> list[str]:
-    """Twelve accounts of three owners, one of whom is unknown: balance n for the nth."""
+    """Open twelve accounts of three owners, one of them not registered. The nth account has balance n."""
     owners = [str(uuid4()) for _ in range(3)]
     for place, owner in enumerate(owners[:2]):
         await api.done("registerUser", userId=owner, email=f"{place}@example.com", name=f"Owner {place}")
@@ -651,7 +655,7 @@ async def many(api: Api) -> list[str]:
     return ids
 
 
-async def test_links_are_read_in_one_statement_a_level(
+async def test_linked_rows_of_one_level_are_read_in_one_statement(
     api: Api, many: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[tuple[str, int]] = []
@@ -670,7 +674,7 @@ async def test_links_are_read_in_one_statement_a_level(
     assert names == ["Owner 1", None, "Owner 0"] * 4
 
 
-async def test_statements_do_not_grow_with_the_rows(api: Api, many: list[str]) -> None:
+async def test_the_number_of_statements_does_not_depend_on_the_number_of_rows(api: Api, many: list[str]) -> None:
     query = "query ($first: Int) { accounts(first: $first) { nodes { owner { name } } totalCount } }"
     assert [len(await statements_of(api, query, first=first)) for first in (1, 12)] == [
         4,  # the position, the page, the owners, the count
@@ -678,7 +682,7 @@ async def test_statements_do_not_grow_with_the_rows(api: Api, many: list[str]) -
     ]
 
 
-async def test_statements_do_not_grow_with_the_aliases_of_a_field(api: Api, many: list[str]) -> None:
+async def test_the_number_of_statements_does_not_depend_on_the_aliases_of_a_field(api: Api, many: list[str]) -> None:
     for field, of in (
         ("totalCount", "accounts(first: 2) { FIELDS }"),
         ("pageInfo { hasNextPage endCursor }", "accounts(first: 2) { FIELDS }"),
@@ -690,7 +694,7 @@ async def test_statements_do_not_grow_with_the_aliases_of_a_field(api: Api, many
         assert len(often) == len(once), field
 
 
-async def test_aliases_of_what_a_mutation_shows_are_read_once(api: Api, many: list[str]) -> None:
+async def test_aliases_of_the_row_of_a_mutation_are_read_once(api: Api, many: list[str]) -> None:
     mutation = 'mutation {{ deposit(input: {{ accountId: "{}", amount: "1" }}) {{ ... on DepositAccepted {{ {} }} }} }}'
     once, often = [
         [
@@ -744,7 +748,7 @@ CHOSEN: list[tuple[str, Sequence[int]]] = [
 ]
 
 
-async def test_filters(api: Api, many: list[str]) -> None:
+async def test_a_filter_selects_the_rows_that_match(api: Api, many: list[str]) -> None:
     for where, chosen in CHOSEN:
         query = f"{{ accounts(filter: {where}, orderBy: [BALANCE_ASC]) {{ totalCount nodes {{ balance }} }} }}"
         data = await api.ask(query)
@@ -779,20 +783,20 @@ REFUSED_FILTERS: list[tuple[object, str]] = [
 ]
 
 
-async def test_filters_that_are_refused(api: Api) -> None:
+async def test_an_invalid_filter_is_refused(api: Api) -> None:
     query = "query ($where: AccountFilter) { accounts(filter: $where) { totalCount } }"
     for where, message in REFUSED_FILTERS:
         assert await api.fail(query, where=where) == [("BAD_USER_INPUT", message)], where
 
 
-async def test_a_filter_that_is_as_wide_as_it_may_be_is_answered(api: Api, many: list[str]) -> None:
+async def test_the_widest_allowed_filter_is_answered(api: Api, many: list[str]) -> None:
     query = "query ($where: AccountFilter) { accounts(filter: $where) { totalCount } }"
     wide: dict[str, Any] = {"or": [{"balance": {"eq": str(n)}} for n in range(100)]}
     assert await api.ask(query, where=wide) == {"accounts": {"totalCount": 12}}
     assert await api.ask(query, where={"currency": {"in": ["EUR"] * 1000}}) == {"accounts": {"totalCount": 6}}
 
 
-async def test_a_filter_has_a_depth(api: Api) -> None:
+async def test_a_filter_that_is_too_deep_is_refused(api: Api) -> None:
     query = "query ($where: AccountFilter) { accounts(filter: $where) { totalCount } }"
     where: dict[str, Any] = {}
     for _ in range(8):
@@ -804,7 +808,7 @@ async def test_a_filter_has_a_depth(api: Api) -> None:
 NO_TIMES = ["2026-01-31T12:00:00", "2026-01-31", "noon", "", 5, True, "2026-13-01T00:00:00Z"]
 
 
-async def test_times_have_an_offset(api: Api) -> None:
+async def test_a_time_without_an_offset_is_refused(api: Api) -> None:
     query = "query ($time: DateTime) { accounts(filter: {openedAt: {gt: $time}}) { totalCount } }"
     for time in NO_TIMES:
         errors = await api.fail(query, time=time)
@@ -819,7 +823,7 @@ PAGE = """query ($first: Int, $after: String, $last: Int, $before: String, $orde
 }"""
 
 
-async def test_pages_forward_and_backward(api: Api, many: list[str]) -> None:
+async def test_pages_forward_and_backward_cover_all_rows_in_order(api: Api, many: list[str]) -> None:
     order, walked, cursor = ["CURRENCY_DESC", "BALANCE_ASC"], [], None
     whole = [2, 4, 6, 8, 10, 12, 1, 3, 5, 7, 9, 11]
     while True:
@@ -844,7 +848,7 @@ async def test_pages_forward_and_backward(api: Api, many: list[str]) -> None:
     ]
 
 
-async def test_an_empty_page(api: Api) -> None:
+async def test_an_empty_page_has_no_cursors_and_no_neighbours(api: Api) -> None:
     info = {"hasNextPage": False, "hasPreviousPage": False, "startCursor": None, "endCursor": None}
     empty = {"edges": [], "nodes": [], "totalCount": 0, "position": "0", "pageInfo": info}
     assert await api.ask(PAGE) == {"accounts": empty}
@@ -864,20 +868,20 @@ REFUSED_PAGES: list[tuple[dict[str, object], str]] = [
 ]
 
 
-async def test_pages_have_bounds(start: Start) -> None:
+async def test_a_page_size_out_of_bounds_is_refused(start: Start) -> None:
     api = Api(await start(app, settings=replace(QUICK, default_page=2, max_page=3)))
     for arguments, message in REFUSED_PAGES:
         assert await api.fail(PAGE, **arguments) == [("BAD_USER_INPUT", message)], arguments
 
 
-async def test_a_page_has_a_size_though_none_is_asked_for(start: Start, api: Api, many: list[str]) -> None:
+async def test_a_page_without_a_size_has_the_default_size(start: Start, api: Api, many: list[str]) -> None:
     small = Api(await start(app, settings=replace(QUICK, default_page=2, max_page=3), work=False))
     for arguments, size in (({}, 2), ({"first": 3}, 3), ({"first": 0}, 0), ({"first": None}, 2)):
         page = (await small.ask(PAGE, **arguments))["accounts"]
         assert (len(page["nodes"]), page["totalCount"], page["pageInfo"]["hasNextPage"]) == (size, 12, True)
 
 
-async def test_the_position_of_a_list_is_where_changes_go_on(api: Api, many: list[str]) -> None:
+async def test_changes_after_the_position_of_a_list_follow_it_without_a_gap(api: Api, many: list[str]) -> None:
     position = (await api.ask("{ accounts { position } }"))["accounts"]["position"]
     assert position == str(await api.node.log.head())
     engine, scope = Engine(api.node.app.schema), Scope(api.node.serving)

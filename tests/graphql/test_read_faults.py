@@ -1,4 +1,4 @@
-"""What clients are told when the database is away or slow: a code and a sentence, and nothing of PostgreSQL's."""
+"""When the database is unreachable or slow, clients get a code and a sentence, and no message of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ READS = {
     "watched events from a time": 'subscription { events(filter: { from: "2026-01-01T00:00:00Z" }) { type } }',
 }
 SEARCHES = {"events", "sagas", "saga"}
-"""What says by itself how to narrow it when it takes too long."""
+"""Reads with a timeout error of their own, which says how to narrow them."""
 
 
 async def errors_of(node: Node, query: str, key: UUID) -> list[tuple[str, str]]:
-    """The errors of what comes first: code and message."""
+    """Return code and message of each error of the first result."""
     engine, scope = Engine(node.app.schema), Scope(node.serving)
     outcome: Result | AsyncGenerator[Result, None] = await engine.subscribe(
         GraphQLRequest(query.replace("KEY", str(key))), scope
@@ -68,7 +68,7 @@ async def errors_of(node: Node, query: str, key: UUID) -> list[tuple[str, str]]:
 
 @asynccontextmanager
 async def away(postgres: EmbeddedPostgres, dsn: str) -> AsyncIterator[None]:
-    """The database lets nobody in, and has sent away those who were."""
+    """Refuse new connections to the database, and terminate the open ones."""
     name = dsn.partition("?")[0].rpartition("/")[2]
     admin = await asyncpg.connect(postgres.dsn())
     try:
@@ -84,7 +84,7 @@ def internal_errors(log: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in log.records if each.name == "headwater.graphql.result" and each.exc_info]
 
 
-async def test_reads_without_a_database_say_so(
+async def test_every_read_without_a_database_returns_unavailable(
     start: Start, postgres: EmbeddedPostgres, dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     node, key = await start(), uuid4()
@@ -94,10 +94,10 @@ async def test_reads_without_a_database_say_so(
     assert internal_errors(caplog) == []
 
 
-async def test_links_and_pages_without_a_database_say_so(
+async def test_links_and_page_info_that_lose_the_database_return_unavailable(
     start: Start, postgres: EmbeddedPostgres, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is read when the first part of an answer is there already."""
+    """The database is lost after the first part of the response was read."""
     node, owner = await start(), uuid4()
     await node.dispatcher.execute(RegisterUser(user_id=owner, email="a@example.com", name="Ada"))
     opened = await node.dispatcher.execute(OpenAccount(account_id=uuid4(), owner_id=owner, currency="EUR"))
@@ -113,7 +113,7 @@ async def test_links_and_pages_without_a_database_say_so(
     assert await errors_of(node, '{ events(after: "1") { pageInfo { hasPreviousPage } } }', owner) == [AWAY]
 
 
-async def test_reads_that_take_too_long_say_so(
+async def test_every_read_that_takes_too_long_returns_a_timeout_error(
     start: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     node, key = await start(work=False, settings=replace(Settings(), statement_timeout_seconds=0.3)), uuid4()

@@ -1,4 +1,4 @@
-"""Validation takes linear work, or refuses the document; and it decides as graphql-core's rules do."""
+"""Validation takes linear work or refuses the document, and decides as the rules of graphql-core do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BANK = app.schema._schema
 
 
 def merged(query: str) -> int:
-    """How many selections and argument values are merged to validate the query."""
+    """Return how many selections and argument values are merged to validate the query."""
     document = parse(query)
     merging = Merging(ValidationContext(BANK, document, TypeInfo(BANK), lambda _: None))
     list(merging.conflicts(document))
@@ -71,7 +71,7 @@ SHARED = {
 
 @pytest.mark.parametrize("name", SHARED)
 async def test_many_operations_that_share_a_large_fragment_are_too_expensive(name: str) -> None:
-    """Other rules look at a fragment again for each operation that reaches it."""
+    """Other rules visit a fragment again for each operation that spreads it."""
     result = await Engine(app.schema).execute(GraphQLRequest(operations(60, SHARED[name]), "q0"), None)
     assert not result.executed
     assert [error["extensions"]["code"] for error in result.errors] == [CODE]

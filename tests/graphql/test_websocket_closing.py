@@ -82,7 +82,7 @@ async def test_a_client_that_reads_too_slowly_is_closed_with_1013() -> None:
         assert await client.close_code() == 1013
 
 
-async def test_a_client_that_never_reads_is_given_up() -> None:
+async def test_the_socket_of_a_client_that_never_reads_is_aborted() -> None:
     server = Server(send_timeout=0.01, close_timeout=0.01)
     client = Client(PROTOCOL)
     client.connect()

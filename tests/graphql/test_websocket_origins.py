@@ -20,7 +20,7 @@ from tests.support.sockets import PROTOCOL, Client, Server, greeted, socket
         ("https://here.test", {"scheme": "wss"}),
     ],
 )
-async def test_pages_of_our_own_host_are_admitted(origin: str | None, options: dict[str, str]) -> None:
+async def test_a_page_of_the_same_host_may_open_a_socket(origin: str | None, options: dict[str, str]) -> None:
     async with greeted(Server(), origin=origin, **options):
         pass
 
@@ -42,7 +42,7 @@ async def test_pages_of_our_own_host_are_admitted(origin: str | None, options: d
         ("http://", {}),
     ],
 )
-async def test_other_pages_are_refused_before_the_upgrade(origin: str, options: dict[str, str]) -> None:
+async def test_a_page_of_another_host_is_refused_before_the_upgrade(origin: str, options: dict[str, str]) -> None:
     async with socket(Server(), origin=origin, **options) as client:
         await client.close_code()
         assert client.accepted is None
@@ -61,7 +61,7 @@ async def test_other_pages_are_refused_before_the_upgrade(origin: str, options: 
         ("null", False),
     ],
 )
-async def test_an_allow_list_is_normalised(origin: str | None, admitted: bool) -> None:
+async def test_allowed_origins_are_compared_in_normal_form(origin: str | None, admitted: bool) -> None:
     server = Server(allowed_origins=frozenset({"https://App.Test", "http://dev.test:3000"}))
     async with socket(server, origin=origin) as client:
         if admitted:
@@ -72,12 +72,12 @@ async def test_an_allow_list_is_normalised(origin: str | None, admitted: bool) -
 
 
 @pytest.mark.parametrize("wrong", ["null", "app.test", "https://app.test/path", "*"])
-def test_an_allow_list_takes_origins_only(wrong: str) -> None:
+def test_an_allowed_origin_that_is_no_origin_is_a_configuration_error(wrong: str) -> None:
     with pytest.raises(ValueError, match="is not an origin"):
         Server(allowed_origins={wrong})
 
 
-async def test_two_origins_are_refused() -> None:
+async def test_a_handshake_with_two_origin_headers_is_refused() -> None:
     server = Server()
     client = Client(PROTOCOL, origin="http://here.test")
     client.scope["headers"] = [*client.scope["headers"], (b"origin", b"http://there.test")]

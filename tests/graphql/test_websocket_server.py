@@ -79,12 +79,12 @@ async def close_code_of(client: ClientConnection) -> int | None:
 
 
 @pytest.mark.parametrize("protocols", [(), ("graphql-ws",)], ids=["none", "legacy"])
-async def test_a_real_client_reads_4406(protocols: tuple[str, ...]) -> None:
+async def test_a_real_client_with_another_subprotocol_is_closed_with_4406(protocols: tuple[str, ...]) -> None:
     async with listening(Server()) as running, dial(running, *protocols) as client:
         assert await close_code_of(client) == 4406
 
 
-async def test_a_real_client_of_another_site_reads_403() -> None:
+async def test_a_real_client_of_another_site_gets_403() -> None:
     async with listening(Server()) as running:
         with pytest.raises(InvalidStatus) as refused:
             async with dial(running, PROTOCOL, origin="http://there.test"):
@@ -94,7 +94,7 @@ async def test_a_real_client_of_another_site_reads_403() -> None:
             pass
 
 
-async def test_a_real_client_after_close_all_reads_503() -> None:
+async def test_a_real_client_after_close_all_gets_503() -> None:
     server = Server()
     async with listening(server) as running:
         await server.endpoint.close_all()
@@ -104,7 +104,7 @@ async def test_a_real_client_after_close_all_reads_503() -> None:
         assert refused.value.response.status_code == 503
 
 
-async def test_a_real_client_reads_text_frames_and_1001_on_shutdown() -> None:
+async def test_a_real_client_gets_text_frames_and_1001_on_shutdown() -> None:
     server = Server()
     async with listening(server) as running, dial(running, PROTOCOL) as client:
         await client.send('{"type":"connection_init"}')
@@ -125,7 +125,7 @@ async def test_a_frame_over_256_kib_is_refused_by_the_server() -> None:
         assert await close_code_of(client) == 1009
 
 
-def test_the_docs_have_every_code_that_a_socket_is_closed_with() -> None:
+def test_the_docs_list_every_close_code() -> None:
     api = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
     ours = [code for name, code in vars(CloseCode).items() if name.isupper()]
     too_big = 1009  # sent by uvicorn
@@ -133,7 +133,7 @@ def test_the_docs_have_every_code_that_a_socket_is_closed_with() -> None:
     assert f"exceeds {LARGEST_FRAME // 1024} KiB" in api
 
 
-async def test_a_real_client_that_stops_reading_finds_1013_when_it_reads_again() -> None:
+async def test_a_real_client_that_stops_reading_gets_1013_when_it_reads_again() -> None:
     server = Server(send_timeout=0.05)
     async with listening(server) as running, dial(running, PROTOCOL) as client:
         await client.send('{"type":"connection_init"}')
