@@ -114,14 +114,14 @@ async def served(head_seconds: float = HEAD_SECONDS) -> AsyncIterator[Served]:
     async def farewell() -> None:
         return None
 
-    def nobody(connection: HTTPConnection, init: Mapping[str, object] | None) -> None:
+    def no_context(connection: HTTPConnection, init: Mapping[str, object] | None) -> None:
         return None
 
     routes = [
         Route("/", page, methods=["GET", "POST"]),
         Route("/early", early, methods=["POST"]),
         Route("/slow", slow),
-        Route("/graphql", GraphQLHTTP(Engine(strawberry.Schema(Query)), nobody, body_seconds=0.2)),
+        Route("/graphql", GraphQLHTTP(Engine(strawberry.Schema(Query)), no_context, body_seconds=0.2)),
         WebSocketRoute("/socket", socket),
     ]
     settings = replace(Settings(), port=0)

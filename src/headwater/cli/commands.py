@@ -9,8 +9,10 @@ from typing import TypeAlias
 from headwater.config import Settings
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What commands are added to: the whole command line, or a group such as `dead-letters`. argparse has no public name
-for it."""
+"""The object that commands are added to: of the whole command line, or of a group such as `dead-letters`.
+
+argparse has no public name for its type.
+"""
 
 LARGEST = 2**62
 """The largest number that an argument may be; it and a small addition fit into PostgreSQL's bigint."""

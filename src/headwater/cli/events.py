@@ -25,7 +25,7 @@ from headwater.server.web import stopping
 from headwater.supervisor import Supervisor
 
 LAST = 20
-"""How many events `events tail` prints without --after."""
+"""The number of events that `events tail` prints without --after."""
 
 
 def add(commands: Commands) -> None:

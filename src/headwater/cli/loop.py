@@ -12,7 +12,7 @@ import uvloop
 T = TypeVar("T")
 
 CLEAN_UP_SECONDS = 2.0
-"""How long cancelled work may take to clean up. It may hang on a database that does not answer."""
+"""The time that cancelled work has to clean up, which may hang on a database that does not answer."""
 
 
 class _Outcome(Enum):

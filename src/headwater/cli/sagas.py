@@ -25,7 +25,7 @@ from headwater.sagas.instances import StoredStep
 from headwater.sagas.operations import Instance, InstanceFilter, abandon, listed, retry, retry_all, shown
 
 LATEST = 50
-"""How many instances `sagas list` prints without --limit."""
+"""The number of instances that `sagas list` prints without --limit."""
 
 HEADINGS = ("SAGA", "KEY", "STATUS", "SINCE", "WAITING FOR", "REASON")
 
