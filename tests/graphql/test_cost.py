@@ -1,10 +1,12 @@
-"""What a document may cost: attacks are refused at once, and what people ask for is not."""
+"""The limits of a document's cost: hostile documents are refused at once, ordinary ones are not."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
+import httpx
 import pytest
 from graphql import (
     OperationDefinitionNode,
@@ -26,8 +28,10 @@ from headwater.graphql.request import GraphQLRequest
 from headwater.server.node import Node
 from headwater.server.web import Web
 
+Start: TypeAlias = Callable[..., Awaitable[Node]]
+
 AT_ONCE = 2.0
-"""Seconds; what doubles with each fragment takes longer than the universe has."""
+"""Seconds. A cost that doubles with each fragment would take far longer."""
 
 
 def engine(limits: CostLimits | None = None) -> Engine:
@@ -252,16 +256,11 @@ def test_the_examples_of_the_explorer_are_within_the_limits(example: Example) ->
     assert engine().kind(GraphQLRequest(example.query)) is not None
 
 
-async def test_a_server_refuses_documents_above_its_configured_number_of_values(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    engines: list[dict[str, object]] = []
-    monkeypatch.setattr("headwater.server.web.Engine", lambda schema, **options: engines.append(options))
-    node = Node(app, replace(Settings(), max_values=5), "postgresql://nowhere", serve=True, work=False)
-    Web(node)
-    (options,) = engines
-    guarded = Engine(app.schema, guards=options["guards"])  # type: ignore[arg-type]  # as they were given
-    result = await guarded.execute(GraphQLRequest("{ users(first: 3) { nodes { id } } }"), None)
-    assert [error["message"] for error in result.errors] == [
+async def test_a_server_refuses_documents_above_its_configured_number_of_values(start: Start) -> None:
+    node = await start(app, settings=replace(Settings(), max_values=5), work=False)
+    web = httpx.AsyncClient(transport=httpx.ASGITransport(Web(node).app), base_url="http://test")
+    async with web:
+        response = await web.post("/graphql", json={"query": "{ users(first: 3) { nodes { id } } }"})
+    assert [error["message"] for error in response.json()["errors"]] == [
         "An operation may ask for 5 values, full pages reckoned; this is 7."
     ]

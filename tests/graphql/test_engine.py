@@ -1,9 +1,9 @@
-"""The engine against Strawberry: what is executed, what is refused before, and what the client may read of an error."""
+"""The engine executes as Strawberry does, refuses invalid requests, and masks errors that are not public."""
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from decimal import Decimal
 from typing import Annotated, Any
@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 import strawberry
-from graphql import GraphQLError, GraphQLSchema, OperationType, ValidationContext, ValidationRule, parse, validate
+from graphql import GraphQLError, OperationType, ValidationContext, ValidationRule
 from strawberry.extensions import SchemaExtension
 from strawberry.scalars import JSON
 from strawberry.schema.config import StrawberryConfig
 
 from headwater.errors import PublicError
-from headwater.graphql import documents
+from headwater.graphql.documents import Documents, Limits
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import BadRequest, GraphQLRequest, decode_json
 from headwater.graphql.result import Result
@@ -185,7 +185,9 @@ async def stream(engine: Engine, query: str, context: object) -> AsyncGenerator[
         ('mutation { rename(name: "x") }', {}, {"rename": "x"}),
     ],
 )
-async def test_an_operation_returns_its_data(query: str, variables: dict[str, object], data: dict[str, object]) -> None:
+async def test_an_operation_returns_the_same_data_as_strawberry(
+    query: str, variables: dict[str, object], data: dict[str, object]
+) -> None:
     theirs = await schema.execute(query, variables, context_value="the context")
     assert theirs.data == data
     assert await run(query, **variables) == {"data": data}
@@ -284,55 +286,33 @@ async def test_the_log_holds_the_cause_of_a_masked_error(caplog: pytest.LogCaptu
     assert "password=hunter2" in caplog.text
 
 
-def counting(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[int, int]]:
-    """Counts parses and validations."""
-    parses: list[str] = []
-    validations: list[object] = []
-
-    def counted_parse(source: str, **options: Any) -> Any:
-        parses.append(source)
-        return parse(source, **options)
-
-    def counted_validate(schema: GraphQLSchema, node: Any, rules: Any, **options: Any) -> Any:
-        validations.append(node)
-        return validate(schema, node, rules, **options)
-
-    monkeypatch.setattr(documents, "parse", counted_parse)
-    monkeypatch.setattr(documents, "validate", counted_validate)
-    return lambda: (len(parses), len(validations))
+def documents(**limits: int) -> Documents:
+    of = Limits(**{"source_length": 1_000, "tokens": 100, "documents": 10} | limits)
+    return Documents(schema._schema, of, guards=(), hide_suggestions=False)
 
 
-@pytest.mark.parametrize(
-    ("query", "counts"), [("{ hello }", (1, 1)), ("{ nothing }", (1, 1)), ("{ hello", (1, 0))], ids=str
-)
-async def test_a_repeat_is_neither_parsed_nor_validated(
-    query: str, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    count = counting(monkeypatch)
-    engine = Engine(schema)
-    for _ in range(3):
-        engine.kind(request(query))
-        await engine.execute(request(query), None)
-    assert count() == counts
+@pytest.mark.parametrize("query", ["{ hello }", "{ nothing }", "{ hello"], ids=["valid", "invalid", "malformed"])
+def test_a_repeated_document_is_taken_from_the_cache(query: str) -> None:
+    cache = documents()
+    first = cache.get(query)
+    assert cache.get(query) is first
 
 
-async def test_the_least_recently_used_document_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    count = counting(monkeypatch)
-    engine = Engine(schema, max_documents=2)
-    for query in ("{ a: hello }", "{ b: hello }", "{ a: hello }", "{ c: hello }", "{ a: hello }"):
-        engine.kind(request(query))
-    assert count() == (3, 3)
-    engine.kind(request("{ b: hello }"))
-    assert count() == (4, 4)
+def test_the_least_recently_used_document_is_evicted() -> None:
+    cache = documents(documents=2)
+    a, b = cache.get("{ a: hello }"), cache.get("{ b: hello }")
+    assert cache.get("{ a: hello }") is a
+    cache.get("{ c: hello }")
+    assert cache.get("{ a: hello }") is a
+    assert cache.get("{ b: hello }") is not b
 
 
-async def test_remembered_documents_are_bounded_by_their_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MAX_CACHED_CHARACTERS", 30)
-    count = counting(monkeypatch)
-    engine = Engine(schema)
-    for query in ("{ first: hello }", "{ second: hello }", "{ first: hello }"):
-        engine.kind(request(query))
-    assert count() == (3, 3)
+def test_cached_documents_are_bounded_by_their_characters() -> None:
+    cache = documents(characters=30)
+    first = cache.get("{ first: hello }")
+    second = cache.get("{ second: hello }")
+    assert cache.get("{ second: hello }") is second
+    assert cache.get("{ first: hello }") is not first
 
 
 @pytest.mark.parametrize(

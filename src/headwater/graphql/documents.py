@@ -34,10 +34,6 @@ RULES: tuple[type[ASTValidationRule], ...] = (
     OneOfInputValidationRule,
 )
 
-# A parsed document takes up to 280 bytes for each character of its text. So the cache is bounded by characters as well
-# as by entries: about 70 MB at worst.
-MAX_CACHED_CHARACTERS = 256 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -55,11 +51,16 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of documents. source_length: characters. tokens: tokens, comments included. documents: cache entries."""
+    """Limits of documents.
+
+    source_length: characters. tokens: tokens, comments included. documents: cache entries. characters: of all cached
+    texts together; a parsed document takes up to 280 bytes for each, so the cache takes about 70 MB at worst.
+    """
 
     source_length: int
     tokens: int
     documents: int
+    characters: int = 256 * 1024
 
 
 class Documents:
@@ -124,6 +125,6 @@ class Documents:
             return  # Refused by its length, which is cheap to check again.
         self._known[source] = read
         self._characters += len(source)
-        while len(self._known) > self._limits.documents or self._characters > MAX_CACHED_CHARACTERS:
+        while len(self._known) > self._limits.documents or self._characters > self._limits.characters:
             forgotten, _ = self._known.popitem(last=False)
             self._characters -= len(forgotten)
