@@ -347,11 +347,8 @@ async def indexes(connection: asyncpg.Connection, table: str) -> list[str]:
     return [definition.replace(table, "tally") for (definition,) in found]
 
 
-async def test_a_slow_fold_leaves_others_their_turn(
-    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_fold_leaves_others_their_turn(dsn: str, connection: asyncpg.Connection) -> None:
     """The heartbeat is one of them: a page of the log that is folded in one go may take longer than the lease."""
-    monkeypatch.setattr("headwater.domain.row_fold.BREATH_SECONDS", -1.0)  # each fold takes longer than that
     turns, seen = 0, []
 
     async def take_turns() -> None:
@@ -368,7 +365,7 @@ async def test_a_slow_fold_leaves_others_their_turn(
     await write(connection, *(Counted(thing_id=uuid4()) for _ in range(50)))
     view = View(Wider, counting)
     other = asyncio.create_task(take_turns())
-    await build(dsn, view, App([Feature([things], [view])]), await registered(connection))
+    await build(dsn, view, App([Feature([things], [view])]), await registered(connection), slice_seconds=-1.0)
     other.cancel()
     assert len(set(seen[:50])) == 50, "a turn between each two"
 

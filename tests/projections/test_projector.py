@@ -313,7 +313,7 @@ async def test_the_cache_may_be_smaller_than_the_keys(dsn: str, connection: asyn
         for place in range(0, 400, 40):
             head = await write(connection, *events[place : place + 40])
             await reached(projector._positions, tally_view.name, head)
-        assert len(projector._rows) <= cache
+        assert len(projector._cache.rows) <= cache
         assert projector.progress.events == 400
     assert await stored(connection, tally_view) == await folded(connection, things_app, tally_view)
 

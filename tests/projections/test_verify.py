@@ -31,7 +31,7 @@ from headwater.postgres.database import Database
 from headwater.projections import verify
 from headwater.projections.generations import prepare, rebuild, renew
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.verify import Difference, NotVerifiable, Report, Verifier
+from headwater.projections.verify import Difference, NotVerifiable, Verifier, VerifyReport
 
 FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
 EVENTS, ACCOUNTS = 600, 60
@@ -145,7 +145,7 @@ def key_of(number: int) -> UUID:
     return UUID(int=number)
 
 
-def found(report: Report) -> list[tuple[UUID, str, str, str]]:
+def found(report: VerifyReport) -> list[tuple[UUID, str, str, str]]:
     return sorted((each.key, each.column, str(each.stored), str(each.folded)) for each in report.differences)
 
 
@@ -163,9 +163,9 @@ async def test_rows_that_are_right_have_no_difference(
     await fill(connection)
     await built(database, connection, bank, account_view)
     report = await verifier(database, **how).live(database, None)
-    assert report == Report("Account", 2, EVENTS, checked=ACCOUNTS)
+    assert report == VerifyReport("Account", 2, EVENTS, checked=ACCOUNTS)
     report = await verifier(database, **how).live(database, 20)
-    assert report == Report("Account", 2, EVENTS, checked=20)
+    assert report == VerifyReport("Account", 2, EVENTS, checked=20)
     assert report.lines() == ["Account: 20 rows compared at position 600: no difference"]
 
 
@@ -184,7 +184,7 @@ async def test_every_kind_of_column_reads_back_as_it_was_folded(
         ),
     )
     await built(database, connection, shelves, shelf_view)
-    assert await verifier(database, shelves, shelf_view, by_stream=False).live(database, None) == Report(
+    assert await verifier(database, shelves, shelf_view, by_stream=False).live(database, None) == VerifyReport(
         "Shelf", 2, 4, checked=3
     )
     await connection.execute("update read.shelf set times = '[]', noted = 3 where shelf_id = $1", shelf)
@@ -224,7 +224,7 @@ async def test_a_time_that_would_not_be_read_back_is_not_stored(
     error = await connection.fetchval("select error from headwater.dead_letters where key = $1", shelf)
     assert error.startswith(f"ValueError: {why}")
     checks = verifier(database, shelves, shelf_view, by_stream=False)
-    assert await checks.live(database, None) == Report("Shelf", 2, 2, checked=1, parked=1)
+    assert await checks.live(database, None) == VerifyReport("Shelf", 2, 2, checked=1, parked=1)
     await connection.execute("delete from headwater.dead_letters")
     columns = "price, mood, prices, times, shares, share, noted, at, 1"
     await connection.execute(f"insert into read.shelf select $1, {columns} from read.shelf", shelf)
@@ -353,7 +353,7 @@ async def test_rows_and_position_are_of_one_moment(database: Database, connectio
         return await ranges(*arguments)
 
     checks._ranges = meanwhile  # type: ignore[method-assign, assignment]  # between the position and the rows
-    assert await checks.live(database, None) == Report("Shelf", 2, 1, checked=1)
+    assert await checks.live(database, None) == VerifyReport("Shelf", 2, 1, checked=1)
 
 
 async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
@@ -370,7 +370,7 @@ async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
     await built(database, connection, shelves, shelf_view)
     checks = verifier(database, shelves, shelf_view, by_stream=False)
     report = await checks.live(database, None)
-    assert report == Report("Shelf", 2, 4, checked=1, parked=1)
+    assert report == VerifyReport("Shelf", 2, 4, checked=1, parked=1)
     assert report.lines() == ["Shelf: 1 row compared at position 4, 1 parked: no difference"]
 
     await connection.execute("delete from headwater.dead_letters")
@@ -495,10 +495,9 @@ async def test_the_exit_code_says_so_though_nobody_reads_on(
 
 @pytest.mark.parametrize("by_stream", [False, True])
 async def test_others_have_their_turn_between_two_folds(
-    database: Database, connection: asyncpg.Connection, by_stream: bool, monkeypatch: pytest.MonkeyPatch
+    database: Database, connection: asyncpg.Connection, by_stream: bool
 ) -> None:
     """The heartbeat among them, where a worker verifies a sample before a swap."""
-    monkeypatch.setattr("headwater.domain.row_fold.BREATH_SECONDS", -1.0)  # each fold takes longer than that
     shelf, turns, seen = uuid4(), 0, set[int]()
     await note(connection, *(Noted(note_id=shelf, shelf_id=shelf, price=Decimal(n + 1)) for n in range(50)))
     await built(database, connection, shelves, shelf_view)
@@ -514,7 +513,9 @@ async def test_others_have_their_turn_between_two_folds(
             await asyncio.sleep(0)
 
     beside = asyncio.create_task(others())
-    report = await verifier(database, shelves, View(Shelf, fold_slowly), by_stream=by_stream).live(database, 10)
+    report = await verifier(database, shelves, View(Shelf, fold_slowly), by_stream=by_stream, slice_seconds=-1.0).live(
+        database, 10
+    )
     beside.cancel()
     assert (report.checked, report.found) == (1, 0)
     assert len(seen) >= 50

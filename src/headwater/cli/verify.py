@@ -15,7 +15,7 @@ from headwater.cli.output import answer, complain
 from headwater.config import Settings
 from headwater.domain.read_model import View
 from headwater.eventstore.log import Log
-from headwater.projections.verify import NotVerifiable, Report, Verifier
+from headwater.projections.verify import NotVerifiable, Verifier, VerifyReport
 
 
 def add(commands: Commands) -> None:
@@ -41,7 +41,7 @@ def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
 
 async def _verified(
     app: App, dsn: str, views: Sequence[View[Any]], sample: int | None
-) -> tuple[list[Report], list[NotVerifiable]]:
+) -> tuple[list[VerifyReport], list[NotVerifiable]]:
     """Verify each view. Returns the reports, and the errors of the views that cannot be verified."""
     reports, left = [], []
     async with migrated_database(dsn, pool_size=2) as database:

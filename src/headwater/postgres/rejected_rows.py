@@ -1,4 +1,4 @@
-"""Rows that PostgreSQL rejects, as opposed to faults of its own, which pass."""
+"""Finds the rows that PostgreSQL rejects, and tells such a rejection from a fault of the database, which passes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from headwater.postgres.database import PASSING
 T = TypeVar("T")
 
 
-def is_refusal(error: Exception) -> bool:
-    """True if an error of a write means that its rows are at fault, not the database or its schema."""
+def is_rejection(error: Exception) -> bool:
+    """True if a write of rows failed because of the rows, and not because of the database or its schema."""
     if isinstance(error, asyncpg.PostgresError):
         return isinstance(
             error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
@@ -21,17 +21,18 @@ def is_refusal(error: Exception) -> bool:
     return not isinstance(error, PASSING)
 
 
-async def objection(connection: asyncpg.Connection, write: Callable[[], Awaitable[object]]) -> Exception | None:
-    """Return the error with which PostgreSQL rejects a write of rows, or None. The write is rolled back.
+async def rejection_of(connection: asyncpg.Connection, write: Callable[[], Awaitable[object]]) -> Exception | None:
+    """Try a write of rows, and roll it back. Returns the error if PostgreSQL rejects the rows.
 
-    Faults that are not of the rows are raised.
+    Raises:
+        Exception: a fault of the database.
     """
     transaction = connection.transaction()
     await transaction.start()
     try:
         await write()
     except Exception as error:
-        if not is_refusal(error):
+        if not is_rejection(error):
             raise
         return error
     finally:
@@ -39,11 +40,11 @@ async def objection(connection: asyncpg.Connection, write: Callable[[], Awaitabl
     return None
 
 
-async def misfits(rows: Sequence[T], ask: Callable[[Sequence[T]], Awaitable[Exception | None]]) -> list[T]:
-    """Return the rows that are rejected, found by bisection. ask: returns the error for some of the rows, or None."""
-    if not rows or await ask(rows) is None:
+async def rejected_among(rows: Sequence[T], test: Callable[[Sequence[T]], Awaitable[Exception | None]]) -> list[T]:
+    """Return the rows that are rejected, found by halving. test: returns the error if some of the rows are rejected."""
+    if not rows or await test(rows) is None:
         return []
     if len(rows) == 1:
         return list(rows)
     half = len(rows) // 2
-    return [*await misfits(rows[:half], ask), *await misfits(rows[half:], ask)]
+    return [*await rejected_among(rows[:half], test), *await rejected_among(rows[half:], test)]

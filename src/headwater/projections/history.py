@@ -1,8 +1,8 @@
-"""A row as it was: folded from the log, with the fold that keeps the row now.
+"""A row as of a position in the past, folded from the log with the fold that maintains the row now.
 
-The events of a row are found by an index. Where each row is the fold of one stream, its key being the stream's id, that
-is the index of the streams. Where rows gather events of several streams, it is what the projection has kept of them, if
-the View asks for that; what the projection has not come to is read from the log.
+The events of a row are found by an index. If each row is the fold of one stream, whose id is the row's key, that is the
+index of streams. If rows gather events of several streams, it is the history that the projection keeps for a View with
+`history=True`; events after its checkpoint are searched in the log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import asyncpg
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import View
-from headwater.domain.row_fold import fold_of
 from headwater.errors import AsOfUnsupported, CodeFailed, ProjectionBehind, ReadModelRebuilding
 from headwater.eventstore.log import Log
 from headwater.postgres import queries
@@ -25,15 +24,15 @@ from headwater.postgres.database import PASSING
 from headwater.projections import row_events
 from headwater.projections.filter import Row
 from headwater.projections.generations import fingerprint
-from headwater.projections.row_codec import writer_of
+from headwater.projections.row_folder import RowFolder
 
 _SQL = queries.load(__file__)
 
 PAGE = 500
-"""Events folded between two turns of the event loop."""
+"""Events read at once. Other tasks of the event loop run between two pages."""
 
 BEHIND = 10_000
-"""Positions that are read of the log beyond a checkpoint, at most, to find the few events of one row."""
+"""Positions after the checkpoint that are searched for events of the row, at most."""
 
 
 class History:
@@ -45,13 +44,10 @@ class History:
         self._pool = pool
         self._by_stream = domain.by_stream(view)
         self._fingerprint = fingerprint(view)
-        self._types = log.stored_names(view.events)
-        self._routes = {event: view.route_of(event) for event in view.events}
-        self._fold = fold_of(view)
-        self._columns = [(each.name, writer_of(each)) for each in view.fields]
+        self._folder = RowFolder(log, view)
 
     def require(self) -> None:
-        """Raises AsOfUnsupported when the read model cannot show its past."""
+        """Raises AsOfUnsupported if the read model cannot be read as of the past."""
         if not (self._by_stream or self._view.history):
             raise AsOfUnsupported(
                 f"{self._view.name} cannot be read as of the past: its rows gather events of several streams, and "
@@ -59,33 +55,34 @@ class History:
             )
 
     async def row(self, key: UUID, position: int) -> Row | None:
-        """The row after a position, as it would be stored; None before it existed or after it was removed.
+        """Return the row after a position, as it would be stored; None before it existed or after it was removed.
 
         Its `position` is that of the last event that changed it.
 
         Raises:
-            AsOfUnsupported: the read model cannot show its past.  CodeFailed: a fold or a route raised.
-            ReadModelRebuilding: what is kept of its events is yet to be made.  ProjectionBehind: it is far behind.
+            AsOfUnsupported: the read model cannot be read as of the past.
+            CodeFailed: a fold or a route raised an error that looks like a fault of the database.
+            ReadModelRebuilding: the history of its rows is not yet built.
+            ProjectionBehind: the checkpoint is more than BEHIND positions before this one.
         """
         self.require()
         model, changed = None, 0
-        fold = self._fold
+        fold, routes = self._folder.fold, self._folder.routes
         events = self._of_stream(key, position) if self._by_stream else self._as_routed(key, position)
-        # Each page is fetched, so that other work goes on between two.
         async with aclosing(events):
             async for event in events:
-                route = self._routes.get(type(event.data))
+                route = routes.get(type(event.data))
                 try:
                     if route is None or route(event.data) != key:
                         continue
                     after = fold(key, model, event)
-                except PASSING as error:  # of a fold, it says nothing of the database
+                except PASSING as error:  # raised by the user's code, it is no fault of the database
                     raise CodeFailed(error) from error
                 if after is not model:
                     model, changed = after, event.position
         if model is None:
             return None
-        return {name: write(getattr(model, name)) for name, write in self._columns} | {"position": changed}
+        return self._folder.codec.stored(model, changed)
 
     async def _of_stream(self, key: UUID, upto: int) -> AsyncGenerator[Recorded[Event], None]:
         async with aclosing(self._log.read_stream(key, page=PAGE)) as stream:
@@ -95,7 +92,7 @@ class History:
                 yield event
 
     async def _as_routed(self, key: UUID, upto: int) -> AsyncGenerator[Recorded[Event], None]:
-        """What the projection has kept of a key, and whatever the log has beyond it: among that, the key's."""
+        """Yield the recorded events of a key, then all events of the log after the projection's checkpoint."""
         standing = await self._pool.fetchrow(_SQL["standing"], self._view.name, self._fingerprint)
         if standing is None or not standing["ours"]:
             raise self._rebuilding()
@@ -110,10 +107,10 @@ class History:
                 async for positions in pages:
                     for event in await self._log.at(positions):
                         yield event
-        except asyncpg.UndefinedTableError:  # a long history was read while its generation was retired and dropped
+        except asyncpg.UndefinedTableError:  # the generation was dropped while its history was read
             raise self._rebuilding() from None
         for after in range(checkpoint, upto, PAGE):
-            for event in await self._log.read(after, min(after + PAGE, upto), types=self._types, limit=PAGE):
+            for event in await self._log.read(after, min(after + PAGE, upto), types=self._folder.types, limit=PAGE):
                 yield event
 
     def _rebuilding(self) -> ReadModelRebuilding:

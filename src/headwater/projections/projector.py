@@ -1,11 +1,14 @@
-"""The projection loop: from the log to a read model's rows, exactly once.
+"""The projection loop: folds the log into a read model's rows, each event exactly once.
 
-    leased -> catching up: read -> route -> fold -> commit -> ... -> waiting -> catching up ...
-                    \\-> a fold failed: its key set aside, all others go on -> due -> tried again, in order
-                    \\-> displaced (another moved the checkpoint) -> leased still: from there; or no longer: end
+    hold the lease -> catch up -> fold -> commit -> catch up ... -> wait -> catch up ...
+      catch up:  read the next batch; first try parked keys again that are due
+      fold:      in memory. A fold that raises sets its key aside; the other keys go on
+      commit:    rows, dead letters and checkpoint in one transaction
+      wait:      until the log grows, a parked key is due or the poll interval ends
+      another process moved the checkpoint -> hold the lease again, from the new position; if it is lost: end
 
-Rows, checkpoint and dead letters are written in one transaction, which moves the checkpoint by compare-and-swap: a
-batch is committed once or not at all, whoever else tries. A lease (`fence`) is checked in the same place.
+The transaction moves the checkpoint by compare-and-swap and checks the fencing token of the lease: a batch is committed
+once or not at all, however many processes try.
 """
 
 from __future__ import annotations
@@ -13,26 +16,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
-from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described
-from headwater.domain.failure_policy import Stop, policy_of
+from headwater.consumers.dead_letters import DeadLetters, DeadLetter, described
+from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
-from headwater.domain.row_fold import BREATH_SECONDS, fold_of
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import LOG, Positions
 from headwater.postgres import queries
 from headwater.postgres.database import Database, write_derived
-from headwater.postgres.rejected_rows import is_refusal, misfits, objection
+from headwater.postgres.rejected_rows import is_rejection, rejection_of
 from headwater.projections import row_events
-from headwater.projections.row_codec import model_reader, writer_of
+from headwater.projections.row_folder import (
+    SLICE_SECONDS,
+    FoldedRow,
+    Routed,
+    RouteFailed,
+    RowCache,
+    RowFolder,
+    TimeSlice,
+    find_rejected,
+    fold_failure,
+)
 from headwater.projections.row_statements import delete_sql, load_sql, upsert_sql
 from headwater.telemetry import Progress
 
@@ -41,12 +53,12 @@ _SQL = queries.load(__file__)
 M = TypeVar("M", bound=ReadModel)
 
 LEASE_PART = 0.25
-"""How much of a lease a batch may be folded for. What is left of it is read again: however slow a fold is, whoever has
-the lease writes how far it came while it has it."""
+"""The part of a lease that folding one batch may take. Events beyond are read again, so that a slow fold still commits
+its progress within the lease."""
 
 
 class FoldFailed(HeadwaterError):
-    """A read model's fold raised; the projection stands still before that event."""
+    """A fold or a route of a read model raised, and the projection stops before that event."""
 
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
@@ -54,47 +66,38 @@ class FoldFailed(HeadwaterError):
 
 
 class RowUnreadable(HeadwaterError):
-    """A stored row is not one that this code could have written: `headwater rebuild` makes it again."""
+    """A stored row holds a value that this code cannot have written. `headwater rebuild` makes the rows again."""
 
 
 @dataclass(slots=True)
-class _Row(Generic[M]):
-    """A row as folded so far. `position`: of the event that last changed it. `stored`: whether the table has it."""
+class _Batch(Generic[M]):
+    """A folded batch, not yet committed.
 
-    model: M | None
-    position: int
-    stored: bool
+    changed: rows by the integer of their key. letters: events that were set aside, in order. failed: keys whose fold
+    raised. cut_at: the position of the first event that was not folded for lack of time; None if all were.
+    """
 
-
-@dataclass(slots=True)
-class _Folded(Generic[M]):
-    """What a batch came to: the rows that it changed, and what it set aside, in order. failed: keys that a fold has now
-    failed on. cut_at: the position of the first event that there was no time for, if it came to that."""
-
-    changed: dict[UUID, _Row[M]] = field(default_factory=dict)
-    aside: list[DeadLetter] = field(default_factory=list)
+    changed: dict[int, FoldedRow[M]] = field(default_factory=dict)
+    letters: list[DeadLetter] = field(default_factory=list)
     failed: set[UUID] = field(default_factory=set)
     cut_at: int | None = None
 
-    def has(self, position: int) -> bool:
-        """Whether there was time for what stands there."""
+    def includes(self, position: int) -> bool:
+        """True if the event at this position was folded or set aside."""
         return self.cut_at is None or position < self.cut_at
 
-    def upto(self, reached: int) -> int:
-        """How far it is complete, of what was to be reached."""
-        return reached if self.cut_at is None else self.cut_at - 1
-
-
-_Routed = Sequence[tuple[UUID, Recorded[Event]]]
+    def reached(self, position: int) -> int:
+        """Return the position up to which the batch is complete. position: the one that it was read up to."""
+        return position if self.cut_at is None else self.cut_at - 1
 
 
 class Projector(Generic[M]):
-    """Keeps one read model's rows.
+    """Maintains the rows of one read model.
 
-    batch: events folded in one transaction, at most. cache: rows kept in memory, at most; only the loop writes them.
-    poll: seconds after which it looks at the log though nothing rang. lease: of this process, in seconds; PostgreSQL
-    ends a transaction that it leaves standing, so that it holds no lock against whoever takes over.
-    sleep: how it waits between attempts where the policy is to stop. clock: seconds, for how long folds take.
+    batch: events in one transaction, at most. cache: rows kept in memory, at most. poll: seconds after which the log is
+    read even if no doorbell rang. lease: seconds of this process's lease; PostgreSQL ends a transaction that is silent
+    for half of it, so that a stopped process holds no lock against its successor. sleep: waits between retries where
+    the policy is to stop. clock: seconds, to measure how long folds take.
     """
 
     def __init__(
@@ -116,55 +119,55 @@ class Projector(Generic[M]):
         self._view = view
         self._positions = positions
         self._batch = batch
-        self._cache = cache
         self._poll = poll
         self._lease = lease
         self._sleep = sleep
         self._clock = clock
-        self._policy = policy_of(view.on_failure)
-        self._types = log.stored_names(view.events)
-        self._route = {event: view.route_of(event) for event in view.events}
-        self._fold_row = fold_of(view)
-        self._columns = [(each.name, writer_of(each)) for each in view.fields]
-        self._read_row = model_reader(view)
-        self._rows: dict[UUID, _Row[M]] = {}
-        self._unreadable: dict[UUID, Exception] = {}
-        """Of the keys loaded last: what their stored rows raised."""
+        self._folder = RowFolder(log, view)
+        self._cache = RowCache(self._folder, cache)
+        self._unreadable: dict[int, Exception] = {}
+        """The errors of stored rows that the last load could not read, by the integer of the key."""
         self._parked: set[UUID] = set()
         self._look_at = 0.0
+        """The time of the event loop at which parked keys are looked at again."""
         self.progress = Progress()
 
-    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
-        """Follow the log until cancelled, or until the lease with this fence is another's. Runs under a supervisor,
-        which is told when a failure is got over."""
+    async def run(self, generation: Generation, recovered: Callable[[], None] = lambda: None) -> None:
+        """Follow the log until cancelled, or until the lease is lost. Runs under a supervisor.
+
+        recovered: called when the loop is past a failure.
+        """
         connection = await self._database.connect(f"projection {self._view.name}")
         try:
-            while (held := await self._stand(connection, standing)) is not None:
+            while (position := await self._hold(connection, generation)) is not None:
                 try:
-                    await self._follow(connection, held, well)
+                    await self._follow(position, recovered)
                 except CheckpointMoved:
                     self.progress.displaced += 1
         finally:
             self._forget()
             connection.terminate()
 
-    async def _stand(self, connection: asyncpg.Connection, standing: Generation) -> Generation | None:
-        """Read the checkpoint and the parked keys again, and drop the rows in memory. None: the lease is another's."""
+    # ---------------------------------------------------------------------------------------------- holding the lease
+
+    async def _hold(self, connection: asyncpg.Connection, generation: Generation) -> int | None:
+        """Read the checkpoint and the parked keys, and drop the rows in memory. Returns None if the lease is lost."""
         self._forget()
-        self._checkpoint = Checkpoint(connection, self._view.name, standing)
+        self._connection, self._generation = connection, generation
+        self._checkpoint = Checkpoint(connection, self._view.name, generation)
         position = await self._checkpoint.read()
         if position is None:
             return None
-        self._write = _Statements(self._view, standing.table)
-        self._letters = DeadLetters(self._view.name, standing.number)
+        self._statements = _Statements(self._view, generation.table)
+        self._letters = DeadLetters(self._view.name, generation.number)
         self._set_parked(await self._letters.parked(connection))
         self.progress.position = position
         self._positions.correct(self._view.name, self._positions.known(self._view.name), position)
         self._positions.report(self._view.name, position)
-        return replace(standing, position=position)
+        return position
 
     def _forget(self) -> None:
-        self._rows.clear()
+        self._cache.rows.clear()
         self._set_parked(set())
 
     def _set_parked(self, keys: set[UUID]) -> None:
@@ -172,312 +175,263 @@ class Projector(Generic[M]):
         self._look_at = 0.0
         self.progress.parked_keys = len(keys)
 
-    async def _follow(self, connection: asyncpg.Connection, standing: Generation, well: Callable[[], None]) -> None:
-        position, attempts = standing.position, 0
+    # ---------------------------------------------------------------------------------------------------- catching up
+
+    async def _follow(self, position: int, recovered: Callable[[], None]) -> None:
+        attempts = 0
         while True:
             alarms = self._positions.alarms
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
-                await self._try_again(connection, standing)
-            heard = self._positions.known(LOG)
-            events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
+                await self._retry_parked()
+            known = self._positions.known(LOG)
+            events, reached = await self._log.read_on(position, types=self._folder.types, limit=self._batch)
             if reached <= position:
-                self._positions.correct(LOG, heard, reached)
-                well()
+                self._positions.correct(LOG, known, reached)
+                recovered()
                 await self._wait(position, alarms)
                 continue
             try:
-                position = await self._advance(connection, standing, position, events, reached)
+                position = await self._advance(position, events, reached)
                 attempts = 0
             except FoldFailed as failure:
-                # What came before it stands in no one's way, and is written.
-                if failure.position - 1 > position:
+                if failure.position - 1 > position:  # what comes before the failure is committed
                     before = [event for event in events if event.position < failure.position]
-                    position = await self._advance(connection, standing, position, before, failure.position - 1)
+                    position = await self._advance(position, before, failure.position - 1)
                     attempts = 0
                 attempts += 1
                 await self._pause(failure, attempts)
 
-    async def _wait(self, position: int, alarms: int) -> None:
-        """Until the log moves, or it is time to look all the same. alarms: see `Positions.alarms`."""
-        patience = self._poll
-        if self._parked:
-            patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
-        await self._positions.moved(LOG, position, patience, alarms)
-        if self._positions.known(LOG) <= position:
-            self._look_at = 0.0  # time is up, or a person rang
-
-    async def _pause(self, failure: FoldFailed, attempts: int) -> None:
-        """The policy is to stop, after some attempts: everything waits before the event."""
-        pause = self._policy.pause(attempts)
-        if pause is None:
-            raise failure
-        self.progress.retries += 1
-        await self._sleep(pause)
-
-    async def _advance(
-        self,
-        connection: asyncpg.Connection,
-        standing: Generation,
-        position: int,
-        events: Sequence[Recorded[Event]],
-        reached: int,
-    ) -> int:
-        """Fold a batch, or what there is time for, and commit it with the checkpoint that it reaches."""
+    async def _advance(self, position: int, events: Sequence[Recorded[Event]], reached: int) -> int:
+        """Fold a batch, as far as time allows, and commit it. Returns the new position."""
         if not events:
             await self._checkpoint.skip(position, reached)
-            return self._passed(events, reached)
+            return self._report(events, reached)
 
-        async def write(folded: _Folded[M]) -> None:
-            await self._checkpoint.move(position, folded.upto(reached))
-            await self._write_rows(connection, standing, folded.changed)
+        async def write(batch: _Batch[M]) -> None:
+            await self._checkpoint.move(position, batch.reached(reached))
+            await self._write_rows(batch)
             if self._view.history:
-                taken = [(key, event.position) for key, event in batch if folded.has(event.position)]
-                await row_events.add(connection, standing.table, taken)
-            if folded.aside:
-                await self._letters.park(connection, folded.aside)
+                folded = [(key, event.position) for key, event in routed if batch.includes(event.position)]
+                await row_events.add(self._connection, self._generation.table, folded)
+            if batch.letters:
+                await self._letters.park(self._connection, batch.letters)
 
-        batch = self._routed(events)
-        folded = await self._commit(connection, batch, write, parked=self._parked)
-        self._settle(folded)
-        if folded.failed:
-            self._set_parked(self._parked | folded.failed)
-        return self._passed([event for event in events if folded.has(event.position)], folded.upto(reached))
+        routed = self._route(events)
+        batch = await self._commit(routed, write, parked=self._parked)
+        if batch.failed:
+            self._set_parked(self._parked | batch.failed)
+        return self._report([event for event in events if batch.includes(event.position)], batch.reached(reached))
 
-    def _passed(self, events: Sequence[Recorded[Event]], reached: int) -> int:
+    def _report(self, events: Sequence[Recorded[Event]], reached: int) -> int:
         self.progress.passed([event.recorded_at for event in events], reached)
         self._positions.report(self._view.name, reached)
         return reached
 
-    async def _try_again(self, connection: asyncpg.Connection, standing: Generation) -> None:
-        """Fold what waits for the keys that are due, in order: with the row, in one transaction."""
-        keys, next_due = await self._letters.due(connection)
+    async def _retry_parked(self) -> None:
+        """Fold the dead letters of the keys that are due, in order, and commit their rows."""
+        keys, next_due = await self._letters.due(self._connection)
         if not keys:
             pause = self._poll if next_due is None else min(self._poll, next_due)
             self._look_at = asyncio.get_running_loop().time() + pause
             return
-        waiting = await self._letters.pending(connection, keys, self._batch)
+        waiting = await self._letters.pending(self._connection, keys, self._batch)
         tried = [letter for letter in waiting if not letter.discarded]
         key_of = {letter.position: letter.key for letter in tried}
         events = await self._log.at(list(key_of))
         more: set[UUID] = set()
 
-        async def write(folded: _Folded[M]) -> None:
-            if not await connection.fetch(_SQL["repair"], *self._of(standing), int(bool(folded.changed))):
+        async def write(batch: _Batch[M]) -> None:
+            if not await self._connection.fetch(_SQL["repair"], *self._unit, int(bool(batch.changed))):
                 raise CheckpointMoved
-            await self._write_rows(connection, standing, folded.changed)
-            behind = {(letter.key, letter.position) for letter in folded.aside}
-            tried_now = [letter for letter in waiting if folded.has(letter.position)]
-            done = [letter for letter in tried_now if (letter.key, letter.position) not in behind]
-            await self._letters.remove(connection, done)
-            await self._letters.park(connection, [letter for letter in folded.aside if letter.error is not None])
-            more.update(await self._letters.go_on(connection, set(keys) - folded.failed))
+            await self._write_rows(batch)
+            still_waiting = {(letter.key, letter.position) for letter in batch.letters}
+            looked_at = [letter for letter in waiting if batch.includes(letter.position)]
+            done = [letter for letter in looked_at if (letter.key, letter.position) not in still_waiting]
+            await self._letters.remove(self._connection, done)
+            await self._letters.park(self._connection, [letter for letter in batch.letters if letter.error is not None])
+            more.update(await self._letters.go_on(self._connection, set(keys) - batch.failed))
 
         attempts = {letter.position: letter.attempts for letter in tried if letter.attempts}
-        batch = [(key_of[event.position], event) for event in events if type(event.data) in self._route]
-        folded = await self._commit(connection, batch, write, attempts=attempts)
-        self._settle(folded)
-        self.progress.retries += sum(map(folded.has, attempts))
-        self._set_parked(self._parked - (set(keys) - folded.failed - more))
+        routed = [(key_of[event.position], event) for event in events if type(event.data) in self._folder.routes]
+        batch = await self._commit(routed, write, attempts=attempts)
+        self.progress.retries += sum(map(batch.includes, attempts))
+        self._set_parked(self._parked - (set(keys) - batch.failed - more))
 
-    async def _commit(
-        self,
-        connection: asyncpg.Connection,
-        batch: _Routed,
-        write: Callable[[_Folded[M]], Awaitable[None]],
-        *,
-        parked: Set[UUID] = frozenset(),
-        attempts: Mapping[int, int] | None = None,
-    ) -> _Folded[M]:
-        """Fold and write in one transaction. A row that the database does not take is a failed fold, too."""
-        folded = await self._fold(connection, batch, parked, attempts, {})
+    # -------------------------------------------------------------------------------------------------------- waiting
+
+    async def _wait(self, position: int, alarms: int) -> None:
+        """Wait until the log grows, or the poll interval ends. alarms: see `Positions.alarms`."""
+        patience = self._poll
+        if self._parked:
+            patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
+        await self._positions.moved(LOG, position, patience, alarms)
+        if self._positions.known(LOG) <= position:
+            self._look_at = 0.0  # the interval has ended, or an operator rang for a retry
+
+    async def _pause(self, failure: FoldFailed, attempts: int) -> None:
+        """Wait before the next attempt, if the policy has one; all keys wait."""
+        pause = self._folder.policy.pause(attempts)
+        if pause is None:
+            raise failure
+        self.progress.retries += 1
+        await self._sleep(pause)
+
+    # -------------------------------------------------------------------------------------------------------- folding
+
+    def _route(self, events: Sequence[Recorded[Event]]) -> Routed:
         try:
-            await self._transact(connection, write, folded)
-        except Exception as error:
-            if isinstance(error, CheckpointMoved) or not is_refusal(error):
-                raise
-            refused = await self._refused(connection, batch, folded)
-            if not refused:
-                raise
-            folded = await self._fold(connection, batch, parked, attempts, refused)
-            await self._transact(connection, write, folded)
-        return folded
-
-    async def _transact(
-        self, connection: asyncpg.Connection, write: Callable[[_Folded[M]], Awaitable[None]], folded: _Folded[M]
-    ) -> None:
-        async with connection.transaction():
-            await self._limit(connection)
-            await write(folded)
-
-    async def _limit(self, connection: asyncpg.Connection) -> None:
-        await write_derived(connection, quiet=self._lease / 2)
-
-    # ------------------------------------------------------------------------------------------------------------ fold
-
-    def _routed(self, events: Sequence[Recorded[Event]]) -> _Routed:
-        """Each event with the key of its row. Under an old name there may come what this view does not fold."""
-        batch = []
-        for event in events:
-            route = self._route.get(type(event.data))
-            if route is None:
-                continue
-            try:
-                batch.append((route(event.data), event))
-            except Exception as error:  # whose key is not known cannot be set aside
-                raise self._failure("route", "", event, error) from error
-        return batch
+            return self._folder.route(events)
+        except RouteFailed as failure:
+            raise FoldFailed(f"{self._view.name}: {failure}", failure.position) from failure
 
     async def _fold(
         self,
-        connection: asyncpg.Connection,
-        batch: _Routed,
+        routed: Routed,
         parked: Set[UUID],
         attempts: Mapping[int, int] | None,
-        refused: Mapping[int, Exception],
-    ) -> _Folded[M]:
-        """Fold a batch in memory. attempts: given for letters, how often each failed before."""
-        await self._load(connection, {key for key, _ in batch} - parked)
-        folded: _Folded[M] = _Folded()
-        changed, failed, fold = folded.changed, folded.failed, self._fold_row
-        now = self._clock
-        began = breathed = now()
-        for place, (key, event) in enumerate(batch):
-            if (moment := now()) - breathed > BREATH_SECONDS and place:
-                if moment - began > self._lease * LEASE_PART:
-                    folded.cut_at = event.position
+        rejected: Mapping[int, Exception],
+    ) -> _Batch[M]:
+        """Fold a batch in memory.
+
+        attempts: for dead letters, how often each has failed, by position. rejected: the errors of events whose row
+        PostgreSQL has rejected, by position.
+        """
+        keys = {key for key, _ in routed} - parked
+        self._unreadable = await self._cache.load(self._connection, self._statements.load, keys)
+        batch: _Batch[M] = _Batch()
+        changed, failed, fold = batch.changed, batch.failed, self._folder.fold
+        turn, began = TimeSlice(SLICE_SECONDS, self._clock), self._clock()
+        for place, (key, event) in enumerate(routed):
+            if turn.is_over() and place:
+                if self._clock() - began > self._lease * LEASE_PART:
+                    batch.cut_at = event.position
                     break
-                await asyncio.sleep(0)
-                breathed = now()
+                await turn.give_way()
             if (parked and key in parked) or (failed and key in failed):
-                folded.aside.append(DeadLetter(key, event.position))
+                batch.letters.append(DeadLetter(key, event.position))
                 continue
-            row = changed.get(key)
+            number = key.int
+            row = changed.get(number)
             try:
                 if row is None:
-                    row = changed[key] = self._copy(key)
-                if refused and event.position in refused:
-                    raise refused[event.position]
+                    row = changed[number] = self._copy(number)
+                if rejected and event.position in rejected:
+                    raise rejected[event.position]
                 model = fold(key, row.model, event)
-            except Exception as error:  # noqa: BLE001 - whatever a user's fold raises; nothing is asked of the database
-                folded.aside.append(self._set_aside(key, event, error, attempts))
+            except Exception as error:  # noqa: BLE001 - whatever a user's fold raises; nothing here asks the database
+                batch.letters.append(self._set_aside(key, event, error, attempts))
                 failed.add(key)
                 continue
             if model is not row.model:
-                row.model, row.position = model, event.position
-        folded.changed = {key: row for key, row in changed.items() if row.position != self._rows[key].position}
-        return folded
+                row.model, row.position, row.changed = model, event.position, True
+        batch.changed = {number: row for number, row in changed.items() if row.changed}
+        return batch
 
-    def _copy(self, key: UUID) -> _Row[M]:
-        """What is known of a row, to fold into: it becomes what is known only when it is committed."""
-        known = self._rows.get(key)
-        if known is None:
-            error = self._unreadable[key]
+    def _copy(self, number: int) -> FoldedRow[M]:
+        """Return a copy of a row to fold into. It replaces the row in memory when the batch is committed."""
+        row = self._cache.rows.get(number)
+        if row is None:
+            error = self._unreadable[number]
             raise RowUnreadable(
                 f"the stored row cannot be read: {type(error).__name__}: {error}; "
                 f"`headwater rebuild {self._view.name}` makes the rows again"
             ) from error
-        return _Row(known.model, known.position, known.stored)
+        return FoldedRow(row.key, row.model, row.position, row.stored)
 
     def _set_aside(
         self, key: UUID, event: Recorded[Event], error: Exception, attempts: Mapping[int, int] | None
     ) -> DeadLetter:
-        if attempts is None and isinstance(self._policy.then, Stop):
-            raise self._failure("fold", f" on row {key}", event, error) from error
+        policy = self._folder.policy
+        if attempts is None and isinstance(policy.then, Stop):
+            raise FoldFailed(f"{self._view.name}: {fold_failure(event, key, error)}", event.position) from error
         failures = (attempts or {}).get(event.position, 0) + 1
-        return DeadLetter(key, event.position, failures, *described(error), self._policy.pause(failures))
+        return DeadLetter(key, event.position, failures, *described(error), policy.pause(failures))
 
-    def _failure(self, what: str, where: str, event: Recorded[Event], error: Exception) -> FoldFailed:
-        return FoldFailed(
-            f"{self._view.name}: the {what} of {event.data.__declared__.name} at position {event.position}{where} "
-            f"raised {type(error).__name__}: {error}",
-            event.position,
-        )
+    # ----------------------------------------------------------------------------------------------------- committing
 
-    async def _load(self, connection: asyncpg.Connection, keys: set[UUID]) -> None:
-        rows = self._rows
-        self._unreadable.clear()
-        missing = []
-        for key in keys:
-            row = rows.pop(key, None)
-            if row is None:
-                missing.append(key)
-            else:
-                rows[key] = row  # used last, dropped last
-        if not missing:
-            return
-        for record in await connection.fetch(self._write.load, missing):
-            key, position = record[self._view.key], record["position"]
-            try:
-                rows[key] = _Row(self._read_row(record), position, True)  # type: ignore[arg-type]  # the view's own model
-            except Exception as error:  # noqa: BLE001 - as an enum that has lost a member, or a list written by others
-                self._unreadable[key] = error
-        for key in missing:
-            if key not in rows and key not in self._unreadable:
-                rows[key] = _Row(None, 0, False)
+    async def _commit(
+        self,
+        routed: Routed,
+        write: Callable[[_Batch[M]], Awaitable[None]],
+        *,
+        parked: Set[UUID] = frozenset(),
+        attempts: Mapping[int, int] | None = None,
+    ) -> _Batch[M]:
+        """Fold, and write in one transaction. An event whose row PostgreSQL rejects counts as a failed fold."""
+        batch = await self._fold(routed, parked, attempts, {})
+        try:
+            await self._transact(write, batch)
+        except Exception as error:
+            if isinstance(error, CheckpointMoved) or not is_rejection(error):
+                raise
+            rejected = await self._find_rejected(routed, batch)
+            if not rejected:
+                raise
+            batch = await self._fold(routed, parked, attempts, rejected)
+            await self._transact(write, batch)
+        self._settle(batch)
+        return batch
 
-    # ----------------------------------------------------------------------------------------------------------- write
+    async def _transact(self, write: Callable[[_Batch[M]], Awaitable[None]], batch: _Batch[M]) -> None:
+        async with self._connection.transaction():
+            await self._limit()
+            await write(batch)
 
-    async def _write_rows(
-        self, connection: asyncpg.Connection, standing: Generation, changed: Mapping[UUID, _Row[M]]
-    ) -> None:
-        name, generation = self._view.name, standing.number
-        upserted = {key: row for key, row in changed.items() if row.model is not None}
-        removed = {key: row for key, row in changed.items() if row.model is None and row.stored}
-        again = [key for key, row in upserted.items() if not row.stored]
+    async def _limit(self) -> None:
+        await write_derived(self._connection, quiet=self._lease / 2)
+
+    async def _write_rows(self, batch: _Batch[M]) -> None:
+        name, generation, _ = self._unit
+        upserted = [row for row in batch.changed.values() if row.model is not None]
+        removed = [row for row in batch.changed.values() if row.model is None and row.stored]
+        new = [row.key for row in upserted if not row.stored]
         if upserted:
-            await connection.execute(self._write.upsert, *self._arrays(upserted))
-        if again:
-            await connection.execute(_SQL["unbury"], name, generation, again)
+            await self._connection.execute(self._statements.upsert, *self._arrays(upserted))
+        if new:
+            await self._connection.execute(_SQL["unbury"], name, generation, new)
         if removed:
-            keys = list(removed)
-            await connection.execute(self._write.delete, keys)
-            await connection.execute(_SQL["bury"], name, generation, keys, [row.position for row in removed.values()])
+            keys = [row.key for row in removed]
+            await self._connection.execute(self._statements.delete, keys)
+            await self._connection.execute(_SQL["bury"], name, generation, keys, [row.position for row in removed])
 
-    def _arrays(self, rows: Mapping[UUID, _Row[M]]) -> list[list[Any]]:
-        models = [row.model for row in rows.values()]
-        arrays = [[write(getattr(model, name)) for model in models] for name, write in self._columns]
-        return [*arrays, [row.position for row in rows.values()]]
+    def _arrays(self, rows: Sequence[FoldedRow[M]]) -> list[list[Any]]:
+        return self._folder.codec.arrays([row.model for row in rows], [row.position for row in rows])
 
-    def _settle(self, folded: _Folded[M]) -> None:
-        """The batch is committed: what was folded is known now."""
-        for key, row in folded.changed.items():
-            row.stored = row.model is not None
-            self._rows[key] = row
-        while len(self._rows) > self._cache:
-            del self._rows[next(iter(self._rows))]
+    def _settle(self, batch: _Batch[M]) -> None:
+        for number, row in batch.changed.items():
+            row.stored, row.changed = row.model is not None, False
+            self._cache.rows[number] = row
+        self._cache.trim()
 
-    def _of(self, standing: Generation) -> tuple[str, int, int]:
-        return self._view.name, standing.number, standing.fence
+    @property
+    def _unit(self) -> tuple[str, int, int]:
+        return self._view.name, self._generation.number, self._generation.fence
 
-    # ---------------------------------------------------------------------------------- rows that the database refuses
+    # -------------------------------------------------------------------------------------------------- rejected rows
 
-    async def _refused(
-        self, connection: asyncpg.Connection, batch: _Routed, folded: _Folded[M]
-    ) -> dict[int, Exception]:
-        """The first event of each key that leads to a row which the database does not take, with what it said."""
-        rows = {key: row for key, row in folded.changed.items() if row.model is not None}
-        refused = {}
-        for key in await misfits(
-            list(rows), lambda keys: self._objection(connection, {key: rows[key] for key in keys})
-        ):
-            known = self._rows[key]
-            row = _Row(known.model, known.position, known.stored)
-            for event in (event for each, event in batch if each == key):
-                model = self._fold_row(key, row.model, event)
+    async def _find_rejected(self, routed: Routed, batch: _Batch[M]) -> dict[int, Exception]:
+        """Return, by position, the first event of each key that leads to a row which PostgreSQL rejects."""
+        rows = [row for row in batch.changed.values() if row.model is not None]
+        rejected = {}
+        for bad in await find_rejected(self._connection, rows, self._try_rows):
+            row = self._copy(bad.key.int)
+            for event in (event for key, event in routed if key == bad.key):
+                model = self._folder.fold(bad.key, row.model, event)
                 if model is not None and model is not row.model:
-                    error = await self._objection(connection, {key: _Row(model, event.position, row.stored)})
+                    alone = FoldedRow(bad.key, model, event.position, row.stored)
+                    error = await self._rejection_of(alone)
                     if error is not None:
-                        refused[event.position] = error
+                        rejected[event.position] = error
                         break
                 row.model = model
-        return refused
+        return rejected
 
-    async def _objection(self, connection: asyncpg.Connection, rows: Mapping[UUID, _Row[M]]) -> Exception | None:
-        async def write() -> None:
-            await self._limit(connection)
-            await connection.execute(self._write.upsert, *self._arrays(rows))
+    async def _rejection_of(self, row: FoldedRow[M]) -> Exception | None:
+        return await rejection_of(self._connection, lambda: self._try_rows([row]))
 
-        return await objection(connection, write)
+    async def _try_rows(self, rows: Sequence[FoldedRow[M]]) -> None:
+        await self._limit()
+        await self._connection.execute(self._statements.upsert, *self._arrays(rows))
 
 
 class _Statements:

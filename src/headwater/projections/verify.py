@@ -1,7 +1,7 @@
-"""Verify: fold rows again from the log, and compare them with what is stored, at one position.
+"""Verify: folds rows from the log again, and compares them with the stored rows, at one position.
 
-The rows and the position are read in one REPEATABLE READ transaction. What the log holds up to that position never
-changes, so it is read on another connection, meanwhile or afterwards.
+The rows and the position are read in one REPEATABLE READ transaction. The log up to that position never changes, so it
+is read on another connection.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from headwater.consumers.checkpoint import Generation
 from headwater.domain.fields import Field, Kind
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
-from headwater.domain.row_fold import Breath, fold_of
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.postgres import queries
 from headwater.postgres.database import Database, take_times_by_number
 from headwater.projections import row_events
 from headwater.projections.generations import fingerprint
-from headwater.projections.row_codec import writer_of
+from headwater.projections.row_folder import SLICE_SECONDS, RouteFailed, RowFolder
 from headwater.projections.row_statements import select_sql
 from headwater.projections.tables import SCHEMA
 
@@ -36,24 +35,26 @@ _SQL = queries.load(__file__)
 M = TypeVar("M", bound=ReadModel)
 
 ROWS_AT_ONCE = 200_000
-"""Rows that are held in memory as stored, and twice as many as folded; more are taken in ranges of keys, with a pass
-each. Of rows that were removed the table says nothing: a range that turns out to have too many keys is cut."""
+"""Stored rows in memory, at most, and twice as many folded ones. A larger table is compared in ranges of keys, with a
+pass over the log for each. Removed rows are not in the table: a range that has too many keys in the log is cut."""
 
 LISTED = 100
-"""Differences that are kept and printed, at most; all are counted."""
+"""Differences that a report lists, at most. All are counted."""
 
 FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
 class NotVerifiable(HeadwaterError):
-    """The rows were made by another version of this code: a fold of today says nothing of them. Or its route says of
-    an event not which row it changes."""
+    """The rows were made by another version of this code, so that its fold may differ; or a route raised."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What a row is, and what the log says. column: `row` when there should be one and is none, or the other way round;
-    `fold` when the fold raised, or gave what cannot be stored; `history` when it is kept of other events."""
+    """A difference between a stored row and the log.
+
+    column: the column that differs; `row` if only one of the two has the row; `fold` if the fold raised, or returned a
+    value that cannot be stored; `history` if the row's history lists other events.
+    """
 
     key: UUID
     column: str
@@ -65,9 +66,12 @@ class Difference:
 
 
 @dataclass
-class Report:
-    """What was compared, at which position. parked: keys with dead letters, whose rows stay behind. found: how many
-    differences there are; differences: the first of them."""
+class VerifyReport:
+    """The result of a verification at one position.
+
+    checked: rows compared. parked: keys with dead letters, whose rows are known to lag. found: the number of
+    differences. differences: the first of them.
+    """
 
     name: str
     generation: int
@@ -78,12 +82,12 @@ class Report:
     differences: list[Difference] = field(default_factory=list)
 
     def add(self, differences: list[Difference]) -> None:
-        """Count them, and keep as many as are printed: every row of a large table may differ."""
+        """Count differences, and keep the first ones."""
         self.found += len(differences)
         self.differences += differences[: LISTED - len(self.differences)]
 
     def lines(self) -> list[str]:
-        """For a person: a line of counts, then the differences, so many at most."""
+        """Return the report as text: a line of counts, then the differences."""
         parked = f", {self.parked:,} parked" if self.parked else ""
         found = _counted(self.found, "difference") if self.found else "no difference"
         counts = f"{self.name}: {_counted(self.checked, 'row')} compared at position {self.position:,}{parked}: {found}"
@@ -98,8 +102,8 @@ def _counted(number: int, what: str) -> str:
 
 @dataclass(slots=True)
 class _Folded:
-    """A row as the log says. failed: what the fold raised, after which nothing is known of it. events: how many it is
-    folded from; places: what their positions add up to."""
+    """A row as folded from the log. failed: the error of the fold, after which the row is unknown. events: how many
+    events it is folded from. places: the sum of their positions."""
 
     model: Any = None
     position: int = 0
@@ -109,8 +113,8 @@ class _Folded:
 
 
 class _Range:
-    """Rows of the keys from low to high, as the log says. When there are more than twice as many as there should be,
-    the upper ones are left for another pass, and `high` says so; of those that stay nothing is lost."""
+    """The folded rows of the keys from `low` to `high`. If there are more than twice `rows`, the upper keys are dropped
+    and left for another pass, and `high` is lowered."""
 
     def __init__(self, low: UUID, high: UUID, rows: int) -> None:
         self.folded: dict[int, _Folded] = {}
@@ -122,11 +126,11 @@ class _Range:
         return UUID(int=self._highest)
 
     def has(self, number: int) -> bool:
-        """Whether a key is in it, by its number."""
+        """True if a key is in the range. number: the integer of the key."""
         return self._lowest <= number <= self._highest
 
     def row(self, number: int) -> _Folded | None:
-        """What is folded of a key so far; None when it is not in the range, or not any more."""
+        """Return the row of a key; None if the key is not in the range."""
         row = self.folded.get(number)
         if row is None and self.has(number):
             row = self.folded[number] = _Folded()
@@ -143,21 +147,29 @@ class _Range:
 
 
 class Verifier(Generic[M]):
-    """Compares the rows of one read model with the log. by_stream: whether a row's key is the id of the stream that all
-    its events are in."""
+    """Compares the rows of one read model with the log.
 
-    def __init__(self, log: Log, view: View[M], *, by_stream: bool = False, rows: int = ROWS_AT_ONCE) -> None:
+    by_stream: True if a row's key is the id of the stream of its events. rows: see ROWS_AT_ONCE. slice_seconds: folds
+    yield to the event loop after this long.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        view: View[M],
+        *,
+        by_stream: bool = False,
+        rows: int = ROWS_AT_ONCE,
+        slice_seconds: float = SLICE_SECONDS,
+    ) -> None:
         self._log = log
         self._view = view
         self._by_stream = by_stream
         self._at_once = rows
-        self._types = log.stored_names(view.events)
-        self._route = {event: view.route_of(event) for event in view.events}
-        self._fold = fold_of(view)
-        self._columns = [(each, writer_of(each)) for each in view.fields]
+        self._folder = RowFolder(log, view, slice_seconds=slice_seconds)
 
-    async def live(self, database: Database, sample: int | None) -> Report:
-        """Verify what clients read: so many keys by chance, or all (None).
+    async def live(self, database: Database, sample: int | None) -> VerifyReport:
+        """Verify the live generation: a random sample of keys, or every key if `sample` is None.
 
         Raises:
             NotVerifiable: the rows were made by another version of this code.
@@ -181,25 +193,31 @@ class Verifier(Generic[M]):
         row = await connection.fetchrow(_SQL["standing"], self._view.name)
         if row is None or row["fingerprint"] != fingerprint(self._view):
             raise NotVerifiable(
-                f"{self._view.name} is made by another version of this code than the one that runs here; verify it "
-                "with that one, or when the next generation is live"
+                f"the rows of {self._view.name} were made by another version of this code; verify them with that "
+                "version, or when the next generation is live"
             )
-        return Generation(*row)
+        return Generation(
+            number=row["generation"],
+            table=row["table_name"],
+            position=row["position"],
+            fence=row["fence"],
+            fingerprint=row["fingerprint"],
+        )
 
     async def sample(
         self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation, count: int
-    ) -> Report:
-        """Some keys that have a row, and some that the log speaks of, which may have none."""
-        report = Report(self._view.name, standing.number, standing.position)
+    ) -> VerifyReport:
+        """Compare random keys: half of them from the table, the others from the log, which may have no row."""
+        report = VerifyReport(self._view.name, standing.number, standing.position)
         keys = await self._some_keys(rows, standing, count)
         if keys:
             folded = await self._fold_some(log, standing.position, keys)
             await self._compare(rows, report, standing, folded, "= any($1::uuid[])", list(keys.values()))
         return report
 
-    async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation) -> Report:
-        """Every key, in as many passes over the log as its rows need memory."""
-        report = Report(self._view.name, standing.number, standing.position)
+    async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation) -> VerifyReport:
+        """Compare every key, in as many passes over the log as memory requires."""
+        report = VerifyReport(self._view.name, standing.number, standing.position)
         ranges = await self._ranges(rows, standing)
         while ranges:
             low, high = ranges.pop()
@@ -210,10 +228,10 @@ class Verifier(Generic[M]):
             await self._compare(rows, report, standing, part.folded, "between $1 and $2", low, part.high)
         return report
 
-    # ----------------------------------------------------------------------------------------------- what is stored
+    # ----------------------------------------------------------------------------------------------- stored rows
 
     async def _ranges(self, connection: asyncpg.Connection, standing: Generation) -> list[tuple[UUID, UUID]]:
-        """Ranges of keys with so many rows each. Together they hold every key, also those without a row."""
+        """Return ranges of keys that hold at most `rows` rows each. Together they cover every possible key."""
         key, table = f'"{self._view.key}"', f'{SCHEMA}."{standing.table}"'
         numbered = f"select {key} as key, row_number() over (order by {key}) as place from {table}"  # noqa: S608 - our own names
         ends = await connection.fetch(
@@ -229,29 +247,29 @@ class Verifier(Generic[M]):
         by_chance = f"select {key} from {table} order by random() limit $1"  # noqa: S608 - the same
         found = await rows.fetch(by_chance, (count + 1) // 2)
         keys = {row[0].int: row[0] for row in found}
-        # Twice as many places as keys are still wanted: not each has an event of this read model.
+        # Twice as many positions as keys that are still wanted: some hold no event of this read model.
         wanted = min(standing.position, 2 * (count - len(keys)))
         events = await self._log.at(random.sample(range(1, standing.position + 1), wanted))
-        random.shuffle(events)  # or they would be enough before the log's later ones had their turn
+        random.shuffle(events)  # otherwise events late in the log would rarely be chosen
         for event in events:
             routed = self._key_of(event)
             if routed is not None and len(keys) < count:
                 keys.setdefault(routed.int, routed)
         return keys
 
-    # ------------------------------------------------------------------------------------------- what the log says
+    # ------------------------------------------------------------------------------------------- folded rows
 
     async def _fold_some(self, log: asyncpg.Connection, upto: int, keys: dict[int, UUID]) -> dict[int, _Folded]:
         folded = {number: _Folded() for number in keys}
         if not self._by_stream:
             await self._fold_log(log, upto, folded.__contains__, folded.get)
             return folded
-        breath = Breath()
-        # Closed before the connection is used again: it has the transaction of a cursor.
+        turn = self._folder.time_slice()
+        # Closed before the connection is used again: the cursor holds a transaction.
         async with aclosing(self._log.read_streams(log, list(keys.values()), upto)) as events:
             async for event in events:
-                if breath.due:
-                    await breath.take()
+                if turn.is_over():
+                    await turn.give_way()
                 if self._key_of(event) == event.stream_id:
                     self._take(folded[event.stream_id.int], event.stream_id, event)
         return folded
@@ -264,28 +282,21 @@ class Verifier(Generic[M]):
         row_of: Callable[[int], _Folded | None],
     ) -> None:
         of = (lambda stream_id: wanted(stream_id.int)) if self._by_stream else None
-        breath = Breath()
-        async for _, events in self._log.stream(log, 0, upto, types=self._types, of=of):
+        turn = self._folder.time_slice()
+        async for _, events in self._log.stream(log, 0, upto, types=self._folder.types, of=of):
             for event in events:
-                if breath.due:
-                    await breath.take()
+                if turn.is_over():
+                    await turn.give_way()
                 key = self._key_of(event)
                 row = None if key is None else row_of(key.int)
                 if key is not None and row is not None:
                     self._take(row, key, event)
 
     def _key_of(self, event: Recorded[Event]) -> UUID | None:
-        """Whose row an event changes; None when it is not of this read model."""
-        route = self._route.get(type(event.data))
-        if route is None:
-            return None
         try:
-            return route(event.data)
-        except Exception as error:
-            raise NotVerifiable(
-                f"the route of {event.data.__declared__.name} at position {event.position} raised "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            return self._folder.key_of(event)
+        except RouteFailed as failure:
+            raise NotVerifiable(str(failure)) from failure
 
     def _take(self, row: _Folded, key: UUID, event: Recorded[Event]) -> None:
         row.events += 1
@@ -293,7 +304,7 @@ class Verifier(Generic[M]):
         if row.failed is not None:
             return
         try:
-            model = self._fold(key, row.model, event)
+            model = self._folder.fold(key, row.model, event)
         except Exception as error:  # noqa: BLE001 - whatever a user's fold raises
             row.failed = f"{type(error).__name__} at position {event.position}: {error}"
             return
@@ -305,13 +316,13 @@ class Verifier(Generic[M]):
     async def _compare(
         self,
         rows: asyncpg.Connection,
-        report: Report,
+        report: VerifyReport,
         standing: Generation,
         folded: dict[int, _Folded],
         those: str,
         *values: Any,
     ) -> None:
-        """What is stored of some keys with what is folded of them. those: which they are, as SQL says it of a key."""
+        """Compare the stored rows of some keys with the folded ones. those: an SQL condition on the key column."""
         select = f'{select_sql(self._view, standing.table)} where "{self._view.key}" {those}'
         stored = {record[self._view.key].int: record for record in await rows.fetch(select, *values)}
         parked = {row["key"].int for row in await rows.fetch(_SQL["parked"], report.name, report.generation)}
@@ -325,9 +336,9 @@ class Verifier(Generic[M]):
             self._compare_history(report, await row_events.totals(rows, standing.table, those, *values), folded)
 
     def _compare_history(
-        self, report: Report, kept: Mapping[int, tuple[int, int]], folded: Mapping[int, _Folded]
+        self, report: VerifyReport, kept: Mapping[int, tuple[int, int]], folded: Mapping[int, _Folded]
     ) -> None:
-        """What is kept of where the events of each key are, by what they add up to."""
+        """Compare the history of each key by the number of its events and the sum of their positions."""
         for number in kept.keys() | folded.keys():
             row = folded.get(number) or _Folded()
             pair = kept.get(number, (0, 0)), (row.events, row.places)
@@ -345,7 +356,8 @@ class Verifier(Generic[M]):
             return [Difference(key, "row", *("a row" if each else "no row" for each in there))]
         try:
             pairs = [
-                (each, stored[each.name], write(getattr(folded.model, each.name))) for each, write in self._columns
+                (each, stored[each.name], write(getattr(folded.model, each.name)))
+                for each, write in self._folder.codec.columns
             ]
             found = [
                 Difference(key, each.name, _shown(each, was), _shown(each, is_))
@@ -361,12 +373,13 @@ class Verifier(Generic[M]):
 
 
 def _shown(field: Field, value: Any) -> Any:
-    """A list is stored as JSON."""
+    """Return a value for display. Lists are stored as JSON."""
     return json.loads(value) if field.many and value is not None else value
 
 
 def _same(field: Field, was: Any, is_: Any) -> bool:
-    """PostgreSQL spells JSON in its own way: 1e23 comes back as a whole number, which is not the float of before."""
+    """True if two stored values are equal. PostgreSQL reformats JSON: 1e23 comes back as an integer, which differs from
+    the float."""
     if field.many and was is not None and is_ is not None:
         number = float if field.kind is Kind.FLOAT else None
         was, is_ = (json.loads(value, parse_int=number) for value in (was, is_))
