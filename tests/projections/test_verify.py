@@ -439,7 +439,7 @@ async def test_rows_of_other_code_are_not_compared(database: Database, connectio
     await prepare(connection, shelf_view)
     other = View(Other, fold_other)
     await renew(connection, other)
-    with pytest.raises(NotVerifiable, match="Shelf is made by another version of this code"):
+    with pytest.raises(NotVerifiable, match="the rows of Shelf were made by another version of this code"):
         await verifier(database, shelves, other, by_stream=False).live(database, None)
 
 
@@ -469,7 +469,7 @@ async def test_the_command_says_so_by_its_exit_code(
 async def test_the_command_verifies_what_can_be(dsn: str, database: Database, connection: asyncpg.Connection) -> None:
     await fill(connection)
     await connection.execute("update headwater.projections set fingerprint = 'another' where name = 'User'")
-    sentence = "headwater: User is made by another version of this code than the one that runs here"
+    sentence = "headwater: the rows of User were made by another version of this code"
     code, out, complaint = await run_command("verify", "--all", DATABASE_URL=dsn)
     assert (code, complaint.startswith(sentence), complaint.count("\n")) == (1, True, 1)
     assert [line.split(":")[0] for line in out.splitlines()] == ["Account", "Transfer"]
