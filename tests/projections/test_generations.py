@@ -1002,7 +1002,7 @@ async def test_what_depends_on_the_view_stops_a_swap_that_would_break_it(
     hindrance = "select hindrance from headwater.projections where name = 'Tally' and generation = 2"
     async with Node(new, QUICK, dsn, serve=False, work=True):
         found = await until(lambda: connection.fetchval(hindrance))
-        assert "what depends on the view stays: view report depends on view read.tally" in found
+        assert "an object depends on the view: view report depends on view read.tally" in found
         code, _, err = await run_command(*REBUILD, DATABASE_URL=dsn)
         assert code == 1
         assert f"Tally keeps its present rows for now: {found}" in err

@@ -45,7 +45,7 @@ def fold_of(view: View[M]) -> Fold[M]:
             return after
         given = getattr(after, key_of_row)
         if given is not key and getattr(given, "int", None) != key.int:  # comparing two UUID objects is slow
-            raise RowMisplaced(f"the fold gave a row of {name} {given}, for an event that is routed to {key}")
+            raise RowMisplaced(f"the fold returned a row of {name} {given}, for an event that is routed to {key}")
         return _canonical(after, forms) if forms else after
 
     return folded
