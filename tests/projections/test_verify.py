@@ -424,7 +424,10 @@ async def test_a_route_that_raises_is_said(database: Database, connection: async
     await note(connection, Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal(1)))
     await built(database, connection, shelves, shelf_view)
     astray = View(Shelf, fold, route=lambda event: None)  # type: ignore[arg-type, return-value]  # a mistake
-    with pytest.raises(NotVerifiable, match=r"^the route of Noted at position 1 raised TypeError: .* returned None, which"):
+    expected = r"^the route of Noted at position 1 raised TypeError: .* returned None, which"
+    with pytest.raises(NotVerifiable, match=expected):
+        NotVerifiable, match=r"^the route of Noted at position 1 raised TypeError: .* returned None, which"
+    ):
         await verifier(database, shelves, astray, by_stream=False).live(database, None)
 
 

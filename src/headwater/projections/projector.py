@@ -23,7 +23,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
-from headwater.consumers.dead_letters import DeadLetters, DeadLetter, described
+from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View

@@ -26,7 +26,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
-from headwater.consumers.dead_letters import DeadLetters, Letter, described, storable
+from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described, storable
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
@@ -195,7 +195,7 @@ class _Build(Generic[M]):
         self._parked: set[UUID] = set()
         self._suspects: set[UUID] = set()
         """Keys of rows that PostgreSQL has rejected; each of their events is tested by itself."""
-        self._aside: list[Letter] = []
+        self._aside: list[DeadLetter] = []
         self._taken: list[tuple[UUID, int]] = []
         """Keys and positions of the events since the last write, if the history is kept."""
         self._position = 0
@@ -337,7 +337,7 @@ class _Build(Generic[M]):
             if row is None:
                 row = rows[number] = FoldedRow(key, None, 0, False)
             if parked and key in parked:
-                self._aside.append(Letter(key, event.position))
+                self._aside.append(DeadLetter(key, event.position))
                 continue
             try:
                 model = fold(row.key, row.model, event)  # row.key: the same object as in the row is compared fastest
@@ -365,7 +365,7 @@ class _Build(Generic[M]):
         if isinstance(self._folder.policy.then, Stop):
             self._stop(fold_failure(event, key, error), error)
         self._parked.add(key)
-        self._aside.append(Letter(key, event.position, 1, *described(error), self._folder.policy.pause(1)))
+        self._aside.append(DeadLetter(key, event.position, 1, *described(error), self._folder.policy.pause(1)))
 
     def _stop(self, why: str, cause: Exception | None = None) -> NoReturn:
         why = storable(why, WHY_BYTES)
