@@ -426,8 +426,6 @@ async def test_a_route_that_raises_is_said(database: Database, connection: async
     astray = View(Shelf, fold, route=lambda event: None)  # type: ignore[arg-type, return-value]  # a mistake
     expected = r"^the route of Noted at position 1 raised TypeError: .* returned None, which"
     with pytest.raises(NotVerifiable, match=expected):
-        NotVerifiable, match=r"^the route of Noted at position 1 raised TypeError: .* returned None, which"
-    ):
         await verifier(database, shelves, astray, by_stream=False).live(database, None)
 
 
