@@ -804,7 +804,7 @@ def named(name: str, key: str = "thing_id", /, **columns: Any) -> View[Any]:
 def test_names_that_are_too_long_for_postgresql() -> None:
     domain(decider(), views=[named("A" + "b" * 55, **{"c" * 63: int})])
     too_long = f"A{'b' * 56}: 'a{'b' * 56}' is too long for the name of its tables, which has 56 bytes at most; "
-    with says(too_long + "give it a shorter one, class ...(ReadModel, name=...)"):
+    with says(too_long + "give it a shorter name, class ...(ReadModel, name=...)"):
         domain(decider(), views=[named("A" + "b" * 56)])
     with says(f"Thing.{'c' * 64}: the name of a column has 63 bytes at most; rename it"):
         domain(decider(), views=[named("Thing", **{"c" * 64: int})])

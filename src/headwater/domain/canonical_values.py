@@ -1,8 +1,8 @@
 """The canonical form of a value in a row: the form in which PostgreSQL returns it.
 
-PostgreSQL keeps the moment of a time but not its zone, the digits of a decimal but not its exponent, and the day of a
-date but not its hours. Rows that a fold returns are brought into this form at once, so that a fold cannot tell whether
-its row was read from the table or was still in memory.
+PostgreSQL keeps the moment of a time but not its zone, the digits of a decimal but not its exponent, the day of a date
+but not its hours, and a zero in a list but not its sign. Rows that a fold returns are brought into this form at once,
+so that a fold cannot tell whether its row was read from the table or was still in memory.
 """
 
 from __future__ import annotations
@@ -56,7 +56,14 @@ def _date(day: Any) -> Any:
 
 
 def _float(number: Any) -> Any:
-    """As a float. Type checkers accept an int where a float is declared."""
+    """As a float without a sign before zero. Type checkers accept an int where a float is declared.
+
+    A column keeps the sign of -0.0, but a list does not, since it is stored as JSON.
+    """
+    if number is None:
+        return None
+    if not number:
+        return number if str(number) == "0.0" else 0.0
     return float(number) if isinstance(number, int) else number
 
 

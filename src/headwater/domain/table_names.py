@@ -1,5 +1,8 @@
-"""What read models are called in PostgreSQL: `BankAccount` is the view `read.bank_account`, on tables with indexes that
-begin so. It is checked here, where the classes are known that have to be renamed."""
+"""The names of read models in PostgreSQL.
+
+`BankAccount` is the SQL view `read.bank_account`; the names of its tables and indexes begin with `bank_account`. They
+are checked here, where the classes are known, so that an error can name the class to rename.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,22 @@ from headwater.errors import DefinitionError
 SCHEMA = "read"
 
 LONGEST_NAME = 63
-"""Bytes of a name in PostgreSQL. Of a longer one it takes so many, and does not mind what else is then called so."""
+"""The longest name in PostgreSQL, in bytes. It cuts longer names off silently, so that two could become one."""
 
 LONGEST_TABLE = LONGEST_NAME - len("_999999")
-"""Bytes of a read model's name as a table, before the generation."""
-
+"""The longest read model name in snake_case, in bytes. The rest is for the number of the generation."""
 
 SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
-"""Columns that PostgreSQL gives each table."""
+"""The columns that PostgreSQL adds to each table."""
 
 
 def snake_case(name: str) -> str:
-    """`BankAccount` as `bank_account`."""
+    """Return `bank_account` for `BankAccount`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def check_relations(views: Iterable[View[Any]]) -> None:
-    """Whether each read model can have the tables, indexes and view that its name stands for, and alone has them.
+    """Check that each read model's tables, indexes and SQL view have valid names that no other read model uses.
 
     Raises:
         DefinitionError: a name is too long for PostgreSQL, or two read models would share one.
@@ -40,7 +42,7 @@ def check_relations(views: Iterable[View[Any]]) -> None:
         if len(name.encode()) > LONGEST_TABLE:
             raise DefinitionError(
                 f"{model}: {name!r} is too long for the name of its tables, which has {LONGEST_TABLE} bytes at most; "
-                "give it a shorter one, class ...(ReadModel, name=...)"
+                "give it a shorter name, class ...(ReadModel, name=...)"
             )
         for column in view.fields:
             if len(column.name.encode()) > LONGEST_NAME:
@@ -55,7 +57,7 @@ def check_relations(views: Iterable[View[Any]]) -> None:
             raise DefinitionError(f"{owners[name]} and {model} would both be {SCHEMA}.{name}; rename one of them")
         owners[name] = model
     for name, model in owners.items():
-        # What begins as a table of another is one of its generations, or an index of one.
+        # A table of a generation is named `<name>_<number>`, and its indexes begin with that name.
         for match in re.finditer(r"_[0-9]+(?=_|$)", name):
             if (other := owners.get(name[: match.start()])) is not None:
                 raise DefinitionError(
