@@ -26,7 +26,6 @@ from bank.main import app as bank
 from headwater import Retry
 from headwater.cli import main
 from headwater.consumers import dead_letters
-from headwater.consumers.reactor_runner import Reacting
 from headwater.consumers.standings import read_standings
 from headwater.errors import ReactionFailed
 from headwater.ids import derived_id, new_id
@@ -258,19 +257,20 @@ async def test_a_key_that_is_set_aside_while_it_is_tried_again_stays_so(
     box, taken = uuid4(), list[str]()
     trying, tried = asyncio.Event(), asyncio.Event()
 
-    async def take(self: Reacting, key: UUID, event: Any) -> None:
+    async def take(key: UUID, event: Any) -> None:
         taken.append(event.data.note)
         if taken == ["down"]:
             raise ReactionFailed(ConnectionError("down"))
         if taken == ["down", "down"]:
-            assert not self._follower.is_parked(key)
-            self._follower.set_aside(key, event.position, RuntimeError("a step"), 7)
-            assert self._follower.is_parked(key)
+            assert not runner.parked.is_parked(key)
+            runner.parked.set_aside(key, event.position, RuntimeError("a step"), 7)
+            assert runner.parked.is_parked(key)
             trying.set()
             await tried.wait()
 
-    monkeypatch.setattr(Reacting, "take", take)
     node = await working(start, Outside().reactor(on_failure=SOON))
+    [runner] = node.worker.reacting.values()
+    monkeypatch.setattr(runner.handler, "take", take)
     await write(connection, posted(box, "down"))
     await trying.wait()
     await reached(node, await write(connection, posted(box, "behind"), posted(uuid4(), "other")))

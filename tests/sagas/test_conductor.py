@@ -23,7 +23,8 @@ from headwater.config import Settings
 from headwater.consumers.checkpoint import Generation
 from headwater.errors import CommandIdReused
 from headwater.ids import new_id
-from headwater.sagas.conductor import Conductor, SagaCounts
+from headwater.sagas.conductor import Conductor
+from headwater.sagas.steps import SagaCounts
 from headwater.server.node import Node
 from headwater.server.worker import register_units
 
@@ -457,11 +458,11 @@ async def test_two_conductors_at_once_do_nothing_twice(dsn: str, connection: asy
         await until(lambda: any_held(nodes))
         holder, other = sorted(nodes, key=lambda node: "saga Fulfilment" not in {u.name for u in node.leases.held})
         conductor = other.worker.conductors["saga Fulfilment"]
-        async with conductor.begun():
+        async with conductor.handler.running():
             plans = [("a", "b"), ("a", "b", "no c"), ("no a",), ("a", "b no undo", "no c")] * 10
             orders = [await place(holder, *plan) for plan in plans]
             placed = await other.log.read(0, await other.log.head(), types=["OrderPlaced"])
-            await asyncio.gather(*(conductor.take(event.stream_id, event) for event in placed))
+            await asyncio.gather(*(conductor.handler.take(event.stream_id, event) for event in placed))
             for order, plan in zip(orders, plans, strict=True):
                 await reached(connection, order, "parked" if "b no undo" in plan else "done")
     for order, plan in zip(orders, plans, strict=True):

@@ -35,7 +35,7 @@ from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result
 from headwater.graphql.scope import Scope
 from headwater.projections.generations import rebuild
-from headwater.sagas.conductor import SagaCounts
+from headwater.sagas.steps import SagaCounts
 from headwater.server.node import Node
 from headwater.server.web import Web, health_routes, metrics_route
 from headwater.telemetry import MAX_UNMEASURED, Distribution, Telemetry

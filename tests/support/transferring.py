@@ -83,7 +83,7 @@ async def work(dsn: str, where: str, at: int) -> None:
             lease=LEASE_SECONDS,
         )
         if where == "commit":
-            conductor.write = dying(conductor.write, at, before=False)  # type: ignore[method-assign,assignment]  # replaced on this one instance
+            conductor.handler.write = dying(conductor.handler.write, at, before=False)  # type: ignore[method-assign,assignment]  # replaced on this one instance
         projector = Projector(database, log, transfer_view, positions, poll=0.02, lease=LEASE_SECONDS)
         saga, rows = await taken(database, "saga Transfer"), await taken(database, "Transfer")
         await asyncio.gather(

@@ -1,34 +1,34 @@
-"""Following the log for those who act on events, where a projection only folds them: sagas and reactors.
+"""The loop of a consumer that acts on events: a saga or a reactor. A projection has its own loop, which folds them.
 
-    leased -> begin -> following: read -> take, keys beside each other -> commit -> ... -> waiting -> following ...
-                          \\-> taking failed: its key set aside, all others go on -> due -> taken again, in order and
-                          |      beside the following -> the outcome written between two batches
-                          \\-> displaced (another moved the checkpoint) -> leased still: begin again; or no longer: end
+    leased -> following: read -> take, keys beside each other -> commit -> ... -> waiting -> following ...
+                 \\-> taking failed: the key is parked, all others go on -> due -> taken again, in order and beside the
+                 |      following -> the outcome is written between two batches
+                 \\-> the checkpoint was moved by another process -> still leased: begin again; lease lost: end
 
-Taking is at least once: what was taken before the checkpoint was moved is taken again after a crash, and it is for him
-who takes to know it again.
+Events are taken at least once: those taken after the last commit are taken again after a crash. The handler recognises
+them.
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from contextlib import asynccontextmanager
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
-from headwater.consumers.dead_letters import KEYS_AT_ONCE, DeadLetter, DeadLetters, PendingLetter, described
-from headwater.domain.failure_policy import Retry
+from headwater.consumers.dead_letters import KEYS_AT_ONCE, DeadLetter, DeadLetters, PendingLetter
+from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import LOG, Positions
 from headwater.postgres.database import PASSING, Connection, Database, write_derived
 from headwater.supervisor import backoff
-from headwater.telemetry import Progress
 
 TRIED_AT_ONCE = KEYS_AT_ONCE // 2
 """Keys that are tried again beside each other, at most: so that a look at those that are due finds others, too."""
@@ -37,57 +37,57 @@ T = TypeVar("T")
 
 
 class KeyUnknown(HeadwaterError):
-    """In whose order an event is to be taken is not known, so that it cannot be set aside: the follower stands still
-    before it."""
+    """The key of an event cannot be computed, so it cannot be parked: the consumer stands still before it."""
 
 
 class Tried(NamedTuple):
-    """What became of a key that was tried again: the letters that are done, and the one that failed again."""
+    """The outcome of trying a key again: the letters that are done, and the one that failed again."""
 
     done: Sequence[PendingLetter]
     failed: DeadLetter | None
 
 
-class Taker(Protocol):
-    """Who acts on what a follower reads."""
+class EventHandler(ABC):
+    """Acts on the events that a consumer reads. `key_of` and `take` are required; the other hooks do nothing."""
 
-    def begun(self) -> AbstractAsyncContextManager[None]:
-        """The lease is this process's now, until the context is left."""
-        ...
-
+    @abstractmethod
     def key_of(self, event: Recorded[Event]) -> UUID | None:
-        """In whose order it is to be taken; None when it is not to be taken at all. What it raises stops the follower
+        """Return the key in whose order the event is taken; None if it is not taken. An exception stops the consumer
         before the event."""
-        ...
 
-    async def ready(self, keys: Collection[UUID]) -> None:
-        """Before a batch is taken: these keys come."""
-        ...
-
+    @abstractmethod
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
-        """Act on an event. What it raises sets the key aside, unless it is of those that pass."""
-        ...
+        """Act on an event. An exception parks the key, unless it is a passing fault of the database."""
 
-    async def freed(self, keys: Collection[UUID]) -> None:
-        """These keys were set aside, and nothing waits for them any more."""
-        ...
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Entered when the lease is taken, and left when it is lost."""
+        yield
 
-    async def look(self, events: Sequence[Recorded[Event]]) -> None:
-        """After a batch is taken, before the checkpoint is moved past it."""
-        ...
+    async def prepare(self, keys: Collection[UUID]) -> None:
+        """Called before the events of these keys are taken."""
+        return
+
+    async def resume(self, keys: Collection[UUID]) -> None:
+        """Called when these keys are no longer parked."""
+        return
+
+    async def catch_up(self, events: Sequence[Recorded[Event]]) -> None:
+        """Called after a batch is taken, before its checkpoint is moved."""
+        return
 
     async def write(self, connection: Connection, freed: Collection[UUID]) -> None:
-        """In the transaction that moves the checkpoint past the batch, or that removes what was set aside and is taken,
-        or passed over, now. freed: keys for which nothing waits any more."""
-        ...
+        """Called in the transaction that moves the checkpoint, or that removes dead letters. freed: keys that have no
+        dead letter left."""
+        return
 
-    def written(self) -> None:
-        """The transaction is committed."""
-        ...
+    def committed(self) -> None:
+        """Called after that transaction."""
+        return
 
 
 async def outlast(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until no fault that passes is in the way. What it then returns."""
+    """Call until no passing fault of the database interferes, and return the result."""
     failures = 0
     while True:
         try:
@@ -97,8 +97,8 @@ async def outlast(call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(backoff(failures))
 
 
-class Follower:
-    """Reads the log for one taker, under one lease.
+class Consumer:
+    """Reads the log for one handler, under one lease.
 
     types: the stored names of what is read. batch: events between two checkpoints, at most. at_once: keys that are
     taken beside each other, and as many, up to 50, that are tried again meanwhile. poll: seconds after which it looks
@@ -110,11 +110,11 @@ class Follower:
         database: Database,
         log: Log,
         positions: Positions,
-        taker: Taker,
+        handler: EventHandler,
+        parked: ParkedKeys,
         *,
         name: str,
         types: Sequence[str],
-        policy: Retry,
         batch: int = 500,
         at_once: int = 256,
         poll: float = 1.0,
@@ -123,34 +123,18 @@ class Follower:
         self._database = database
         self._log = log
         self._positions = positions
-        self._taker = taker
+        self._handler = handler
         self._name = name
         self._types = types
-        self._policy = policy
+        self._parked = parked
         self._batch = batch
         self._at_once = asyncio.Semaphore(at_once)
         self._tried_at_once = min(at_once, TRIED_AT_ONCE)
         self._poll = poll
         self._lease = lease
-        self._aside: list[DeadLetter] = []
-        self._parked: set[UUID] = set()
         self._tries: dict[UUID, asyncio.Task[Tried]] = {}
-        self._trying: set[UUID] = set()
         self._look_at = 0.0
-        self._woken = asyncio.Event()
-        self.progress = Progress()
-
-    def is_parked(self, key: UUID) -> bool:
-        """Whether a key is set aside: what comes for it waits. While it is tried again it is not, so that what is taken
-        then can go on."""
-        return key in self._parked and key not in self._trying
-
-    def set_aside(self, key: UUID, position: int, error: Exception, attempts: int) -> None:
-        """Park a key for something that failed beside the reading of the log. It is written with the next commit."""
-        self._aside.append(self._letter(key, position, error, attempts))
-        self._trying.discard(key)
-        self._set_parked(self._parked | {key})
-        self._woken.set()
+        self.progress = parked.progress
 
     async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Follow until cancelled, or until the lease with this fence is another's. Runs under a supervisor, which is
@@ -160,21 +144,17 @@ class Follower:
         self._letters = DeadLetters(self._name, generation.number)
         try:
             while (position := await self._checkpoint.read()) is not None:
-                self._aside.clear()
-                self._set_parked(await self._letters.parked(connection))
+                self._parked.letters.clear()
+                self._parked.replace(await self._letters.parked(connection))
                 self._look_at = 0.0
                 self.progress.position = position
                 try:
-                    async with self._taker.begun():
+                    async with self._handler.running():
                         await self._follow(connection, position, well)
                 except CheckpointMoved:
                     self.progress.displaced += 1
         finally:
             connection.terminate()
-
-    def _set_parked(self, keys: set[UUID]) -> None:
-        self._parked = keys
-        self.progress.parked_keys = len(keys)
 
     async def _follow(self, connection: asyncpg.Connection, position: int, well: Callable[[], None]) -> None:
         try:
@@ -199,11 +179,11 @@ class Follower:
         patience = self._poll
         if self._may_try():
             patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
-        self._woken.clear()
+        self._parked.changed.clear()
         if self._to_write() or any(tried.done() for tried in self._tries.values()):
             return
         moved = asyncio.ensure_future(self._positions.moved(LOG, position, patience, alarms))
-        woken = asyncio.ensure_future(self._woken.wait())
+        woken = asyncio.ensure_future(self._parked.changed.wait())
         try:
             await asyncio.wait([moved, woken], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -231,24 +211,24 @@ class Follower:
                 break
             if key is not None:
                 by_key.setdefault(key, []).append(event)
-        await outlast(lambda: self._taker.ready(by_key))
+        await outlast(lambda: self._handler.prepare(by_key))
         failed = await asyncio.gather(*(self._take_all(key, mine) for key, mine in by_key.items()))
         aside = [*self._to_write(), *(letter for letters in failed for letter in letters)]
-        self._aside = [letter for letter in self._aside if letter.key in self._tries]
-        await outlast(lambda: self._taker.look(events))
+        self._parked.letters = [letter for letter in self._parked.letters if letter.key in self._tries]
+        await outlast(lambda: self._handler.catch_up(events))
         async with self._transaction(connection):
             await self._checkpoint.move(position, reached)
-            await self._taker.write(connection, ())
+            await self._handler.write(connection, ())
             if aside:
                 await self._letters.park(connection, aside)
-        self._taker.written()
-        self._set_parked(self._parked | {letter.key for letter in aside})
+        self._handler.committed()
+        self._parked.replace(self._parked.keys | {letter.key for letter in aside})
         self._count(events, reached)
         return reached
 
     def _key_of(self, event: Recorded[Event]) -> UUID | None:
         try:
-            return self._taker.key_of(event)
+            return self._handler.key_of(event)
         except Exception as error:
             raise KeyUnknown(
                 f"the key of {event.data.__declared__.name} at position {event.position} is not known: "
@@ -264,37 +244,33 @@ class Follower:
         async with self._at_once:
             aside: list[DeadLetter] = []
             for event in events:
-                if aside or key in self._parked:
+                if aside or key in self._parked.keys:
                     aside.append(DeadLetter(key, event.position))
                     continue
                 error = await self._take(key, event)
                 if error is not None:
-                    aside.append(self._letter(key, event.position, error, 1))
+                    aside.append(self._parked.letter(key, event.position, error, 1))
             return aside
 
     async def _take(self, key: UUID, event: Recorded[Event]) -> Exception | None:
         """Take an event, faults that pass outlasted; what else was raised."""
         try:
-            await outlast(lambda: self._taker.take(key, event))
+            await outlast(lambda: self._handler.take(key, event))
         except CheckpointMoved:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises
             return error
         return None
 
-    def _letter(self, key: UUID, position: int, error: Exception, attempts: int) -> DeadLetter:
-        text, digest = described(error)
-        return DeadLetter(key, position, attempts, text, digest, self._policy.pause(attempts))
-
     # ------------------------------------------------------------------------------------------------- what waits aside
 
     def _to_write(self) -> list[DeadLetter]:
         """What was set aside beside the reading. What belongs to a key that is tried comes after the outcome of that,
         which may remove the same letter."""
-        return [letter for letter in self._aside if letter.key not in self._tries]
+        return [letter for letter in self._parked.letters if letter.key not in self._tries]
 
     def _may_try(self) -> bool:
-        return bool(self._parked) and not self._aside and len(self._tries) < self._tried_at_once
+        return bool(self._parked.keys) and not self._parked.letters and len(self._tries) < self._tried_at_once
 
     async def _try_due(self, connection: asyncpg.Connection) -> None:
         """Begin to take what waits for the keys that are due. However long that takes, it holds up no other key."""
@@ -311,7 +287,7 @@ class Follower:
         by_key: dict[UUID, list[PendingLetter]] = {}
         for letter in waiting:
             by_key.setdefault(letter.key, []).append(letter)
-        self._trying |= by_key.keys()
+        self._parked.retrying |= by_key.keys()
         for key, mine in by_key.items():
             self._tries[key] = asyncio.create_task(self._try(key, mine, events))
 
@@ -319,8 +295,8 @@ class Follower:
         try:
             return await self._take_waiting(letters, events)
         finally:
-            self._trying.discard(key)
-            self._woken.set()
+            self._parked.retrying.discard(key)
+            self._parked.changed.set()
 
     async def _take_waiting(self, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]) -> Tried:
         """Take one key's letters in their order."""
@@ -330,7 +306,9 @@ class Follower:
             self.progress.retries += letter.attempts > 0
             error = await self._take(letter.key, events[letter.position])
             if error is not None:
-                return Tried(letters[:place], self._letter(letter.key, letter.position, error, letter.attempts + 1))
+                return Tried(
+                    letters[:place], self._parked.letter(letter.key, letter.position, error, letter.attempts + 1)
+                )
         return Tried(letters, None)
 
     async def _write_tried(self, connection: asyncpg.Connection) -> None:
@@ -340,20 +318,20 @@ class Follower:
             return
         failed = {key: each.failed for key, each in tried.items() if each.failed is not None}
         # Not those that were set aside meanwhile: what waits for them waits behind that.
-        well = tried.keys() - failed.keys() - {letter.key for letter in self._aside}
+        well = tried.keys() - failed.keys() - {letter.key for letter in self._parked.letters}
         async with self._transaction(connection):
             await self._checkpoint.hold()
             await self._letters.remove(connection, [letter for each in tried.values() for letter in each.done])
             await self._letters.park(connection, list(failed.values()))
             more = await self._letters.go_on(connection, well)
-            await self._taker.write(connection, well - more)
-        self._taker.written()
+            await self._handler.write(connection, well - more)
+        self._handler.committed()
         for key in tried:
             del self._tries[key]
         self._look_at = 0.0
-        freed = well - more - {letter.key for letter in self._aside}
-        self._set_parked(self._parked - freed)
-        await outlast(lambda: self._taker.freed(freed))
+        freed = well - more - {letter.key for letter in self._parked.letters}
+        self._parked.replace(self._parked.keys - freed)
+        await outlast(lambda: self._handler.resume(freed))
 
     async def _stop_trying(self) -> None:
         """What was being taken is not written, and will be taken again."""
@@ -362,7 +340,7 @@ class Follower:
             tried.cancel()
         await asyncio.gather(*tries, return_exceptions=True)
         self._tries.clear()
-        self._trying.clear()
+        self._parked.retrying.clear()
 
     @asynccontextmanager
     async def _transaction(self, connection: asyncpg.Connection) -> AsyncIterator[None]:

@@ -9,82 +9,32 @@ What is done and not yet passed when the process ends is given again, with the s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from uuid import UUID
 
 from headwater.consumers.checkpoint import Generation
-from headwater.consumers.consumer import Follower
+from headwater.consumers.consumer import Consumer, EventHandler
+from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.reactor import Reactor
 from headwater.errors import ReactionFailed
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
-from headwater.postgres.database import Connection, Database
+from headwater.postgres.database import Database
 from headwater.telemetry import Progress
 
 
-class Reacting:
-    """Runs one reactor, under one lease.
+class _ReactorHandler(EventHandler):
+    """Calls the reactor's function for each event."""
 
-    batch: events between two checkpoints, at most, which is how many may be given again. at_once: reactions under way
-    beside each other, and as many again of events that were set aside. For the others see `Follower`.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        log: Log,
-        reactor: Reactor,
-        positions: Positions,
-        *,
-        batch: int = 100,
-        at_once: int = 16,
-        poll: float = 1.0,
-        lease: float = 6.0,
-    ) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
         self._events = frozenset(reactor.events)
-        self._follower = Follower(
-            database,
-            log,
-            positions,
-            self,
-            name=reactor.unit,
-            types=log.stored_names(reactor.events),
-            policy=policy_of(reactor.on_failure),
-            batch=batch,
-            at_once=at_once,
-            poll=poll,
-            lease=lease,
-        )
-
-    @property
-    def progress(self) -> Progress:
-        """How far it has followed the log."""
-        return self._follower.progress
-
-    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
-        """React until cancelled, or until the lease is another's. Runs under a supervisor."""
-        await self._follower.run(standing, well)
-
-    # ----------------------------------------------------------------------------------------- as the follower's taker
-
-    @asynccontextmanager
-    async def begun(self) -> AsyncIterator[None]:
-        """Nothing runs beside the follower."""
-        yield
 
     def key_of(self, event: Recorded[Event]) -> UUID | None:
-        """In whose order it is to be taken."""
+        """Return the key in whose order the event is taken."""
         return self._reactor.order_of(event) if type(event.data) in self._events else None
-
-    async def ready(self, keys: Collection[UUID]) -> None:
-        """Nothing to prepare."""
-
-    async def freed(self, keys: Collection[UUID]) -> None:
-        """Nothing waits for it."""
 
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
         """React to an event.
@@ -113,14 +63,50 @@ class Reacting:
         except Exception as error:
             raise ReactionFailed(error) from error
 
-    async def look(self, events: Sequence[Recorded[Event]]) -> None:
-        """Nothing is kept of what was taken."""
 
-    async def write(self, connection: Connection, freed: Collection[UUID]) -> None:
-        """The checkpoint is all there is to write."""
+class ReactorRunner:
+    """Runs one reactor, under one lease.
 
-    def written(self) -> None:
-        """Nothing waits for it."""
+    batch: events between two checkpoints, at most, which is how many may be given again. at_once: reactions under way
+    beside each other, and as many again of parked events. For the others see `Consumer`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        log: Log,
+        reactor: Reactor,
+        positions: Positions,
+        *,
+        batch: int = 100,
+        at_once: int = 16,
+        poll: float = 1.0,
+        lease: float = 6.0,
+    ) -> None:
+        self.handler: EventHandler = _ReactorHandler(reactor)
+        self.parked = ParkedKeys(policy_of(reactor.on_failure))
+        self._consumer = Consumer(
+            database,
+            log,
+            positions,
+            self.handler,
+            self.parked,
+            name=reactor.unit,
+            types=log.stored_names(reactor.events),
+            batch=batch,
+            at_once=at_once,
+            poll=poll,
+            lease=lease,
+        )
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has followed the log."""
+        return self._consumer.progress
+
+    async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
+        """React until cancelled, or until the lease is lost. Runs under a supervisor."""
+        await self._consumer.run(generation, well)
 
 
 def _stuck_at(error: TimeoutError) -> BaseException:

@@ -8,7 +8,8 @@ two processes never both go on from the same place. What is kept in memory and i
 A crash at any moment leaves either the record, and then the instance is taken up from it, or not, and then what led to
 it comes again: the event from the log, the command's outcome by its id.
 
-This module is the follower's `Taker`. `instances` holds and records, `steps` drives, `timers` has messages fall due.
+`SagaHandler` takes what the consumer reads. `instances` holds and records, `steps` issues commands, `timers` delivers
+messages when due.
 """
 
 from __future__ import annotations
@@ -16,27 +17,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from headwater.clock import Clock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.consumers.checkpoint import Generation
-from headwater.consumers.consumer import Follower
+from headwater.consumers.consumer import Consumer, EventHandler
+from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga
 from headwater.domain.saga_stream import (
     RECORDS,
-    Course,
-    Phase,
     Record,
-    SagaConfirmed,
-    SagaFired,
-    SagaRefused,
-    SagaTimedOut,
     SagaTook,
 )
 from headwater.eventstore.appender import Appender
@@ -45,112 +40,35 @@ from headwater.eventstore.positions import Positions
 from headwater.ids import internal_id
 from headwater.postgres.database import PASSING, Connection, Database
 from headwater.sagas.instances import Changed, Held, Instances, Unfoldable
-from headwater.sagas.steps import Steps
+from headwater.sagas.steps import SagaCounts, Steps
 from headwater.sagas.timers import Timers
 from headwater.telemetry import Progress
 
 
-@dataclass
-class SagaCounts:
-    """What has become of a saga's instances in this process since the start. steps: commands accepted. refusals: of
-    steps. compensations: undos accepted. fired: messages that fell due."""
-
-    started: int = 0
-    done: int = 0
-    steps: int = 0
-    refusals: int = 0
-    timeouts: int = 0
-    compensations: int = 0
-    fired: int = 0
-
-    def count(self, record: Record, course: Course[Any]) -> None:
-        """Count a record that was made here, after its fold."""
-        match record:
-            case SagaTook():
-                self.started += course.version == 1
-            case SagaConfirmed():
-                undid = course.steps[record.step - 1].undoes is not None
-                self.compensations += undid
-                self.steps += not undid
-            case SagaRefused():
-                self.refusals += 1
-            case SagaTimedOut():
-                self.timeouts += 1
-            case SagaFired():
-                self.fired += 1
-            case _:
-                pass
-        self.done += course.phase is Phase.DONE
-
-
-class Conductor:
-    """Runs one saga's instances, under one lease.
-
-    clock: what deadlines and messages go by. in_flight: commands that are on their way at once. cache: instances kept
-    in memory while they wait. For the others see `Follower`.
-    """
+class SagaHandler(EventHandler):
+    """Gives a saga's instances the events that are routed to them, and writes the changed ones with the checkpoint."""
 
     def __init__(
         self,
-        database: Database,
-        log: Log,
-        appender: Appender,
-        dispatcher: Dispatcher,
-        domain: Domain,
         saga: Saga[Any, Any],
-        positions: Positions,
-        *,
+        routed: Collection[type[Event]],
+        instances: Instances,
+        steps: Steps,
+        timers: Timers,
         clock: Clock,
-        batch: int = 500,
-        in_flight: int = 256,
-        cache: int = 10_000,
-        poll: float = 1.0,
-        lease: float = 6.0,
     ) -> None:
         self._saga = saga
-        self._clock = clock
-        routed = [event for event in saga.events if event in domain.category_of]
         self._routed = frozenset(routed)
-        self._told: dict[UUID, Held] = {}
-        self.counts = SagaCounts()
-        self._follower = follower = Follower(
-            database,
-            log,
-            positions,
-            self,
-            name=saga.category,
-            types=log.stored_names([*routed, *RECORDS]),
-            policy=policy_of(saga.on_failure),
-            batch=batch,
-            poll=poll,
-            lease=lease,
-        )
-        self._instances = instances = Instances(
-            database, log, appender, saga, domain.codec, follower, cache=cache, recorded=self._recorded
-        )
-        self._steps = Steps(database, dispatcher, domain, saga, instances, follower, clock=clock, in_flight=in_flight)
-        self._timers = Timers(database, saga, domain.codec, instances, self._steps, follower, clock=clock)
-
-    @property
-    def progress(self) -> Progress:
-        """How far it has followed the log."""
-        return self._follower.progress
-
-    @property
-    def held(self) -> int:
-        """How many instances are in memory."""
-        return self._instances.count
-
-    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
-        """Run instances until cancelled, or until the lease is another's. Runs under a supervisor."""
-        await self._follower.run(standing, well)
-
-    # ------------------------------------------------------------------------------------------ as the follower's taker
+        self._instances = instances
+        self._steps = steps
+        self._timers = timers
+        self._clock = clock
+        self._changed: dict[UUID, Held] = {}
 
     @asynccontextmanager
-    async def begun(self) -> AsyncIterator[None]:
-        """Take up what was under way, and have messages fall due. What goes wrong beside the follower ends it."""
-        self._told.clear()
+    async def running(self) -> AsyncIterator[None]:
+        """Take up what was under way, and have messages fall due. A failure beside the consumer ends it."""
+        self._changed.clear()
         try:
             async with asyncio.TaskGroup() as group:
                 with self._instances.begun(), self._steps.begun(group), self._timers.begun(group):
@@ -162,7 +80,7 @@ class Conductor:
         """The instance that an event is routed to. Its own records are not taken: `write` looks at them."""
         return self._saga.key_of(event.data) if type(event.data) in self._routed else None
 
-    async def ready(self, keys: Collection[UUID]) -> None:
+    async def prepare(self, keys: Collection[UUID]) -> None:
         """Most instances are new when their first event comes: one look for all of them finds which."""
         await self._instances.begin_unknown(self._saga.stream_of(key) for key in keys)
 
@@ -175,7 +93,7 @@ class Conductor:
             except Unfoldable as unfoldable:
                 raise unfoldable.error from unfoldable
             if isinstance(event.data, Record):
-                self._told[stream_id] = held  # its row may be of code that could not fold it
+                self._changed[stream_id] = held  # its row may be of code that could not fold it
                 await self._timers.take_due(held, self._clock.now())
                 self._steps.drive(held)
                 return
@@ -188,7 +106,7 @@ class Conductor:
                 raise
             except Exception:
                 if not held.course.version:
-                    self._told[stream_id] = Held(self._instances.unbegun(key, event, self._clock.now()))
+                    self._changed[stream_id] = Held(self._instances.unbegun(key, event, self._clock.now()))
                 raise
             self._steps.drive(held)
             return
@@ -209,7 +127,7 @@ class Conductor:
             event_id=event.event_id,
             type=event.data.__declared__.name,
         )
-        await self._instances.append(
+        await self._steps.record(
             held,
             record,
             event.data,
@@ -218,7 +136,7 @@ class Conductor:
             causation_id=event.event_id,
         )
 
-    async def freed(self, keys: Collection[UUID]) -> None:
+    async def resume(self, keys: Collection[UUID]) -> None:
         """What was held up goes on: steps, and messages that fell due meanwhile."""
         for key in keys:
             held = await self._instances.readable(self._saga.stream_of(key))
@@ -226,7 +144,7 @@ class Conductor:
                 self._steps.drive(held)
         self._timers.moved()
 
-    async def look(self, events: Sequence[Recorded[Event]]) -> None:
+    async def catch_up(self, events: Sequence[Recorded[Event]]) -> None:
         """Take up the instances that another has written to, a person or the process before this one."""
         latest = {
             event.stream_id: event
@@ -243,9 +161,9 @@ class Conductor:
                             await self._instances.read_again(held)
             except Unfoldable as unfoldable:
                 self._instances.set_aside(unfoldable)
-                self._told[stream_id] = Held(unfoldable.course)
+                self._changed[stream_id] = Held(unfoldable.course)
                 continue
-            self._told[stream_id] = held
+            self._changed[stream_id] = held
             # One that was read just now is not being driven yet, and not behind: its record was written by the process
             # before this one, which ended before it wrote anything else.
             self._steps.drive(held, anew=behind)
@@ -254,22 +172,78 @@ class Conductor:
         """Keep the instances as their records tell them, and those that cannot begin, while that is so."""
         if freed:
             await self._instances.drop_unbegun(connection, [self._saga.stream_of(key) for key in freed])
-        if self._told:
-            await self._instances.keep(connection, [held.course for held in self._told.values()])
+        if self._changed:
+            await self._instances.keep(connection, [held.course for held in self._changed.values()])
 
-    def written(self) -> None:
+    def committed(self) -> None:
         """What is kept need not be remembered; what falls due may be another."""
-        if self._told:
+        if self._changed:
             self._timers.moved()
         # Also when no record was in the batch: what begins no instance was looked at, too.
-        self._instances.evict(self._told)
-        self._told.clear()
+        self._instances.evict(self._changed)
+        self._changed.clear()
 
-    # ------------------------------------------------------------------------------------------ as the instances' owner
 
-    def _recorded(self, held: Held, record: Record) -> None:
-        """A record was made here. If the step that is on its way was withdrawn by it, there is something else to do."""
-        self.counts.count(record, held.course)
-        step = held.course.current
-        if step is not None and step.withdrawn:
-            self._steps.drive(held, anew=True)
+class Conductor:
+    """Runs one saga's instances, under one lease.
+
+    clock: the time of deadlines and timers. in_flight: commands that are on their way at once. cache: instances kept
+    in memory while they wait. For the others see `Consumer`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        log: Log,
+        appender: Appender,
+        dispatcher: Dispatcher,
+        domain: Domain,
+        saga: Saga[Any, Any],
+        positions: Positions,
+        *,
+        clock: Clock,
+        batch: int = 500,
+        in_flight: int = 256,
+        cache: int = 10_000,
+        poll: float = 1.0,
+        lease: float = 6.0,
+    ) -> None:
+        routed = [event for event in saga.events if event in domain.category_of]
+        parked = ParkedKeys(policy_of(saga.on_failure))
+        self._instances = Instances(database, log, appender, saga, domain.codec, parked, cache=cache)
+        self._steps = Steps(
+            database, dispatcher, domain, saga, self._instances, parked, clock=clock, in_flight=in_flight
+        )
+        timers = Timers(database, saga, domain.codec, self._instances, self._steps, parked, clock=clock)
+        self.handler = SagaHandler(saga, routed, self._instances, self._steps, timers, clock)
+        self._consumer = Consumer(
+            database,
+            log,
+            positions,
+            self.handler,
+            parked,
+            name=saga.category,
+            types=log.stored_names([*routed, *RECORDS]),
+            batch=batch,
+            poll=poll,
+            lease=lease,
+        )
+
+    @property
+    def counts(self) -> SagaCounts:
+        """What became of the instances in this process."""
+        return self._steps.counts
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has followed the log."""
+        return self._consumer.progress
+
+    @property
+    def held(self) -> int:
+        """How many instances are in memory."""
+        return self._instances.count
+
+    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
+        """Run instances until cancelled, or until the lease is another's. Runs under a supervisor."""
+        await self._consumer.run(standing, well)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,8 @@ from uuid import UUID
 
 import msgspec
 
-from headwater.consumers.consumer import Follower, outlast
+from headwater.consumers.consumer import outlast
+from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga
@@ -84,8 +85,7 @@ class RecordIdTaken(CommandIdReused):
 class Instances:
     """The instances of one saga.
 
-    follower: sets aside what cannot be read. cache: instances kept in memory while they wait. recorded: is told of each
-    record that was appended here, once it is folded and still under the instance's lock.
+    parked: where the keys of unreadable instances are set aside. cache: instances kept in memory while they wait.
     """
 
     def __init__(
@@ -95,20 +95,18 @@ class Instances:
         appender: Appender,
         saga: Saga[Any, Any],
         codec: Codec,
-        follower: Follower,
+        parked: ParkedKeys,
         *,
         cache: int,
-        recorded: Callable[[Held, Record], None],
     ) -> None:
         self._database = database
         self._log = log
         self._appender = appender
         self._saga = saga
         self._codec = codec
-        self._follower = follower
+        self._parked = parked
         self._policy = policy_of(saga.on_failure)
         self._cache = cache
-        self._recorded = recorded
         self._held: OrderedDict[UUID, Held] = OrderedDict()
         self._reading: dict[UUID, asyncio.Task[Held]] = {}
 
@@ -179,8 +177,8 @@ class Instances:
         key, error = unfoldable.course.key, unfoldable.error
         assert key is not None  # an instance begins by taking an event
         logger.error("saga %s: %s cannot be folded", self._saga.name, key, exc_info=error)
-        if not self._follower.is_parked(key):
-            self._follower.set_aside(key, unfoldable.course.begun_at, error, self._policy.times + 1)
+        if not self._parked.is_parked(key):
+            self._parked.set_aside(key, unfoldable.course.begun_at, error, self._policy.times + 1)
 
     def unbegun(self, key: UUID, event: Recorded[Event], now: datetime) -> Course[Any]:
         """An instance as it is shown while its first event is set aside: it has no stream yet."""
@@ -288,7 +286,6 @@ class Instances:
             causation_id,
         )
         course.apply(recorded, given)
-        self._recorded(held, record)
 
     # ----------------------------------------------------------------------------------------------------- in the table
 

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +22,7 @@ import msgspec
 
 from headwater.clock import Clock
 from headwater.commands.dispatcher import Accepted, Dispatcher, Origin
-from headwater.consumers.consumer import Follower
+from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Refusal
@@ -31,8 +32,10 @@ from headwater.domain.saga_stream import (
     Phase,
     Record,
     SagaConfirmed,
+    SagaFired,
     SagaRefused,
     SagaTimedOut,
+    SagaTook,
     Step,
     read_command,
 )
@@ -50,11 +53,44 @@ RESUMED_AT_ONCE = 500
 _FIRST = UUID(int=0)
 
 
+@dataclass
+class SagaCounts:
+    """What has become of a saga's instances in this process since the start. steps: commands accepted. refusals: of
+    steps. compensations: undos accepted. fired: messages that fell due."""
+
+    started: int = 0
+    done: int = 0
+    steps: int = 0
+    refusals: int = 0
+    timeouts: int = 0
+    compensations: int = 0
+    fired: int = 0
+
+    def count(self, record: Record, course: Course[Any]) -> None:
+        """Count a record that was made here, after its fold."""
+        match record:
+            case SagaTook():
+                self.started += course.version == 1
+            case SagaConfirmed():
+                undid = course.steps[record.step - 1].undoes is not None
+                self.compensations += undid
+                self.steps += not undid
+            case SagaRefused():
+                self.refusals += 1
+            case SagaTimedOut():
+                self.timeouts += 1
+            case SagaFired():
+                self.fired += 1
+            case _:
+                pass
+        self.done += course.phase is Phase.DONE
+
+
 class Steps:
     """The steps of one saga's instances, a driver for each instance that has one.
 
-    follower: says what is set aside, and sets aside what cannot go on. clock: what deadlines go by. in_flight: commands
-    that are on their way at once.
+    parked: where the keys of instances that cannot go on are set aside. clock: the time of deadlines. in_flight:
+    commands that are on their way at once.
     """
 
     def __init__(
@@ -64,7 +100,7 @@ class Steps:
         domain: Domain,
         saga: Saga[Any, Any],
         instances: Instances,
-        follower: Follower,
+        parked: ParkedKeys,
         *,
         clock: Clock,
         in_flight: int,
@@ -76,10 +112,11 @@ class Steps:
         self._saga = saga
         self._policy = policy_of(saga.on_failure)
         self._instances = instances
-        self._follower = follower
+        self._parked = parked
         self._clock = clock
         self._in_flight = asyncio.Semaphore(in_flight)
         self._drivers: set[asyncio.Task[None]] = set()
+        self.counts = SagaCounts()
 
     @contextmanager
     def begun(self, group: asyncio.TaskGroup) -> Iterator[None]:
@@ -104,6 +141,31 @@ class Steps:
         self._drivers.add(held.driver)
         held.driver.add_done_callback(self._drivers.discard)
 
+    async def record(
+        self,
+        held: Held,
+        record: Record,
+        given: Any,
+        *,
+        command_id: UUID,
+        correlation_id: UUID | None = None,
+        causation_id: UUID | None = None,
+    ) -> None:
+        """Append a record, under the instance's lock, and count it. If it withdraws the step that is on its way, drive
+        the instance anew. Raises as `Instances.append`."""
+        await self._instances.append(
+            held,
+            record,
+            given,
+            command_id=command_id,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+        )
+        self.counts.count(record, held.course)
+        step = held.course.current
+        if step is not None and step.withdrawn:
+            self.drive(held, anew=True)
+
     async def _resume(self) -> None:
         """Take up the instances whose command was on its way when the process before this one ended."""
         after = _FIRST
@@ -122,7 +184,7 @@ class Steps:
         while (step := held.course.current) is not None:
             key = held.course.key
             assert key is not None  # an instance begins by taking an event
-            if self._follower.is_parked(key):
+            if self._parked.is_parked(key):
                 return
             try:
                 await self._run_step(held, step)
@@ -145,7 +207,7 @@ class Steps:
                 taken = isinstance(error, CommandIdReused)
                 held.failures = 1 + (self._policy.times if taken else held.failures)
                 logger.exception("saga %s: %s, step %d cannot go on", self._saga.name, key, step.number)
-                self._follower.set_aside(key, step.position, error, held.failures)
+                self._parked.set_aside(key, step.position, error, held.failures)
                 return
             held.failures = passing = 0
 
@@ -222,7 +284,7 @@ class Steps:
                     held.failures = self._policy.times  # it has been tried so often already
                     raise
                 pause = self._policy.longest if pause is None else pause
-                self._follower.progress.retries += 1
+                self._parked.progress.retries += 1
             await asyncio.sleep(pause)
 
     # -------------------------------------------------------------------------------------------------------- recording
@@ -266,7 +328,7 @@ class Steps:
         record = msgspec.structs.replace(
             record, then=course.follows(given, f"step {step.number} {step.command_id}", record.at)
         )
-        await self._instances.append(held, record, given, command_id=command_id, causation_id=step.command_id)
+        await self.record(held, record, given, command_id=command_id, causation_id=step.command_id)
 
     def _origin(self, course: Course[Any], step: Step) -> Origin:
         return Origin(course.correlation_id, step.cause_id, f"saga {self._saga.name}")

@@ -20,7 +20,7 @@ from uuid import UUID
 import msgspec
 
 from headwater.clock import Clock
-from headwater.consumers.consumer import Follower
+from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.saga import Saga
 from headwater.domain.saga_stream import SagaFired
 from headwater.domain.serialization import Codec
@@ -42,8 +42,8 @@ _LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 class Timers:
     """The messages of one saga's instances.
 
-    steps: of the same instances, driven when a message was taken. follower: says what is set aside, and sets aside what
-    cannot be taken. clock: what messages go by.
+    steps: of the same instances, driven when a message was taken. parked: where the keys of messages that failed are
+    set aside. clock: the time by which messages are due.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Timers:
         codec: Codec,
         instances: Instances,
         steps: Steps,
-        follower: Follower,
+        parked: ParkedKeys,
         *,
         clock: Clock,
     ) -> None:
@@ -62,7 +62,7 @@ class Timers:
         self._codec = codec
         self._instances = instances
         self._steps = steps
-        self._follower = follower
+        self._parked = parked
         self._clock = clock
         self._moved = asyncio.Event()
 
@@ -129,7 +129,7 @@ class Timers:
         if held is None:
             return
         key, timer = held.course.key, held.course.timers.get(message)
-        if key is None or timer is None or self._follower.is_parked(key):
+        if key is None or timer is None or self._parked.is_parked(key):
             return  # the table is behind the stream, or it waits for what came before
         try:
             await self.take_due(held, now)
@@ -137,7 +137,7 @@ class Timers:
             raise
         except Exception as error:
             logger.exception("saga %s: %s, %s cannot be taken", self._saga.name, key, message)
-            self._follower.set_aside(key, timer.position, error, 1)
+            self._parked.set_aside(key, timer.position, error, 1)
             return
         self._steps.drive(held)
 
@@ -150,6 +150,6 @@ class Timers:
         given = course.given(record, None, self._codec)
         cause = f"{message} {course.version}"
         record = msgspec.structs.replace(record, then=course.follows(given, cause, record.at))
-        await self._instances.append(
+        await self._steps.record(
             held, record, given, command_id=internal_id(course.stream_id, cause), causation_id=timer.cause_id
         )

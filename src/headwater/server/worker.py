@@ -12,7 +12,7 @@ from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
 from headwater.consumers.checkpoint import Generation, register
 from headwater.consumers.leases import Unit
-from headwater.consumers.reactor_runner import Reacting
+from headwater.consumers.reactor_runner import ReactorRunner
 from headwater.consumers.scheduler import SCHEDULES, Scheduler
 from headwater.domain.feature import Domain
 from headwater.domain.reactor import Reactor
@@ -127,7 +127,7 @@ class Worker:
     def progress(self) -> dict[str, Progress]:
         """What each consumer has done in this process, by the name of its unit."""
         projections = {name: projector.progress for name, projector in self.projectors.items()}
-        acting: dict[str, Conductor | Reacting] = {**self.conductors, **self.reacting}
+        acting: dict[str, Conductor | ReactorRunner] = {**self.conductors, **self.reacting}
         return projections | {name: each.progress for name, each in acting.items()}
 
     async def run_unit(self, unit: Unit) -> None:
@@ -181,8 +181,8 @@ class Worker:
             lease=self._settings.lease_seconds,
         )
 
-    def _reacting(self, reactor: Reactor) -> Reacting:
-        return Reacting(
+    def _reacting(self, reactor: Reactor) -> ReactorRunner:
+        return ReactorRunner(
             self._database,
             self._log,
             reactor,

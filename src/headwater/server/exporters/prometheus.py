@@ -25,8 +25,8 @@ from headwater.consumers.standings import Standings, read_standings
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Verdict
 from headwater.eventstore.snapshots import SnapshotCounts
-from headwater.sagas.conductor import SagaCounts
 from headwater.sagas.operations import OPEN, SagaCount, counted, limits_of
+from headwater.sagas.steps import SagaCounts
 from headwater.server.node import NO_ANSWER, Node
 from headwater.server.self_report import settle_ages
 from headwater.supervisor import within
