@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
 from secrets import token_urlsafe
-from types import SimpleNamespace
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -19,8 +18,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import headwater.commands.dispatcher
-import headwater.eventstore.appender
 from bank.accounts.domain import (
     Account,
     AccountNotFound,
@@ -96,13 +93,15 @@ async def process(dsn: str) -> AsyncIterator[Start]:
     """Starts processes on the test's database."""
     async with AsyncExitStack() as stack:
 
-        async def start(domain: Domain = app.domain, *, cache: int = 1000) -> Process:
+        async def start(
+            domain: Domain = app.domain, *, cache: int = 1000, write: Any = append, **options: Any
+        ) -> Process:
             database = await stack.enter_async_context(Database(dsn, pool_size=4))
             supervisor = await stack.enter_async_context(Supervisor())
-            appender = Appender(database, Positions())
+            appender = Appender(database, Positions(), write=write)
             supervisor.start("appender", appender.run)
             log = CountingLog(database.pool, domain)
-            return Process(Dispatcher(domain, log, appender, cache=cache), appender, log)
+            return Process(Dispatcher(domain, log, appender, cache=cache, **options), appender, log)
 
         yield start
 
@@ -317,26 +316,30 @@ async def test_a_no_on_what_is_on_its_way_waits_for_it(bank: Process) -> None:
     assert {refusal.balance for refusal in refusals} == {Decimal(10)}
 
 
-async def test_a_no_is_not_believed_because_of_what_was_sent_before(
-    bank: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+async def test_a_refusal_is_checked_against_the_log_though_an_earlier_command_was_in_flight(
+    process: Start, other: Process
 ) -> None:
-    """What was on its way when the command came may have been written before another process changed the stream."""
-    account_id = await opened(bank)
+    """The command in flight may have been written before another process changed the stream."""
+    holding = False
     written, answered = asyncio.Event(), asyncio.Event()
 
     async def held(connection: asyncpg.Connection, batch: Sequence[Append]) -> list[Appended]:
+        nonlocal holding
         answers = await append(connection, batch)
-        written.set()
-        await answered.wait()
+        if holding:
+            holding = False
+            written.set()
+            await answered.wait()
         return answers
 
-    with monkeypatch.context() as patched:
-        patched.setattr(headwater.eventstore.appender, "append", held)
-        first = asyncio.create_task(bank(deposit(account_id, 1)))
-        await written.wait()
+    bank = await process(write=held)
+    account_id = await opened(bank)
+    holding = True
+    first = asyncio.create_task(bank(deposit(account_id, 1)))
+    await written.wait()
     await other(deposit(account_id, 100))
     second = asyncio.create_task(bank(withdraw(account_id, 50)))
-    await asyncio.sleep(0)  # it is refused on what is known, and waits for what is on its way
+    await asyncio.sleep(0)  # it is refused on the known state, and waits for the command in flight
     answered.set()
     assert (await first).version == 2
     assert (await second).version == 4
@@ -361,29 +364,29 @@ def blinded(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process.log, "read_stream", blind)
 
 
-async def test_one_who_never_wins_is_told(
-    bank: Process, other: Process, monkeypatch: pytest.MonkeyPatch, connection: asyncpg.Connection
+async def test_a_command_that_loses_every_attempt_is_contended(
+    process: Start, other: Process, monkeypatch: pytest.MonkeyPatch, connection: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(headwater.commands.dispatcher, "ATTEMPTS", 3)
+    bank = await process(attempts=3)
     account_id = await opened(other)
     blinded(bank, monkeypatch)
-    with pytest.raises(Contended, match=r"3 attempts met changes.*nothing was written"):
+    with pytest.raises(Contended, match=r"during 3 attempts; nothing was written"):
         await bank(OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR"))
     assert await connection.fetchval("select count(*) from headwater.events") == 1
 
 
-async def test_those_who_lose_again_and_again_do_not_come_back_together(
-    bank: Process, other: Process, monkeypatch: pytest.MonkeyPatch
+async def test_a_losing_command_pauses_at_random_before_its_next_attempt(
+    process: Start, other: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They wait, at random, longer each time up to a bound; only the first two times they try again at once."""
+    """The pauses grow up to a bound. The first two attempts after a loss follow at once."""
     account_id = await opened(other)
-    blinded(bank, monkeypatch)
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(headwater.commands.dispatcher, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    bank = await process(sleep=sleep)
+    blinded(bank, monkeypatch)
     for _ in range(2):
         with pytest.raises(Contended):
             await bank(OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR"))
@@ -709,7 +712,7 @@ async def test_what_a_domain_raises_is_not_taken_for_the_logs_being_away(process
 async def test_a_command_has_as_many_events_as_the_log_can_count(process: Start) -> None:
     things, thing_id = await process(MANY), new_id()
     with pytest.raises(
-        LogError, match=rf"^A command on pile {thing_id} gave 32768 events; the log takes 32767 at most"
+        LogError, match=rf"^A command on pile {thing_id} returned 32768 events; the log takes at most 32767"
     ):
         await things(Pile(pile_id=thing_id, count=32_768))
     assert (await things(Pile(pile_id=thing_id, count=32_767))).version == 32_767
@@ -960,7 +963,7 @@ async def test_an_id_of_another_kind_of_thing_cannot_be_consulted(bank: Process)
 
 async def test_a_decider_that_no_feature_brings_cannot_be_consulted(process: Start) -> None:
     lost = await process(Domain([Feature(deciders=[visits])]))
-    with pytest.raises(DefinitionError, match="Enter consults gate, which no feature of this app brings"):
+    with pytest.raises(DefinitionError, match="Enter consults gate, which no feature of this app contains"):
         await lost(enter(new_id()))
 
 

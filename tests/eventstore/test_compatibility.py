@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 from tests.support.commands import run_command
 
-import headwater.eventstore.compatibility
 from bank.accounts.domain import accounts as account_decider
 from bank.main import app
 from headwater import App, Feature, Upcaster
@@ -122,7 +121,7 @@ async def test_an_upcaster_that_fails_is_named(database: Database, connection: a
 async def test_only_the_new_end_is_counted(database: Database, connection: asyncpg.Connection) -> None:
     await write(connection, *READABLE)
     await check(database.pool, app.domain)
-    # Nobody does this; it shows that what was counted is not counted again.
+    # Headwater never does this; it shows that the earlier part is not counted again.
     await connection.execute("update headwater.kinds set count = 1000 where type = 'MoneyWithdrawn'")
     await write(
         connection, ("account", "MoneyWithdrawn", 2, MOVED), ("account", "AccountFrozen", 1, {"account_id": str(A)})
@@ -136,14 +135,13 @@ async def test_only_the_new_end_is_counted(database: Database, connection: async
     ]
 
 
-async def test_a_long_log_is_counted_in_strides(
-    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+async def test_counting_in_several_transactions_finds_the_same(
+    database: Database, connection: asyncpg.Connection
 ) -> None:
     await write(connection, *READABLE)
     whole = await check(database.pool, app.domain)
     await connection.execute("truncate headwater.kinds; update headwater.counted set position = 0")
-    monkeypatch.setattr(headwater.eventstore.compatibility, "STRIDE", 2)
-    assert await check(database.pool, app.domain) == whole
+    assert await check(database.pool, app.domain, stride=2) == whole
 
 
 async def test_several_may_count_at_once(database: Database, connection: asyncpg.Connection) -> None:
@@ -187,7 +185,7 @@ async def test_the_command_line_says_so(dsn: str, connection: asyncpg.Connection
     )
     await write(connection, ("account", "MoneyLent", 1, MOVED), ("account", "MoneyWithdrawn", 3, MOVED))
     sentence = (
-        "headwater: this app cannot read 2 events of the log; deploy the code that can, or add an upcaster "
+        "headwater: this app cannot read 2 events of the log; deploy code that can, or add an upcaster "
         "(docs/events.md). `headwater check` shows this again:\n"
         "  account: MoneyLent version 1, 1 event at position 6: The log holds events of type 'MoneyLent', which no "
         "class of this app reads\n"

@@ -31,12 +31,12 @@ WRITTEN: list[tuple[str, UUID, Event]] = [
     ("account", ACCOUNT, MoneyDeposited(account_id=ACCOUNT, amount=Decimal(5), balance=Decimal(5))),
     ("user", ADA, EmailChanged(user_id=ADA, email="lovelace@example.org")),
 ]
-"""What stands in the log, from position 1 on."""
+"""The events of the log, from position 1 on."""
 
 
 @pytest.fixture
 async def log(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Log]:
-    """A log with what is written above."""
+    """A log that holds `WRITTEN`."""
     versions: dict[UUID, int] = {}
     for place, (category, stream_id, event) in enumerate(WRITTEN, 1):
         expected = versions.get(stream_id, NEW)
@@ -62,7 +62,7 @@ async def log(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Log]:
         (0, 5, [], None, []),
     ],
 )
-async def test_the_log_by_category_and_type(
+async def test_read_returns_the_events_of_some_categories_and_types(
     log: Log,
     after: int,
     upto: int,
@@ -75,7 +75,7 @@ async def test_the_log_by_category_and_type(
     assert [(event.stream_id, event.data) for event in read] == [WRITTEN[place - 1][1:] for place in positions]
 
 
-async def test_a_category_in_pages(log: Log) -> None:
+async def test_read_returns_a_category_in_pages(log: Log) -> None:
     after, pages = 0, []
     while page := await log.read(after, await log.head(), categories=["user"], limit=2):
         pages.append([event.position for event in page])
@@ -96,9 +96,9 @@ async def test_a_category_in_pages(log: Log) -> None:
         (7, ["EmailChanged"], 10, 2, [], 5),
     ],
 )
-async def test_reading_on_looks_at_so_much_of_the_log_at_once(
+async def test_read_on_searches_at_most_one_window_of_the_log(
     log: Log,
-    monkeypatch: pytest.MonkeyPatch,
+    dsn: str,
     after: int,
     types: Sequence[str],
     limit: int,
@@ -106,19 +106,18 @@ async def test_reading_on_looks_at_so_much_of_the_log_at_once(
     positions: list[int],
     reached: int,
 ) -> None:
-    monkeypatch.setattr("headwater.eventstore.log.READ_ON_POSITIONS", window)
-    events, upto = await log.read_on(after, types=types, limit=limit)
+    async with Database(dsn, pool_size=1) as database:
+        log = Log(database.pool, app.domain.codec, window=window)
+        events, upto = await log.read_on(after, types=types, limit=limit)
     assert ([event.position for event in events], upto) == (positions, reached)
 
 
-async def test_some_streams_one_after_another(log: Log, connection: asyncpg.Connection) -> None:
+async def test_read_streams_returns_one_stream_after_another(log: Log, connection: asyncpg.Connection) -> None:
     async with aclosing(log.read_streams(connection, [ACCOUNT, UUID(int=9), ADA], 4)) as events:
         assert [event.position async for event in events] == [2, 4, 1]
 
 
-async def test_whoever_needs_no_more_of_some_streams_has_the_connection_again(
-    log: Log, connection: asyncpg.Connection
-) -> None:
+async def test_closing_read_streams_early_ends_its_transaction(log: Log, connection: asyncpg.Connection) -> None:
     async with aclosing(log.read_streams(connection, [ADA, GRACE, ACCOUNT], 5)) as events:
         await anext(events)
         assert connection.is_in_transaction()
@@ -127,12 +126,12 @@ async def test_whoever_needs_no_more_of_some_streams_has_the_connection_again(
 
 
 @pytest.mark.parametrize("count", [1, 10, 200])
-async def test_streams_are_looked_up_though_nothing_is_known_of_them(
+async def test_read_streams_uses_the_stream_index_without_table_statistics(
     connection: asyncpg.Connection, count: int
 ) -> None:
-    """As in a log that was restored: whatever PostgreSQL takes it for, it is not read through for a few streams."""
+    """A restored log has no statistics. The plan for a few streams must not scan the table even then."""
     query, streams = log_module._SQL["read_streams"], [UUID(int=number) for number in range(count)]
-    async with connection.transaction():  # nobody analyzes what is not committed
+    async with connection.transaction():  # autoanalyze does not see uncommitted rows
         await connection.execute(FILL.format(events=20_000, streams=2_000))
         plan = "\n".join(row[0] for row in await connection.fetch(f"explain {query}", streams, 20_000))
     assert "events_stream_version_key" in plan, plan

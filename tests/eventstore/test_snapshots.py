@@ -230,24 +230,24 @@ async def kept_stream(process: Start) -> tuple[Process, UUID]:
 WRONG = {
     "beyond the end of a stream": (
         "update headwater.snapshots set version = 999",
-        "the stream does not have the event of version 999 that it was taken after",
+        "the stream lacks the event of version 999 that it was taken after",
     ),
     "after another event": (
         "update headwater.snapshots set event_id = uuidv7()",
-        "the stream does not have the event of version 20 that it was taken after",
+        "the stream lacks the event of version 20 that it was taken after",
     ),
     "with another text": (
         """update headwater.snapshots set state = '{"total": "1000000", "seen": 20, "last": []}'""",
-        "it is not what was written",
+        "it was changed after it was written",
     ),
     "with another seal": (
         "update headwater.snapshots set seal = repeat('0', 32)",
-        "it is not what was written",
+        "it was changed after it was written",
     ),
     "at another version": (
         "update headwater.snapshots s set version = 12, event_id = e.event_id from headwater.events e"
         " where e.stream_id = s.stream_id and e.version = 12",
-        "it is not what was written",
+        "it was changed after it was written",
     ),
 }
 
@@ -266,7 +266,7 @@ async def test_a_wrong_one_is_thrown_away_and_made_again(
     await connection.execute(statement)
     with caplog.at_level(logging.WARNING, "headwater.eventstore.snapshots"):
         assert await other.state(counter_id) == counted([*range(EVERY)] * 2)
-    assert caplog.messages == [f"the snapshot of counter {counter_id} is thrown away: {reason}"]
+    assert caplog.messages == [f"the snapshot of counter {counter_id} is deleted: {reason}"]
     assert other.log.read_versions == list(range(1, 21))
     await other.snapshots.settled()
     assert await stored(connection) == [(1, 20)]
@@ -282,7 +282,7 @@ async def test_one_that_cannot_be_read_is_left_alone(
     await connection.execute("alter table headwater.snapshots rename to gone")
     other = await process()
     assert (await other.count(counter_id, [7]))[0].version == 26
-    assert f"the snapshot of counter {counter_id} is left alone: UndefinedTableError" in caplog.text
+    assert f"the snapshot of counter {counter_id} is ignored: UndefinedTableError" in caplog.text
     assert other.snapshots.counts == SnapshotCounts(failed=1, unusable=1)
     assert await other.state(counter_id) == counted([*range(25), 7])
 
@@ -464,7 +464,7 @@ async def test_a_state_that_json_does_not_give_back_is_not_kept(
     await one.count(counter_id, range(EVERY))
     assert await stored(connection) == []
     assert one.snapshots.counts == SnapshotCounts(failed=1)
-    assert f"the state of counter {counter_id} cannot be kept" in caplog.text
+    assert f"the state of counter {counter_id} cannot be stored as a snapshot" in caplog.text
     assert one.supervisor.troubles == {}
 
 

@@ -408,7 +408,7 @@ async def test_too_many_commands_at_once_are_refused_and_can_be_sent_again(
     assert (refused.status_code, refused.headers["content-type"]) == (200, "application/json; charset=utf-8")
     (error,) = refused.json()["errors"]
     assert (error["message"], error["path"], error["extensions"]) == (
-        "As many commands are waiting as may, 1; nothing was written. Try again later.",
+        "The queue of commands is full (1 are waiting); nothing was written. Try again later.",
         ["withdraw"],
         {"code": "OVERLOADED", "commandId": command},
     )

@@ -34,7 +34,7 @@ from headwater.consumers.checkpoint import Generation
 from headwater.domain.failure_policy import OnFailure
 from headwater.domain.serialization import stored_form
 from headwater.errors import Unavailable
-from headwater.eventstore.log import Append, Log, append
+from headwater.eventstore.log import READ_ON_POSITIONS, Append, Log, append
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
 from headwater.projections.generations import prepare, rebuild
@@ -239,11 +239,11 @@ async def checkpoint(connection: asyncpg.Connection, view: View[Any]) -> int:
 
 @asynccontextmanager
 async def projecting(
-    dsn: str, app: App, view: View[Any], *, workers: int = 1, **options: Any
+    dsn: str, app: App, view: View[Any], *, workers: int = 1, window: int = READ_ON_POSITIONS, **options: Any
 ) -> AsyncIterator[list[Projector[Any]]]:
     """Projectors of one view, each as if in a process of its own."""
     async with Database(dsn) as database:
-        log = Log(database.pool, app.domain.codec)
+        log = Log(database.pool, app.domain.codec, window=window)
         projectors = [Projector(database, log, view, Positions(), poll=0.05, **options) for _ in range(workers)]
         async with database.pool.acquire() as connection:
             standing = await prepare(connection, view)
@@ -328,9 +328,8 @@ async def test_events_of_others_move_the_checkpoint_too(start: Start, connection
 
 
 async def test_the_checkpoint_moves_through_a_log_in_which_nothing_is_folded(
-    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    dsn: str, connection: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr("headwater.eventstore.log.READ_ON_POSITIONS", 10)
     key = uuid4()
     head = await write(connection, *[Poisoned(thing_id=key)] * 95, Counted(thing_id=key))
     await connection.execute("create table passed (position bigint)")
@@ -341,7 +340,7 @@ async def test_the_checkpoint_moves_through_a_log_in_which_nothing_is_folded(
     await connection.execute(
         "create trigger note after update of position on headwater.projections for each row execute function note()"
     )
-    async with projecting(dsn, things_app, tally_view) as (projector,):
+    async with projecting(dsn, things_app, tally_view, window=10) as (projector,):
         await reached(projector._positions, tally_view.name, head)
     query = "select position from passed order by position"
     assert [row["position"] for row in await connection.fetch(query)] == [*range(10, 91, 10), 96]

@@ -24,10 +24,8 @@ from headwater.clock import SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.consumers.checkpoint import Generation
 from headwater.consumers.leases import end_stalled_sessions
-from headwater.eventstore import appender
-from headwater.eventstore import log as log_module
 from headwater.eventstore.appender import Appender
-from headwater.eventstore.log import Log
+from headwater.eventstore.log import Log, append
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import LOST, Database
 from headwater.projections.projector import Projector
@@ -65,10 +63,8 @@ def dying(call: Callable[..., Awaitable[R]], at: int, *, before: bool) -> Callab
 async def work(dsn: str, where: str, at: int) -> None:
     async with Database(dsn, pool_size=3) as database, Supervisor() as supervisor:
         log, positions = Log(database.pool, app.domain.codec), Positions()
-        if where in ("before", "after"):
-            append: Any = log_module.append
-            appender.append = dying(append, at, before=where == "before")  # type: ignore[attr-defined,assignment]  # the module-level function that it calls
-        writer = Appender(database, positions)
+        write = dying(append, at, before=where == "before") if where in ("before", "after") else append
+        writer = Appender(database, positions, write=write)
         supervisor.start("appender", writer.run)
         conductor = Conductor(
             database,

@@ -1,13 +1,13 @@
-"""Group commit: while one append is in flight, commands queue up and go together in the next one.
+"""Group commit: while one append is in flight, commands queue up; the next append writes all of them.
 
 One connection, one task, one batch at a time. States:
 
     connecting -> idle -> writing -> settling -> idle ...
         |            \\-> (connection lost, silent or read-only) -> connecting -> writing the same batch again
-        \\-> patience is over: those who wait are told -> connecting ...
+        \\-> patience is over: all waiting commands fail -> connecting ...
 
-Writing a batch again is safe and tells the truth: commands whose events were committed before the connection was lost
-come back as done, with their first result; the others are judged now, for the first time.
+Writing a batch again is safe and its verdicts are correct: commands whose events were committed before the connection
+was lost return as done, with their first result; the others are judged for the first time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -32,30 +32,30 @@ from headwater.telemetry import SECONDS, SIZES, Distribution
 logger = logging.getLogger(__name__)
 
 LOST_FOR_WRITING: tuple[type[BaseException], ...] = (*LOST, asyncpg.ReadOnlySQLTransactionError)
-"""A connection that cannot be written on: it is lost, or its server has become a standby."""
+"""Errors of a connection that cannot be used for writing: it is lost, or its server has become a standby."""
 
 AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.ReadOnlySQLTransactionError)
-"""The same, or there is none to be had."""
+"""The same errors, and those of a connection that cannot be made."""
 
 NOT_NOW: tuple[type[BaseException], ...] = (
-    asyncpg.InsufficientResourcesError,  # a full disk, for one
+    asyncpg.InsufficientResourcesError,  # for example a full disk
     asyncpg.QueryCanceledError,
     asyncpg.LockNotAvailableError,
     asyncpg.TransactionRollbackError,
 )
-"""What is raised when PostgreSQL cannot take a call for now: the call is undone, and not at fault."""
+"""Errors of a call that PostgreSQL rejects for now, for no fault of the call: it is rolled back."""
 
 AT_FAULT = (asyncpg.PostgresError, ValueError, TypeError, OverflowError)
-"""What is raised when a call holds something that PostgreSQL does not take, or that cannot be sent to it."""
+"""Errors of a call that holds a value which PostgreSQL rejects, or which the driver cannot send."""
 
 SMALL_BATCH = 16
-"""Up to so many commands are written in one batch, even if nobody is left to decide the next one meanwhile: the flush
-to the disk takes longer than deciding them, so that two smaller batches gain nothing."""
+"""Commands that one batch always takes, even if no command is left to decide while it is written: the flush to the
+disk takes longer than deciding them, so that two smaller batches gain nothing."""
 
 
 class Chain(msgspec.Struct, eq=False, gc=False):
-    """Commands of one stream that were decided one on another before any was written. When one loses, those behind it
-    stand on nothing, and are not sent."""
+    """Commands of one stream, each decided on the state that the one before it will leave, before any was written. When
+    one loses, the later ones were decided on a state that never existed, and are not sent."""
 
     broken: bool = False
 
@@ -68,7 +68,7 @@ class _Waiting(msgspec.Struct, eq=False):
 
 @dataclass
 class AppendCounts:
-    """What the appender has done since the start. sizes: commands in an append. seconds: that one took."""
+    """The work of the appender since the start. sizes: commands in an append. seconds: duration of an append."""
 
     batches: int = 0
     commands: int = 0
@@ -79,10 +79,11 @@ class AppendCounts:
 
 
 class Appender:
-    """The process's one writer of the log.
+    """The process's only writer of commands to the log.
 
-    queue: commands that may wait, at most. batch: commands in one append, at most. patience: seconds to wait for a lost
-    database before those who wait are told; one that says nothing for half of that counts as lost.
+    queue: the most commands that may wait. batch: the most commands in one append. patience: seconds to wait for an
+    unreachable database before the waiting commands fail; a connection that is silent for half of that counts as lost.
+    write: appends a batch on a connection.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class Appender:
         queue: int = 10_000,
         batch: int = 500,
         patience: float = 10.0,
+        write: Callable[[asyncpg.Connection, Sequence[Append]], Awaitable[list[Appended]]] = append,
     ) -> None:
         self._database = database
         self._positions = positions
         self._limit = queue
         self._batch = batch
         self._patience = patience
+        self._append_batch = write
         self._queue: deque[_Waiting] = deque()
         self._writing: list[_Waiting] = []
         self._share = SMALL_BATCH
@@ -109,7 +112,7 @@ class Appender:
 
     @property
     def waiting(self) -> int:
-        """Commands that wait for the next append."""
+        """The number of commands that wait for the next append."""
         return len(self._queue)
 
     @property
@@ -120,15 +123,18 @@ class Appender:
     def submit(self, command: Append, chain: Chain) -> asyncio.Future[Appended]:
         """Queue a command for the next append.
 
+        Returns a future of the verdict. It raises Unavailable (nothing was written) or OutcomeUnknown when the database
+        stays unreachable.
+
         Raises:
-            Overloaded: too many are waiting.  Unavailable: the process is shutting down.
-        The answer raises Unavailable (nothing was written) or OutcomeUnknown when the database stays away.
+            Overloaded: the queue is full.
+            Unavailable: the process is shutting down.
         """
         if self._closing:
             raise Unavailable("The server is shutting down; nothing was written. Try again.")
         if len(self._queue) >= self._limit:
             raise Overloaded(
-                f"As many commands are waiting as may, {len(self._queue)}; nothing was written. Try again later."
+                f"The queue of commands is full ({len(self._queue)} are waiting); nothing was written. Try again later."
             )
         answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(command, chain, answer))
@@ -136,32 +142,34 @@ class Appender:
         return answer
 
     async def drain(self) -> None:
-        """Take no more commands, and return when all that wait have their answer."""
+        """Take no more commands, and return when all waiting ones have their answer."""
         self._closing = True
         await self.answered()
 
     async def answered(self) -> None:
-        """Return when all that wait now have their answer."""
+        """Return when all commands that wait now have their answer."""
         answers = [waiting.answer for waiting in (*self._writing, *self._queue)]
         if answers:
             await asyncio.wait(answers)
 
     def abandon(self) -> None:
-        """Take no more commands, and tell those who still wait: the process ends without having heard from the log."""
+        """Take no more commands, and fail the waiting ones: the process ends before the log has answered."""
         self._closing = True
         self._give_up()
 
     async def run(
         self, well: Callable[[], None] = lambda: None, unwell: Callable[[str], None] = lambda why: None
     ) -> None:
-        """Connect, write batches, connect again. Runs under a supervisor, which is told of a loss and when it is got
-        over."""
+        """Connect, write batches, reconnect. Runs under a supervisor.
+
+        well, unwell: called when the log can be written again, and with the reason when it cannot.
+        """
         failures = 0
         while True:
             try:
                 connection = await self._connect()
                 try:
-                    if self._writing:  # those who could not be written: whether they can be now is seen by that
+                    if self._writing:  # the batch of the lost connection; well() only after it is written
                         await self._write(connection)
                     well()
                     self._away_since, failures = None, 0
@@ -189,18 +197,18 @@ class Appender:
         return connection
 
     def _note_absence(self) -> None:
-        """The log is away, since now or since some time: too long for those who wait?"""
+        """Record that the log is unreachable, and fail the waiting commands if it has been for too long."""
         self._away_since = self._away_since or time.monotonic()
         if time.monotonic() - self._away_since >= self._patience:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Tell those who wait what is known: what is queued was not written, what was being written may have been."""
+        """Fail the waiting commands: queued ones were not written, those of the batch in flight may have been."""
         outage, unwritten, unknown = self._database.outage, len(self._queue), len(self._writing)
         if outage.count("commands not written", unwritten):
             outage.count("commands with unknown outcome", unknown)
         else:
-            logger.error("the log is away: %d commands unwritten, %d unknown", unwritten, unknown)
+            logger.error("the log is unreachable: %d commands not written, %d with unknown outcome", unwritten, unknown)
         for waiting in self._writing:
             self._fail(waiting, OutcomeUnknown(OutcomeUnknown.__doc__))
         for waiting in self._queue:
@@ -215,17 +223,21 @@ class Appender:
             await self._write(connection)
 
     async def _append(self, connection: asyncpg.Connection, batch: list[_Waiting]) -> list[Appended]:
-        """Raises TimeoutError, a loss, when nothing is heard of it."""
+        """Append a batch.
+
+        Raises:
+            TimeoutError: PostgreSQL did not answer; the connection counts as lost.
+        """
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._patience / 2):
-                return await append(connection, [waiting.append for waiting in batch])
+                return await self._append_batch(connection, [waiting.append for waiting in batch])
         except LOST_FOR_WRITING:
-            self._away_since = self._away_since or started  # when those who wait began to
+            self._away_since = self._away_since or started  # the batch has waited since then
             raise
 
     async def _take(self) -> None:
-        """Wait for commands, and take a batch of those whose chain still holds."""
+        """Wait for commands, and take a batch of those whose chain is intact."""
         while not self._writing:
             while not self._queue:
                 self._arrived.clear()
@@ -245,7 +257,7 @@ class Appender:
         except LOST_FOR_WRITING:
             raise
         except NOT_NOW as error:
-            logger.warning("PostgreSQL does not take an append now (%s); %d commands are told", error, len(batch))
+            logger.warning("PostgreSQL rejected an append for now (%s); %d commands failed", error, len(batch))
             self._writing = []
             for waiting in batch:
                 self._fail(waiting, Unavailable(Unavailable.__doc__))
@@ -255,13 +267,13 @@ class Appender:
             return
         self.counts.seconds.observe(time.perf_counter() - started)
         self._writing = []
-        # Those who get their answer now will ask again, beside those who wait. Half of them a batch, so that the next
-        # is on its way while they decide: both cores work, where one batch of all would have them take turns.
+        # The callers that get their answer now send their next commands, beside those that wait. A batch takes half of
+        # all, so that one is written while the other half is decided: both cores work, instead of taking turns.
         self._share = max(SMALL_BATCH, (len(batch) + len(self._queue) + 1) // 2)
         self._settle_batch(batch, answers)
 
     async def _write_singly(self, connection: asyncpg.Connection, error: Exception) -> None:
-        """PostgreSQL refused the whole call: find whose fault it was, so that nobody else pays for it."""
+        """Write each command by itself after PostgreSQL rejected the whole call, so that only the faulty one fails."""
         if len(self._writing) > 1:
             logger.warning("an append of %d commands failed (%s); writing them one by one", len(self._writing), error)
         while self._writing:
@@ -279,24 +291,24 @@ class Appender:
                     self._fail(first, fault)
                 else:
                     self._settle_batch([first], answers)
-            self._writing = others  # until here the first is still under way: who drains, or gives up, finds it
+            self._writing = others  # not earlier: drain() and _give_up() need the first one until then
 
     def _settle_batch(self, batch: list[_Waiting], answers: list[Appended]) -> None:
-        tally = self.counts
-        tally.batches += 1
-        tally.commands += len(batch)
-        tally.sizes.observe(len(batch))
+        counts = self.counts
+        counts.batches += 1
+        counts.commands += len(batch)
+        counts.sizes.observe(len(batch))
         for waiting, appended in zip(batch, answers, strict=True):
-            tally.verdicts[appended.verdict] += 1
+            counts.verdicts[appended.verdict] += 1
             if appended.verdict is Verdict.ACCEPTED:
-                tally.events += len(waiting.append.events)
+                counts.events += len(waiting.append.events)
             self._settle(waiting, appended)
         self._positions.report(LOG, max((a.position for a in answers if a.verdict is Verdict.ACCEPTED), default=0))
 
     def _settle(self, waiting: _Waiting, appended: Appended) -> None:
         if appended.verdict is not Verdict.ACCEPTED:
             waiting.chain.broken = True
-        if not waiting.answer.done():  # its caller may have gone
+        if not waiting.answer.done():  # its caller may be cancelled
             waiting.answer.set_result(appended)
 
     def _fail(self, waiting: _Waiting, error: Exception) -> None:

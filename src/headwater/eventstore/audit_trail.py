@@ -1,7 +1,7 @@
-"""The audit trail: the log as it is stored, for people. What happened, when, by whom, caused by what.
+"""The audit trail: the log as it is stored, for people: each event with its time, actor and cause.
 
-Events are given with their data as it was written, in the version that it was written in: unlike `Log`, nothing is
-decoded, so that what no class reads any more can still be shown.
+Unlike `Log`, it decodes nothing: an event's data is returned as it was written, in its own schema version. So events
+that no class reads any more can still be shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -36,12 +35,12 @@ _SQL = {
 }
 
 END = 2**63 - 1
-"""Beyond every position."""
+"""Greater than every position."""
 
 LAST_VERSION = 2**31 - 1
 
 WINDOW = 20_000
-"""Positions that a follower searches at once: a filter that little matches never runs into the statement timeout."""
+"""Positions that a follower searches at once, so that a filter with few matches never hits the statement timeout."""
 
 PAGE = 500
 
@@ -49,7 +48,7 @@ PAGE = 500
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An event as it is stored. `data` is JSON text of `schema_version`; `recorded_at` is UTC. `command` is the name of
-    the command that it came of, where the log knows it."""
+    the command that led to it, or None."""
 
     position: int
     event_id: UUID
@@ -69,7 +68,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which events; all that is given must hold. `since` is inclusive, `until` is not."""
+    """A filter of events; all given conditions must hold. `since` is inclusive, `until` is exclusive."""
 
     stream_id: UUID | None = None
     category: str | None = None
@@ -81,7 +80,7 @@ class Wanted:
 
     @property
     def scans(self) -> bool:
-        """Whether no index finds them, so that the log is searched by position."""
+        """True if no index finds the events, so that the log is searched by position."""
         return self.stream_id is None and self.correlation_id is None
 
 
@@ -92,8 +91,8 @@ class Trail:
     """Reads the log as it is stored.
 
     Raises, from every read:
-        SearchTooWide: so little matches that the search took longer than a statement may.
-        BadUserInput: a value that PostgreSQL cannot hold.
+        SearchTooWide: the search for few matches took longer than a statement may.
+        BadUserInput: the filter holds a value that PostgreSQL cannot store.
     """
 
     def __init__(
@@ -112,11 +111,11 @@ class Trail:
         self._poll = poll
 
     async def head(self) -> int:
-        """The position of the last event; 0 in an empty log."""
+        """Return the position of the last event; 0 in an empty log."""
         return await self._log.head()
 
     async def bounds(self, wanted: Wanted, after: int = 0, before: int = END) -> tuple[int, int]:
-        """The positions between which `since` and `until` put what lies between two others; neither is included."""
+        """Narrow two exclusive positions to the events that `since` and `until` allow."""
         if wanted.since is not None:
             after = max(after, await self._log.position_at(wanted.since, before=True))
         if wanted.until is not None:
@@ -126,12 +125,12 @@ class Trail:
     async def read(
         self, wanted: Wanted, after: int = 0, before: int = END, *, limit: int, backward: bool = False
     ) -> list[Entry]:
-        """Events between two positions, neither included: the first so many, or the last, in the log's order."""
+        """Return the first events between two exclusive positions, or the last ones if backward, in the log's order."""
         after, before = await self.bounds(wanted, after, before)
         return await self._between(wanted, after, before, limit, backward)
 
     async def walk(self, wanted: Wanted, after: int, upto: int) -> AsyncGenerator[Entry, None]:
-        """The events after a position, to another at most, in order."""
+        """Yield the events after a position up to another, in order."""
         after, before = await self.bounds(wanted, after, upto + 1)
         while after < before - 1:
             entries, after = await self._next(wanted, after, before - 1)
@@ -139,9 +138,11 @@ class Trail:
                 yield entry
 
     async def follow(self, wanted: Wanted, after: int) -> AsyncGenerator[Entry, None]:
-        """The events after a position, and each that comes, in order, without gap or duplicate. It reads when it is
-        asked for more: a slow reader waits, and costs nothing meanwhile. When the database is away, it waits for it.
-        `until` is not heeded."""
+        """Yield the events after a position and every later one, in order, without a gap or duplicate.
+
+        It reads only when the caller asks for more, so that a slow reader costs nothing. While the database is
+        unreachable, it waits. It ignores `until`.
+        """
         after, _ = await self.bounds(wanted, after)
         failures = 0
         while True:
@@ -163,7 +164,7 @@ class Trail:
             after = reached
 
     async def _next(self, wanted: Wanted, after: int, head: int) -> tuple[list[Entry], int]:
-        """Some events after a position, to another at most, and up to where they are all there are."""
+        """Return the next events after a position up to the head, and the position up to which they are complete."""
         if head <= after:
             return [], after
         upto = min(head, after + WINDOW) if wanted.scans else head
@@ -171,21 +172,21 @@ class Trail:
         return entries, entries[-1].position if len(entries) == PAGE else upto
 
     async def _between(self, wanted: Wanted, after: int, before: int, limit: int, backward: bool) -> list[Entry]:
-        place = (after, before, wanted.category, wanted.types, wanted.actor, limit)
+        arguments = (after, before, wanted.category, wanted.types, wanted.actor, limit)
         if wanted.stream_id is not None:
             versions = await self._versions(wanted.stream_id, after, before)
             rows = await self._fetch(
-                "page_of_stream", backward, *place, wanted.stream_id, *versions, wanted.correlation_id
+                "page_of_stream", backward, *arguments, wanted.stream_id, *versions, wanted.correlation_id
             )
         elif wanted.correlation_id is not None:
-            rows = await self._fetch("page_of_correlation", backward, *place, wanted.correlation_id)
+            rows = await self._fetch("page_of_correlation", backward, *arguments, wanted.correlation_id)
         else:
-            rows = await self._fetch("page", backward, *place)
-        entries = [Entry(*row) for row in rows]
+            rows = await self._fetch("page", backward, *arguments)
+        entries = [Entry(**row) for row in rows]
         return entries[::-1] if backward else entries
 
     async def _versions(self, stream_id: UUID, after: int, before: int) -> tuple[int, int]:
-        """The versions between which a stream's events between two positions are."""
+        """Return the exclusive versions between which a stream's events between two positions lie."""
         version_at = _SQL["version_at", False]
         low = await self._pool.fetchval(version_at, stream_id, after) if after > 0 else 0
         high = LAST_VERSION
@@ -193,7 +194,7 @@ class Trail:
             high = await self._pool.fetchval(version_at, stream_id, before - 1) + 1
         return low, high
 
-    async def _fetch(self, name: str, backward: bool, *values: Any) -> list[asyncpg.Record]:
+    async def _fetch(self, name: str, backward: bool, *values: object) -> list[asyncpg.Record]:
         try:
             return await self._pool.fetch(_SQL[name, backward], *values)
         except asyncpg.QueryCanceledError as error:

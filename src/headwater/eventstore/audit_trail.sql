@@ -1,5 +1,5 @@
 -- name: page
--- The log between two positions; of a category, of types, of an actor, or of all (null).
+-- The log between two exclusive positions; of a category, of types, of an actor, or of all (null).
 select {columns}
   from headwater.events
  where position > $1 and position < $2
@@ -9,7 +9,7 @@ select {columns}
  limit $6
 
 -- name: page_of_stream
--- The same of the stream $7 between two versions ($8, $9), by which it is found; and of a correlation, or of all (null).
+-- The same for the stream $7. The exclusive versions $8 and $9 are what the index finds; of a correlation, or of all (null).
 select {columns}
   from headwater.events
  where position > $1 and position < $2
@@ -20,7 +20,8 @@ select {columns}
  limit $6
 
 -- name: page_of_correlation
--- The same of the correlation $7: the events of its first command, and those of all that it caused. Each arm has an index.
+-- The same for the correlation $7: the events of the commands that its first command caused, and those of the first command
+-- itself. Each arm has an index.
 select * from (
   (select {columns}
      from headwater.events

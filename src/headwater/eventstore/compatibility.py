@@ -1,7 +1,7 @@
-"""Whether the code reads what the log holds: each stored category, type and version, before anything is served on it.
+"""Checks that the app can read the log: each stored category, type and version, before the app serves anything.
 
-The log is counted once: what is found is kept, with the position up to which it was counted, and the next time only
-what has been appended since is looked at.
+The log is counted once. The counts are kept with the position up to which they reach, and the next check counts only
+later events.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _SQL = queries.load(__file__)
 logger = logging.getLogger(__name__)
 
 STRIDE = 1_000_000
-"""Events counted in one transaction: what was counted is kept when the process is stopped in between."""
+"""Events that one transaction counts, so that a process that is stopped keeps most of the work."""
 
 
 class LogUnreadable(HeadwaterError):
-    """The log holds events that this code cannot read; the sentence says which, how many, and where."""
+    """The log holds events that this app cannot read; the message lists their kinds, counts and positions."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A kind of stored events: how many, and the positions of the first and the last.
+    """A kind of stored events, with their count and the positions of the first and the last.
 
-    unreadable: why this code cannot read them; None when it can.
+    unreadable: the reason why the app cannot read them; None if it can.
     """
 
     category: str
@@ -45,14 +45,17 @@ class Stored:
     unreadable: str | None
 
     def __str__(self) -> str:
-        what = f"{self.category}: {self.type} version {self.version}, {_times(self.count)} at position {self.first:,}"
+        what = f"{self.category}: {self.type} version {self.version}, {_counted(self.count)} at position {self.first:,}"
         where = f" to {self.last:,}" if self.last > self.first else ""
         return f"{what}{where}" + ("" if self.unreadable is None else f": {self.unreadable}")
 
 
-async def check(pool: asyncpg.Pool, domain: Domain) -> list[Stored]:
-    """Every kind of event in the log, in the order of their first ones. Of each, the first and the last are read."""
-    while not await _count(pool):
+async def check(pool: asyncpg.Pool, domain: Domain, *, stride: int = STRIDE) -> list[Stored]:
+    """Return every kind of event in the log, by first position. Decodes the first and the last event of each.
+
+    stride: events that one transaction counts.
+    """
+    while not await _count(pool, stride):
         pass
     rows = await pool.fetch(_SQL["kinds"])
     return [
@@ -70,10 +73,10 @@ async def check(pool: asyncpg.Pool, domain: Domain) -> list[Stored]:
 
 
 async def require_readable(pool: asyncpg.Pool, domain: Domain) -> None:
-    """Refuse to work on a log that cannot be read.
+    """Check that the app can read the whole log.
 
     Raises:
-        LogUnreadable: some of its events are of no kind that the app reads.
+        LogUnreadable: the log holds events of a kind that the app cannot read.
     """
     unreadable = [each for each in await check(pool, domain) if each.unreadable is not None]
     if unreadable:
@@ -81,40 +84,40 @@ async def require_readable(pool: asyncpg.Pool, domain: Domain) -> None:
 
 
 def complaint(unreadable: Sequence[Stored]) -> str:
-    """What is wrong, as an operator reads it."""
+    """Return the message for an operator."""
     lines = "\n".join(f"  {each}" for each in unreadable)
     return (
-        f"this app cannot read {_times(sum(each.count for each in unreadable))} of the log; deploy the code that can, "
+        f"this app cannot read {_counted(sum(each.count for each in unreadable))} of the log; deploy code that can, "
         f"or add an upcaster (docs/events.md). `headwater check` shows this again:\n{lines}"
     )
 
 
-async def _count(pool: asyncpg.Pool) -> bool:
-    """Count the next stretch of the log. Returns whether that was the end of it."""
+async def _count(pool: asyncpg.Pool, stride: int) -> bool:
+    """Count the next part of the log. True if the whole log is counted."""
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute(_SQL["without_timeout"])
         row = await connection.fetchrow(_SQL["counted"])
-        assert row is not None  # the migration has made it
-        position, head = row
+        assert row is not None  # the migration has inserted it
+        position, head = row["position"], row["head"]
         if position > head:
-            logger.warning("the log ends at %d, though it was counted to %d; counting it again", head, position)
+            logger.warning("the log ends at %d, but was counted up to %d; counting it again", head, position)
             await connection.execute(_SQL["forget"])
             position = 0
-        upto = min(head, position + STRIDE)
+        upto = min(head, position + stride)
         if upto > position:
-            await _count_stretch(connection, position, upto)
+            await _count_part(connection, position, upto)
         if upto < head:
             logger.info("counting the log: %d of %d events", upto, head)
         return bool(upto == head)
 
 
-async def _count_stretch(connection: Connection, after: int, upto: int) -> None:
+async def _count_part(connection: Connection, after: int, upto: int) -> None:
     await connection.execute(_SQL["count"], after, upto)
     await connection.execute(_SQL["move"], upto)
 
 
 def _complaint(domain: Domain, row: asyncpg.Record) -> str | None:
-    """Why the app cannot read a kind, or None."""
+    """Return the reason why the app cannot read a kind, or None."""
     name, version = row["type"], row["schema_version"]
     complaint = domain.complaint_about(row["category"], name, version)
     if complaint is not None:
@@ -127,5 +130,5 @@ def _complaint(domain: Domain, row: asyncpg.Record) -> str | None:
     return None
 
 
-def _times(count: int) -> str:
+def _counted(count: int) -> str:
     return f"{count:,} event{'' if count == 1 else 's'}"

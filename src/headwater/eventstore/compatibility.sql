@@ -1,17 +1,17 @@
 -- name: without_timeout
--- Counting a long log for the first time takes longer than a client's query may.
+-- The first count of a long log takes longer than the statement timeout of the pool.
 set local statement_timeout = 0
 
 -- name: counted
--- How far the log has been counted, and how far it goes; whoever has the row's lock counts on.
+-- The position up to which the log is counted, and its end. The lock lets one process count at a time.
 select c.position, h.position as head from headwater.counted c, headwater.head h for update of c
 
 -- name: forget
--- Begin again: the log is shorter than what was counted of it.
+-- Start again: the log is shorter than its counted part, as after a restore.
 delete from headwater.kinds
 
 -- name: count
--- The kinds of events after a position, to another at most, added to those counted before.
+-- Count the kinds of events after a position up to another, and add them to the earlier counts.
 insert into headwater.kinds as k (category, type, schema_version, count, first_position, last_position)
 select category, type, schema_version, count(*), min(position), max(position)
   from headwater.events
@@ -21,11 +21,11 @@ select category, type, schema_version, count(*), min(position), max(position)
    set count = k.count + excluded.count, last_position = excluded.last_position
 
 -- name: move
--- Remember how far that was.
+-- Store the position up to which the log is counted.
 update headwater.counted set position = $1
 
 -- name: kinds
--- All kinds, with the first and the last event of each. LIMIT 1 holds the plan to index look-ups.
+-- All kinds, with the first and the last event of each. LIMIT 1 keeps the plan to index look-ups.
 select k.category, k.type, k.schema_version, k.count, k.first_position, k.last_position,
        first.data as first_data, last.data as last_data
   from headwater.kinds k

@@ -1,13 +1,13 @@
-"""The doorbell: a NOTIFY that says "look", and one connection a process that hears it.
+"""The doorbell: a NOTIFY that announces a new position, and one connection a process that listens for it.
 
-It carries a name and a position, never data. Losing one costs a poll: whoever waits also looks for himself.
+It carries a name and a position, never data. A lost notification costs one poll, because each waiting task also polls.
 
-`broadcaster` is the transport, so that Redis can take PostgreSQL's place when there are many nodes. Its own PostgreSQL
-backend publishes on one connection without a lock, loses messages when several subscribe at first, and hangs after a
-lost connection; `PostgresBell` takes its place. It never raises from `next_published`, since broadcaster's unsupervised
-listener would die of it.
+`broadcaster` is the transport, so that Redis can replace PostgreSQL when there are many nodes. Its own PostgreSQL
+backend publishes on one connection without a lock, loses messages when several subscribers start at the same time, and
+hangs after a lost connection. `PostgresBell` replaces that backend. It never raises from `next_published`, because
+broadcaster's listener task has no supervisor and would end.
 
-States of the listener: connecting -> listening (LISTEN, then read positions) -> hearing (heartbeat) -> connecting ...
+States of the listener: connecting -> subscribing (LISTEN, then read positions) -> hearing (heartbeat) -> connecting ...
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ CHANNEL = "headwater"
 HEARTBEAT_SECONDS = 5.0
 _EVERYONE = ""
 _FORGET = "!"
-"""What the listener rings, in this process only, when its connection is lost and when it has another."""
+"""The message that the listener rings, in this process only, when its connection is lost and when it has a new one."""
 _LONGEST_POSITION = 19  # digits of a bigint
 
 
 class PostgresBell(BroadcastBackend):
-    """LISTEN on a connection of its own. What comes in faster than it is read is merged: the latest position a name."""
+    """LISTEN on a connection of its own. Notifications that arrive faster than they are read are merged by name: the
+    latest position counts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -44,23 +45,23 @@ class PostgresBell(BroadcastBackend):
         self._rung = asyncio.Event()
 
     async def connect(self) -> None:
-        """Nothing yet: `listen` connects, and connects again."""
+        """Do nothing: `listen` connects, and reconnects."""
 
     async def disconnect(self) -> None:
-        """Nothing: `listen` closes what it opened."""
+        """Do nothing: `listen` closes its connection."""
 
     async def subscribe(self, channel: str) -> None:
-        """Nothing: there is one channel, and `listen` hears it."""
+        """Do nothing: `listen` is subscribed to the only channel."""
 
     async def unsubscribe(self, channel: str) -> None:
-        """Nothing: see `subscribe`."""
+        """Do nothing, as `subscribe`."""
 
     async def publish(self, channel: str, message: Any) -> None:
-        """Ring outside a transaction. Headwater's own writers ring within theirs."""
+        """Ring outside a transaction. Headwater's own writers notify in the transaction of their writes."""
         await self._database.pool.execute("select pg_notify($1, $2)", channel, message)
 
     async def next_published(self) -> Ring:
-        """The next name that rang, with its latest position."""
+        """Return the next name that rang, with its latest position."""
         while not self._rings:
             self._rung.clear()
             await self._rung.wait()
@@ -68,8 +69,10 @@ class PostgresBell(BroadcastBackend):
         return Ring(CHANNEL, self._rings.pop(name))
 
     async def listen(self, well: Callable[[], None] = lambda: None) -> None:
-        """Hear rings until the connection is lost, then raise. Runs under a supervisor, which calls it again and is
-        told when a loss is got over."""
+        """Listen until the connection is lost, then raise. Runs under a supervisor, which calls it again.
+
+        well: called when the listener has subscribed, so that a loss before is over.
+        """
         connection = await self._database.connect("listener")
         lost = asyncio.get_running_loop().create_future()
 
@@ -80,26 +83,27 @@ class PostgresBell(BroadcastBackend):
 
         connection.add_termination_listener(lose)
         try:
-            await connection.add_listener(CHANNEL, self._hear)
-            # Only after LISTEN has been answered: what was committed before it did not ring for us. It may be less than
-            # what was heard before, of a server that has crashed since, or of another.
+            await connection.add_listener(CHANNEL, lambda *notification: self.hear(str(notification[-1])))
+            # Read the positions only after LISTEN: commits before it did not ring on this connection. They may be lower
+            # than those heard before, if the server has crashed or is another one.
             positions = await connection.fetch(_SQL["positions"])
             self._ring(_FORGET, _FORGET)
-            for name, position in positions:
-                self._ring(name, f"{name}:{position}")
+            for row in positions:
+                self._ring(row["name"], f"{row['name']}:{row['position']}")
             self._ring(_EVERYONE, _EVERYONE)
             well()
             while True:
                 await asyncio.wait([lost], timeout=HEARTBEAT_SECONDS)
                 if lost.done():
                     raise ConnectionError("the listener's connection was lost")
-                # A peer that died silently says nothing: ask.
+                # A server that died silently closes no connection, so query it.
                 await connection.execute("select 1", timeout=HEARTBEAT_SECONDS)
         finally:
             connection.terminate()
 
-    def _hear(self, connection: object, pid: int, channel: str, payload: object) -> None:
-        self._ring(str(payload).partition(":")[0], str(payload))
+    def hear(self, payload: str) -> None:
+        """Take a notification: `name:position`."""
+        self._ring(payload.partition(":")[0], payload)
 
     def _ring(self, name: str, message: str) -> None:
         self._rings.pop(name, None)
@@ -108,21 +112,21 @@ class PostgresBell(BroadcastBackend):
 
 
 class Doorbell:
-    """Reports what rings to the process's positions."""
+    """Reports each ring to the process's positions."""
 
     def __init__(self, backend: BroadcastBackend, positions: Positions) -> None:
         self._backend = backend
         self._positions = positions
 
     async def run(self) -> None:
-        """Subscribe once for the whole process, and pass on what is heard. Runs under a supervisor."""
+        """Subscribe once for the whole process, and report each ring. Runs under a supervisor."""
         async with Broadcast(backend=self._backend) as broadcast, broadcast.subscribe(CHANNEL) as rings:
             while True:
                 ring = await rings.get()
                 self.hear(ring.message)
 
     def hear(self, message: str) -> None:
-        """One ring: `name:position`, an empty one for everyone, or that all is to be forgotten."""
+        """Take one ring: `name:position`; an empty one, which wakes all tasks; or the one to forget all positions."""
         name, _, position = message.partition(":")
         if message == _FORGET:
             self._positions.forget()
@@ -131,4 +135,4 @@ class Doorbell:
         elif position.isdecimal() and len(position) <= _LONGEST_POSITION:
             self._positions.report(name, int(position))
         else:
-            logger.warning("a ring that is not ours on channel %s: %.80r", CHANNEL, message)
+            logger.warning("ignored an unknown notification on channel %s: %.80r", CHANNEL, message)

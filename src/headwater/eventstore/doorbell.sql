@@ -1,5 +1,5 @@
 -- name: positions
--- Where the log and each live projection stand, and which generation is live.
+-- The positions of the log and of each live projection, and the number of each live generation.
 select 'log' as name, position from headwater.head
  union all
 select name, position from headwater.projections where state = 'live'

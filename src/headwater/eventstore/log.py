@@ -1,7 +1,7 @@
 """The log: append in commit order, read by stream or by position. Everything else is a fold over it.
 
 Positions are contiguous and become visible in their own order, so a reader that has seen N has seen everything up to N.
-How that is done is in `headwater.append` (migrations/versions/0014_command_names.sql).
+The function `headwater.append` (migrations/versions/0001_schema.sql) guarantees that.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import enum
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -24,26 +24,28 @@ from headwater.postgres import queries
 
 _SQL = queries.load(__file__)
 
+T = TypeVar("T")
+
 STREAM_PAGE = 150
-"""Positions in a page of `Log.stream`. One of ordinary events fits into the socket's buffers with room to spare, so
-that PostgreSQL is done with the next one before this one is folded. With pages of 1,000 a rebuild had to wait for each
-of them, and was slower by a third."""
+"""Positions in a page of `Log.stream`. A page of ordinary events fits into the socket's buffers, so that PostgreSQL has
+sent the next page before this one is folded. With pages of 1,000 a rebuild waited for each page, and took a third
+longer."""
 
 CURSOR_PAGE = 500
 
 READ_ON_POSITIONS = 100_000
-"""Positions that `Log.read_on` looks at in one statement, some 50 ms where none of them is wanted. Were it all of the
-log, a reader of rare events would run into the statement's timeout, and begin again where it was."""
+"""Positions that one statement of `Log.read_on` searches, about 50 ms if none of the events matches. Without the limit,
+the statement of a reader of rare events would time out, and the reader would never get further."""
 
 MOST_EVENTS = 32_767
-"""Events of one command: the log counts them in two bytes."""
+"""The most events of one command: the column `ordinal` has two bytes."""
 
 NEW = 0
 """Expected version of a stream that must not exist yet."""
 
 
 class Verdict(enum.Enum):
-    """What became of a command in an append."""
+    """The result of a command in an append; see `Appended`."""
 
     ACCEPTED = b"a"
     DONE = b"d"
@@ -58,8 +60,8 @@ _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 class Append(msgspec.Struct, gc=False):
     """One command's events on their way into the log.
 
-    expected: the stream's version, `NEW`, or None for any. events: (type, schema version, JSON text) each, at most
-    `MOST_EVENTS`. name: the command's; None for what is no command, such as a record.
+    expected: the stream's version, `NEW`, or None for any. events: (type, schema version, JSON text) of each, at most
+    `MOST_EVENTS`. name: the name of the command; None for a record that Headwater itself writes.
     """
 
     command_id: UUID
@@ -78,17 +80,18 @@ class Append(msgspec.Struct, gc=False):
     def __post_init__(self) -> None:
         if len(self.events) > MOST_EVENTS:
             raise LogError(
-                f"A command on {self.category} {self.stream_id} gave {len(self.events)} events; the log takes"
-                f" {MOST_EVENTS} at most from one command. Nothing was written."
+                f"A command on {self.category} {self.stream_id} returned {len(self.events)} events; the log takes at"
+                f" most {MOST_EVENTS} from one command. Nothing was written."
             )
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
-    """A verdict and its facts.
+    """A verdict with its facts.
 
-    ACCEPTED and DONE: the stream's version and the position after the command (of its first run, when DONE), and the
-    stream it went to. CONFLICT: the actual version. TAKEN: `blocker` is the claim that another stream holds. BEHIND:
-    an earlier command of the same call on the same stream lost, or shares a claim or command id: decide again.
+    ACCEPTED: the stream, its version and the log's position after the command's last event. DONE: the command was
+    accepted before; the same facts, of its first run. CONFLICT: the actual version of the stream. TAKEN: `blocker` is
+    the claim that another stream holds. BEHIND: an earlier command of the same call on the same stream lost, or names
+    the same claim or command id; the command must be decided again.
     """
 
     verdict: Verdict
@@ -99,7 +102,10 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
 
 
 async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> list[Appended]:
-    """Append a batch in one transaction; a verdict for each, in order. A loser harms no neighbour."""
+    """Append a batch in one transaction. Returns a verdict for each command, in order.
+
+    A command that loses does not affect commands on other streams.
+    """
     behind = _behind(batch)
     if behind is not None:
         base = await connection.fetchval(
@@ -113,15 +119,17 @@ async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
         )
         if base is not None:
             return [
-                Appended(Verdict.ACCEPTED, each.expected + 1, position, each.stream_id)  # type: ignore[operator]  # _behind has seen that none is None
+                Appended(Verdict.ACCEPTED, each.expected + 1, position, each.stream_id)  # type: ignore[operator]  # _behind returns None if one is None
                 for position, each in enumerate(batch, base + 1)
             ]
     return await _judge(connection, batch)
 
 
 def _behind(batch: Sequence[Append]) -> list[bool] | None:
-    """Whether the command before each on its stream is in the batch too; None when the batch is not plain, see
-    migrations/versions/0014_command_names.sql."""
+    """Return for each command whether an earlier command of the batch writes its expected version.
+
+    None if the batch is not plain: `append_plain` takes one-event commands with an expected version and without claims.
+    """
     reached: dict[UUID, int] = {}
     behind = []
     for each in batch:
@@ -137,25 +145,23 @@ def _behind(batch: Sequence[Append]) -> list[bool] | None:
 
 
 async def _judge(connection: asyncpg.Connection, batch: Sequence[Append]) -> list[Appended]:
-    """The call that takes any batch, and finds each one's verdict."""
+    """Append any batch, with a verdict for each command."""
     claims = [(place, claim) for place, each in enumerate(batch, 1) for claim in each.claims]
     row = await connection.fetchrow(
         _SQL["append"], *_command_columns(batch), *_event_columns(batch), *_claim_columns(claims)
     )
-    assert row is not None  # a function with OUT parameters gives one row
-    verdicts, versions, positions, streams, blockers = row
-    if blockers is None:
-        blockers = [None] * len(batch)
+    assert row is not None  # a function with OUT parameters returns one row
+    blockers = row["blockers"] or [None] * len(batch)
     return [
         Appended(_VERDICTS[verdict], version, position, stream_id, _claim_at(claims, blocker))
         for verdict, version, position, stream_id, blocker in zip(
-            verdicts, versions, positions, streams, blockers, strict=True
+            row["verdicts"], row["versions"], row["positions"], row["streams"], blockers, strict=True
         )
     ]
 
 
 def _command_columns(batch: Sequence[Append]) -> tuple[Any, ...]:
-    """The call's arrays of commands. What all have alike is left out: see the function's comment."""
+    """Return the call's arrays of commands. An array whose elements are all alike is None: see the SQL function."""
     counts = [len(each.events) for each in batch]
     return (
         [each.command_id for each in batch],
@@ -167,7 +173,7 @@ def _command_columns(batch: Sequence[Append]) -> tuple[Any, ...]:
 
 
 def _event_columns(batch: Sequence[Append]) -> tuple[Any, ...]:
-    """The call's arrays of events, and of what is said of each command's."""
+    """Return the call's arrays of events, and of the metadata of each command's events."""
     kinds: dict[tuple[str, str, int], int] = {}
     kind_of = [
         kinds.setdefault((each.category, event[0], event[1]), len(kinds) + 1) for each in batch for event in each.events
@@ -186,7 +192,7 @@ def _event_columns(batch: Sequence[Append]) -> tuple[Any, ...]:
     )
 
 
-def _unless_none(values: list[Any]) -> list[Any] | None:
+def _unless_none(values: list[T | None]) -> list[T | None] | None:
     return None if values.count(None) == len(values) else values
 
 
@@ -203,27 +209,31 @@ def _claim_at(claims: Sequence[tuple[int, Take | Release]], place: int | None) -
     if place is None:
         return None
     claim = claims[place - 1][1]
-    assert isinstance(claim, Take)  # nothing else can be refused
+    assert isinstance(claim, Take)  # a release cannot fail
     return claim
 
 
 class Log:
-    """Reading the log. Events come out as the classes that the codec knows.
+    """Reads the log. Events are returned as instances of the classes that the codec knows.
+
+    window: positions that one statement of `read_on` searches.
 
     Raises, from every read:
-        LogError: a stored event that no class of the app reads.
+        LogError: no class of the app reads a stored event.
     """
 
-    def __init__(self, pool: asyncpg.Pool, codec: Codec) -> None:
+    def __init__(self, pool: asyncpg.Pool, codec: Codec, *, window: int = READ_ON_POSITIONS) -> None:
         self._pool = pool
         self._codec = codec
+        self._window = window
 
     def stored_names(self, events: Collection[type[Event]]) -> list[str]:
-        """The names to read for events of these classes; see `Codec.stored_names` on what else may come with them."""
+        """Return the names under which events of these classes are stored; other events may share them, see
+        `Codec.stored_names`."""
         return self._codec.stored_names(events)
 
     async def head(self) -> int:
-        """The position of the last event; 0 in an empty log."""
+        """Return the position of the last event; 0 in an empty log."""
         return await self._pool.fetchval(_SQL["head"])  # type: ignore[no-any-return]  # bigint
 
     async def read(
@@ -235,22 +245,22 @@ class Log:
         types: Sequence[str] | None = None,
         limit: int = 1000,
     ) -> list[Recorded[Event]]:
-        """A page of the log: events after a position, to another at most, of some categories and types or of all."""
+        """Return a page of the log: events after a position up to another, of some categories and types or of all."""
         rows = await self._pool.fetch(_SQL["read"], after, upto, categories, types, limit)
         return [self._recorded(row) for row in rows]
 
     async def read_on(self, after: int, *, types: Sequence[str], limit: int) -> tuple[list[Recorded[Event]], int]:
-        """The next events of some types, and up to where in the log that is complete: the last of them, when there are
-        as many as the limit, else the log's end, or as far as one statement looks. So it may come on and find none."""
-        upto = after + READ_ON_POSITIONS
+        """Return the next events of some types, and the position up to which they are complete.
+
+        That position is the last event's if there are as many events as the limit; else it is the end of the log, or of
+        the searched window. So it may advance without any event.
+        """
+        upto = after + self._window
         rows = await self._pool.fetch(_SQL["read_on"], after, upto, types, limit)
-        head = 0
-        events = []
-        for row in rows:
-            if row[1] is None:
-                head = row[0]
-            else:
-                events.append(self._recorded(row))
+        head: int = rows[0]["head"]
+        if rows[0]["position"] is None:  # the row of an empty page carries only the head
+            return [], min(upto, head)
+        events = [self._recorded(row) for row in rows]
         return events, events[-1].position if len(events) == limit else min(upto, head)
 
     async def stream(
@@ -263,12 +273,14 @@ class Log:
         page: int = STREAM_PAGE,
         of: Callable[[UUID], bool] | None = None,
     ) -> AsyncGenerator[tuple[int, Iterator[Recorded[Event]]], None]:
-        """All of the log in one ordered stream, on a connection that nobody else uses meanwhile: page after page, with
-        the position that it reaches and its events. While one page is folded, the next is on its way. of: leaves out
-        streams before their events are decoded."""
+        """Yield the log after a position up to another, in order: for each page the position that it reaches, and its
+        events. The next page is fetched while one is folded.
+
+        connection: used by this call alone until it ends. of: the streams to read; events of others are not decoded.
+        """
 
         def fetch(after: int) -> asyncio.Task[list[asyncpg.Record]]:
-            # By position, not by count, so that a page costs the same however few of its events are wanted.
+            # By position, not by count, so that a page costs the same however few of its events match.
             page_of = connection.fetch(_SQL["read"], after, min(after + page, upto), None, types, None)
             return asyncio.create_task(page_of)
 
@@ -279,23 +291,23 @@ class Log:
                 after = min(after + page, upto)
                 if after < upto:
                     fetching = fetch(after)
-                    # Two turns of the loop, so that it is asked for before the fold takes the loop: in the first the
-                    # task writes, in the second uvloop sends.
+                    # Two turns of the loop, so that the query is sent before the fold occupies the loop: in the first
+                    # the task writes, in the second uvloop sends.
                     await asyncio.sleep(0)
                     await asyncio.sleep(0)
-                yield after, (self._recorded(row) for row in rows if of is None or of(row[1]))
+                yield after, (self._recorded(row) for row in rows if of is None or of(row["stream_id"]))
         finally:
             fetching.cancel()
             await asyncio.wait([fetching])
 
     async def at(self, positions: Sequence[int]) -> list[Recorded[Event]]:
-        """The events at some positions, in the log's order."""
+        """Return the events at these positions, in the log's order."""
         return [self._recorded(row) for row in await self._pool.fetch(_SQL["at"], positions)]
 
     async def read_stream(
         self, stream_id: UUID, after_version: int = 0, *, page: int = 1000
     ) -> AsyncGenerator[tuple[str, Recorded[Event]], None]:
-        """A stream's events after a version, in pages, each with the category of the stream."""
+        """Yield a stream's events after a version, each with its category. They are fetched in pages."""
         while True:
             rows = await self._pool.fetch(_SQL["read_stream"], stream_id, after_version, page)
             for row in rows:
@@ -307,38 +319,44 @@ class Log:
     async def read_streams(
         self, connection: asyncpg.Connection, stream_ids: Sequence[UUID], upto: int
     ) -> AsyncGenerator[Recorded[Event], None]:
-        """The events of some streams up to a position, one stream after another, on a connection that nobody else uses
-        meanwhile."""
+        """Yield the events of some streams up to a position, one stream after another.
+
+        connection: used by this call alone until it ends.
+        """
         async with connection.transaction():
             async for row in connection.cursor(_SQL["read_streams"], stream_ids, upto, prefetch=CURSOR_PAGE):
                 yield self._recorded(row)
 
     async def position_at(self, moment: datetime, *, before: bool = False) -> int:
-        """The last position recorded at a moment or before it, only before it if so asked; 0 when none was.
+        """Return the last position that was recorded at or before a moment; 0 if there is none.
 
-        Times never fall with the position, so it is a binary search over the primary key.
+        before: exclude the moment itself. `recorded_at` never decreases with the position, so this is a binary search
+        over the primary key.
         """
         position: int | None = await self._pool.fetchval(_SQL["position_at"], moment, before)
         if position is None:
-            raise LogError("The log has a gap in its positions: it was changed by other means than append()")
+            raise LogError(
+                "The positions of the log have a gap, so it was changed by other means than append(): restore a backup."
+            )
         return position
 
     async def result_of(self, command_id: UUID) -> Appended | None:
-        """What an accepted command came to, or None when it never was accepted."""
+        """Return the result of an accepted command, or None if it was never accepted."""
         row = await self._pool.fetchrow(_SQL["result_of"], command_id)
         return None if row is None else Appended(Verdict.DONE, row["version"], row["position"], row["stream_id"])
 
     async def name_of(self, command_id: UUID) -> str | None:
-        """What an accepted command is called; None when it never was accepted, or code of before wrote it."""
+        """Return the name of an accepted command; None if it was never accepted, or is a record of Headwater."""
         return await self._pool.fetchval(_SQL["name_of"], command_id)  # type: ignore[no-any-return]  # text
 
     async def origin_of(self, command_id: UUID) -> tuple[str | None, UUID | None] | None:
-        """The actor and the causation id of an accepted command's events; None when it has left none."""
+        """Return the actor and the causation id of an accepted command's events; None if it left no events."""
         row = await self._pool.fetchrow(_SQL["origin_of"], command_id)
         return None if row is None else (row["actor"], row["causation_id"])
 
     def _recorded(self, row: asyncpg.Record) -> Recorded[Event]:
-        # One unpacking, no slices: this runs for every event that is read.
+        # One unpacking by order, as in log.sql: this runs for every event that is read, and is faster than ten look-ups
+        # by name. `read_on` has one column more.
         (
             position,
             stream_id,
@@ -353,6 +371,7 @@ class Log:
             name,
             actor,
             data,
+            *_,
         ) = row
         try:
             event = self._codec.decode(name, schema_version, data)

@@ -1,18 +1,18 @@
 -- name: append
--- Many commands in one call, and a verdict for each. See the function's comment.
+-- Append many commands in one call, with a verdict for each. See the comment of the function.
 select verdicts, versions, positions, streams, blockers
   from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 
 -- name: append_plain
--- A batch of one-event commands as a whole: the position before it, or null when anyone in it loses.
+-- Append a batch of one-event commands as a whole. The position before it; null if a command lost and nothing was written.
 select headwater.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 
 -- name: head
--- Where the log ends.
+-- The position of the last event.
 select position from headwater.head
 
 -- name: read_stream
--- A stream's events after a version, in their order.
+-- A stream's events after a version, in order.
 select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
        category, type, actor, data
   from headwater.events
@@ -21,8 +21,8 @@ select position, stream_id, version, schema_version, event_id, command_id, corre
  limit $3
 
 -- name: read_streams
--- The events of some streams up to a position, one stream after another. Each is looked up by itself, and nothing can be
--- looked up by `position + 0`: the plan is one for few events of a long log, whatever PostgreSQL knows of its streams.
+-- The events of some streams up to a position, one stream after another. Each stream is an index look-up of its own:
+-- `position + 0` matches no index, so the plan does not scan the primary key, whatever the statistics of the log are.
 select e.*
   from unnest($1::uuid[]) as s(id)
  cross join lateral (
@@ -34,7 +34,7 @@ select e.*
  ) e
 
 -- name: read
--- The log after a position, in its order; of some categories and types, or of all (null).
+-- The log after a position, in order; of some categories and types, or of all (null).
 select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
        category, type, actor, data
   from headwater.events
@@ -45,18 +45,22 @@ select position, stream_id, version, schema_version, event_id, command_id, corre
  limit $5
 
 -- name: read_on
--- What comes next in the log, up to a position, and where the log ends, as one row without a stream, both of one moment.
-(select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
-        category, type, actor, data
-   from headwater.events
-  where position > $1 and position <= $2 and type = any($3)
-  order by position
-  limit $4)
- union all
-select position, null, null, null, null, null, null, null, null, null, null, null, null from headwater.head
+-- The next events after a position up to another, each with the end of the log. One statement, so that both are of one
+-- snapshot. Without any event there is one row, with the end of the log only.
+select e.*, h.position as head
+  from headwater.head h
+  left join lateral (
+    select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
+           category, type, actor, data
+      from headwater.events
+     where position > $1 and position <= $2 and type = any($3)
+     order by position
+     limit $4
+  ) e on true
+ order by e.position
 
 -- name: at
--- The events at some positions.
+-- The events at these positions.
 select position, stream_id, version, schema_version, event_id, command_id, correlation_id, causation_id, recorded_at,
        category, type, actor, data
   from headwater.events
@@ -64,7 +68,7 @@ select position, stream_id, version, schema_version, event_id, command_id, corre
  order by position
 
 -- name: result_of
--- What an accepted command came to; no row for one that was not accepted.
+-- The result of an accepted command; no row for one that was not accepted.
 select stream_id, version, position from headwater.events where command_id = $1
  union all
 select stream_id, version, position from headwater.commands where command_id = $1
@@ -72,19 +76,19 @@ select stream_id, version, position from headwater.commands where command_id = $
  limit 1
 
 -- name: name_of
--- What the command of an id is called, as far as that is known; no row for one that never was accepted.
+-- The name of an accepted command; null for a record of Headwater, no row for one that was not accepted.
 (select command as name from headwater.events where command_id = $1 order by ordinal limit 1)
  union all
 select name from headwater.commands where command_id = $1
  limit 1
 
 -- name: origin_of
--- On whose behalf a command was carried out, and what led to it; no row for one that left no event, or never was accepted.
+-- The actor and the cause of a command's events; no row for one that left no event or was not accepted.
 select actor, causation_id from headwater.events where command_id = $1 order by ordinal limit 1
 
 -- name: position_at
--- The last position recorded at $1 or before it; only before it when $2. No row when positions have a gap. About as many
--- look-ups in the primary key as the last position has binary digits: an index on the time would burden every append.
+-- The last position recorded at or before $1; only before it if $2. No row if the positions have a gap. It takes about as
+-- many look-ups in the primary key as the last position has binary digits; an index on the time would slow every append.
 with recursive search(low, high) as (
   select 0::bigint, position from headwater.head
    union all

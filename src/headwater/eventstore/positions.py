@@ -1,9 +1,10 @@
-"""Where the log and each projection stand, as far as this process has heard, and waiting for one to move.
+"""The positions of the log and of each projection, as far as this process has heard, and waiting for one to move.
 
-What is heard may be late, so whoever waits also looks for himself now and then. It is hardly ever wrong, since
-positions only grow; but a ring can be forged, and a log or a checkpoint can go back under a running process, with a
-restore, a failover, or a crash of PostgreSQL that takes the last commits of projections with it. So what was heard is
-forgotten with the connection that it was heard on, and put right by whoever looks and finds less.
+A position may arrive late or never, so a waiting task also polls the database. A position that was heard is almost
+always correct, because positions only grow. There are two exceptions: a notification can be forged, and the log or a
+checkpoint can go back under a running process after a restore, a failover, or a crash of PostgreSQL that loses the last
+commits of projections. So positions are forgotten with the connection that they were heard on, and a task that reads a
+lower position from the database corrects them.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import asyncio
 from collections import defaultdict
 
 LOG = "log"
-"""The log's own name among the positions."""
+"""The name of the log among the positions."""
 
 
 def generation_of(name: str) -> str:
-    """What a projection's live generation is known as: a number that only grows, too."""
+    """Return the name under which the number of a projection's live generation is kept; it only grows, too."""
     return f"{name} generation"
 
 
 class Positions:
-    """Positions by name (`LOG`, or a projection), with waiters."""
+    """Positions by name (`LOG`, or a projection), with the tasks that wait for them."""
 
     def __init__(self) -> None:
         self._known: defaultdict[str, int] = defaultdict(int)
@@ -30,45 +31,58 @@ class Positions:
 
     @property
     def alarms(self) -> int:
-        """How often everyone was woken. Who looks for himself and then waits asks before he looks, and says so when he
-        waits: an alarm in between is not missed."""
+        """The number of calls of `wake_everyone`.
+
+        A task that reads the database and then waits takes this number before it reads, and passes it to `moved`: then
+        it does not miss an alarm between the two.
+        """
         return self._alarms
 
+    @property
+    def waiting(self) -> int:
+        """The number of tasks that wait in `moved`."""
+        return sum(map(len, self._waiting.values()))
+
     def known(self, name: str) -> int:
-        """The greatest position heard of; 0 when none was. Ask the database where it must not be too much."""
+        """Return the greatest position that was heard, or 0. It may be too great: see the module."""
         return self._known[name]
 
     def report(self, name: str, position: int) -> None:
-        """Something has come this far: wake those who wait for it."""
+        """Record that a position was reached, and wake the tasks that wait for it."""
         if position > self._known[name]:
             self._known[name] = position
             self._wake(name)
 
     def correct(self, name: str, heard: int, found: int) -> None:
-        """The database says `found` to one who asked it when `heard` was known: if that was more, it was wrong. Without
-        this, who waits for what is beyond `found` would be told again and again that it is there."""
+        """Lower a position that the database contradicts.
+
+        heard: the known position before the database was read. found: the position in the database. Without the
+        correction, a task that waits for a position beyond `found` would be woken again and again for nothing.
+        """
         if found < heard == self._known[name]:
             self._known[name] = found
 
     def forget(self) -> None:
-        """The connection on which all this was heard is lost, or new: nothing is known."""
+        """Forget all positions: the connection that they were heard on is lost, or new."""
         self._known.clear()
 
     def wake_everyone(self) -> None:
-        """Something may have been missed: let everyone look for himself."""
+        """Wake all waiting tasks, so that each reads the database: a notification may have been missed."""
         self._alarms += 1
         for name in list(self._waiting):
             self._wake(name)
 
     async def moved(self, name: str, after: int, seconds: float, alarms: int | None = None) -> None:
-        """Return when the position is heard to be beyond `after`, when everyone is woken, or after so many seconds.
-        alarms: how many there were when the caller looked last; when there is another since, it returns at once."""
+        """Return when a position beyond `after` is heard, when all tasks are woken, or after so many seconds.
+
+        alarms: the value of `alarms` before the caller read the database. If it has changed, return at once.
+        """
         if self._known[name] > after or alarms not in (None, self._alarms):
             return
         waiting = asyncio.get_running_loop().create_future()
         self._waiting[name].add(waiting)
         try:
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes in the same moment as the answer.
+            # Not wait_for: before Python 3.12 it loses a cancellation that arrives at the same moment as the result.
             async with asyncio.timeout(seconds):
                 await waiting
         except TimeoutError:

@@ -1,9 +1,9 @@
-"""SnapshotStore: kept states of long streams, so that the next process need not read a stream from its start.
+"""Kept states of long streams, so that a new process does not read a stream from its start.
 
-They are a shortcut and never the truth. They are taken beside the commands, never on their way; one that is missing or
-cannot be used costs the time to read the stream; one is used only when all of these hold: it is of the decider's
-`fold_version` and of the shape that its state has today, it stands after an event that its stream still has, and its
-text is the one that was written.
+A snapshot is a shortcut and never the truth. Snapshots are taken in the background, and no command waits for one. A
+missing or unusable snapshot costs the time to read the stream. A snapshot is used only if it has the decider's
+`fold_version` and the present shape of its state, its stream still has the event that it was taken after, and its text
+is the one that was written.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 BATCH = 100
-"""SnapshotStore stored in one statement, at most."""
+"""The most snapshots that one statement stores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A stream's state after its event of a version, which stands at a position of the log; 0 before the first."""
+    """A stream's state after its event of this version, at this position of the log. Both are 0 for an empty stream."""
 
     version: int
     position: int
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass
 class SnapshotCounts:
-    """What became of snapshots since the start. `unusable`: found, and left alone or thrown away."""
+    """The number of snapshots since the start, by result. unusable: found, but ignored or deleted."""
 
     stored: int = 0
     failed: int = 0
@@ -53,9 +53,9 @@ class SnapshotCounts:
 
 
 class SnapshotStore:
-    """The process's snapshots: found when a stream is loaded, stored in the background.
+    """Loads snapshots for a process, and stores new ones in the background.
 
-    queue: streams that may wait to be stored; past that they are dropped, and offered again later.
+    queue: the most streams that wait to be stored; further ones are dropped, and offered again later.
     """
 
     def __init__(self, database: Database, *, queue: int = 1000) -> None:
@@ -68,18 +68,19 @@ class SnapshotStore:
         self.counts = SnapshotCounts()
 
     async def load(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> Point | None:
-        """The stream's state as it was kept last, or None. Whatever is wrong with it is logged, never raised.
+        """Return the latest snapshot of a stream, or None. A fault of the snapshot is logged, never raised.
 
-        Raises what the database raises when it is away.
+        Raises:
+            UNREACHABLE: the database is unreachable.
         """
         try:
             return await self._load(decider, stream_id)
         except UNREACHABLE:
             raise
-        except asyncpg.PostgresError as error:  # no right to read it, or a block of it that is broken
+        except asyncpg.PostgresError as error:  # for example a missing privilege, or a damaged block
             self.counts.unusable += 1
             logger.warning(
-                "the snapshot of %s %s is left alone: %s: %s", decider.category, stream_id, type(error).__name__, error
+                "the snapshot of %s %s is ignored: %s: %s", decider.category, stream_id, type(error).__name__, error
             )
             return None
 
@@ -89,13 +90,13 @@ class SnapshotStore:
         if row is None:
             return None
         if row["shape"] != decider.snapshots.codec.shape:
-            # The code's other version may be running beside this one: it is left to it.
+            # Another version of the code may run beside this one and use it.
             self.counts.unusable += 1
             return None
         try:
-            state = _opened(decider, stream_id, row)
+            state = _decoded(decider, stream_id, row)
         except ValueError as error:
-            logger.warning("the snapshot of %s %s is thrown away: %s", decider.category, stream_id, error)
+            logger.warning("the snapshot of %s %s is deleted: %s", decider.category, stream_id, error)
             await self._database.pool.execute(
                 _SQL["discard"], stream_id, decider.fold_version, row["version"], row["seal"]
             )
@@ -105,7 +106,7 @@ class SnapshotStore:
         return Point(row["version"], row["position"], state)
 
     def offer(self, decider: Decider[Any, Any, Any], stream_id: UUID, point: Point) -> None:
-        """Have a state stored when there is time. Of one stream the latest counts."""
+        """Queue a state to be stored. A later state of the same stream replaces it."""
         if stream_id not in self._waiting and len(self._waiting) >= self._limit:
             self.counts.dropped += 1
             return
@@ -114,18 +115,23 @@ class SnapshotStore:
         self._arrived.set()
 
     async def settled(self) -> None:
-        """Return when nothing waits to be stored."""
+        """Return when no state waits to be stored."""
         await self._idle.wait()
 
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
-        """Store what is offered. Runs under a supervisor."""
+        """Store the offered states. Runs under a supervisor."""
         while True:
             while not self._waiting:
                 self._arrived.clear()
                 self._idle.set()
                 await self._arrived.wait()
-            chosen = [(stream_id, *self._waiting.pop(stream_id)) for stream_id in list(self._waiting)[:BATCH]]
-            await self._store([row for each in chosen if (row := self._row(*each)) is not None])
+            rows = []
+            for stream_id in list(self._waiting)[:BATCH]:
+                decider, point = self._waiting.pop(stream_id)
+                row = self._row(stream_id, decider, point)
+                if row is not None:
+                    rows.append(row)
+            await self._store(rows)
             well()
 
     async def _store(self, rows: list[tuple[Any, ...]]) -> None:
@@ -146,23 +152,27 @@ class SnapshotStore:
         codec = decider.snapshots.codec
         try:
             text = codec.encode(point.state)
-        except Exception:  # whatever a state of the app's does when it is encoded or compared
+        except Exception:  # the app's state may raise anything when it is encoded or compared
             self.counts.failed += 1
-            logger.exception("the state of %s %s cannot be kept", decider.category, stream_id)
+            logger.exception("the state of %s %s cannot be stored as a snapshot", decider.category, stream_id)
             return None
         seal = _seal(stream_id, decider.fold_version, point.version, codec.shape, text)
         return stream_id, decider.fold_version, point.version, point.position, codec.shape, seal, text
 
 
-def _opened(decider: Decider[Any, Any, Any], stream_id: UUID, row: asyncpg.Record) -> Any:
-    """The state of a stored row. Raises ValueError with the reason why it cannot be used."""
+def _decoded(decider: Decider[Any, Any, Any], stream_id: UUID, row: asyncpg.Record) -> Any:
+    """Return the state of a stored row.
+
+    Raises:
+        ValueError: the row cannot be used; the message is the reason.
+    """
     assert decider.snapshots is not None
     if not row["of_this_stream"]:
-        raise ValueError(f"the stream does not have the event of version {row['version']} that it was taken after")
+        raise ValueError(f"the stream lacks the event of version {row['version']} that it was taken after")
     if row["category"] != decider.category:
         raise ValueError(f"the stream belongs to {row['category']}")
     if row["seal"] != _seal(stream_id, decider.fold_version, row["version"], row["shape"], row["state"]):
-        raise ValueError("it is not what was written")
+        raise ValueError("it was changed after it was written")
     try:
         return decider.snapshots.codec.decode(row["state"])
     except msgspec.MsgspecError as error:
@@ -170,5 +180,5 @@ def _opened(decider: Decider[Any, Any, Any], stream_id: UUID, row: asyncpg.Recor
 
 
 def _seal(stream_id: UUID, fold_version: int, version: int, shape: str, text: str) -> str:
-    """Shows a row that was changed by accident or by hand; it is no protection against someone who knows this line."""
+    """Return the hash that detects a row changed by accident or by hand. It does not protect against an attacker."""
     return hashlib.sha256(f"{stream_id} {fold_version} {version} {shape} {text}".encode()).hexdigest()[:32]

@@ -1,15 +1,15 @@
 -- name: load
--- The kept state of a stream, and whether it is of an event that the stream still has: after a partial restore it may
--- have ended earlier, or gone on otherwise.
+-- The snapshot of a stream. of_this_stream: the stream still has the event that it was taken after. After a partial
+-- restore the stream may have ended earlier, or continued with other events.
 select s.version, s.shape, s.seal, s.state, e.position, e.category, e.event_id = s.event_id as of_this_stream
   from headwater.snapshots s
   left join headwater.events e on e.stream_id = s.stream_id and e.version = s.version
  where s.stream_id = $1 and s.fold_version = $2
 
 -- name: store
--- Keep the states of many streams, each beside the event that it stands after. The greater version wins, whoever is
--- first; one of another shape gives way, and so do those of older folds. LIMIT 1 holds the plan to index look-ups, however
--- long the log is.
+-- Store the states of many streams, each with the event that it was taken after. The greater version wins, in any order of
+-- writing; a row of another shape is replaced, and rows of older folds are deleted. LIMIT 1 keeps the plan to index
+-- look-ups, however long the log is.
 with given as (
   select u.stream_id, u.fold_version, u.version, u.shape, u.seal, u.state, e.event_id
     from unnest($1::uuid[], $2::integer[], $3::integer[], $4::bigint[], $5::text[], $6::text[], $7::text[])
@@ -30,5 +30,5 @@ select stream_id, fold_version, version, event_id, shape, seal, state::json from
  where excluded.version > s.version or excluded.shape <> s.shape
 
 -- name: discard
--- Take away one that cannot be used, unless another has come in its place.
+-- Delete a snapshot that cannot be used, unless another one has replaced it.
 delete from headwater.snapshots where stream_id = $1 and fold_version = $2 and version = $3 and seal = $4
