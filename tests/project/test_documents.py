@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,3 +128,13 @@ def test_the_glossary_gives_each_word_one_meaning() -> None:
     words = [word for row in rows for word in re.findall(r"\*\*(.+?)\*\*", row)]
     assert len(words) > 50
     assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize(
+    "face", sorted((ROOT / "src" / "headwater").glob("*/__init__.py")), ids=lambda face: face.parent.name
+)
+def test_each_package_says_where_to_begin_reading(face: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(face.read_text(encoding="utf-8"))) or ""
+    named = re.findall(r"`(\w+)(?:\.py)?`", docstring)
+    modules = {path.stem for path in face.parent.iterdir()}
+    assert modules.intersection(named), "it names no module to begin with"

@@ -1,1 +1,7 @@
-"""TODO."""
+"""Read models in the database: from events to rows, and from rows back to clients.
+
+Read `projector` first: the loop that keeps the rows of one read model. `row_folder` is what every loop that folds
+shares: the projector, `rebuild`, `verify` and `history`. `tables` creates the tables, `generations` replaces one by the
+next, and `row_codec` converts values. `reader` and `filter` answer queries, `row_events` keeps which events a row is
+folded from, `tombstones` remembers removed rows, and `retire` drops what no app needs.
+"""
