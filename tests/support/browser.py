@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-REQUIRED = "HEADWATER_REQUIRE_BROWSER"
+REQUIRED = "REQUIRE_BROWSER"
 """The environment variable that turns the skip of tests without a browser into a failure; CI sets it to 1."""
 
 MISSING = "no Chromium was found"

@@ -64,7 +64,7 @@ class EventHandler(ABC):
         """Entered when the lease is taken, and left when it is lost."""
         yield
 
-    async def prepare(self, keys: Collection[UUID]) -> None:
+    async def expect(self, keys: Collection[UUID]) -> None:
         """Called before the events of these keys are taken."""
         return
 
@@ -211,7 +211,7 @@ class Consumer:
                 break
             if key is not None:
                 by_key.setdefault(key, []).append(event)
-        await outlast(lambda: self._handler.prepare(by_key))
+        await outlast(lambda: self._handler.expect(by_key))
         failed = await asyncio.gather(*(self._take_all(key, mine) for key, mine in by_key.items()))
         aside = [*self._to_write(), *(letter for letters in failed for letter in letters)]
         self._parked.letters = [letter for letter in self._parked.letters if letter.key in self._tries]

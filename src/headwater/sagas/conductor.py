@@ -80,7 +80,7 @@ class SagaHandler(EventHandler):
         """The instance that an event is routed to. Its own records are not taken: `write` looks at them."""
         return self._saga.key_of(event.data) if type(event.data) in self._routed else None
 
-    async def prepare(self, keys: Collection[UUID]) -> None:
+    async def expect(self, keys: Collection[UUID]) -> None:
         """Most instances are new when their first event comes: one look for all of them finds which."""
         await self._instances.begin_unknown(self._saga.stream_of(key) for key in keys)
 
