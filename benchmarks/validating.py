@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from bank.main import app
 from benchmarks.ground import Figure, median
-from headwater.graphql.cost import CostLimits, cost_rule
+from headwater.graphql.cost import CostLimits, cost_guard
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.postgres.embedded import EmbeddedPostgres
@@ -43,11 +43,18 @@ HOSTILE = {
     "inline fragments": of_nodes("... { id } " * 1_200),
     "fragments": of_nodes(numbered("...f#", 480)) + numbered("fragment f# on Account { id }", 480),
     "directives": of_nodes("id @include(if: true) " * 620),
+    "variables": f"query ($v: Boolean!) {of_nodes('id @include(if: $v) ' * 540)}",
+    "variables in a list": "query ($v: Decimal) { accounts(first: 1, filter: { and: ["
+    + "{ balance: { eq: $v } } " * 450
+    + "] }) { nodes { id } } }",
+    "inline fragments with a variable": f"query ($v: Boolean!) {of_nodes('... @skip(if: $v) { id } ' * 380)}",
     "conflicts": f"{{ accounts(first: 1) {{ {'nodes { a: id } nodes { a: currency } ' * 400} }} }}",
     "unknown fragments": of_nodes(numbered("...f#", 2_400)),
     "values": f"{{ accounts(first: 1, filter: {{ and: [{'{ balance: { eq: 1 } } ' * 540}] }}) {{ nodes {{ id }} }} }}",
     "a fragment of many operations": f"{numbered('query q# { ...f }', 400)}"
     f" fragment f on Query {{ accounts(first: 1) {{ nodes {{ {numbered('a#: id', 20)} }} }} }}",
+    "a fragment with a variable": f"{numbered('query q#($v: Boolean!) { ...f }', 340)}"
+    f" fragment f on Query {{ accounts(first: 1) {{ nodes {{ {numbered('a#: id', 23)} b: id @skip(if: $v) }} }} }}",
 }
 
 
@@ -61,7 +68,7 @@ async def run(_: EmbeddedPostgres) -> Iterator[Figure]:
 
 def milliseconds(query: str) -> float:
     """Return the time that an engine takes for a document that it has not seen."""
-    engine = Engine(app.schema, guards=[cost_rule(CostLimits())])
+    engine = Engine(app.schema, guards=[cost_guard(CostLimits())])
     started = time.perf_counter()
     engine.kind(GraphQLRequest(query))
     return (time.perf_counter() - started) * 1_000

@@ -9,37 +9,40 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 from graphql import (
+    GraphQLError,
     OperationDefinitionNode,
     TypeInfo,
     ValidationContext,
     get_introspection_query,
     parse,
     print_ast,
-    validate,
 )
 from msgspec.structs import replace
 
 from bank.main import app
 from headwater import Example
 from headwater.config import Settings
-from headwater.graphql.cost import CODE, MOST_LEVELS, CostLimits, _Reckoning, cost_rule
+from headwater.graphql.cost import CODE, MOST_LEVELS, CostLimits, Costs, cost_guard
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.validation import validate
 from headwater.server.node import Node
 from headwater.server.web import Web
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
+
+SCHEMA = app.schema._schema
 
 AT_ONCE = 2.0
 """Seconds. A cost that doubles with each fragment would take far longer."""
 
 
 def engine(limits: CostLimits | None = None) -> Engine:
-    return Engine(app.schema, guards=[cost_rule(limits or CostLimits())])
+    return Engine(app.schema, guards=[cost_guard(limits or CostLimits())])
 
 
 async def errors_of(query: str, limits: CostLimits | None = None) -> list[tuple[str, str]]:
-    """Of a query that is not executed: code and message."""
+    """Return code and message of each error of a query that is not executed."""
     started = time.perf_counter()
     result = await engine(limits).execute(GraphQLRequest(query), None)
     assert time.perf_counter() - started < AT_ONCE
@@ -47,8 +50,13 @@ async def errors_of(query: str, limits: CostLimits | None = None) -> list[tuple[
     return [(error["extensions"]["code"], error["message"]) for error in result.errors]
 
 
+def exceeded(query: str, limits: CostLimits) -> list[GraphQLError]:
+    """Return an error for each limit that a document exceeds, without any other rule."""
+    return validate(SCHEMA, parse(query), rules=(), guards=[cost_guard(limits)])
+
+
 def chain(spreads: str, length: int) -> str:
-    """Fragments f0 to the last, each of which spreads the next one."""
+    """Return a query with fragments f0, f1, ... that each spread the next one."""
     links = [f"fragment f{n} on Query {{ {spreads.format(n + 1)} }}" for n in range(length)]
     return "{ ...f0 } " + " ".join(links) + f" fragment f{length} on Query {{ __typename }}"
 
@@ -56,62 +64,65 @@ def chain(spreads: str, length: int) -> str:
 ATTACKS: dict[str, tuple[str, str]] = {
     "aliases": (
         "{ " + " ".join(f"a{n}: __typename" for n in range(51)) + " }",
-        "A query may have 50 fields at its top; this one has 51.",
+        "A query is limited to 50 fields at its top level; this one has 51.",
     ),
     "the same field a thousand times": (
         "{ " + "__typename " * 1000 + "}",
-        "A query may have 50 fields at its top; this one has 1000.",
+        "A query is limited to 50 fields at its top level; this one has 1000.",
     ),
     "aliases of a mutation": (
         "mutation { " + " ".join(f"a{n}: closeAccount(input: {{accountId: 1}}) {{ x }}" for n in range(21)) + " }",
-        "A mutation may have 20 fields at its top; this one has 21.",
+        "A mutation is limited to 20 fields at its top level; this one has 21.",
     ),
     "aliases in fragments": (
         "{ ...f ...f } fragment f on Query { " + " ".join(f"a{n}: __typename" for n in range(30)) + " }",
-        "A query may have 50 fields at its top; this one has 60.",
+        "A query is limited to 50 fields at its top level; this one has 60.",
     ),
     "aliases in an inline fragment": (
         "{ ... { ... on Query { " + "__typename " * 51 + " } } }",
-        "A query may have 50 fields at its top; this one has 51.",
+        "A query is limited to 50 fields at its top level; this one has 51.",
     ),
     "depth": (
         '{ node(id: "x") { ' + "a { " * 20 + "b" + " }" * 20 + " } }",
-        "An operation may ask for fields 20 deep; this is 22.",
+        "An operation is limited to 20 levels of nested fields; this one has 22.",
     ),
     "depth in fragments": (
         "{ ...a } fragment a on Query { a { b { c { ...b } } } } fragment b on X { " + "d { " * 20 + "e" + " }" * 21,
-        "An operation may ask for fields 20 deep; this is 24.",
+        "An operation is limited to 20 levels of nested fields; this one has 24.",
     ),
     "fragment bomb": (
         chain("...f{0} ...f{0}", 90),
-        "A query may have 50 fields at its top; this one has more than a billion.",
+        "A query is limited to 50 fields at its top level; this one has more than a billion.",
     ),
-    "a long chain": (chain("...f{0}", 500), "Fields may stand 20 deep; these stand deeper, or fragments do."),
+    "a long chain": (
+        chain("...f{0}", 500),
+        "An operation is limited to 20 levels of nested fields; this one has more.",
+    ),
     "fields": (
         "{ accounts { nodes { ...f ...f ...f } } } fragment f on Account { " + "id " * 700 + "}",
-        "An operation may select 2000 fields, those of a fragment wherever it is spread; this is 2102.",
+        "An operation is limited to 2000 fields, those of a fragment counted at each spread; this one has 2102.",
     ),
     "large pages": (
         "{ "
         + " ".join(f"a{n}: accounts(first: 500) {{ nodes {{ id balance status currency }} }}" for n in range(40))
         + " }",
-        "An operation may ask for 100000 values, full pages reckoned; this is 100040.",
+        "An operation is limited to 100000 values, with every page counted as full; this one has 100040.",
     ),
     "introspection, every field's type many times": (
         "{ __schema { types { fields { type { " + " ".join(f"a{n}: name" for n in range(1600)) + " } } } } }",
-        "An operation may ask for 100000 values of the schema's description; this is 435589.",
+        "An operation is limited to 100000 values of introspection; this one has 435589.",
     ),
     "introspection, from type to type": (
         '{ __type(name: "Query") { fields { type { fields { type { ofType { ofType { ofType {'
         + " ".join(f"a{n}: name" for n in range(500))
         + " } } } } } } } } }",
-        "An operation may ask for 100000 values of the schema's description; this is 129058.",
+        "An operation is limited to 100000 values of introspection; this one has 129058.",
     ),
     "introspection in a fragment": (
         "{ __schema { types { ...t } queryType { ...t } } } fragment t on __Type { fields { type { "
         + " ".join(f"a{n}: name" for n in range(900))
         + " } } }",
-        "An operation may ask for 100000 values of the schema's description; this is 259663.",
+        "An operation is limited to 100000 values of introspection; this one has 259663.",
     ),
 }
 
@@ -153,14 +164,14 @@ def test_the_longest_chain_of_fragments_passes_and_the_next_is_refused(spreads: 
 
 
 def is_too_deep(query: str) -> bool:
-    """True if the rule stops at the number of levels, all other limits being out of the way."""
+    """True if the document has more levels than are followed. All other limits are far higher."""
     limits = CostLimits(depth=10_000, selections=10_000, values=10_000)
-    errors = validate(app.schema._schema, parse(query), [cost_rule(limits)])
+    errors = exceeded(query, limits)
     assert len(errors) <= 1
     return bool(errors)
 
 
-BOUNDS = {
+LIMITS = {
     "the fields of a query": (CostLimits(root_fields=3), "{{ {} }}", "a#: __typename ", 3),
     "the fields of a mutation": (CostLimits(mutation_fields=3), "mutation {{ {} }}", "a#: __typename ", 3),
     "selections": (CostLimits(selections=5), "{{ accounts {{ nodes {{ {} }} }} }}", "a#: id ", 3),
@@ -168,18 +179,18 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("name", LIMITS)
 def test_the_last_within_a_limit_passes_and_the_next_is_refused(name: str) -> None:
-    limits, query, each, most = BOUNDS[name]
+    limits, query, each, most = LIMITS[name]
     for count, errors in ((most, 0), (most + 1, 1)):
         text = query.format("".join(each.replace("#", str(number)) for number in range(count)))
-        assert len(validate(app.schema._schema, parse(text), [cost_rule(limits)])) == errors
+        assert len(exceeded(text, limits)) == errors
 
 
 @pytest.mark.parametrize(("depth", "refused"), [(4, False), (3, True)])
 def test_the_deepest_field_within_the_limit_passes(depth: int, refused: bool) -> None:
     query = "{ accounts { nodes { owner { id } } } }"
-    assert bool(validate(app.schema._schema, parse(query), [cost_rule(CostLimits(depth=depth))])) is refused
+    assert bool(exceeded(query, CostLimits(depth=depth))) is refused
 
 
 PAGES: list[tuple[str, int]] = [
@@ -197,9 +208,9 @@ PAGES: list[tuple[str, int]] = [
 async def test_a_page_costs_as_much_as_a_full_one(arguments: str, cost: int) -> None:
     fields = f"accounts({arguments})" if arguments else "accounts"
     query = f"query ($first: Int, $after: String) {{ {fields} {{ nodes {{ id balance }} }} }}"
-    told = f"An operation may ask for {cost - 1} values, full pages reckoned; this is {cost}."
+    message = f"An operation is limited to {cost - 1} values, with every page counted as full; this one has {cost}."
     limits = CostLimits(values=cost - 1, default_page=7, max_page=40)
-    assert await errors_of(query, limits) == [(CODE, told)]
+    assert await errors_of(query, limits) == [(CODE, message)]
     enough = CostLimits(values=cost, default_page=7, max_page=40)
     assert CODE not in [code for code, _ in await errors_of(query + " { undefined }", enough)]
 
@@ -209,7 +220,7 @@ INTROSPECTION = get_introspection_query(input_value_deprecation=True, specified_
 
 @pytest.mark.parametrize("values", [100_000, 5])
 async def test_the_introspection_query_of_tools_is_allowed_for_a_schema_of_any_size(values: int) -> None:
-    limits = CostLimits(values=values)  # which a schema of any size is small or large beside
+    limits = CostLimits(values=values)
     assert not (await engine(limits).execute(GraphQLRequest(INTROSPECTION), None)).errors
     operation, *fragments = parse(INTROSPECTION).definitions
     assert isinstance(operation, OperationDefinitionNode)
@@ -239,16 +250,15 @@ async def test_introspection_never_returns_more_values_than_estimated(asked: str
             return len(found) + sum(map(values, found.values()))
         return sum(map(values, found)) if isinstance(found, list) else 0
 
-    schema = app.schema._schema
     document = parse(query)
-    context = ValidationContext(schema, document, TypeInfo(schema), lambda _: None)
+    context = ValidationContext(SCHEMA, document, TypeInfo(SCHEMA), lambda _: None)
     (operation,) = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
-    reckoned = _Reckoning(context, CostLimits()).of_definition(operation).described
+    estimated = Costs(context, CostLimits()).of_definition(operation).described
     result = await Engine(app.schema).execute(GraphQLRequest(query), None)
     assert not result.errors
     data: Any = result.data
     real = values(data["__schema"])
-    assert real <= reckoned <= real * at_most
+    assert real <= estimated <= real * at_most
 
 
 @pytest.mark.parametrize("example", app.examples, ids=lambda example: example.name)
@@ -262,5 +272,5 @@ async def test_a_server_refuses_documents_above_its_configured_number_of_values(
     async with web:
         response = await web.post("/graphql", json={"query": "{ users(first: 3) { nodes { id } } }"})
     assert [error["message"] for error in response.json()["errors"]] == [
-        "An operation may ask for 5 values, full pages reckoned; this is 7."
+        "An operation is limited to 5 values, with every page counted as full; this one has 7."
     ]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 import strawberry
-from graphql import GraphQLError, OperationType, ValidationContext, ValidationRule
+from graphql import GraphQLError, OperationType, ValidationContext
 from strawberry.extensions import SchemaExtension
 from strawberry.scalars import JSON
 from strawberry.schema.config import StrawberryConfig
@@ -326,13 +326,11 @@ async def test_a_document_over_a_limit_of_length_or_tokens_is_refused(limits: di
     assert _json(await Engine(schema).execute(request(query), None)).keys() == {"data"}
 
 
-async def test_guards_run_before_all_other_rules() -> None:
-    class Never(ValidationRule):
-        def __init__(self, context: ValidationContext) -> None:
-            super().__init__(context)
-            self.report_error(GraphQLError("Too expensive.", extensions={"code": "COST"}))
+async def test_no_rule_runs_after_a_guard_returned_an_error() -> None:
+    def too_expensive(context: ValidationContext) -> list[GraphQLError]:
+        return [GraphQLError("Too expensive.", extensions={"code": "COST"})]
 
-    result = await Engine(schema, guards=[Never]).execute(request("{ nothing }"), None)
+    result = await Engine(schema, guards=[too_expensive]).execute(request("{ nothing }"), None)
     assert _json(result) == {"errors": [{"message": "Too expensive.", "extensions": {"code": "COST"}}]}
 
 

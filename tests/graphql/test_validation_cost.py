@@ -19,7 +19,7 @@ from graphql import (
 from graphql.validation.validate import ValidationAbortedError
 
 from bank.main import app
-from headwater.graphql.cost import CODE, CostLimits, cost_rule
+from headwater.graphql.cost import CODE, CostLimits, cost_guard
 from headwater.graphql.engine import Engine
 from headwater.graphql.merging import MOST_QUOTED, FieldsMerge, Merging
 from headwater.graphql.request import GraphQLRequest
@@ -110,7 +110,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_repetitive_document_within_the_limits_is_valid(name: str) -> None:
-    assert Engine(app.schema, guards=[cost_rule(CostLimits())]).kind(GraphQLRequest(HOSTILE[name])) is not None
+    assert Engine(app.schema, guards=[cost_guard(CostLimits())]).kind(GraphQLRequest(HOSTILE[name])) is not None
 
 
 # -- the same decisions as graphql-core

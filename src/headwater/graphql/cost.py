@@ -6,16 +6,13 @@ computed once, and costs are multiplied rather than counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
-from typing import Any
 
 from graphql import (
-    ASTValidationRule,
-    DocumentNode,
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
@@ -30,11 +27,10 @@ from graphql import (
     SelectionSetNode,
     TypeInfo,
     ValidationContext,
-    ValidationRule,
     get_named_type,
 )
 
-from headwater.graphql.introspection import ROOTS, Lists, is_had, standard_query
+from headwater.graphql.introspection import ROOTS, ListLengths, has_one_owner, standard_query
 
 CODE = "OPERATION_TOO_EXPENSIVE"
 
@@ -72,14 +68,15 @@ class Cost:
     values: int = 0
     described: int = 0
 
-    def beside(self, other: Cost) -> Cost:
-        """Return the cost of both selection sets together."""
-        return Cost(
-            self.fields + other.fields,
-            self.selections + other.selections,
-            max(self.depth, other.depth),
-            self.values + other.values,
-            self.described + other.described,
+    @classmethod
+    def together(cls, costs: Sequence[Cost]) -> Cost:
+        """Return the cost of selections that are in one selection set."""
+        return cls(
+            sum(each.fields for each in costs),
+            sum(each.selections for each in costs),
+            max((each.depth for each in costs), default=0),
+            sum(each.values for each in costs),
+            sum(each.described for each in costs),
         )
 
     def inside(self, rows: int | Fraction) -> Cost:
@@ -92,60 +89,66 @@ class Cost:
         return replace(self, values=1, described=self.values)
 
 
+_LEAF = Cost(fields=1, selections=1, depth=1, values=1)
+_NOTHING = Cost()
+
+
 class TooDeep(Exception):
     """The selection sets are nested deeper than `MOST_LEVELS`."""
 
 
-def cost_rule(limits: CostLimits) -> type[ASTValidationRule]:
-    """Return the validation rule, for the `guards` of the engine."""
+def cost_guard(limits: CostLimits) -> Callable[[ValidationContext], Iterator[GraphQLError]]:
+    """Return a guard for the engine: it yields an error for each limit that a document exceeds."""
 
-    class CostRule(ValidationRule):
-        def enter_document(self, node: DocumentNode, *_: Any) -> None:
-            for message, at in _complaints(node, self.context, limits):
-                self.report_error(GraphQLError(message, at, extensions={"code": CODE}))
+    def guard(context: ValidationContext) -> Iterator[GraphQLError]:
+        for message, at in _exceeded(context, limits):
+            yield GraphQLError(message, at, extensions={"code": CODE})
 
-    return CostRule
+    return guard
 
 
-def _complaints(
-    document: DocumentNode, context: ValidationContext, limits: CostLimits
+def _exceeded(
+    context: ValidationContext, limits: CostLimits
 ) -> Iterator[tuple[str, OperationDefinitionNode | FragmentDefinitionNode]]:
-    """Yield a message for each limit that the document exceeds."""
-    reckoning = _Reckoning(context, limits)
-    for each in document.definitions:
+    """Yield a message for each limit that the document exceeds, and the definition that exceeds it."""
+    costs = Costs(context, limits)
+    for each in context.document.definitions:
         if not isinstance(each, OperationDefinitionNode | FragmentDefinitionNode):
             continue
         try:
             # A fragment that is never spread is still validated, so it has the same limits.
-            cost = reckoning.of_definition(each)
+            cost = costs.of_definition(each)
         except TooDeep:
-            yield f"Fields may stand {limits.depth} deep; these stand deeper, or fragments do.", each
+            yield f"An operation is limited to {limits.depth} levels of nested fields; this one has more.", each
             return
         if isinstance(each, OperationDefinitionNode):
             most, kind = limits.root_fields, each.operation.value
             if each.operation is OperationType.MUTATION:
                 most = limits.mutation_fields
             if cost.fields > most:
-                yield f"A {kind} may have {most} fields at its top; this one has {_number(cost.fields)}.", each
+                yield (
+                    f"A {kind} is limited to {most} fields at its top level; this one has {_number(cost.fields)}.",
+                    each,
+                )
         described = limits.values
         if cost.described > described:  # the introspection of a large schema by tools may need more
-            described = max(described, 2 * _asked_by_tools(context.schema, limits))
-        for what, found, most in (
-            ("ask for fields {} deep", cost.depth, limits.depth),
-            ("select {} fields, those of a fragment wherever it is spread", cost.selections, limits.selections),
-            ("ask for {} values, full pages reckoned", cost.values, limits.values),
-            ("ask for {} values of the schema's description", cost.described, described),
+            described = max(described, 2 * _described_to_tools(context.schema, limits))
+        for what, count, most in (
+            ("levels of nested fields", cost.depth, limits.depth),
+            ("fields, those of a fragment counted at each spread", cost.selections, limits.selections),
+            ("values, with every page counted as full", cost.values, limits.values),
+            ("values of introspection", cost.described, described),
         ):
-            if found > most:
-                yield f"An operation may {what.format(most)}; this is {_number(found)}.", each
+            if count > most:
+                yield f"An operation is limited to {most} {what}; this one has {_number(count)}.", each
 
 
-def _asked_by_tools(schema: GraphQLSchema, limits: CostLimits) -> int:
+def _described_to_tools(schema: GraphQLSchema, limits: CostLimits) -> int:
     """Return the introspection cost of the query that tools send to read the schema."""
     query = standard_query()
-    reckoning = _Reckoning(ValidationContext(schema, query, TypeInfo(schema), lambda _: None), limits)
+    costs = Costs(ValidationContext(schema, query, TypeInfo(schema), lambda _: None), limits)
     operations = [each for each in query.definitions if isinstance(each, OperationDefinitionNode)]
-    return sum(reckoning.of_definition(each).described for each in operations)
+    return sum(costs.of_definition(each).described for each in operations)
 
 
 def _number(found: int) -> str:
@@ -153,8 +156,8 @@ def _number(found: int) -> str:
     return str(found) if found < 10**9 else "more than a billion"
 
 
-class _Reckoning:
-    """Computes the costs in one document."""
+class Costs:
+    """Computes the costs of the definitions of one document. Each fragment is computed once."""
 
     def __init__(self, context: ValidationContext, limits: CostLimits) -> None:
         self._context = context
@@ -164,67 +167,70 @@ class _Reckoning:
         self._open: set[str] = set()
 
     @cached_property
-    def _lists(self) -> Lists:
-        return Lists(self._schema)
+    def _lists(self) -> ListLengths:
+        return ListLengths(self._schema)
 
     def of_definition(self, node: OperationDefinitionNode | FragmentDefinitionNode) -> Cost:
+        """Return the cost of an operation or a fragment.
+
+        Raises:
+            TooDeep: its selection sets, or those of the fragments that it spreads, are nested too deep.
+        """
         if isinstance(node, FragmentDefinitionNode):
             cost = self._fragment(node.name.value, 0)
             # An introspection fragment is counted where it is spread; its values are not values of pages.
             return replace(cost, values=0) if node.type_condition.name.value.startswith("__") else cost
         return self._set(node.selection_set, self._schema.get_root_type(node.operation), 0)
 
-    # of_all: in introspection, the selection set applies once to each part of the schema; see `introspection`.
+    # each_once: in introspection, the selection set applies once to each part of the schema; see `introspection`.
 
     def _set(
-        self, node: SelectionSetNode, parent: GraphQLNamedType | None, level: int, *, of_all: bool = False
+        self, node: SelectionSetNode, parent: GraphQLNamedType | None, level: int, *, each_once: bool = False
     ) -> Cost:
         if level > MOST_LEVELS:
             raise TooDeep
-        cost = Cost()
-        for each in node.selections:
-            cost = cost.beside(self._selection(each, parent, level, of_all=of_all))
-        return cost
+        costs = [self._selection(each, parent, level, each_once=each_once) for each in node.selections]
+        return Cost.together(costs)
 
-    def _selection(self, node: SelectionNode, parent: GraphQLNamedType | None, level: int, *, of_all: bool) -> Cost:
+    def _selection(self, node: SelectionNode, parent: GraphQLNamedType | None, level: int, *, each_once: bool) -> Cost:
         match node:
             case FieldNode():
-                return self._field(node, parent, level, of_all=of_all)
+                return self._field(node, parent, level, each_once=each_once)
             case InlineFragmentNode():
                 condition = node.type_condition
                 inner = parent if condition is None else self._schema.get_type(condition.name.value)
-                return self._set(node.selection_set, inner, level + 1, of_all=of_all)
+                return self._set(node.selection_set, inner, level + 1, each_once=each_once)
             case FragmentSpreadNode():
-                return self._fragment(node.name.value, level + 1, of_all=of_all)
+                return self._fragment(node.name.value, level + 1, each_once=each_once)
             case _:
-                return Cost()
+                return _NOTHING
 
-    def _fragment(self, name: str, level: int, *, of_all: bool = False) -> Cost:
-        known = self._known.get((name, of_all))
+    def _fragment(self, name: str, level: int, *, each_once: bool = False) -> Cost:
+        known = self._known.get((name, each_once))
         if known is not None:
             return known
         fragment = self._context.get_fragment(name)
         if fragment is None or name in self._open:
-            return Cost()  # other rules report unknown and circular fragments
+            return _NOTHING  # other rules report unknown and circular fragments
         self._open.add(name)
         condition = self._schema.get_type(fragment.type_condition.name.value)
-        cost = self._set(fragment.selection_set, condition, level, of_all=of_all)
+        cost = self._set(fragment.selection_set, condition, level, each_once=each_once)
         self._open.discard(name)
-        self._known[name, of_all] = cost
+        self._known[name, each_once] = cost
         return cost
 
-    def _field(self, node: FieldNode, parent: GraphQLNamedType | None, level: int, *, of_all: bool) -> Cost:
+    def _field(self, node: FieldNode, parent: GraphQLNamedType | None, level: int, *, each_once: bool) -> Cost:
         if node.selection_set is None:
-            return Cost(1, 1, 1, 1)
+            return _LEAF
         name, owner = node.name.value, "" if parent is None else parent.name
         field = ROOTS.get(name) or getattr(parent, "fields", {}).get(name)
         inner_type = None if field is None else get_named_type(field.type)
-        had = is_had(owner, name) and (of_all or name == "__schema")
-        inner = self._set(node.selection_set, inner_type, level + 1, of_all=had)
+        once = has_one_owner(owner, name) and (each_once or name == "__schema")
+        inner = self._set(node.selection_set, inner_type, level + 1, each_once=once)
         if name in ROOTS:
             return inner.inside(1).describing()
         if owner.startswith("__"):
-            return inner.inside(self._lists.length(owner, name, of_all=of_all))
+            return inner.inside(self._lists.length(owner, name, each_once=each_once))
         return inner.inside(self._rows(node) if field is not None and "first" in field.args else 1)
 
     def _rows(self, node: FieldNode) -> int:

@@ -4,35 +4,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphql import (
-    ASTValidationRule,
-    DocumentNode,
-    GraphQLError,
-    GraphQLSchema,
-    OperationDefinitionNode,
-    OverlappingFieldsCanBeMergedRule,
-    ValuesOfCorrectTypeRule,
-    parse,
-    specified_rules,
-    validate,
-)
-from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
-from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
+from graphql import DocumentNode, GraphQLError, GraphQLSchema, OperationDefinitionNode, parse
 
-from headwater.graphql.merging import FieldsMerge, LiteralValues
 from headwater.graphql.result import Result, refused
-
-_REPLACED = (OverlappingFieldsCanBeMergedRule, ValuesOfCorrectTypeRule)
-
-# What Strawberry itself validates with (strawberry.schema.schema.validate_document, which cannot hide suggestions),
-# with linear rules for two of them. `FieldsMerge` comes first: it bounds what others do again for each operation.
-RULES: tuple[type[ASTValidationRule], ...] = (
-    FieldsMerge,
-    LiteralValues,
-    *(each for each in specified_rules if each not in _REPLACED),
-    MaybeNullValidationRule,
-    OneOfInputValidationRule,
-)
+from headwater.graphql.validation import Guard, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +46,7 @@ class Documents:
         schema: GraphQLSchema,
         limits: Limits,
         *,
-        guards: Sequence[type[ASTValidationRule]],
+        guards: Sequence[Guard],
         hide_suggestions: bool,
     ) -> None:
         self._schema = schema
@@ -95,7 +70,7 @@ class Documents:
             node = self._parse(source)
         except GraphQLError as error:
             return refused([error], "GRAPHQL_PARSE_FAILED")
-        errors = self._validate(node)
+        errors = validate(self._schema, node, guards=self._guards, hide_suggestions=self._hide_suggestions)
         if errors:
             return refused(errors, "GRAPHQL_VALIDATION_FAILED")
         return Document(node, tuple(each for each in node.definitions if isinstance(each, OperationDefinitionNode)))
@@ -107,17 +82,6 @@ class Documents:
             max_tokens=self._limits.tokens,
             # graphql-core 3.3 takes `{ }` by default; the specification does not.
             allow_empty_selection_sets=False,
-        )
-
-    def _validate(self, node: DocumentNode) -> list[GraphQLError]:
-        # Guards bound the size of the document, so they run before the other rules.
-        return self._broken(node, self._guards) or self._broken(node, RULES)
-
-    def _broken(self, node: DocumentNode, rules: tuple[type[ASTValidationRule], ...]) -> list[GraphQLError]:
-        if not rules:
-            return []
-        return validate(
-            self._schema, node, rules, hide_suggestions=self._hide_suggestions, allow_empty_selection_sets=False
         )
 
     def _remember(self, source: str, read: Document | Result) -> None:

@@ -7,7 +7,7 @@ from inspect import isawaitable
 from typing import Any, TypeVar
 
 import strawberry
-from graphql import ASTValidationRule, ExecutionResult, GraphQLError, OperationType
+from graphql import ExecutionResult, GraphQLError, OperationType
 from graphql.execution import (
     Executor,
     create_source_event_stream,
@@ -19,6 +19,7 @@ from strawberry.execution import optimized_is_awaitable
 from headwater.graphql.documents import Document, Documents, Limits
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result, executed, failed, refused, unresolved
+from headwater.graphql.validation import Guard
 
 S = TypeVar("S")
 
@@ -34,8 +35,8 @@ Observe = Callable[[str, str, float], None]
 class Engine:
     """Executes the operations of one schema.
 
-    guards: validation rules that must pass before any other rule runs. max_source_length: characters of a document.
-    max_tokens: tokens of a document. max_documents: how many documents are cached. observe: called for each operation.
+    guards: checked before any validation rule runs. max_source_length: characters of a document. max_tokens: tokens of
+    a document. max_documents: how many documents are cached. observe: called for each operation.
 
     The engine builds Strawberry's executor and drives it through functions of graphql-core. `Schema.execute` would
     parse and validate each time, log client errors as errors, and not tell refused variables from a null root.
@@ -46,7 +47,7 @@ class Engine:
         self,
         schema: strawberry.Schema,
         *,
-        guards: Sequence[type[ASTValidationRule]] = (),
+        guards: Sequence[Guard] = (),
         max_source_length: int = 64 * 1024,
         max_tokens: int = 5_000,
         max_documents: int = 1_000,

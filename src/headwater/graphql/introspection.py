@@ -30,7 +30,7 @@ from graphql import (
 ROOTS: dict[str, GraphQLField] = {"__schema": SchemaMetaFieldDef, "__type": TypeMetaFieldDef}
 """The fields of a query that lead into introspection."""
 
-_HAD = {
+_OWNED = {
     "__Schema": ("types", "directives"),
     "__Type": ("fields", "inputFields", "enumValues"),
     "__Field": ("args",),
@@ -52,12 +52,12 @@ def standard_query() -> DocumentNode:
     )
 
 
-def is_had(parent: str, field: str) -> bool:
+def has_one_owner(parent: str, field: str) -> bool:
     """True if the values of the field belong to its parent and to no other part of the schema."""
-    return field == "__schema" or field in _HAD.get(parent, ())
+    return field == "__schema" or field in _OWNED.get(parent, ())
 
 
-class Lists:
+class ListLengths:
     """The lengths of a schema's lists."""
 
     def __init__(self, schema: GraphQLSchema) -> None:
@@ -77,11 +77,13 @@ class Lists:
             ("__Directive", "args"): _lengths(each.args for each in schema.directives),
         }
 
-    def length(self, parent: str, field: str, *, of_all: bool) -> Fraction:
-        """Return the average length of a list if it is selected of all its owners, else the maximum; 1 for other
-        fields."""
+    def length(self, parent: str, field: str, *, each_once: bool) -> Fraction:
+        """Return the length to assume for a list; 1 for other fields.
+
+        each_once: each owner of such a list is selected once, so the average length applies; else the maximum.
+        """
         lengths = self._lengths.get((parent, field), [1])
-        return Fraction(sum(lengths), len(lengths) or 1) if of_all else Fraction(max(lengths, default=0))
+        return Fraction(sum(lengths), len(lengths) or 1) if each_once else Fraction(max(lengths, default=0))
 
 
 def _fields(of: GraphQLNamedType) -> list[Any]:

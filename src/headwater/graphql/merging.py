@@ -117,6 +117,8 @@ class Merging:
         arguments, which must agree for parents that one object can have at a time.
         """
         for name, group in _by_response_name(fields).items():
+            if len(group) == 1 and group[0].node.selection_set is None:
+                continue  # no other field to compare it with, and nothing below it
             parents = _by_parent(group)
             problem = (next(filter(None, map(self._unlike_calls, parents)), None) if calls else None) or (
                 _unlike_shapes(group) if shapes else None

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from headwater.config import Settings
 from headwater.errors import SettingsError
-from headwater.graphql.cost import CostLimits, cost_rule
+from headwater.graphql.cost import CostLimits, cost_guard
 from headwater.graphql.engine import Engine
 from headwater.graphql.explorer import explorer, explorer_routes
 from headwater.graphql.host import LoopbackOnly, is_loopback
@@ -90,7 +90,7 @@ class Web:
         self._node = node
         settings = node.settings
         limits = CostLimits(values=settings.max_values, default_page=settings.default_page, max_page=settings.max_page)
-        engine = Engine(node.app.schema, guards=[cost_rule(limits)], observe=node.telemetry.operated)
+        engine = Engine(node.app.schema, guards=[cost_guard(limits)], observe=node.telemetry.operated)
         self._socket = GraphQLSocket(engine, scope, allowed_origins=settings.allowed_origins or None)
         self.app = Starlette(
             routes=[
