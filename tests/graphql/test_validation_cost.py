@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import graphql
 import pytest
 from graphql import (
     DocumentNode,
@@ -14,7 +15,7 @@ from graphql import (
     ValidationContext,
     build_schema,
     parse,
-    validate,
+    print_ast,
 )
 from graphql.validation.validate import ValidationAbortedError
 
@@ -23,6 +24,7 @@ from headwater.graphql.cost import CODE, CostLimits, cost_guard
 from headwater.graphql.engine import Engine
 from headwater.graphql.merging import MOST_QUOTED, FieldsMerge, Merging
 from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.validation import RULES, validate
 
 BANK = app.schema._schema
 
@@ -168,10 +170,34 @@ def test_random_documents_are_judged_as_graphql_core_judges_them() -> None:
     for seed in range(600):
         document = random_document(random.Random(seed))
         ours = validate(SCHEMA, document, [FieldsMerge])
-        theirs = validate(SCHEMA, document, [OverlappingFieldsCanBeMergedRule])
+        theirs = graphql.validate(SCHEMA, document, [OverlappingFieldsCanBeMergedRule])
         assert bool(ours) == bool(theirs), seed
         conflicting += bool(ours)
     assert 100 < conflicting < 500
+
+
+VARIABLES = [
+    "query ($s: Boolean) { pet { name(short: $s) } }",
+    "query ($s: Boolean, $unused: Int) { pet { ... on Dog { name(short: $s) } } }",
+    "query ($s: Int) { pet { friend { name(short: $s) } } }",
+    "query ($x: Int) { pet { name(near: [{ x: 1 }, { y: $x }]) } any { ... @skip(if: $s) { __typename } } }",
+    "query ($s: Boolean!) { any @include(if: $s) {...A ...A} } fragment A on Dog { name(short: $s) age @skip(if: $x)}",
+    "query a($s: Boolean) { ...A } query b($s: Int) { ...A } fragment A on Query { pet { name(short: $s) } }",
+    "query ($s: Boolean) @skip(if: $s) { ...A @include(if: $t) } fragment A on Query { pet { name } }",
+    "{ ...A } fragment A on Query { ...B } fragment B on Query { pet { ...A name(short: $t) } }",
+    '{ pet { name(near: [{ x: "$" }]) } }',
+]
+
+
+def test_every_rule_reports_what_graphql_core_reports() -> None:
+    documents = [random_document(random.Random(seed)) for seed in range(200)] + list(map(parse, VARIABLES))
+    faulty = 0
+    for document in documents:
+        ours = validate(SCHEMA, document)
+        theirs = graphql.validate(SCHEMA, document, RULES, allow_empty_selection_sets=False)
+        assert [error.formatted for error in ours] == [error.formatted for error in theirs], print_ast(document)
+        faulty += bool(ours)
+    assert 100 < faulty < len(documents)
 
 
 def test_circular_fragments_are_followed_once() -> None:
