@@ -22,6 +22,7 @@ from headwater.projections.generations import prepare, rebuild
 from headwater.projections.projector import Projector
 from headwater.projections.rebuild import Rebuild
 from headwater.projections.retire import RetiredTables
+from headwater.projections.verify import Verifier
 from headwater.supervisor import Supervisor
 
 SHORT = 100_000
@@ -77,7 +78,7 @@ async def rebuilt(dsn: str, events: int) -> float:
         async with database.pool.acquire() as connection:
             standing = await rebuild(connection, account_view)
         started = time.perf_counter()
-        await Rebuild(database, log, account_view, by_stream=True).build(standing)
+        await Rebuild(database, log, account_view, verifier=Verifier(log, account_view, by_stream=True)).build(standing)
         seconds = time.perf_counter() - started
         await RetiredTables(database, seconds=0).drop()
         await _must_be_live(database, standing.number)

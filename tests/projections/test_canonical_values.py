@@ -24,7 +24,7 @@ from headwater.postgres.database import Database
 from headwater.projections.generations import prepare, rebuild
 from headwater.projections.history import History
 from headwater.projections.projector import Projector
-from headwater.projections.rebuild import Rebuild
+from headwater.projections.rebuild import BuildLimits, Rebuild
 from headwater.projections.verify import Verifier
 from headwater.testing import folded, recorded
 
@@ -152,8 +152,8 @@ async def projected(database: Database, connection: asyncpg.Connection, cache: i
 
 async def built(database: Database, connection: asyncpg.Connection, cache: int) -> None:
     """Build the next generation, each page of the log written by itself."""
-    log = Log(database.pool, app.domain.codec)
-    await Rebuild(database, log, view, cache=cache, events=1).build(await rebuild(connection, view))
+    log = Log(database.pool, app.domain.codec, page=1)
+    await Rebuild(database, log, view, limits=BuildLimits(cache=cache, events=1)).build(await rebuild(connection, view))
 
 
 async def rows(connection: asyncpg.Connection) -> dict[UUID, str]:
@@ -185,7 +185,6 @@ async def test_a_fold_sees_what_is_stored_wherever_the_row_was(
         assert past["shown"] == expected[key]
 
     await connection.execute("update read.cup_1 set shown = 'another'")
-    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 1)
     await built(database, connection, cache)
     assert await rows(connection) == expected
 

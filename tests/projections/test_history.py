@@ -24,7 +24,7 @@ from headwater.postgres.database import Database
 from headwater.projections import history
 from headwater.projections.generations import prepare, rebuild, renew
 from headwater.projections.history import History
-from headwater.projections.rebuild import Rebuild
+from headwater.projections.rebuild import BuildLimits, Rebuild
 from headwater.projections.retire import RetiredTables
 from headwater.projections.verify import Verifier
 from headwater.server.node import Node
@@ -256,18 +256,19 @@ async def test_over_graphql_with_its_links(dsn: str, connection: asyncpg.Connect
 # What is kept --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [{}, {"events": 5}, {"events": 5, "cache": 1}, {"rows": 1}])
-async def test_a_rebuild_keeps_the_same(
-    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, size: dict[str, int]
-) -> None:
-    monkeypatch.setitem(Log.stream.__kwdefaults__ or {}, "page", 3)  # it is written between pages
+@pytest.mark.parametrize(
+    "limits",
+    [BuildLimits(), BuildLimits(events=5), BuildLimits(events=5, cache=1), BuildLimits(rows=1)],
+    ids=["default", "events", "cache", "rows"],
+)
+async def test_a_rebuild_keeps_the_same(dsn: str, connection: asyncpg.Connection, limits: BuildLimits) -> None:
     events = anything(50)
     await prepare(connection, board_view)
     await write(connection, *events)
     async with Database(dsn, pool_size=2) as database:
-        log = Log(database.pool, app.domain.codec)
+        log = Log(database.pool, app.domain.codec, page=3)  # rows are written only between pages
         standing = await rebuild(connection, board_view)
-        await Rebuild(database, log, board_view, **size).build(standing)  # type: ignore[arg-type]  # only sizes
+        await Rebuild(database, log, board_view, limits=limits).build(standing)
         await require_routed(connection, standing.table, events)
         await require_past(History(app.domain, board_view, log, database.pool), events)
         first, built = [await indexes(connection, f"board_{generation}") for generation in (1, 2)]
@@ -286,7 +287,7 @@ async def test_a_rebuild_that_begins_again_keeps_nothing_twice(dsn: str, connect
     async with Database(dsn, pool_size=2) as database:
         log = Log(database.pool, app.domain.codec)
         standing = await rebuild(connection, indexed_view)
-        await Rebuild(database, log, indexed_view, events=5).build(standing)
+        await Rebuild(database, log, indexed_view, limits=BuildLimits(events=5)).build(standing)
         await require_routed(connection, standing.table, events)
     assert await connection.fetchval("select count(*) from headwater.dead_letters") == len(BOARDS)
 

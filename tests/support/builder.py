@@ -1,4 +1,4 @@
-"""A process that rebuilds the bank's accounts: `builder.py DSN`, started by test_generations.
+"""A process that rebuilds the bank's accounts: `builder.py DSN`, started by test_rebuild_killed.
 
 It writes every hundred events and pauses after each write, so that a test can kill it in the middle.
 """
@@ -12,21 +12,19 @@ from bank.accounts.views import account_view
 from bank.main import app
 from headwater.eventstore.log import Log
 from headwater.postgres.database import Database
-from headwater.projections import rebuild
 from headwater.projections.generations import rebuild as force
-from headwater.projections.rebuild import Rebuild
+from headwater.projections.rebuild import BuildLimits, Rebuild
 
-rebuild.NEAR = 0
-"""Or it would not rest in a log as short as a test's."""
+LIMITS = BuildLimits(events=100, near=0)
+"""With the default `near`, it would not rest in a log as short as a test's."""
 
 
 async def build(dsn: str) -> None:
     async with Database(dsn, pool_size=2) as database:
         async with database.pool.acquire() as connection:
             standing = await force(connection, account_view)
-        await Rebuild(database, Log(database.pool, app.domain.codec), account_view, events=100, pause=0.1).build(
-            standing
-        )
+        log = Log(database.pool, app.domain.codec)
+        await Rebuild(database, log, account_view, limits=LIMITS, pause=0.1).build(standing)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -12,7 +12,9 @@ from headwater import ReadModel, Recorded, View
 from headwater.domain.serialization import Codec
 from headwater.projections.row_codec import model_reader
 
-Rows: TypeAlias = dict[UUID, tuple[ReadModel, int]]
+M = TypeVar("M", bound=ReadModel)
+
+Rows: TypeAlias = dict[UUID, tuple[M, int]]
 """The row of each key, with the position of its last change."""
 
 
@@ -40,22 +42,22 @@ async def logged(connection: asyncpg.Connection, codec: Codec) -> list[Recorded[
     ]
 
 
-def folded(view: View[Any], log: Sequence[Recorded[Any]]) -> Rows:
+def folded(view: View[M], log: Sequence[Recorded[Any]]) -> Rows[M]:
     """Return the rows after folding all events in order."""
-    rows: Rows = {}
+    rows: Rows[M] = {}
     for each in log:
         kind = type(each.data)
         if kind not in view.events:
             continue
         key = view.route_of(kind)(each.data)
-        before: tuple[Any, int] = rows.pop(key, (None, 0))
-        row = view.fold(before[0], each)
+        before = rows.pop(key, None)
+        row = view.fold(before and before[0], each)
         if row is not None:
-            rows[key] = before if row is before[0] else (row, each.position)
+            rows[key] = before if before is not None and row is before[0] else (row, each.position)
     return rows
 
 
-async def stored(connection: asyncpg.Connection, view: View[Any]) -> Rows:
+async def stored(connection: asyncpg.Connection, view: View[M]) -> Rows[M]:
     """Return the rows that clients read."""
     read = model_reader(view)
     records: Any = await connection.fetch(f'select * from read."{view.name.lower()}"')

@@ -216,16 +216,19 @@ def _claim_at(claims: Sequence[tuple[int, Take | Release]], place: int | None) -
 class Log:
     """Reads the log. Events are returned as instances of the classes that the codec knows.
 
-    window: positions that one statement of `read_on` searches.
+    window: positions that one statement of `read_on` searches. page: positions in a page of `stream`.
 
     Raises, from every read:
         LogError: no class of the app reads a stored event.
     """
 
-    def __init__(self, pool: asyncpg.Pool, codec: Codec, *, window: int = READ_ON_POSITIONS) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, codec: Codec, *, window: int = READ_ON_POSITIONS, page: int = STREAM_PAGE
+    ) -> None:
         self._pool = pool
         self._codec = codec
         self._window = window
+        self._page = page
 
     def stored_names(self, events: Collection[type[Event]]) -> list[str]:
         """Return the names under which events of these classes are stored; other events may share them, see
@@ -270,7 +273,6 @@ class Log:
         upto: int,
         *,
         types: Sequence[str],
-        page: int = STREAM_PAGE,
         of: Callable[[UUID], bool] | None = None,
     ) -> AsyncGenerator[tuple[int, Iterator[Recorded[Event]]], None]:
         """Yield the log after a position up to another, in order: for each page the position that it reaches, and its
@@ -278,6 +280,7 @@ class Log:
 
         connection: used by this call alone until it ends. of: the streams to read; events of others are not decoded.
         """
+        page = self._page
 
         def fetch(after: int) -> asyncio.Task[list[asyncpg.Record]]:
             # By position, not by count, so that a page costs the same however few of its events match.

@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import UUID
 
@@ -55,12 +55,6 @@ _SQL = queries.load(__file__)
 
 M = TypeVar("M", bound=ReadModel)
 
-NEAR = 10_000
-"""Events that the swap may fold, at most. The live projection waits meanwhile."""
-
-SWAP_WAIT_SECONDS = 2.0
-"""How long a swap waits for running queries. Queries that arrive meanwhile wait behind it."""
-
 HELD_UP_POLLS = 9
 """Poll intervals before the next swap when an operator has to remove what blocks it."""
 
@@ -69,6 +63,23 @@ RESTORED_AT_ONCE = 5_000
 
 WHY_BYTES = 2048
 """Longest reason of a failed build: the message of a fold's exception can have any length."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildLimits:
+    """The bounds of a build.
+
+    rows, events: changed rows and events between two writes, at most. cache: rows kept in memory, at most. near: events
+    that the swap may fold, at most; the live projection waits meanwhile. swap_seconds: how long a swap waits for
+    running queries; queries that arrive meanwhile wait behind it. sample: rows that are verified before the swap.
+    """
+
+    rows: int = 100_000
+    events: int = 500_000
+    cache: int = 100_000
+    near: int = 10_000
+    swap_seconds: float = 2.0
+    sample: int = 100
 
 
 class BuildStopped(HeadwaterError):
@@ -91,11 +102,9 @@ class _RowsRejected(Exception):
 class Rebuild(Generic[M]):
     """Builds generations of one read model.
 
-    rows, events: changed rows and events between two writes, at most. cache: rows kept in memory, at most. pause:
-    seconds of rest after a write, for the sake of other work in the database. sample: rows that are verified before the
-    swap. by_stream: True if a row's key is the id of the stream of its events; then the sample is read by index.
-    lease: seconds of this process's lease; PostgreSQL ends a transaction that is silent for so long. slice_seconds:
-    folds yield to the event loop after this long.
+    verifier: compares the sample; default: one that reads the whole log. pause: seconds of rest after a write, for the
+    sake of other work in the database. lease: seconds of this process's lease; PostgreSQL ends a transaction that is
+    silent for so long. slice_seconds: folds yield to the event loop after this long.
     """
 
     def __init__(
@@ -104,13 +113,10 @@ class Rebuild(Generic[M]):
         log: Log,
         view: View[M],
         *,
-        rows: int = 100_000,
-        events: int = 500_000,
-        cache: int = 100_000,
+        verifier: Verifier[M] | None = None,
+        limits: BuildLimits = BuildLimits(),
         pause: float = 0.0,
         poll: float = 1.0,
-        sample: int = 100,
-        by_stream: bool = False,
         lease: float = 6.0,
         slice_seconds: float = SLICE_SECONDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -119,15 +125,12 @@ class Rebuild(Generic[M]):
         self.lease_seconds = lease
         self.log = log
         self.view = view
-        self.rows = rows
-        self.events = events
-        self.cache = cache
+        self.limits = limits
         self.pause = pause
         self.poll = poll
-        self.sample = sample
         self.sleep = sleep
         self.folder = RowFolder(log, view, slice_seconds=slice_seconds)
-        self.verifier = Verifier(log, view, by_stream=by_stream)
+        self.verifier = verifier or Verifier(log, view)
 
     async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Build until the generation is live, or until the lease is lost. Runs under a supervisor.
@@ -178,6 +181,7 @@ class _Build(Generic[M]):
         self, rebuild: Rebuild[M], standing: Generation, writing: asyncpg.Connection, reading: asyncpg.Connection
     ) -> None:
         self._of = rebuild
+        self._limits = rebuild.limits
         self._view = view = rebuild.view
         self._log = rebuild.log
         self._writing = writing
@@ -188,7 +192,7 @@ class _Build(Generic[M]):
         self._checkpoint = Checkpoint(writing, view.name, standing, state="building")
         self._letters = DeadLetters(view.name, standing.number)
         self._folder = rebuild.folder
-        self._cache = RowCache(self._folder, rebuild.cache)
+        self._cache = RowCache(self._folder, rebuild.limits.cache)
         self._complete = True
         """True while memory holds every row: then a key that is not there has no row."""
         self._changed: list[FoldedRow[M]] = []
@@ -231,7 +235,7 @@ class _Build(Generic[M]):
         self._aside.clear()
         self._taken.clear()
         self._parked = await self._letters.parked(self._writing)
-        self._complete = await self._count() <= self._of.cache
+        self._complete = await self._count() <= self._limits.cache
         if self._complete:
             await self._load_all()
         else:
@@ -275,7 +279,7 @@ class _Build(Generic[M]):
 
     async def _count(self) -> int:
         counted = f'select count(*) from (select from {SCHEMA}."{self._table}" limit $1) few'  # noqa: S608 - our own name
-        return await self._writing.fetchval(counted, self._of.cache + 1)  # type: ignore[no-any-return]  # count(*)
+        return await self._writing.fetchval(counted, self._limits.cache + 1)  # type: ignore[no-any-return]  # count(*)
 
     async def _load_all(self) -> None:
         async with self._writing.transaction():
@@ -286,8 +290,8 @@ class _Build(Generic[M]):
     # --------------------------------------------------------------------------------------------------- catching up
 
     async def _come_near(self, well: Callable[[], None]) -> None:
-        """Fold up to the end of the log, or to within NEAR events of it."""
-        while (head := await self._log.head()) - self._position > NEAR:
+        """Fold up to the end of the log, or to within `near` events of it."""
+        while (head := await self._log.head()) - self._position > self._limits.near:
             await self._catch_up(head, self._of.pause)
             well()
         await self._catch_up(head)
@@ -316,7 +320,7 @@ class _Build(Generic[M]):
                         await self._of.sleep(pause)
 
     def _is_enough(self, reached: int) -> bool:
-        return reached - self._position >= self._of.events or len(self._changed) >= self._of.rows
+        return reached - self._position >= self._limits.events or len(self._changed) >= self._limits.rows
 
     async def _fold(self, events: Iterator[Recorded[Event]]) -> None:
         try:
@@ -454,7 +458,7 @@ class _Build(Generic[M]):
 
     async def _verify(self) -> None:
         standing = replace(self._standing, position=self._position)
-        report = await self._of.verifier.sample(self._reading, self._reading, standing, self._of.sample)
+        report = await self._of.verifier.sample(self._reading, self._reading, standing, self._limits.sample)
         if report.found:
             self._stop(
                 f"of {report.checked} sampled rows, {report.found} are not what the log says, "
@@ -468,7 +472,7 @@ class _Build(Generic[M]):
         """
         before = self._position
         try:
-            async with table_lock(self._writing, self._view.name, seconds=SWAP_WAIT_SECONDS):
+            async with table_lock(self._writing, self._view.name, seconds=self._limits.swap_seconds):
                 return await self._take_its_place()
         except (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError) as error:
             logger.info("the swap of %s waits for running queries (%s)", self._view.name, error)
@@ -492,7 +496,7 @@ class _Build(Generic[M]):
         await self._limit()
         live = await self._writing.fetchrow(_SQL["hold_live"], name)
         if live is not None:
-            if live["position"] - self._position > NEAR:
+            if live["position"] - self._position > self._limits.near:
                 return False
             if live["position"] > self._position:
                 await self._fold_on(live["position"])

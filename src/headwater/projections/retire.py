@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
 
 LOCK_SECONDS = 5.0
+"""How long retiring or dropping waits for each lock. Queries that arrive meanwhile wait behind it."""
 
 
 class NotRetired(HeadwaterError):
@@ -83,11 +84,15 @@ async def _forget(connection: asyncpg.Connection, name: str) -> bool:
 
 
 class RetiredTables:
-    """Drops the tables of retired generations. seconds: how long they are kept."""
+    """Drops the tables of retired generations.
 
-    def __init__(self, database: Database, *, seconds: float = 60.0) -> None:
+    seconds: how long they are kept. lock_seconds: how long dropping one waits for a lock.
+    """
+
+    def __init__(self, database: Database, *, seconds: float = 60.0, lock_seconds: float = LOCK_SECONDS) -> None:
         self._database = database
         self._seconds = seconds
+        self._lock_seconds = lock_seconds
         self._kept: set[str] = set()
         """Tables that cannot be dropped, for which a warning was logged."""
 
@@ -117,7 +122,7 @@ class RetiredTables:
     async def _drop(self, connection: asyncpg.Connection, name: str, generation: int, table: str) -> bool:
         """Drop one table in its own transaction, so that a failure does not affect other tables."""
         try:
-            async with table_lock(connection, name, seconds=LOCK_SECONDS):
+            async with table_lock(connection, name, seconds=self._lock_seconds):
                 if not await connection.fetch(_SQL["claim"], name, generation):
                     return False
                 await connection.execute(f'drop table {SCHEMA}."{table}"')

@@ -24,7 +24,8 @@ from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Connection, Database
 from headwater.projections.generations import fingerprint, kinds_of
 from headwater.projections.projector import Projector
-from headwater.projections.rebuild import Rebuild
+from headwater.projections.rebuild import BuildLimits, Rebuild
+from headwater.projections.verify import Verifier
 from headwater.sagas.conductor import Conductor
 from headwater.supervisor import Supervisor
 from headwater.telemetry import Progress
@@ -139,7 +140,7 @@ class Worker:
             assert self.scheduler is not None  # otherwise `runs` would not offer it
             return self.scheduler
         if unit.building:
-            return self._rebuild(self._domain.view_named(unit.name))
+            return self.rebuild_of(self._domain.view_named(unit.name))
         runners: dict[str, _Runner] = {**self.projectors, **self.conductors, **self.reacting}
         return runners[unit.name]
 
@@ -155,15 +156,16 @@ class Worker:
             lease=self._settings.lease_seconds,
         )
 
-    def _rebuild(self, view: View[Any]) -> Rebuild[Any]:
+    def rebuild_of(self, view: View[Any]) -> Rebuild[Any]:
+        """Return what builds the generations of a read model, with this worker's settings."""
         return Rebuild(
             self._database,
             self._log,
             view,
-            cache=self._settings.projection_cache,
+            verifier=Verifier(self._log, view, by_stream=self._domain.by_stream(view)),
+            limits=BuildLimits(cache=self._settings.projection_cache),
             pause=self._settings.rebuild_pause_seconds,
             poll=self._settings.poll_seconds,
-            by_stream=self._domain.by_stream(view),
             lease=self._settings.lease_seconds,
         )
 
