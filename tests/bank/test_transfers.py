@@ -30,7 +30,7 @@ from bank.transfers.saga import transfer as transfer_saga
 from headwater.clock import VirtualClock
 from headwater.consumers.checkpoint import register
 from headwater.domain.messages import Command
-from headwater.domain.saga_stream import Finish, Issue, SagaTook, Written
+from headwater.domain.saga_records import Finish, IssueStep, SagaHandledEvent, StoredCommand
 from headwater.domain.serialization import stored_form
 from headwater.errors import Unavailable
 from headwater.eventstore.log import NEW, Append, append
@@ -170,17 +170,17 @@ async def test_the_audit_trail_links_each_event_of_a_transfer_to_its_cause(
     assert len(known) == 2 * len(events), "each event has an event id and a command id of its own"
     assert [(each["type"], known.get(each["causationId"])) for each in events] == [
         ("TransferRequested", None),
-        ("SagaTook", "event TransferRequested"),
-        ("TransferSent", "command of SagaTook"),
-        ("SagaConfirmed", "command of TransferSent"),
-        ("TransferWithdrawn", "command of SagaTook"),
-        ("SagaConfirmed", "command of TransferWithdrawn"),
-        ("TransferReceived", "command of SagaTook"),
-        ("SagaConfirmed", "command of TransferReceived"),
-        ("TransferSettled", "command of SagaTook"),
-        ("SagaConfirmed", "command of TransferSettled"),
-        ("TransferCompleted", "command of SagaTook"),
-        ("SagaConfirmed", "command of TransferCompleted"),
+        ("SagaHandledEvent", "event TransferRequested"),
+        ("TransferSent", "command of SagaHandledEvent"),
+        ("SagaStepConfirmed", "command of TransferSent"),
+        ("TransferWithdrawn", "command of SagaHandledEvent"),
+        ("SagaStepConfirmed", "command of TransferWithdrawn"),
+        ("TransferReceived", "command of SagaHandledEvent"),
+        ("SagaStepConfirmed", "command of TransferReceived"),
+        ("TransferSettled", "command of SagaHandledEvent"),
+        ("SagaStepConfirmed", "command of TransferSettled"),
+        ("TransferCompleted", "command of SagaHandledEvent"),
+        ("SagaStepConfirmed", "command of TransferCompleted"),
     ]
     first, *others = events
     assert (first["commandId"], first["actor"], first["causationId"]) == (request, None, None)
@@ -359,24 +359,24 @@ async def begun_by_older_version(connection: asyncpg.Connection, transfer: UUID)
     moved = {"transfer_id": str(transfer), "amount": given["amount"]}
     leaves, arrives = {"account_id": given["from_account_id"], **moved}, {"account_id": given["to_account_id"], **moved}
     steps = [
-        Issue(
+        IssueStep(
             command="SendTransfer",
             fields=leaves,
-            undo=Written("ReturnTransfer", leaves),
+            undo=StoredCommand("ReturnTransfer", leaves),
             within=30.0,
             command_id=new_id(),
         ),
-        Issue(command="NoteWithdrawn", fields={"transfer_id": str(transfer)}, command_id=new_id()),
-        Issue(
+        IssueStep(command="NoteWithdrawn", fields={"transfer_id": str(transfer)}, command_id=new_id()),
+        IssueStep(
             command="ReceiveTransfer",
             fields={**arrives, "currency": given["currency"]},
             within=30.0,
             pivot=True,
             command_id=new_id(),
         ),
-        Issue(command="CompleteTransfer", fields={"transfer_id": str(transfer)}, command_id=new_id()),
+        IssueStep(command="CompleteTransfer", fields={"transfer_id": str(transfer)}, command_id=new_id()),
     ]
-    record = SagaTook(
+    record = SagaHandledEvent(
         saga=transfer_saga.name,
         at=datetime.now(UTC),
         then=[*steps, Finish()],

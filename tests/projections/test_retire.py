@@ -17,7 +17,7 @@ from tests.support.works import PlaceOrder
 from headwater import App, Decider, Feature
 from headwater.config import Settings
 from headwater.consumers.standings import read_standings
-from headwater.domain.saga_stream import Phase
+from headwater.domain.saga_state import Phase
 from headwater.ids import new_id
 from headwater.projections.retire import NotRetired, retire
 from headwater.sagas import operations

@@ -114,7 +114,7 @@ async def test_steps_follow_one_another(node: Node, connection: asyncpg.Connecti
     order = await place(node, "a", "b", "c")
     row = await reached(connection, order, "done")
     assert await deeds(connection, order) == ["did a", "did b", "did c", "closed done"]
-    assert await records(connection, order) == ["SagaTook", *["SagaConfirmed"] * 4]
+    assert await records(connection, order) == ["SagaHandledEvent", *["SagaStepConfirmed"] * 4]
     assert (row["compensates"], row["reason"], row["waiting_for"]) == (False, None, None)
     assert [step["state"] for step in msgspec.json.decode(row["steps"])] == ["confirmed"] * 4
 
@@ -196,7 +196,7 @@ async def test_events_of_an_instance_that_is_not_there_or_over(node: Node, conne
     position = await change(node, order, "cancel")
     await until(lambda: passed(connection, position))
     assert await instance(connection, nobody) is None
-    assert (await records(connection, order))[-1] == "SagaConfirmed"
+    assert (await records(connection, order))[-1] == "SagaStepConfirmed"
 
 
 async def passed(connection: asyncpg.Connection, position: int) -> bool:
@@ -250,7 +250,7 @@ async def test_a_bug_in_react_parks_the_event_and_those_behind_it(
     works.weather.forgiving = True
     await again(connection, order)
     await until(lambda: no_letters(connection, order))
-    assert await records(connection, order) == ["SagaTook"] * 4
+    assert await records(connection, order) == ["SagaHandledEvent"] * 4
     await until(lambda: changes(connection, order, 3))
 
 
@@ -397,7 +397,7 @@ async def test_a_message_falls_due_once(node: Node, connection: asyncpg.Connecti
     await reached(connection, order, "done")
     assert await deeds(connection, order) == ["closed reminded"]
     assert await connection.fetchval("select count(*) from headwater.timers") == 0
-    assert (await records(connection, order)).count("SagaFired") == 1
+    assert (await records(connection, order)).count("SagaTimerFired") == 1
 
 
 async def test_a_message_is_cancelled(node: Node, connection: asyncpg.Connection, clock: VirtualClock) -> None:
@@ -435,7 +435,7 @@ async def test_a_message_outlives_the_process_and_comes_late_but_once(dsn: str, 
     tomorrow = VirtualClock(NOON + timedelta(days=1))
     async with Node(app, Settings(), dsn, serve=False, work=True, clock=tomorrow):
         await reached(connection, order, "done")
-    assert (await records(connection, order)).count("SagaFired") == 1
+    assert (await records(connection, order)).count("SagaTimerFired") == 1
     assert await deeds(connection, order) == ["closed reminded"]
 
 

@@ -137,7 +137,7 @@ async def test_what_another_wrote_under_a_steps_id_is_not_the_steps_outcome(
     await write(connection, work, "work", Worked(work_id=work, name="forged"), step)
     await start(app, serve=False)
     await parked(connection, order)
-    assert await records(connection, order) == ["SagaTook"]
+    assert await records(connection, order) == ["SagaHandledEvent"]
     await operations.abandon(connection, order, "its id is taken", "ada")  # there is a way out
     await seen(connection, order, "abandoned")
 
@@ -149,7 +149,7 @@ async def test_a_step_whose_id_another_stream_has_does_not_spin(
     await write(connection, new_id(), "work", Worked(work_id=new_id(), name="x"), await first_step(connection, order))
     await start(app, serve=False)
     await parked(connection, order)
-    assert await records(connection, order) == ["SagaTook"]
+    assert await records(connection, order) == ["SagaHandledEvent"]
 
 
 async def test_a_late_step_whose_id_another_has_taken_is_not_confirmed(
@@ -163,7 +163,7 @@ async def test_a_late_step_whose_id_another_has_taken_is_not_confirmed(
     await write(connection, work, "work", Worked(work_id=work, name="x"), await first_step(connection, order))
     await clock.advance(timedelta(seconds=31))
     await parked(connection, order)
-    assert await records(connection, order) == ["SagaTook"]
+    assert await records(connection, order) == ["SagaHandledEvent"]
 
 
 async def test_an_event_whose_record_cannot_have_its_id_is_a_dead_letter(

@@ -22,7 +22,7 @@ from tests.support.works import ChangeOrder, PlaceOrder, app, fulfilment
 
 from headwater import App, Feature
 from headwater.config import Settings
-from headwater.domain.saga_stream import Phase
+from headwater.domain.saga_state import Phase
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.schema import print_schema
@@ -241,7 +241,10 @@ async def test_nothing_is_said_to_what_is_not_parked(node: Node, connection: asy
         await operations.retry(connection, found.key, "ada")
     with pytest.raises(operations.SagaUnknown):
         await operations.retry(connection, uuid4(), "ada")
-    assert await records(connection, found) == [("SagaTook", "saga Fulfilment"), ("SagaConfirmed", "saga Fulfilment")]
+    assert await records(connection, found) == [
+        ("SagaHandledEvent", "saga Fulfilment"),
+        ("SagaStepConfirmed", "saga Fulfilment"),
+    ]
 
 
 async def test_all_that_are_parked_are_retried(node: Node, connection: asyncpg.Connection) -> None:
@@ -410,7 +413,7 @@ async def test_it_is_said_to_what_was_seen_or_not_at_all(
         )
         with pytest.raises(operations.SagaChanging):
             await operations.abandon(connection, stream_id, "why", "ada")
-    assert (await records(connection, done))[-1][0] == "SagaConfirmed"
+    assert (await records(connection, done))[-1][0] == "SagaStepConfirmed"
     discarded = "select count(*) from headwater.dead_letters where discarded"
     assert await connection.fetchval(discarded) == 0
 

@@ -16,7 +16,7 @@ from tests.support.works import Input, Known, fulfilment
 from headwater import After, App, Cancel, Do, Done, Feature, Undo
 from headwater.config import Settings
 from headwater.consumers import dead_letters
-from headwater.domain.saga_stream import Phase
+from headwater.domain.saga_state import Phase
 from headwater.sagas import operations
 from headwater.sagas.operations import SagaCount, SagaOver
 from headwater.server.node import Node

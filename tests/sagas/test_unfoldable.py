@@ -56,7 +56,7 @@ async def test_it_is_parked_and_can_be_given_up(start: Any, connection: asyncpg.
     await operations.abandon(connection, waiting, "give up", "ada")
     found = await seen(connection, waiting, "abandoned")
     assert (found.version, found.reason, found.waiting_for) == (2, "give up", None)
-    assert await records(connection, found) == [("SagaTook", "saga Fulfilment"), ("SagaAbandoned", "ada")]
+    assert await records(connection, found) == [("SagaHandledEvent", "saga Fulfilment"), ("SagaAbandoned", "ada")]
     await until(lambda: _no_letters(connection))
     with pytest.raises(SagaOver):
         await operations.abandon(connection, waiting, "again", "ada")

@@ -19,7 +19,7 @@ from headwater.cli.output import complain, json_text
 from headwater.cli.terminal import aligned, printable
 from headwater.config import Settings
 from headwater.domain.graphql_names import field_name
-from headwater.domain.saga_stream import Phase
+from headwater.domain.saga_state import Phase
 from headwater.errors import SettingsError
 from headwater.sagas.instances import StoredStep
 from headwater.sagas.operations import Instance, InstanceFilter, abandon, listed, retry, retry_all, shown

@@ -13,7 +13,7 @@ from headwater.domain.messages import Command, Event
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import View
 from headwater.domain.saga import SAGA_PREFIX, Saga
-from headwater.domain.saga_stream import RECORDS
+from headwater.domain.saga_records import RECORDS
 from headwater.domain.schedule import Schedule
 from headwater.domain.serialization import Codec, require_readable
 from headwater.domain.table_names import check_relations

@@ -133,7 +133,12 @@ class TimedOut(msgspec.Struct, frozen=True, kw_only=True):
     code: str = "TIMED_OUT"
 
 
-OUTCOMES: tuple[type[Any], ...] = (Confirmed, Refused, TimedOut)
+StepOutcome: TypeAlias = Confirmed | Refused | TimedOut
+
+OUTCOMES: tuple[type[StepOutcome], ...] = get_args(StepOutcome)
+
+SagaInput: TypeAlias = Event | StepOutcome
+"""What `react` and `evolve` receive. The events are those of deciders and the messages of the saga's timers."""
 
 # --------------------------------------------------------------------------------------------------------- declaration
 

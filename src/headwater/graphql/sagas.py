@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 import strawberry
 
-from headwater.domain.saga_stream import Phase, StepState
+from headwater.domain.saga_state import Phase, StepState
 from headwater.errors import BadUserInput, SearchTooWide
 from headwater.graphql.building import Info, Omittable, resolver
 from headwater.graphql.inputs import given_values

@@ -29,11 +29,8 @@ from headwater.domain.failure_policy import policy_of
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga
-from headwater.domain.saga_stream import (
-    RECORDS,
-    Record,
-    SagaTook,
-)
+from headwater.domain.saga_fold import reaction_to
+from headwater.domain.saga_records import RECORDS, Record, SagaHandledEvent
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
@@ -105,20 +102,20 @@ class SagaHandler(EventHandler):
             except PASSING:
                 raise
             except Exception:
-                if not held.course.version:
+                if not held.instance.version:
                     self._changed[stream_id] = Held(self._instances.unbegun(key, event, self._clock.now()))
                 raise
             self._steps.drive(held)
             return
 
     async def _take(self, held: Held, key: UUID, event: Recorded[Event]) -> None:
-        course = held.course
-        if course.over or course.handled >= event.position:
+        instance = held.instance
+        if instance.ended or instance.handled_position >= event.position:
             return
-        if not course.version and not self._saga.begins_with(event.data):
+        if not instance.version and not self._saga.begins_with(event.data):
             return
-        follows = course.follows(event.data, f"{event.event_id}", self._clock.now())
-        record = SagaTook(
+        follows = reaction_to(instance, event.data, f"{event.event_id}", self._clock.now())
+        record = SagaHandledEvent(
             saga=self._saga.name,
             at=self._clock.now(),
             then=follows,
@@ -131,7 +128,7 @@ class SagaHandler(EventHandler):
             held,
             record,
             event.data,
-            command_id=internal_id(course.stream_id, f"{event.event_id}"),
+            command_id=internal_id(instance.stream_id, f"{event.event_id}"),
             correlation_id=event.correlation_id,
             causation_id=event.event_id,
         )
@@ -154,14 +151,14 @@ class SagaHandler(EventHandler):
         for stream_id, event in latest.items():
             try:
                 held = await self._instances.hold(stream_id)
-                behind = held.course.version < event.version
+                behind = held.instance.version < event.version
                 if behind:
                     async with held.lock:
-                        if held.course.version < event.version:
+                        if held.instance.version < event.version:
                             await self._instances.read_again(held)
             except Unfoldable as unfoldable:
                 self._instances.set_aside(unfoldable)
-                self._changed[stream_id] = Held(unfoldable.course)
+                self._changed[stream_id] = Held(unfoldable.instance)
                 continue
             self._changed[stream_id] = held
             # One that was read just now is not being driven yet, and not behind: its record was written by the process
@@ -173,7 +170,7 @@ class SagaHandler(EventHandler):
         if freed:
             await self._instances.drop_unbegun(connection, [self._saga.stream_of(key) for key in freed])
         if self._changed:
-            await self._instances.keep(connection, [held.course for held in self._changed.values()])
+            await self._instances.keep(connection, [held.instance for held in self._changed.values()])
 
     def committed(self) -> None:
         """What is kept need not be remembered; what falls due may be another."""

@@ -28,7 +28,9 @@ from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga
-from headwater.domain.saga_stream import Course, Record, SagaTook, Step, StepState, fold, fold_blindly
+from headwater.domain.saga_fold import apply_record, fold, fold_without_state
+from headwater.domain.saga_records import SagaHandledEvent, SagaRecord
+from headwater.domain.saga_state import ForwardStep, SagaInstance, Step, StepState
 from headwater.domain.serialization import Codec, stored_form
 from headwater.errors import CommandIdReused, LogError
 from headwater.eventstore.appender import Appender, Chain
@@ -45,7 +47,7 @@ class Held:
     """An instance in memory. lock: held while a record is made and appended. driver: issues its steps. failures: how
     often in a row the user's code has raised on what became of the current step."""
 
-    course: Course[Any]
+    instance: SagaInstance[Any]
     failures: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     driver: asyncio.Task[None] | None = None
@@ -61,12 +63,12 @@ class Changed(Exception):
 
 
 class Unfoldable(Exception):
-    """Today's code cannot fold an instance that is not over. course: what its records alone tell. error: what was
+    """Today's code cannot fold an instance that is not over. instance: what its records alone tell. error: what was
     raised."""
 
-    def __init__(self, course: Course[Any], error: Exception) -> None:
+    def __init__(self, instance: SagaInstance[Any], error: Exception) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
-        self.course = course
+        self.instance = instance
         self.error = error
 
 
@@ -136,7 +138,7 @@ class Instances:
         there = {row["stream_id"] for row in await self._database.pool.fetch(_SQL["there"], unknown)}
         for stream_id in unknown:
             if stream_id not in there and stream_id not in self._held:
-                self._held[stream_id] = Held(Course(self._saga, stream_id, self._saga.initial))
+                self._held[stream_id] = Held(SagaInstance(self._saga, stream_id, self._saga.initial))
 
     async def hold(self, stream_id: UUID) -> Held:
         """An instance, read if it is not held. It raises what reading it raises, but no fault that passes.
@@ -174,15 +176,15 @@ class Instances:
 
     def set_aside(self, unfoldable: Unfoldable) -> None:
         """Until a person has it tried again: the others go on."""
-        key, error = unfoldable.course.key, unfoldable.error
+        key, error = unfoldable.instance.key, unfoldable.error
         assert key is not None  # an instance begins by taking an event
         logger.error("saga %s: %s cannot be folded", self._saga.name, key, exc_info=error)
         if not self._parked.is_parked(key):
-            self._parked.set_aside(key, unfoldable.course.begun_at, error, self._policy.times + 1)
+            self._parked.set_aside(key, unfoldable.instance.first_position, error, self._policy.times + 1)
 
-    def unbegun(self, key: UUID, event: Recorded[Event], now: datetime) -> Course[Any]:
+    def unbegun(self, key: UUID, event: Recorded[Event], now: datetime) -> SagaInstance[Any]:
         """An instance as it is shown while its first event is set aside: it has no stream yet."""
-        return Course(
+        return SagaInstance(
             self._saga,
             self._saga.stream_of(key),
             self._saga.initial,
@@ -199,13 +201,13 @@ class Instances:
         Raises:
             Unfoldable.
         """
-        stream_id = held.course.stream_id
-        held.course = await outlast(lambda: self._read(stream_id))
+        stream_id = held.instance.stream_id
+        held.instance = await outlast(lambda: self._read(stream_id))
 
     def evict(self, written: Mapping[UUID, Held]) -> None:
         """Forget what is over and written, and what has waited the longest."""
         for stream_id, held in written.items():
-            if held.course.over and not held.busy and self._held.get(stream_id) is held:
+            if held.instance.ended and not held.busy and self._held.get(stream_id) is held:
                 del self._held[stream_id]
         excess = len(self._held) - self._cache
         if excess > 0:
@@ -218,32 +220,32 @@ class Instances:
         held = self._held[stream_id] = Held(await outlast(lambda: self._read(stream_id)))
         return held
 
-    async def _read(self, stream_id: UUID) -> Course[Any]:
+    async def _read(self, stream_id: UUID) -> SagaInstance[Any]:
         """An instance, from its stream."""
-        records: list[Recorded[Record]] = []
+        records: list[Recorded[SagaRecord]] = []
         async with aclosing(self._log.read_stream(stream_id)) as stream:
             async for category, event in stream:
                 if category != self._saga.category:
                     raise LogError(f"The stream {stream_id} is of {category}, not of {self._saga.category}")
-                records.append(cast("Recorded[Record]", event))
+                records.append(cast("Recorded[SagaRecord]", event))
         try:
-            positions = [each.data.position for each in records if isinstance(each.data, SagaTook)]
+            positions = [each.data.position for each in records if isinstance(each.data, SagaHandledEvent)]
             events = {event.position: event.data for event in await self._log.at(positions)} if positions else {}
             return fold(self._saga, stream_id, records, events, self._codec)
         except PASSING:
             raise
         except Exception as error:
-            course = fold_blindly(self._saga, stream_id, records)
-            if course.over:
-                return course
-            raise Unfoldable(course, error) from error
+            instance = fold_without_state(self._saga, stream_id, records)
+            if instance.ended:
+                return instance
+            raise Unfoldable(instance, error) from error
 
     # ---------------------------------------------------------------------------------------------------- in its stream
 
     async def append(
         self,
         held: Held,
-        record: Record,
+        record: SagaRecord,
         given: Any,
         *,
         command_id: UUID,
@@ -256,20 +258,20 @@ class Instances:
             Changed: another has written to the stream.
             RecordIdTaken: the log has the id, in another stream.
         """
-        course = held.course
-        correlation_id = course.correlation_id or correlation_id or command_id
+        instance = held.instance
+        correlation_id = instance.correlation_id or correlation_id or command_id
         append = Append(
             command_id,
-            course.stream_id,
+            instance.stream_id,
             self._saga.category,
-            course.version,
+            instance.version,
             [stored_form(record)],
             correlation_id,
             causation_id,
             f"saga {self._saga.name}",
         )
         appended = await outlast(lambda: self._appender.submit(append, Chain()))
-        if appended.verdict is Verdict.DONE and appended.stream_id != course.stream_id:
+        if appended.verdict is Verdict.DONE and appended.stream_id != instance.stream_id:
             raise RecordIdTaken(self._saga.name, command_id, appended)
         if appended.verdict is not Verdict.ACCEPTED:
             await self.read_again(held)
@@ -277,7 +279,7 @@ class Instances:
         recorded = Recorded(
             record,
             appended.position,
-            course.stream_id,
+            instance.stream_id,
             appended.version,
             record.at,
             command_id,  # its event's id is not known here, and nobody asks for it
@@ -285,7 +287,7 @@ class Instances:
             correlation_id,
             causation_id,
         )
-        course.apply(recorded, given)
+        apply_record(instance, recorded, given)
 
     # ----------------------------------------------------------------------------------------------------- in the table
 
@@ -293,39 +295,39 @@ class Instances:
         """Remove the rows of those that have not begun: nothing of them is set aside any more."""
         await connection.execute(_SQL["drop_unbegun"], stream_ids)
 
-    async def keep(self, connection: Connection, courses: Collection[Course[Any]]) -> None:
+    async def keep(self, connection: Connection, instances: Collection[SagaInstance[Any]]) -> None:
         """Write these as rows, with the messages that are to fall due."""
-        columns = list(zip(*(_row(self._saga, course) for course in courses), strict=True))
+        columns = list(zip(*(_row(self._saga, instance) for instance in instances), strict=True))
         await connection.execute(_SQL["keep"], *columns)
-        timers = [(course.stream_id, t.type, t.due_at) for course in courses for t in course.timers.values()]
+        timers = [(instance.stream_id, t.type, t.due_at) for instance in instances for t in instance.timers.values()]
         streams, names, due = zip(*timers, strict=True) if timers else ((), (), ())
-        timed = [course.stream_id for course in courses if course.timed]
+        timed = [instance.stream_id for instance in instances if instance.had_timers]
         if timed:
             await connection.execute(_SQL["stop_timers"], timed, streams, names, due)
         if timers:
             await connection.execute(_SQL["set_timers"], streams, names, due, self._saga.name)
 
 
-def _row(saga: Saga[Any, Any], course: Course[Any]) -> tuple[Any, ...]:
+def _row(saga: Saga[Any, Any], instance: SagaInstance[Any]) -> tuple[Any, ...]:
     """An instance as `headwater.sagas` keeps it."""
-    step = course.current
+    step = instance.current
     return (
-        course.stream_id,
+        instance.stream_id,
         saga.name,
-        course.key,
-        course.version,
-        course.position,
-        course.phase.value,
-        msgspec.json.encode(course.state, enc_hook=repr).decode(),
-        msgspec.json.encode([_stored(each) for each in course.steps]).decode(),
+        instance.key,
+        instance.version,
+        instance.position,
+        instance.phase.value,
+        msgspec.json.encode(instance.state, enc_hook=repr).decode(),
+        msgspec.json.encode([_stored(each) for each in instance.steps]).decode(),
         None if step is None else step.command,
-        course.waiting_for,
-        course.since,
-        course.parked_for or course.reason,
-        course.compensates,
-        course.started_at,
-        course.since if course.over else None,
-        course.correlation_id,
+        instance.waiting_for,
+        instance.since,
+        instance.parked_for or instance.reason,
+        instance.compensates,
+        instance.started_at,
+        instance.since if instance.ended else None,
+        instance.correlation_id,
     )
 
 
@@ -343,6 +345,11 @@ class StoredStep(msgspec.Struct, rename="camel"):
     reason: str | None
 
 
+def _undoes(step: Step) -> int | None:
+    """The step that an undo takes back; its own number if it takes back no recorded step. None for a forward step."""
+    return None if isinstance(step, ForwardStep) else step.undoes or step.number
+
+
 def _stored(step: Step) -> StoredStep:
     return StoredStep(
         step.number,
@@ -350,8 +357,8 @@ def _stored(step: Step) -> StoredStep:
         step.command_id,
         msgspec.Raw(msgspec.json.encode(step.fields)),
         step.state,
-        step.undoes,
-        step.since,
+        _undoes(step),
+        step.issued_at,
         step.due_at,
         step.reason,
     )

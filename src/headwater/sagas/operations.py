@@ -21,7 +21,8 @@ import asyncpg
 from headwater.consumers import dead_letters
 from headwater.domain.feature import Domain
 from headwater.domain.saga import SAGA_PREFIX
-from headwater.domain.saga_stream import Phase, Record, SagaAbandoned, SagaRetried
+from headwater.domain.saga_records import SagaAbandoned, SagaRecord, SagaRetried
+from headwater.domain.saga_state import Phase
 from headwater.domain.serialization import stored_form
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Append, Verdict, append
@@ -206,7 +207,7 @@ async def retry(
     """
     found = await _one(connection, id)
 
-    async def act(standing: asyncpg.Record) -> Record | None:
+    async def act(standing: asyncpg.Record) -> SagaRecord | None:
         due = await dead_letters.retry(connection, _letters_of(standing))
         if standing["status"] == Phase.PARKED.value:
             return SagaRetried(saga=standing["saga"], at=datetime.now(UTC), by=by)
@@ -245,7 +246,7 @@ async def abandon(connection: asyncpg.Connection, id: UUID, reason: str, by: str
     """
     found = await _one(connection, id)
 
-    async def act(standing: asyncpg.Record) -> Record:
+    async def act(standing: asyncpg.Record) -> SagaRecord:
         if Phase(standing["status"]) not in OPEN:
             raise SagaOver(f"{_named(found)} is over: it is {standing['status']}")
         await dead_letters.discard(connection, _letters_of(standing), everything=True)
@@ -270,7 +271,7 @@ async def _say(
     connection: asyncpg.Connection,
     found: Instance,
     by: str,
-    act: Callable[[asyncpg.Record], Awaitable[Record | None]],
+    act: Callable[[asyncpg.Record], Awaitable[SagaRecord | None]],
     attempts: int,
 ) -> None:
     """Act on what an instance is known to be, and append the record; from anew when it is not that any more."""
@@ -297,7 +298,7 @@ class _Changed(Exception):
 
 
 async def _append(
-    connection: asyncpg.Connection, stream_id: UUID, standing: asyncpg.Record, record: Record, by: str
+    connection: asyncpg.Connection, stream_id: UUID, standing: asyncpg.Record, record: SagaRecord, by: str
 ) -> None:
     one = Append(
         new_id(),

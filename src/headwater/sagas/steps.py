@@ -27,18 +27,16 @@ from headwater.domain.failure_policy import policy_of
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Refusal
 from headwater.domain.saga import Saga
-from headwater.domain.saga_stream import (
-    Course,
-    Phase,
-    Record,
-    SagaConfirmed,
-    SagaFired,
-    SagaRefused,
-    SagaTimedOut,
-    SagaTook,
-    Step,
-    read_command,
+from headwater.domain.saga_fold import input_of, reaction_to, read_command
+from headwater.domain.saga_records import (
+    SagaHandledEvent,
+    SagaRecord,
+    SagaStepConfirmed,
+    SagaStepRefused,
+    SagaStepTimedOut,
+    SagaTimerFired,
 )
+from headwater.domain.saga_state import ForwardStep, Phase, SagaInstance, Step, UndoStep
 from headwater.errors import CommandIdReused
 from headwater.ids import internal_id
 from headwater.postgres import queries
@@ -66,24 +64,24 @@ class SagaCounts:
     compensations: int = 0
     fired: int = 0
 
-    def count(self, record: Record, course: Course[Any]) -> None:
+    def count(self, record: SagaRecord, instance: SagaInstance[Any]) -> None:
         """Count a record that was made here, after its fold."""
         match record:
-            case SagaTook():
-                self.started += course.version == 1
-            case SagaConfirmed():
-                undid = course.steps[record.step - 1].undoes is not None
+            case SagaHandledEvent():
+                self.started += instance.version == 1
+            case SagaStepConfirmed():
+                undid = isinstance(instance.steps[record.step - 1], UndoStep)
                 self.compensations += undid
                 self.steps += not undid
-            case SagaRefused():
+            case SagaStepRefused():
                 self.refusals += 1
-            case SagaTimedOut():
+            case SagaStepTimedOut():
                 self.timeouts += 1
-            case SagaFired():
+            case SagaTimerFired():
                 self.fired += 1
             case _:
                 pass
-        self.done += course.phase is Phase.DONE
+        self.done += instance.phase is Phase.DONE
 
 
 class Steps:
@@ -135,7 +133,7 @@ class Steps:
             if not anew or held.driver is asyncio.current_task():
                 return
             held.driver.cancel()
-        if held.course.current is None:
+        if held.instance.current is None:
             return
         held.driver = self._group.create_task(self._run(held))
         self._drivers.add(held.driver)
@@ -144,7 +142,7 @@ class Steps:
     async def record(
         self,
         held: Held,
-        record: Record,
+        record: SagaRecord,
         given: Any,
         *,
         command_id: UUID,
@@ -161,9 +159,9 @@ class Steps:
             correlation_id=correlation_id,
             causation_id=causation_id,
         )
-        self.counts.count(record, held.course)
-        step = held.course.current
-        if step is not None and step.withdrawn:
+        self.counts.count(record, held.instance)
+        step = held.instance.current
+        if isinstance(step, ForwardStep) and step.withdrawn:
             self.drive(held, anew=True)
 
     async def _resume(self) -> None:
@@ -181,8 +179,8 @@ class Steps:
 
     async def _run(self, held: Held) -> None:
         passing = 0
-        while (step := held.course.current) is not None:
-            key = held.course.key
+        while (step := held.instance.current) is not None:
+            key = held.instance.key
             assert key is not None  # an instance begins by taking an event
             if self._parked.is_parked(key):
                 return
@@ -201,7 +199,7 @@ class Steps:
                 await asyncio.sleep(pause)
                 continue
             except Exception as error:
-                if held.course.over:
+                if held.instance.ended:
                     return
                 # An id that another has taken is not given back: that is tried again when a person says so.
                 taken = isinstance(error, CommandIdReused)
@@ -213,18 +211,18 @@ class Steps:
 
     async def _run_step(self, held: Held, step: Step) -> None:
         """Issue a step until it is known what became of it, and record that."""
-        if step.withdrawn:
-            await self._record_failure(held, step, SagaTimedOut, {})
+        if isinstance(step, ForwardStep) and step.withdrawn:
+            await self._record_failure(held, step, SagaStepTimedOut, {})
             return
         try:
             outcome = await self._issue_in_time(held, step)
         except TimeoutError:
-            await self._record_failure(held, step, SagaTimedOut, {})
+            await self._record_failure(held, step, SagaStepTimedOut, {})
             return
         if isinstance(outcome, Refusal):
             facts = msgspec.to_builtins(outcome.facts)
             await self._record_failure(
-                held, step, SagaRefused, {"code": outcome.code, "message": outcome.message, "facts": facts}
+                held, step, SagaStepRefused, {"code": outcome.code, "message": outcome.message, "facts": facts}
             )
         elif outcome is None:
             async with held.lock:
@@ -258,8 +256,8 @@ class Steps:
         where a person would have to find one.
         """
         command = read_command(self._commands, step)
-        origin = self._origin(held.course, step)
-        retry = self._saga.undo_retry if step.undoes is not None else None
+        origin = self._origin(held.instance, step)
+        retry = self._saga.undo_retry if isinstance(step, UndoStep) else None
         passing = failures = refusals = 0
         while True:
             try:
@@ -271,7 +269,7 @@ class Steps:
                 if pause is None:
                     return refused
             except CommandIdReused as reused:
-                if reused.stream_id != held.course.stream_id:
+                if reused.stream_id != held.instance.stream_id:
                     raise
                 return None
             except PASSING:
@@ -291,52 +289,53 @@ class Steps:
 
     async def _record_accepted(self, held: Held, step: Step, version: int, position: int) -> None:
         async with held.lock:
-            course = self._still(held, step)
-            record = SagaConfirmed(
+            instance = self._still(held, step)
+            record = SagaStepConfirmed(
                 saga=self._saga.name, at=self._clock.now(), step=step.number, version=version, position=position
             )
             await self._conclude(held, record, step, internal_id(step.command_id, "confirmed"))
-        if step.undoes is not None:
+        if isinstance(step, UndoStep):
             logger.info(
-                "saga %s: %s, step %d was compensated by %s", self._saga.name, course.key, step.undoes, step.command
+                "saga %s: %s, step %d, the undo %s, was accepted",
+                *(self._saga.name, instance.key, step.number, step.command),
             )
 
     async def _record_failure(
-        self, held: Held, step: Step, kind: type[SagaRefused | SagaTimedOut], facts: dict[str, Any]
+        self, held: Held, step: Step, kind: type[SagaStepRefused | SagaStepTimedOut], facts: dict[str, Any]
     ) -> None:
         """Record that a step was not accepted, under its own command id: then it never will be. If it was after all,
         that is recorded. If another than the saga has taken the id, that is raised."""
         try:
             async with held.lock:
-                course = self._still(held, step)
+                instance = self._still(held, step)
                 record = kind(saga=self._saga.name, at=self._clock.now(), step=step.number, **facts)
                 await self._conclude(held, record, step, step.command_id)
         except RecordIdTaken as taken:
-            if not await self._dispatcher.is_from(step.command_id, self._origin(held.course, step)):
+            if not await self._dispatcher.is_from(step.command_id, self._origin(held.instance, step)):
                 raise
             await self._record_accepted(held, step, taken.appended.version, taken.appended.position)
             return
-        if course.phase is Phase.PARKED:
+        if instance.phase is Phase.PARKED:
             logger.error(
                 "saga %s: %s is parked, since %s; a person must see to it: headwater sagas show %s",
-                *(self._saga.name, course.key, course.parked_for, course.key),
+                *(self._saga.name, instance.key, instance.parked_for, instance.key),
             )
 
-    async def _conclude(self, held: Held, record: Record, step: Step, command_id: UUID) -> None:
-        course = held.course
-        given = course.given(record, None, self._codec)
+    async def _conclude(self, held: Held, record: SagaRecord, step: Step, command_id: UUID) -> None:
+        instance = held.instance
+        given = input_of(instance, record, None, self._codec)
         record = msgspec.structs.replace(
-            record, then=course.follows(given, f"step {step.number} {step.command_id}", record.at)
+            record, then=reaction_to(instance, given, f"step {step.number} {step.command_id}", record.at)
         )
         await self.record(held, record, given, command_id=command_id, causation_id=step.command_id)
 
-    def _origin(self, course: Course[Any], step: Step) -> Origin:
-        return Origin(course.correlation_id, step.cause_id, f"saga {self._saga.name}")
+    def _origin(self, instance: SagaInstance[Any], step: Step) -> Origin:
+        return Origin(instance.correlation_id, step.cause_id, f"saga {self._saga.name}")
 
     @staticmethod
-    def _still(held: Held, step: Step) -> Course[Any]:
+    def _still(held: Held, step: Step) -> SagaInstance[Any]:
         """The instance, if the step is what it waits for."""
-        current = held.course.current
+        current = held.instance.current
         if current is None or current.number != step.number or current.command_id != step.command_id:
             raise Changed
-        return held.course
+        return held.instance

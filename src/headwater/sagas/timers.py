@@ -22,7 +22,8 @@ import msgspec
 from headwater.clock import Clock
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.saga import Saga
-from headwater.domain.saga_stream import SagaFired
+from headwater.domain.saga_fold import input_of, reaction_to
+from headwater.domain.saga_records import SagaTimerFired
 from headwater.domain.serialization import Codec
 from headwater.ids import internal_id
 from headwater.postgres import queries
@@ -81,7 +82,7 @@ class Timers:
 
     async def take_due(self, held: Held, now: datetime) -> None:
         """Record that an instance's messages fell due, those that have by now, and what follows."""
-        while due := [name for name, timer in held.course.timers.items() if timer.due_at <= now]:
+        while due := [name for name, timer in held.instance.timers.items() if timer.due_at <= now]:
             try:
                 async with held.lock:
                     for message in due:
@@ -128,7 +129,7 @@ class Timers:
         held = await self._instances.readable(stream_id)
         if held is None:
             return
-        key, timer = held.course.key, held.course.timers.get(message)
+        key, timer = held.instance.key, held.instance.timers.get(message)
         if key is None or timer is None or self._parked.is_parked(key):
             return  # the table is behind the stream, or it waits for what came before
         try:
@@ -142,14 +143,14 @@ class Timers:
         self._steps.drive(held)
 
     async def _record_fired(self, held: Held, message: str, now: datetime) -> None:
-        course = held.course
-        timer = course.timers.get(message)
+        instance = held.instance
+        timer = instance.timers.get(message)
         if timer is None or timer.due_at > now:
             return
-        record = SagaFired(saga=self._saga.name, at=self._clock.now(), type=message, due_at=timer.due_at)
-        given = course.given(record, None, self._codec)
-        cause = f"{message} {course.version}"
-        record = msgspec.structs.replace(record, then=course.follows(given, cause, record.at))
+        record = SagaTimerFired(saga=self._saga.name, at=self._clock.now(), type=message, due_at=timer.due_at)
+        given = input_of(instance, record, None, self._codec)
+        cause = f"{message} {instance.version}"
+        record = msgspec.structs.replace(record, then=reaction_to(instance, given, cause, record.at))
         await self._steps.record(
-            held, record, given, command_id=internal_id(course.stream_id, cause), causation_id=timer.cause_id
+            held, record, given, command_id=internal_id(instance.stream_id, cause), causation_id=timer.cause_id
         )

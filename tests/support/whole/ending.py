@@ -17,7 +17,7 @@ from tests.support.whole.history import History
 from bank.accounts.domain import AccountOpened, MoneyDeposited, MoneyWithdrawn
 from bank.transfers.domain import TransferRequested
 from bank.users.domain import UserRegistered
-from headwater.domain.saga_stream import Record
+from headwater.domain.saga_records import Record
 from headwater.eventstore.log import Log
 from headwater.postgres.database import Database
 from headwater.projections.verify import Verifier
