@@ -114,6 +114,10 @@ class Trail:
         """Return the position of the last event; 0 in an empty log."""
         return await self._log.head()
 
+    async def position_at(self, moment: datetime) -> int:
+        """Return the last position that was recorded at or before a moment; 0 if there is none."""
+        return await self._log.position_at(moment)
+
     async def bounds(self, wanted: Wanted, after: int = 0, before: int = END) -> tuple[int, int]:
         """Narrow two exclusive positions to the events that `since` and `until` allow."""
         if wanted.since is not None:

@@ -7,7 +7,7 @@ from datetime import datetime
 import strawberry
 
 from headwater.errors import BadUserInput
-from headwater.eventstore.log import Log
+from headwater.eventstore.audit_trail import Trail
 from headwater.graphql.scalars import Position
 
 
@@ -17,17 +17,18 @@ class AsOf:
     time: datetime | None = strawberry.UNSET
 
 
-async def position_of(given: AsOf, log: Log) -> int:
-    """Return the position of a moment. A time stands for the last position recorded at or before it; a time in the
-    future stands for the end of the log.
+async def position_of(given: AsOf, trail: Trail) -> int:
+    """Return the position of a moment.
+
+    A time stands for the last position recorded at or before it; a time in the future, for the end of the log.
 
     Raises:
         BadUserInput: the position is beyond the end of the log.
     """
     if isinstance(given.time, datetime):
-        return await log.position_at(given.time)
+        return await trail.position_at(given.time)
     assert isinstance(given.position, int)  # @oneOf: validated
-    head = await log.head()
+    head = await trail.head()
     if given.position > head:
         raise BadUserInput(f"The log ends at position {head}; nothing is known as of {given.position}.")
     return given.position

@@ -92,13 +92,13 @@ def _with_values(function: Callable[..., Any]) -> Callable[..., Any]:
 
     async def stream(root: Any, info: Info, **values: Any) -> Any:
         # Closed here and not by garbage collection, so that a subscription leaves its feed as soon as it ends.
-        with reading(info.context.serving.is_logged):
+        with reading(info.context.serving.database.outage.covers):
             async with aclosing(function(root, info, **values)) as source:
                 async for value in source:
                     yield value
 
     async def later(root: Any, info: Info, **values: Any) -> Any:
-        with reading(info.context.serving.is_logged):
+        with reading(info.context.serving.database.outage.covers):
             return await function(root, info, **values)
 
     def now(root: Any, info: Info, **values: Any) -> Any:

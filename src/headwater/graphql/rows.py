@@ -197,7 +197,7 @@ class RowType:
         if at_least is not None:
             raise BadUserInput("Use either atLeast or asOf, not both: a past row waits for no projection.")
         info.context.history(self.model).require()
-        position = await position_of(as_of, info.context.serving.log)
+        position = await position_of(as_of, info.context.serving.trail)
         return _wrap(self.object, await info.context.past(self.model, key, position), as_of=position)
 
     def _list(self) -> Callable[..., Any]:
@@ -258,7 +258,7 @@ class RowType:
         async def resolve(
             root: Any, info: Info, filter: Any = None, after: int | None = None
         ) -> AsyncGenerator[Any, None]:
-            feed, limits = info.context.feed(self.model), SubscriptionLimits(pending=info.context.serving.outbox)
+            feed, limits = info.context.feed(self.model), SubscriptionLimits(pending=info.context.serving.limits.outbox)
             where = filter_of(self.view, filter)
             telemetry, opened = info.context.serving.telemetry, time.time()
             async with aclosing(watch_changes(feed, where, after, limits=limits)) as messages:

@@ -113,7 +113,7 @@ def sagas_query(limits: Limits) -> Any:
         size = page_size(info, first, None, None)
         assert size is not None  # it goes forward
         place = None if after is None else _place(after)
-        reading = listed(info.context.serving.pool, _wanted(filter), limits, limit=size + 1, after=place)
+        reading = listed(info.context.serving.database.pool, _wanted(filter), limits, limit=size + 1, after=place)
         found = await _answered(reading)
         return _connection(found[:size], cut=len(found) > size, follows=after is not None)
 
@@ -133,7 +133,7 @@ def saga_query(limits: Limits) -> Any:
     """Return the query `saga(id)`."""
 
     async def resolve(root: Any, info: Info, id: UUID) -> Any:
-        found = await _answered(shown(info.context.serving.pool, id, limits))
+        found = await _answered(shown(info.context.serving.database.pool, id, limits))
         if len(found) > 1:
             ids = ", ".join(f"{each.stream_id} ({each.saga})" for each in found)
             raise BadUserInput(f"{id} is the key of several sagas; ask for one by its id: {ids}.")

@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
-import asyncpg
 from strawberry.dataloader import DataLoader
 
-from headwater.commands.dispatcher import Dispatcher
+from headwater.commands.dispatcher import Accepted
+from headwater.domain.messages import Command
 from headwater.domain.read_model import ReadModel
 from headwater.eventstore.audit_trail import Trail
-from headwater.eventstore.log import Log
 from headwater.graphql.once import Once
 from headwater.live.feed import Feed
+from headwater.postgres.database import Database
 from headwater.projections.filter import Filter, Row
 from headwater.projections.history import History
 from headwater.projections.reader import Reader
 from headwater.telemetry import Telemetry
 
 
-@dataclass(frozen=True)
-class Serving:
-    """The resources from which a process serves GraphQL.
+class Executes(Protocol):
+    """Executes the commands of mutations; see `Dispatcher`."""
 
-    pool: connections for reads. default_page: rows of a page without `first`. max_page: most rows of a page. outbox:
-    keys that a subscription holds for a slow reader. is_logged: see `Outage.covers`.
+    async def execute(
+        self, command: Command, *, command_id: UUID | None = None, expected_version: int | None = None
+    ) -> Accepted: ...
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """The bounds of what a client reads.
+
+    default_page: rows of a page without `first`. max_page: most rows of a page. outbox: keys that a subscription holds
+    for a slow reader.
     """
 
-    dispatcher: Dispatcher
-    feeds: Mapping[type[ReadModel], Feed]
-    histories: Mapping[type[ReadModel], History]
-    log: Log
-    trail: Trail
-    pool: asyncpg.Pool
     default_page: int
     max_page: int
     outbox: int
-    telemetry: Telemetry = field(default_factory=Telemetry)
-    is_logged: Callable[[str, BaseException], bool] = lambda part, error: False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """The resources from which a process serves GraphQL. feeds and histories: one for each read model."""
+
+    dispatcher: Executes
+    feeds: Mapping[type[ReadModel], Feed]
+    histories: Mapping[type[ReadModel], History]
+    trail: Trail
+    database: Database
+    limits: ClientLimits
+    telemetry: Telemetry
 
 
 class Scope:
@@ -98,7 +111,7 @@ class Scope:
         return await loader.load(key)
 
 
-def _loading(reader: Reader, at_least: int | None) -> Any:
+def _loading(reader: Reader, at_least: int | None) -> Callable[[list[UUID]], Awaitable[list[Row | None]]]:
     async def load(keys: list[UUID]) -> list[Row | None]:
         if at_least is not None:
             await reader.reach(at_least)

@@ -28,7 +28,7 @@ from headwater.app import App
 from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
-from headwater.consumers.leases import Leases
+from headwater.consumers.leases import Leases, Unit
 from headwater.consumers.standings import read_standings
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.audit_trail import Trail
@@ -37,7 +37,7 @@ from headwater.eventstore.doorbell import Doorbell, PostgresBell
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.eventstore.snapshots import SnapshotStore
-from headwater.graphql.scope import Serving
+from headwater.graphql.scope import ClientLimits, Serving
 from headwater.live.feed import Feed
 from headwater.postgres.database import UNREACHABLE, Database
 from headwater.postgres.migrations import require_schema
@@ -237,17 +237,13 @@ class Node:
             is_logged=self.database.outage.covers,
         )
         self.serving = Serving(
-            self.dispatcher,
-            feeds,
-            histories,
-            self.log,
-            trail,
-            self.database.pool,
-            settings.default_page,
-            settings.max_page,
-            settings.outbox,
-            self.telemetry,
-            self.database.outage.covers,
+            dispatcher=self.dispatcher,
+            feeds=feeds,
+            histories=histories,
+            trail=trail,
+            database=self.database,
+            limits=ClientLimits(settings.default_page, settings.max_page, settings.outbox),
+            telemetry=self.telemetry,
         )
 
     async def _start_working(self) -> None:
@@ -257,16 +253,14 @@ class Node:
             self.app.domain,
             self.settings,
             self.positions,
-            self.supervisor,
-            self._clock,
-            CommandPath(self.appender, self.dispatcher) if self.decides else None,
+            CommandPath(self.appender, self.dispatcher, self._clock) if self.decides else None,
         )
         self.leases = Leases(
             self.database,
             self.worker.runs,
             self.positions,
             self.supervisor,
-            run_unit=self.worker.run_unit,
+            run_unit=self._run_unit,
             lease=self.settings.lease_seconds,
         )
         retired = RetiredTables(self.database, seconds=self.settings.retired_seconds)
@@ -275,6 +269,9 @@ class Node:
         self.supervisor.start("tombstones", partial(tombstones.run, partial(self.supervisor.well, "tombstones")))
         # Exits before the supervisor, so that the leases of this process are given back at once.
         await self._stack.enter_async_context(self.leases)
+
+    async def _run_unit(self, unit: Unit) -> None:
+        await self.worker.run(unit, partial(self.supervisor.well, unit.task))
 
     async def _start_reporting(self) -> None:
         measures = Measures(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from headwater.clock import Clock
@@ -27,7 +26,6 @@ from headwater.projections.projector import Projector
 from headwater.projections.rebuild import BuildLimits, Rebuild
 from headwater.projections.verify import Verifier
 from headwater.sagas.conductor import Conductor
-from headwater.supervisor import Supervisor
 from headwater.telemetry import Progress
 
 SCHEDULED = "schedules"
@@ -75,17 +73,15 @@ class _Runner(Protocol):
 
 @dataclass(frozen=True)
 class CommandPath:
-    """What sagas and schedules need to issue commands."""
+    """What sagas and schedules need to issue commands in time."""
 
     appender: Appender
     dispatcher: Dispatcher
+    clock: Clock
 
 
 class Worker:
-    """Runs the units that the leases give it, each by `run_unit`.
-
-    commands: None when the domain has neither sagas nor schedules. clock: used by sagas and schedules.
-    """
+    """Runs the units that the leases give it. commands: None when the domain has neither sagas nor schedules."""
 
     def __init__(
         self,
@@ -94,8 +90,6 @@ class Worker:
         domain: Domain,
         settings: Settings,
         positions: Positions,
-        supervisor: Supervisor,
-        clock: Clock,
         commands: CommandPath | None,
     ) -> None:
         self._database = database
@@ -103,8 +97,6 @@ class Worker:
         self._domain = domain
         self._settings = settings
         self._positions = positions
-        self._supervisor = supervisor
-        self._clock = clock
         self.projectors = {view.name: self._projector(view) for view in domain.views}
         self.reacting = {reactor.unit: self._reacting(reactor) for reactor in domain.reactors}
         self.conductors: dict[str, Conductor] = {}
@@ -112,7 +104,7 @@ class Worker:
         if commands is not None:
             self.conductors = {saga.category: self._conductor(saga, commands) for saga in domain.sagas}
             if domain.schedules:
-                self.scheduler = Scheduler(database, commands.dispatcher, domain.schedules, clock=clock)
+                self.scheduler = Scheduler(database, commands.dispatcher, domain.schedules, clock=commands.clock)
 
     @property
     def runs(self) -> dict[str, str]:
@@ -131,9 +123,9 @@ class Worker:
         acting: dict[str, Conductor | ReactorRunner] = {**self.conductors, **self.reacting}
         return projections | {name: each.progress for name, each in acting.items()}
 
-    async def run_unit(self, unit: Unit) -> None:
-        """Run a leased unit until the lease is lost."""
-        await self._runner_of(unit).run(unit.leased, partial(self._supervisor.well, unit.task))
+    async def run(self, unit: Unit, well: Callable[[], None]) -> None:
+        """Run a leased unit until the lease is lost. well: called when the unit has recovered from a failure."""
+        await self._runner_of(unit).run(unit.leased, well)
 
     def _runner_of(self, unit: Unit) -> _Runner:
         if unit.name == SCHEDULES:
@@ -178,7 +170,7 @@ class Worker:
             self._domain,
             saga,
             self._positions,
-            clock=self._clock,
+            clock=commands.clock,
             poll=self._settings.poll_seconds,
             lease=self._settings.lease_seconds,
         )

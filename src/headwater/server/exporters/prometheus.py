@@ -36,23 +36,45 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 @dataclass(frozen=True)
+class _InDatabase:
+    standings: Standings
+    sagas: Sequence[SagaCount]
+
+
+@dataclass(frozen=True)
+class _Working:
+    """What the consumers of a process did, by the name of a unit or a saga. schedules: None if it fires none."""
+
+    progress: Mapping[str, Progress]
+    sagas: Mapping[str, SagaCounts]
+    schedules: ScheduleCounts | None
+
+
+@dataclass(frozen=True)
+class _Deciding:
+    appender: Appender
+    snapshots: SnapshotCounts
+
+
+@dataclass(frozen=True)
+class _ServingClients:
+    telemetry: Telemetry
+    subscriptions: Mapping[str, int]
+    sockets: int
+
+
+@dataclass(frozen=True)
 class Scrape:
     """Everything that one scrape shows.
 
-    standings, sagas: None when the database is away. appender, snapshots: None in a process that decides no commands.
-    schedules: None in a process that fires none. subscriptions, sockets: None in a process that does not serve.
+    database: None when the database is away. deciding: None in a process that decides no commands. serving: None in a
+    process that does not serve.
     """
 
-    standings: Standings | None
-    sagas: Sequence[SagaCount] | None
-    projections: Mapping[str, Progress]
-    saga_counts: Mapping[str, SagaCounts]
-    telemetry: Telemetry
-    appender: Appender | None
-    snapshots: SnapshotCounts | None
-    schedules: ScheduleCounts | None
-    subscriptions: Mapping[str, int] | None
-    sockets: int | None
+    database: _InDatabase | None
+    working: _Working
+    deciding: _Deciding | None
+    serving: _ServingClients | None
 
 
 async def text_of(node: Node, sockets: int | None) -> bytes:
@@ -67,41 +89,36 @@ async def text_of(node: Node, sockets: int | None) -> bytes:
 
 
 async def _scrape(node: Node, sockets: int | None) -> Scrape:
-    serving = node.serving if node.serves else None
-    scheduler = node.worker.scheduler if node.works else None
-    standings, sagas = await _known(node)
     return Scrape(
-        standings,
-        sagas,
-        node.worker.progress if node.works else {},
-        _saga_counts(node) if node.works else {},
-        node.telemetry,
-        node.appender if node.decides else None,
-        node.snapshots.counts if node.decides else None,
-        None if scheduler is None else scheduler.counts,
-        None if serving is None else _subscriptions(node),
-        sockets,
+        await _in_database(node),
+        _working(node),
+        _Deciding(node.appender, node.snapshots.counts) if node.decides else None,
+        _ServingClients(node.telemetry, _subscriptions(node), sockets or 0) if node.serves else None,
     )
 
 
-def _saga_counts(node: Node) -> dict[str, SagaCounts]:
-    return {saga.name: node.worker.conductors[saga.category].counts for saga in node.app.domain.sagas}
-
-
-async def _known(node: Node) -> tuple[Standings, Sequence[SagaCount]] | tuple[None, None]:
-    """Return what the database knows; None twice when it does not answer."""
+async def _in_database(node: Node) -> _InDatabase | None:
+    """Return what the database knows; None when it does not answer."""
     pool = node.probe.pool
 
-    async def ask() -> tuple[Standings, Sequence[SagaCount]]:
+    async def ask() -> _InDatabase:
         standings = await read_standings(pool)
         sagas = await counted(pool, limits_of(node.app.domain))
         await settle_ages(pool, node.telemetry)
-        return standings, sagas
+        return _InDatabase(standings, sagas)
 
     try:
         return await within(node.probe_seconds, ask())
     except NO_ANSWER:
-        return None, None  # `headwater_database_up` shows it, and the outage log reports it
+        return None  # `headwater_database_up` shows it, and the outage log reports it
+
+
+def _working(node: Node) -> _Working:
+    if not node.works:
+        return _Working({}, {}, None)
+    worker = node.worker
+    sagas = {saga.name: worker.conductors[saga.category].counts for saga in node.app.domain.sagas}
+    return _Working(worker.progress, sagas, None if worker.scheduler is None else worker.scheduler.counts)
 
 
 def _subscriptions(node: Node) -> dict[str, int]:
@@ -114,22 +131,20 @@ class _Collector(Collector):
         self._scrape = scrape
 
     def collect(self) -> Iterable[Metric]:
-        shown = self._scrape
-        yield _gauge("database_up", "1 if the database answered this scrape.", [([], shown.standings is not None)])
-        if shown.standings is not None:
-            yield from _database(shown.standings)
-        if shown.sagas is not None:
-            yield from _sagas(shown.sagas)
-        yield from _projecting(shown.projections)
-        yield from _conducting(shown.saga_counts)
-        if shown.appender is not None:
-            yield from _appending(shown.appender)
-        if shown.snapshots is not None:
-            yield _outcomes("snapshots", "Snapshots of long streams, by outcome.", asdict(shown.snapshots))
-        schedules = {} if shown.schedules is None else asdict(shown.schedules)
+        database, working, deciding = self._scrape.database, self._scrape.working, self._scrape.deciding
+        yield _gauge("database_up", "1 if the database answered this scrape.", [([], database is not None)])
+        if database is not None:
+            yield from _database(database.standings)
+            yield from _sagas(database.sagas)
+        yield from _projecting(working.progress)
+        yield from _conducting(working.sagas)
+        if deciding is not None:
+            yield from _appending(deciding.appender)
+            yield _outcomes("snapshots", "Snapshots of long streams, by outcome.", asdict(deciding.snapshots))
+        schedules = {} if working.schedules is None else asdict(working.schedules)
         yield _outcomes("schedule_moments", "Due moments of schedules that this process handled.", schedules)
-        if shown.subscriptions is not None:
-            yield from _serving(shown.telemetry, shown.subscriptions, shown.sockets or 0)
+        if self._scrape.serving is not None:
+            yield from _serving(self._scrape.serving)
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -218,7 +233,8 @@ def _outcomes(name: str, text: str, counts: Mapping[str, int]) -> Metric:
     return _counter(name, text, _labelled(counts), ["outcome"])
 
 
-def _serving(telemetry: Telemetry, subscriptions: Mapping[str, int], sockets: int) -> Iterator[Metric]:
+def _serving(serving: _ServingClients) -> Iterator[Metric]:
+    telemetry = serving.telemetry
     operations = [([kind, outcome], taken) for (kind, outcome), taken in sorted(telemetry.operations.items())]
     yield _histogram(
         "graphql_operation_seconds",
@@ -226,8 +242,10 @@ def _serving(telemetry: Telemetry, subscriptions: Mapping[str, int], sockets: in
         operations,
         ["kind", "outcome"],
     )
-    yield _gauge("sockets", "Open websockets.", [([], sockets)])
-    yield _gauge("subscriptions", "Open subscriptions to a read model, or to events.", _labelled(subscriptions), ["to"])
+    yield _gauge("sockets", "Open websockets.", [([], serving.sockets)])
+    yield _gauge(
+        "subscriptions", "Open subscriptions to a read model, or to events.", _labelled(serving.subscriptions), ["to"]
+    )
     yield _counter(
         "sent_messages", "Changes that were handed to subscribers' sockets.", _labelled(telemetry.messages), ["to"]
     )
