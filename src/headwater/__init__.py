@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from headwater.domain.class_keywords import replace
 from headwater.domain.decider import Consulted, Decider, Release, Seen, Take
 from headwater.domain.failure_policy import Park, Retry, Stop
 from headwater.domain.feature import Feature
@@ -52,6 +53,7 @@ __all__ = [
     "Undo",
     "Upcaster",
     "View",
+    "replace",
 ]
 
 # These bring the database and the web with them: a domain that imports Command must stay free of both.

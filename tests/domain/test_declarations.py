@@ -217,7 +217,7 @@ def test_messages_that_are_none() -> None:
 
 @pytest.mark.parametrize("version", [0, -1, 40_000])
 def test_a_version_that_cannot_be_stored(version: int) -> None:
-    with says(f"Odd: version={version} must be from 1 to 32767"):
+    with says(f"Odd: version={version} must be a whole number from 1 to 32767"):
 
         class Odd(Event, version=version):
             thing_id: UUID

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from headwater import Command, Event, Refusal
+from headwater import Command, Event, ReadModel, Refusal
 from headwater.domain.messages import CommandDeclaration, InvalidInput, VersionConflict, constant_case
 from headwater.domain.serialization import Codec, encode
 from headwater.errors import DefinitionError, LogError, UnreadableEvent
@@ -235,11 +235,46 @@ def test_a_command_says_what_it_refuses_and_creates_and_who_asks_for_it() -> Non
     assert Plain.__declared__ == CommandDeclaration("Plain", (), creates=False, internal=False)
 
 
-def test_a_keyword_that_nobody_knows() -> None:
-    with pytest.raises(TypeError, match="colour"):
-
-        class Odd(Event, colour="red"):
-            pass
+@pytest.mark.parametrize(
+    "root, keywords, complaint",
+    [
+        (Event, {"colour": "red"}, "the class keyword `colour` is unknown; the known ones are name, version"),
+        (Event, {"frozen": False}, "the class keyword `frozen` is unknown; the known ones are name, version"),
+        (Event, {"name": 3}, "name=3 must be text"),
+        (Event, {"version": "2"}, "version='2' must be a whole number from 1 to 32767"),
+        (Event, {"version": 0}, "version=0 must be a whole number from 1 to 32767"),
+        (Event, {"version": 32_768}, "version=32768 must be a whole number from 1 to 32767"),
+        (
+            Command,
+            {"version": 2},
+            "the class keyword `version` is unknown; the known ones are name, refuses, creates, ",
+        ),
+        (Command, {"creates": "yes"}, "creates='yes' must be True or False"),
+        (Command, {"internal": None}, "internal=None must be True or False"),
+        (Command, {"refuses": VersionConflict}, "refuses=<class '.*VersionConflict'> must be a list of subclasses of"),
+        (
+            Command,
+            {"refuses": [ValueError]},
+            r"refuses=\[<class 'ValueError'>\] must be a list of subclasses of Refusal",
+        ),
+        (ReadModel, {}, r'its key is missing; name the field .*: class Odd\(ReadModel, key="..."\)'),
+        (
+            ReadModel,
+            {"key": "a", "indexs": ["a"]},
+            "the class keyword `indexs` is unknown; .* key, name, version, index",
+        ),
+        (ReadModel, {"key": "a", "version": 0}, "version=0 must be a whole number, 1 or more"),
+        (
+            ReadModel,
+            {"key": "a", "indexes": "a"},
+            "indexes='a' must be a list of names of fields, or of tuples of them",
+        ),
+        (ReadModel, {"key": "a", "indexes": [("a", 1)]}, r"indexes=\[\('a', 1\)\] must be a list of names of fields"),
+    ],
+)
+def test_a_wrong_class_keyword_is_a_definition_error(root: Any, keywords: dict[str, object], complaint: str) -> None:
+    with pytest.raises(DefinitionError, match=f"^Odd: {complaint}"):
+        type(root)("Odd", (root,), {"__annotations__": {"a": UUID}, "__module__": __name__}, **keywords)
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

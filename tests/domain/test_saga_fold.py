@@ -7,9 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import RFC_4122, UUID, uuid4
 
-from msgspec.structs import replace
-
-from headwater import Command, Do, Done, Event, Refused, Saga, Undo
+from headwater import Command, Do, Done, Event, Refused, Saga, Undo, replace
 from headwater.domain.messages import Recorded
 from headwater.domain.saga_fold import apply_record, input_of, reaction_to
 from headwater.domain.saga_records import (

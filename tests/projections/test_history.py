@@ -9,10 +9,9 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from msgspec.structs import replace
 from tests.support.waiting import until
 
-from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, View
+from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, View, replace
 from headwater.config import Settings
 from headwater.domain.serialization import stored_form
 from headwater.errors import AsOfUnsupported, CodeFailed, DefinitionError, ProjectionBehind, ReadModelRebuilding

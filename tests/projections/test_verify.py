@@ -20,12 +20,11 @@ import asyncpg
 import msgspec
 import pytest
 from msgspec import field
-from msgspec.structs import replace
 from tests.support.commands import clean_environ, run_command
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
-from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
+from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View, replace
 from headwater.eventstore.log import Append, Log, append
 from headwater.postgres.database import Database
 from headwater.projections import verify

@@ -8,10 +8,9 @@ from string import ascii_letters
 from typing import Any
 from uuid import UUID
 
-from msgspec.structs import replace
 from tests.support.tallies import Removed, ThingEvent, annotated, app_with
 
-from headwater import App, ReadModel, Recorded, View
+from headwater import App, ReadModel, Recorded, View, replace
 from headwater.domain.failure_policy import OnFailure
 
 

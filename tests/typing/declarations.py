@@ -31,6 +31,7 @@ from headwater import (
     Seen,
     Take,
     View,
+    replace,
 )
 from headwater.testing import folded, given, recorded
 
@@ -116,6 +117,8 @@ class Lid(ReadModel, key="box_id"):
 
 def fold(row: Box | None, event: Recorded[BoxEvent]) -> Box | None:
     assert_type(event.data, BoxEvent)
+    if row is not None:
+        return assert_type(replace(row, amount=row.amount + 1), Box)
     return Box(box_id=event.data.box_id, amount=Decimal(0))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from uuid import UUID
 
-from headwater import Command, Consulted, Decider, Event, Reactor, ReadModel, Recorded, Refusal, Seen, View
+from headwater import Command, Consulted, Decider, Event, Reactor, ReadModel, Recorded, Refusal, Seen, View, replace
 
 
 class Full(Refusal):
@@ -34,6 +34,51 @@ class Box(ReadModel, key="box_id"):
     box_id: UUID
 
 
+class VersionOfText(Event, version="2"):  # error: a version is an int
+    box_id: UUID
+
+
+class NameOfNumber(Event, name=2):  # error: a name is text
+    box_id: UUID
+
+
+class Coloured(Event, colour="red"):  # error: no keyword of an event
+    box_id: UUID
+
+
+class Versioned(Command, version=2):  # error: a command has no version
+    box_id: UUID
+
+
+class RefusesOne(Command, refuses=Full):  # error: a list of refusals
+    box_id: UUID
+
+
+class RefusesError(Command, refuses=[ValueError]):  # error: ValueError is no refusal
+    box_id: UUID
+
+
+class CreatesBox(Command, creates="box"):  # error: creates is a bool
+    box_id: UUID
+
+
+class Keyless(ReadModel):  # error: a read model needs a key
+    box_id: UUID
+
+
+class KeyOfField(ReadModel, key=UUID):  # error: a key is the name of a field
+    box_id: UUID
+
+
+class IndexedByNumber(ReadModel, key="box_id", indexes=[1]):  # error: an index names columns
+    box_id: UUID
+
+
+class Misspelled(ReadModel, key="box_id", indexs=["box_id"]):  # error: no keyword of a read model
+    box_id: UUID
+
+
+replace("row", box_id=UUID(int=1))  # error: text is no row
 Fill(UUID(int=1))  # error: fields are keywords
 Filled(box_id=UUID(int=1))  # error: a field is missing
 Filled(box_id=UUID(int=1), amount="1")  # error: a field of another type

@@ -9,12 +9,25 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from msgspec.structs import replace
 from tests.support.folding import at_rest
 from tests.support.waiting import reached, until
 
 from bank.accounts.domain import InsufficientFunds, Withdraw
-from headwater import After, App, Command, Decider, Do, Event, Feature, ReadModel, Recorded, Saga, Upcaster, View
+from headwater import (
+    After,
+    App,
+    Command,
+    Decider,
+    Do,
+    Event,
+    Feature,
+    ReadModel,
+    Recorded,
+    Saga,
+    Upcaster,
+    View,
+    replace,
+)
 from headwater.clock import VirtualClock
 from headwater.config import Settings
 from headwater.errors import LogError

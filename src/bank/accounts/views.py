@@ -7,8 +7,6 @@ from decimal import Decimal
 from typing import assert_never
 from uuid import UUID
 
-from msgspec.structs import replace
-
 from bank.accounts.domain import (
     AccountClosed,
     AccountFrozen,
@@ -24,7 +22,7 @@ from bank.accounts.domain import (
     balance_after,
 )
 from bank.users.views import UserView
-from headwater import Link, ReadModel, Recorded, View
+from headwater import Link, ReadModel, Recorded, View, replace
 
 
 class AccountView(ReadModel, name="Account", key="account_id", version=2, indexes=["owner_id", "opened_at"]):

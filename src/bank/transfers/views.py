@@ -7,8 +7,6 @@ from decimal import Decimal
 from typing import assert_never
 from uuid import UUID
 
-from msgspec.structs import replace
-
 from bank.accounts.views import AccountView
 from bank.transfers.domain import (
     TransferCompleted,
@@ -19,7 +17,7 @@ from bank.transfers.domain import (
     TransferStatus,
     TransferWithdrawn,
 )
-from headwater import Link, ReadModel, Recorded, View
+from headwater import Link, ReadModel, Recorded, View, replace
 
 
 class TransferView(ReadModel, name="Transfer", key="transfer_id", indexes=["requested_at"]):

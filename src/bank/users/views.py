@@ -6,10 +6,8 @@ from datetime import datetime
 from typing import assert_never
 from uuid import UUID
 
-from msgspec.structs import replace
-
 from bank.users.domain import EmailChanged, UserEvent, UserRegistered
-from headwater import ReadModel, Recorded, View
+from headwater import ReadModel, Recorded, View, replace
 
 
 class UserView(ReadModel, name="User", key="user_id", indexes=["email"]):

@@ -1,15 +1,15 @@
 """Commands, events and refusals: plain typed data.
 
 `Command` and `Event` are msgspec structs, frozen and keyword-only. Class keywords carry what belongs to the class:
-`class MoneyWithdrawn(Event, version=2)`. They are kept in the attribute `__declared__`, so that no field can hide them.
-An event is stored under its class name, or under `name=`; the module is not stored, so that code can move.
+`class MoneyWithdrawn(Event, version=2)`. An event is stored under its class name, or under `name=`; the module is not
+stored, so that code can move.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from inspect import cleandoc, get_annotations
@@ -19,6 +19,14 @@ from uuid import UUID
 import msgspec
 from typing_extensions import dataclass_transform
 
+from headwater.domain.class_keywords import (
+    KeywordStruct,
+    is_list,
+    is_whole,
+    require_flag,
+    require_name,
+    require_no_dunder,
+)
 from headwater.errors import DefinitionError
 
 MAX_EVENT_VERSION = 32_767
@@ -77,14 +85,6 @@ _REFUSAL_HAS = frozenset({"code", "facts", "message", *(name for name in dir(Exc
 """Attributes of every exception and every refusal, which a field would hide."""
 
 
-def _require_no_dunder(cls: type, names: Iterable[str]) -> None:
-    for name in names:
-        if name.startswith("__") and name.endswith("__"):
-            raise DefinitionError(
-                f"{cls.__name__}.{name}: names between double underscores belong to Python and Headwater; rename it"
-            )
-
-
 @dataclass_transform()
 class Refusal(Exception):
     """The typed refusal of a command. The subclass's docstring is the message that clients read; its fields are facts.
@@ -97,7 +97,7 @@ class Refusal(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _require_no_dunder(cls, get_annotations(cls))
+        require_no_dunder(cls, get_annotations(cls))
         for name in _REFUSAL_HAS.intersection(get_annotations(cls)):
             raise DefinitionError(f"{cls.__name__}.{name}: every refusal has a `{name}` of its own; rename it")
         cls.code = constant_case(cls.__name__)
@@ -141,27 +141,8 @@ EVERY_COMMAND_REFUSES: tuple[type[Refusal], ...] = (InvalidInput, VersionConflic
 """The refusals that every command may meet without declaring them."""
 
 
-def _is_refused(each: Any) -> bool:
+def _is_refusal(each: object) -> bool:
     return isinstance(each, type) and issubclass(each, Refusal)
-
-
-class _MessageMeta(msgspec.StructMeta):
-    """Removes Headwater's class keywords before msgspec sees them, since it refuses unknown ones."""
-
-    def __new__(
-        mcls, class_name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **keywords: Any
-    ) -> _MessageMeta:
-        known = {k for base in bases for k in getattr(base, "__headwater_keywords__", ())}
-        own = {k: keywords.pop(k) for k in known & keywords.keys()}
-        keywords.setdefault("kw_only", True)  # which msgspec does not inherit
-        cls = super().__new__(mcls, class_name, bases, namespace, **keywords)
-        _require_no_dunder(cls, cls.__struct_fields__)
-        if known:
-            cls.__declare__(**own)  # type: ignore[attr-defined]  # each root below defines it
-        return cls
-
-    def __init__(cls, class_name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **keywords: Any) -> None:
-        super().__init__(class_name, bases, namespace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,25 +168,27 @@ class CommandDeclaration:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
-class Event(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, gc=False):
+class Event(KeywordStruct):
     """Something that has happened. Class keywords: `version` (of its shape, from 1) and `name` (as stored)."""
 
-    __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "version")
     __declared__: ClassVar[EventDeclaration] = EventDeclaration("Event", 1)
 
-    if TYPE_CHECKING:  # class keywords reach the metaclass; type checkers look here
+    if TYPE_CHECKING:
 
-        def __init_subclass__(cls, *, name: str | None = None, version: int = 1, **keywords: Any) -> None: ...
+        def __init_subclass__(cls, *, name: str | None = None, version: int = 1) -> None: ...
 
     @classmethod
     def __declare__(cls, *, name: str | None = None, version: int = 1) -> None:
-        if not 1 <= version <= MAX_EVENT_VERSION:
-            raise DefinitionError(f"{cls.__name__}: version={version} must be from 1 to {MAX_EVENT_VERSION}")
+        require_name(cls, name)
+        if not is_whole(version) or not 1 <= version <= MAX_EVENT_VERSION:
+            raise DefinitionError(
+                f"{cls.__name__}: version={version!r} must be a whole number from 1 to {MAX_EVENT_VERSION}"
+            )
         cls.__declared__ = EventDeclaration(name or cls.__name__, version)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
-class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True, gc=False):
+class Command(KeywordStruct):
     """A request to change something. Its docstring describes the mutation.
 
     Class keywords: `refuses` (the refusals that its decision may raise, which become members of the result union),
@@ -213,7 +196,6 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
     issues it, for example a saga; it has no mutation) and `name`.
     """
 
-    __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "refuses", "creates", "internal")
     __declared__: ClassVar[CommandDeclaration] = CommandDeclaration("Command", (), creates=False, internal=False)
 
     if TYPE_CHECKING:
@@ -225,7 +207,6 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
             refuses: Sequence[type[Refusal]] = (),
             creates: bool = False,
             internal: bool = False,
-            **keywords: Any,
         ) -> None: ...
 
     @classmethod
@@ -237,9 +218,11 @@ class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True, kw_only=True,
         creates: bool = False,
         internal: bool = False,
     ) -> None:
-        for each in refuses:
-            if not _is_refused(each):
-                raise DefinitionError(f"{cls.__name__}: refuses={each!r} must list subclasses of Refusal")
+        require_name(cls, name)
+        require_flag(cls, "creates", creates)
+        require_flag(cls, "internal", internal)
+        if not is_list(refuses) or not all(map(_is_refusal, refuses)):
+            raise DefinitionError(f"{cls.__name__}: refuses={refuses!r} must be a list of subclasses of Refusal")
         cls.__declared__ = CommandDeclaration(name or cls.__name__, tuple(refuses), creates=creates, internal=internal)
 
 

@@ -15,9 +15,10 @@ from uuid import UUID
 import msgspec
 from typing_extensions import TypeVar, dataclass_transform
 
+from headwater.domain.class_keywords import KeywordStruct, is_list, is_whole, require_name
 from headwater.domain.failure_policy import DEFAULT_POLICY, OnFailure
 from headwater.domain.fields import Field, Kind, fields_of, hints_of, recorded_events, require_sync
-from headwater.domain.messages import Event, Recorded, _MessageMeta
+from headwater.domain.messages import Event, Recorded
 from headwater.errors import DefinitionError
 
 M = TypeVar("M", bound="ReadModel")
@@ -48,12 +49,8 @@ class ReadModelDeclaration:
     indexes: tuple[tuple[str, ...], ...]
 
 
-class _ReadModelMeta(_MessageMeta):
-    """A message's metaclass, for rows."""
-
-
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
-class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=True, gc=False):
+class ReadModel(KeywordStruct):
     """A row that clients read. Its docstring describes the GraphQL type.
 
     Class keywords: `key` (the field that identifies a row, a UUID), `name` (the GraphQL type; the class name by
@@ -61,10 +58,9 @@ class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=T
     of columns, that clients often filter by).
     """
 
-    __headwater_keywords__: ClassVar[tuple[str, ...]] = ("name", "key", "version", "indexes")
     __declared__: ClassVar[ReadModelDeclaration] = ReadModelDeclaration("ReadModel", "", 1, ())
 
-    if TYPE_CHECKING:  # class keywords reach the metaclass; type checkers look here
+    if TYPE_CHECKING:
 
         def __init_subclass__(
             cls,
@@ -73,7 +69,6 @@ class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=T
             name: str | None = None,
             version: int = 1,
             indexes: Sequence[str | tuple[str, ...]] = (),
-            **keywords: Any,
         ) -> None: ...
 
     @classmethod
@@ -85,8 +80,24 @@ class ReadModel(msgspec.Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=T
         version: int = 1,
         indexes: Sequence[str | tuple[str, ...]] = (),
     ) -> None:
+        require_name(cls, name)
+        if not key:
+            raise DefinitionError(
+                f"{cls.__name__}: its key is missing; name the field that identifies a row: "
+                f'class {cls.__name__}(ReadModel, key="...")'
+            )
+        if not is_whole(version) or version < 1:
+            raise DefinitionError(f"{cls.__name__}: version={version!r} must be a whole number, 1 or more")
+        if not is_list(indexes) or not all(map(_is_index, indexes)):
+            raise DefinitionError(
+                f"{cls.__name__}: indexes={indexes!r} must be a list of names of fields, or of tuples of them"
+            )
         columns = tuple((index,) if isinstance(index, str) else tuple(index) for index in indexes)
         cls.__declared__ = ReadModelDeclaration(name or cls.__name__, key, version, columns)
+
+
+def _is_index(index: str | tuple[str, ...]) -> bool:
+    return isinstance(index, str) or (is_list(index) and all(isinstance(column, str) for column in index))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
-from msgspec.structs import replace
-
 from headwater.domain.canonical_values import Canonical, canonical_form_of
+from headwater.domain.class_keywords import replace
 from headwater.domain.read_model import ReadModel, View
 from headwater.errors import HeadwaterError
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import inspect
 
 from headwater.domain.fields import Field, carried_fields_of
-from headwater.domain.messages import Event
+from headwater.domain.messages import Command, Event
 from headwater.domain.upcasting import Chains, Kind, Upcaster
 from headwater.domain.value_rules import broken_rule, has_rule
 from headwater.errors import DefinitionError, LogError, UnreadableEvent
@@ -32,7 +32,7 @@ def encode(event: Event) -> str:
     Raises:
         UnreadableEvent: a value would not be read back as it is, or breaks the rule of its kind (see `value_rules`).
     """
-    decode, ruled = _reading_of(type(event))
+    decode, ruled = _reading_of(type(event))  # type: ignore[arg-type]  # mypy takes no class for hashable
     try:
         data = _encode(event)
         again = decode(data)
@@ -169,13 +169,13 @@ class Codec:
         return f"The log holds {name} of version {version}; this app reads version {' and '.join(map(str, known))}"
 
 
-def require_readable(message: type[msgspec.Struct]) -> None:
+def require_readable(message: type[Command]) -> None:
     """Have msgspec read the type of each field now, since it says only then that a bound fits no value of it.
 
     Raises:
         DefinitionError: a field's type, or what bounds it, makes no sense.
     """
-    for each in msgspec.structs.fields(message):
+    for each in msgspec.structs.fields(message):  # type: ignore[arg-type]  # type checkers do not see a struct
         try:
             msgspec.json.Decoder(each.type)
         except (TypeError, ValueError) as error:

@@ -51,7 +51,7 @@ def command_from(command: type[C], values: Mapping[str, Any]) -> C:
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
     # The checks run on the converted values, since a decimal may come as text or as a whole number.
-    for each in _fields_of(command):
+    for each in _fields_of(command):  # type: ignore[arg-type]  # mypy takes no class for hashable
         value = getattr(made, each.name)
         if broken := broken_rule(each, value):
             raise InvalidInput(list(broken[0]), broken[1])

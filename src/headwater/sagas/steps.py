@@ -23,6 +23,7 @@ import msgspec
 from headwater.clock import Clock
 from headwater.commands.dispatcher import Accepted, Dispatcher, Origin
 from headwater.consumers.parked_keys import ParkedKeys
+from headwater.domain.class_keywords import replace
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Refusal
@@ -324,9 +325,7 @@ class Steps:
     async def _conclude(self, held: Held, record: SagaRecord, step: Step, command_id: UUID) -> None:
         instance = held.instance
         given = input_of(instance, record, None, self._codec)
-        record = msgspec.structs.replace(
-            record, then=reaction_to(instance, given, f"step {step.number} {step.command_id}", record.at)
-        )
+        record = replace(record, then=reaction_to(instance, given, f"step {step.number} {step.command_id}", record.at))
         await self.record(held, record, given, command_id=command_id, causation_id=step.command_id)
 
     def _origin(self, instance: SagaInstance[Any], step: Step) -> Origin:

@@ -17,10 +17,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
 from headwater.clock import Clock
 from headwater.consumers.parked_keys import ParkedKeys
+from headwater.domain.class_keywords import replace
 from headwater.domain.saga import Saga
 from headwater.domain.saga_fold import input_of, reaction_to
 from headwater.domain.saga_records import SagaTimerFired
@@ -150,7 +149,7 @@ class Timers:
         record = SagaTimerFired(saga=self._saga.name, at=self._clock.now(), type=message, due_at=timer.due_at)
         given = input_of(instance, record, None, self._codec)
         cause = f"{message} {instance.version}"
-        record = msgspec.structs.replace(record, then=reaction_to(instance, given, cause, record.at))
+        record = replace(record, then=reaction_to(instance, given, cause, record.at))
         await self._steps.record(
             held, record, given, command_id=internal_id(instance.stream_id, cause), causation_id=timer.cause_id
         )
