@@ -21,6 +21,7 @@ from headwater.clock import VirtualClock
 from headwater.commands.dispatcher import Origin
 from headwater.config import Settings
 from headwater.consumers.checkpoint import Generation
+from headwater.consumers.loop import CommandPath, LoopSettings, Ports
 from headwater.errors import CommandIdReused
 from headwater.ids import new_id
 from headwater.sagas.conductor import Conductor
@@ -487,8 +488,13 @@ async def test_what_passes_instances_by_is_not_kept_in_memory(
     """Events that begin no instance leave no record behind, and must not stay either."""
     await register_units(connection, app.domain)
     node: Node = await start(app, work=False)
-    parts = node.database, node.log, node.appender, node.dispatcher, app.domain, fulfilment, node.positions
-    conductor = Conductor(*parts, clock=clock, batch=50, cache=100)
+    conductor = Conductor(
+        Ports(node.database, node.log, node.positions),
+        CommandPath(node.appender, node.dispatcher, clock),
+        app.domain,
+        fulfilment,
+        LoopSettings(batch=50, cache=100),
+    )
     running = asyncio.create_task(conductor.run(Generation(1, "", 0, 0, "")))
     try:
         waiting = await place(node, "a", "wait")

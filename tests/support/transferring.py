@@ -24,6 +24,7 @@ from headwater.clock import SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.consumers.checkpoint import Generation
 from headwater.consumers.leases import end_stalled_sessions
+from headwater.consumers.loop import CommandPath, LoopSettings, Ports
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Log, append
 from headwater.eventstore.positions import Positions
@@ -67,16 +68,11 @@ async def work(dsn: str, where: str, at: int) -> None:
         writer = Appender(database, positions, write=write)
         supervisor.start("appender", writer.run)
         conductor = Conductor(
-            database,
-            log,
-            writer,
-            Dispatcher(app.domain, log, writer),
+            Ports(database, log, positions),
+            CommandPath(writer, Dispatcher(app.domain, log, writer), SystemClock()),
             app.domain,
             transfer,
-            positions,
-            clock=SystemClock(),
-            poll=0.02,
-            lease=LEASE_SECONDS,
+            LoopSettings(poll=0.02, lease=LEASE_SECONDS),
         )
         if where == "commit":
             conductor.handler.write = dying(conductor.handler.write, at, before=False)  # type: ignore[method-assign,assignment]  # replaced on this one instance

@@ -22,12 +22,12 @@ import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import KEYS_AT_ONCE, DeadLetter, DeadLetters, PendingLetter
+from headwater.consumers.loop import LoopSettings, Ports
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import HeadwaterError
-from headwater.eventstore.log import Log
-from headwater.eventstore.positions import LOG, Positions
-from headwater.postgres.database import PASSING, Connection, Database, write_derived
+from headwater.eventstore.positions import LOG
+from headwater.postgres.database import PASSING, Connection, write_derived
 from headwater.supervisor import backoff
 
 TRIED_AT_ONCE = KEYS_AT_ONCE // 2
@@ -100,38 +100,29 @@ async def outlast(call: Callable[[], Awaitable[T]]) -> T:
 class Consumer:
     """Reads the log for one handler, under one lease.
 
-    types: the stored names of what is read. batch: events between two checkpoints, at most. at_once: keys that are
-    taken beside each other, and as many, up to 50, that are tried again meanwhile. poll: seconds after which it looks
-    though nothing rang. lease: of this process, in seconds.
+    name: of the unit. types: the stored names of the events that are read.
     """
 
     def __init__(
         self,
-        database: Database,
-        log: Log,
-        positions: Positions,
+        ports: Ports,
         handler: EventHandler,
         parked: ParkedKeys,
+        settings: LoopSettings,
         *,
         name: str,
         types: Sequence[str],
-        batch: int = 500,
-        at_once: int = 256,
-        poll: float = 1.0,
-        lease: float = 6.0,
     ) -> None:
-        self._database = database
-        self._log = log
-        self._positions = positions
+        self._database = ports.database
+        self._log = ports.log
+        self._positions = ports.positions
         self._handler = handler
         self._name = name
         self._types = types
         self._parked = parked
-        self._batch = batch
-        self._at_once = asyncio.Semaphore(at_once)
-        self._tried_at_once = min(at_once, TRIED_AT_ONCE)
-        self._poll = poll
-        self._lease = lease
+        self._settings = settings
+        self._at_once = asyncio.Semaphore(settings.at_once)
+        self._tried_at_once = min(settings.at_once, TRIED_AT_ONCE)
         self._tries: dict[UUID, asyncio.Task[Tried]] = {}
         self._look_at = 0.0
         self.progress = parked.progress
@@ -163,7 +154,7 @@ class Consumer:
                 await self._write_tried(connection)
                 await self._try_due(connection)
                 heard = self._positions.known(LOG)
-                events, reached = await self._log.read_on(position, types=self._types, limit=self._batch)
+                events, reached = await self._log.read_on(position, types=self._types, limit=self._settings.batch)
                 if reached <= position and not self._to_write():
                     self._positions.correct(LOG, heard, reached)
                     well()
@@ -176,7 +167,7 @@ class Consumer:
     async def _wait(self, position: int, alarms: int) -> None:
         """Until the log moves, a key is set aside or was tried again, or it is time to look all the same. alarms: see
         `Positions.alarms`."""
-        patience = self._poll
+        patience = self._settings.poll
         if self._may_try():
             patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
         self._parked.changed.clear()
@@ -278,11 +269,11 @@ class Consumer:
         if not self._may_try() or now < self._look_at:
             return
         due, next_due = await self._letters.due(connection)
-        self._look_at = now + (self._poll if next_due is None else min(self._poll, next_due))
+        self._look_at = now + (self._settings.poll if next_due is None else min(self._settings.poll, next_due))
         keys = [key for key in due if key not in self._tries][: self._tried_at_once - len(self._tries)]
         if not keys:
             return
-        waiting = await self._letters.pending(connection, keys, self._batch)
+        waiting = await self._letters.pending(connection, keys, self._settings.batch)
         events = {event.position: event for event in await self._log.at([letter.position for letter in waiting])}
         by_key: dict[UUID, list[PendingLetter]] = {}
         for letter in waiting:
@@ -345,5 +336,5 @@ class Consumer:
     @asynccontextmanager
     async def _transaction(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
         async with connection.transaction():
-            await write_derived(connection, quiet=self._lease / 2)
+            await write_derived(connection, quiet=self._settings.lease / 2)
             yield

@@ -14,15 +14,16 @@ from uuid import UUID
 
 from headwater.consumers.checkpoint import Generation
 from headwater.consumers.consumer import Consumer, EventHandler
+from headwater.consumers.loop import LoopSettings, Ports
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.reactor import Reactor
 from headwater.errors import ReactionFailed
-from headwater.eventstore.log import Log
-from headwater.eventstore.positions import Positions
-from headwater.postgres.database import Database
 from headwater.telemetry import Progress
+
+REACTOR_LOOP = LoopSettings(batch=100, at_once=16)
+"""A reaction is a call to another system: fewer run concurrently, and fewer are repeated after a crash."""
 
 
 class _ReactorHandler(EventHandler):
@@ -65,38 +66,18 @@ class _ReactorHandler(EventHandler):
 
 
 class ReactorRunner:
-    """Runs one reactor, under one lease.
+    """Runs one reactor, under one lease."""
 
-    batch: events between two checkpoints, at most, which is how many may be given again. at_once: reactions under way
-    beside each other, and as many again of parked events. For the others see `Consumer`.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        log: Log,
-        reactor: Reactor,
-        positions: Positions,
-        *,
-        batch: int = 100,
-        at_once: int = 16,
-        poll: float = 1.0,
-        lease: float = 6.0,
-    ) -> None:
+    def __init__(self, ports: Ports, reactor: Reactor, settings: LoopSettings = REACTOR_LOOP) -> None:
         self.handler: EventHandler = _ReactorHandler(reactor)
         self.parked = ParkedKeys(policy_of(reactor.on_failure))
         self._consumer = Consumer(
-            database,
-            log,
-            positions,
+            ports,
             self.handler,
             self.parked,
+            settings,
             name=reactor.unit,
-            types=log.stored_names(reactor.events),
-            batch=batch,
-            at_once=at_once,
-            poll=poll,
-            lease=lease,
+            types=ports.log.stored_names(reactor.events),
         )
 
     @property

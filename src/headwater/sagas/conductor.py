@@ -20,10 +20,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
-from headwater.clock import Clock
-from headwater.commands.dispatcher import Dispatcher
 from headwater.consumers.checkpoint import Generation
 from headwater.consumers.consumer import Consumer, EventHandler
+from headwater.consumers.loop import CommandPath, LoopSettings, Ports
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.failure_policy import policy_of
 from headwater.domain.feature import Domain
@@ -31,15 +30,14 @@ from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga
 from headwater.domain.saga_fold import reaction_to
 from headwater.domain.saga_records import RECORDS, Record, SagaHandledEvent
-from headwater.eventstore.appender import Appender
-from headwater.eventstore.log import Log
-from headwater.eventstore.positions import Positions
 from headwater.ids import internal_id
-from headwater.postgres.database import PASSING, Connection, Database
-from headwater.sagas.instances import Changed, Held, Instances, Unfoldable
+from headwater.postgres.database import PASSING, Connection
+from headwater.sagas.instances import Changed, Conducted, Held, Instances, Unfoldable
 from headwater.sagas.steps import SagaCounts, Steps
 from headwater.sagas.timers import Timers
 from headwater.telemetry import Progress
+
+_DEFAULT = LoopSettings()
 
 
 class SagaHandler(EventHandler):
@@ -47,19 +45,18 @@ class SagaHandler(EventHandler):
 
     def __init__(
         self,
-        saga: Saga[Any, Any],
+        conducted: Conducted,
         routed: Collection[type[Event]],
         instances: Instances,
         steps: Steps,
         timers: Timers,
-        clock: Clock,
     ) -> None:
-        self._saga = saga
+        self._saga = conducted.saga
+        self._clock = conducted.clock
         self._routed = frozenset(routed)
         self._instances = instances
         self._steps = steps
         self._timers = timers
-        self._clock = clock
         self._changed: dict[UUID, Held] = {}
 
     @asynccontextmanager
@@ -184,46 +181,31 @@ class SagaHandler(EventHandler):
 class Conductor:
     """Runs one saga's instances, under one lease.
 
-    clock: the time of deadlines and timers. in_flight: commands that are on their way at once. cache: instances kept
-    in memory while they wait. For the others see `Consumer`.
+    settings: `at_once` limits the commands in flight, too.
     """
 
     def __init__(
         self,
-        database: Database,
-        log: Log,
-        appender: Appender,
-        dispatcher: Dispatcher,
+        ports: Ports,
+        commands: CommandPath,
         domain: Domain,
         saga: Saga[Any, Any],
-        positions: Positions,
-        *,
-        clock: Clock,
-        batch: int = 500,
-        in_flight: int = 256,
-        cache: int = 10_000,
-        poll: float = 1.0,
-        lease: float = 6.0,
+        settings: LoopSettings = _DEFAULT,
     ) -> None:
         routed = [event for event in saga.events if event in domain.category_of]
         parked = ParkedKeys(policy_of(saga.on_failure))
-        self._instances = Instances(database, log, appender, saga, domain.codec, parked, cache=cache)
-        self._steps = Steps(
-            database, dispatcher, domain, saga, self._instances, parked, clock=clock, in_flight=in_flight
-        )
-        timers = Timers(database, saga, domain.codec, self._instances, self._steps, parked, clock=clock)
-        self.handler = SagaHandler(saga, routed, self._instances, self._steps, timers, clock)
+        conducted = Conducted(saga, domain, parked, commands.clock)
+        self._instances = Instances(ports, commands.appender, conducted, cache=settings.cache)
+        self._steps = Steps(ports.database, commands.dispatcher, conducted, self._instances, in_flight=settings.at_once)
+        timers = Timers(ports.database, conducted, self._instances, self._steps)
+        self.handler = SagaHandler(conducted, routed, self._instances, self._steps, timers)
         self._consumer = Consumer(
-            database,
-            log,
-            positions,
+            ports,
             self.handler,
             parked,
+            settings,
             name=saga.category,
-            types=log.stored_names([*routed, *RECORDS]),
-            batch=batch,
-            poll=poll,
-            lease=lease,
+            types=ports.log.stored_names([*routed, *RECORDS]),
         )
 
     @property

@@ -23,20 +23,22 @@ from uuid import UUID
 
 import msgspec
 
+from headwater.clock import Clock
 from headwater.consumers.consumer import outlast
+from headwater.consumers.loop import Ports
 from headwater.consumers.parked_keys import ParkedKeys
-from headwater.domain.failure_policy import policy_of
+from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga
 from headwater.domain.saga_fold import apply_record, fold, fold_without_state
 from headwater.domain.saga_records import SagaHandledEvent, SagaRecord
 from headwater.domain.saga_state import ForwardStep, SagaInstance, Step, StepState
-from headwater.domain.serialization import Codec, stored_form
+from headwater.domain.serialization import stored_form
 from headwater.errors import CommandIdReused, LogError
 from headwater.eventstore.appender import Appender, Chain
-from headwater.eventstore.log import Append, Appended, Log, Verdict
+from headwater.eventstore.log import Append, Appended, Verdict
 from headwater.postgres import queries
-from headwater.postgres.database import PASSING, Connection, Database
+from headwater.postgres.database import PASSING, Connection
 
 logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
@@ -56,6 +58,19 @@ class Held:
     def busy(self) -> bool:
         """Whether somebody is at work on it, who must find it where it is."""
         return self.lock.locked() or (self.driver is not None and not self.driver.done())
+
+
+@dataclass(frozen=True, slots=True)
+class Conducted:
+    """The saga that a conductor runs, with what all parts of the conductor share.
+
+    parked: the keys of instances that cannot go on. clock: the time of records, deadlines and timers.
+    """
+
+    saga: Saga[Any, Any]
+    domain: Domain
+    parked: ParkedKeys
+    clock: Clock
 
 
 class Changed(Exception):
@@ -87,27 +102,16 @@ class RecordIdTaken(CommandIdReused):
 class Instances:
     """The instances of one saga.
 
-    parked: where the keys of unreadable instances are set aside. cache: instances kept in memory while they wait.
+    cache: instances kept in memory while they wait, at most.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        log: Log,
-        appender: Appender,
-        saga: Saga[Any, Any],
-        codec: Codec,
-        parked: ParkedKeys,
-        *,
-        cache: int,
-    ) -> None:
-        self._database = database
-        self._log = log
+    def __init__(self, ports: Ports, appender: Appender, conducted: Conducted, *, cache: int) -> None:
+        self._database = ports.database
+        self._log = ports.log
         self._appender = appender
-        self._saga = saga
-        self._codec = codec
-        self._parked = parked
-        self._policy = policy_of(saga.on_failure)
+        self._saga = conducted.saga
+        self._codec = conducted.domain.codec
+        self._parked = conducted.parked
         self._cache = cache
         self._held: OrderedDict[UUID, Held] = OrderedDict()
         self._reading: dict[UUID, asyncio.Task[Held]] = {}
@@ -180,7 +184,7 @@ class Instances:
         assert key is not None  # an instance begins by taking an event
         logger.error("saga %s: %s cannot be folded", self._saga.name, key, exc_info=error)
         if not self._parked.is_parked(key):
-            self._parked.set_aside(key, unfoldable.instance.first_position, error, self._policy.times + 1)
+            self._parked.set_aside(key, unfoldable.instance.first_position, error, self._parked.policy.times + 1)
 
     def unbegun(self, key: UUID, event: Recorded[Event], now: datetime) -> SagaInstance[Any]:
         """An instance as it is shown while its first event is set aside: it has no stream yet."""

@@ -20,14 +20,9 @@ from uuid import UUID
 
 import msgspec
 
-from headwater.clock import Clock
 from headwater.commands.dispatcher import Accepted, Dispatcher, Origin
-from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.class_keywords import replace
-from headwater.domain.failure_policy import policy_of
-from headwater.domain.feature import Domain
 from headwater.domain.messages import Refusal
-from headwater.domain.saga import Saga
 from headwater.domain.saga_fold import input_of, reaction_to, read_command
 from headwater.domain.saga_records import (
     SagaHandledEvent,
@@ -42,7 +37,7 @@ from headwater.errors import CommandIdReused
 from headwater.ids import internal_id
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
-from headwater.sagas.instances import Changed, Held, Instances, RecordIdTaken
+from headwater.sagas.instances import Changed, Conducted, Held, Instances, RecordIdTaken
 from headwater.supervisor import backoff
 
 logger = logging.getLogger(__name__)
@@ -88,31 +83,27 @@ class SagaCounts:
 class Steps:
     """The steps of one saga's instances, a driver for each instance that has one.
 
-    parked: where the keys of instances that cannot go on are set aside. clock: the time of deadlines. in_flight:
-    commands that are on their way at once.
+    in_flight: commands that are on their way at once.
     """
 
     def __init__(
         self,
         database: Database,
         dispatcher: Dispatcher,
-        domain: Domain,
-        saga: Saga[Any, Any],
+        conducted: Conducted,
         instances: Instances,
-        parked: ParkedKeys,
         *,
-        clock: Clock,
         in_flight: int,
     ) -> None:
         self._database = database
         self._dispatcher = dispatcher
-        self._codec = domain.codec
-        self._commands = {command.__declared__.name: command for command in domain.decider_of}
-        self._saga = saga
-        self._policy = policy_of(saga.on_failure)
+        self._codec = conducted.domain.codec
+        self._commands = {command.__declared__.name: command for command in conducted.domain.decider_of}
+        self._saga = conducted.saga
+        self._parked = conducted.parked
+        self._policy = conducted.parked.policy
+        self._clock = conducted.clock
         self._instances = instances
-        self._parked = parked
-        self._clock = clock
         self._in_flight = asyncio.Semaphore(in_flight)
         self._drivers: set[asyncio.Task[None]] = set()
         self.counts = SagaCounts()

@@ -17,17 +17,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from headwater.clock import Clock
-from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.class_keywords import replace
-from headwater.domain.saga import Saga
 from headwater.domain.saga_fold import input_of, reaction_to
 from headwater.domain.saga_records import SagaTimerFired
-from headwater.domain.serialization import Codec
 from headwater.ids import internal_id
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
-from headwater.sagas.instances import Changed, Held, Instances
+from headwater.sagas.instances import Changed, Conducted, Held, Instances
 from headwater.sagas.steps import Steps
 from headwater.supervisor import backoff
 
@@ -42,28 +38,17 @@ _LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 class Timers:
     """The messages of one saga's instances.
 
-    steps: of the same instances, driven when a message was taken. parked: where the keys of messages that failed are
-    set aside. clock: the time by which messages are due.
+    steps: of the same instances, driven when a message was taken.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        saga: Saga[Any, Any],
-        codec: Codec,
-        instances: Instances,
-        steps: Steps,
-        parked: ParkedKeys,
-        *,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, database: Database, conducted: Conducted, instances: Instances, steps: Steps) -> None:
         self._database = database
-        self._saga = saga
-        self._codec = codec
+        self._saga = conducted.saga
+        self._codec = conducted.domain.codec
+        self._parked = conducted.parked
+        self._clock = conducted.clock
         self._instances = instances
         self._steps = steps
-        self._parked = parked
-        self._clock = clock
         self._moved = asyncio.Event()
 
     @contextmanager

@@ -29,6 +29,7 @@ from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
 from headwater.consumers.leases import Leases, Unit
+from headwater.consumers.loop import CommandPath, Ports
 from headwater.consumers.standings import read_standings
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.audit_trail import Trail
@@ -47,7 +48,7 @@ from headwater.projections.reader import Reader
 from headwater.projections.retire import RetiredTables
 from headwater.projections.tombstones import Tombstones
 from headwater.server.self_report import Measures, SelfReports
-from headwater.server.worker import CommandPath, Worker, register_units
+from headwater.server.worker import Worker, register_units
 from headwater.supervisor import Supervisor, within
 from headwater.telemetry import Telemetry
 
@@ -248,11 +249,9 @@ class Node:
 
     async def _start_working(self) -> None:
         self.worker = Worker(
-            self.database,
-            self.log,
+            Ports(self.database, self.log, self.positions),
             self.app.domain,
             self.settings,
-            self.positions,
             CommandPath(self.appender, self.dispatcher, self._clock) if self.decides else None,
         )
         self.leases = Leases(

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol
 
-from headwater.clock import Clock
-from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
 from headwater.consumers.checkpoint import Generation, register
 from headwater.consumers.leases import Unit
-from headwater.consumers.reactor_runner import ReactorRunner
+from headwater.consumers.loop import CommandPath, LoopSettings, Ports
+from headwater.consumers.reactor_runner import REACTOR_LOOP, ReactorRunner
 from headwater.consumers.scheduler import SCHEDULES, Scheduler
 from headwater.domain.feature import Domain
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import View
 from headwater.domain.saga import Saga
-from headwater.eventstore.appender import Appender
-from headwater.eventstore.log import Log
-from headwater.eventstore.positions import Positions
-from headwater.postgres.database import Connection, Database
+from headwater.postgres.database import Connection
 from headwater.projections.generations import fingerprint, kinds_of
 from headwater.projections.projector import Projector
 from headwater.projections.rebuild import BuildLimits, Rebuild
@@ -71,32 +67,19 @@ class _Runner(Protocol):
     async def run(self, leased: Generation, well: Callable[[], None]) -> None: ...
 
 
-@dataclass(frozen=True)
-class CommandPath:
-    """What sagas and schedules need to issue commands in time."""
-
-    appender: Appender
-    dispatcher: Dispatcher
-    clock: Clock
-
-
 class Worker:
     """Runs the units that the leases give it. commands: None when the domain has neither sagas nor schedules."""
 
     def __init__(
         self,
-        database: Database,
-        log: Log,
+        ports: Ports,
         domain: Domain,
         settings: Settings,
-        positions: Positions,
         commands: CommandPath | None,
     ) -> None:
-        self._database = database
-        self._log = log
         self._domain = domain
         self._settings = settings
-        self._positions = positions
+        self._ports = ports
         self.projectors = {view.name: self._projector(view) for view in domain.views}
         self.reacting = {reactor.unit: self._reacting(reactor) for reactor in domain.reactors}
         self.conductors: dict[str, Conductor] = {}
@@ -104,7 +87,7 @@ class Worker:
         if commands is not None:
             self.conductors = {saga.category: self._conductor(saga, commands) for saga in domain.sagas}
             if domain.schedules:
-                self.scheduler = Scheduler(database, commands.dispatcher, domain.schedules, clock=commands.clock)
+                self.scheduler = Scheduler(ports.database, commands.dispatcher, domain.schedules, clock=commands.clock)
 
     @property
     def runs(self) -> dict[str, str]:
@@ -138,10 +121,10 @@ class Worker:
 
     def _projector(self, view: View[Any]) -> Projector[Any]:
         return Projector(
-            self._database,
-            self._log,
+            self._ports.database,
+            self._ports.log,
             view,
-            self._positions,
+            self._ports.positions,
             batch=self._settings.projection_batch,
             cache=self._settings.projection_cache,
             poll=self._settings.poll_seconds,
@@ -151,10 +134,10 @@ class Worker:
     def rebuild_of(self, view: View[Any]) -> Rebuild[Any]:
         """Return what builds the generations of a read model, with this worker's settings."""
         return Rebuild(
-            self._database,
-            self._log,
+            self._ports.database,
+            self._ports.log,
             view,
-            verifier=Verifier(self._log, view, by_stream=self._domain.by_stream(view)),
+            verifier=Verifier(self._ports.log, view, by_stream=self._domain.by_stream(view)),
             limits=BuildLimits(cache=self._settings.projection_cache),
             pause=self._settings.rebuild_pause_seconds,
             poll=self._settings.poll_seconds,
@@ -162,25 +145,11 @@ class Worker:
         )
 
     def _conductor(self, saga: Saga[Any, Any], commands: CommandPath) -> Conductor:
-        return Conductor(
-            self._database,
-            self._log,
-            commands.appender,
-            commands.dispatcher,
-            self._domain,
-            saga,
-            self._positions,
-            clock=commands.clock,
-            poll=self._settings.poll_seconds,
-            lease=self._settings.lease_seconds,
-        )
+        return Conductor(self._ports, commands, self._domain, saga, self._loop(LoopSettings()))
 
     def _reacting(self, reactor: Reactor) -> ReactorRunner:
-        return ReactorRunner(
-            self._database,
-            self._log,
-            reactor,
-            self._positions,
-            poll=self._settings.poll_seconds,
-            lease=self._settings.lease_seconds,
-        )
+        return ReactorRunner(self._ports, reactor, self._loop(REACTOR_LOOP))
+
+    def _loop(self, settings: LoopSettings) -> LoopSettings:
+        """Return a loop's settings with the pace that this process is set to."""
+        return replace(settings, poll=self._settings.poll_seconds, lease=self._settings.lease_seconds)
