@@ -15,7 +15,7 @@ from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded
 from headwater.live.feed import Feed
 from headwater.live.subscriptions import Message
 from headwater.projections.filter import EVERYTHING, Filter, to_predicate
-from headwater.projections.reader import Reader, ReadLimits
+from headwater.projections.reader import DEFAULT_LIMITS, Reader, ReadLimits
 from headwater.server.node import Node
 
 
@@ -170,8 +170,8 @@ async def table(connection: asyncpg.Connection, view: View[Any], where: Filter) 
     return {record[view.key]: dict(record) for record in records if matches(record)}
 
 
-def feed_of(node: Node, view: View[Any], *, limits: ReadLimits) -> Feed:
-    """Start another feed of a view on a node, whose reads have other limits."""
-    feed = Feed(Reader(node.database.pool, view, node.positions, poll=60, limits=limits), node.positions, poll=60)
+def feed_of(node: Node, view: View[Any], *, limits: ReadLimits = DEFAULT_LIMITS, reader: type[Reader] = Reader) -> Feed:
+    """Start another feed of a view on a node, which reads with other limits or another class of reader."""
+    feed = Feed(reader(node.database.pool, view, node.positions, poll=60, limits=limits), node.positions, poll=60)
     node.supervisor.start(f"feed of a test {id(feed)}", feed.run)
     return feed
