@@ -1,4 +1,4 @@
-"""A server that listens on this machine only answers those who call it by this machine's names."""
+"""A server on a loopback address answers only requests to the names of this machine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Serving(Protocol):
 
 @pytest.fixture
 def server() -> Iterator[Serving]:
-    """Makes servers that listen, and are not started."""
+    """Return a function that makes servers, which listen but are not started."""
     with ExitStack() as stack:
 
         def server(**given: Any) -> Server:
@@ -106,21 +106,22 @@ async def test_a_server_on_loopback_refuses_other_hosts_with_421(server: Serving
     assert await status_of(server(), host) == 421
 
 
-@pytest.mark.parametrize("written", ["127.1", "127.8.9.1", "2130706433", "0x7f.1", "LocalHost", "::1", "bank.internal"])
-async def test_any_spelling_of_a_loopback_address_counts_as_loopback(
-    server: Serving, written: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The address of the listening socket decides, not the text that it was configured with."""
-    here = socket.create_server
-    monkeypatch.setattr(
-        socket,
-        "create_server",
-        lambda address, **how: here(("127.0.1.1" if address[0] == "bank.internal" else address[0], address[1]), **how),
-    )
+@pytest.mark.parametrize("written", ["127.1", "127.8.9.1", "2130706433", "0x7f.1", "LocalHost", "::1"])
+async def test_any_spelling_of_a_loopback_address_counts_as_loopback(server: Serving, written: str) -> None:
     listening = server(host=written)
     assert await status_of(listening, "evil.example") == 421
     assert await status_of(listening, "localhost:8000") == 200
     assert await status_of(listening, f"{written}:8000" if written != "::1" else "[::1]:8000") == 200
+
+
+async def test_a_name_that_resolves_to_a_loopback_address_counts_as_loopback() -> None:
+    """The address of the listening socket decides, not the text that it was configured with."""
+    settings = replace(Settings(), host="bank.internal", port=0)
+    with socket.create_server(("127.0.1.1", 0)) as resolved:
+        listening = server_of(app, resolved, settings, _farewell)
+        assert await status_of(listening, "evil.example") == 421
+        assert await status_of(listening, "localhost:8000") == 200
+        assert await status_of(listening, "bank.internal:8000") == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0"])
@@ -152,14 +153,14 @@ async def test_a_real_server_on_loopback_checks_the_host_of_requests_and_websock
         address = url.replace("http:", "ws:") + "/socket"
         async with connect(address, proxy=None) as client_socket:
             assert await client_socket.recv() == "in"
-        # As a browser does to which a name of another site was told to be here.
+        # As a browser connects after another site pointed its own name at this machine.
         host, port = listening.getsockname()[:2]
         with pytest.raises(InvalidStatus) as failure:
             await connect(f"ws://evil.example:{port}/socket", proxy=None, host=host, port=port)
         assert failure.value.response.status_code == 421
         reader, writer = await asyncio.open_connection(*listening.getsockname())
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        assert (await reader.readline()).split()[1] == b"200", "no Host is no browser"
+        assert (await reader.readline()).split()[1] == b"200", "a request without a Host does not come from a browser"
         writer.close()
     finally:
         real.should_exit = True

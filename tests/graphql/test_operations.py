@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -23,12 +24,14 @@ from tests.support.waiting import until
 from bank.accounts.feature import accounts
 from bank.transfers.feature import transfers
 from bank.users.feature import users
-from headwater import App, Feature
+from headwater import App, Command, Feature, View
+from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.config import Settings
 from headwater.errors import OutcomeUnknown, Unavailable
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
-from headwater.graphql.scope import Scope
+from headwater.graphql.scope import Scope, Serving
+from headwater.live.feed import Feed
 from headwater.projections.reader import Reader
 from headwater.server.node import Node
 from headwater.server.web import Web
@@ -80,19 +83,20 @@ def written(mutation: str) -> str:
 class Api:
     """A client of a node."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, serving: Serving | None = None) -> None:
         self.node = node
+        self.serving = serving or node.serving
         self._engine = Engine(node.app.schema)
 
     async def ask(self, query: str, **variables: object) -> Any:
         """The data."""
-        result = await self._engine.execute(GraphQLRequest(query, variables=variables), Scope(self.node.serving))
+        result = await self._engine.execute(GraphQLRequest(query, variables=variables), Scope(self.serving))
         assert not result.errors, result.errors
         return result.data
 
     async def fail(self, query: str, **variables: object) -> list[tuple[str, str]]:
         """The errors: code and message."""
-        result = await self._engine.execute(GraphQLRequest(query, variables=variables), Scope(self.node.serving))
+        result = await self._engine.execute(GraphQLRequest(query, variables=variables), Scope(self.serving))
         return [(error["extensions"]["code"], error["message"]) for error in result.errors]
 
     async def do(
@@ -347,41 +351,52 @@ async def test_a_command_id_belongs_to_one_stream(api: Api, world: dict[str, str
     assert [code for code, _ in errors] == ["COMMAND_ID_REUSED"]
 
 
-async def test_a_command_whose_outcome_is_unknown_can_be_sent_again_by_the_id_that_the_error_has(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    execute, done = api.node.dispatcher.execute, []
+@dataclass
+class LosesAnswers:
+    """Executes commands, and reports that their outcome is unknown."""
 
-    async def lost(*command: Any, **more: Any) -> Any:
-        done.append(await execute(*command, **more))
+    dispatcher: Dispatcher
+    done: list[Accepted]
+
+    async def execute(
+        self, command: Command, *, command_id: UUID | None = None, expected_version: int | None = None
+    ) -> Accepted:
+        self.done.append(
+            await self.dispatcher.execute(command, command_id=command_id, expected_version=expected_version)
+        )
         raise OutcomeUnknown(OutcomeUnknown.__doc__)
 
-    monkeypatch.setattr(api.node.dispatcher, "execute", lost)
+
+class LogIsAway:
+    """Executes no command."""
+
+    async def execute(
+        self, command: Command, *, command_id: UUID | None = None, expected_version: int | None = None
+    ) -> Accepted:
+        raise Unavailable(Unavailable.__doc__)
+
+
+async def test_a_command_whose_outcome_is_unknown_can_be_sent_again_by_the_id_that_the_error_has(api: Api) -> None:
+    losing = LosesAnswers(api.node.dispatcher, [])
     variables: dict[str, Any] = {"input": {"email": "new@example.com", "name": "New"}}
     request = GraphQLRequest(written("registerUser"), variables=variables)
-    (error,) = (await Engine(app.schema).execute(request, Scope(api.node.serving))).errors
-    command = error["extensions"].pop("commandId")
+    serving = dataclasses.replace(api.node.serving, dispatcher=losing)
+    (error,) = (await Engine(app.schema).execute(request, Scope(serving))).errors
+    command, (done,) = error["extensions"].pop("commandId"), losing.done
     assert error["extensions"] == {"code": "OUTCOME_UNKNOWN"}
-    assert command == str(done[0].command_id)
+    assert command == str(done.command_id)
 
-    monkeypatch.setattr(api.node.dispatcher, "execute", execute)
     head = await api.node.log.head()
     again = await api.ask(written("registerUser"), **variables, commandId=command)
-    assert again["registerUser"].items() >= {"commandId": command, "streamId": str(done[0].stream_id)}.items()
+    assert again["registerUser"].items() >= {"commandId": command, "streamId": str(done.stream_id)}.items()
     assert await api.node.log.head() == head
 
 
-async def test_an_error_of_a_command_has_the_id_that_the_client_gave_it(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def away(*command: Any, **more: Any) -> Any:
-        raise Unavailable(Unavailable.__doc__)
-
-    monkeypatch.setattr(api.node.dispatcher, "execute", away)
-    command = str(uuid4())
+async def test_an_error_of_a_command_has_the_id_that_the_client_gave_it(api: Api) -> None:
+    serving, command = dataclasses.replace(api.node.serving, dispatcher=LogIsAway()), str(uuid4())
     variables = {"input": {"email": "new@example.com", "name": "New"}, "commandId": command}
     request = GraphQLRequest(written("registerUser"), variables=variables)
-    (error,) = (await Engine(app.schema).execute(request, Scope(api.node.serving))).errors
+    (error,) = (await Engine(app.schema).execute(request, Scope(serving))).errors
     assert (error["message"], error["extensions"]) == (
         "The log cannot be reached; nothing was written. Try again later.",
         {"code": "UNAVAILABLE", "commandId": command},
@@ -571,17 +586,29 @@ class Waited:
     by_user: asyncio.Event
 
 
-@pytest.fixture
-def waited(monkeypatch: pytest.MonkeyPatch) -> Waited:
-    waited, reach = Waited(defaultdict(list), asyncio.Event()), Reader.reach
+class RecordingReader(Reader):
+    """Records the positions that it waits for."""
 
-    async def recorded(self: Reader, position: int) -> None:
-        waited.positions[self.view.name].append(position)
+    def __init__(self, node: Node, view: View[Any], waited: Waited) -> None:
+        super().__init__(
+            node.database.pool, view, node.positions, patience=QUICK.at_least_seconds, poll=QUICK.poll_seconds
+        )
+        self._waited = waited
+
+    async def reach(self, position: int) -> None:
+        self._waited.positions[self.view.name].append(position)
         if self.view.name == "User":
-            waited.by_user.set()
-        await reach(self, position)
+            self._waited.by_user.set()
+        await super().reach(position)
 
-    monkeypatch.setattr(Reader, "reach", recorded)
+
+@pytest.fixture
+def waited(api: Api) -> Waited:
+    """Let the client read through readers that record what they wait for."""
+    node, waited = api.node, Waited(defaultdict(list), asyncio.Event())
+    readers = {view.model: RecordingReader(node, view, waited) for view in node.app.domain.views}
+    feeds = {model: Feed(reader, node.positions) for model, reader in readers.items()}
+    api.serving = dataclasses.replace(node.serving, feeds=feeds)
     return waited
 
 
@@ -655,21 +682,10 @@ async def many(api: Api) -> list[str]:
     return ids
 
 
-async def test_linked_rows_of_one_level_are_read_in_one_statement(
-    api: Api, many: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads: list[tuple[str, int]] = []
-    rows = Reader.rows
-
-    async def counted(self: Reader, keys: Sequence[UUID]) -> Any:
-        reads.append((self.view.name, len(keys)))
-        return await rows(self, keys)
-
-    monkeypatch.setattr(Reader, "rows", counted)
-    data = await api.ask(
-        "{ accounts(orderBy: [BALANCE_ASC]) { nodes { owner { name } } edges { node { owner { id } } } } }"
-    )
-    assert reads == [("User", 3)]
+async def test_linked_rows_of_one_level_are_read_in_one_statement(api: Api, many: list[str]) -> None:
+    query = "{ accounts(orderBy: [BALANCE_ASC]) { nodes { owner { name } } edges { node { owner { id } } } } }"
+    assert len([statement for statement in await statements_of(api, query) if '"user"' in statement]) == 1
+    data = await api.ask(query)
     names = [node["owner"] and node["owner"]["name"] for node in data["accounts"]["nodes"]]
     assert names == ["Owner 1", None, "Owner 0"] * 4
 
@@ -712,21 +728,27 @@ def aliased(field: str, times: int) -> str:
 
 
 async def statements_of(api: Api, query: str, **variables: object) -> list[str]:
-    """What the pool's connections are asked while the query is answered."""
+    """Return the statements that the connections of the pool execute while the query is answered."""
     statements: list[str] = []
-    pool: Any = api.node.database.pool
 
     def listen(record: Any) -> None:
         if re.search(r'\b(read|headwater)"?\.', record.query):  # not the driver's own
             statements.append(record.query)
 
-    await asyncio.gather(*(pool.fetchval("select 1") for _ in range(pool.get_max_size())))  # all are open
-    for holder in pool._holders:
-        holder._con.add_query_logger(listen)
+    async with every_connection(api.node.database.pool) as connections:
+        for each in connections:
+            each.add_query_logger(listen)
     await api.ask(query, **variables)
-    for holder in pool._holders:
-        holder._con.remove_query_logger(listen)
+    async with every_connection(api.node.database.pool) as connections:
+        for each in connections:
+            each.remove_query_logger(listen)
     return statements
+
+
+@asynccontextmanager
+async def every_connection(pool: asyncpg.Pool) -> AsyncIterator[list[Any]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(pool.acquire()) for _ in range(pool.get_max_size())]
 
 
 CHOSEN: list[tuple[str, Sequence[int]]] = [

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.waiting import reached, until
 
 from bank.accounts.domain import OpenAccount
 from bank.users.domain import RegisterUser
+from bank.users.views import user_view
 from headwater.config import Settings
+from headwater.eventstore.audit_trail import END, Entry, Trail, Wanted
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result
@@ -54,11 +58,10 @@ SEARCHES = {"events", "sagas", "saga"}
 """Reads with a timeout error of their own, which says how to narrow them."""
 
 
-async def errors_of(node: Node, query: str, key: UUID) -> list[tuple[str, str]]:
+async def errors_of(node: Node, query: str, key: UUID, scope: Scope | None = None) -> list[tuple[str, str]]:
     """Return code and message of each error of the first result."""
-    engine, scope = Engine(node.app.schema), Scope(node.serving)
-    outcome: Result | AsyncGenerator[Result, None] = await engine.subscribe(
-        GraphQLRequest(query.replace("KEY", str(key))), scope
+    outcome: Result | AsyncGenerator[Result, None] = await Engine(node.app.schema).subscribe(
+        GraphQLRequest(query.replace("KEY", str(key))), scope or Scope(node.serving)
     )
     if not isinstance(outcome, Result):
         async with aclosing(outcome):
@@ -94,23 +97,39 @@ async def test_every_read_without_a_database_returns_unavailable(
     assert internal_errors(caplog) == []
 
 
-async def test_links_and_page_info_that_lose_the_database_return_unavailable(
-    start: Start, postgres: EmbeddedPostgres, dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The database is lost after the first part of the response was read."""
+WAITING = "select pid from pg_locks where relation = 'read.user_1'::regclass and not granted"
+
+
+async def test_links_that_lose_the_database_return_unavailable(start: Start, connection: asyncpg.Connection) -> None:
+    """The connection is lost while the linked rows are read, after the first part of the response."""
     node, owner = await start(), uuid4()
     await node.dispatcher.execute(RegisterUser(user_id=owner, email="a@example.com", name="Ada"))
     opened = await node.dispatcher.execute(OpenAccount(account_id=uuid4(), owner_id=owner, currency="EUR"))
+    await reached(node.positions, user_view.name, opened.position)
     query = f'{{ accounts(atLeast: "{opened.position}") {{ nodes {{ owner {{ name }} }} }} }}'
-    reader = type(node.serving.feeds[next(iter(node.serving.feeds))].reader)
+    async with connection.transaction():
+        await connection.execute("lock table read.user_1 in access exclusive mode")
+        answer = asyncio.create_task(errors_of(node, query, owner))
+        await connection.execute("select pg_terminate_backend($1)", await until(lambda: connection.fetchval(WAITING)))
+        assert await answer == [AWAY]
 
-    async def lost(*_: Any) -> Any:
-        raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
 
-    monkeypatch.setattr(reader, "rows", lost)
-    assert await errors_of(node, query, owner) == [AWAY]
-    monkeypatch.setattr(type(node.serving.trail), "_fetch", lost)
-    assert await errors_of(node, '{ events(after: "1") { pageInfo { hasPreviousPage } } }', owner) == [AWAY]
+class LosesTheNextPage(Trail):
+    """Reads a page, and loses the connection when it looks for events beside the page."""
+
+    async def read(
+        self, wanted: Wanted, after: int = 0, before: int = END, *, limit: int, backward: bool = False
+    ) -> list[Entry]:
+        if backward:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return await super().read(wanted, after, before, limit=limit, backward=backward)
+
+
+async def test_page_info_that_loses_the_database_returns_unavailable(start: Start) -> None:
+    node = await start()
+    trail = LosesTheNextPage(node.database.pool, node.log, node.positions)
+    query = '{ events(after: "1") { nodes { type } pageInfo { hasPreviousPage } } }'
+    assert await errors_of(node, query, uuid4(), Scope(dataclasses.replace(node.serving, trail=trail))) == [AWAY]
 
 
 async def test_every_read_that_takes_too_long_returns_a_timeout_error(
