@@ -68,7 +68,7 @@ from bank.users.domain import (
 )
 from headwater import Command, Event, Refusal, Release, Take
 from headwater.domain.messages import InvalidInput
-from headwater.domain.serialization import Codec, StateCodec
+from headwater.domain.serialization import StateCodec
 from headwater.testing import given
 
 A, B, T = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -97,8 +97,8 @@ def withdraw(amount: str) -> Withdraw:
     return Withdraw(account_id=A, amount=Decimal(amount))
 
 
-def send(amount: str, *, hold: bool = False) -> SendTransfer:
-    return SendTransfer(account_id=A, transfer_id=T, amount=Decimal(amount), hold=hold)
+def send(amount: str) -> SendTransfer:
+    return SendTransfer(account_id=A, transfer_id=T, amount=Decimal(amount))
 
 
 def receive(amount: str, currency: str = "EUR") -> ReceiveTransfer:
@@ -109,8 +109,8 @@ def give_back(amount: str) -> ReturnTransfer:
     return ReturnTransfer(account_id=A, transfer_id=T, amount=Decimal(amount))
 
 
-def sent(amount: str, balance: str, *, held: bool = False, transfer: UUID = T) -> TransferSent:
-    return TransferSent(account_id=A, transfer_id=transfer, amount=Decimal(amount), balance=Decimal(balance), held=held)
+def sent(amount: str, balance: str, *, transfer: UUID = T) -> TransferSent:
+    return TransferSent(account_id=A, transfer_id=transfer, amount=Decimal(amount), balance=Decimal(balance))
 
 
 def received(amount: str, balance: str) -> TransferReceived:
@@ -139,7 +139,6 @@ def given_back(amount: str, balance: str) -> TransferReturned:
         ([OPENED], CloseAccount(account_id=A), [CLOSED]),
         ([OPENED, deposited("5", "5"), withdrawn("5", "0.00")], CloseAccount(account_id=A), [CLOSED]),
         ([OPENED, deposited("5", "5")], send("5"), [sent("5", "0")]),
-        ([OPENED, deposited("5", "5")], send("5", hold=True), [sent("5", "0", held=True)]),
         ([OPENED, deposited("5", "5"), sent("3", "2")], receive("0.5"), [received("0.5", "2.5")]),
         ([OPENED, received("5", "5"), sent("3", "2")], give_back("3"), [given_back("3", "5")]),
         ([OPENED, received("5", "5"), sent("3", "2"), FROZEN], give_back("3"), [given_back("3", "5")]),
@@ -205,7 +204,7 @@ def test_an_account_with_a_balance_cannot_be_closed() -> None:
     rich.when(CloseAccount(account_id=A)).refused(AccountNotEmpty, balance=Decimal("0.01"))
 
 
-SENT = [OPENED, deposited("5", "5"), sent("5", "0", held=True)]
+SENT = [OPENED, deposited("5", "5"), sent("5", "0")]
 
 
 @pytest.mark.parametrize("since", [[], [FROZEN, AccountUnfrozen(account_id=A)]])
@@ -214,7 +213,7 @@ def test_an_account_cannot_be_closed_while_a_transfer_holds_its_money(since: lis
     close = CloseAccount(account_id=A)
     given(accounts, [*SENT, *since]).when(close).refused(AccountNotEmpty, balance=Decimal(5))
     given(accounts, [*SENT, received("3", "3"), *since]).when(close).refused(AccountNotEmpty, balance=Decimal(8))
-    another = sent("1", "2", held=True, transfer=B)
+    another = sent("1", "2", transfer=B)
     given(accounts, [*SENT, received("3", "3"), another]).when(close).refused(AccountNotEmpty, balance=Decimal(8))
 
 
@@ -229,17 +228,6 @@ def test_a_transfer_is_settled_once_on_an_open_or_frozen_account(since: list[Acc
     given(accounts, [*SENT, *since]).when(SETTLE).then([SETTLED])
     given(accounts, [*SENT, SETTLED, *since]).when(SETTLE).then([])
     given(accounts, [*SENT, given_back("5", "5"), *since]).when(SETTLE).then([])
-
-
-def test_a_transfer_sent_by_an_older_version_holds_no_money() -> None:
-    """The account may be closed meanwhile, and takes returned money back then."""
-    stored = f'{{"account_id":"{A}","transfer_id":"{T}","amount":"5","balance":"0"}}'
-    old = Codec([TransferSent]).decode("TransferSent", 1, stored)
-    assert old == sent("5", "0")
-    history = [OPENED, deposited("5", "5"), sent("5", "0")]
-    given(accounts, history).when(CloseAccount(account_id=A)).then([CLOSED])
-    given(accounts, [*history, CLOSED]).when(give_back("5")).then([given_back("5", "5")])
-    given(accounts, [*history, CLOSED]).when(SETTLE).then([])
 
 
 def test_a_snapshot_keeps_the_money_held_for_transfers() -> None:
@@ -258,7 +246,7 @@ COMMANDS = st.one_of(
         st.builds(kind, account_id=st.just(A), transfer_id=st.just(T), amount=AMOUNTS)
         for kind in (SendTransfer, ReturnTransfer)
     ),
-    st.builds(SendTransfer, account_id=st.just(A), transfer_id=st.uuids(), amount=AMOUNTS, hold=st.just(True)),
+    st.builds(SendTransfer, account_id=st.just(A), transfer_id=st.uuids(), amount=AMOUNTS),
     st.just(SETTLE),
     st.builds(
         ReceiveTransfer,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -25,20 +24,14 @@ from bank.accounts.domain import (
     UnfreezeAccount,
     Withdraw,
 )
-from bank.transfers.domain import RequestTransfer
-from bank.transfers.saga import transfer as transfer_saga
 from headwater.clock import VirtualClock
-from headwater.consumers.checkpoint import register
 from headwater.domain.messages import Command
-from headwater.domain.saga_records import Finish, IssueStep, SagaHandledEvent, StoredCommand
-from headwater.domain.serialization import stored_form
 from headwater.errors import Unavailable
-from headwater.eventstore.log import NEW, Append, append
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result
 from headwater.graphql.scope import Scope
-from headwater.ids import derived_id, new_id
+from headwater.ids import new_id
 from headwater.server.node import Node
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
@@ -316,89 +309,9 @@ async def cannot_be_closed(customer: Customer, account: UUID, balance: str) -> N
     assert refused.value.balance == Decimal(balance)
 
 
-@pytest.mark.parametrize("arrives", [True, False])
-async def test_a_transfer_that_an_older_version_began_ends_although_its_source_was_closed(
-    start: Start, connection: asyncpg.Connection, arrives: bool
-) -> None:
-    """The older steps neither hold the amount nor settle it, so that the source can be closed during the transfer."""
-    await register(connection, transfer_saga.category, "saga")
-    customer = Customer(await start(work=False))
-    source = await customer.account("30.00")
-    target = await customer.account() if arrives else new_id()
-    transfer = new_id()
-    await customer.do(
-        RequestTransfer(transfer_id=transfer, from_account_id=source, to_account_id=target, amount=Decimal(30))
-    )
-    await begun_by_older_version(connection, transfer)
-
-    customer = Customer(await start())
-    holding: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    hold_up(customer.node, ReceiveTransfer, until=holding)
-    await customer.balance(source, entries=2)
-    await customer.do(CloseAccount(account_id=source))
-    holding.set_result(None)
-    await until(lambda: is_done(connection, transfer))
-    if arrives:
-        assert await customer.balance(target, entries=2) == "130.00"
-    else:  # the closed account takes the money back
-        assert await customer.balance(source, entries=3) == "30.00"
-
-
 async def is_done(connection: asyncpg.Connection, transfer: UUID) -> bool:
     status = "select status from headwater.sagas where key = $1"
     return bool(await connection.fetchval(status, transfer) == "done")
-
-
-async def begun_by_older_version(connection: asyncpg.Connection, transfer: UUID) -> None:
-    """Append the first record of a transfer's saga, with the steps of the version before `hold` and SettleTransfer."""
-    requested = await connection.fetchrow(
-        "select position, event_id, correlation_id, data from headwater.events where stream_id = $1", transfer
-    )
-    assert requested is not None
-    given = json.loads(requested["data"])
-    moved = {"transfer_id": str(transfer), "amount": given["amount"]}
-    leaves, arrives = {"account_id": given["from_account_id"], **moved}, {"account_id": given["to_account_id"], **moved}
-    steps = [
-        IssueStep(
-            command="SendTransfer",
-            fields=leaves,
-            undo=StoredCommand("ReturnTransfer", leaves),
-            within=30.0,
-            command_id=new_id(),
-        ),
-        IssueStep(command="NoteWithdrawn", fields={"transfer_id": str(transfer)}, command_id=new_id()),
-        IssueStep(
-            command="ReceiveTransfer",
-            fields={**arrives, "currency": given["currency"]},
-            within=30.0,
-            pivot=True,
-            command_id=new_id(),
-        ),
-        IssueStep(command="CompleteTransfer", fields={"transfer_id": str(transfer)}, command_id=new_id()),
-    ]
-    record = SagaHandledEvent(
-        saga=transfer_saga.name,
-        at=datetime.now(UTC),
-        then=[*steps, Finish()],
-        key=transfer,
-        position=requested["position"],
-        event_id=requested["event_id"],
-        type="TransferRequested",
-    )
-    instance = transfer_saga.stream_of(transfer)
-    await append(
-        connection,
-        [
-            Append(
-                derived_id(instance, f"{requested['event_id']}"),
-                instance,
-                transfer_saga.category,
-                NEW,
-                [stored_form(record)],
-                requested["correlation_id"],
-            )
-        ],
-    )
 
 
 async def test_a_transfer_whose_target_does_not_answer_within_its_timeout_is_refunded(start: Start) -> None:

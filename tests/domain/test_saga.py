@@ -331,7 +331,7 @@ def test_a_request_is_five_steps() -> None:
     followed.then(
         [
             Do(
-                SendTransfer(account_id=A, transfer_id=T, amount=FIVE, hold=True),
+                SendTransfer(account_id=A, transfer_id=T, amount=FIVE),
                 undo=ReturnTransfer(account_id=A, transfer_id=T, amount=FIVE),
                 within=PATIENCE,
             ),

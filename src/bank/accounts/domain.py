@@ -100,13 +100,12 @@ class CloseAccount(Command, refuses=[AccountNotFound, AccountNotOpen, AccountNot
 class SendTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, InsufficientFunds]):
     """Take the money of a transfer out of its source account.
 
-    hold: the account cannot be closed until SettleTransfer or ReturnTransfer follows.
+    The account cannot be closed until SettleTransfer or ReturnTransfer follows.
     """
 
     account_id: UUID
     transfer_id: UUID
     amount: Money
-    hold: bool = False
 
 
 class SettleTransfer(Command, internal=True, refuses=[AccountNotFound]):
@@ -183,13 +182,12 @@ class AccountClosed(Event):
 
 
 class TransferSent(Event):
-    """`held`: TransferSettled or TransferReturned follows, and the account stays open until then."""
+    """TransferSettled or TransferReturned follows, and the account cannot be closed until then."""
 
     account_id: UUID
     transfer_id: UUID
     amount: Decimal
     balance: Decimal
-    held: bool = False
 
 
 class TransferSettled(Event):
@@ -262,8 +260,8 @@ def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
             _require(account, key, AccountStatus.OPEN)
             if amount > account.balance:
                 raise InsufficientFunds(balance=account.balance)
-            balance, held = account.balance - amount, command.hold
-            return [TransferSent(account_id=key, transfer_id=transfer, amount=amount, balance=balance, held=held)]
+            balance = account.balance - amount
+            return [TransferSent(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
         case SettleTransfer(account_id=key, transfer_id=transfer):
             _require(account, key, *AccountStatus)
             if transfer not in account.held:
@@ -294,7 +292,7 @@ def evolve(account: Account, event: AccountEvent) -> Account:
     match event:
         case AccountOpened():
             return Account(status=AccountStatus.OPEN, currency=event.currency)
-        case TransferSent(held=True):
+        case TransferSent():
             held = {**account.held, event.transfer_id: event.amount}
             return replace(account, balance=balance_after(account.balance, event), held=held)
         case TransferReturned():
@@ -302,7 +300,7 @@ def evolve(account: Account, event: AccountEvent) -> Account:
             return replace(account, balance=balance_after(account.balance, event), held=held)
         case TransferSettled():
             return replace(account, held=_without(account.held, event.transfer_id))
-        case MoneyDeposited() | MoneyWithdrawn() | TransferSent() | TransferReceived():
+        case MoneyDeposited() | MoneyWithdrawn() | TransferReceived():
             return replace(account, balance=balance_after(account.balance, event))
         case AccountFrozen():
             return replace(account, status=AccountStatus.FROZEN)

@@ -57,26 +57,26 @@ class RequestTransfer(Command, creates=True, refuses=[AlreadyExists, SameAccount
 
 
 class NoteWithdrawn(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
-    """The money has left the account that it comes from."""
+    """Note that the money has left the source account."""
 
     transfer_id: UUID
 
 
 class CompleteTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
-    """The money has arrived."""
+    """Note that the money has arrived at the target account."""
 
     transfer_id: UUID
 
 
 class RefuseTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
-    """The money has never left. reason: the refusal's code."""
+    """End the transfer: the money never left the source account. reason: the code of the refusal or timeout."""
 
     transfer_id: UUID
     reason: str
 
 
 class RefundTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
-    """The money could not arrive, and is back where it came from. reason: the refusal's code."""
+    """End the transfer: the money is back in the source account. reason: the code of the refusal or timeout."""
 
     transfer_id: UUID
     reason: str
@@ -133,20 +133,20 @@ def decide(command: TransferCommand, transfer: Transfer, seen: Seen) -> list[Tra
         case RequestTransfer():
             return [_requested(command, transfer, seen)]
         case NoteWithdrawn():
-            if _is_there(transfer, command, TransferStatus.WITHDRAWN, TransferStatus.REQUESTED):
+            if _has_reached(transfer, command, TransferStatus.WITHDRAWN, TransferStatus.REQUESTED):
                 return []
             return [TransferWithdrawn(transfer_id=command.transfer_id)]
         case CompleteTransfer():
-            if _is_there(transfer, command, TransferStatus.COMPLETED, TransferStatus.WITHDRAWN):
+            if _has_reached(transfer, command, TransferStatus.COMPLETED, TransferStatus.WITHDRAWN):
                 return []
             return [TransferCompleted(transfer_id=command.transfer_id)]
         case RefuseTransfer():
-            if _is_there(transfer, command, TransferStatus.REFUSED, TransferStatus.REQUESTED):
+            if _has_reached(transfer, command, TransferStatus.REFUSED, TransferStatus.REQUESTED):
                 return []
             return [TransferRefused(transfer_id=command.transfer_id, reason=command.reason)]
         case RefundTransfer():
             either = TransferStatus.REQUESTED, TransferStatus.WITHDRAWN
-            if _is_there(transfer, command, TransferStatus.REFUNDED, *either):
+            if _has_reached(transfer, command, TransferStatus.REFUNDED, *either):
                 return []
             return [TransferRefunded(transfer_id=command.transfer_id, reason=command.reason)]
         case _:
@@ -170,11 +170,12 @@ def _requested(command: RequestTransfer, transfer: Transfer, seen: Seen) -> Tran
     )
 
 
-def _is_there(transfer: Transfer, command: TransferCommand, wanted: TransferStatus, *before: TransferStatus) -> bool:
-    """Return True if the transfer has the wanted status, and False if it has one of those before it.
+def _has_reached(transfer: Transfer, command: TransferCommand, wanted: TransferStatus, *before: TransferStatus) -> bool:
+    """Return True if the transfer has the wanted status, and False if it has a status from which it can reach it.
 
     Raises:
-        TransferNotFound, TransferCannotMove: it has neither.
+        TransferNotFound: the transfer was not requested.
+        TransferCannotMove: it has another status.
     """
     if transfer.status is None:
         raise TransferNotFound(transfer_id=command.transfer_id)

@@ -2,7 +2,7 @@
 
 TransferRequested -> SendTransfer -> NoteWithdrawn -> ReceiveTransfer -> SettleTransfer -> CompleteTransfer
                         |                                |
-                        | refused                        | refused, or no answer in time
+                        | refused or timed out           | refused or timed out
                         v                                v
                      RefuseTransfer                   ReturnTransfer -> RefundTransfer
 
@@ -20,19 +20,19 @@ from bank.transfers.domain import CompleteTransfer, NoteWithdrawn, RefundTransfe
 from headwater import Do, Done, Refused, Retry, Saga, TimedOut
 
 PATIENCE = timedelta(seconds=30)
-"""The timeout of a step. If the first one times out no money moves; if a later one does, the money goes back."""
+"""The timeout of SendTransfer and of ReceiveTransfer. After the first no money has moved, after the second it goes back."""
 
 Input: TypeAlias = TransferRequested | Refused | TimedOut
 
 
 def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
-    assert request is not None  # it starts the saga
+    assert request is not None  # `evolve` has stored the event that began the instance
     transfer, amount = request.transfer_id, request.amount
     match event:
         case TransferRequested(from_account_id=source, to_account_id=target, currency=currency):
             return [
                 Do(
-                    SendTransfer(account_id=source, transfer_id=transfer, amount=amount, hold=True),
+                    SendTransfer(account_id=source, transfer_id=transfer, amount=amount),
                     undo=ReturnTransfer(account_id=source, transfer_id=transfer, amount=amount),
                     within=PATIENCE,
                 ),
@@ -51,7 +51,7 @@ def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
         case Refused(command="ReceiveTransfer") | TimedOut(command="ReceiveTransfer"):
             return [Do(RefundTransfer(transfer_id=transfer, reason=event.code)), Done()]
         case Refused() | TimedOut():
-            # The transfer's own stream refuses nothing in this order. If it does, an operator must look.
+            # The transfer accepts its own commands in this order. A refusal is a bug, which an operator must look at.
             raise RuntimeError(f"{event.command} was refused with {event.code}")
         case _:
             assert_never(event)
