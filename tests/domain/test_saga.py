@@ -1,5 +1,5 @@
-"""Declaring a saga: a mistake stops the start with a sentence. And the bank's saga, branch by branch."""
-# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+"""The declaration of a saga and its mistakes, the bank's saga branch by branch, and the examples of the guide."""
+# Without `from __future__ import annotations`: annotations of functions in a test name classes of that test.
 
 import re
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from bank.transfers.domain import (
     RefuseTransfer,
     TransferRequested,
 )
-from bank.transfers.saga import PATIENCE, transfer
+from bank.transfers.saga import STEP_TIMEOUT, transfer
 from headwater import (
     After,
     Cancel,
@@ -80,7 +80,7 @@ class Closed(Event):
 
 
 class Nudge(Event):
-    """A message of the saga's own: no decider has it."""
+    """A message of the saga's own; no decider takes it."""
 
 
 def decide(command: Open, state: int) -> list[Opened]:
@@ -116,14 +116,14 @@ def domain(*sagas: Saga[Any, Any]) -> Domain:
     return Domain([Feature(deciders=[things]), *(Feature(sagas=[each]) for each in sagas)])
 
 
-def says(sentence: str) -> Any:
+def definition_error(sentence: str) -> Any:
     return pytest.raises(DefinitionError, match=re.escape(sentence).replace(r"\.\.\.", ".*") + "$")
 
 
 # -------------------------------------------------------------------------------------------------------- declarations
 
 
-def test_what_is_right_is_taken() -> None:
+def test_a_saga_reads_its_inputs_from_the_annotations() -> None:
     made = saga(starts=[Opened], on_failure=Park())
     assert made.events == (Opened, Nudge)
     assert made.outcomes == (Refused,)
@@ -133,7 +133,7 @@ def test_what_is_right_is_taken() -> None:
     assert domain(made).saga_named("Thing") is made
 
 
-def test_an_instance_is_found_by_a_field_or_a_function() -> None:
+def test_a_field_or_a_function_routes_an_event_to_its_instance() -> None:
     assert saga().key_of(Opened(thing_id=KEY)) == KEY
     other = saga(route=lambda event: event.other_id)
     assert domain(other).sagas == (other,)
@@ -141,19 +141,19 @@ def test_an_instance_is_found_by_a_field_or_a_function() -> None:
     assert other.stream_of(KEY) == other.stream_of(KEY) != saga("Other").stream_of(KEY)
 
 
-def test_what_begins_an_instance() -> None:
+def test_only_the_declared_events_begin_an_instance() -> None:
     assert saga().begins_with(Nudge())
     assert saga(starts=[Opened]).begins_with(Opened(thing_id=KEY))
     assert not saga(starts=[Opened]).begins_with(Nudge())
 
 
 @pytest.mark.parametrize("name", ["", "a thing", "1st", "thing's"])
-def test_a_name_that_is_none(name: str) -> None:
-    with says(f"A saga's name is letters, digits and underscores, not {name!r}"):
+def test_a_saga_whose_name_is_no_identifier_is_refused(name: str) -> None:
+    with definition_error(f"A saga's name is letters, digits and underscores, not {name!r}"):
         saga(name)
 
 
-def test_functions_that_are_not_annotated() -> None:
+def test_functions_without_complete_annotations_are_refused() -> None:
     def bare(state, event):  # type: ignore[no-untyped-def]
         return []
 
@@ -167,15 +167,15 @@ def test_functions_that_are_not_annotated() -> None:
         return []
 
     for function in (bare, alone, silent):
-        with says(f"...{function.__name__} must have two parameters, each annotated, and an annotated result"):
+        with definition_error(f"...{function.__name__} must have two parameters and a result, all annotated"):
             saga(react=function)
-        with says(f"...{function.__name__} must have two parameters, each annotated, and an annotated result"):
+        with definition_error(f"...{function.__name__} must have two parameters and a result, all annotated"):
             saga(evolve=function)
-    with says("...unknown: an annotation cannot be resolved: name 'Nowhere' is not defined"):
+    with definition_error("...unknown: an annotation cannot be resolved: name 'Nowhere' is not defined"):
         saga(react=unknown)
 
 
-def test_functions_that_give_or_take_what_they_cannot() -> None:
+def test_functions_that_take_commands_or_return_no_list_are_refused() -> None:
     def lone(state: int, event: Opened) -> Do:
         raise AssertionError("it is declared, and never called")
 
@@ -189,82 +189,88 @@ def test_functions_that_give_or_take_what_they_cannot() -> None:
         return []
 
     for function in (lone, bare_list, by_name):
-        with says(f"...{function.__name__} must be annotated to return a list of Do, Undo, After, Cancel or Done"):
+        with definition_error(
+            f"...{function.__name__} must be annotated to return a list of Do, Undo, After, Cancel or Done"
+        ):
             saga(react=function)
-    with says("...of_a_command: <class '...Open'> is neither an Event nor Confirmed, Refused or TimedOut"):
+    with definition_error("...of_a_command: <class '...Open'> is neither an Event nor Confirmed, Refused or TimedOut"):
         saga(react=of_a_command)
 
 
-def test_evolve_takes_no_more_than_react() -> None:
+def test_evolve_must_not_take_an_event_that_react_does_not_take() -> None:
     def evolve_more(state: int, event: Opened | Closed | Confirmed) -> int:
         return state
 
-    with says("...evolve_more takes Closed, Confirmed, which would never come: ...react does not take it"):
+    with definition_error(
+        "...evolve_more takes Closed, Confirmed, which it never receives: add it to the events that ...react takes"
+    ):
         saga(evolve=evolve_more)
 
 
-def test_what_starts_it_is_taken() -> None:
-    with says("Thing: starts=Closed, which ...react does not take"):
+def test_an_event_in_starts_must_be_one_that_react_takes() -> None:
+    with definition_error("Thing: starts=Closed, which ...react does not take"):
         saga(starts=[Opened, Closed])
 
 
-def test_it_cannot_stop_for_one_instance() -> None:
-    with says("Thing: a saga cannot stop for one instance; on_failure ends with Park()"):
+def test_a_saga_that_would_stop_after_a_failure_is_refused() -> None:
+    with definition_error("Thing: on_failure must end with Park(): Stop() would stop all instances"):
         saga(on_failure=Retry(then=Stop()))
 
 
 @pytest.mark.parametrize("route", ["thing", "at", "other_id", "spare_id"])
-def test_the_routes_field_is_a_uuid_that_is_always_there(route: str) -> None:
-    with says(f"Opened has no field `{route}: UUID` to find its Thing saga by; give the Saga a function as its route"):
+def test_a_route_must_be_a_required_uuid_field(route: str) -> None:
+    with definition_error(f"Saga Thing: Opened has no required field `{route}: UUID`; use a function as the route"):
         domain(saga(route=route))
 
 
-def test_something_must_begin_it() -> None:
+def test_a_saga_that_takes_no_event_of_a_decider_is_refused() -> None:
     def react_alone(state: int, event: Nudge) -> list[Do]:
         return []
 
     def evolve_alone(state: int, event: Nudge) -> int:
         return state
 
-    with says("The saga Thing takes no event of any decider: it would never begin"):
+    with definition_error("The saga Thing takes no event of any decider: it would never begin"):
         domain(saga(react=react_alone, evolve=evolve_alone))
 
 
-def test_two_with_one_name() -> None:
-    with says("Two of the app's features bring a saga named 'THING'"):
+def test_two_sagas_whose_names_differ_only_in_case_are_refused() -> None:
+    with definition_error("Two of the app's features bring a saga named 'THING'"):
         domain(saga(), saga("THING"))
 
 
-# ------------------------------------------------------------------------------------------------------ what it gives
+# --------------------------------------------------------------------------------------------------------- reactions
 
 
-def test_a_pivot_has_no_undo() -> None:
-    with says("Open: a pivot is never undone; give it no undo"):
+def test_a_pivot_with_an_undo_is_refused() -> None:
+    with definition_error("Open: a pivot is never undone; give it no undo"):
         Do(Open(thing_id=KEY), undo=Shut(thing_id=KEY), pivot=True)
     assert Do(Open(thing_id=KEY), pivot=True).undo is None
 
 
 @pytest.mark.parametrize("within", [timedelta(0), timedelta(seconds=-1)])
-def test_a_step_has_some_time(within: timedelta) -> None:
-    with says(f"Open: within={within} leaves it no time"):
+def test_a_timeout_that_is_not_positive_is_refused(within: timedelta) -> None:
+    with definition_error(f"Open: within={within} must be above 0"):
         Do(Open(thing_id=KEY), within=within)
 
 
-def test_nothing_is_due_after_the_end_of_time() -> None:
+def test_a_timeout_or_a_delay_longer_than_a_hundred_years_is_refused() -> None:
     for much in (timedelta.max, LONGEST + timedelta(seconds=1)):
-        with says(f"Open: within={much} is more than a hundred years; leave it out, and it may take for ever"):
+        with definition_error(
+            f"Open: within={much} is longer than a hundred years; leave it out for a step without a timeout"
+        ):
             Do(Open(thing_id=KEY), within=much)
-        with says(f"Nudge: a delay of {much} is more than a hundred years"):
+        with definition_error(f"Nudge: the delay of {much} is longer than a hundred years"):
             After(much, Nudge())
     assert Do(Open(thing_id=KEY), within=LONGEST).within == After(LONGEST, Nudge()).delay == LONGEST
 
 
-def test_what_is_no_reaction_is_an_error() -> None:
+def test_a_react_that_returns_something_else_raises() -> None:
     def react_wrongly(state: int, event: Opened) -> list[Do]:
         return [Open(thing_id=KEY)]  # type: ignore[list-item]
 
     wrong = saga(react=react_wrongly)
-    with pytest.raises(TypeError, match=r"react_wrongly gave Open\(.*\); it gives Do, Undo, After, Cancel or Done"):
+    with pytest.raises(TypeError, match=r"react_wrongly returned Open\(.*\); it must return Do, "):
         given(wrong).when(Opened(thing_id=KEY))
 
 
@@ -303,7 +309,7 @@ def test_then_compares_whole_steps_or_their_commands() -> None:
         followed.remembers(1)
 
 
-def test_then_takes_what_else_follows() -> None:
+def test_then_compares_undos_timers_and_ends() -> None:
     followed = given(saga(react=react_with_all)).when(Closed(thing_id=KEY))
     followed.then([Shut(thing_id=KEY), Undo(), Cancel(Nudge), Done()])
     followed.then([Undo(Shut(thing_id=KEY)), Undo(), Cancel(Nudge), Done()])
@@ -326,19 +332,19 @@ def failures(command: str) -> list[Refused | TimedOut]:
     return [Refused(command=command, code="NO", facts={"a": 1}), TimedOut(command=command)]
 
 
-def test_a_request_is_five_steps() -> None:
+def test_a_requested_transfer_takes_five_steps() -> None:
     followed = given(transfer).when(REQUESTED)
     followed.then(
         [
             Do(
                 SendTransfer(account_id=A, transfer_id=T, amount=FIVE),
                 undo=ReturnTransfer(account_id=A, transfer_id=T, amount=FIVE),
-                within=PATIENCE,
+                within=STEP_TIMEOUT,
             ),
             Do(NoteWithdrawn(transfer_id=T)),
             Do(
                 ReceiveTransfer(account_id=B, transfer_id=T, amount=FIVE, currency="EUR"),
-                within=PATIENCE,
+                within=STEP_TIMEOUT,
                 pivot=True,
             ),
             Do(SettleTransfer(account_id=A, transfer_id=T)),
@@ -349,28 +355,28 @@ def test_a_request_is_five_steps() -> None:
     followed.remembers(REQUESTED)
 
 
-@pytest.mark.parametrize("failure", failures("SendTransfer"), ids=["refused", "late"])
-def test_money_that_cannot_leave_is_a_refused_transfer(failure: Refused | TimedOut) -> None:
+@pytest.mark.parametrize("failure", failures("SendTransfer"), ids=["refused", "timed out"])
+def test_a_transfer_whose_money_cannot_leave_is_refused(failure: Refused | TimedOut) -> None:
     followed = given(transfer, [REQUESTED]).when(failure)
     followed.then([Do(RefuseTransfer(transfer_id=T, reason=failure.code)), Done()])
     followed.remembers(REQUESTED)
 
 
-@pytest.mark.parametrize("failure", failures("ReceiveTransfer"), ids=["refused", "late"])
-def test_money_that_cannot_arrive_is_a_refunded_transfer(failure: Refused | TimedOut) -> None:
+@pytest.mark.parametrize("failure", failures("ReceiveTransfer"), ids=["refused", "timed out"])
+def test_a_transfer_whose_money_cannot_arrive_is_refunded(failure: Refused | TimedOut) -> None:
     given(transfer, [REQUESTED]).when(failure).then([Do(RefundTransfer(transfer_id=T, reason=failure.code)), Done()])
 
 
 @pytest.mark.parametrize(
     "command", ["NoteWithdrawn", "SettleTransfer", "CompleteTransfer", "RefuseTransfer", "RefundTransfer"]
 )
-def test_books_that_refuse_are_for_a_person(command: str) -> None:
+def test_a_refusal_of_a_step_that_cannot_be_refused_raises(command: str) -> None:
     for failure in failures(command):
         with pytest.raises(RuntimeError, match=f"{command} was refused with {failure.code}"):
             given(transfer, [REQUESTED]).when(failure)
 
 
-def test_a_transfer_begins_with_its_request() -> None:
+def test_a_transfer_begins_only_with_its_request() -> None:
     assert transfer.events == (TransferRequested,)
     assert transfer.outcomes == (Refused, TimedOut)
     assert transfer.key_of(REQUESTED) == T
@@ -382,19 +388,19 @@ def test_a_transfer_begins_with_its_request() -> None:
 
 
 def run(example: str) -> dict[str, Any]:
-    said: dict[str, Any] = {"__name__": "guide"}
-    exec(compile(example, "sagas.md", "exec", dont_inherit=True), said)  # it is our own
-    return said
+    namespace: dict[str, Any] = {"__name__": "guide"}
+    exec(compile(example, "sagas.md", "exec", dont_inherit=True), namespace)  # the guide is trusted
+    return namespace
 
 
-def test_the_guides_saga_is_a_feature_of_the_bank() -> None:
-    said = run(DECLARED)
-    unused, still_empty = said["unused"], said["StillEmpty"](account_id=A)
-    assert Domain([Feature(deciders=[accounts]), said["feature"]]).sagas == (unused,)
+def test_the_saga_that_the_guide_declares_works_on_the_bank() -> None:
+    guide = run(DECLARED)
+    unused, still_empty = guide["unused"], guide["StillEmpty"](account_id=A)
+    assert Domain([Feature(deciders=[accounts]), guide["feature"]]).sagas == (unused,)
     opened = AccountOpened(account_id=A, owner_id=B, currency="EUR")
     remind = After(timedelta(days=90), still_empty)
     given(unused).when(opened).then([remind])
-    given(unused, [opened]).when(AccountFrozen(account_id=A)).then([Cancel(said["StillEmpty"])])
+    given(unused, [opened]).when(AccountFrozen(account_id=A)).then([Cancel(guide["StillEmpty"])])
     given(unused, [opened]).when(AccountUnfrozen(account_id=A)).then([remind])
     given(unused, [opened]).when(MoneyDeposited(account_id=A, amount=FIVE, balance=FIVE)).then([Done()])
     closing = given(unused, [opened]).when(still_empty)
@@ -402,23 +408,23 @@ def test_the_guides_saga_is_a_feature_of_the_bank() -> None:
     closing.remembers(opened)
 
 
-def test_the_guide_shows_the_banks_saga_as_it_is() -> None:
+def test_the_guide_shows_the_code_of_the_banks_saga() -> None:
     assert OF_THE_BANK in Path(transfers_saga.__file__).read_text(encoding="utf-8")
 
 
-def test_the_guides_tests_pass_and_can_fail() -> None:
-    said = run(TESTED)
-    tests = [each for name, each in said.items() if name.startswith("test_")]
+def test_the_tests_that_the_guide_shows_pass_and_can_fail() -> None:
+    guide = run(TESTED)
+    tests = [each for name, each in guide.items() if name.startswith("test_")]
     assert len(tests) == 2
     for test in tests:
         test()
-    said["transfer"] = saga()  # gives nothing
+    guide["transfer"] = saga()  # a saga that returns no steps
     for test in tests:
         with pytest.raises(AssertionError):
             test()
 
 
-def test_the_guide_names_every_parameter() -> None:
+def test_the_guide_lists_every_parameter_of_a_saga() -> None:
     [table] = re.findall(r"\| parameter \|.*?\n\n", GUIDE, re.DOTALL)
     listed = {name for first in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for name in first.split(", ")}
     assert listed == {f"`{name}`" for name, each in Saga.__dataclass_fields__.items() if each.init}

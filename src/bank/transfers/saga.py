@@ -19,8 +19,9 @@ from bank.accounts.domain import ReceiveTransfer, ReturnTransfer, SendTransfer, 
 from bank.transfers.domain import CompleteTransfer, NoteWithdrawn, RefundTransfer, RefuseTransfer, TransferRequested
 from headwater import Do, Done, Refused, Retry, Saga, TimedOut
 
-PATIENCE = timedelta(seconds=30)
-"""The timeout of SendTransfer and of ReceiveTransfer. After the first no money has moved, after the second it goes back."""
+STEP_TIMEOUT = timedelta(seconds=30)
+"""The timeout of the steps that move money. If SendTransfer times out, no money has moved; if ReceiveTransfer does, the
+money goes back."""
 
 Input: TypeAlias = TransferRequested | Refused | TimedOut
 
@@ -34,12 +35,12 @@ def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
                 Do(
                     SendTransfer(account_id=source, transfer_id=transfer, amount=amount),
                     undo=ReturnTransfer(account_id=source, transfer_id=transfer, amount=amount),
-                    within=PATIENCE,
+                    within=STEP_TIMEOUT,
                 ),
                 Do(NoteWithdrawn(transfer_id=transfer)),
                 Do(
                     ReceiveTransfer(account_id=target, transfer_id=transfer, amount=amount, currency=currency),
-                    within=PATIENCE,
+                    within=STEP_TIMEOUT,
                     pivot=True,
                 ),
                 Do(SettleTransfer(account_id=source, transfer_id=transfer)),

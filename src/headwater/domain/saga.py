@@ -1,11 +1,12 @@
-"""A saga: work that spans streams. Two pure functions: what it remembers, and what follows.
+"""A saga: work that spans streams, declared as two pure functions.
 
     react(state, event) -> [Do(command, undo=command), After(delay, message), Done()]
     evolve(state, event) -> state
 
-What it gives is carried out in order: each command is a step, and the next is issued when the one before is accepted.
-When a step is refused, or is not accepted in time, the steps behind it are dropped and the undos of those that were
-accepted are issued, the last one first; what `react` gives to the refusal comes after them.
+`react` returns what follows from an event; `evolve` returns what the saga remembers of it. The list of `react` is
+carried out in order. Each `Do` is a step: its command is issued when the step before is accepted. When a step is
+refused or times out, the steps behind it are dropped, and the undos of the accepted steps are issued, the last one
+first. What `react` returns for the failure follows after the undos.
 
 After Hector Garcia-Molina and Kenneth Salem, "Sagas" (1987): every step has a compensation, and either all steps take
 effect or all that did are compensated.
@@ -28,24 +29,28 @@ from headwater.errors import DefinitionError
 from headwater.ids import derived_id
 
 SAGA_PREFIX = "saga "
-"""How the category of a saga's streams begins, which is its name among the projections, too."""
+"""The prefix of the category of a saga's streams. The category is also the name of the saga's unit."""
 
 LONGEST = timedelta(days=36_525)
-"""What a step may take, and a message may wait: a hundred years. So long from now is a moment still."""
+"""The longest timeout of a step and delay of a message: a hundred years. A time so far from now can still be stored."""
 
 S = TypeVar("S")
-I = TypeVar("I")  # noqa: E741  # an input: an event, a message that fell due, or what became of a step
+I = TypeVar("I")  # noqa: E741  # an input: an event, a message of a timer, or the outcome of a step
 
-# ------------------------------------------------------------------------------------------------- what a saga gives
+# ----------------------------------------------------------------------------------------------- what `react` returns
 
 
 @dataclass(frozen=True)
 class Do:
     """A step: issue the command, and go on when it is accepted.
 
-    undo: what compensates for it, issued when a later step fails. within: until when it must be accepted, counted from
-    when it is issued; what is not by then never will be, and the saga gets `TimedOut`. optional: a refusal of it does
-    not fail the saga. pivot: once it is accepted there is no way back, and no undo of a step before is issued.
+    undo: the command that compensates, issued if a later step fails.
+    within: the timeout, counted from when the step is issued. A command that is not accepted by then is never accepted.
+    optional: a failure of this step does not fail the saga.
+    pivot: once the command is accepted, no step before it is undone.
+
+    Raises:
+        DefinitionError: a pivot has an undo, or `within` is not positive or longer than a hundred years.
     """
 
     command: Command
@@ -58,20 +63,20 @@ class Do:
         if self.pivot and self.undo is not None:
             raise DefinitionError(f"{self.command.__declared__.name}: a pivot is never undone; give it no undo")
         if self.within is not None and self.within <= timedelta(0):
-            raise DefinitionError(f"{self.command.__declared__.name}: within={self.within} leaves it no time")
+            raise DefinitionError(f"{self.command.__declared__.name}: within={self.within} must be above 0")
         if self.within is not None and self.within > LONGEST:
             raise DefinitionError(
-                f"{self.command.__declared__.name}: within={self.within} is more than a hundred years; leave it out, "
-                "and it may take for ever"
+                f"{self.command.__declared__.name}: within={self.within} is longer than a hundred years; leave it out "
+                "for a step without a timeout"
             )
 
 
 @dataclass(frozen=True)
 class Undo:
-    """Give up what is not done yet, and issue the undos of all accepted steps, the last one first. After a pivot was
-    accepted there is nothing to give up: it says nothing then.
+    """Without a command: give up. Drop the steps that were not issued, and undo the accepted ones, the last one first.
+    After a pivot was accepted it does nothing.
 
-    With a command: issue that one, as an undo: when it is refused, the saga is parked and a person called.
+    With a command: issue that command as an undo. If it is refused, the instance is parked until an operator acts.
     """
 
     command: Command | None = None
@@ -79,8 +84,13 @@ class Undo:
 
 @dataclass(frozen=True)
 class After:
-    """Send the saga a message of its own after a time, also if no process runs meanwhile. A second one of the same type
-    takes the place of the first."""
+    """Set a timer: deliver a message to this instance after a delay, also if no process runs in between.
+
+    A second timer of the same message type replaces the first.
+
+    Raises:
+        DefinitionError: the delay is longer than a hundred years.
+    """
 
     delay: timedelta
     message: Event
@@ -88,29 +98,29 @@ class After:
     def __post_init__(self) -> None:
         if self.delay > LONGEST:
             raise DefinitionError(
-                f"{self.message.__declared__.name}: a delay of {self.delay} is more than a hundred years"
+                f"{self.message.__declared__.name}: the delay of {self.delay} is longer than a hundred years"
             )
 
 
 @dataclass(frozen=True)
 class Cancel:
-    """The message of that type is not sent any more; without a type, none is."""
+    """Cancel the timer of a message type; without a type, cancel all timers of the instance."""
 
     message: type[Event] | None = None
 
 
 @dataclass(frozen=True)
 class Done:
-    """The saga is over when the steps before this are: no message falls due any more, no event changes it."""
+    """End the instance when the steps before this are concluded: it handles no event any more, and has no timers."""
 
 
 Reaction: TypeAlias = Do | Undo | After | Cancel | Done
 
-# ------------------------------------------------------------------------------------------------ what became of a step
+# ------------------------------------------------------------------------------------------------- outcomes of a step
 
 
 class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
-    """A step's command was accepted. `command` is its name; the stream's version and the log's position after it."""
+    """The command of a step was accepted. command: its name. version: of its stream. position: of the log, after it."""
 
     command: str
     version: int
@@ -118,7 +128,7 @@ class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
-    """A step's command was refused. `facts` are the refusal's fields, as JSON values."""
+    """The command of a step was refused. command: its name. facts: the fields of the refusal, as JSON values."""
 
     command: str
     code: str
@@ -127,7 +137,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TimedOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A step's command was not accepted in time, and never will be."""
+    """The command of a step was not accepted in time, and never will be. command: its name."""
 
     command: str
     code: str = "TIMED_OUT"
@@ -145,19 +155,22 @@ SagaInput: TypeAlias = Event | StepOutcome
 
 @dataclass(frozen=True)
 class Saga(Generic[S, I]):
-    """Work that spans streams.
+    """A saga. It has one instance for each key.
 
-    name: as stored, and as operators read it. route: which instance an event is for: the name of its field, a UUID, or
-    a function that gives a UUID, or None when it is for none. initial: the state before the first event. react, evolve:
-    see the module; the events that are routed to it are those of their annotations, and so are its own messages (what
-    `After` sends), and `Confirmed`, `Refused` and `TimedOut`, each of which it gets if it takes it.
+    name: the name that the log stores and operators read.
+    route: the key of the instance that an event belongs to: the name of a UUID field of the event, or a function that
+    returns a UUID, or None for no instance.
+    initial: the state before the first event.
+    react, evolve: see the module. They see only their arguments: no clock, no I/O. Their annotations name what they
+    receive: events of deciders, the saga's own messages (which `After` delivers), `Confirmed`, `Refused`, `TimedOut`.
+    starts: the events that begin an instance; None if any event does.
+    on_failure: what happens to an instance when `react` or the decider of a step raises.
+    undo_retry: how often a refused undo is retried before the instance is parked.
+    stuck_after: the time after which an instance that has not ended counts as stuck.
+    from_start: True if a saga that is new to the database handles the whole log; else it begins at the end of the log.
 
-    starts: the events that begin an instance; left out, any does. on_failure: what becomes of an instance when `react`,
-    or the deciding of a command, raises. undo_retry: how often a refused undo is tried again before a person is called.
-    stuck_after: how long an instance may take before it counts as stuck. from_start: a saga that the database does not
-    know yet takes what has happened so far, too; left out, it begins at the end of the log.
-
-    Both functions see nothing but their arguments: no clock, no I/O.
+    Raises:
+        DefinitionError: the name, an annotation, `starts` or `on_failure` is wrong.
     """
 
     name: str
@@ -166,8 +179,8 @@ class Saga(Generic[S, I]):
     react: Callable[[S, I], Sequence[Reaction]]
     evolve: Callable[[S, I], S]
     starts: Sequence[type[Event]] | None = None
-    on_failure: Retry | Park = Retry()  # noqa: RUF009 - it is frozen
-    undo_retry: Retry = Retry(times=5, first=1.0)  # noqa: RUF009 - it is frozen
+    on_failure: Retry | Park = Retry()  # noqa: RUF009 - Retry is frozen
+    undo_retry: Retry = Retry(times=5, first=1.0)  # noqa: RUF009 - Retry is frozen
     stuck_after: timedelta = timedelta(minutes=5)
     from_start: bool = False
     events: tuple[type[Event], ...] = field(init=False)
@@ -178,87 +191,89 @@ class Saga(Generic[S, I]):
         if not self.name.isidentifier():
             raise DefinitionError(f"A saga's name is letters, digits and underscores, not {self.name!r}")
         require_sync(self.react, self.evolve, None if isinstance(self.route, str) else self.route)
-        inputs = _inputs(self.react, answers=True)
-        evolves = _inputs(self.evolve, answers=False)
+        inputs = _inputs(self.react, returns_reactions=True)
+        evolves = _inputs(self.evolve, returns_reactions=False)
         unknown = [each.__name__ for each in evolves if each not in inputs]
         if unknown:
             raise DefinitionError(
-                f"{_named(self.evolve)} takes {', '.join(unknown)}, which would never come: {_named(self.react)} does "
-                "not take it"
+                f"{_named(self.evolve)} takes {', '.join(unknown)}, which it never receives: add it to the events that "
+                f"{_named(self.react)} takes"
             )
         object.__setattr__(self, "events", tuple(each for each in inputs if each not in OUTCOMES))
         object.__setattr__(self, "outcomes", tuple(each for each in inputs if each in OUTCOMES))
         object.__setattr__(self, "evolves", frozenset(evolves))
         if isinstance(self.on_failure, Retry) and isinstance(self.on_failure.then, Stop):
-            raise DefinitionError(f"{self.name}: a saga cannot stop for one instance; on_failure ends with Park()")
+            raise DefinitionError(f"{self.name}: on_failure must end with Park(): Stop() would stop all instances")
         for event in self.starts or ():
             if event not in self.events:
                 raise DefinitionError(f"{self.name}: starts={event.__name__}, which {_named(self.react)} does not take")
 
     @property
     def category(self) -> str:
-        """Of its own streams in the log, and its name among the projections."""
+        """The category of the instances' streams, which is also the name of the saga's unit."""
         return f"{SAGA_PREFIX}{self.name}"
 
     def stream_of(self, key: UUID) -> UUID:
-        """The stream of an instance."""
+        """Return the stream id of the instance with this key."""
         return derived_id(key, self.category)
 
     def key_of(self, event: Event) -> UUID | None:
-        """Which instance a routed event is for.
+        """Return the key of the instance that an event belongs to; None for no instance.
 
         Raises:
-            TypeError: `route` gave neither a UUID nor None.
+            TypeError: `route` returned neither a UUID nor None.
         """
         if isinstance(self.route, str):
-            return getattr(event, self.route)  # type: ignore[no-any-return]  # `check_route` has seen that it is a UUID
+            return getattr(event, self.route)  # type: ignore[no-any-return]  # `check_route` has checked that it is a UUID
         key = self.route(event)
         if not (key is None or isinstance(key, UUID)):
-            raise TypeError(f"{_named(self.route)} gave {key!r}, which is neither a UUID nor None")
+            raise TypeError(f"{_named(self.route)} returned {key!r}; it must return a UUID or None")
         return key
 
     def check_route(self, event: type[Event]) -> None:
-        """Raise DefinitionError unless events of this type can be routed."""
+        """Raise DefinitionError if `route` names a field that events of this type lack."""
         if isinstance(self.route, str) and not any(
             each.name == self.route and each.is_key and each.required for each in fields_of(event)
         ):
             raise DefinitionError(
-                f"{event.__name__} has no field `{self.route}: UUID` to find its {self.name} saga by; give the Saga a "
-                "function as its route"
+                f"Saga {self.name}: {event.__name__} has no required field `{self.route}: UUID`; use a function as the "
+                "route"
             )
 
     def begins_with(self, event: Event) -> bool:
-        """Whether the event begins an instance that is not there."""
+        """Return True if the event begins an instance that does not exist yet."""
         return self.starts is None or isinstance(event, tuple(self.starts))
 
     def evolved(self, state: S, given: Any) -> S:
-        """The state after an input."""
+        """Return the state after an input. An input that `evolve` does not take leaves the state as it is."""
         return self.evolve(state, given) if type(given) in self.evolves else state
 
     def reaction(self, state: S, given: Any) -> Sequence[Reaction]:
-        """What follows from an input, on the state that it has led to.
+        """Return what follows from an input. state: the state after the input.
 
         Raises:
-            TypeError: `react` gave something that is none.
+            TypeError: `react` returned something that is no Reaction.
         """
-        given_back = self.react(state, given)
-        for each in given_back:
+        reactions = self.react(state, given)
+        for each in reactions:
             if not isinstance(each, Reaction):
-                raise TypeError(f"{_named(self.react)} gave {each!r}; it gives Do, Undo, After, Cancel or Done")
-        return given_back
+                raise TypeError(
+                    f"{_named(self.react)} returned {each!r}; it must return Do, Undo, After, Cancel or Done"
+                )
+        return reactions
 
 
-def _inputs(function: Callable[..., Any], *, answers: bool) -> tuple[type[Any], ...]:
-    """The types of a function's second parameter."""
+def _inputs(function: Callable[..., Any], *, returns_reactions: bool) -> tuple[type[Any], ...]:
+    """Return the types of the function's second parameter, after checking its annotations."""
     where = _named(function)
     try:
         hints = get_type_hints(function)
     except Exception as error:
         raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
-    answer = hints.pop("return", None)
-    if len(hints) != 2 or answer is None:
-        raise DefinitionError(f"{where} must have two parameters, each annotated, and an annotated result")
-    if answers and not (get_args(answer) and issubclass(get_origin(answer) or object, Sequence)):
+    result = hints.pop("return", None)
+    if len(hints) != 2 or result is None:
+        raise DefinitionError(f"{where} must have two parameters and a result, all annotated")
+    if returns_reactions and not (get_args(result) and issubclass(get_origin(result) or object, Sequence)):
         raise DefinitionError(f"{where} must be annotated to return a list of Do, Undo, After, Cancel or Done")
     arms = union_arms(list(hints.values())[1])
     for arm in arms:
