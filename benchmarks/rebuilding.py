@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from bank.accounts.views import account_view
 from bank.main import app
 from benchmarks.ground import Figure, create, fill, median
+from headwater.consumers.loop import Ports
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
@@ -64,7 +65,7 @@ async def projected(dsn: str, events: int) -> float:
             await connection.execute(f"truncate read.{standing.table}")
             await connection.execute("update headwater.projections set position = 0 where state = 'live'")
         positions = Positions()
-        projector = Projector(database, log, account_view, positions)
+        projector = Projector(Ports(database, log, positions), account_view)
         started = time.perf_counter()
         supervisor.start("projection", lambda: projector.run(standing))
         while positions.known(account_view.name) < events:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
@@ -20,6 +22,7 @@ from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Re
 from headwater.cli import main
 from headwater.config import Settings
 from headwater.consumers import dead_letters
+from headwater.consumers.loop import LoopSettings, Ports
 from headwater.domain.failure_policy import OnFailure
 from headwater.domain.serialization import stored_form
 from headwater.errors import DefinitionError
@@ -29,7 +32,7 @@ from headwater.live.subscriptions import watch_changes, watch_row
 from headwater.postgres import queries
 from headwater.postgres.database import Database
 from headwater.projections.generations import prepare
-from headwater.projections.projector import Projector
+from headwater.projections.projector import PROJECTION_LOOP, Projector
 from headwater.projections.row_codec import model_reader
 from headwater.server.node import Node
 
@@ -163,13 +166,15 @@ async def no_letters(connection: asyncpg.Connection) -> bool:
 
 
 @asynccontextmanager
-async def projecting(dsn: str, view: View[Tally], **options: Any) -> AsyncIterator[Projector[Tally]]:
+async def projecting(
+    dsn: str, view: View[Tally], *, clock: Callable[[], float] = time.monotonic, **sizes: Any
+) -> AsyncIterator[Projector[Tally]]:
     """A projector that runs as if it had a lease, and must not fail."""
     async with Database(dsn) as database:
         async with database.pool.acquire() as connection:
             standing = await prepare(connection, view)
-        options = {"poll": 0.02} | options
-        projector = Projector(database, Log(database.pool, app_of(view).domain.codec), view, Positions(), **options)
+        settings = dataclasses.replace(PROJECTION_LOOP, poll=0.02, **sizes)
+        projector = Projector(ports_of(database, view), view, settings, clock=clock)
         task = asyncio.create_task(projector.run(standing))
         try:
             yield projector
@@ -177,6 +182,10 @@ async def projecting(dsn: str, view: View[Tally], **options: Any) -> AsyncIterat
             task.cancel()
             ended = (await asyncio.gather(task, return_exceptions=True))[0]
         assert isinstance(ended, asyncio.CancelledError), ended
+
+
+def ports_of(database: Database, view: View[Tally]) -> Ports:
+    return Ports(database, Log(database.pool, app_of(view).domain.codec), Positions())
 
 
 async def passed(projector: Projector[Any], position: int) -> None:
@@ -405,7 +414,7 @@ async def test_letters_folded_under_a_lost_lease_are_not_committed(
     await write(connection, counted(one, "a"), counted(one, "poison"))
     standing = await prepare(connection, view)
     async with Database(dsn) as database:
-        projector = Projector(database, Log(database.pool, app_of(view).domain.codec), view, Positions(), poll=0.02)
+        projector = Projector(ports_of(database, view), view, LoopSettings(poll=0.02))
         running = asyncio.create_task(projector.run(standing))
         await passed(projector, 2)
         transact = projector._transact

@@ -17,6 +17,7 @@ from msgspec import field
 from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Recorded, View
+from headwater.consumers.loop import LoopSettings, Ports
 from headwater.domain.row_fold import fold_of
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
@@ -140,7 +141,7 @@ async def write(connection: asyncpg.Connection, *events: Given | Shown) -> int:
 async def projected(database: Database, connection: asyncpg.Connection, cache: int, *events: Given | Shown) -> None:
     """Have each event folded in a batch of its own."""
     log = Log(database.pool, app.domain.codec)
-    projector = Projector(database, log, view, Positions(), poll=0.05, batch=1, cache=cache)
+    projector = Projector(Ports(database, log, Positions()), view, LoopSettings(poll=0.05, batch=1, cache=cache))
     task = asyncio.create_task(projector.run(await prepare(connection, view)))
     try:
         head = await write(connection, *events)

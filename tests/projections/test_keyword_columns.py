@@ -14,6 +14,7 @@ import pytest
 from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
+from headwater.consumers.loop import LoopSettings, Ports
 from headwater.domain.serialization import stored_form
 from headwater.eventstore.log import Append, Log, append
 from headwater.eventstore.positions import Positions
@@ -84,7 +85,7 @@ async def write(connection: asyncpg.Connection, *events: Said) -> int:
 
 
 async def project(database: Database, log: Log, connection: asyncpg.Connection, view: View[Any], head: int) -> None:
-    projector = Projector(database, log, view, Positions(), poll=0.05)
+    projector = Projector(Ports(database, log, Positions()), view, LoopSettings(poll=0.05))
     task = asyncio.create_task(projector.run(await prepare(connection, view)))
     try:
         await until(lambda: task.done() or projector.progress.position == head)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -31,6 +33,7 @@ from headwater import App, Command, Decider, Event, Feature, Park, ReadModel, Re
 from headwater.config import Settings
 from headwater.consumers import dead_letters
 from headwater.consumers.checkpoint import Generation
+from headwater.consumers.loop import Ports
 from headwater.domain.failure_policy import OnFailure
 from headwater.domain.serialization import stored_form
 from headwater.errors import Unavailable
@@ -38,7 +41,7 @@ from headwater.eventstore.log import READ_ON_POSITIONS, Append, Log, append
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
 from headwater.projections.generations import prepare, rebuild
-from headwater.projections.projector import Projector
+from headwater.projections.projector import PROJECTION_LOOP, Projector
 from headwater.projections.row_codec import model_reader
 from headwater.projections.tables import add_indexes, add_key
 from headwater.server.node import Node
@@ -239,12 +242,20 @@ async def checkpoint(connection: asyncpg.Connection, view: View[Any]) -> int:
 
 @asynccontextmanager
 async def projecting(
-    dsn: str, app: App, view: View[Any], *, workers: int = 1, window: int = READ_ON_POSITIONS, **options: Any
+    dsn: str,
+    app: App,
+    view: View[Any],
+    *,
+    workers: int = 1,
+    window: int = READ_ON_POSITIONS,
+    clock: Callable[[], float] = time.monotonic,
+    **sizes: Any,
 ) -> AsyncIterator[list[Projector[Any]]]:
     """Projectors of one view, each as if in a process of its own."""
     async with Database(dsn) as database:
         log = Log(database.pool, app.domain.codec, window=window)
-        projectors = [Projector(database, log, view, Positions(), poll=0.05, **options) for _ in range(workers)]
+        settings = dataclasses.replace(PROJECTION_LOOP, poll=0.05, **sizes)
+        projectors = [Projector(Ports(database, log, Positions()), view, settings, clock=clock) for _ in range(workers)]
         async with database.pool.acquire() as connection:
             standing = await prepare(connection, view)
         tasks = [asyncio.create_task(projector.run(standing)) for projector in projectors]
@@ -530,8 +541,8 @@ async def test_however_slow_a_fold_is_the_heart_beats_and_progress_is_written(
     keys = [uuid4() for _ in range(50)]
     head = await write(connection, *(Counted(thing_id=keys[n % 50]) for n in range(2000)))
     beating = asyncio.create_task(others())
-    options: dict[str, Any] = {"batch": 2000, "lease": 4.0, "clock": lambda: seconds}
-    async with projecting(dsn, things_app, View(Tally, slow), **options) as (projector,):
+    view = View(Tally, slow)
+    async with projecting(dsn, things_app, view, batch=2000, lease=4.0, clock=lambda: seconds) as (projector,):
         await reached(projector._positions, tally_view.name, head)
     beating.cancel()
     assert len(seen) == 2000, "what was folded before the time was over is not folded again"

@@ -67,16 +67,18 @@ async def work(dsn: str, where: str, at: int) -> None:
         write = dying(append, at, before=where == "before") if where in ("before", "after") else append
         writer = Appender(database, positions, write=write)
         supervisor.start("appender", writer.run)
+        ports = Ports(database, log, positions)
+        settings = LoopSettings(poll=0.02, lease=LEASE_SECONDS)
         conductor = Conductor(
-            Ports(database, log, positions),
+            ports,
             CommandPath(writer, Dispatcher(app.domain, log, writer), SystemClock()),
             app.domain,
             transfer,
-            LoopSettings(poll=0.02, lease=LEASE_SECONDS),
+            settings,
         )
         if where == "commit":
             conductor.handler.write = dying(conductor.handler.write, at, before=False)  # type: ignore[method-assign,assignment]  # replaced on this one instance
-        projector = Projector(database, log, transfer_view, positions, poll=0.02, lease=LEASE_SECONDS)
+        projector = Projector(ports, transfer_view, settings)
         saga, rows = await taken(database, "saga Transfer"), await taken(database, "Transfer")
         await asyncio.gather(
             supervised(conductor.run, saga), supervised(projector.run, rows)

@@ -24,14 +24,14 @@ import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described
+from headwater.consumers.loop import LoopSettings, Ports
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
 from headwater.errors import HeadwaterError
-from headwater.eventstore.log import Log
-from headwater.eventstore.positions import LOG, Positions
+from headwater.eventstore.positions import LOG
 from headwater.postgres import queries
-from headwater.postgres.database import Database, write_derived
+from headwater.postgres.database import write_derived
 from headwater.postgres.rejected_rows import is_rejection, rejection_of
 from headwater.projections import row_events
 from headwater.projections.row_folder import (
@@ -51,6 +51,9 @@ from headwater.telemetry import Progress
 _SQL = queries.load(__file__)
 
 M = TypeVar("M", bound=ReadModel)
+
+PROJECTION_LOOP = LoopSettings(batch=2000, cache=100_000)
+"""A fold is quick and works in memory: batches and cache are large."""
 
 LEASE_PART = 0.25
 """The part of a lease that folding one batch may take. Events beyond are read again, so that a slow fold still commits
@@ -94,37 +97,27 @@ class _Batch(Generic[M]):
 class Projector(Generic[M]):
     """Maintains the rows of one read model.
 
-    batch: events in one transaction, at most. cache: rows kept in memory, at most. poll: seconds after which the log is
-    read even if no doorbell rang. lease: seconds of this process's lease; PostgreSQL ends a transaction that is silent
-    for half of it, so that a stopped process holds no lock against its successor. sleep: waits between retries where
-    the policy is to stop. clock: seconds, to measure how long folds take.
+    sleep: waits between retries where the policy is to stop. clock: seconds, to measure how long folds take.
     """
 
     def __init__(
         self,
-        database: Database,
-        log: Log,
+        ports: Ports,
         view: View[M],
-        positions: Positions,
+        settings: LoopSettings = PROJECTION_LOOP,
         *,
-        batch: int = 2000,
-        cache: int = 100_000,
-        poll: float = 1.0,
-        lease: float = 6.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._database = database
-        self._log = log
+        self._database = ports.database
+        self._log = ports.log
+        self._positions = ports.positions
         self._view = view
-        self._positions = positions
-        self._batch = batch
-        self._poll = poll
-        self._lease = lease
+        self._settings = settings
         self._sleep = sleep
         self._clock = clock
-        self._folder = RowFolder(log, view)
-        self._cache = RowCache(self._folder, cache)
+        self._folder = RowFolder(ports.log, view)
+        self._cache = RowCache(self._folder, settings.cache)
         self._unreadable: dict[int, Exception] = {}
         """The errors of stored rows that the last load could not read, by the integer of the key."""
         self._parked: set[UUID] = set()
@@ -184,7 +177,7 @@ class Projector(Generic[M]):
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
                 await self._retry_parked()
             known = self._positions.known(LOG)
-            events, reached = await self._log.read_on(position, types=self._folder.types, limit=self._batch)
+            events, reached = await self._log.read_on(position, types=self._folder.types, limit=self._settings.batch)
             if reached <= position:
                 self._positions.correct(LOG, known, reached)
                 recovered()
@@ -231,10 +224,10 @@ class Projector(Generic[M]):
         """Fold the dead letters of the keys that are due, in order, and commit their rows."""
         keys, next_due = await self._letters.due(self._connection)
         if not keys:
-            pause = self._poll if next_due is None else min(self._poll, next_due)
+            pause = self._settings.poll if next_due is None else min(self._settings.poll, next_due)
             self._look_at = asyncio.get_running_loop().time() + pause
             return
-        waiting = await self._letters.pending(self._connection, keys, self._batch)
+        waiting = await self._letters.pending(self._connection, keys, self._settings.batch)
         tried = [letter for letter in waiting if not letter.discarded]
         key_of = {letter.position: letter.key for letter in tried}
         events = await self._log.at(list(key_of))
@@ -261,7 +254,7 @@ class Projector(Generic[M]):
 
     async def _wait(self, position: int, alarms: int) -> None:
         """Wait until the log grows, or the poll interval ends. alarms: see `Positions.alarms`."""
-        patience = self._poll
+        patience = self._settings.poll
         if self._parked:
             patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
         await self._positions.moved(LOG, position, patience, alarms)
@@ -303,7 +296,7 @@ class Projector(Generic[M]):
         turn, began = TimeSlice(SLICE_SECONDS, self._clock), self._clock()
         for place, (key, event) in enumerate(routed):
             if turn.is_over() and place:
-                if self._clock() - began > self._lease * LEASE_PART:
+                if self._clock() - began > self._settings.lease * LEASE_PART:
                     batch.cut_at = event.position
                     break
                 await turn.give_way()
@@ -378,7 +371,7 @@ class Projector(Generic[M]):
             await write(batch)
 
     async def _limit(self) -> None:
-        await write_derived(self._connection, quiet=self._lease / 2)
+        await write_derived(self._connection, quiet=self._settings.lease / 2)
 
     async def _write_rows(self, batch: _Batch[M]) -> None:
         name, generation, _ = self._unit

@@ -120,16 +120,8 @@ class Worker:
         return runners[unit.name]
 
     def _projector(self, view: View[Any]) -> Projector[Any]:
-        return Projector(
-            self._ports.database,
-            self._ports.log,
-            view,
-            self._ports.positions,
-            batch=self._settings.projection_batch,
-            cache=self._settings.projection_cache,
-            poll=self._settings.poll_seconds,
-            lease=self._settings.lease_seconds,
-        )
+        sizes = LoopSettings(batch=self._settings.projection_batch, cache=self._settings.projection_cache)
+        return Projector(self._ports, view, self._loop(sizes))
 
     def rebuild_of(self, view: View[Any]) -> Rebuild[Any]:
         """Return what builds the generations of a read model, with this worker's settings."""
