@@ -1,15 +1,15 @@
-"""Given, when, then: a decider's tests in the domain's own words, without a database.
+"""Given, when, then: tests of deciders, sagas and read models in the domain's own words, without a database.
 
     given(accounts, [AccountOpened(...)]).when(Deposit(...)).then([MoneyDeposited(...)])
     given(accounts, [AccountOpened(...)]).when(Withdraw(...)).refused(InsufficientFunds, balance=Decimal(0))
 
-What a command consults is given in the same words: `.when(command, seeing={A: given(accounts, [AccountOpened(...)])})`.
+Consulted streams are given in the same way: `.when(command, seeing={A: given(accounts, [AccountOpened(...)])})`.
 
-For sagas: what came is events, its own messages, and what became of its steps.
+The history of a saga is made of events, of the saga's own messages and of the results of its steps.
 
-    given(transfer, [TransferRequested(...)]).when(Refusal(command="Send", code="NO_FUNDS")).then([Refuse(...), Done()])
+    given(transfer, [TransferRequested(...)]).when(Refused(command="Send", code="NO_FUNDS")).then([Refuse(...), Done()])
 
-And for read models: `folded(view, [recorded(AccountOpened(...), at=...), ...])` is the row that the events leave.
+For read models, `folded(view, [recorded(AccountOpened(...), at=...), ...])` returns the row after the events.
 """
 
 from __future__ import annotations
@@ -17,48 +17,55 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 from uuid import UUID, uuid4
 
 from headwater.domain.decider import Decider, Seen
-from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, Recorded, Refusal
+from headwater.domain.messages import Command, Event, Recorded, Refusal
 from headwater.domain.read_model import ReadModel, View
+from headwater.domain.refusals import fault_of_refusal
 from headwater.domain.row_fold import fold_of
-from headwater.domain.saga import Do, Reaction, Saga, Undo
+from headwater.domain.saga import Do, Reaction, Saga, SagaInput, Undo
+from headwater.projections.row_codec import RowCodec
 
 E = TypeVar("E", bound=Event)
+S = TypeVar("S")
 M = TypeVar("M", bound=ReadModel)
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(Generic[S]):
     """A stream with a history."""
 
-    decider: Decider[Any, Any, Any]
-    state: Any
+    decider: Decider[Any, S, Any]
+    state: S
 
-    def when(self, command: Command, *, seeing: Mapping[UUID, Given] | None = None) -> Outcome:
-        """Decide a command on the stream. seeing: the streams that it consults; those left out have no events."""
+    def when(self, command: Command, *, seeing: Mapping[UUID, Given[Any]] | None = None) -> Outcome:
+        """Decide a command on the stream.
+
+        seeing: the consulted streams that have events, by their ids.
+
+        Raises:
+            AssertionError: the refusal could not be answered, or `seeing` has a stream that is not consulted.
+        """
         try:
             events = self._decide(command, seeing or {})
         except Refusal as refusal:
-            if not isinstance(refusal, (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)):
-                raise AssertionError(
-                    f"{command.__declared__.name} was refused with {refusal!r}, which it does not declare in `refuses`"
-                ) from refusal
+            if (fault := fault_of_refusal(refusal, command)) is not None:
+                raise AssertionError(fault) from refusal
             return Outcome([], refusal)
         state = self.state
-        for event in events:  # an event that evolve cannot take, or of another stream, fails here, not in production
+        for event in events:  # as in production: a misplaced event or a failing evolve fails the command
             self.decider.require_own(event, getattr(command, self.decider.key))
             state = self.decider.evolve(state, event)
         return Outcome(list(events), None)
 
-    def _decide(self, command: Command, seeing: Mapping[UUID, Given]) -> Sequence[Event]:
+    def _decide(self, command: Command, seeing: Mapping[UUID, Given[Any]]) -> Sequence[Event]:
         decider = self.decider
         if decider.consults is None:
-            assert not seeing, f"{decider.category} consults nothing"
+            assert not seeing, f"{decider.category} consults no other streams"
             return decider.decided(command, self.state)
         states = {(other.category, stream_id): other.initial for other, stream_id in decider.consults(command)}
         given = {(each.decider.category, stream_id): each.state for stream_id, each in seeing.items()}
@@ -68,63 +75,66 @@ class Given:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a decision came to."""
+    """The result of a decision: events or a refusal."""
 
     events: Sequence[Event]
     refusal: Refusal | None
 
     def then(self, events: Sequence[Event]) -> None:
-        """It gave just these events."""
+        """Assert that the decision returned exactly these events."""
         if self.refusal is not None:
             raise AssertionError(f"refused with {self.refusal!r}; expected {list(events)!r}")
-        assert list(self.events) == list(events), f"gave {self.events!r}; expected {list(events)!r}"
+        assert list(self.events) == list(events), f"returned {self.events!r}; expected {list(events)!r}"
 
-    def refused(self, refusal: type[Refusal], **facts: Any) -> None:
-        """It was refused so, with just these facts."""
+    def refused(self, refusal: type[Refusal], **facts: object) -> None:
+        """Assert that the decision was refused, with exactly these facts."""
         assert type(self.refusal) is refusal, f"expected {refusal.__name__}; got {self.refusal or self.events!r}"
         assert self.refusal.facts == facts, f"refused with {self.refusal.facts!r}; expected {facts!r}"
 
 
 @dataclass(frozen=True)
-class GivenSaga:
-    """An instance of a saga with what came to it."""
+class GivenSaga(Generic[S]):
+    """An instance of a saga with a history."""
 
-    saga: Saga[Any, Any]
-    state: Any
+    saga: Saga[S, Any]
+    state: S
 
-    def when(self, given: Any) -> Followed:
-        """Give it an event, a message, or what became of a step."""
+    def when(self, given: SagaInput) -> Followed[S]:
+        """Hand an event, a message or the result of a step to the instance."""
         state = self.saga.evolved(self.state, given)
         return Followed(state, list(self.saga.reaction(state, given)))
 
 
 @dataclass(frozen=True)
-class Followed:
-    """What a saga remembers after something came, and what follows from it."""
+class Followed(Generic[S]):
+    """The state of an instance after an input, and the reactions to it."""
 
-    state: Any
+    state: S
     reactions: Sequence[Reaction]
 
     def then(self, expected: Sequence[Reaction | Command]) -> None:
-        """Just these follow, in this order. A command alone is a step with it, whatever else is said of the step."""
+        """Assert that exactly these reactions follow, in this order.
+
+        A command matches a step or an undo with this command, whatever its other fields.
+        """
         given = [
             each.command if isinstance(wanted, Command) and isinstance(each, Do | Undo) else each
             for each, wanted in zip(self.reactions, expected, strict=False)
         ]
         given += self.reactions[len(given) :]
-        assert given == list(expected), f"gave {self.reactions!r}; expected {list(expected)!r}"
+        assert given == list(expected), f"returned {self.reactions!r}; expected {list(expected)!r}"
 
-    def remembers(self, state: Any) -> None:
-        """This is its state."""
-        assert self.state == state, f"remembers {self.state!r}; expected {state!r}"
+    def remembers(self, state: S) -> None:
+        """Assert that this is the state of the instance."""
+        assert self.state == state, f"the state is {self.state!r}; expected {state!r}"
 
 
 @overload
-def given(subject: Decider[Any, Any, Any], history: Iterable[Event] = ()) -> Given: ...
+def given(subject: Decider[Any, S, Any], history: Iterable[Event] = ()) -> Given[S]: ...
 @overload
-def given(subject: Saga[Any, Any], history: Iterable[Any] = ()) -> GivenSaga: ...
-def given(subject: Decider[Any, Any, Any] | Saga[Any, Any], history: Iterable[Any] = ()) -> Given | GivenSaga:
-    """A stream of a decider, or an instance of a saga, with what has happened."""
+def given(subject: Saga[S, Any], history: Iterable[SagaInput] = ()) -> GivenSaga[S]: ...
+def given(subject: Decider[Any, S, Any] | Saga[S, Any], history: Iterable[Any] = ()) -> Given[S] | GivenSaga[S]:
+    """Return a stream of a decider, or an instance of a saga, with this history."""
     state = subject.initial
     if isinstance(subject, Saga):
         for each in history:
@@ -138,15 +148,26 @@ def given(subject: Decider[Any, Any, Any] | Saga[Any, Any], history: Iterable[An
 def recorded(
     event: E, *, position: int = 1, version: int = 1, at: datetime = _EPOCH, stream_id: UUID | None = None
 ) -> Recorded[E]:
-    """An event as the log would hold it."""
+    """Return an event as the log would hold it."""
     command = uuid4()
     return Recorded(event, position, stream_id or uuid4(), version, at, uuid4(), command, command)
 
 
-def folded(view: View[M], events: Iterable[Recorded[Any]]) -> M | None:
-    """The row that the events leave, which must all be routed to it."""
+def folded(view: View[M], events: Iterable[Recorded[Event]]) -> M | None:
+    """Return the row after the events, as PostgreSQL would return it. All of them must be routed to one row.
+
+    Raises:
+        AssertionError: the view does not fold an event, or an event is routed to another row than the first one.
+        RowMisplaced: the fold returned a row with another key.
+        ValueError: PostgreSQL could not store a value of the row as it is.
+    """
     row: M | None = None
-    fold = fold_of(view)
+    first: UUID | None = None
+    fold, codec = fold_of(view), RowCodec(view)
     for event in events:
-        row = fold(view.route_of(type(event.data))(event.data), row, event)
-    return row
+        name = event.data.__declared__.name
+        assert isinstance(event.data, view.events), f"{view.name} does not fold {name}"
+        key = view.route_of(type(event.data))(event.data)
+        assert first in (None, key), f"{name} is routed to the row {key}; the first event is routed to {first}"
+        first, row = key, fold(key, row, event)
+    return None if row is None else codec.read(codec.stored(row, 0))

@@ -103,7 +103,7 @@ def test_a_decision_can_read_only_the_states_that_it_consults() -> None:
         seen.of(accounts, B)
     with pytest.raises(AssertionError, match="RequestTransfer does not consult all of"):
         given(transfers).when(request(), seeing={B: given(accounts, [OPENED])})
-    with pytest.raises(AssertionError, match="account consults nothing"):
+    with pytest.raises(AssertionError, match="account consults no other streams"):
         given(accounts).when(request(), seeing={A: given(accounts)})
 
 

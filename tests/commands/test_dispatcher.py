@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
 import pytest
-from tests.support.dispatching import Process, Start, deposit, stream
+from tests.support.dispatching import Process, Start, deposit, refusal_of, stream
 from tests.support.trips import TRIPS, Book, SeatTaken, decide
 
 from bank.accounts.domain import OpenAccount
-from headwater import Command, Decider, Event, Feature, testing
+from headwater import Command, Decider, Event, Feature, Refusal, testing
 from headwater.commands.dispatcher import Origin
 from headwater.domain.feature import Domain
 from headwater.errors import CodeFailed, LogError, MisplacedEvent, UnreadableEvent
@@ -43,6 +44,58 @@ async def test_an_undeclared_refusal_is_a_fault(process: Start) -> None:
     await trips(Book(trip_id=new_id(), seats=["1a"]))
     with pytest.raises(RuntimeError, match="Book was refused with Full"):  # the claim on the seat refuses it
         await trips(Book(trip_id=new_id(), seats=["1a"]))
+
+
+class Late(Refusal):
+    """The ticket is no longer valid."""
+
+    since: datetime
+    zones: list[int]
+    by: str | None
+
+
+class Board(Command, refuses=[Late]):
+    """Board a train."""
+
+    ride_id: UUID
+    since: datetime | None
+    zones: list[int]
+
+
+class Boarded(Event):
+    ride_id: UUID
+
+
+def board(command: Board, state: int) -> list[Boarded]:
+    # The annotation of the command allows what that of the refusal does not; the user has silenced the type checker.
+    zones = [zone or None for zone in command.zones]
+    raise Late(since=command.since, zones=zones, by=None)  # type: ignore[arg-type]  # see above
+
+
+def boarded(state: int, event: Boarded) -> int:
+    return state + 1
+
+
+RIDES = Domain([Feature(deciders=[Decider("ride", "ride_id", 0, board, boarded)])])
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("since, zones, fact", [(None, [1], "since"), (NOON, [1, 0], "zones")])
+async def test_a_refusal_without_a_fact_that_is_not_optional_is_a_fault_that_names_the_fact(
+    process: Start, since: datetime | None, zones: list[int], fact: str
+) -> None:
+    rides, command = await process(RIDES), Board(ride_id=new_id(), since=since, zones=zones)
+    complaint = f"^Board was refused with Late whose fact `{fact}` is None, or has a None in its list; .* Late.{fact} "
+    with pytest.raises(RuntimeError, match=complaint):
+        await rides(command)
+    with pytest.raises(AssertionError, match=complaint):
+        testing.given(RIDES.deciders[0]).when(command)
+
+
+async def test_a_refusal_may_leave_out_an_optional_fact(process: Start) -> None:
+    rides = await process(RIDES)
+    refused = await refusal_of(rides(Board(ride_id=new_id(), since=NOON, zones=[1])))
+    assert refused == (Late, {"since": NOON, "zones": [1], "by": None})
 
 
 async def test_an_os_error_of_the_domain_is_not_reported_as_an_unavailable_log(process: Start) -> None:

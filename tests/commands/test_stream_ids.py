@@ -26,7 +26,7 @@ async def test_the_id_of_a_stream_of_another_category_is_invalid_input(
         with pytest.raises(InvalidInput) as caught:
             await asked(command)
         assert caught.value.path == ["user_id"]
-        assert caught.value.complaint == f"{account_id} is the id of another thing, in account, not in user"
+        assert caught.value.complaint == f"{account_id} is the id of a stream of account, not of user"
     assert (await asked(deposit(account_id, 1))).version == 2
 
 

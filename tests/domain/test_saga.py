@@ -303,9 +303,9 @@ def test_then_compares_whole_steps_or_their_commands() -> None:
         [Open(thing_id=KEY), After(timedelta(days=1), Nudge())],
     ]
     for expected in wrong:
-        with pytest.raises(AssertionError, match=r"gave .* expected"):
+        with pytest.raises(AssertionError, match=r"returned .* expected"):
             followed.then(expected)
-    with pytest.raises(AssertionError, match="remembers 2; expected 1"):
+    with pytest.raises(AssertionError, match="the state is 2; expected 1"):
         followed.remembers(1)
 
 
@@ -318,7 +318,7 @@ def test_then_compares_undos_timers_and_ends() -> None:
         [Shut(thing_id=KEY), Undo(), Cancel(), Done()],
     ]
     for expected in wrong:
-        with pytest.raises(AssertionError, match=r"gave .* expected"):
+        with pytest.raises(AssertionError, match=r"returned .* expected"):
             followed.then(expected)
 
 

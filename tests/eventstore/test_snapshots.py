@@ -345,7 +345,7 @@ async def test_one_of_another_category_is_not_used(process: Start, connection: a
         category="stranger", key="counter_id", initial=Counter(), decide=decide, evolve=evolve, snapshot_every=EVERY
     )
     other = await process(strangers)
-    with pytest.raises(InvalidInput, match="is the id of another thing, in counter, not in stranger"):
+    with pytest.raises(InvalidInput, match="is the id of a stream of counter, not of stranger"):
         await other.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(1)))
     assert await other.snapshots.load(strangers, counter_id) is None
     assert other.snapshots.counts == SnapshotCounts(unusable=1)

@@ -15,15 +15,16 @@ import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 from uuid import UUID
 
 import msgspec
 
 from headwater.commands.stream_cache import Stream, Streams, accepted, reading_the_log
-from headwater.domain.decider import Decider, Release, Seen, Take
+from headwater.domain.decider import AnyDecider, Consulted, Release, Seen, Take
 from headwater.domain.feature import Domain
-from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, InvalidInput, Refusal, VersionConflict
+from headwater.domain.messages import Command, Event, InvalidInput, Refusal, VersionConflict
+from headwater.domain.refusals import fault_of_refusal
 from headwater.domain.serialization import stored_form
 from headwater.errors import CodeFailed, CommandIdReused, Contended, DefinitionError
 from headwater.eventstore.appender import Appender
@@ -69,6 +70,10 @@ class Origin:
     traceparent: str | None = None
 
 
+_Decision: TypeAlias = tuple[Sequence[Event], list[Take | Release], object]
+"""Events, their claims, and the state after them."""
+
+
 class _Pending(msgspec.Struct, gc=False):
     """A command on its way through the dispatcher.
 
@@ -76,7 +81,7 @@ class _Pending(msgspec.Struct, gc=False):
     with its id is its first run only if that had the same origin.
     """
 
-    decider: Decider[Any, Any, Any]
+    decider: AnyDecider
     command: Command
     command_id: UUID
     stream_id: UUID
@@ -85,8 +90,8 @@ class _Pending(msgspec.Struct, gc=False):
     arrived: int
     own: bool
 
-    def decide(self, version: int, state: Any, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
-        """Decide on a stream of this version and state. Returns the events, their claims, and the state after them.
+    def decide(self, version: int, state: object, seen: Seen | None) -> _Decision:
+        """Decide on a stream of this version and state.
 
         Raises:
             Refusal: the decision.
@@ -100,7 +105,7 @@ class _Pending(msgspec.Struct, gc=False):
         except PASSING as error:
             raise CodeFailed(error) from error
 
-    def _decided(self, state: Any, seen: Seen | None) -> tuple[Sequence[Event], list[Take | Release], Any]:
+    def _decided(self, state: object, seen: Seen | None) -> _Decision:
         decider = self.decider
         events = decider.decided(self.command, state, seen)
         claims: list[Take | Release] = []
@@ -204,7 +209,6 @@ class Dispatcher:
 
     async def _run(self, pending: _Pending, *, repeatable: bool) -> Accepted:
         """Execute a command. repeatable: it may have been sent before under the same id."""
-        command = pending.command
         try:
             if repeatable and (done := await self._done_before(pending)) is not None:
                 return await self._answer(pending, done)
@@ -215,11 +219,8 @@ class Dispatcher:
                 done = await self._done(pending.command_id)
                 if done is not None:
                     return await self._answer(pending, done)
-            if not isinstance(refusal, (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)):
-                raise RuntimeError(
-                    f"{command.__declared__.name} was refused with {type(refusal).__name__}, which it does not declare "
-                    "in `refuses=[...]`"
-                ) from refusal
+            if (fault := fault_of_refusal(refusal, pending.command)) is not None:
+                raise RuntimeError(fault) from refusal
             raise
 
     async def _done_before(self, pending: _Pending) -> Appended | None:
@@ -299,7 +300,7 @@ class Dispatcher:
         return await self._streams.get(pending.decider, pending.stream_id)
 
     async def _send(
-        self, pending: _Pending, stream: Stream, events: Sequence[Event], claims: list[Take | Release], state: Any
+        self, pending: _Pending, stream: Stream, events: Sequence[Event], claims: list[Take | Release], state: object
     ) -> Appended:
         """Submit the events and wait for their verdict. Until then, the stream's state in memory runs ahead by them."""
         origin = pending.origin
@@ -351,8 +352,9 @@ class Dispatcher:
             raise CommandIdReused(f"{used}, for {done.stream_id}; nothing was written.", done.stream_id)
         with reading_the_log():
             name = await self._log.name_of(pending.command_id)
-        if name not in (pending.command.__declared__.name, None):
-            raise CommandIdReused(f"{used}, for {name}; nothing was written.", done.stream_id)
+        if name != pending.command.__declared__.name:
+            used_for = name or "a record of Headwater"
+            raise CommandIdReused(f"{used}, for {used_for}; nothing was written.", done.stream_id)
         if pending.own and not await self.is_from(pending.command_id, pending.origin):
             raise CommandIdReused(
                 f"{used}, by another than {pending.origin.actor}; nothing was written.", done.stream_id
@@ -376,7 +378,7 @@ class Dispatcher:
 
         It holds if all were read or written after the command arrived. anew: read all of them again.
         """
-        states: dict[tuple[str, UUID], Any] = {}
+        states: dict[tuple[str, UUID], object] = {}
         certain = True
         for decider, stream_id in _consulted(pending):
             if self._domain.decider_named.get(decider.category) is not decider:
@@ -391,14 +393,14 @@ class Dispatcher:
                     ).state
                     continue
                 stream = await self._streams.get(decider, stream_id)
-            except InvalidInput as refusal:  # it names the key of the other stream, which is a field of this command
+            except InvalidInput as refusal:  # its path is the key of the consulted stream, no field of this command
                 raise InvalidInput(_path_of(pending.command, stream_id), refusal.complaint) from None
             states[decider.category, stream_id] = stream.written_state
             certain = certain and stream.as_of > pending.arrived
         return Seen(states), certain
 
 
-def _consulted(pending: _Pending) -> Sequence[tuple[Decider[Any, Any, Any], UUID]]:
+def _consulted(pending: _Pending) -> Sequence[Consulted]:
     assert pending.decider.consults is not None
     try:
         return pending.decider.consults(pending.command)

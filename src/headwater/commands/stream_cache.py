@@ -1,9 +1,9 @@
-"""What a process knows of streams: each one's state as the log has confirmed it, and as it will be when the commands on
-their way are accepted.
+"""The states of recently used streams: as the log confirmed them, and as the commands in flight will leave them.
 
-Knowledge has an age. The process counts its *ticks*: one for each command that it sends and for each read that it
-begins. What was read, or sent and accepted, after a tick holds all that the log held at that tick. So whether an answer
-is true for a command that came at a tick is a comparison of two numbers.
+A cached state can be outdated, because another process may have written the stream. The process counts *ticks* to know
+how old a state is: one for each command that it sends and for each read that it begins. A state that was read, or sent
+and accepted, after a tick includes everything that the log held at that tick. A command remembers the tick at which it
+arrived, so comparing two numbers tells if a state is current for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 from uuid import UUID
 
-from headwater.domain.decider import Decider
+from headwater.domain.decider import AnyDecider
 from headwater.domain.messages import Event, InvalidInput
 from headwater.errors import CodeFailed, Unavailable
 from headwater.eventstore.appender import Chain
@@ -25,30 +24,28 @@ from headwater.eventstore.snapshots import Point, SnapshotStore
 from headwater.postgres.database import PASSING, UNREACHABLE
 
 FIRST_LOOK = 200
-"""Events of a stream that are read before a snapshot is sought: most streams are shorter, and pay for none."""
+"""The events that are read before the stream's snapshot is looked up. Most streams are shorter and need no look-up."""
 
 PAGE = 1000
-"""Events of a stream that are read at once."""
-
-AnyDecider: TypeAlias = Decider[Any, Any, Any]
+"""The events of a stream that one query reads."""
 
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """A stream as this process knows it.
+    """A cached stream.
 
-    written_version, written_state: confirmed by the log. as_of: the tick up to which they hold all that the log held.
-    version, state: with what is on its way. chain: the commands on their way. last: the answer to the last of them,
-    which was sent at `last_sent`. kept_version: that of the last snapshot.
+    written_version, written_state: confirmed by the log. as_of: the tick up to which they include everything that the
+    log held. version, state: after the commands in flight, too. chain: the commands in flight. last: the answer to the
+    last of them, which was sent at the tick `last_sent`. snapshot_version: the version of the last snapshot.
     """
 
     category: str
     written_version: int
-    written_state: Any
+    written_state: object
     as_of: int = 0
-    kept_version: int = 0
+    snapshot_version: int = 0
     version: int = field(init=False)
-    state: Any = field(init=False)
+    state: object = field(init=False)
     chain: Chain = field(default_factory=Chain)
     last: asyncio.Future[Appended] | None = None
     last_sent: int = 0
@@ -58,16 +55,19 @@ class Stream:
 
     @property
     def ahead(self) -> bool:
-        """Whether commands are on their way."""
+        """True if commands are in flight."""
         return self.last is not None and not self.last.done()
 
-    def advance(self, state: Any, events: int, answer: asyncio.Future[Appended], sent: int) -> None:
-        """A command with so many events is on its way; this is the state behind them."""
+    def advance(self, state: object, events: int, answer: asyncio.Future[Appended], sent: int) -> None:
+        """Add a command in flight. state: after its events. events: their number. sent: the tick."""
         self.version, self.state = self.version + events, state
         self.last, self.last_sent = answer, sent
 
-    def confirm(self, version: int, state: Any, as_of: int) -> bool:
-        """The log holds this state at this version, and held nothing newer at that tick. Whether that is news."""
+    def confirm(self, version: int, state: object, as_of: int) -> bool:
+        """Store a state that the log confirmed. Returns True if its version is newer than the stored one.
+
+        as_of: a tick at which the log held no later event of the stream.
+        """
         self.as_of = max(self.as_of, as_of)
         if version <= self.written_version:
             return False
@@ -77,24 +77,23 @@ class Stream:
         return True
 
     def restart(self) -> None:
-        """Decide on what is written again: what is on its way stands on something that was lost."""
+        """Go back to the written state, because the commands in flight rest on one that lost."""
         self.version, self.state = self.written_version, self.written_state
         self.chain, self.last = Chain(), None
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A read of a stream that is under way. began: the tick at which it did."""
+    """A read of a stream that has not ended. began: the tick of its start."""
 
     began: int
     task: asyncio.Task[Point]
 
 
 class Streams:
-    """The streams of one process, those that were asked for last.
+    """The cache of one process. The least recently used streams are evicted.
 
-    limit: streams that are kept, at most. snapshots: where states of long streams are kept; left out, each stream is
-    read from its start.
+    limit: the most streams that are kept. snapshots: of long streams; without them each stream is read from its start.
     """
 
     def __init__(self, log: Log, snapshots: SnapshotStore | None, limit: int) -> None:
@@ -107,16 +106,16 @@ class Streams:
 
     @property
     def tick(self) -> int:
-        """Now, for what comes in now."""
+        """The tick of a command that arrives now."""
         return self._tick
 
     def ticked(self) -> int:
-        """The next tick: something is sent, or a read begins."""
+        """Count a tick, for a command that is sent or a read that begins. Returns it."""
         self._tick += 1
         return self._tick
 
     def known(self, decider: AnyDecider, stream_id: UUID) -> Stream | None:
-        """What is known of a stream of this category, if anything."""
+        """Return the cached stream; None if there is none of this category under the id."""
         stream = self._known.get(stream_id)
         if stream is None or stream.category != decider.category:
             return None
@@ -124,23 +123,24 @@ class Streams:
         return stream
 
     def is_known(self, stream_id: UUID) -> bool:
-        """Whether anything is known of a stream, of whatever category."""
+        """True if a stream of any category is cached under the id."""
         return stream_id in self._known
 
     async def get(self, decider: AnyDecider, stream_id: UUID) -> Stream:
-        """A stream to decide on: as it is known, or read.
+        """Return a stream to decide on: from the cache, or read from the log.
 
         Raises:
-            InvalidInput: the id is that of a stream of another category.  Unavailable: the log cannot be read.
+            InvalidInput: the id is that of a stream of another category.
+            Unavailable: the log cannot be read.
         """
         stream = self.known(decider, stream_id)
         if stream is None:
             await self.read(decider, stream_id, -1)
             stream = self.known(decider, stream_id)
-            if stream is None:  # two categories are asked for under one id, and the other's turn was last
+            if stream is None:  # commands of two categories read one id, and the other category was cached last
                 stream = self._keep(stream_id, Stream(decider.category, 0, decider.initial))
         elif stream.chain.broken:
-            # Who lost may be reading what it lost to. Without that, those behind it would lose again.
+            # The command that lost may be reading the events that it lost to. Without them, this one would lose, too.
             reading = self._reads.get((decider.category, stream_id))
             if reading is not None:
                 await asyncio.shield(reading.task)
@@ -149,14 +149,16 @@ class Streams:
         return stream
 
     def assume_new(self, decider: AnyDecider, stream_id: UUID) -> Stream:
-        """A stream that is taken not to be there, without a look at the log: the append finds out for nothing."""
+        """Cache a stream as one without events, unread. If it has some, the append answers with a conflict."""
         return self._keep(stream_id, Stream(decider.category, 0, decider.initial))
 
     async def read(self, decider: AnyDecider, stream_id: UUID, after: int) -> Point:
-        """A stream's end in the log, by a read that began after a tick. All who ask meanwhile share one read, and the
-        commands on their way are not disturbed.
+        """Return the end of a stream in the log, from a read that began later than the tick `after`.
 
-        Raises: as `get`.
+        Concurrent callers share one read. Commands in flight on the stream are not affected.
+
+        Raises:
+            InvalidInput, Unavailable: as `get`.
         """
         key = decider.category, stream_id
         while (reading := self._reads.get(key)) is not None and reading.began <= after:
@@ -169,9 +171,9 @@ class Streams:
         return await asyncio.shield(reading.task)
 
     def confirm(
-        self, decider: AnyDecider, stream_id: UUID, stream: Stream, appended: Appended, state: Any, sent: int
+        self, decider: AnyDecider, stream_id: UUID, stream: Stream, appended: Appended, state: object, sent: int
     ) -> None:
-        """A command that was sent at a tick is accepted: what was thought is known."""
+        """Store the state after an accepted command. sent: the tick at which the command was sent."""
         if stream.confirm(appended.version, state, sent):
             self._offer(decider, stream_id, stream, appended.position)
 
@@ -182,11 +184,11 @@ class Streams:
                 point, kept = await self._from_start(decider, stream_id)
             else:
                 point = Point(stream.written_version, 0, stream.written_state)
-                point, kept = await self._advance(decider, stream_id, point), stream.kept_version
+                point, kept = await self._advance(decider, stream_id, point), stream.snapshot_version
         stream = self._known.get(stream_id)
         if stream is None or stream.category != decider.category:
             stream = self._keep(
-                stream_id, Stream(decider.category, point.version, point.state, as_of=began, kept_version=kept)
+                stream_id, Stream(decider.category, point.version, point.state, as_of=began, snapshot_version=kept)
             )
         else:
             stream.confirm(point.version, point.state, began)
@@ -195,7 +197,7 @@ class Streams:
         return point
 
     async def _from_start(self, decider: AnyDecider, stream_id: UUID) -> tuple[Point, int]:
-        """The end of a stream, by way of its snapshot if it has one, and that one's version or 0."""
+        """Return the end of a stream, and the version of its snapshot or 0. Uses the snapshot if there is one."""
         point = Point(0, 0, decider.initial)
         if self._snapshots is None or decider.snapshots is None:
             return await self._advance(decider, stream_id, point), 0
@@ -209,7 +211,7 @@ class Streams:
         return await self._advance(decider, stream_id, snapshot), snapshot.version
 
     async def _advance(self, decider: AnyDecider, stream_id: UUID, point: Point, *, upto: int | None = None) -> Point:
-        """Fold the events of a stream after a point, to a version or to the end."""
+        """Fold the events of a stream after a point, up to a version or the end. Returns the new point."""
         version, position, state = point.version, point.position, point.state
         page = PAGE if upto is None else upto - version
         async with aclosing(self._log.read_stream(stream_id, version, page=page)) as events:
@@ -222,12 +224,14 @@ class Streams:
         return Point(version, position, state)
 
     def _offer(self, decider: AnyDecider, stream_id: UUID, stream: Stream, position: int) -> None:
-        """Offer the state for a snapshot when so many events have come since the last one. position: of the event that
-        led to the state; 0 when it is not known."""
+        """Offer the state to the snapshot store if enough events followed the last snapshot.
+
+        position: of the event that led to the state; 0 if it is unknown.
+        """
         if self._snapshots is None or decider.snapshots is None or not position:
             return
-        if stream.written_version - stream.kept_version >= decider.snapshots.every:
-            stream.kept_version = stream.written_version
+        if stream.written_version - stream.snapshot_version >= decider.snapshots.every:
+            stream.snapshot_version = stream.written_version
             self._snapshots.offer(decider, stream_id, Point(stream.written_version, position, stream.written_state))
 
     def _keep(self, stream_id: UUID, stream: Stream) -> Stream:
@@ -238,22 +242,22 @@ class Streams:
         return stream
 
     def _evict(self, new: UUID) -> None:
-        """Drop the stream that was not asked for the longest. One with commands on their way is kept."""
+        """Drop the least recently used stream that has no commands in flight."""
         for stream_id, stream in self._known.items():
             if stream_id != new and not stream.ahead:
                 del self._known[stream_id]
                 return
 
 
-def _evolved(decider: AnyDecider, state: Any, event: Event) -> Any:
+def _evolved(decider: AnyDecider, state: object, event: Event) -> object:
     try:
         return decider.evolve(state, event)
-    except PASSING as error:  # while the log is read, it would be taken for the log's being away
+    except PASSING as error:  # raised while the log is read, it would be reported as an unavailable log
         raise CodeFailed(error) from error
 
 
 def accepted(answer: asyncio.Future[Appended]) -> bool:
-    """Whether a command was accepted, and with it those before it in its chain."""
+    """True if a command was accepted, and with it all earlier commands of its chain."""
     return (
         answer.done()
         and not answer.cancelled()
@@ -264,7 +268,7 @@ def accepted(answer: asyncio.Future[Appended]) -> bool:
 
 @contextmanager
 def reading_the_log() -> Iterator[None]:
-    """A log that cannot be read is said to be away, as one that cannot be written is."""
+    """Raise Unavailable in place of the driver's error if the database cannot be reached."""
     try:
         yield
     except UNREACHABLE as error:
@@ -272,6 +276,4 @@ def reading_the_log() -> Iterator[None]:
 
 
 def _wrong_category(decider: AnyDecider, stream_id: UUID, category: str) -> InvalidInput:
-    return InvalidInput(
-        [decider.key], f"{stream_id} is the id of another thing, in {category}, not in {decider.category}"
-    )
+    return InvalidInput([decider.key], f"{stream_id} is the id of a stream of {category}, not of {decider.category}")

@@ -73,7 +73,7 @@ class Seen:
 
     __slots__ = ("_states",)
 
-    def __init__(self, states: Mapping[tuple[str, UUID], Any]) -> None:
+    def __init__(self, states: Mapping[tuple[str, UUID], object]) -> None:
         self._states = states
 
     def of(self, decider: Decider[Any, S, Any], stream_id: UUID) -> S:
@@ -83,7 +83,7 @@ class Seen:
             DefinitionError: `consults` does not name the stream for this command.
         """
         try:
-            return self._states[decider.category, stream_id]  # type: ignore[no-any-return]  # of this very decider
+            return self._states[decider.category, stream_id]  # type: ignore[return-value]  # the state is of this very decider
         except KeyError:
             raise DefinitionError(
                 f"A decision reads {decider.category} {stream_id}, which `consults` does not name for its command"
@@ -258,6 +258,10 @@ class Decider(Generic[C, S, E]):
     @staticmethod
     def _name(function: Callable[..., Any]) -> str:
         return f"{function.__module__}.{function.__qualname__}"
+
+
+AnyDecider: TypeAlias = Decider[Any, Any, Any]
+"""A decider of messages and states that the code at hand does not look into."""
 
 
 def _hints(function: Callable[..., Any]) -> tuple[list[Any], Any]:
