@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Union
+from typing import Annotated, Union
 from uuid import UUID
 
 import strawberry
@@ -16,7 +16,7 @@ from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, InvalidInp
 from headwater.domain.validation import command_from
 from headwater.errors import PublicError
 from headwater.graphql.bounds import has_bounds, within
-from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
+from headwater.graphql.building import Annotation, Generated, Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.interfaces import Accepted, AnyRefusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
@@ -29,9 +29,9 @@ class Mutations:
     def __init__(self, domain: Domain, rows: RowTypes) -> None:
         self._domain = domain
         self._rows = rows
-        self._refusals: dict[type[Refusal], Any] = {}
+        self._refusals: dict[type[Refusal], Generated] = {}
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, object]:
         """Return a field for each command that is not internal."""
         return {
             camel(command.__declared__.name): self._field(command)
@@ -39,19 +39,19 @@ class Mutations:
             if not command.__declared__.internal
         }
 
-    def refusals(self) -> list[type[Any]]:
+    def refusals(self) -> list[Generated]:
         """Return the types of all refusals, also those of internal commands: a row may hold them."""
         return [
             self._refusal(refused) for command in self._domain.decider_of for refused in command.__declared__.refuses
         ]
 
-    def _field(self, command: type[Command]) -> Any:
+    def _field(self, command: type[Command]) -> object:
         accepted = self._accepted(command)
         members = (
             accepted,
             *(self._refusal(refused) for refused in (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)),
         )
-        either: Any = Union.__getitem__(members)  # known at run time only
+        either: Annotation = Union.__getitem__(members)  # known at run time only
         result = Annotated[either, strawberry.union(name=f"{command.__declared__.name}Result")]
         resolve = self._resolver(command, accepted)
         return strawberry.mutation(
@@ -65,12 +65,12 @@ class Mutations:
             description=sentence_of(command),
         )
 
-    def _resolver(self, command: type[Command], accepted: type[Any]) -> Callable[..., Any]:
+    def _resolver(self, command: type[Command], accepted: Generated) -> Callable[..., object]:
         key = self._domain.decider_of[command].key
 
         async def resolve(
-            root: Any, info: Info, input: Any, expected_version: int | None = None, command_id: UUID | None = None
-        ) -> Any:
+            root: object, info: Info, input: object, expected_version: int | None = None, command_id: UUID | None = None
+        ) -> object:
             # Made here, so that an error can name it: after a lost response the client sends the command again with
             # this id. The id of a new stream is derived from it, so that a retry creates the same stream.
             command_id = command_id or new_id()
@@ -80,7 +80,7 @@ class Mutations:
                 error.facts = {**error.facts, "commandId": str(command_id)}
                 raise
 
-        async def answer(info: Info, input: Any, expected_version: int | None, command_id: UUID) -> Any:
+        async def answer(info: Info, input: object, expected_version: int | None, command_id: UUID) -> object:
             values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
             if command.__declared__.creates and values.get(key) is None:
                 values[key] = derived_in_time(command_id, command.__declared__.name)
@@ -94,7 +94,7 @@ class Mutations:
 
         return resolve
 
-    def _input(self, command: type[Command]) -> type[Any]:
+    def _input(self, command: type[Command]) -> Generated:
         cls = new_class(f"{command.__declared__.name}Input")
         key = self._domain.decider_of[command].key
         for each in fields_of(command):
@@ -105,7 +105,7 @@ class Mutations:
                 setattr(cls, each.name, strawberry.UNSET)
         return strawberry.input(cls)
 
-    def _accepted(self, command: type[Command]) -> type[Any]:
+    def _accepted(self, command: type[Command]) -> Generated:
         """Return `DepositAccepted`: the command's place in the log, and the read models with the stream's key."""
         cls = new_class(f"{command.__declared__.name}Accepted", Accepted)
         for rows in self._rows.all():
@@ -116,7 +116,7 @@ class Mutations:
                 setattr(cls, rows.name, field)
         return strawberry.type(cls)
 
-    def _refusal(self, refused: type[Refusal]) -> type[Any]:
+    def _refusal(self, refused: type[Refusal]) -> Generated:
         """Return the type of a refusal: its code, message and facts. Commands share it."""
         if refused not in self._refusals:
             cls = new_class(refused.__name__, AnyRefusal)
@@ -124,15 +124,14 @@ class Mutations:
                 if each.name not in _HIDDEN.get(refused, ()):
                     cls.__annotations__[each.name] = annotation(each)
             self._refusals[refused] = strawberry.type(cls, description=sentence_of(refused))
-        made: type[Any] = self._refusals[refused]
-        return made
+        return self._refusals[refused]
 
-    def _refused(self, refused: Refusal) -> Any:
+    def _refused(self, refused: Refusal) -> object:
         cls = self._refusals[type(refused)]
         for each in fields_of(type(refused)):
             if has_bounds(each):
                 within(type(refused).__name__, each, refused.facts[each.name])
-        facts: Mapping[str, Any] = {
+        facts: Mapping[str, object] = {
             name: value for name, value in refused.facts.items() if name not in _HIDDEN.get(type(refused), ())
         }
         if isinstance(refused, InvalidInput):
@@ -144,14 +143,14 @@ _HIDDEN: dict[type[Refusal], tuple[str, ...]] = {InvalidInput: ("complaint",)}
 """Facts without a field of their own: the complaint is the message."""
 
 
-def _accept(cls: type[Any], done: Appended) -> Any:
+def _accept(cls: Generated, done: Appended) -> object:
     return cls(
         command_id=done.command_id, stream_id=done.stream_id, version=done.version, position=Position(done.position)
     )
 
 
-def _row_after(rows: RowType) -> Callable[..., Any]:
-    async def resolve(root: Any, info: Info) -> Any:
+def _row_after(rows: RowType) -> Callable[..., object]:
+    async def resolve(root: Accepted, info: Info) -> object | None:
         return rows.wrap(await info.context.after(rows.model, root.stream_id, root.position), root.position)
 
     return resolver(resolve, rows.object | None)

@@ -16,7 +16,7 @@ from headwater.eventstore.audit_trail import END, Entry, Trail, Wanted
 from headwater.graphql.building import Info, Omittable, resolver
 from headwater.graphql.inputs import given_values
 from headwater.graphql.interfaces import PageInfo
-from headwater.graphql.paging import page_size
+from headwater.graphql.paging import page_info, page_size
 from headwater.graphql.scalars import JSON, Position
 
 _LARGEST_LIST = 100
@@ -46,7 +46,7 @@ class EventEdge:
 
 
 class _Page:
-    """A page of entries. Whether more exist on either side is read when `pageInfo` is selected."""
+    """A page of entries. It looks for more entries on either side when `pageInfo` is selected."""
 
     def __init__(
         self, trail: Trail, wanted: Wanted, after: int, before: int, entries: list[Entry], cut: bool, backward: bool
@@ -63,12 +63,8 @@ class _Page:
         last = self.entries[-1].position if self.entries else self._before - 1
         earlier = self._cut if self._backward else self._after > 0 and await self._any(0, first)
         later = self._cut if not self._backward else self._before < END and await self._any(last, END)
-        return PageInfo(
-            has_next_page=later,
-            has_previous_page=earlier,
-            start_cursor=str(first) if self.entries else None,
-            end_cursor=str(last) if self.entries else None,
-        )
+        cursors = [str(first), str(last)] if self.entries else []
+        return page_info(cursors, has_next=later, has_previous=earlier)
 
     async def _any(self, after: int, before: int) -> bool:
         # Reads from the page outwards, so that the nearest entry is found first.
@@ -76,9 +72,8 @@ class _Page:
         return bool(await self._trail.read(self._wanted, after, before, limit=1, backward=backward))
 
 
-async def _page_info(root: Any, info: Info) -> PageInfo:
-    connection: EventConnection = root
-    return await info.context.once.get(connection.page, connection.page.info)
+async def _page_info(root: EventConnection, info: Info) -> PageInfo:
+    return await info.context.once.get(root.page, root.page.info)
 
 
 @strawberry.type(description="A page of Events, in the order of the log.")
@@ -108,14 +103,14 @@ def events_query() -> Any:
     """Return the query `events(filter, first, after, last, before)`."""
 
     async def resolve(
-        root: Any,
+        root: object,
         info: Info,
-        filter: Any = None,
+        filter: EventFilter | None = None,
         first: int | None = None,
         after: int | None = None,
         last: int | None = None,
         before: int | None = None,
-    ) -> Any:
+    ) -> EventConnection:
         first = page_size(info, first, last, before)
         trail, wanted = info.context.serving.trail, _wanted(filter)
         low, high = after or 0, END if before is None else before
@@ -145,7 +140,9 @@ def events_query() -> Any:
 def events_subscription() -> Any:
     """Return the subscription `events(filter, after)`."""
 
-    async def resolve(root: Any, info: Info, filter: Any = None, after: int | None = None) -> AsyncGenerator[Any, None]:
+    async def resolve(
+        root: object, info: Info, filter: EventFilter | None = None, after: int | None = None
+    ) -> AsyncGenerator[Event, None]:
         trail, wanted = info.context.serving.trail, _wanted(filter)
         if wanted.until is not None:
             raise BadUserInput("A subscription to events has no end: leave `to` out of its filter.")
@@ -174,9 +171,7 @@ def events_subscription() -> Any:
     )
 
 
-def _wanted(given: Any) -> Wanted:
-    if given is None:
-        return Wanted()
+def _wanted(given: EventFilter | None) -> Wanted:
     values = given_values(given, "filter")
     if len(values.get("types", ())) > _LARGEST_LIST:
         raise BadUserInput(f"A list in a filter may hold {_LARGEST_LIST} values.")

@@ -13,16 +13,16 @@ import strawberry
 
 from headwater.domain.fields import Field, Kind
 from headwater.domain.graphql_names import field_name
-from headwater.domain.read_model import View
+from headwater.domain.read_model import ReadModel, View
 from headwater.errors import BadUserInput
-from headwater.graphql.building import graphql_enum, new_class
+from headwater.graphql.building import Annotation, Generated, graphql_enum, new_class
 from headwater.projections.filter import EVERYTHING, All, Compare, Filter, Not, Some
 
 _EQUALITY = ("eq", "ne", "in", "not_in")
 _ORDER = ("lt", "lte", "gt", "gte")
 _TEXT = ("contains", "starts_with")
 
-_KINDS: dict[Kind, tuple[str, Any, tuple[str, ...]]] = {
+_KINDS: dict[Kind, tuple[str, type, tuple[str, ...]]] = {
     Kind.UUID: ("UUIDFilter", UUID, _EQUALITY),
     Kind.TEXT: ("StringFilter", str, (*_EQUALITY, *_TEXT, *_ORDER)),
     Kind.INT: ("IntFilter", int, (*_EQUALITY, *_ORDER)),
@@ -42,9 +42,9 @@ class Filters:
     """Makes the filter inputs of one schema, each once."""
 
     def __init__(self) -> None:
-        self._of_kind: dict[Any, type[Any]] = {}
+        self._of_kind: dict[type[enum.Enum] | Kind, Generated] = {}
 
-    def of(self, view: View[Any]) -> type[Any]:
+    def of(self, view: View[ReadModel]) -> Generated:
         """Return `AccountFilter`: a filter for each column, and `and`, `or`, `not`."""
         cls = new_class(f"{view.name}Filter")
         for each in _filterable(view):
@@ -55,12 +55,12 @@ class Filters:
             setattr(cls, f"{name}_", strawberry.field(name=name, default=strawberry.UNSET))
         return strawberry.input(cls, description=f"Selects rows of {view.name}. Entries side by side must all hold.")
 
-    def _column(self, each: Field) -> Any:
+    def _column(self, each: Field) -> Generated:
         if each.enum is not None:
             return self._make(each.enum, f"{each.enum.__name__}Filter", graphql_enum(each.enum), _EQUALITY)
         return self._make(each.kind, *_KINDS[each.kind])
 
-    def _make(self, key: Any, name: str, value: Any, operators: tuple[str, ...]) -> type[Any]:
+    def _make(self, key: type[enum.Enum] | Kind, name: str, value: Annotation, operators: tuple[str, ...]) -> Generated:
         if key not in self._of_kind:
             cls = new_class(name)
             for operator in operators:
@@ -72,11 +72,11 @@ class Filters:
         return self._of_kind[key]
 
 
-def _filterable(view: View[Any]) -> list[Field]:
+def _filterable(view: View[ReadModel]) -> list[Field]:
     return [each for each in view.fields if not each.many]
 
 
-def filter_of(view: View[Any], given: Any) -> Filter:
+def filter_of(view: View[ReadModel], given: Any) -> Filter:
     """Return the tree of a filter input.
 
     Raises:
@@ -88,7 +88,7 @@ def filter_of(view: View[Any], given: Any) -> Filter:
 class _Reading:
     """Reads one filter input and counts its parts and values."""
 
-    def __init__(self, view: View[Any]) -> None:
+    def __init__(self, view: View[ReadModel]) -> None:
         self._columns = _filterable(view)
         self._parts = 0
         self._values = 0
@@ -116,17 +116,17 @@ class _Reading:
         self._count_part()
         return self.tree(given, depth + 1)
 
-    def _column(self, each: Field, comparisons: Any) -> list[Filter]:
+    def _column(self, each: Field, comparisons: object) -> list[Filter]:
         if comparisons is strawberry.UNSET:
             return []
-        given: Mapping[str, Any] = {name.rstrip("_"): value for name, value in vars(comparisons).items()}
+        given: Mapping[str, object] = {name.rstrip("_"): value for name, value in vars(comparisons).items()}
         return [
             self._compare(each, operator, _given(value, f"{field_name(each.name)}.{field_name(operator)}"))
             for operator, value in given.items()
             if value is not strawberry.UNSET
         ]
 
-    def _compare(self, each: Field, operator: str, value: Any) -> Filter:
+    def _compare(self, each: Field, operator: str, value: object) -> Filter:
         self._count_part()
         if isinstance(value, list):
             self._values += len(value)
@@ -147,7 +147,7 @@ def _given(value: Any, name: str) -> Any:
     return value
 
 
-def _stored(value: Any) -> Any:
+def _stored(value: object) -> object:
     """Return the value in its stored form."""
     if isinstance(value, list):
         return tuple(map(_stored, value))

@@ -11,13 +11,15 @@ from strawberry.utils.str_converters import to_camel_case
 from headwater.errors import BadUserInput
 
 
-def given_values(given: object, argument: str) -> dict[str, Any]:
-    """Return the entries of an input object that the client gave, by their Python names.
+def given_values(given: object | None, argument: str) -> dict[str, Any]:
+    """Return the entries of an input object that the client gave, by their Python names; none without an object.
 
     Raises:
         BadUserInput: an entry is null. A client sends a null for a variable that it did not set: taken as "no filter"
             it would select everything.
     """
+    if given is None:
+        return {}
     values = {name: value for name, value in vars(given).items() if value is not strawberry.UNSET}
     for name, value in values.items():
         if value is None:

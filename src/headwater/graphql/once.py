@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ class Once:
     def __init__(self) -> None:
         self._asked: dict[Hashable, _Asked] = {}
 
-    async def get(self, what: Hashable, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def get(self, what: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         """Return the result of `ask`, or raise its error. The first caller starts it; later ones wait for it."""
         asked = self._asked.get(what)
         if asked is None:

@@ -1,9 +1,12 @@
-"""The size and the direction of a page."""
+"""The size and the direction of a page, and its `PageInfo`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from headwater.errors import BadUserInput
 from headwater.graphql.building import Info
+from headwater.graphql.interfaces import PageInfo
 
 
 def page_size(info: Info, first: int | None, last: int | None, before: object | None) -> int | None:
@@ -22,3 +25,13 @@ def page_size(info: Info, first: int | None, last: int | None, before: object | 
     if last is not None:
         return None
     return info.context.serving.limits.default_page if first is None else first
+
+
+def page_info(cursors: Sequence[str], *, has_next: bool, has_previous: bool) -> PageInfo:
+    """Return the `PageInfo` of a page. cursors: at least that of the first and that of the last entry, in order."""
+    return PageInfo(
+        has_next_page=has_next,
+        has_previous_page=has_previous,
+        start_cursor=cursors[0] if cursors else None,
+        end_cursor=cursors[-1] if cursors else None,
+    )

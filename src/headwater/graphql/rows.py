@@ -20,10 +20,10 @@ from headwater.domain.read_model import Link, ReadModel, View
 from headwater.errors import BadUserInput
 from headwater.graphql.asof import AsOf, position_of
 from headwater.graphql.bounds import has_bounds, within
-from headwater.graphql.building import Info, Omittable, annotation, new_class, resolver
+from headwater.graphql.building import Generated, Info, Omittable, annotation, new_class, resolver
 from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
-from headwater.graphql.paging import page_size
+from headwater.graphql.paging import page_info, page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import SubscriptionLimits, watch_changes, watch_row
 from headwater.projections.filter import Filter, Row
@@ -62,12 +62,8 @@ class _RowPage:
     @cached_property
     def info(self) -> PageInfo:
         rows = self.page.rows
-        return PageInfo(
-            has_next_page=self.page.has_next,
-            has_previous_page=self.page.has_previous,
-            start_cursor=self.reader.cursor(self.order, rows[0]) if rows else None,
-            end_cursor=self.reader.cursor(self.order, rows[-1]) if rows else None,
-        )
+        cursors = [self.reader.cursor(self.order, each) for each in (rows[0], rows[-1])] if rows else []
+        return page_info(cursors, has_next=self.page.has_next, has_previous=self.page.has_previous)
 
 
 class _Showing(Generic[S]):
@@ -80,8 +76,8 @@ class _Showing(Generic[S]):
     __source__: S
 
 
-def _showing(cls: type[Any], source: object) -> Any:
-    """Return an instance that shows the source. `__init__` is left out: it would set fields that nothing asks for."""
+def _showing(cls: Generated, source: _Source | _RowPage) -> object:
+    """Return an instance that shows the source. `__init__` is left out: it would set fields that are not selected."""
     instance = object.__new__(cls)
     instance.__source__ = source
     return instance
@@ -90,9 +86,9 @@ def _showing(cls: type[Any], source: object) -> Any:
 class RowTypes:
     """The GraphQL types of all read models. They may refer to each other, so all exist before any gets its fields."""
 
-    def __init__(self, views: Sequence[View[Any]]) -> None:
+    def __init__(self, views: Sequence[View[ReadModel]]) -> None:
         self._filters = Filters()
-        self._objects: dict[type[ReadModel], type[Any]] = {view.model: _empty(view) for view in views}
+        self._objects: dict[type[ReadModel], Generated] = {view.model: _empty(view) for view in views}
         self._of = {view.model: RowType(view, self._objects, self._filters) for view in views}
 
     def __getitem__(self, model: type[ReadModel]) -> RowType:
@@ -103,24 +99,25 @@ class RowTypes:
         return list(self._of.values())
 
 
-def _empty(view: View[Any]) -> type[Any]:
+def _empty(view: View[ReadModel]) -> Generated:
     """Return the object type without its fields. Its instances read a field from the stored row when it is selected."""
-    readers: dict[str, Callable[[Any], Any]] = {each.name: _shown(view, each) for each in view.fields}
+    readers: dict[str, Callable[[Any], object]] = {each.name: _shown(view, each) for each in view.fields}
     readers["position"] = int
 
-    def read(self: Any, name: str) -> Any:
+    def read(self: _Showing[_Source], name: str) -> object:
         try:
             return readers[name](self.__source__.row[name])
         except KeyError:
             raise AttributeError(name) from None
 
-    def identify(self: Any) -> str:
-        return str(self.__source__.row[view.key])
+    def identity(root: _Showing[_Source], info: Info) -> str:
+        return str(root.__source__.row[view.key])
 
-    return new_class(view.name, _Showing, Node, __getattr__=read, id=strawberry.field(resolver=_identity(identify)))
+    field = strawberry.field(resolver=resolver(identity, strawberry.ID))
+    return new_class(view.name, _Showing, Node, __getattr__=read, id=field)
 
 
-def _shown(view: View[Any], each: Field) -> Callable[[Any], Any]:
+def _shown(view: View[ReadModel], each: Field) -> Callable[[Any], object]:
     """Return the function from a stored value to the value that GraphQL shows."""
     read = reader_of(each)
     if not has_bounds(each):
@@ -128,14 +125,10 @@ def _shown(view: View[Any], each: Field) -> Callable[[Any], Any]:
     return lambda stored: within(view.name, each, read(stored))
 
 
-def _identity(identify: Callable[[Any], str]) -> Callable[..., Any]:
-    return resolver(lambda root, info: identify(root), strawberry.ID)
-
-
 class RowType:
     """The GraphQL types and fields of one read model."""
 
-    def __init__(self, view: View[Any], objects: Mapping[type[ReadModel], type[Any]], filters: Filters) -> None:
+    def __init__(self, view: View[ReadModel], objects: Mapping[type[ReadModel], Generated], filters: Filters) -> None:
         self.view = view
         self.model = view.model
         self.name = camel(view.name)
@@ -145,11 +138,11 @@ class RowType:
         self.connection = _connection(view, self.object)
         self.changes = _changes(view, self.object)
 
-    def wrap(self, row: Row | None, at_least: int | None = None) -> Any:
+    def wrap(self, row: Row | None, at_least: int | None = None) -> object | None:
         """Return an instance for a stored row. at_least: the position that linked read models must have reached."""
         return _wrap(self.object, row, at_least=at_least)
 
-    def query_fields(self) -> dict[str, Any]:
+    def query_fields(self) -> dict[str, object]:
         """Return the fields `account` and `accounts`."""
         return {
             self.name: strawberry.field(resolver=self._by_key(), description=f"One {self.name} by its key."),
@@ -158,7 +151,7 @@ class RowType:
             ),
         }
 
-    def subscription_fields(self) -> dict[str, Any]:
+    def subscription_fields(self) -> dict[str, object]:
         """Return the fields `account` and `accountChanges`."""
         return {
             self.name: strawberry.subscription(
@@ -172,10 +165,10 @@ class RowType:
             ),
         }
 
-    def _by_key(self) -> Callable[..., Any]:
+    def _by_key(self) -> Callable[..., object]:
         async def resolve(
-            root: Any, info: Info, at_least: int | None = None, as_of: AsOf | None = None, **key: UUID
-        ) -> Any:
+            root: object, info: Info, at_least: int | None = None, as_of: AsOf | None = None, **key: UUID
+        ) -> object | None:
             if as_of is not None:
                 return await self._row_as_of(info, key[self.view.key], as_of, at_least)
             reader = info.context.reader(self.model)
@@ -192,7 +185,7 @@ class RowType:
             as_of=Omittable(AsOf),
         )
 
-    async def _row_as_of(self, info: Info, key: UUID, as_of: AsOf, at_least: int | None) -> Any:
+    async def _row_as_of(self, info: Info, key: UUID, as_of: AsOf, at_least: int | None) -> object | None:
         """Return the row as it was, folded from the log. No projection is waited for."""
         if at_least is not None:
             raise BadUserInput("Use either atLeast or asOf, not both: a past row waits for no projection.")
@@ -200,10 +193,10 @@ class RowType:
         position = await position_of(as_of, info.context.serving.trail)
         return _wrap(self.object, await info.context.past(self.model, key, position), as_of=position)
 
-    def _list(self) -> Callable[..., Any]:
+    def _list(self) -> Callable[..., object]:
         async def resolve(
-            root: Any, info: Info, filter: Any = None, order_by: Any = None, at_least: int | None = None, **page: Any
-        ) -> Any:
+            root: object, info: Info, filter: Any = None, order_by: Any = None, at_least: int | None = None, **page: Any
+        ) -> object:
             reader = info.context.reader(self.model)
             if at_least is not None:
                 await reader.reach(at_least)
@@ -240,8 +233,8 @@ class RowType:
         page = await reader.page(where, order, first=first, after=after, last=last, before=before)
         return _RowPage(reader, where, order, page, position, at_least)
 
-    def _watch_row(self) -> Callable[..., Any]:
-        async def resolve(root: Any, info: Info, **key: UUID) -> AsyncGenerator[Any, None]:
+    def _watch_row(self) -> Callable[..., object]:
+        async def resolve(root: object, info: Info, **key: UUID) -> AsyncGenerator[object, None]:
             telemetry, opened, first = info.context.serving.telemetry, time.time(), True
             async with aclosing(watch_row(info.context.feed(self.model), key[self.view.key])) as rows:
                 async for row in rows:
@@ -254,10 +247,10 @@ class RowType:
         returns = AsyncGenerator[self.object | None, None]  # type: ignore[name-defined]  # made above
         return resolver(resolve, returns, **{self.view.key: UUID})
 
-    def _watch_changes(self) -> Callable[..., Any]:
+    def _watch_changes(self) -> Callable[..., object]:
         async def resolve(
-            root: Any, info: Info, filter: Any = None, after: int | None = None
-        ) -> AsyncGenerator[Any, None]:
+            root: object, info: Info, filter: Any = None, after: int | None = None
+        ) -> AsyncGenerator[object, None]:
             feed, limits = info.context.feed(self.model), SubscriptionLimits(pending=info.context.serving.limits.outbox)
             where = filter_of(self.view, filter)
             telemetry, opened = info.context.serving.telemetry, time.time()
@@ -277,13 +270,13 @@ class RowType:
         return resolver(resolve, returns, filter=Omittable(self.filter), after=Omittable(Position))
 
 
-def _wrap(cls: type[Any], row: Row | None, *, as_of: int | None = None, at_least: int | None = None) -> Any:
+def _wrap(cls: Generated, row: Row | None, *, as_of: int | None = None, at_least: int | None = None) -> object | None:
     if row is None:
         return None
     return _showing(cls, _Source(row, as_of, at_least))
 
 
-def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type[Any]:
+def _fill(view: View[ReadModel], objects: Mapping[type[ReadModel], Generated]) -> Generated:
     cls = objects[view.model]
     for each in view.fields:
         cls.__annotations__[each.name] = annotation(each)
@@ -293,10 +286,9 @@ def _fill(view: View[Any], objects: Mapping[type[ReadModel], type[Any]]) -> type
     return strawberry.type(cls, name=view.name, description=sentence_of(view.model))
 
 
-def _link(link: Link, target: type[Any]) -> Callable[..., Any]:
-    async def resolve(root: Any, info: Info) -> Any:
-        source: _Source = root.__source__
-        row, as_of, at_least = source
+def _link(link: Link, target: Generated) -> Callable[..., object]:
+    async def resolve(root: _Showing[_Source], info: Info) -> object | None:
+        row, as_of, at_least = root.__source__
         key = row[link.by]
         if key is None:
             return None
@@ -321,7 +313,7 @@ def _order(given: Sequence[Any]) -> list[Order]:
     return list(order.values())
 
 
-def _order_of(view: View[Any]) -> Any:
+def _order_of(view: View[ReadModel]) -> type[enum.Enum]:
     """Return `AccountOrder`: each ordered column, ascending and descending."""
     members = {
         f"{each.name.upper()}_{'DESC' if descending else 'ASC'}": (each.name, descending)
@@ -333,26 +325,25 @@ def _order_of(view: View[Any]) -> Any:
     return strawberry.enum(made)
 
 
-def _connection(view: View[Any], row: type[Any]) -> type[Any]:
+def _connection(view: View[ReadModel], row: Generated) -> Generated:
     """Return `AccountConnection`. Its instances hold a page and read the rest when it is selected."""
     edge = _edge(view, row)
 
-    def edges(root: Any, info: Info) -> list[Any]:
-        shown: _RowPage = root.__source__
+    def edges(root: _Showing[_RowPage], info: Info) -> list[object]:
+        shown = root.__source__
         return [
             edge(cursor=shown.reader.cursor(shown.order, each), node=_wrap(row, each, at_least=shown.at_least))
             for each in shown.page.rows
         ]
 
-    def nodes(root: Any, info: Info) -> list[Any]:
-        shown: _RowPage = root.__source__
+    def nodes(root: _Showing[_RowPage], info: Info) -> list[object | None]:
+        shown = root.__source__
         return [_wrap(row, each, at_least=shown.at_least) for each in shown.page.rows]
 
-    def page_info(root: Any, info: Info) -> PageInfo:
-        shown: _RowPage = root.__source__
-        return shown.info
+    def info_of(root: _Showing[_RowPage], info: Info) -> PageInfo:
+        return root.__source__.info
 
-    async def total_count(root: Any, info: Info) -> int:
+    async def total_count(root: _Showing[_RowPage], info: Info) -> int:
         return await info.context.count(view.model, root.__source__.where)
 
     cls = new_class(
@@ -360,7 +351,7 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
         _Showing,
         edges=strawberry.field(resolver=resolver(edges, list[edge])),  # type: ignore[valid-type]  # made here
         nodes=strawberry.field(resolver=resolver(nodes, list[row])),  # type: ignore[valid-type]  # made here
-        page_info=strawberry.field(resolver=resolver(page_info, PageInfo)),
+        page_info=strawberry.field(resolver=resolver(info_of, PageInfo)),
         total_count=strawberry.field(
             resolver=resolver(total_count, int), description="The number of rows that match, on all pages together."
         ),
@@ -372,13 +363,13 @@ def _connection(view: View[Any], row: type[Any]) -> type[Any]:
     return strawberry.type(cls, description=f"A page of {plural(view.name)}.")
 
 
-def _edge(view: View[Any], row: type[Any]) -> Any:
+def _edge(view: View[ReadModel], row: Generated) -> Generated:
     cls = new_class(f"{view.name}Edge")
     cls.__annotations__.update(cursor=str, node=row)
     return strawberry.type(cls, description=f"One {view.name} and its cursor.")
 
 
-def _changes(view: View[Any], row: type[Any]) -> Any:
+def _changes(view: View[ReadModel], row: Generated) -> Generated:
     cls = new_class(f"{view.name}Changes")
     cls.__annotations__.update(reset=bool, upserted=list[row], removed=list[strawberry.ID], position=Position)  # type: ignore[valid-type]  # made above
     return strawberry.type(

@@ -17,7 +17,7 @@ from headwater.errors import BadUserInput, SearchTooWide
 from headwater.graphql.building import Info, Omittable, resolver
 from headwater.graphql.inputs import given_values
 from headwater.graphql.interfaces import PageInfo
-from headwater.graphql.paging import page_size
+from headwater.graphql.paging import page_info, page_size
 from headwater.graphql.scalars import JSON, Position
 from headwater.sagas.instances import StoredStep
 from headwater.sagas.operations import Instance, InstanceFilter, Limits, Place, listed, shown
@@ -108,12 +108,13 @@ def sagas_query(limits: Limits) -> Any:
     """Return the query `sagas(filter, first, after)`."""
 
     async def resolve(
-        root: Any, info: Info, filter: Any = None, first: int | None = None, after: str | None = None
-    ) -> Any:
+        root: object, info: Info, filter: SagaFilter | None = None, first: int | None = None, after: str | None = None
+    ) -> SagaConnection:
         size = page_size(info, first, None, None)
         assert size is not None  # it goes forward
         place = None if after is None else _place(after)
-        reading = listed(info.context.serving.database.pool, _wanted(filter), limits, limit=size + 1, after=place)
+        where = InstanceFilter(**given_values(filter, "filter"))
+        reading = listed(info.context.serving.database.pool, where, limits, limit=size + 1, after=place)
         found = await _answered(reading)
         return _connection(found[:size], cut=len(found) > size, follows=after is not None)
 
@@ -132,7 +133,7 @@ def sagas_query(limits: Limits) -> Any:
 def saga_query(limits: Limits) -> Any:
     """Return the query `saga(id)`."""
 
-    async def resolve(root: Any, info: Info, id: UUID) -> Any:
+    async def resolve(root: object, info: Info, id: UUID) -> Saga | None:
         found = await _answered(shown(info.context.serving.database.pool, id, limits))
         if len(found) > 1:
             ids = ", ".join(f"{each.stream_id} ({each.saga})" for each in found)
@@ -154,13 +155,6 @@ async def _answered(reading: Awaitable[T]) -> T:
         raise BadUserInput("The filter holds a value that no saga can have.") from error
 
 
-def _wanted(given: Any) -> InstanceFilter:
-    if given is None:
-        return InstanceFilter()
-    values = given_values(given, "filter")
-    return InstanceFilter(**values)
-
-
 def _cursor(place: Place) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
 
@@ -179,12 +173,7 @@ def _connection(found: list[Instance], *, cut: bool, follows: bool) -> SagaConne
     return SagaConnection(
         edges=[SagaEdge(cursor=cursor, node=node) for cursor, node in zip(cursors, nodes, strict=True)],
         nodes=nodes,
-        page_info=PageInfo(
-            has_next_page=cut,
-            has_previous_page=follows,
-            start_cursor=cursors[0] if cursors else None,
-            end_cursor=cursors[-1] if cursors else None,
-        ),
+        page_info=page_info(cursors, has_next=cut, has_previous=follows),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any, NewType
+from typing import NewType
 
 import msgspec
 import strawberry
@@ -19,7 +19,7 @@ _POSITION = re.compile(r"\d{1,18}", re.ASCII)
 _LONGEST_DECIMAL = 60
 
 
-def parse_decimal(value: Any) -> Decimal:
+def parse_decimal(value: object) -> Decimal:
     """Parse a decimal number from a string without exponent, or from an integer. Floats are not exact and refused."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -31,9 +31,11 @@ def parse_decimal(value: Any) -> Decimal:
         raise ValueError("Expected a decimal") from error
 
 
-def parse_time(value: Any) -> datetime:
+def parse_time(value: object) -> datetime:
     """Parse a time in RFC 3339 with an offset."""
     try:
+        if not isinstance(value, str):
+            raise TypeError(value)
         time = datetime.fromisoformat(value)
     except (ValueError, TypeError) as error:
         raise ValueError('Expected a time such as "2026-01-31T12:00:00Z"') from error
@@ -47,7 +49,7 @@ def spell_time(time: datetime) -> str:
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def parse_position(value: Any) -> int:
+def parse_position(value: object) -> int:
     """Parse a position from a decimal string."""
     if isinstance(value, str) and _POSITION.fullmatch(value):
         return int(value)

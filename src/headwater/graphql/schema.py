@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 import strawberry
@@ -10,7 +9,7 @@ from strawberry.schema.config import StrawberryConfig
 
 from headwater.domain.feature import Domain
 from headwater.errors import BadUserInput
-from headwater.graphql.building import Info, new_class, resolver
+from headwater.graphql.building import Generated, Info, new_class, resolver
 from headwater.graphql.commands import Mutations
 from headwater.graphql.events import events_query, events_subscription
 from headwater.graphql.interfaces import Node
@@ -24,8 +23,8 @@ def schema_of(domain: Domain) -> strawberry.Schema:
     """Return the schema. Types, inputs, filters and descriptions come from the domain's types and docstrings."""
     rows = RowTypes(domain.views)
     mutations = Mutations(domain, rows)
-    query: dict[str, Any] = {"node": _node(rows), "events": events_query()}
-    subscription: dict[str, Any] = {"events": events_subscription()}
+    query: dict[str, object] = {"node": _node(rows), "events": events_query()}
+    subscription: dict[str, object] = {"events": events_subscription()}
     if domain.sagas:
         limits = limits_of(domain)
         query |= {"sagas": sagas_query(limits), "saga": saga_query(limits)}
@@ -34,7 +33,7 @@ def schema_of(domain: Domain) -> strawberry.Schema:
         subscription |= each.subscription_fields()
     return strawberry.Schema(
         query=_root("Query", query),
-        mutation=_root("Mutation", mutations.fields()),
+        mutation=_root("Mutation", fields) if (fields := mutations.fields()) else None,
         subscription=_root("Subscription", subscription),
         types=[*(each.object for each in rows.all()), *mutations.refusals()],
         config=StrawberryConfig(scalar_map=SCALARS, disable_field_suggestions=True),
@@ -46,12 +45,12 @@ def print_schema(schema: strawberry.Schema) -> str:
     return schema.as_str().rstrip() + "\n"
 
 
-def _root(name: str, fields: dict[str, Any]) -> Any:
-    return strawberry.type(new_class(name, **fields)) if fields else None
+def _root(name: str, fields: dict[str, object]) -> Generated:
+    return strawberry.type(new_class(name, **fields))
 
 
-def _node(rows: RowTypes) -> Any:
-    async def resolve(root: Any, info: Info, id: strawberry.ID) -> Any:
+def _node(rows: RowTypes) -> object:
+    async def resolve(root: object, info: Info, id: strawberry.ID) -> object | None:
         try:
             key = UUID(id)
         except ValueError as error:
