@@ -30,6 +30,7 @@ from bank.transfers.domain import (
     RefundTransfer,
     RefuseTransfer,
     TransferRequested,
+    transfers,
 )
 from bank.transfers.saga import STEP_TIMEOUT, transfer
 from headwater import (
@@ -56,7 +57,7 @@ from headwater.errors import DefinitionError
 from headwater.testing import given
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "sagas.md").read_text(encoding="utf-8")
-DECLARED, OF_THE_BANK, TESTED = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+MINIMAL, OF_THE_BANK, WITH_TIMERS, TESTED = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 KEY = UUID(int=1)
 
 
@@ -393,8 +394,24 @@ def run(example: str) -> dict[str, Any]:
     return namespace
 
 
-def test_the_saga_that_the_guide_declares_works_on_the_bank() -> None:
-    guide = run(DECLARED)
+def test_the_minimal_saga_of_the_guide_moves_money() -> None:
+    guide = run(MINIMAL)
+    move_money = guide["move_money"]
+    assert Domain([Feature(deciders=[accounts, transfers]), guide["feature"]]).sagas == (move_money,)
+    given(move_money).when(REQUESTED).then(
+        [
+            Do(
+                SendTransfer(account_id=A, transfer_id=T, amount=FIVE),
+                undo=ReturnTransfer(account_id=A, transfer_id=T, amount=FIVE),
+            ),
+            Do(ReceiveTransfer(account_id=B, transfer_id=T, amount=FIVE, currency="EUR")),
+            Done(),
+        ]
+    )
+
+
+def test_the_saga_with_timers_of_the_guide_closes_unused_accounts() -> None:
+    guide = run(WITH_TIMERS)
     unused, still_empty = guide["unused"], guide["StillEmpty"](account_id=A)
     assert Domain([Feature(deciders=[accounts]), guide["feature"]]).sagas == (unused,)
     opened = AccountOpened(account_id=A, owner_id=B, currency="EUR")
