@@ -417,13 +417,11 @@ async def test_letters_folded_under_a_lost_lease_are_not_committed(
         projector = Projector(ports_of(database, view), view, LoopSettings(poll=0.02))
         running = asyncio.create_task(projector.run(standing))
         await passed(projector, 2)
-        transact = projector._transact
 
-        async def overtaken(*arguments: Any) -> None:
+        async def overtaken() -> None:
             await connection.execute("update headwater.projections set fence = fence + 1 where name = 'Tally'")
-            await transact(*arguments)
 
-        projector._transact = overtaken  # type: ignore[method-assign, assignment]  # the letters are folded, and not yet written
+        projector.before_commit = overtaken
         bug.fix()
         await dead_letters.retry(connection, dead_letters.LetterFilter())
         await asyncio.wait_for(running, 10)
@@ -493,14 +491,13 @@ async def test_keys_that_are_due_together_are_retried_in_one_transaction_and_del
         await passed(projector, last)  # long before the first pause is over
         assert {key: row[1] for key, row in (await rows_of(connection, view)).items()} == {well: last}
         assert {each[1:] for each in await letters(connection)} == {(1, POISON, True)}
-        transactions, transact = 0, projector._transact
+        transactions = 0
 
-        async def counting(*arguments: Any) -> None:
+        async def counting() -> None:
             nonlocal transactions
             transactions += 1
-            await transact(*arguments)
 
-        projector._transact = counting  # type: ignore[method-assign, assignment]
+        projector.before_commit = counting
         bug.fix()
         await connection.execute("update headwater.dead_letters set next_attempt_at = now()")
         await until(lambda: projector.progress.parked_keys == 0)
@@ -567,16 +564,15 @@ async def test_a_fault_of_the_database_parks_no_key(
     node: Node = await start(app_of(view), settings=QUICK, serve=False)
     await until(lambda: node.leases.held)
     projector = node.worker.projectors["Tally"]
-    transact, faults = projector._transact, 3
+    faults = 3
 
-    async def failing(*arguments: Any) -> None:
+    async def failing() -> None:
         nonlocal faults
         faults -= 1
         if faults >= 0:
             raise fault
-        await transact(*arguments)
 
-    projector._transact = failing  # type: ignore[method-assign, assignment]
+    projector.before_commit = failing
     head = await write(connection, *(counted(key) for _ in range(10)))
     await reached(node.positions, "Tally", head)
     assert faults < 0
@@ -801,14 +797,13 @@ async def test_a_letter_that_is_discarded_during_a_failing_retry_stays_discarded
     await write(connection, *(counted(one, note) for note in ("a", "poison", "b")))
     async with projecting(dsn, view) as projector:
         await passed(projector, 3)
-        transact, tried, discarded = projector._transact, asyncio.Event(), asyncio.Event()
+        tried, discarded = asyncio.Event(), asyncio.Event()
 
-        async def waiting(*arguments: Any) -> None:
+        async def waiting() -> None:
             tried.set()
             await discarded.wait()
-            await transact(*arguments)
 
-        projector._transact = waiting  # type: ignore[method-assign, assignment]  # the retry has failed, and is not yet written
+        projector.before_commit = waiting
         await dead_letters.retry(connection, dead_letters.LetterFilter())
         await asyncio.wait_for(tried.wait(), 10)
         assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=one), everything=False) == 1

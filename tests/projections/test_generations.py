@@ -9,10 +9,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-from tests.support.folding import stored
+from tests.support.folding import fold_of_log, stored
 from tests.support.rebuilding import (
     build,
-    fold_of_log,
     generations,
     is_live,
     project_old,

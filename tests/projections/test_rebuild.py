@@ -14,14 +14,13 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.support.commands import run_command
-from tests.support.folding import stored
+from tests.support.folding import fold_of_log, stored
 from tests.support.rebuilding import (
     FILL,
     being_built,
     build,
     building,
     equals,
-    fold_of_log,
     generations,
     is_live,
     project_old,

@@ -9,13 +9,12 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.support.commands import run_command
-from tests.support.folding import stored
+from tests.support.folding import fold_of_log, stored
 from tests.support.rebuilding import (
     being_built,
     build,
     equals,
     failure_of,
-    fold_of_log,
     generations,
     is_live,
     letters_of,

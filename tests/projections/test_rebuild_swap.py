@@ -9,12 +9,11 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from tests.support.commands import run_command
-from tests.support.folding import stored
+from tests.support.folding import fold_of_log, stored
 from tests.support.rebuilding import (
     build,
     building,
     equals,
-    fold_of_log,
     generations,
     is_live,
     letters_of,

@@ -12,9 +12,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import pytest
-from tests.support.folding import stored
+from tests.support.folding import fold_of_log, stored
 from tests.support.rebuilding import (
-    fold_of_log,
     generations,
     is_live,
     project_old,

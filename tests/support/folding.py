@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from headwater import ReadModel, Recorded, View
+from headwater import App, ReadModel, Recorded, View
 from headwater.domain.serialization import Codec
 from headwater.projections.row_codec import model_reader
 
@@ -30,15 +30,16 @@ async def at_rest(connection: asyncpg.Connection) -> bool:
     return bool(await connection.fetchval(AT_REST))
 
 
-async def logged(connection: asyncpg.Connection, codec: Codec) -> list[Recorded[Any]]:
-    """Return all events of the log, read without Headwater's paging."""
+async def logged(connection: asyncpg.Connection, codec: Codec, upto: int | None = None) -> list[Recorded[Any]]:
+    """Return the events of the log up to a position, or all, read without Headwater's paging."""
+    query = "select * from headwater.events where position <= coalesce($1, position) order by position"
     names = ("position", "stream_id", "version", "recorded_at", "event_id", "command_id", "correlation_id")
     return [
         Recorded(
             codec.decode(record["type"], record["schema_version"], record["data"]),
             *(record[name] for name in names),
         )
-        for record in await connection.fetch("select * from headwater.events order by position")
+        for record in await connection.fetch(query, upto)
     ]
 
 
@@ -55,6 +56,11 @@ def folded(view: View[M], log: Sequence[Recorded[Any]]) -> Rows[M]:
         if row is not None:
             rows[key] = before if before is not None and row is before[0] else (row, each.position)
     return rows
+
+
+async def fold_of_log(connection: asyncpg.Connection, app: App, view: View[M], upto: int | None = None) -> Rows[M]:
+    """Return the rows after folding the log from its start up to a position, or to its end."""
+    return folded(view, await logged(connection, app.domain.codec, upto))
 
 
 async def stored(connection: asyncpg.Connection, view: View[M]) -> Rows[M]:

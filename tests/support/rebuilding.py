@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
-from tests.support.folding import M, Rows, folded, logged
 from tests.support.tallies import QUICK, new, new_view, old
 from tests.support.waiting import until
 
@@ -40,11 +39,6 @@ async def write(connection: asyncpg.Connection, *events: Any) -> int:
     """Append events of things. Returns the position of the last."""
     batch = [Append(uuid4(), each.thing_id, "thing", None, [stored_form(each)], uuid4()) for each in events]
     return (await append(connection, batch))[-1].position
-
-
-async def fold_of_log(connection: asyncpg.Connection, app: App, view: View[M]) -> Rows[M]:
-    """Return the rows after folding the log from its start."""
-    return folded(view, await logged(connection, app.domain.codec))
 
 
 async def generations(connection: asyncpg.Connection, name: str = "Tally") -> list[tuple[int, str]]:

@@ -98,6 +98,7 @@ class Projector(Generic[M]):
     """Maintains the rows of one read model.
 
     sleep: waits between retries where the policy is to stop. clock: seconds, to measure how long folds take.
+    before_commit: called when a batch is folded, before it is written.
     """
 
     def __init__(
@@ -108,14 +109,16 @@ class Projector(Generic[M]):
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        before_commit: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._database = ports.database
         self._log = ports.log
-        self._positions = ports.positions
+        self.positions = ports.positions
         self._view = view
         self._settings = settings
         self._sleep = sleep
         self._clock = clock
+        self.before_commit = before_commit
         self._folder = RowFolder(ports.log, view)
         self._cache = RowCache(self._folder, settings.cache)
         self._unreadable: dict[int, Exception] = {}
@@ -155,9 +158,14 @@ class Projector(Generic[M]):
         self._letters = DeadLetters(self._view.name, generation.number)
         self._set_parked(await self._letters.parked(connection))
         self.progress.position = position
-        self._positions.correct(self._view.name, self._positions.known(self._view.name), position)
-        self._positions.report(self._view.name, position)
+        self.positions.correct(self._view.name, self.positions.known(self._view.name), position)
+        self.positions.report(self._view.name, position)
         return position
+
+    @property
+    def cached(self) -> int:
+        """The number of rows in memory."""
+        return len(self._cache.rows)
 
     def _forget(self) -> None:
         self._cache.rows.clear()
@@ -173,13 +181,13 @@ class Projector(Generic[M]):
     async def _follow(self, position: int, recovered: Callable[[], None]) -> None:
         attempts = 0
         while True:
-            alarms = self._positions.alarms
+            alarms = self.positions.alarms
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
                 await self._retry_parked()
-            known = self._positions.known(LOG)
+            known = self.positions.known(LOG)
             events, reached = await self._log.read_on(position, types=self._folder.types, limit=self._settings.batch)
             if reached <= position:
-                self._positions.correct(LOG, known, reached)
+                self.positions.correct(LOG, known, reached)
                 recovered()
                 await self._wait(position, alarms)
                 continue
@@ -217,7 +225,7 @@ class Projector(Generic[M]):
 
     def _report(self, events: Sequence[Recorded[Event]], reached: int) -> int:
         self.progress.passed([event.recorded_at for event in events], reached)
-        self._positions.report(self._view.name, reached)
+        self.positions.report(self._view.name, reached)
         return reached
 
     async def _retry_parked(self) -> None:
@@ -257,8 +265,8 @@ class Projector(Generic[M]):
         patience = self._settings.poll
         if self._parked:
             patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
-        await self._positions.moved(LOG, position, patience, alarms)
-        if self._positions.known(LOG) <= position:
+        await self.positions.moved(LOG, position, patience, alarms)
+        if self.positions.known(LOG) <= position:
             self._look_at = 0.0  # the interval has ended, or an operator rang for a retry
 
     async def _pause(self, failure: FoldFailed, attempts: int) -> None:
@@ -366,6 +374,8 @@ class Projector(Generic[M]):
         return batch
 
     async def _transact(self, write: Callable[[_Batch[M]], Awaitable[None]], batch: _Batch[M]) -> None:
+        if self.before_commit is not None:
+            await self.before_commit()
         async with self._connection.transaction():
             await self._limit()
             await write(batch)
