@@ -1,11 +1,11 @@
-"""An outage of PostgreSQL is logged in one line at its beginning, one a minute, and one at its end."""
+"""An outage of PostgreSQL, or a read-only server, is logged in one line at its begin, one a minute, one at its end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from headwater.errors import PublicError, Unavailable
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
-from headwater.postgres.database import UNREACHABLE
+from headwater.postgres.database import AWAY
 from headwater.postgres.outage import Outage
 from headwater.server.node import Node
 
@@ -43,38 +43,81 @@ async def ask(node: Node, engine: Engine) -> None:
             await asyncio.wait_for(node.dispatcher.execute(opened), 0.2)
 
 
-async def test_a_node_under_requests_logs_an_outage_in_one_line_a_minute(
-    proxy: Proxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+@asynccontextmanager
+async def under_requests(dsn: str, clock: VirtualClock) -> AsyncIterator[Node]:
+    """A node that serves and works, with five clients that read and write all the time."""
     settings = Settings(poll_seconds=0.1, lease_seconds=1.0)
-    async with Node(bank, settings, proxy.dsn, serve=True, work=True, clock=clock) as node:
+    async with Node(bank, settings, dsn, serve=True, work=True, clock=clock) as node:
         engine = Engine(node.app.schema)
         asking = [asyncio.create_task(ask(node, engine)) for _ in range(5)]
         try:
             await until(lambda: node.appender.counts.commands > 5)
-            caplog.clear()
-            await proxy.go_away()
-            await until(lambda: "PostgreSQL is unreachable" in caplog.text)
-            for minutes in (1, 2):
-                await clock.advance(MINUTE)
-                await until(lambda: f"PostgreSQL has been unreachable for {minutes} min 0 s" in caplog.text)  # noqa: B023 - awaited within the turn
-            assert "database" in await node.troubles()
-            await proxy.listen()
-            await until(lambda: "PostgreSQL answers again after 2 min 0 s" in caplog.text)
-            written = node.appender.counts.commands
-            await until(lambda: node.appender.counts.commands > written)
-            await until(lambda: not node.supervisor.troubles)
+            yield node
         finally:
             for task in asking:
                 task.cancel()
             await asyncio.wait(asking)
+
+
+async def test_a_node_under_requests_logs_an_outage_in_one_line_a_minute(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    async with under_requests(proxy.dsn, clock) as node:
+        caplog.clear()
+        await proxy.go_away()
+        await until(lambda: "PostgreSQL is unreachable" in caplog.text)
+        for minutes in (1, 2):
+            await clock.advance(MINUTE)
+            await until(lambda: f"PostgreSQL has been unreachable for {minutes} min 0 s" in caplog.text)  # noqa: B023 - awaited within the turn
+        assert "database" in await node.troubles()
+        await proxy.listen()
+        await until(lambda: "PostgreSQL answers again after 2 min 0 s" in caplog.text)
+        written = node.appender.counts.commands
+        await until(lambda: node.appender.counts.commands > written)
+        await until(lambda: not node.supervisor.troubles)
     begun, first, second, over = lines(caplog)
     assert begun.startswith("PostgreSQL is unreachable (FileNotFoundError")
     assert first.startswith("PostgreSQL has been unreachable for 1 min 0 s")
     assert second.startswith("PostgreSQL has been unreachable for 2 min 0 s")
     assert over.startswith("PostgreSQL answers again after 2 min 0 s; failures since: appender (")
     assert not [record for record in caplog.records if record.levelno >= logging.INFO and record.exc_info]
+
+
+async def test_a_server_that_becomes_read_only_is_logged_as_an_outage(
+    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failover leaves a process connected to a standby. The setting has the same effect on each statement."""
+    clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    name = await connection.fetchval("select quote_ident(current_database())")
+    async with under_requests(dsn, clock) as node:
+        caplog.clear()
+        await connection.execute(f"alter database {name} set default_transaction_read_only = on")
+        await connection.execute(OTHERS_END)
+        await until(lambda: "PostgreSQL is read-only" in caplog.text)
+        failures = await until(lambda: node.supervisor.troubles.get("appender"))
+        assert failures == "the log cannot be written: the server is a standby, or read-only"
+        await clock.advance(MINUTE)
+        await until(lambda: "PostgreSQL has been read-only for 1 min 0 s" in caplog.text)
+        await connection.execute("set default_transaction_read_only = off")
+        await connection.execute(f"alter database {name} reset default_transaction_read_only")
+        await connection.execute(OTHERS_END)
+        await until(lambda: "PostgreSQL can be written again after 1 min 0 s" in caplog.text)
+        await until(lambda: not node.supervisor.troubles)
+    begun, first, over = lines(caplog)
+    assert begun == (
+        "PostgreSQL is read-only (ReadOnlySQLTransactionError: the server is a standby, or read-only); every part of "
+        "this process tries again until it can be written"
+    )
+    assert first.startswith("PostgreSQL has been read-only for 1 min 0 s (ReadOnlySQLTransactionError: ")
+    assert over.startswith("PostgreSQL can be written again after 1 min 0 s; failures since: appender (")
+
+
+OTHERS_END = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+     where datname = current_database() and pid <> pg_backend_pid()
+"""
+"""Ends the connections of all other sessions, so that their next ones have the database's settings."""
 
 
 class Server:
@@ -98,7 +141,7 @@ async def server() -> Server:
 @pytest.fixture
 async def outage(server: Server) -> AsyncIterator[Outage]:
     """An outage log that runs."""
-    outage = Outage(server.connect, UNREACHABLE, VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)))
+    outage = Outage(server.connect, AWAY, VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)))
     running = asyncio.create_task(outage.run())
     await asyncio.sleep(0)  # it starts
     yield outage
@@ -155,5 +198,5 @@ async def test_an_outage_soon_after_another_is_logged_too(
 
 
 async def test_parts_log_their_own_failures_where_no_outage_log_runs(server: Server) -> None:
-    idle = Outage(server.connect, UNREACHABLE, VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)))
+    idle = Outage(server.connect, AWAY, VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)))
     assert not idle.covers("rebuild", ConnectionError("reset"))

@@ -161,6 +161,7 @@ class Consumer:
                     await self._wait(position, alarms)
                     continue
                 position = await self._advance(connection, position, events, max(reached, position))
+                well()  # now: a log that keeps growing may not let the loop catch up for long
         finally:
             await self._stop_trying()
 

@@ -25,7 +25,7 @@ import msgspec
 from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
 from headwater.eventstore.log import Append, Appended, Verdict, append
 from headwater.eventstore.positions import LOG, Positions
-from headwater.postgres.database import CONNECT_SECONDS, LOST, UNREACHABLE, Database
+from headwater.postgres.database import AWAY, CONNECT_SECONDS, LOST, Database
 from headwater.supervisor import backoff
 from headwater.telemetry import SECONDS, SIZES, Distribution
 
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 LOST_FOR_WRITING: tuple[type[BaseException], ...] = (*LOST, asyncpg.ReadOnlySQLTransactionError)
 """Errors of a connection that cannot be used for writing: it is lost, or its server has become a standby."""
-
-AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.ReadOnlySQLTransactionError)
-"""The same errors, and those of a connection that cannot be made."""
 
 NOT_NOW: tuple[type[BaseException], ...] = (
     asyncpg.InsufficientResourcesError,  # for example a full disk
@@ -186,15 +183,7 @@ class Appender:
             await asyncio.sleep(0 if failures == 1 else backoff(failures - 1))
 
     async def _connect(self) -> asyncpg.Connection:
-        connection = await self._database.connect("appender", seconds=min(CONNECT_SECONDS, self._patience / 2))
-        try:
-            async with asyncio.timeout(self._patience / 2):
-                if await connection.fetchval("select current_setting('transaction_read_only')::boolean"):
-                    raise asyncpg.ReadOnlySQLTransactionError("the server is a standby, or read-only")
-        except BaseException:
-            connection.terminate()
-            raise
-        return connection
+        return await self._database.connect_to_write("appender", seconds=min(CONNECT_SECONDS, self._patience / 2))
 
     def _note_absence(self) -> None:
         """Record that the log is unreachable, and fail the waiting commands if it has been for too long."""

@@ -39,6 +39,9 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
 )
 """Raised when a connection cannot be made: a loss, or a database that does not exist or denies the login."""
 
+AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.ReadOnlySQLTransactionError)
+"""Raised during an outage: a connection cannot be made, or its server has become a standby and cannot be written."""
+
 FAILING: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
 """Every error of PostgreSQL, reachable or not. For work that may be omitted, such as removing a worker's row."""
 
@@ -153,7 +156,7 @@ class Database:
     def __init__(
         self, dsn: str, *, pool_size: int = 10, statement_timeout: float = 10.0, clock: Clock | None = None
     ) -> None:
-        self.outage = Outage(self._answer, UNREACHABLE, clock or SystemClock())
+        self.outage = Outage(self._probe, AWAY, clock or SystemClock())
         self._dsn = dsn
         self._pool_size = pool_size
         self._statement_timeout = statement_timeout
@@ -215,8 +218,24 @@ class Database:
         await self._set_up(connection, _NO_JIT, seconds)
         return connection
 
-    async def _answer(self) -> None:
-        connection = await self.connect("probe", seconds=PROBE_SECONDS)
+    async def connect_to_write(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
+        """Open a connection as `connect` does, to a server that can be written. It answers within `seconds`, too.
+
+        Raises:
+            asyncpg.ReadOnlySQLTransactionError: the server is a standby, or read-only.
+        """
+        connection = await self.connect(name, seconds=seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                if await connection.fetchval("select current_setting('transaction_read_only')::boolean"):
+                    raise asyncpg.ReadOnlySQLTransactionError("the server is a standby, or read-only")
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _probe(self) -> None:
+        connection = await self.connect_to_write("probe", seconds=PROBE_SECONDS)
         connection.terminate()
 
     async def _set_up_pooled(self, connection: asyncpg.Connection) -> None:

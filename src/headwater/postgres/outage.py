@@ -1,13 +1,14 @@
 """One log for an outage of PostgreSQL: a line when it begins, one a minute while it lasts, one when it is over.
 
-An outage reaches every part of a process at once. Each part that meets an unreachable database reports the failure to
-`Outage.covers` instead of logging it. A failure alone does not prove an outage, since PostgreSQL may have ended just
-that connection, so `Outage.run` tries to connect and then decides:
+In an outage PostgreSQL is unreachable, or read-only: after a failover, the server may be a standby for some time. An
+outage reaches every part of a process at once. Each part that meets it reports the failure to `Outage.covers` instead
+of logging it. A failure alone does not prove an outage, since PostgreSQL may have ended just that connection, so
+`Outage.run` tries to connect and then decides:
 
-    reachable -> a failure is reported -> connect -> PostgreSQL answers: log that failure, once a minute -> reachable
-                                                  -> it does not: log the begin -> unreachable
-    unreachable -> connect, with backoff -> still unreachable: log a line a minute
-                                         -> PostgreSQL answers: log the end -> reachable
+    usable -> a failure is reported -> connect -> PostgreSQL can be written: log that failure, once a minute -> usable
+                                               -> it cannot: log the begin -> away
+    away -> connect, with backoff -> still not: log a line a minute
+                                  -> PostgreSQL can be written: log the end -> usable
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ supervisor and the time until a silent connection counts as lost are shorter."""
 
 
 class Outage:
-    """What a process knows about the reachability of its database, and the only place that logs it.
+    """What a process knows about outages of its database, and the only place that logs them.
 
-    connect: returns if PostgreSQL answers. unreachable: what is raised when it does not. clock: of the lines' times.
+    connect: returns if PostgreSQL can be written. away: what is raised when it cannot. clock: of the lines' times.
     """
 
     def __init__(
-        self, connect: Callable[[], Awaitable[object]], unreachable: tuple[type[BaseException], ...], clock: Clock
+        self, connect: Callable[[], Awaitable[object]], away: tuple[type[BaseException], ...], clock: Clock
     ) -> None:
         self._connect = connect
-        self._unreachable = unreachable
+        self._faults = away
         self._clock = clock
         self._reported = asyncio.Event()
         self._failures: dict[str, BaseException] = {}
@@ -68,13 +69,13 @@ class Outage:
             # What a dispatcher answers when the log is unreachable, and for other reasons: no reason to connect.
             if not (self._away or self._failures or self._is_aftermath()):
                 return False
-        elif not isinstance(error, self._unreachable):
+        elif not isinstance(error, self._faults):
             return False
         else:
             self._failures.setdefault(part, error)
             self._reported.set()
         self._affected[part] += 1
-        logger.debug("%s cannot reach PostgreSQL: %r", part, error)
+        logger.debug("%s cannot use PostgreSQL: %r", part, error)
         return True
 
     def count(self, what: str, number: int) -> bool:
@@ -100,21 +101,22 @@ class Outage:
             self._forget()
 
     async def _try_to_connect(self) -> BaseException | None:
-        """Why PostgreSQL is unreachable; None if it answers."""
+        """Return why PostgreSQL is away; None if it can be written."""
         try:
             await self._connect()
-        except self._unreachable as error:
+        except self._faults as error:
             return error
         except asyncpg.PostgresError as error:
             return error
         return None
 
     async def _wait_for_an_answer(self, reason: BaseException) -> None:
-        """Return when PostgreSQL answers again."""
+        """Return when PostgreSQL can be written again."""
+        state, over = _states(reason)
         self._away = True
         began = line = self._clock.now()
         logger.error(
-            "PostgreSQL is unreachable (%s); every part of this process tries again until it answers", _said(reason)
+            "PostgreSQL is %s (%s); every part of this process tries again until it %s", state, _said(reason), over
         )
         failures = 1
         while True:
@@ -127,11 +129,11 @@ class Outage:
             if now - line >= LINE_EVERY:
                 line = now
                 logger.error(
-                    "PostgreSQL has been unreachable for %s (%s); %s", _took(began, now), _said(again), self._effect()
+                    "PostgreSQL has been %s for %s (%s); %s", state, _took(began, now), _said(again), self._effect()
                 )
         self._away = False
         self._over_at = asyncio.get_running_loop().time()
-        logger.warning("PostgreSQL answers again after %s; %s", _took(began, now), self._effect())
+        logger.warning("PostgreSQL %s again after %s; %s", over, _took(began, now), self._effect())
 
     def _log_single_failures(self) -> None:
         """PostgreSQL answers: log each failure as one of its own, at most once a minute for each part.
@@ -161,6 +163,13 @@ class Outage:
         self._failures.clear()
         self._affected.clear()
         self._counts.clear()
+
+
+def _states(reason: BaseException) -> tuple[str, str]:
+    """Return what PostgreSQL is in an outage that begins for this reason, and what it does after it."""
+    if isinstance(reason, asyncpg.ReadOnlySQLTransactionError):
+        return "read-only", "can be written"
+    return "unreachable", "answers"
 
 
 def _said(error: BaseException) -> str:

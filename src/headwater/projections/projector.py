@@ -194,6 +194,7 @@ class Projector(Generic[M]):
             try:
                 position = await self._advance(position, events, reached)
                 attempts = 0
+                recovered()  # now: a log that keeps growing may not let the loop catch up for long
             except FoldFailed as failure:
                 if failure.position - 1 > position:  # what comes before the failure is committed
                     before = [event for event in events if event.position < failure.position]
