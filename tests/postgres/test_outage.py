@@ -34,13 +34,14 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
 
 
-async def ask(node: Node, engine: Engine) -> None:
-    """Send a query and a command for as long as the test runs, as clients do."""
-    while True:
+async def ask(node: Node, engine: Engine, over: asyncio.Event) -> None:
+    """Send queries and commands, as clients do, until the test is over."""
+    while not over.is_set():
         await engine.execute(GraphQLRequest("{ accounts(first: 1) { nodes { id } } }"), Scope(node.serving))
         with suppress(PublicError, TimeoutError):
             opened = OpenAccount(account_id=uuid4(), owner_id=uuid4(), currency="EUR")
-            await asyncio.wait_for(node.dispatcher.execute(opened), 0.2)
+            async with asyncio.timeout(0.2):
+                await node.dispatcher.execute(opened)
 
 
 @asynccontextmanager
@@ -48,15 +49,14 @@ async def under_requests(dsn: str, clock: VirtualClock) -> AsyncIterator[Node]:
     """A node that serves and works, with five clients that read and write all the time."""
     settings = Settings(poll_seconds=0.1, lease_seconds=1.0)
     async with Node(bank, settings, dsn, serve=True, work=True, clock=clock) as node:
-        engine = Engine(node.app.schema)
-        asking = [asyncio.create_task(ask(node, engine)) for _ in range(5)]
+        engine, over = Engine(node.app.schema), asyncio.Event()
+        asking = [asyncio.create_task(ask(node, engine, over)) for _ in range(5)]
         try:
             await until(lambda: node.appender.counts.commands > 5)
             yield node
         finally:
-            for task in asking:
-                task.cancel()
-            await asyncio.wait(asking)
+            over.set()
+            await asyncio.gather(*asking)
 
 
 async def test_a_node_under_requests_logs_an_outage_in_one_line_a_minute(
@@ -95,8 +95,8 @@ async def test_a_server_that_becomes_read_only_is_logged_as_an_outage(
         await connection.execute(f"alter database {name} set default_transaction_read_only = on")
         await connection.execute(OTHERS_END)
         await until(lambda: "PostgreSQL is read-only" in caplog.text)
-        failures = await until(lambda: node.supervisor.troubles.get("appender"))
-        assert failures == "the log cannot be written: the server is a standby, or read-only"
+        reason = "the log cannot be written: the server is a standby, or read-only"
+        await until(lambda: node.supervisor.troubles.get("appender") == reason)
         await clock.advance(MINUTE)
         await until(lambda: "PostgreSQL has been read-only for 1 min 0 s" in caplog.text)
         await connection.execute("set default_transaction_read_only = off")

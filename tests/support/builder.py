@@ -1,4 +1,4 @@
-"""A process that rebuilds the bank's accounts: `builder.py DSN`, started by test_rebuild_killed.
+"""A process that rebuilds the bank's accounts: `builder.py DSN`, started by test_rebuild.
 
 It writes every hundred events and pauses after each write, so that a test can kill it in the middle.
 """
