@@ -40,15 +40,17 @@ END = 2**63 - 1
 LAST_VERSION = 2**31 - 1
 
 WINDOW = 20_000
-"""Positions that a follower searches at once, so that a filter with few matches never hits the statement timeout."""
+"""Positions that a follower searches at once, so that a search with few matches stays below the statement timeout."""
 
 PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event as it is stored. `data` is JSON text of `schema_version`; `recorded_at` is UTC. `command` is the name of
-    the command that led to it, or None."""
+    """An event as it is stored. `data` is JSON text of `schema_version`; `recorded_at` is UTC.
+
+    `command` is the name of the command that led to it; None for a record of a saga.
+    """
 
     position: int
     event_id: UUID
