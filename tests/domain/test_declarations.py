@@ -1,5 +1,5 @@
-"""A mistake in an app's declarations stops the start with a sentence that names the class and the field."""
-# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+"""A mistake in an app's declarations stops the start with an error that names the class and the field."""
+# No `from __future__ import annotations`: annotations are evaluated at once, so that they can name classes of a test.
 
 import enum
 import re
@@ -20,6 +20,7 @@ from bank.users.feature import users
 from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refusal, Seen, View
 from headwater.consumers.leases import LEASES
 from headwater.consumers.scheduler import SCHEDULES
+from headwater.domain.decider import AnyDecider
 from headwater.domain.feature import Domain
 from headwater.domain.fields import Field, Kind, fields_of
 from headwater.domain.graphql_names import KEPT, SAGA_TYPES, TYPES, field_name
@@ -67,7 +68,7 @@ def decider(
     *,
     category: str = "thing",
     key: str = "thing_id",
-) -> Decider[Any, Any, Any]:
+) -> AnyDecider:
     return Decider(category=category, key=key, initial=State(), decide=decide, evolve=evolve)
 
 
@@ -76,20 +77,20 @@ class Thing(ReadModel, key="thing_id"):
 
 
 def fold(row: Any, event: Recorded[Opened]) -> Any:
-    """For any read model."""
+    """A fold of any read model."""
     return row
 
 
 def says(sentence: str) -> Any:
-    """A DefinitionError whose message is just this; `...` stands for a module's name or what Python says."""
+    """Expect a DefinitionError with exactly this message; `...` stands for a module's name or words of Python."""
     return pytest.raises(DefinitionError, match="^" + re.escape(sentence).replace(r"\.\.\.", "[^;]*") + "$")
 
 
-def domain(*deciders: Decider[Any, Any, Any], views: list[View[Any]] | None = None) -> Domain:
+def domain(*deciders: AnyDecider, views: list[View[Any]] | None = None) -> Domain:
     return Domain([Feature(deciders=[decider], views=[]) for decider in deciders] + [Feature(views=views or [])])
 
 
-def test_what_is_right_is_taken() -> None:
+def test_valid_declarations_are_accepted() -> None:
     made = domain(decider(), views=[View(Thing, fold)])
     assert made.decider_of.keys() == {Open}
     assert made.category_of == {Opened: "thing"}
@@ -99,17 +100,18 @@ def test_what_is_right_is_taken() -> None:
 # ------------------------------------------------------------------------------------------------------------- deciders
 
 
-def test_an_event_that_nobody_evolves() -> None:
+def test_a_decided_event_must_be_taken_by_evolve() -> None:
     def decide(command: Open, state: State) -> list[Opened | Closed]:
         return []
 
     with says(
-        "...evolve does not take Closed, which ...decide gives; add it to the annotation of its event and to its match"
+        "...evolve does not take Closed, which ...decide returns; add it to the annotation of its event and to its"
+        " match"
     ):
         decider(decide)
 
 
-def test_a_message_without_its_key() -> None:
+def test_each_message_must_have_the_deciders_key() -> None:
     class Rename(Command):
         name: str
 
@@ -130,7 +132,7 @@ def test_a_message_without_its_key() -> None:
         decider(key="id")
 
 
-def test_annotations_that_are_not_there() -> None:
+def test_decide_and_evolve_must_be_annotated() -> None:
     def bare(command, state):  # type: ignore[no-untyped-def]
         return []
 
@@ -147,7 +149,7 @@ def test_annotations_that_are_not_there() -> None:
             decider(evolve=function)
 
 
-def test_a_decision_that_sees_and_a_decider_that_consults() -> None:
+def test_decide_must_take_seen_exactly_if_its_decider_consults() -> None:
     def seeing(command: Open, state: State, seen: Seen) -> list[Opened]:
         return decide(command, state)
 
@@ -157,23 +159,27 @@ def test_a_decision_that_sees_and_a_decider_that_consults() -> None:
     def three(command: Open, state: State, more: State) -> list[Opened]:
         return decide(command, state)
 
-    def consulting(decide: Callable[..., Any]) -> Decider[Any, Any, Any]:
+    def consulting(decide: Callable[..., Any]) -> AnyDecider:
         return Decider("thing", "thing_id", State(), decide, evolve, consults=lambda command: [])
 
     for function in (seeing, swapped):
-        with says(f"...{function.__name__} takes Seen, but its decider consults nothing; give the Decider `consults=`"):
+        with says(
+            f"...{function.__name__} takes Seen, but its decider consults no streams; give the Decider a `consults=`"
+        ):
             decider(function)
     with says("...three must have 2 parameters, each annotated, and an annotated result"):
         decider(three)
     for unseeing in (decide, swapped, three):
-        with says(f"...{unseeing.__name__} must have a third parameter annotated Seen, for what its decider consults"):
+        with says(
+            f"...{unseeing.__name__} must have a third parameter annotated Seen, because its decider has `consults=`"
+        ):
             consulting(unseeing)
     assert consulting(seeing).commands == (Open,)
 
 
-def test_annotations_that_mean_nothing_here() -> None:
+def test_decide_must_be_annotated_to_return_a_list_of_events() -> None:
     def one(command: Open, state: State) -> Opened:
-        raise AssertionError("it is declared, and never called")
+        raise AssertionError("it is never called")
 
     def nothing(command: Open, state: State) -> None:
         return None
@@ -182,7 +188,7 @@ def test_annotations_that_mean_nothing_here() -> None:
         return {}
 
     for function in (one, nothing, by_name):
-        with says(f"...{function.__name__} must be annotated to return a list of events"):
+        with says(f"...{function.__name__} must have the annotated result list[...], with its events"):
             decider(function)
 
     def unknown(command: "Nowhere", state: State) -> list[Opened]:  # type: ignore[name-defined]  # noqa: F821
@@ -192,7 +198,7 @@ def test_annotations_that_mean_nothing_here() -> None:
         decider(unknown)
 
 
-def test_messages_that_are_none() -> None:
+def test_annotated_messages_must_be_commands_and_events() -> None:
     def text(command: str, state: State) -> list[Opened]:
         return []
 
@@ -205,18 +211,18 @@ def test_messages_that_are_none() -> None:
     def evolve_commands(state: State, event: Opened | Open) -> State:
         return state
 
-    with says("...text: <class 'str'> is not Command of Headwater"):
+    with says("...text: <class 'str'> must be a subclass of Command"):
         decider(text)
-    with says("...swapped: <class '...Opened'> is not Command of Headwater"):
+    with says("...swapped: <class '...Opened'> must be a subclass of Command"):
         decider(swapped)
-    with says("...numbers: <class 'int'> is not Event of Headwater"):
+    with says("...numbers: <class 'int'> must be a subclass of Event"):
         decider(numbers)
-    with says("...evolve_commands: <class '...Open'> is not Event of Headwater"):
+    with says("...evolve_commands: <class '...Open'> must be a subclass of Event"):
         decider(evolve=evolve_commands)
 
 
 @pytest.mark.parametrize("version", [0, -1, 40_000])
-def test_a_version_that_cannot_be_stored(version: int) -> None:
+def test_an_events_version_must_fit_the_log(version: int) -> None:
     with says(f"Odd: version={version} must be a whole number from 1 to 32767"):
 
         class Odd(Event, version=version):
@@ -245,7 +251,7 @@ WORDS = (
         (bytes | None, "bytes | None"),
     ],
 )
-def test_a_field_that_cannot_be_carried(annotation: Any, spelled: str) -> None:
+def test_a_field_must_have_a_type_that_headwater_carries(annotation: Any, spelled: str) -> None:
     class Odd(Event):
         thing_id: UUID
         value: annotation
@@ -260,7 +266,7 @@ def test_a_field_that_cannot_be_carried(annotation: Any, spelled: str) -> None:
         decider(decide_odd, evolve_odd)
 
 
-def test_a_field_that_cannot_be_carried_in_a_command_a_refusal_and_a_read_model() -> None:
+def test_the_types_of_fields_are_checked_in_commands_refusals_and_read_models() -> None:
     class Odd(Command):
         thing_id: UUID
         value: bytes
@@ -289,16 +295,16 @@ def test_a_field_that_cannot_be_carried_in_a_command_a_refusal_and_a_read_model(
         View(OddThing, fold)
 
 
-def test_a_list_of_optional_values() -> None:
+def test_a_list_cannot_have_optional_values() -> None:
     class Odd(Command):
         thing_id: UUID
         values: list[int | None]
 
-    with says("Odd.values: a list of optional values is not carried; leave None out"):
+    with says("Odd.values: the values of a list cannot be None; leave `| None` out"):
         fields_of(Odd)
 
 
-def test_bounds_of_what_is_no_decimal() -> None:
+def test_exact_bounds_decimals_only() -> None:
     class Odd(Command):
         value: Annotated[int, Exact(above=0)]
 
@@ -306,7 +312,7 @@ def test_bounds_of_what_is_no_decimal() -> None:
         fields_of(Odd)
 
 
-def test_bounds_of_a_list_of_decimals_stand_inside_the_list() -> None:
+def test_exact_must_stand_inside_a_list() -> None:
     class Odd(Command):
         values: Annotated[list[Decimal], Exact(above=0)]
 
@@ -322,7 +328,7 @@ def test_bounds_of_a_list_of_decimals_stand_inside_the_list() -> None:
         Annotated[list[Annotated[Decimal, Meta(ge=0)]], Meta(max_length=3)],
     ],
 )
-def test_bounds_of_a_decimal_that_msgspec_does_not_know(annotation: Any) -> None:
+def test_meta_cannot_bound_a_decimal(annotation: Any) -> None:
     class Odd(Command):
         value: annotation
 
@@ -333,7 +339,7 @@ def test_bounds_of_a_decimal_that_msgspec_does_not_know(annotation: Any) -> None
         fields_of(Odd)
 
 
-def test_a_decimal_may_be_described_and_a_list_of_them_bounded() -> None:
+def test_meta_may_describe_a_decimal_and_bound_a_list_of_decimals() -> None:
     class Right(Command):
         value: Annotated[Decimal, Meta(description="How much.")]
         values: Annotated[list[Decimal], Meta(max_length=3)]
@@ -341,7 +347,7 @@ def test_a_decimal_may_be_described_and_a_list_of_them_bounded() -> None:
     assert [each.kind for each in fields_of(Right)] == [Kind.DECIMAL, Kind.DECIMAL]
 
 
-def test_an_enum_without_members() -> None:
+def test_an_enum_must_have_members() -> None:
     class Nothing(enum.Enum):
         pass
 
@@ -352,7 +358,7 @@ def test_an_enum_without_members() -> None:
         fields_of(Odd)
 
 
-def test_a_bound_that_fits_no_value_of_its_type() -> None:
+def test_a_bound_must_fit_the_type_of_its_field() -> None:
     class Odd(Command):
         thing_id: UUID
         text: Annotated[str, Meta(gt=0)]
@@ -365,13 +371,13 @@ def test_a_bound_that_fits_no_value_of_its_type() -> None:
 
 
 @pytest.mark.parametrize("name", ["code", "message", "facts", "args"])
-def test_a_field_that_every_refusal_has(name: str) -> None:
+def test_a_refusals_field_cannot_have_the_name_of_an_attribute_of_every_refusal(name: str) -> None:
     namespace = {"__annotations__": {name: str}, "__module__": __name__}
     with says(f"Odd.{name}: every refusal has a `{name}` of its own; rename it"):
         types.new_class("Odd", (Refusal,), {}, lambda body: body.update(namespace))
 
 
-def test_a_field_whose_annotation_is_unknown() -> None:
+def test_an_annotation_of_a_field_must_be_resolvable() -> None:
     class Odd(Command):
         value: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
 
@@ -379,7 +385,7 @@ def test_a_field_whose_annotation_is_unknown() -> None:
         fields_of(Odd)
 
 
-def test_the_fields_of_a_class() -> None:
+def test_fields_of_returns_kind_and_bounds_of_each_field() -> None:
     class Full(Command):
         thing_id: UUID
         amount: Annotated[Decimal, Exact(places=2)]
@@ -399,7 +405,7 @@ def test_the_fields_of_a_class() -> None:
 # --------------------------------------------------------------------------------------------------- names, and the app
 
 
-def test_two_events_with_one_name() -> None:
+def test_two_events_cannot_have_one_stored_name() -> None:
     class Other(Event, name="Opened"):
         other_id: UUID
 
@@ -416,7 +422,7 @@ def test_two_events_with_one_name() -> None:
         domain(decider(), decider(decide_other, evolve_other, category="other", key="other_id"))
 
 
-def test_a_message_of_two_deciders() -> None:
+def test_a_message_cannot_belong_to_two_deciders() -> None:
     class Do(Command):
         thing_id: UUID
 
@@ -429,7 +435,7 @@ def test_a_message_of_two_deciders() -> None:
         domain(decider(), decider(decide_other, category="other"))
 
 
-def test_two_things_with_one_name() -> None:
+def test_two_declarations_of_one_kind_cannot_have_one_name() -> None:
     class Open2(Command, name="open"):
         thing_id: UUID
 
@@ -445,27 +451,27 @@ def test_two_things_with_one_name() -> None:
     def evolve2(state: State, event: Opened2) -> State:
         return state
 
-    with says("Two of the app's features bring a category named 'Thing'"):
+    with says("The app has two declarations of a category named 'Thing'; rename one of them"):
         domain(decider(), decider(decide2, evolve2, category="Thing"))
-    with says("Two of the app's features bring a command named 'open'"):
+    with says("The app has two declarations of a command named 'open'; rename one of them"):
         domain(decider(), decider(decide2, evolve2, category="other"))
-    with says("Streams of the category 'saga Thing' are a saga's own; name the decider otherwise"):
+    with says("The category 'saga Thing' is kept for the streams of sagas; give the decider another category"):
         domain(decider(category="saga Thing"))
-    with says("Two of the app's features bring a read model named 'THING'"):
+    with says("The app has two declarations of a read model named 'THING'; rename one of them"):
         domain(decider(), views=[View(Thing, fold), View(Thing2, fold)])
 
 
 # --------------------------------------------------------------------------------------------------- names in GraphQL
 
 
-def asks(*commands: type[Command]) -> list[Decider[Any, Any, Any]]:
-    """A decider for each command, of things of its own."""
+def deciders_of(*commands: type[Command]) -> list[AnyDecider]:
+    """Return a decider for each command."""
 
-    def one(command: type[Command]) -> Decider[Any, Any, Any]:
+    def one(command: type[Command]) -> AnyDecider:
         class Happened(Event, name=f"{command.__name__}Happened"):
             thing_id: UUID
 
-        def decide_one(asked: command, state: State) -> list[Happened]:  # type: ignore[valid-type]  # at run time
+        def decide_one(given: command, state: State) -> list[Happened]:  # type: ignore[valid-type]  # at run time
             return []
 
         def evolve_one(state: State, event: Happened) -> State:
@@ -485,10 +491,10 @@ def refusal(name: str) -> type[Refusal]:
 
 
 BOTH = "would both be `{}` in GraphQL; rename one of them"
-NO_NAME = "is no name in GraphQL; use the letters A to Z, digits and underscores, and begin with a letter"
+NO_NAME = "is not a valid name in GraphQL; use the letters A to Z, digits and underscores, and begin with a letter"
 
 
-def test_two_refusals_with_one_name() -> None:
+def test_two_refusals_cannot_have_one_name() -> None:
     class Do(Command, refuses=[refusal("No")]):
         thing_id: UUID
 
@@ -499,20 +505,20 @@ def test_two_refusals_with_one_name() -> None:
         thing_id: UUID
 
     with says(f"the refusal ...No and the refusal ...No {BOTH.format('No')}"):
-        domain(*asks(Do, Redo))
+        domain(*deciders_of(Do, Redo))
     with says(f"the refusal ...VersionConflict and the refusal ...VersionConflict {BOTH.format('VersionConflict')}"):
-        domain(*asks(Undo))
+        domain(*deciders_of(Undo))
 
 
-def test_two_refusals_with_one_code() -> None:
+def test_two_refusals_cannot_have_one_code() -> None:
     class Do(Command, refuses=[refusal("NotOpen"), refusal("Not_Open")]):
         thing_id: UUID
 
     with says(f"the refusal ...NotOpen and the refusal ...Not_Open {BOTH.format('NOT_OPEN')}"):
-        domain(*asks(Do))
+        domain(*deciders_of(Do))
 
 
-def test_two_enums_with_one_name() -> None:
+def test_two_enums_cannot_have_one_name() -> None:
     class Do(Command):
         thing_id: UUID
         shade: colour("RED")  # type: ignore[valid-type]
@@ -522,10 +528,10 @@ def test_two_enums_with_one_name() -> None:
         shade: colour("BLUE")  # type: ignore[valid-type]
 
     with says(f"the enum ...Shade and the enum ...Shade {BOTH.format('Shade')}"):
-        domain(*asks(Do, Redo))
+        domain(*deciders_of(Do, Redo))
 
 
-def test_two_fields_that_become_one() -> None:
+def test_two_fields_cannot_have_one_name_in_graphql() -> None:
     class Do(Command):
         thing_id: UUID
         thingId: str  # noqa: N815 - the mistake
@@ -543,14 +549,14 @@ def test_two_fields_that_become_one() -> None:
         other_thing = Link(Thing, by="thing_id")
 
     with says(f"Do.thing_id and Do.thingId {BOTH.format('thingId')}"):
-        domain(*asks(Do))
+        domain(*deciders_of(Do))
     with says(f"No.what_for and No.whatFor {BOTH.format('whatFor')}"):
-        domain(*asks(Redo))
+        domain(*deciders_of(Redo))
     with says(f"Linked.otherThing and Linked.other_thing {BOTH.format('otherThing')}"):
         domain(decider(), views=[View(Thing, fold), View(Linked, fold)])
 
 
-def test_what_is_no_name() -> None:
+def test_names_must_be_valid_in_graphql() -> None:
     class Do(Command, name="do it"):
         thing_id: UUID
 
@@ -563,47 +569,47 @@ def test_what_is_no_name() -> None:
         shade: colour("RED", "GRÜN")  # type: ignore[valid-type]
 
     with says(f"the command ...Do: 'do it' {NO_NAME}"):
-        domain(*asks(Do))
+        domain(*deciders_of(Do))
     with says(f"Redo.größe: 'größe' {NO_NAME}"):
-        domain(*asks(Redo))
+        domain(*deciders_of(Redo))
     with says(f"Shade.GRÜN: 'GRÜN' {NO_NAME}"):
-        domain(*asks(Undo))
+        domain(*deciders_of(Undo))
 
 
 @pytest.mark.parametrize("name", ["true", "false", "null"])
-def test_a_member_that_is_a_value_of_graphqls_own(name: str) -> None:
+def test_an_enum_member_cannot_be_a_literal_of_graphql(name: str) -> None:
     class Do(Command):
         thing_id: UUID
         shade: colour("RED", name)  # type: ignore[valid-type]
 
-    with says(f"Shade.{name}: no member of an enum is called so in GraphQL, where it is a value of its own; rename it"):
-        domain(*asks(Do))
+    with says(f"Shade.{name}: an enum's member cannot have this name, because it is a literal of GraphQL; rename it"):
+        domain(*deciders_of(Do))
 
 
 @pytest.mark.parametrize("name", ["and_", "or_", "not_"])
-def test_a_field_that_a_filter_has(name: str) -> None:
+def test_a_read_models_field_cannot_have_the_name_of_a_combinator_of_filters(name: str) -> None:
     with says(f"Thing.{name}: a filter has `{name[:-1]}` of its own; rename it"):
         domain(decider(), views=[named("Thing", **{name: str})])
 
 
 @pytest.mark.parametrize("name", ["root", "info", "at_least", "as_of", "atLeast", "asOf"])
-def test_a_key_that_is_another_argument(name: str) -> None:
-    sentence = "a key cannot be called so, since Headwater has an argument of that name beside it; rename it"
+def test_a_key_cannot_have_the_name_of_another_argument(name: str) -> None:
+    sentence = "a key cannot have this name, because an argument of Headwater has it; rename the key"
     with says(f"Thing.{name}: {sentence}"):
         domain(decider(), views=[named("Thing", name)])
-    # As any other field it is one among others.
+    # Any other field may have the name.
     domain(decider(), views=[named("Thing", **{name: str})])
 
 
-def test_fields_that_become_one_order() -> None:
+def test_two_fields_cannot_result_in_one_member_of_the_order() -> None:
     with says(f"Thing.ab and Thing.aB {BOTH.format('AB_ASC')}"):
         domain(decider(), views=[named("Thing", ab=str, aB=int)])
     made = domain(decider(), views=[named("Thing", ab=str, aB=bool, AB=list[str], a_c=str)])
     assert "AB_ASC" in print_schema(schema_of(made))
 
 
-def test_a_field_is_called_the_same_wherever_it_is_named() -> None:
-    """In the schema, where Strawberry names it, and in paths and sentences, where Headwater does."""
+def test_headwater_and_strawberry_give_a_field_the_same_name() -> None:
+    """Strawberry names the fields of the schema. Headwater names them in paths and messages."""
     names = ["type_", "_x", "a__b", "URL", "a_1", "x2_y", "thingId_", "_as_of", "Up_down", "a_B_CD"]
 
     Do = types.new_class(  # noqa: N806 - a class
@@ -614,12 +620,12 @@ def test_a_field_is_called_the_same_wherever_it_is_named() -> None:
             {"__annotations__": {"thing_id": UUID, **dict.fromkeys(names, str)}, "__module__": __name__}
         ),
     )
-    made = schema_of(domain(*asks(Do)))._schema.type_map["DoInput"]
+    made = schema_of(domain(*deciders_of(Do)))._schema.type_map["DoInput"]
     assert isinstance(made, GraphQLInputObjectType)
     assert list(made.fields) == list(map(field_name, ["thing_id", *names]))
 
 
-def test_names_that_are_made_of_others() -> None:
+def test_a_name_cannot_clash_with_a_generated_name() -> None:
     class Do(Command, refuses=[refusal("DoAccepted")]):
         thing_id: UUID
 
@@ -639,9 +645,9 @@ def test_names_that_are_made_of_others() -> None:
         thing_id: UUID
 
     with says(f"the refusal ...DoAccepted and the accepted type of the command ...Do {BOTH.format('DoAccepted')}"):
-        domain(*asks(Do))
+        domain(*deciders_of(Do))
     with says(f"the command ...DoIt and the command ...Redo {BOTH.format('doIt')}"):
-        domain(*asks(DoIt, Redo))
+        domain(*deciders_of(DoIt, Redo))
     with says(f"OpenAccepted.version and the read model ...Version {BOTH.format('version')}"):
         domain(decider(), views=[View(Version, fold)])
     with says(f"a type of Headwater's own and the read model ...OpenFilter {BOTH.format('Event')}"):
@@ -651,11 +657,14 @@ def test_names_that_are_made_of_others() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(KEPT))
-def test_what_headwater_keeps_itself_has_no_other_under_its_name(name: str) -> None:
+def test_a_read_model_cannot_have_the_name_of_a_unit_or_position_of_headwater(name: str) -> None:
     class Mine(ReadModel, key="thing_id", name=name):
         thing_id: UUID
 
-    with says(f"the read model ...Mine: Headwater has something of its own named {name!r}; give it another name"):
+    with says(
+        f"the read model ...Mine: Headwater itself has a unit or position named {name!r}; give the read model another"
+        " name"
+    ):
         domain(decider(), views=[View(Mine, fold)])
 
     class Yours(ReadModel, key="thing_id", name=name.capitalize()):
@@ -665,7 +674,7 @@ def test_what_headwater_keeps_itself_has_no_other_under_its_name(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["saga Thing", "reactor thing"])
-def test_what_is_kept_for_sagas_and_reactors_is_no_name_of_a_read_model(name: str) -> None:
+def test_the_name_of_a_unit_of_a_saga_or_reactor_is_no_valid_read_model_name(name: str) -> None:
     class Mine(ReadModel, key="thing_id", name=name):
         thing_id: UUID
 
@@ -673,18 +682,18 @@ def test_what_is_kept_for_sagas_and_reactors_is_no_name_of_a_read_model(name: st
         domain(decider(), views=[View(Mine, fold)])
 
 
-def test_the_names_of_what_headwater_keeps_are_known() -> None:
+def test_the_reserved_names_are_those_of_the_units_and_positions() -> None:
     assert {LOG, LEASES, SCHEDULES} == KEPT
 
 
-def test_an_internal_command_has_no_name_in_graphql() -> None:
+def test_the_name_of_an_internal_command_is_not_checked_for_graphql() -> None:
     class Do(Command, name="do it", internal=True, refuses=[refusal("RedoInput")]):
         thing_id: UUID
 
-    assert domain(*asks(Do)).decider_of.keys() == {Do}
+    assert domain(*deciders_of(Do)).decider_of.keys() == {Do}
 
 
-def test_the_types_of_headwaters_own_are_those_that_the_schema_has() -> None:
+def test_the_reserved_types_are_those_that_headwater_adds_to_a_schema() -> None:
     class Everything(ReadModel, key="thing_id"):
         thing_id: UUID
         text: str
@@ -714,7 +723,7 @@ def test_the_types_of_headwaters_own_are_those_that_the_schema_has() -> None:
 # ---------------------------------------------------------------------------------------------------------- read models
 
 
-def test_a_fold_without_its_events() -> None:
+def test_a_fold_must_be_annotated_with_its_events() -> None:
     def bare(row, event):  # type: ignore[no-untyped-def]
         return row
 
@@ -733,7 +742,7 @@ def test_a_fold_without_its_events() -> None:
         View(Thing, unknown)
 
 
-def test_a_fold_of_an_event_that_does_not_happen() -> None:
+def test_a_view_cannot_fold_an_event_of_no_decider() -> None:
     def fold_closed(row: Thing | None, event: Recorded[Opened | Closed]) -> Thing | None:
         return row
 
@@ -741,7 +750,7 @@ def test_a_fold_of_an_event_that_does_not_happen() -> None:
         domain(decider(), views=[View(Thing, fold_closed)])
 
 
-def test_a_read_model_without_its_key() -> None:
+def test_the_key_of_a_read_model_must_be_a_uuid_field() -> None:
     class Keyless(ReadModel, key="other_id"):
         thing_id: UUID
 
@@ -759,7 +768,7 @@ def test_a_read_model_without_its_key() -> None:
         View(Maybe, fold)
 
 
-def test_an_event_that_finds_no_row() -> None:
+def test_a_folded_event_must_have_the_key_unless_the_view_has_a_route() -> None:
     class Owner(ReadModel, key="owner_id"):
         owner_id: UUID
 
@@ -777,7 +786,7 @@ def test_an_event_that_finds_no_row() -> None:
 
 
 @pytest.mark.parametrize("name", ["id", "position"])
-def test_a_column_that_headwater_gives(name: str) -> None:
+def test_a_read_model_cannot_have_a_field_that_every_row_has(name: str) -> None:
     namespace = {"__annotations__": {"thing_id": UUID, name: int}, "__module__": __name__}
     model: type[ReadModel] = types.new_class(
         "Odd", (ReadModel,), {"key": "thing_id"}, lambda body: body.update(namespace)
@@ -786,22 +795,22 @@ def test_a_column_that_headwater_gives(name: str) -> None:
         View(model, fold)
 
 
-def test_an_index_on_nothing() -> None:
+def test_an_index_must_name_fields() -> None:
     class Odd(ReadModel, key="thing_id", indexes=["thing_id", ("thing_id", "colour")]):
         thing_id: UUID
 
-    with says("Odd: the index on `colour` names no field of it"):
+    with says("Odd: it has no field `colour`, which `indexes` names"):
         View(Odd, fold)
 
 
 def named(name: str, key: str = "thing_id", /, **columns: Any) -> View[Any]:
-    """A read model of that name."""
+    """Return a view of a read model with this name, key and columns."""
     namespace = {"__annotations__": {key: UUID, **columns}, "__module__": __name__}
     model: type[ReadModel] = types.new_class(name, (ReadModel,), {"key": key}, lambda body: body.update(namespace))
     return View(model, fold, route=lambda event: event.thing_id)
 
 
-def test_names_that_are_too_long_for_postgresql() -> None:
+def test_names_longer_than_those_of_postgresql_are_refused() -> None:
     domain(decider(), views=[named("A" + "b" * 55, **{"c" * 63: int})])
     too_long = f"A{'b' * 56}: 'a{'b' * 56}' is too long for the name of its tables, which has 56 bytes at most; "
     with says(too_long + "give it a shorter name, class ...(ReadModel, name=...)"):
@@ -811,12 +820,12 @@ def test_names_that_are_too_long_for_postgresql() -> None:
 
 
 @pytest.mark.parametrize("name", ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"])
-def test_a_column_that_postgresql_gives(name: str) -> None:
+def test_a_read_model_cannot_have_the_name_of_a_system_column(name: str) -> None:
     with says(f"Thing.{name}: PostgreSQL gives each table a column `{name}` of its own; rename it"):
         domain(decider(), views=[named("Thing", **{name: str})])
 
 
-def test_read_models_that_would_share_a_table() -> None:
+def test_two_read_models_cannot_have_one_table() -> None:
     with says("BankAccount and Bank_Account would both be read.bank_account; rename one of them"):
         domain(decider(), views=[named("BankAccount"), named("Bank_Account")])
     taken = "a name that a table or an index of Account can have; rename it"
@@ -826,7 +835,7 @@ def test_read_models_that_would_share_a_table() -> None:
     domain(decider(), views=[named("Account"), named("Account2"), named("Account_x"), named("Other_1")])
 
 
-def test_a_link_to_nothing() -> None:
+def test_a_link_must_name_a_uuid_field_and_a_read_model_of_the_app() -> None:
     class Linked(ReadModel, key="thing_id"):
         thing_id: UUID
         name: str
@@ -841,10 +850,10 @@ def test_a_link_to_nothing() -> None:
         thing_id: UUID
         other = Link(Thing, by="thing_id")
 
-    with says("Linked.other: `by=other_id` must be a field of it, of type UUID"):
+    with says("Linked.other: `by=other_id` must name a field of Linked, of type UUID"):
         View(Linked, fold)
-    with says("LinkedByName.other: `by=name` must be a field of it, of type UUID"):
+    with says("LinkedByName.other: `by=name` must name a field of LinkedByName, of type UUID"):
         View(LinkedByName, fold)
-    with says("Right.other links to Thing, which no feature brings"):
+    with says("Right.other links to Thing, which no feature contains"):
         domain(decider(), views=[View(Right, fold)])
     assert domain(decider(), views=[View(Right, fold), View(Thing, fold)]).view_of.keys() == {Right, Thing}

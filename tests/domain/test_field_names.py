@@ -49,14 +49,14 @@ NOT_IN_REFUSALS = {"code", "message", "args"}
 
 
 def message(kind: type[Any], name: str, fields: list[str], **keywords: Any) -> Any:
-    """A class of a message with these text fields, and its key."""
+    """Return a class with these text fields and the key."""
     annotations: dict[str, Any] = {"thing_id": UUID, **dict.fromkeys(fields, str)}
     make: Any = type(kind)
     return make(name, (kind,), {"__annotations__": annotations, "__module__": __name__}, **keywords)
 
 
 class Taken(Refusal):
-    """It is taken."""
+    """The name is in use."""
 
 
 Odd: Any = type(
@@ -109,13 +109,13 @@ async def ask(node: Node, query: str) -> Any:
     return json.loads(result.json)["data"]
 
 
-def test_the_keywords_of_a_class_are_not_its_fields() -> None:
+def test_fields_with_the_names_of_class_keywords_do_not_change_the_declaration() -> None:
     assert Make.__declared__ == CommandDeclaration("Make", (Taken, Odd), creates=True, internal=False)
     assert Made.__declared__ == EventDeclaration("Made", 3)
     assert Thing.__declared__ == ReadModelDeclaration("Thing", "thing_id", 1, (("name",), ("key",)))
 
 
-async def test_fields_of_any_name_go_from_the_mutation_to_the_row(start: Start) -> None:
+async def test_fields_with_names_of_the_framework_reach_the_row_from_the_mutation(start: Start) -> None:
     node = await start(app)
     given = ", ".join(f'{camel(name)}: "{name} of it"' for name in IN_COMMANDS_AND_EVENTS)
     shown = " ".join(camel(name) for name in NAMES)
@@ -142,7 +142,7 @@ async def test_fields_of_any_name_go_from_the_mutation_to_the_row(start: Start) 
         assert await connection.fetchval("select internal from read.thing") == "internal of it"
 
 
-async def test_facts_of_any_name_reach_the_client(start: Start) -> None:
+async def test_facts_with_names_of_the_framework_reach_the_client(start: Start) -> None:
     node = await start(app)
     names = [name for name in NAMES if name not in NOT_IN_REFUSALS]
     values = {name: f"{name} of it" for name in IN_COMMANDS_AND_EVENTS} | {"internal": "odd"}
@@ -172,14 +172,14 @@ def test_a_read_model_cannot_have_a_field_that_every_row_has(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["__declared__", "__declare__", "__struct_fields__", "__init__", "__post_init__"])
 @pytest.mark.parametrize("kind", [Command, Event, ReadModel, Refusal])
-def test_a_field_cannot_have_a_name_that_python_keeps(kind: type[Any], name: str) -> None:
+def test_a_field_cannot_have_a_name_between_double_underscores(kind: type[Any], name: str) -> None:
     keywords = {"key": "thing_id"} if kind is ReadModel else {}
     with pytest.raises(DefinitionError, match=f"^Thing.{name}: "):
         message(kind, "Thing", [name], **keywords)
 
 
 @pytest.mark.parametrize("name", ["key", "name", "version", "indexes", "model_key", "links"])
-def test_a_link_may_have_the_name_of_a_keyword(name: str) -> None:
+def test_a_link_may_have_the_name_of_a_class_keyword(name: str) -> None:
     class Other(ReadModel, key="thing_id"):
         thing_id: UUID
 

@@ -1,4 +1,4 @@
-"""Messages as they are stored and read again, what a refusal says, and identifiers that sort by time."""
+"""Messages and their JSON, class keywords, refusals, and ids that sort by time."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_event_is_stored_as_json_with_exact_decimals() -> None:
     }
 
 
-def test_an_event_comes_back_as_it_was() -> None:
+def test_a_decoded_event_equals_the_encoded_one() -> None:
     assert Codec([Everything]).decode("all", 3, encode(EVERYTHING)) == EVERYTHING
 
 
@@ -91,7 +91,7 @@ def test_an_event_comes_back_as_it_was() -> None:
     ),
     st.text(st.characters(codec="utf-8", exclude_characters="\0")),
 )
-def test_no_digit_and_no_letter_is_lost(amount: Decimal, text: str) -> None:
+def test_decimals_and_texts_are_decoded_without_loss(amount: Decimal, text: str) -> None:
     class One(Event):
         amount: Decimal
         text: str
@@ -101,7 +101,7 @@ def test_no_digit_and_no_letter_is_lost(amount: Decimal, text: str) -> None:
     assert (back.amount.as_tuple(), back.text) == (amount.as_tuple(), text)
 
 
-def test_an_event_of_another_time_zone_is_the_same_moment() -> None:
+def test_a_time_of_another_zone_is_decoded_as_the_same_moment() -> None:
     moment = datetime(2026, 1, 2, 5, tzinfo=timezone(timedelta(hours=2)))
 
     class At(Event):
@@ -112,7 +112,7 @@ def test_an_event_of_another_time_zone_is_the_same_moment() -> None:
     assert back.at == moment
 
 
-def test_the_name_and_version_are_the_contract_not_the_module() -> None:
+def test_an_event_is_read_by_name_and_version_whatever_its_module() -> None:
     class Moved(Event, name="all", version=3):
         text: str
 
@@ -136,7 +136,7 @@ def test_the_name_and_version_are_the_contract_not_the_module() -> None:
         ("Simple", 1, "{", "A stored Simple of version 1 does not fit its class: Input data was truncated"),
     ],
 )
-def test_what_cannot_be_read_is_said(name: str, version: int, data: str, sentence: str) -> None:
+def test_an_event_that_cannot_be_decoded_is_a_log_error(name: str, version: int, data: str, sentence: str) -> None:
     with pytest.raises(LogError) as caught:
         Codec([Everything, Simple]).decode(name, version, data)
     assert str(caught.value).startswith(sentence)
@@ -150,8 +150,8 @@ class Zoned(Event):
 
 
 @pytest.mark.parametrize("zone", ["Europe", "Nowhere"])
-def test_whatever_a_class_raises_is_of_the_log(zone: str) -> None:
-    """The first is an OSError, which would be taken for a fault of the database and waited out."""
+def test_an_error_of_an_events_own_post_init_is_a_log_error(zone: str) -> None:
+    """The error of the first zone is an OSError, which must not be taken for an unreachable database."""
     with pytest.raises(LogError, match=r"^A stored Zoned of version 1 cannot be read: \w+Error: "):
         Codec([Zoned]).decode("Zoned", 1, f'{{"zone":"{zone}"}}')
 
@@ -186,11 +186,11 @@ def test_an_event_that_could_not_be_read_back_is_not_encoded(event: Event, sente
     assert str(caught.value).startswith(f"Odd cannot be written, since it could not be read back as it is: {sentence}")
 
 
-def test_what_is_read_back_as_another_type_with_all_that_it_says_is_encoded() -> None:
+def test_a_value_that_is_read_back_as_another_type_with_equal_content_is_encoded() -> None:
     assert json.loads(encode(Odd(reals=(1.0,))))["reals"] == [1.0]  # type: ignore[arg-type]  # a tuple, as may be
 
 
-def test_two_events_of_one_name() -> None:
+def test_two_events_cannot_have_one_stored_name() -> None:
     class Other(Event, name="all"):
         pass
 
@@ -199,7 +199,7 @@ def test_two_events_of_one_name() -> None:
     Codec([Everything, Everything])
 
 
-def test_an_event_that_json_cannot_carry() -> None:
+def test_an_event_must_have_fields_that_json_can_carry() -> None:
     class Odd(Event):
         value: complex | bytes | list[int] | tuple[int]
 
@@ -217,14 +217,14 @@ def test_messages_are_frozen_and_keyword_only() -> None:
         Simple("text")  # type: ignore[call-arg]
 
 
-def test_a_subclass_has_a_name_of_its_own() -> None:
+def test_a_subclass_does_not_inherit_name_and_version() -> None:
     class Special(Everything):
         pass
 
     assert (Special.__declared__.name, Special.__declared__.version) == ("Special", 1)
 
 
-def test_a_command_says_what_it_refuses_and_creates_and_who_asks_for_it() -> None:
+def test_class_keywords_of_a_command_are_kept_in_its_declaration() -> None:
     class Do(Command, refuses=[VersionConflict], creates=True, internal=True, name="Act"):
         """Do something."""
 
@@ -281,10 +281,10 @@ def test_a_wrong_class_keyword_is_a_definition_error(root: Any, keywords: dict[s
 
 
 class SeatTaken(Refusal):
-    """Somebody else
-    sits there.
+    """Another guest
+    has the seat.
 
-    What follows is for those who read the code.
+    This paragraph is not part of the message.
     """
 
     row: int
@@ -298,17 +298,17 @@ class HTTPRefused(Refusal):
 def test_a_refusal_is_data() -> None:
     refusal = SeatTaken(row=3)
     assert refusal.code == "SEAT_TAKEN"
-    assert refusal.message == str(refusal) == "Somebody else sits there."
+    assert refusal.message == str(refusal) == "Another guest has the seat."
     assert refusal.facts == {"row": 3, "seat": "a"}
     assert repr(refusal) == "SeatTaken(row=3, seat='a')"
 
 
-def test_a_refusal_without_a_docstring_says_its_code() -> None:
+def test_the_message_of_a_refusal_without_a_docstring_is_its_code() -> None:
     assert HTTPRefused().message == "HTTP_REFUSED"
     assert HTTPRefused().facts == {}
 
 
-def test_a_refusal_is_raised_and_hashed_like_any_exception() -> None:
+def test_a_refusal_is_hashed_by_identity_like_any_exception() -> None:
     one, same = SeatTaken(row=3), SeatTaken(row=3)
     assert len({one, same}) == 2
     with pytest.raises(SeatTaken) as caught:
@@ -316,7 +316,7 @@ def test_a_refusal_is_raised_and_hashed_like_any_exception() -> None:
     assert caught.value is one
 
 
-def test_what_every_command_may_refuse() -> None:
+def test_the_refusals_of_every_command_have_codes_and_facts() -> None:
     invalid = InvalidInput(["email"], "Expected something else")
     assert (invalid.code, invalid.message) == ("INVALID_INPUT", "Expected something else")
     conflict = VersionConflict(expected_version=1, actual_version=2)
@@ -340,7 +340,7 @@ def test_a_code_is_the_name_in_constant_case(name: str, code: str) -> None:
 # ------------------------------------------------------------------------------------------------------------------ ids
 
 
-def test_new_ids_are_of_version_7_and_all_different() -> None:
+def test_new_ids_have_version_7_and_differ() -> None:
     before = time.time_ns() // 1_000_000
     ids = [new_id() for _ in range(1000)]
     after = time.time_ns() // 1_000_000
@@ -357,6 +357,6 @@ def test_new_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.int >> 80 for each in ids] == [0, 1, 2, 3, 4]
 
 
-def test_a_derived_id_is_the_same_each_time() -> None:
+def test_a_derived_id_depends_on_its_arguments_only() -> None:
     assert derived_id(A, "account_id") == derived_id(A, "account_id") == UUID("fe1f8014-94d0-5fd9-aade-4a4759768fb3")
     assert len({derived_id(A, "x"), derived_id(A, "y"), derived_id(UUID(int=2), "x")}) == 3

@@ -40,7 +40,7 @@ def recorded(stream_id: UUID, event_id: UUID) -> Recorded[MoneyDeposited]:
     return Recorded(data, 1, stream_id, 1, datetime(2026, 1, 1, tzinfo=UTC), event_id, uuid4(), uuid4())
 
 
-def test_what_is_right_is_taken() -> None:
+def test_a_valid_reactor_is_accepted() -> None:
     made = Reactor("mail", react)
     assert made.events == (MoneyDeposited, MoneyWithdrawn)
     assert made.within == timedelta(seconds=30)
@@ -48,20 +48,20 @@ def test_what_is_right_is_taken() -> None:
     assert domain(made, Reactor("ledger", react, on_failure=Park())).reactors[0] is made
 
 
-def test_the_key_is_of_the_reactor_and_the_event() -> None:
+def test_an_idempotency_key_depends_on_the_reactor_and_the_event() -> None:
     one, other, event_id = Reactor("one", react), Reactor("other", react), uuid4()
     event = recorded(uuid4(), event_id)
     assert one.key_for(event) == one.key_for(event) == str(derived_id(event_id, "reactor one"))
     assert len({one.key_for(event), other.key_for(event), one.key_for(recorded(event.stream_id, uuid4()))}) == 3
 
 
-def test_order_is_the_streams_unless_told_otherwise() -> None:
+def test_events_are_ordered_by_stream_unless_the_reactor_has_an_order() -> None:
     event = recorded(uuid4(), uuid4())
     assert Reactor("one", react).order_of(event) == event.stream_id
     assert Reactor("one", react, order=lambda data: data.account_id).order_of(event) == UUID(int=1)
 
 
-def test_a_function_that_cannot_react() -> None:
+def test_react_must_be_async_and_annotated() -> None:
     def blocking(event: Recorded[MoneyDeposited], key: str) -> None: ...
     async def bare(event, key):  # type: ignore[no-untyped-def]
         pass
@@ -83,7 +83,7 @@ def test_a_function_that_cannot_react() -> None:
         Reactor("mail", unknown)
 
 
-def test_numbers_and_names_that_make_no_sense() -> None:
+def test_invalid_names_timeouts_and_failure_policies_are_refused() -> None:
     with says("A reactor's name is letters, digits and underscores, not 'a mail'"):
         Reactor("a mail", react)
     with says("mail: within=0:00:00 must be above 0"):
@@ -93,19 +93,19 @@ def test_numbers_and_names_that_make_no_sense() -> None:
             Reactor("mail", react, on_failure=policy)  # type: ignore[arg-type]
 
 
-def test_an_event_that_does_not_happen() -> None:
+def test_a_reactor_cannot_take_an_event_of_no_decider() -> None:
     async def react_elsewhere(event: Recorded[MoneyDeposited | Elsewhere], key: str) -> None: ...
 
     with says("The reactor mail takes Elsewhere, which no decider's evolve takes"):
         domain(Reactor("mail", react_elsewhere))
 
 
-def test_two_with_one_name() -> None:
-    with says("Two of the app's features bring a reactor named 'Mail'"):
+def test_two_reactors_cannot_have_one_name() -> None:
+    with says("The app has two declarations of a reactor named 'Mail'; rename one of them"):
         domain(Reactor("mail", react), Reactor("Mail", react))
 
 
-def test_the_guides_example_is_a_feature_of_the_bank() -> None:
+def test_the_example_of_the_guide_is_a_valid_feature() -> None:
     example = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[0]
     said: dict[str, Any] = {"__name__": "guide"}
     exec(example, said)  # it is our own

@@ -231,12 +231,14 @@ def test_a_saga_that_takes_no_event_of_a_decider_is_refused() -> None:
     def evolve_alone(state: int, event: Nudge) -> int:
         return state
 
-    with definition_error("The saga Thing takes no event of any decider: it would never begin"):
+    with definition_error(
+        "The saga Thing takes no event of any decider, so that it would never begin; add one to its `react`"
+    ):
         domain(saga(react=react_alone, evolve=evolve_alone))
 
 
 def test_two_sagas_whose_names_differ_only_in_case_are_refused() -> None:
-    with definition_error("Two of the app's features bring a saga named 'THING'"):
+    with definition_error("The app has two declarations of a saga named 'THING'; rename one of them"):
         domain(saga(), saga("THING"))
 
 

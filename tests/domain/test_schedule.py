@@ -95,7 +95,7 @@ def test_a_schedule_without_a_name_is_rejected(name: str) -> None:
 
 def test_two_schedules_of_one_app_cannot_share_a_name() -> None:
     one, other = (Schedule(name, ring, every=timedelta(hours=1)) for name in ("bell", "Bell"))
-    with pytest.raises(DefinitionError, match="Two of the app's features bring a schedule named 'Bell'"):
+    with pytest.raises(DefinitionError, match="The app has two declarations of a schedule named 'Bell'"):
         Domain([Feature(schedules=[one]), Feature(schedules=[other])])
     assert Domain([Feature(schedules=[one]), Feature()]).schedules == (one,)
 

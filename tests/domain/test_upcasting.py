@@ -1,5 +1,5 @@
-"""Upcasters: what older code wrote is read as the newest shape, and a chain with a hole stops the start."""
-# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+"""Upcasters: events of older shapes are read in the newest one, and a chain of steps with a gap stops the start."""
+# No `from __future__ import annotations`: annotations are evaluated at once, so that they can name classes of a test.
 
 import json
 import re
@@ -57,19 +57,19 @@ def codec(*upcasters: Upcaster) -> Codec:
 
 
 def says(sentence: str, error: type[Exception] = DefinitionError) -> Any:
-    """An error whose message is just this; `...` stands for what others say."""
+    """Expect an error with exactly this message; `...` stands for words of msgspec."""
     return pytest.raises(error, match="^" + re.escape(sentence).replace(r"\.\.\.", ".*") + "$")
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def test_what_is_of_today_is_read_as_it_is() -> None:
+def test_an_event_of_the_current_version_is_read_unchanged() -> None:
     event = codec(RENAMED, CURRENCY).decode("Paid", 3, '{"amount": "1.10", "currency": "USD", "payer": null}')
     assert event == Paid(amount=Decimal("1.10"), currency="USD", payer=None)
 
 
-def test_a_field_that_came_later_has_its_default() -> None:
+def test_a_newer_field_has_its_default_in_an_older_event() -> None:
     read = codec(CURRENCY).decode
     assert read("Paid", 2, '{"amount": "1.10", "payer": "Ada"}') == Paid(
         amount=Decimal("1.10"), currency="EUR", payer="Ada"
@@ -83,7 +83,7 @@ class Tagged(Event, version=3):
     tags: list[str]
 
 
-def test_a_default_is_of_one_event_only() -> None:
+def test_a_step_that_changes_a_default_does_not_change_the_next_event() -> None:
     def tag(stored: dict[str, Any]) -> dict[str, Any]:
         stored["tags"].append("old")
         return stored
@@ -93,18 +93,18 @@ def test_a_default_is_of_one_event_only() -> None:
     assert [read("Tagged", 1, "{}") for _ in range(3)] == [Tagged(tags=["old"])] * 3
 
 
-def test_another_name_and_shape_and_then_a_default() -> None:
+def test_steps_with_a_new_name_a_new_shape_and_a_default_follow_one_another() -> None:
     event = codec(RENAMED, CURRENCY).decode("Payment", 2, '{"amount": "5", "first": "Ada", "last": "Lovelace"}')
     assert event == Paid(amount=Decimal(5), currency="EUR", payer="Ada Lovelace")
 
 
-def test_what_one_event_becomes_is_told_by_its_data() -> None:
+def test_a_split_chooses_the_type_by_the_data_of_the_event() -> None:
     read = codec(SPLIT, WHY).decode
     assert read("StatusChanged", 1, '{"status": "FROZEN", "why": "asked"}') == Frozen(why="asked")
     assert read("StatusChanged", 1, '{"status": "CLOSED", "why": "asked"}') == Closed(why="ASKED")
 
 
-def test_a_version_without_a_step_is_not_read() -> None:
+def test_reading_a_version_without_a_step_is_an_error() -> None:
     with says("The log holds Paid of version 1; this app reads version 2 and 3", LogError):
         codec(CURRENCY).decode("Paid", 1, "{}")
     with says("The log holds events of type 'Payed', which no class of this app reads", LogError):
@@ -120,7 +120,7 @@ def test_a_version_without_a_step_is_not_read() -> None:
         ),
         (
             lambda stored: stored.update(currency="EUR"),
-            "The upcaster from Paid version 2 gave None, not a dict",
+            "The upcaster from Paid version 2 returned None, not a dict",
         ),
         (
             lambda stored: {"amount": "much", "currency": "EUR", "payer": None},
@@ -132,22 +132,22 @@ def test_a_version_without_a_step_is_not_read() -> None:
         ),
     ],
 )
-def test_a_wrong_step_is_named(to: Any, sentence: str) -> None:
+def test_the_error_of_a_failing_step_names_it(to: Any, sentence: str) -> None:
     with says(sentence, LogError):
         codec(Upcaster("Paid", from_version=2, to=to)).decode("Paid", 2, '{"amount": "1"}')
 
 
 @pytest.mark.parametrize("given", [("Lost", {}), {"why": "asked"}, ("Closed",), None])
-def test_a_split_into_something_else_is_named(given: Any) -> None:
+def test_the_error_of_a_split_into_another_type_names_it(given: Any) -> None:
     split = Upcaster("StatusChanged", from_version=1, to_type=["Frozen"], to=lambda _: given)
     with says(
-        f"The upcaster from StatusChanged version 1 gave {given!r}, not (type, dict) with one of its types: Frozen",
+        f"The upcaster from StatusChanged version 1 returned {given!r}, not (type, dict) with one of its types: Frozen",
         LogError,
     ):
         codec(split).decode("StatusChanged", 1, "{}")
 
 
-def test_a_stored_text_that_is_no_object_is_named() -> None:
+def test_reading_a_text_that_is_no_json_object_is_an_error() -> None:
     with says("A stored Paid of version 2 does not fit its class: ...", LogError):
         codec(CURRENCY).decode("Paid", 2, "[]")
 
@@ -155,7 +155,7 @@ def test_a_stored_text_that_is_no_object_is_named() -> None:
 # ----------------------------------------------------------------------------------------------------- names to ask for
 
 
-def test_who_asks_for_a_class_asks_for_all_its_names() -> None:
+def test_stored_names_are_those_of_all_steps_that_lead_to_a_class() -> None:
     all_of_them = codec(RENAMED, CURRENCY, SPLIT, WHY)
     assert all_of_them.stored_names([Paid]) == ["Paid", "Payment"]
     assert all_of_them.stored_names([Frozen]) == ["Frozen", "StatusChanged"]
@@ -163,7 +163,7 @@ def test_who_asks_for_a_class_asks_for_all_its_names() -> None:
     assert codec().stored_names([Paid]) == ["Paid"]
 
 
-def test_what_a_kind_may_be_read_as() -> None:
+def test_classes_of_returns_every_class_that_a_stored_kind_may_become() -> None:
     all_of_them = codec(RENAMED, CURRENCY, SPLIT, WHY)
     assert all_of_them.classes_of("StatusChanged", 1) == {Frozen, Closed}
     assert all_of_them.classes_of("Payment", 2) == {Paid}
@@ -178,17 +178,17 @@ def test_what_a_kind_may_be_read_as() -> None:
     [
         (
             [Upcaster("Paid", from_version=1)],
-            "The upcaster from Paid version 1 leads to Paid version 2, and nothing leads on to version 3, that of its "
-            "class; add the step from there",
+            "The upcaster from Paid version 1 leads to Paid version 2, but its class has version=3; "
+            "add the upcaster from version 2",
         ),
         (
             [Upcaster("Paid", from_version=3)],
             "The upcaster from Paid version 3 is never used, since the class that is stored as 'Paid' has version=3; "
-            "raise it to 4, or take the step out",
+            "raise it to 4, or remove the upcaster",
         ),
         (
             [CURRENCY, Upcaster("Paid", from_version=2)],
-            "The upcaster from Paid version 2 is there twice; each type and version has one way on",
+            "The upcaster from Paid version 2 is there twice; remove one of them",
         ),
         (
             [Upcaster("Payment", from_version=1, to_type="Payed")],
@@ -203,20 +203,20 @@ def test_what_a_kind_may_be_read_as() -> None:
         (
             [Upcaster("Payment", from_version=1, to_type="Paid", to_version=4)],
             "The upcaster from Payment version 1 leads to Paid version 4, but the class that is stored so has "
-            "version=3; raise it, or take the step out",
+            "version=3; raise it, or remove the upcaster",
         ),
         (
             [SPLIT],
-            "The upcaster from StatusChanged version 1 leads to Closed version 1, and nothing leads on to version 2, "
-            "that of its class; add the step from there",
+            "The upcaster from StatusChanged version 1 leads to Closed version 1, but its class has version=2; "
+            "add the upcaster from version 1",
         ),
         (
             [Upcaster("A", from_version=1, to_type="B"), Upcaster("B", from_version=1, to_type="A")],
-            "The upcasters go in a circle: A 1 -> B 1 -> A 1; none of these becomes an event of today",
+            "The upcasters go in a circle: A 1 -> B 1 -> A 1; none of these becomes an event of a current class",
         ),
     ],
 )
-def test_a_chain_that_does_not_arrive_is_refused(upcasters: Sequence[Upcaster], sentence: str) -> None:
+def test_a_chain_that_does_not_end_in_a_current_class_is_refused(upcasters: Sequence[Upcaster], sentence: str) -> None:
     with says(sentence):
         codec(*upcasters)
 
@@ -231,19 +231,20 @@ def test_a_chain_that_does_not_arrive_is_refused(upcasters: Sequence[Upcaster], 
         ),
         (
             {"from_version": 1, "to_version": 3},
-            "The upcaster from Paid version 1: `to_version` belongs to a new name, `to_type`; a step is one version up",
+            "The upcaster from Paid version 1: `to_version` needs a new name, `to_type`; without one the "
+            "version increases by 1",
         ),
         (
             {"from_version": 1, "to_type": []},
-            "The upcaster from Paid version 1: `to_type=[]` leads nowhere; name what the event becomes",
+            "The upcaster from Paid version 1: `to_type=[]` is empty; name the types that the event becomes",
         ),
         (
             {"from_version": 1, "to_type": ["Frozen", "Closed"]},
-            "The upcaster from Paid version 1: with several types, `to` must say which: it gives (type, dict)",
+            "The upcaster from Paid version 1: with several types it needs a function `to`, which returns (type, dict)",
         ),
     ],
 )
-def test_a_step_that_cannot_be_one_is_refused(options: dict[str, Any], sentence: str) -> None:
+def test_contradicting_arguments_of_an_upcaster_are_refused(options: dict[str, Any], sentence: str) -> None:
     with says(sentence):
         Upcaster("Paid", **options)
 
@@ -253,7 +254,7 @@ def test_a_step_that_cannot_be_one_is_refused(options: dict[str, Any], sentence:
 
 @dataclass
 class History:
-    """A made-up past: steps, the classes of today, and for each kind of the past what its events become."""
+    """A generated chain of upcasters. current: the versions of the current classes. oldest: the kind at its start."""
 
     upcasters: list[Upcaster]
     current: dict[str, int]
@@ -261,7 +262,7 @@ class History:
 
 
 def stamping(added: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A step that leaves its name in the event."""
+    """Return a step that adds its name to the event."""
     return lambda stored: {**stored, "steps": [*stored["steps"], added]}
 
 
@@ -271,7 +272,7 @@ def choosing(way: str, stamp: Callable[[dict[str, Any]], dict[str, Any]]) -> Any
 
 @st.composite
 def histories(draw: st.DrawFn) -> History:
-    """A chain of up to eight steps: another shape, a default, another name, or a split of which one way goes on."""
+    """Return a chain of up to eight steps: new shapes, defaults, new names, and splits of which one type goes on."""
     upcasters: list[Upcaster] = []
     names = (f"T{number}" for number in range(100))
     name, version = oldest = next(names), draw(st.integers(1, 5))
@@ -303,7 +304,7 @@ def event_class(name: str, version: int, defaults: Sequence[str]) -> type[Event]
 
 @settings(max_examples=200, deadline=None)
 @given(histories(), st.integers(-(2**60), 2**60))
-def test_any_chain_gives_the_newest_shape(history: History, number: int) -> None:
+def test_any_chain_results_in_the_newest_shape(history: History, number: int) -> None:
     defaults = [name for each in history.upcasters for name in each.defaults]
     classes = [event_class(name, version, defaults) for name, version in history.current.items()]
     codec = Codec(classes, history.upcasters)
@@ -328,21 +329,21 @@ def stored_withdrawal(version: int, **fields: str) -> Event:
     )
 
 
-def test_a_withdrawal_of_version_1_did_not_say_what_it_left() -> None:
+def test_a_withdrawal_of_version_1_has_no_balance() -> None:
     assert stored_withdrawal(1) == MoneyWithdrawn(account_id=A, amount=Decimal("2.50"), balance=None)
     assert stored_withdrawal(2, balance="7.50") == MoneyWithdrawn(
         account_id=A, amount=Decimal("2.50"), balance=Decimal("7.50")
     )
 
 
-def test_the_balance_is_right_whichever_version_was_withdrawn() -> None:
+def test_the_decider_subtracts_withdrawals_of_both_versions() -> None:
     before = Account(status=AccountStatus.OPEN, balance=Decimal(10))
     for event in (stored_withdrawal(1), stored_withdrawal(2, balance="7.50")):
         after = accounts.evolve(before, event)  # type: ignore[arg-type]  # it is a withdrawal
         assert after == Account(status=AccountStatus.OPEN, balance=Decimal("7.50"))
 
 
-def test_the_row_is_right_whichever_version_was_withdrawn() -> None:
+def test_the_read_model_subtracts_withdrawals_of_both_versions() -> None:
     opened = app.domain.codec.decode(
         "AccountOpened", 1, json.dumps({"account_id": str(A), "owner_id": str(A), "currency": "EUR"})
     )

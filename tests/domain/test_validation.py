@@ -73,12 +73,12 @@ def refused(command: type[Command], values: dict[str, Any]) -> tuple[list[str], 
         (Exact(at_most=5), "5.01", "Expected at most 5"),
     ],
 )
-def test_bounds_of_a_decimal(bounds: Exact, value: str, complaint: str | None) -> None:
+def test_exact_returns_the_bound_that_a_decimal_breaks(bounds: Exact, value: str, complaint: str | None) -> None:
     assert bounds.complaint(Decimal(value)) == complaint
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value="-1e30", max_value="1e30"))
-def test_digits_and_places_are_those_that_one_writes(value: Decimal) -> None:
+def test_exact_counts_the_digits_of_the_decimal_written_out(value: Decimal) -> None:
     whole, _, fraction = f"{value.copy_abs():f}".partition(".")
     digits = len(whole.lstrip("0") if value else whole) + len(fraction)
     assert Exact(digits=digits).complaint(value) is None
@@ -89,7 +89,7 @@ def test_digits_and_places_are_those_that_one_writes(value: Decimal) -> None:
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
-def test_what_is_valid_becomes_a_command() -> None:
+def test_valid_input_becomes_a_command() -> None:
     values = {"account_id": A, "amount": Decimal("0.10")}
     assert command_from(Deposit, values) == Deposit(account_id=A, amount=Decimal("0.10"))
     given = {"order_id": str(A), "notes": ["a", "é"], "prices": [Decimal("1.5")], "count": 9, "comment": None}
@@ -104,7 +104,7 @@ def test_what_is_valid_becomes_a_command() -> None:
         (Decimal(0), "Expected more than 0"),
         (Decimal("0.001"), "Expected at most 2 decimal places"),
         (Decimal("1E+18"), "Expected at most 18 digits"),
-        # However it is spelled.
+        # The same complaints about decimals that come as text or as whole numbers.
         ("NaN", "Expected a finite decimal"),
         ("-1", "Expected more than 0"),
         ("0.001", "Expected at most 2 decimal places"),
@@ -114,7 +114,7 @@ def test_what_is_valid_becomes_a_command() -> None:
         (None, "Expected a decimal, got nothing"),
     ],
 )
-def test_an_amount_out_of_bounds(amount: object, complaint: str) -> None:
+def test_an_amount_out_of_bounds_is_invalid_input(amount: object, complaint: str) -> None:
     assert refused(Deposit, {"account_id": A, "amount": amount}) == (["amount"], complaint)
 
 
@@ -133,13 +133,15 @@ def test_an_amount_out_of_bounds(amount: object, complaint: str) -> None:
         ({"email": "a@\udfff"}, ["email"], "Expected text without NUL characters and lone surrogates"),
     ],
 )
-def test_text_that_breaks_a_rule(values: dict[str, Any], path: list[str], complaint: str) -> None:
+def test_text_that_breaks_a_bound_is_invalid_input_with_its_path(
+    values: dict[str, Any], path: list[str], complaint: str
+) -> None:
     right = {"user_id": A, "email": "ada@example.org", "name": "Ada"}
     assert command_from(RegisterUser, right) == RegisterUser(user_id=A, email="ada@example.org", name="Ada")
     assert refused(RegisterUser, right | values) == (path, complaint)
 
 
-def test_a_pattern_holds_for_the_whole_value() -> None:
+def test_a_pattern_must_match_the_whole_value() -> None:
     for currency in ("eur", "EURO", "EU", "EUR ", "EUR\n"):
         path, _ = refused(OpenAccount, {"account_id": A, "owner_id": A, "currency": currency})
         assert path == ["currency"], repr(currency)
@@ -164,20 +166,22 @@ def test_a_pattern_holds_for_the_whole_value() -> None:
         ({"comment": "\0"}, ["comment"], "Expected text without NUL characters and lone surrogates"),
     ],
 )
-def test_lists_and_optional_values(values: dict[str, Any], path: list[str], complaint: str) -> None:
+def test_the_path_of_an_invalid_list_element_has_its_index(
+    values: dict[str, Any], path: list[str], complaint: str
+) -> None:
     assert refused(Order, {"order_id": A} | values) == (path, complaint)
 
 
-def test_a_value_that_is_missing() -> None:
+def test_a_missing_value_is_invalid_input() -> None:
     assert refused(Deposit, {"account_id": A}) == ([], "Object missing required field `amount`")
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
-def test_text_that_postgresql_can_hold_is_taken(text: str) -> None:
+def test_text_that_postgresql_can_store_is_accepted(text: str) -> None:
     assert command_from(Order, {"order_id": A, "comment": text}).comment == text
 
 
 @given(st.text(), st.sampled_from(["\0", "\ud800", "\udbff", "\udc00", "\udfff"]), st.text())
-def test_text_that_postgresql_cannot_hold_is_not(before: str, odd: str, after: str) -> None:
+def test_text_that_postgresql_cannot_store_is_invalid_input(before: str, odd: str, after: str) -> None:
     path, _ = refused(Order, {"order_id": A, "comment": before + odd + after})
     assert path == ["comment"]

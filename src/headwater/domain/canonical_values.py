@@ -1,8 +1,8 @@
 """The canonical form of a value in a row: the form in which PostgreSQL returns it.
 
 PostgreSQL keeps the moment of a time but not its zone, the digits of a decimal but not its exponent, the day of a date
-but not its hours, and a zero in a list but not its sign. Rows that a fold returns are brought into this form at once,
-so that a fold cannot tell whether its row was read from the table or was still in memory.
+but not its hours, and a zero in a list but not its sign. The rows of a fold are converted to this form at once, so that
+a row in memory is the same as one read from the table.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from headwater.domain.fields import Field, Kind
 from headwater.domain.value_rules import MOST_WHOLE_DIGITS
 
 Canonical: TypeAlias = Callable[[Any], Any]
-"""From a value to its canonical form: the same object if it is in that form already."""
+"""Converts a value to its canonical form. Returns the same object if it already has that form."""
 
 
 def canonical_form_of(field: Field) -> Canonical | None:
-    """Return the function that brings a field's values into canonical form; None where every value is in it."""
+    """Return the function that converts a field's values; None if every value has the canonical form."""
     canonical = _CANONICAL.get(field.kind)
     if canonical is None or not field.many:
         return canonical
@@ -28,7 +28,7 @@ def canonical_form_of(field: Field) -> Canonical | None:
 
 
 def _of_each(canonical: Canonical) -> Canonical:
-    """Return the function for lists: they are stored as JSON, and their elements take the same form as columns."""
+    """Return the function for lists. Lists are stored as JSON, with elements in the same form as columns."""
 
     def of_list(values: Any) -> Any:
         if values is None:
@@ -44,19 +44,19 @@ def _is(one: object, other: object) -> bool:
 
 
 def _time(moment: Any) -> Any:
-    """In UTC. A time without a zone stays as it is, and is refused when the row is stored."""
+    """Return the time in UTC. A time without a zone is returned unchanged; storing the row fails."""
     if moment is None or moment.tzinfo is UTC or moment.tzinfo is None:
         return moment
     return moment.astimezone(UTC)
 
 
 def _date(day: Any) -> Any:
-    """As a date. Type checkers accept a datetime where a date is declared."""
+    """Return a date. Type checkers accept a datetime where a date is declared."""
     return day.date() if isinstance(day, datetime) else day
 
 
 def _float(number: Any) -> Any:
-    """As a float without a sign before zero. Type checkers accept an int where a float is declared.
+    """Return a float, with zero unsigned. Type checkers accept an int where a float is declared.
 
     A column keeps the sign of -0.0, but a list does not, since it is stored as JSON.
     """
@@ -68,7 +68,7 @@ def _float(number: Any) -> Any:
 
 
 def _decimal(number: Any) -> Any:
-    """Without an exponent above zero and without a sign before zero. The decimal places stay."""
+    """Return a decimal without an exponent above zero, with zero unsigned. The decimal places stay."""
     if type(number) is not Decimal:
         return None if number is None else _decimal(Decimal(number))
     text = str(number)
@@ -81,7 +81,7 @@ def _plain(number: Decimal) -> Decimal:
     if not number:
         return Decimal(0)
     if number.adjusted() >= MOST_WHOLE_DIGITS:
-        return number  # refused when the row is stored; written out, it could fill the memory
+        return number  # storing the row fails; written out, it could fill the memory
     return Decimal(f"{number:f}")
 
 

@@ -134,9 +134,7 @@ class Decider(Generic[C, S, E]):
     events: tuple[type[Event], ...] = field(init=False)
     snapshots: SnapshotPolicy | None = field(init=False)
 
-    if (
-        TYPE_CHECKING
-    ):  # `decide` takes `seen` exactly if there is a `consults`, which a dataclass's signature cannot say
+    if TYPE_CHECKING:  # overloads: `decide` takes `seen` exactly if there is a `consults`
 
         @overload
         def __init__(
@@ -176,8 +174,8 @@ class Decider(Generic[C, S, E]):
         forgotten = [event.__name__ for event in decided if event not in events]
         if forgotten:
             raise DefinitionError(
-                f"{self._name(self.evolve)} does not take {', '.join(forgotten)}, which {self._name(self.decide)} gives"
-                "; add it to the annotation of its event and to its match"
+                f"{self._name(self.evolve)} does not take {', '.join(forgotten)}, which {self._name(self.decide)}"
+                " returns; add it to the annotation of its event and to its match"
             )
         for message in (*commands, *events):
             self._require_key(message)
@@ -186,7 +184,7 @@ class Decider(Generic[C, S, E]):
         object.__setattr__(self, "snapshots", self._read_snapshots())
 
     def decided(self, command: C, state: S, seen: Seen | None = None) -> Sequence[E]:
-        """Return the events that `decide` gives. `seen` is ignored if the decider consults no other streams."""
+        """Return the events of `decide`. `seen` is ignored if the decider consults no other streams."""
         decide: Callable[..., Sequence[E]] = self.decide
         return decide(command, state) if self.consults is None else decide(command, state, seen)
 
@@ -205,7 +203,9 @@ class Decider(Generic[C, S, E]):
     def _read_decide(self) -> tuple[tuple[type[Command], ...], tuple[type[Event], ...]]:
         (command, *_), answer = _annotations(self.decide, 3 if self._takes_seen() else 2)
         if not get_args(answer) or not _is_sequence(get_origin(answer)):
-            raise DefinitionError(f"{self._name(self.decide)} must be annotated to return a list of events")
+            raise DefinitionError(
+                f"{self._name(self.decide)} must have the annotated result list[...], with its events"
+            )
         return (
             self._arms(self.decide, command, Command),
             self._arms(self.decide, get_args(answer)[0], Event),
@@ -216,11 +216,13 @@ class Decider(Generic[C, S, E]):
         taken, _ = _hints(self.decide)
         if self.consults is None and Seen in taken:
             raise DefinitionError(
-                f"{self._name(self.decide)} takes Seen, but its decider consults nothing; give the Decider `consults=`"
+                f"{self._name(self.decide)} takes Seen, but its decider consults no streams; give the Decider a"
+                " `consults=`"
             )
         if self.consults is not None and taken[2:] != [Seen]:
             raise DefinitionError(
-                f"{self._name(self.decide)} must have a third parameter annotated Seen, for what its decider consults"
+                f"{self._name(self.decide)} must have a third parameter annotated Seen, because its decider has"
+                " `consults=`"
             )
         return self.consults is not None
 
@@ -230,7 +232,9 @@ class Decider(Generic[C, S, E]):
 
     def _read_snapshots(self) -> SnapshotPolicy | None:
         if self.fold_version < 1 or (self.snapshot_every or 0) < 0:
-            raise DefinitionError(f"{self.category}: fold_version begins at 1, and snapshot_every at 0, which is never")
+            raise DefinitionError(
+                f"{self.category}: fold_version must be 1 or more; snapshot_every must be 0 (no snapshots) or more"
+            )
         if self.snapshot_every == 0:
             return None
         (state, _), _ = _annotations(self.evolve, 2)
@@ -245,7 +249,7 @@ class Decider(Generic[C, S, E]):
         arms = union_arms(annotation)
         for arm in arms:
             if not (isinstance(arm, type) and issubclass(arm, root)):
-                raise DefinitionError(f"{self._name(function)}: {arm} is not {root.__name__} of Headwater")
+                raise DefinitionError(f"{self._name(function)}: {arm} must be a subclass of {root.__name__}")
         return arms
 
     def _require_key(self, message: type[Any]) -> None:

@@ -1,4 +1,4 @@
-"""A feature: what one folder of a domain brings, as lists that one can read. An app is a list of features."""
+"""Features: lists of declarations, one for each folder of a domain. An app is a list of features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headwater.domain.decider import Decider
+from headwater.domain.decider import AnyDecider
 from headwater.domain.fields import fields_of
 from headwater.domain.graphql_names import check_names
 from headwater.domain.messages import Command, Event
@@ -25,9 +25,9 @@ _RECORD_NAMES = frozenset(record.__declared__.name for record in RECORDS)
 
 @dataclass(frozen=True)
 class Feature:
-    """What a part of a domain brings."""
+    """The declarations of one part of a domain."""
 
-    deciders: Sequence[Decider[Any, Any, Any]] = ()
+    deciders: Sequence[AnyDecider] = ()
     views: Sequence[View[Any]] = ()
     upcasters: Sequence[Upcaster] = ()
     sagas: Sequence[Saga[Any, Any]] = ()
@@ -36,10 +36,10 @@ class Feature:
 
 
 class Domain:
-    """Everything that an app's features bring, checked once against each other.
+    """All declarations of an app's features, checked against each other.
 
     Raises:
-        DefinitionError: two things have one name, or something refers to what no feature brings.
+        DefinitionError: two declarations have one name, or one refers to a declaration that no feature contains.
     """
 
     def __init__(self, features: Iterable[Feature]) -> None:
@@ -54,7 +54,7 @@ class Domain:
         self.sagas = tuple(saga for feature in features for saga in feature.sagas)
         self.reactors = tuple(reactor for feature in features for reactor in feature.reactors)
         self.codec = Codec(
-            # The records also where there is no saga: the log may have those of one that was taken out.
+            # The records also without sagas: the log may have those of a saga that the app no longer has.
             (*self.category_of, *self._messages(), *RECORDS),
             (upcaster for feature in features for upcaster in feature.upcasters),
         )
@@ -68,11 +68,11 @@ class Domain:
         )
 
     def complaint_about(self, category: str, name: str, version: int) -> str | None:
-        """Why events that are stored so cannot be read by this app; None when they can."""
-        if category.startswith(SAGA_PREFIX):  # its saga may have been taken out, and its records are Headwater's
+        """Return why the app cannot read events of this category, type and version; None if it can."""
+        if category.startswith(SAGA_PREFIX):  # the app may no longer have the saga; its records are Headwater's own
             return None if name in _RECORD_NAMES else f"{name} is no record of a saga"
         if category not in self.decider_named:
-            return f"no feature of this app brings the category {category!r}"
+            return f"no feature of this app has a decider of the category {category!r}"
         try:
             classes = self.codec.classes_of(name, version)
         except LogError as error:
@@ -82,8 +82,8 @@ class Domain:
                 return f"it would be read as {event.__name__}, which belongs to {self.category_of[event]} in this app"
         return None
 
-    def _commands(self) -> dict[type[Command], Decider[Any, Any, Any]]:
-        owners: dict[type[Command], Decider[Any, Any, Any]] = {}
+    def _commands(self) -> dict[type[Command], AnyDecider]:
+        owners: dict[type[Command], AnyDecider] = {}
         for decider in self.deciders:
             for command in decider.commands:
                 if command in owners:
@@ -107,42 +107,45 @@ class Domain:
         return owners
 
     def _messages(self) -> list[type[Event]]:
-        """The sagas' own messages: events of theirs that no decider has."""
+        """Return the messages that sagas send to themselves: their events that no decider has."""
         return list(
             dict.fromkeys(event for saga in self.sagas for event in saga.events if event not in self.category_of)
         )
 
     def saga_named(self, name: str) -> Saga[Any, Any]:
-        """The saga of that name. Raises KeyError when there is none."""
+        """Return the saga of this name. Raises KeyError if there is none."""
         return {saga.name: saga for saga in self.sagas}[name]
 
     def view_named(self, name: str) -> View[Any]:
-        """The view of that name. Raises KeyError when there is none."""
+        """Return the view of this name. Raises KeyError if there is none."""
         return {view.name: view for view in self.views}[name]
 
     def by_stream(self, view: View[Any]) -> bool:
-        """Whether each row of a read model is the fold of the stream of its key."""
+        """True if each row of a read model is the fold of one stream, whose id is the row's key."""
         keys = {decider.category: decider.key for decider in self.deciders}
         return view.route is None and all(keys[self.category_of[event]] == view.key for event in view.events)
 
     def _check_names(self) -> None:
-        _refuse_twice("category", [decider.category for decider in self.deciders])
+        _require_unique("category", [decider.category for decider in self.deciders])
         for category in self.decider_named:
             if category.startswith(SAGA_PREFIX):
                 raise DefinitionError(
-                    f"Streams of the category {category!r} are a saga's own; name the decider otherwise"
+                    f"The category {category!r} is kept for the streams of sagas; give the decider another category"
                 )
-        _refuse_twice("command", [command.__declared__.name for command in self.decider_of])
-        _refuse_twice("read model", [view.name for view in self.views])
-        _refuse_twice("saga", [saga.name for saga in self.sagas])
-        _refuse_twice("schedule", [schedule.name for schedule in self.schedules])
-        _refuse_twice("reactor", [reactor.name for reactor in self.reactors])
+        _require_unique("command", [command.__declared__.name for command in self.decider_of])
+        _require_unique("read model", [view.name for view in self.views])
+        _require_unique("saga", [saga.name for saga in self.sagas])
+        _require_unique("schedule", [schedule.name for schedule in self.schedules])
+        _require_unique("reactor", [reactor.name for reactor in self.reactors])
 
     def _check_sagas(self) -> None:
         for saga in self.sagas:
             routed = [event for event in saga.events if event in self.category_of]
             if not routed:
-                raise DefinitionError(f"The saga {saga.name} takes no event of any decider: it would never begin")
+                raise DefinitionError(
+                    f"The saga {saga.name} takes no event of any decider, so that it would never begin; add one to"
+                    " its `react`"
+                )
             for event in routed:
                 saga.check_route(event)
 
@@ -162,19 +165,19 @@ class Domain:
             for name, link in view.links.items():
                 if link.to not in self.view_of:
                     raise DefinitionError(
-                        f"{view.model.__name__}.{name} links to {link.to.__name__}, which no feature brings"
+                        f"{view.model.__name__}.{name} links to {link.to.__name__}, which no feature contains"
                     )
             if view.history and self.by_stream(view):
                 raise DefinitionError(
-                    f"{view.model.__name__}: each of its rows is the fold of one stream, so that it has its history "
-                    "without `history=True`; leave that out"
+                    f"{view.model.__name__}: each of its rows is the fold of one stream and can be read as of the past"
+                    " without `history=True`; leave it out"
                 )
 
 
-def _refuse_twice(what: str, names: Sequence[str]) -> None:
+def _require_unique(what: str, names: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        # Compared without case, since names become tables, fields and channels.
+        # Without regard to case, because names become tables, fields and channels.
         if name.casefold() in seen:
-            raise DefinitionError(f"Two of the app's features bring a {what} named {name!r}")
+            raise DefinitionError(f"The app has two declarations of a {what} named {name!r}; rename one of them")
         seen[name.casefold()] = name

@@ -25,7 +25,7 @@ _META_BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", 
 
 
 class Kind(enum.Enum):
-    """What a value is, wherever it stands. The member's value is the Python type."""
+    """The kind of a value. The member's value is its Python type."""
 
     TEXT = str
     INT = int
@@ -40,7 +40,11 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its Python name, what it holds, and whether it may be None, a list, or left out."""
+    """One field of a message, a refusal or a read model.
+
+    name: in Python. kind: of the value, or of each element of a list. optional: the value may be None. many: it is a
+    list. required: it cannot be left out. enum, exact: the enum of a `Kind.ENUM`, and the bounds of a decimal.
+    """
 
     name: str
     kind: Kind
@@ -52,20 +56,20 @@ class Field:
 
     @property
     def is_key(self) -> bool:
-        """Whether it can name a stream or a row: one UUID, always there."""
+        """True if the field can identify a stream or a row: one UUID that is never None."""
         return self.kind is Kind.UUID and not self.optional and not self.many
 
     @property
     def is_ordered(self) -> bool:
-        """Whether rows can be put in order by it."""
+        """True if rows can be ordered by the field."""
         return not self.many and self.kind is not Kind.BOOL
 
 
 def fields_of(cls: type[Any]) -> tuple[Field, ...]:
-    """The fields of a struct or refusal, in their order.
+    """Return the fields of a struct or a refusal, in their order.
 
     Raises:
-        DefinitionError: an annotation cannot be resolved, or its type is not one that Headwater carries.
+        DefinitionError: an annotation cannot be resolved, or Headwater does not carry its type.
     """
     hints = _class_hints(cls)
     return tuple(_field(cls, name, hints[name], required) for name, required in _names(cls))
@@ -107,7 +111,7 @@ def _field(cls: type[Any], name: str, annotation: Any, required: bool) -> Field:
             )
         inner, inner_optional, bounds = _unwrap(*get_args(inner))
         if inner_optional:
-            raise DefinitionError(f"{cls.__name__}.{name}: a list of optional values is not carried; leave None out")
+            raise DefinitionError(f"{cls.__name__}.{name}: the values of a list cannot be None; leave `| None` out")
     kind = _kind(inner)
     if kind is None:
         raise DefinitionError(
@@ -129,7 +133,7 @@ def _field(cls: type[Any], name: str, annotation: Any, required: bool) -> Field:
 
 
 def _unwrap(annotation: Any) -> tuple[Any, bool, tuple[Any, ...]]:
-    """The type inside Annotated and Optional, whether it was optional, and what Annotated says of it."""
+    """Return the type inside Annotated and Optional, True if it was optional, and the bounds of Annotated."""
     optional = False
     bounds: tuple[Any, ...] = ()
     while True:
@@ -145,7 +149,7 @@ def _unwrap(annotation: Any) -> tuple[Any, bool, tuple[Any, ...]]:
 
 
 def _bounds_something(bound: Any) -> bool:
-    """Whether it is a `Meta` that does more than describe."""
+    """True if it is a `Meta` with a bound; it may only have a description."""
     return isinstance(bound, msgspec.Meta) and any(getattr(bound, name) is not None for name in _META_BOUNDS)
 
 
@@ -180,7 +184,7 @@ def name_of(function: object) -> str:
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function's parameters and its `return`, in their order.
+    """Return the annotations of a function's parameters and its `return`, in their order.
 
     Raises:
         DefinitionError: one cannot be resolved.
@@ -193,12 +197,12 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def recorded_events(annotation: Any) -> tuple[Any, ...]:
-    """The events of `Recorded[A | B]`; none when it is another annotation."""
+    """Return the events of `Recorded[A | B]`; an empty tuple for another annotation."""
     return union_arms(get_args(annotation)[0]) if get_origin(annotation) is Recorded else ()
 
 
 def union_arms(annotation: Any) -> tuple[Any, ...]:
-    """The classes of `A | B`, or the one class."""
+    """Return the classes of `A | B`, or the one class."""
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(arm for inner in get_args(annotation) for arm in union_arms(inner))
     return (annotation,)

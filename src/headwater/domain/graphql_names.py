@@ -32,8 +32,8 @@ SAGA_TYPES = frozenset(_SAGAS)
 """The types that Headwater adds to the schema of an app with sagas."""
 
 KEPT = frozenset(("leases", "log", "schedules"))
-"""Names of Headwater's own units and positions, which a read model would be mistaken for. The units of sagas and
-reactors have a space in their names, which no read model has."""
+"""Names of Headwater's own units and positions, with which a read model's would be confused. The units of sagas and
+reactors cannot be: their names have a space."""
 
 _COMBINATORS = ("and_", "or_", "not_")
 """The Python names of `and`, `or` and `not` of a filter, which are beside the fields of the read model."""
@@ -87,17 +87,17 @@ def check_names(keys: Mapping[type[Command], str], views: Iterable[View[Any]], *
 
 
 class _Names:
-    """The names in use, by the scope in which they must differ: all types, or the fields of one class."""
+    """The names in use, by scope. A scope is all types, or the fields of one class; names in one scope must differ."""
 
     def __init__(self) -> None:
         self._taken: dict[tuple[object, str], tuple[object, str]] = {}
 
     def take(self, among: object, name: str, owner: object, what: str) -> None:
-        """Add a name to a scope. what: the owner in the words of an error message."""
+        """Add a name to a scope. what: the owner, as error messages name it."""
         if not _NAME.fullmatch(name):
             raise DefinitionError(
-                f"{what}: {name!r} is no name in GraphQL; use the letters A to Z, digits and underscores, and begin"
-                " with a letter"
+                f"{what}: {name!r} is not a valid name in GraphQL; use the letters A to Z, digits and underscores, and"
+                " begin with a letter"
             )
         other, other_what = self._taken.setdefault((among, name), (owner, what))
         if other != owner:
@@ -106,7 +106,7 @@ class _Names:
     def refusal(self, refused: type[Refusal]) -> None:
         what = f"the refusal {_full_name(refused)}"
         self.take("type", refused.__name__, refused, what)
-        # Clients also tell refusals apart by the code, and different class names can result in the same code.
+        # Clients also distinguish refusals by the code, and different class names can result in the same code.
         self.take("code", refused.code, refused, what)
         self._fields(refused, fields_of(refused))
 
@@ -126,7 +126,7 @@ class _Names:
         what = f"the read model {_full_name(view.model)}"
         if view.name in KEPT:
             raise DefinitionError(
-                f"{what}: Headwater has something of its own named {view.name!r}; give it another name"
+                f"{what}: Headwater itself has a unit or position named {view.name!r}; give the read model another name"
             )
         self.take("type", view.name, view, what)
         for part in ("Changes", "Connection", "Edge", "Filter", "Order"):
@@ -148,8 +148,8 @@ class _Names:
         """Check the key, which is an argument of the field that finds a row by it."""
         if view.key in _RESOLVER or field_name(view.key) in ("atLeast", "asOf"):
             raise DefinitionError(
-                f"{view.model.__name__}.{view.key}: a key cannot be called so, since Headwater has an argument of that"
-                " name beside it; rename it"
+                f"{view.model.__name__}.{view.key}: a key cannot have this name, because an argument of Headwater has"
+                " it; rename the key"
             )
 
     def _filter_and_order(self, view: View[Any]) -> None:
@@ -177,8 +177,8 @@ class _Names:
                 for member in each.enum:
                     if member.name in _NO_MEMBERS:
                         raise DefinitionError(
-                            f"{each.enum.__name__}.{member.name}: no member of an enum is called so in GraphQL, where"
-                            " it is a value of its own; rename it"
+                            f"{each.enum.__name__}.{member.name}: an enum's member cannot have this name, because it"
+                            " is a literal of GraphQL; rename it"
                         )
                     self.take(each.enum, member.name, member, f"{each.enum.__name__}.{member.name}")
 

@@ -157,10 +157,10 @@ class View(Generic[M, E]):
         for index in self.model.__declared__.indexes:
             for column in index:
                 if column not in columns:
-                    raise DefinitionError(f"{where}: the index on `{column}` names no field of it")
+                    raise DefinitionError(f"{where}: it has no field `{column}`, which `indexes` names")
         for name, link in self.links.items():
             if link.by not in columns or columns[link.by].kind is not Kind.UUID:
-                raise DefinitionError(f"{where}.{name}: `by={link.by}` must be a field of it, of type UUID")
+                raise DefinitionError(f"{where}.{name}: `by={link.by}` must name a field of {where}, of type UUID")
         if self.route is None:
             for event in self.events:
                 if not any(each.name == self.key and each.is_key for each in fields_of(event)):
@@ -174,7 +174,7 @@ def _checked(given: Callable[[Any], UUID]) -> Callable[[Any], UUID]:
     def route(event: Any) -> UUID:
         key = given(event)
         if not isinstance(key, UUID):
-            raise TypeError(f"{given.__module__}.{given.__qualname__} returned {key!r}, which is no UUID")
+            raise TypeError(f"{given.__module__}.{given.__qualname__} returned {key!r}, not a UUID")
         return key
 
     return route

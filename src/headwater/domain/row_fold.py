@@ -2,9 +2,9 @@
 
 The user's fold is wrapped, so that all of them get the same rows:
 
-- The row must have the key that its event was routed to. Otherwise memory, which finds rows by the event's key, and
-  PostgreSQL, which finds them by the row's, would disagree.
-- Its values are in canonical form, so that a fold cannot tell whether its row was in memory or in the table.
+- The row must have the key that its event was routed to. Rows in memory are found by the key of the event, and rows in
+  PostgreSQL by the key of the row; the two must not differ.
+- Its values are in canonical form, so that a row in memory is the same as one read from the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Events and states to stored JSON and back. Names and versions in the log are the contract, not the Python modules."""
+"""Events and states to stored JSON and back. The log keeps names and versions, but no Python modules."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def encode(event: Event) -> str:
 
 
 def stored_form(event: Event) -> tuple[str, int, str]:
-    """An event as the log stores it: its type, its version and its JSON text."""
+    """Return an event as the log stores it: its type, its version and its JSON text."""
     return event.__declared__.name, event.__declared__.version, encode(event)
 
 
@@ -64,8 +64,11 @@ def _reading_of(event: type[Event]) -> tuple[Callable[[bytes], Event], tuple[Fie
 
 
 def _require_same(event: Event, again: Event) -> None:
-    """Two that are not equal may still say the same: a tuple is read back as a list. MessagePack shows whether they do,
-    since it keeps apart what JSON has as null: None, NaN and the infinities."""
+    """Raise UnreadableEvent unless both have the same MessagePack form.
+
+    Unequal values can have it: a tuple is read back as a list. Values that are lost do not: JSON writes None, NaN and
+    the infinities as null, but MessagePack keeps them apart.
+    """
     for name in event.__struct_fields__:
         given, read = getattr(event, name), getattr(again, name)
         if read != given and _exactly(read) != _exactly(given):
@@ -79,10 +82,10 @@ def _unreadable(event: Event, reason: str) -> UnreadableEvent:
 
 
 class Codec:
-    """Reads every event type of an app by its stored name and version, older ones through the app's upcasters.
+    """Reads all event types of an app by stored name and version, older versions through the app's upcasters.
 
     Raises:
-        DefinitionError: two types of one name, a field that JSON cannot carry, or an upcaster that leads nowhere.
+        DefinitionError: two types have one name, JSON cannot carry a field, or a chain of upcasters is wrong.
     """
 
     def __init__(self, events: Iterable[type[Event]], upcasters: Iterable[Upcaster] = ()) -> None:
@@ -108,7 +111,7 @@ class Codec:
         self._decoders[event.__declared__.name, event.__declared__.version] = decoder.decode
 
     def _reader_of(self, kind: Kind) -> Callable[[str], Event]:
-        """Reads a kind of the past. It stands beside the decoders of today, which therefore cost what they did."""
+        """Return the decoder of an older kind. Current kinds have decoders of their own, without upcasters."""
         upcast, types = self._chains.upcast, self._types
 
         def read(data: str) -> Event:
@@ -123,7 +126,7 @@ class Codec:
         return read
 
     def decode(self, name: str, version: int, data: str) -> Event:
-        """The event of a stored row.
+        """Return the event of a stored row.
 
         Raises:
             LogError: no class reads this name and version, an upcaster failed, or the data does not fit the class.
@@ -137,13 +140,13 @@ class Codec:
             raise LogError(f"A stored {name} of version {version} does not fit its class: {error}") from error
         except LogError:
             raise
-        except Exception as error:  # of the class's own `__post_init__`; an OSError of it is no fault of the database
+        except Exception as error:  # from the class's own `__post_init__`; an OSError of it is not one of the database
             raise LogError(
                 f"A stored {name} of version {version} cannot be read: {type(error).__name__}: {error}"
             ) from error
 
     def classes_of(self, name: str, version: int) -> frozenset[type[Event]]:
-        """What an event that is stored so may be read as.
+        """Return the classes that an event with this stored name and version may be read as.
 
         Raises:
             LogError: no class reads this name and version.
@@ -154,10 +157,9 @@ class Codec:
         return frozenset(self._types[end] for end in ends)
 
     def stored_names(self, events: Collection[type[Event]]) -> list[str]:
-        """The names that events of these classes may be stored under: their own, and older ones that lead to them.
+        """Return the names under which events of these classes may be stored: their own, and older ones.
 
-        What is stored under an old name may become another class too: who asks for these names must leave out what he
-        did not want.
+        An event with an older name may also become another class, which the caller must skip.
         """
         wanted = frozenset(events)
         return sorted({kind[0] for kind in self._decoders if wanted & self.classes_of(*kind)})
@@ -170,10 +172,10 @@ class Codec:
 
 
 def require_readable(message: type[Command]) -> None:
-    """Have msgspec read the type of each field now, since it says only then that a bound fits no value of it.
+    """Check that msgspec can read each field. It reports a bound that does not fit its type only when it reads it.
 
     Raises:
-        DefinitionError: a field's type, or what bounds it, makes no sense.
+        DefinitionError: msgspec cannot read a field's type with its bounds.
     """
     for each in msgspec.structs.fields(message):  # type: ignore[arg-type]  # type checkers do not see a struct
         try:
@@ -183,7 +185,7 @@ def require_readable(message: type[Command]) -> None:
 
 
 class StateCodec:
-    """Keeps a decider's state as JSON. `shape` is another when the fields of the state's type are.
+    """Converts a decider's state to JSON and back. `shape` is a hash of the names and types of the state's fields.
 
     Raises:
         DefinitionError: a part of the type cannot be read back from JSON.
@@ -193,15 +195,15 @@ class StateCodec:
         try:
             info = inspect.type_info(state)
             self._decode = msgspec.json.Decoder(state).decode
-        except Exception as error:  # whatever msgspec makes of a foreign type
+        except Exception as error:  # msgspec calls code of foreign types
             raise DefinitionError(f"{_spelled(state)} cannot be kept as JSON: {error}") from error
         self.shape = hashlib.sha256(json.dumps(_shape(info, ())).encode()).hexdigest()[:16]
 
     def encode(self, state: Any) -> str:
-        """The state as JSON text.
+        """Return the state as JSON text.
 
         Raises:
-            ValueError: what would be read back is another state.
+            ValueError: another state would be read back.
         """
         text = _encode(state).decode()
         if (again := self._decode(text)) != state:
@@ -209,19 +211,19 @@ class StateCodec:
         return text
 
     def decode(self, text: str) -> Any:
-        """The state. Raises `msgspec.MsgspecError` when the text is none."""
+        """Return the state of a text. Raises `msgspec.MsgspecError` if the text does not fit the state's type."""
         return self._decode(text)
 
 
 def _shape(part: Any, above: tuple[Any, ...]) -> Any:
-    """A type as nested lists of what JSON shows of it; names of classes and defaults are not seen."""
+    """Return a type as nested lists of its parts that JSON shows; class names and defaults are left out."""
     if isinstance(part, inspect.CustomType | inspect.AnyType | inspect.RawType):
         raise DefinitionError(f"{_spelled(getattr(part, 'cls', Any))} cannot be read back from JSON")
     if isinstance(part, inspect.Field):
         return [part.encode_name, part.required, _shape(part.type, above)]
     if isinstance(part, inspect.Type):
         if any(part is each for each in above):
-            return "itself"  # a tree of its own kind
+            return "itself"  # a recursive type
         above = (*above, part)
         inner = [_shape(getattr(part, name), above) for name in part.__struct_fields__]
         return [type(part).__name__, *inner]

@@ -1,16 +1,16 @@
-"""Upcasters: how an event that an older version of the code wrote is read today. What is stored is never rewritten.
+"""Upcasters: they turn events of older shapes into the current one while they are read. The log is never rewritten.
 
-An upcaster is one step, from a type and version as stored to the next, on the plain dict that the JSON holds. Steps
-follow one another until the shape is that of a class of today. Names and versions only: no step knows a class, so that
-it stays true when the classes move on.
+An upcaster is one step, from a stored type and version to the next, on a dict of JSON values. Steps follow one another
+until the event has the shape of a current class. A step knows names and versions but no class, so that it stays right
+when the classes change.
 
     Upcaster("MoneyWithdrawn", from_version=1, defaults={"balance": None})             # a new field
     Upcaster("UserRegistered", from_version=1, to=split_the_name)                      # another shape
     Upcaster("Withdrawn", from_version=3, to_type="MoneyWithdrawn")                    # another name
     Upcaster("StatusChanged", from_version=1, to_type=["Frozen", "Closed"], to=which)  # one of several, by its data
 
-One stored event is always one event to those who read: an upcaster may choose its type, but can neither drop it nor
-make two of it, since each event has one position.
+One stored event is read as one event: an upcaster may choose its type, but can neither drop it nor make two of it,
+since each event has one position.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ from headwater.domain.messages import MAX_EVENT_VERSION
 from headwater.errors import DefinitionError, LogError
 
 Kind: TypeAlias = tuple[str, int]
-"""A type's stored name, and the version of its shape."""
+"""The stored name of an event type, and the version of its shape."""
 
 Fields: TypeAlias = dict[str, Any]
-"""An event as its JSON holds it: decimals, times and ids are text."""
+"""The fields of an event as JSON values: decimals, times and ids are text."""
 
 
 @dataclass(frozen=True)
 class Upcaster:
     """One step from a stored type and version to the next.
 
-    type, from_version: what is stored. to: from the stored fields to the newer ones; left out, they stay. With several
-    `to_type`s it gives `(type, fields)`: which of them the event is. defaults: fields that are added where they are
-    missing, as JSON values, after `to`. to_type: the new name, or several; left out, the name stays and the version
-    rises by one. to_version: the version that a new name starts with.
+    type, from_version: the stored ones. to: from the stored fields to the newer ones; by default they stay. If there
+    are several `to_type`s, it returns `(type, fields)` with the one that the event becomes. defaults: JSON values of
+    fields that are missing after `to`. to_type: the new name, or several names; by default the name stays and the
+    version increases by one. to_version: the version of the new name.
+
+    Raises:
+        DefinitionError: a version is out of range, or the arguments contradict each other.
     """
 
     type: str
@@ -54,49 +57,51 @@ class Upcaster:
             if not 1 <= version <= MAX_EVENT_VERSION:
                 raise DefinitionError(f"{self}: a version is from 1 to {MAX_EVENT_VERSION}, not {version}")
         if self.to_type is None and self.to_version != 1:
-            raise DefinitionError(f"{self}: `to_version` belongs to a new name, `to_type`; a step is one version up")
+            raise DefinitionError(
+                f"{self}: `to_version` needs a new name, `to_type`; without one the version increases by 1"
+            )
         if not self.targets:
-            raise DefinitionError(f"{self}: `to_type=[]` leads nowhere; name what the event becomes")
+            raise DefinitionError(f"{self}: `to_type=[]` is empty; name the types that the event becomes")
         if self.splits and self.to is None:
-            raise DefinitionError(f"{self}: with several types, `to` must say which: it gives (type, dict)")
+            raise DefinitionError(f"{self}: with several types it needs a function `to`, which returns (type, dict)")
 
     @property
     def kind(self) -> Kind:
-        """What it reads."""
+        """The stored type and version that it reads."""
         return self.type, self.from_version
 
     @property
     def splits(self) -> bool:
-        """Whether the event's data say what it becomes."""
+        """True if the event becomes one of several types, chosen by its data."""
         return self.to_type is not None and not isinstance(self.to_type, str)
 
     @property
     def targets(self) -> tuple[Kind, ...]:
-        """What it may give."""
+        """The types and versions that an event can become."""
         if self.to_type is None:
             return ((self.type, self.from_version + 1),)
         names = (self.to_type,) if isinstance(self.to_type, str) else tuple(self.to_type)
         return tuple((name, self.to_version) for name in names)
 
     def step(self, stored: Fields) -> tuple[Kind, Fields]:
-        """One event's next kind and fields.
+        """Return an event's next kind and fields.
 
         Raises:
-            LogError: the function raised, or gave something else than it should.
+            LogError: the function raised, or returned a value of another type.
         """
         given = stored if self.to is None else self._call(self.to, stored)
         kind = self.targets[0]
         if self.splits:
             if not (isinstance(given, tuple) and len(given) == 2 and (given[0], self.to_version) in self.targets):
                 names = ", ".join(name for name, _ in self.targets)
-                raise LogError(f"{self} gave {_short(given)}, not (type, dict) with one of its types: {names}")
+                raise LogError(f"{self} returned {_short(given)}, not (type, dict) with one of its types: {names}")
             kind, given = (given[0], self.to_version), given[1]
         if not isinstance(given, dict):
-            raise LogError(f"{self} gave {_short(given)}, not a dict")
+            raise LogError(f"{self} returned {_short(given)}, not a dict")
         return kind, {**self._defaults(), **given} if self.defaults else given
 
     def _defaults(self) -> Fields:
-        """For one event: what a later step changes in it must not be found in the next one."""
+        """Return copies of the defaults, so that a later step that changes one does not change the next event."""
         return {name: deepcopy(each) if isinstance(each, list | dict) else each for name, each in self.defaults.items()}
 
     def _call(self, function: Callable[[Fields], Any], stored: Fields) -> Any:
@@ -110,12 +115,13 @@ class Upcaster:
 
 
 class Chains:
-    """All steps of an app, and where each of them ends.
+    """All steps of an app, chained.
 
-    current: the version of each type's class.
+    current: the version of each type's class. ends: for each kind with a step, the current types that its events may
+    become.
 
     Raises:
-        DefinitionError: a step that is never used, two for one kind, one that leads nowhere, or in a circle.
+        DefinitionError: a step is never used, there are two for one kind, or a chain has a gap or a circle.
     """
 
     def __init__(self, upcasters: Iterable[Upcaster], current: Mapping[str, int]) -> None:
@@ -124,24 +130,25 @@ class Chains:
         for upcaster in upcasters:
             self._add(upcaster)
         self.ends: dict[Kind, frozenset[str]] = {kind: self._follow(kind, ()) for kind in self._steps}
-        """Each kind that has a step: the types of today that its events may become."""
 
     def _add(self, upcaster: Upcaster) -> None:
         version = self._current.get(upcaster.type)
         if version is not None and upcaster.from_version >= version:
             raise DefinitionError(
                 f"{upcaster} is never used, since the class that is stored as {upcaster.type!r} has version={version}; "
-                f"raise it to {upcaster.from_version + 1}, or take the step out"
+                f"raise it to {upcaster.from_version + 1}, or remove the upcaster"
             )
         if self._steps.setdefault(upcaster.kind, upcaster) is not upcaster:
-            raise DefinitionError(f"{upcaster} is there twice; each type and version has one way on")
+            raise DefinitionError(f"{upcaster} is there twice; remove one of them")
 
     def _follow(self, kind: Kind, path: tuple[Kind, ...]) -> frozenset[str]:
-        """The types that a kind ends in. The depth is that of the longest chain."""
+        """Return the current types that events of a kind may become."""
         name, version = kind
         if kind in path:
             circle = " -> ".join(f"{name} {version}" for name, version in (*path[path.index(kind) :], kind))
-            raise DefinitionError(f"The upcasters go in a circle: {circle}; none of these becomes an event of today")
+            raise DefinitionError(
+                f"The upcasters go in a circle: {circle}; none of these becomes an event of a current class"
+            )
         if self._current.get(name) == version:
             return frozenset([name])
         step = self._steps.get(kind)
@@ -156,11 +163,11 @@ class Chains:
         if current is None:
             return f"{leads}, which no decider's evolve takes and no upcaster reads"
         if version > current:
-            return f"{leads}, but the class that is stored so has version={current}; raise it, or take the step out"
-        return f"{leads}, and nothing leads on to version {current}, that of its class; add the step from there"
+            return f"{leads}, but the class that is stored so has version={current}; raise it, or remove the upcaster"
+        return f"{leads}, but its class has version={current}; add the upcaster from version {version}"
 
     def upcast(self, kind: Kind, stored: Fields) -> tuple[str, Fields]:
-        """From a stored kind to a type of today and its fields.
+        """Return the current type and the fields of a stored event.
 
         Raises:
             LogError: a step failed.

@@ -1,4 +1,4 @@
-"""Makes a command from a client's input, or raises `InvalidInput` with the first rule that is broken and its place."""
+"""Commands from the input of clients. `InvalidInput` names the first rule that a value breaks, and its place."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def command_from(command: type[C], values: Mapping[str, Any]) -> C:
         made = msgspec.convert(values, command)
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
-    # The checks run on the converted values, since a decimal may come as text or as a whole number.
+    # On the converted values, because the input of a decimal may be text or a whole number.
     for each in _fields_of(command):  # type: ignore[arg-type]  # mypy takes no class for hashable
         value = getattr(made, each.name)
         if broken := broken_rule(each, value):
@@ -74,7 +74,7 @@ def _invalid(error: msgspec.ValidationError) -> InvalidInput:
 
 
 def _in_words(complaint: str) -> str:
-    """Return a complaint of msgspec's without Python's names for types: users of an app see it on their screens."""
+    """Return a complaint of msgspec without the names of Python types, because an app may show it to its users."""
     if found := _LENGTH.fullmatch(complaint):
         number, things = found["number"], "character" if found["type"] == "str" else "value"
         return f"Expected {_THAN[found['sign']]} {number} {things}{'' if number == '1' else 's'}"

@@ -1,8 +1,8 @@
-"""The rule for a value of each kind: what may enter as a command's input, stand in an event, and stand in a row.
+"""The rule for the values of each kind, in the input of commands, in events and in rows alike.
 
-There is one rule, so that a value which a command accepts can be logged, stored in a row and read back equal. A command
-that breaks it is refused, an event that breaks it is not logged, and a row that breaks it is a failure of its fold. The
-limits are those of PostgreSQL and of asyncpg, its driver.
+One rule for all three ensures that a value which a command accepts can be logged, stored in a row and read back equal.
+A command that breaks it is refused, an event that breaks it is not logged, and a row that breaks it is a failure of its
+fold. The limits are those of PostgreSQL and of asyncpg, its driver.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 from headwater.domain.fields import Field, Kind
 
 Rule: TypeAlias = Callable[[object], str | None]
-"""Returns what a value should have been, as a sentence that clients read, or None if the value keeps the rule.
+"""Returns a sentence for clients about the expected value, or None if the value keeps the rule.
 
-A value of another type keeps it: that is a mistake that msgspec and asyncpg report themselves.
+Values of other types keep it, because msgspec and asyncpg report them.
 """
 
 MOST_WHOLE_DIGITS = 131_072
@@ -38,7 +38,7 @@ def has_rule(field: Field) -> bool:
 
 
 def broken_rule(field: Field, value: object) -> tuple[tuple[str, ...], str] | None:
-    """Return where a field's value breaks its kind's rule, and the sentence that says so; None if it does not.
+    """Return the place where a field's value breaks the rule of its kind, and a sentence about it; None if it keeps it.
 
     The place is the field's name, and the index of the element where the field is a list.
     """
@@ -120,8 +120,8 @@ def _decimal(value: object) -> str | None:
 
 
 def _time(value: object) -> str | None:
-    """Without a time zone, the stored moment would depend on the machine. asyncpg stores the first and the last moment
-    of `datetime` as PostgreSQL's infinities, which are not read back as they were."""
+    # Without a time zone, the stored moment would depend on the machine. asyncpg stores the first and the last moment
+    # of `datetime` as PostgreSQL's infinities, which it does not read back as they were.
     if not isinstance(value, datetime):
         return None
     if value.tzinfo is None or value.utcoffset() is None:
