@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import RFC_4122, UUID, uuid4
 
-from headwater import Command, Do, Done, Event, Refused, Saga, Undo, replace
+import pytest
+
+from headwater import After, Cancel, Command, Do, Done, Event, Refused, Saga, Undo, replace
 from headwater.domain.messages import Recorded
 from headwater.domain.saga_fold import apply_record, input_of, reaction_to
 from headwater.domain.saga_records import (
+    CancelTimer,
+    Finish,
+    GiveUp,
+    IssueStep,
+    IssueUndo,
     SagaAbandoned,
     SagaHandledEvent,
     SagaRecord,
@@ -18,13 +26,17 @@ from headwater.domain.saga_records import (
     SagaStepConfirmed,
     SagaStepRefused,
     SagaStepTimedOut,
+    SagaTimerFired,
+    SetTimer,
+    StoredCommand,
 )
 from headwater.domain.saga_state import End, ForwardStep, Phase, SagaInstance, StepState
-from headwater.domain.serialization import Codec
+from headwater.domain.serialization import Codec, stored_form
 from headwater.ids import derived_id, internal_id, is_internal, new_id
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 KEY = uuid4()
+HOUR = timedelta(hours=1)
 
 
 class Step(Command):
@@ -42,6 +54,10 @@ class GivenUp(Event):
 
 class Later(Event):
     key: UUID
+
+
+class Ping(Event):
+    """A message of the saga's own."""
 
 
 def step(name: str, **options: Any) -> Do:
@@ -122,11 +138,14 @@ class Instance:
         return first.number
 
 
+def begin(saga: Saga[Any, Any]) -> Instance:
+    instance = SagaInstance(saga, saga.stream_of(KEY), saga.initial)
+    return Instance(instance, Codec([Begun, GivenUp, Later, Ping])).handle(Begun(key=KEY))
+
+
 def begun(*steps: Do) -> Instance:
     """Return an instance whose first event is followed by these steps and Done()."""
-    saga = saga_of(*steps)
-    instance = SagaInstance(saga, saga.stream_of(KEY), saga.initial)
-    return Instance(instance, Codec([Begun, GivenUp, Later])).handle(Begun(key=KEY))
+    return begin(saga_of(*steps))
 
 
 A, B, C = step("a"), step("b"), step("c")
@@ -159,6 +178,21 @@ def test_a_refusal_is_followed_by_the_undos_and_then_by_the_reaction_to_it() -> 
         "undo a": StepState.CONFIRMED,
         "after NO": StepState.CONFIRMED,
     }
+
+
+def test_a_failure_that_react_does_not_take_ends_the_instance_after_the_undos() -> None:
+    instance = begun(A, B).accept().time_out()
+    assert instance.queue == ["undo a", "done"]
+    assert instance.accept().phase is Phase.DONE
+    assert instance.folded.reason == "Step: TIMED_OUT"
+
+
+@pytest.mark.parametrize("fail", [Instance.refuse, Instance.time_out])
+def test_the_failure_of_an_optional_step_undoes_nothing(fail: Callable[[Instance], Instance]) -> None:
+    instance = fail(begun(A, step("o", optional=True), B).accept())
+    assert instance.queue[:2] == ["b", "done"]
+    assert instance.phase is Phase.RUNNING
+    assert instance.states["a"] is StepState.CONFIRMED
 
 
 def test_giving_up_waits_for_the_outcome_of_the_issued_step() -> None:
@@ -233,8 +267,7 @@ def test_an_undo_without_a_step_compensates_and_parks_when_it_is_refused() -> No
     def evolve(state: None, event: Begun) -> None:
         return None
 
-    saga: Saga[None, Begun] = Saga("S", "key", None, react, evolve)
-    instance = Instance(SagaInstance(saga, saga.stream_of(KEY), None), Codec([Begun])).handle(Begun(key=KEY))
+    instance = begin(Saga("S", "key", None, react, evolve))
     assert instance.phase is Phase.UNDOING
     assert instance.folded.compensates
     assert instance.refuse().phase is Phase.PARKED
@@ -247,6 +280,73 @@ def test_an_abandoned_instance_has_ended() -> None:
     assert instance.folded.ended
     assert instance.queue == []
     assert instance.states == {"a": StepState.CONFIRMED, "b": StepState.DROPPED}
+
+
+def with_timers() -> Instance:
+    """Return an instance that sets a timer for Later, a timer for Ping and again a timer for Later."""
+
+    def react(state: None, event: Begun | GivenUp | Later | Ping) -> list[Do | After | Cancel | Done]:
+        match event:
+            case Begun():
+                return [After(HOUR, Later(key=KEY)), After(HOUR, Ping()), After(2 * HOUR, Later(key=KEY))]
+            case GivenUp():
+                return [Cancel(Ping)]
+            case Later():
+                return [step("later")]
+            case Ping():
+                return [Done()]
+
+    def evolve(state: None, event: Begun) -> None:
+        return None
+
+    return begin(Saga("S", "key", None, react, evolve))
+
+
+def test_a_second_timer_of_a_message_type_replaces_the_first() -> None:
+    due = {name: timer.due_at for name, timer in with_timers().folded.timers.items()}
+    assert due == {"Later": NOW + 2 * HOUR, "Ping": NOW + HOUR}
+
+
+def test_a_message_is_removed_from_the_timers_and_given_to_react() -> None:
+    instance = with_timers().record(SagaTimerFired(saga="S", at=NOW, type="Later", due_at=NOW))
+    assert instance.queue == ["later"]
+    assert instance.folded.timers.keys() == {"Ping"}
+
+
+def test_a_cancelled_timer_is_removed() -> None:
+    assert with_timers().handle(GivenUp(key=KEY)).folded.timers.keys() == {"Later"}
+
+
+def test_the_end_of_an_instance_removes_its_timers() -> None:
+    instance = with_timers().record(SagaTimerFired(saga="S", at=NOW, type="Ping", due_at=NOW))
+    assert instance.phase is Phase.DONE
+    assert instance.folded.timers == {}
+    assert instance.folded.had_timers
+
+
+def test_everything_that_follows_from_an_event_survives_storage() -> None:
+    undo = StoredCommand("Step", {"key": str(KEY), "name": "undo"})
+    fields = {"key": str(KEY), "name": "a"}
+    record = SagaHandledEvent(
+        saga="S",
+        at=NOW,
+        then=[
+            IssueStep(command="Step", fields=fields, command_id=KEY),
+            IssueStep(command="Step", fields=fields, command_id=KEY, undo=undo, within=1.5, optional=True, pivot=True),
+            IssueUndo(command="Step", fields=fields, command_id=KEY),
+            GiveUp(),
+            SetTimer(type="Later", version=1, data="{}", due_at=NOW),
+            CancelTimer("Later"),
+            CancelTimer(None),
+            Finish(),
+        ],
+        key=KEY,
+        position=1,
+        event_id=KEY,
+        type="Begun",
+    )
+    name, version, data = stored_form(record)
+    assert Codec([SagaHandledEvent]).decode(name, version, data) == record
 
 
 def test_the_ids_of_an_undo_and_of_its_retry_are_derived_from_the_id_of_the_step() -> None:

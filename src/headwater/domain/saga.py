@@ -148,7 +148,7 @@ StepOutcome: TypeAlias = Confirmed | Refused | TimedOut
 OUTCOMES: tuple[type[StepOutcome], ...] = get_args(StepOutcome)
 
 SagaInput: TypeAlias = Event | StepOutcome
-"""What `react` and `evolve` receive. The events are those of deciders and the messages of the saga's timers."""
+"""An argument of `react` and `evolve`. The events are events of deciders and messages of the saga's timers."""
 
 # --------------------------------------------------------------------------------------------------------- declaration
 
@@ -184,8 +184,8 @@ class Saga(Generic[S, I]):
     stuck_after: timedelta = timedelta(minutes=5)
     from_start: bool = False
     events: tuple[type[Event], ...] = field(init=False)
-    outcomes: tuple[type[Any], ...] = field(init=False)
-    evolves: frozenset[type[Any]] = field(init=False)
+    outcomes: tuple[type[StepOutcome], ...] = field(init=False)
+    evolves: frozenset[type[SagaInput]] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -244,11 +244,11 @@ class Saga(Generic[S, I]):
         """Return True if the event begins an instance that does not exist yet."""
         return self.starts is None or isinstance(event, tuple(self.starts))
 
-    def evolved(self, state: S, given: Any) -> S:
+    def evolved(self, state: S, given: I) -> S:
         """Return the state after an input. An input that `evolve` does not take leaves the state as it is."""
         return self.evolve(state, given) if type(given) in self.evolves else state
 
-    def reaction(self, state: S, given: Any) -> Sequence[Reaction]:
+    def reaction(self, state: S, given: I) -> Sequence[Reaction]:
         """Return what follows from an input. state: the state after the input.
 
         Raises:
@@ -263,7 +263,7 @@ class Saga(Generic[S, I]):
         return reactions
 
 
-def _inputs(function: Callable[..., Any], *, returns_reactions: bool) -> tuple[type[Any], ...]:
+def _inputs(function: Callable[..., Any], *, returns_reactions: bool) -> tuple[type[SagaInput], ...]:
     """Return the types of the function's second parameter, after checking its annotations."""
     where = _named(function)
     try:

@@ -16,7 +16,7 @@ S = TypeVar("S")
 
 
 class Phase(enum.Enum):
-    """How far an instance is. DONE and ABANDONED are final; PARKED waits for an operator."""
+    """The phase of an instance. DONE and ABANDONED are final; a PARKED instance waits for an operator."""
 
     RUNNING = "running"
     UNDOING = "undoing"
@@ -26,7 +26,8 @@ class Phase(enum.Enum):
 
 
 class StepState(enum.Enum):
-    """The state of a step. DROPPED: it was given up before it was issued. UNDONE: its undo was accepted."""
+    """The state of a step. UNDONE: its undo was accepted. DROPPED: it was not issued, or the instance ended before its
+    outcome was known."""
 
     WAITING = "waiting"
     ISSUED = "issued"
@@ -174,7 +175,7 @@ class SagaInstance(Generic[S]):
 
     @property
     def waiting_for(self) -> str | None:
-        """What the instance waits for, in words for operators; None if it has ended."""
+        """The thing that the instance waits for, in words for operators; None if it has ended."""
         if self.ended:
             return None
         if self.phase is Phase.PARKED:
