@@ -270,7 +270,7 @@ async def test_an_event_without_an_instance_stops_the_saga_before_it(
     await until(lambda: "saga Fulfilment" in node.supervisor.troubles)
     trouble = node.supervisor.troubles["saga Fulfilment"]
     assert trouble.startswith("KeyUnknown: the key of OrderPlaced at position ")
-    assert trouble.endswith("route gave 'a text', which is neither a UUID nor None")
+    assert trouble.endswith("route returned 'a text'; it must return a UUID or None")
     assert await instance(connection, nobody) is None
 
 

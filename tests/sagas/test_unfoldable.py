@@ -106,7 +106,7 @@ async def test_a_stream_of_another_category_in_its_place_holds_up_nobody_else(
     await node.dispatcher.execute(PlaceOrder(order_id=order, plan=["a"]))
     await until(lambda: _letters_of(connection, order, 1))
     error = await connection.fetchval("select error from headwater.dead_letters where key = $1", order)
-    assert error.startswith(f"LogError: The stream {fulfilment.stream_of(order)} is of order, not of saga Fulfilment")
+    assert error.startswith(f"LogError: stream {fulfilment.stream_of(order)} belongs to category order, not to saga")
     await seen(connection, await place(node), "done")
     await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
     await until(lambda: _letters_of(connection, order, 0))

@@ -1,15 +1,18 @@
-"""The conductor: takes the events that a saga's instances wait for, and has what follows from them done.
+"""The conductor runs the instances of one saga: it records each input of an instance and carries out what follows.
 
-    an instance:  taking an event -> recorded -> driving: issue a step -> its outcome recorded -> the next step ...
-                  a message falls due -> recorded -> driving
+    waiting -> an event arrives  -> recorded -> driven
+            -> a timer is due    -> recorded -> driven
+    driven  -> a step is issued  -> its outcome is recorded -> driven, while there is a next step
+            -> no step is left   -> waiting; if the instance has ended: evicted once its row is stored
+    any     -> the app's code raises -> the key is parked -> retried, or an operator acts -> driven
 
-Everything that happens to an instance is a record in its stream, appended at the version that it was made on, so that
-two processes never both go on from the same place. What is kept in memory and in `headwater.sagas` is the fold of it.
-A crash at any moment leaves either the record, and then the instance is taken up from it, or not, and then what led to
-it comes again: the event from the log, the command's outcome by its id.
+Each input becomes a record in the instance's stream. A record is appended at the version that it was made from, so two
+processes never continue from the same version. The instance in memory and its row in `headwater.sagas` are folds of
+these records. After a crash, the instance continues from its last record. If the record was not written, its input
+comes again: an event from the log, the outcome of a command by the command's id.
 
-`SagaHandler` takes what the consumer reads. `instances` holds and records, `steps` issues commands, `timers` delivers
-messages when due.
+`SagaHandler` handles what the consumer reads. It calls `Timers`, `Steps` and `Instances`; `Timers` calls `Steps` and
+`Instances`; `Steps` calls `Instances`. None of them calls back.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ _DEFAULT = LoopSettings()
 
 
 class SagaHandler(EventHandler):
-    """Gives a saga's instances the events that are routed to them, and writes the changed ones with the checkpoint."""
+    """Gives events to the instances that they are routed to. Stores changed instances together with the checkpoint.
+
+    routed: the types of the events that the saga reacts to.
+    """
 
     def __init__(
         self,
@@ -61,25 +67,26 @@ class SagaHandler(EventHandler):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Take up what was under way, and have messages fall due. A failure beside the consumer ends it."""
+        """Drive instances and deliver timers until the context is left. An error in one of their tasks is raised
+        here."""
         self._changed.clear()
         try:
             async with asyncio.TaskGroup() as group:
-                with self._instances.begun(), self._steps.begun(group), self._timers.begun(group):
+                with self._instances.running(), self._steps.running(group), self._timers.running(group):
                     yield
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors  # the first that went wrong; it cancelled the others
+            raise errors.exceptions[0] from errors  # the first error; it cancelled the other tasks
 
     def key_of(self, event: Recorded[Event]) -> UUID | None:
-        """The instance that an event is routed to. Its own records are not taken: `write` looks at them."""
+        """Return the key of the instance that an event is routed to. None for records: `catch_up` reads them."""
         return self._saga.key_of(event.data) if type(event.data) in self._routed else None
 
     async def expect(self, keys: Collection[UUID]) -> None:
-        """Most instances are new when their first event comes: one look for all of them finds which."""
-        await self._instances.begin_unknown(self._saga.stream_of(key) for key in keys)
+        """Find the instances that have no stream yet, in one query. Most are new when their first event arrives."""
+        await self._instances.hold_new(self._saga.stream_of(key) for key in keys)
 
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
-        """Record that an event came, and what follows. A record, that was parked: go on from there."""
+        """Record an event and what follows from it. If the event is a record that was parked, continue from it."""
         stream_id = self._saga.stream_of(key)
         while True:
             try:
@@ -87,7 +94,7 @@ class SagaHandler(EventHandler):
             except Unfoldable as unfoldable:
                 raise unfoldable.error from unfoldable
             if isinstance(event.data, Record):
-                self._changed[stream_id] = held  # its row may be of code that could not fold it
+                self._changed[stream_id] = held  # its row may come from a version that could not fold it
                 await self._timers.take_due(held, self._clock.now())
                 self._steps.drive(held)
                 return
@@ -100,7 +107,7 @@ class SagaHandler(EventHandler):
                 raise
             except Exception:
                 if not held.instance.version:
-                    self._changed[stream_id] = Held(self._instances.unbegun(key, event, self._clock.now()))
+                    self._changed[stream_id] = Held(self._instances.not_begun(key, event, self._clock.now()))
                 raise
             self._steps.drive(held)
             return
@@ -131,15 +138,15 @@ class SagaHandler(EventHandler):
         )
 
     async def resume(self, keys: Collection[UUID]) -> None:
-        """What was held up goes on: steps, and messages that fell due meanwhile."""
+        """Drive the instances of these keys again. Deliver timers that became due while the keys were parked."""
         for key in keys:
             held = await self._instances.readable(self._saga.stream_of(key))
             if held is not None:
                 self._steps.drive(held)
-        self._timers.moved()
+        self._timers.look_again()
 
     async def catch_up(self, events: Sequence[Recorded[Event]]) -> None:
-        """Take up the instances that another has written to, a person or the process before this one."""
+        """Read the instances again to which an operator or the previous worker has written, and drive them."""
         latest = {
             event.stream_id: event
             for event in events
@@ -158,22 +165,23 @@ class SagaHandler(EventHandler):
                 self._changed[stream_id] = Held(unfoldable.instance)
                 continue
             self._changed[stream_id] = held
-            # One that was read just now is not being driven yet, and not behind: its record was written by the process
-            # before this one, which ended before it wrote anything else.
+            # An instance that was not in memory is not behind and has no driver yet: the previous worker wrote its
+            # record and then ended.
             self._steps.drive(held, anew=behind)
 
     async def write(self, connection: Connection, freed: Collection[UUID]) -> None:
-        """Keep the instances as their records tell them, and those that cannot begin, while that is so."""
+        """Store the rows of changed instances, and of instances whose first event is parked. The latter are removed
+        when the event is no longer parked."""
         if freed:
-            await self._instances.drop_unbegun(connection, [self._saga.stream_of(key) for key in freed])
+            await self._instances.drop_not_begun(connection, [self._saga.stream_of(key) for key in freed])
         if self._changed:
-            await self._instances.keep(connection, [held.instance for held in self._changed.values()])
+            await self._instances.store(connection, [held.instance for held in self._changed.values()])
 
     def committed(self) -> None:
-        """What is kept need not be remembered; what falls due may be another."""
+        """Forget instances that are stored, and look for the next due timer again."""
         if self._changed:
-            self._timers.moved()
-        # Also when no record was in the batch: what begins no instance was looked at, too.
+            self._timers.look_again()
+        # Even without a record in the batch: events that begin no instance bring instances into memory, too.
         self._instances.evict(self._changed)
         self._changed.clear()
 
@@ -210,19 +218,19 @@ class Conductor:
 
     @property
     def counts(self) -> SagaCounts:
-        """What became of the instances in this process."""
+        """Outcomes of instances and steps in this process."""
         return self._steps.counts
 
     @property
     def progress(self) -> Progress:
-        """How far it has followed the log."""
+        """Progress along the log."""
         return self._consumer.progress
 
     @property
     def held(self) -> int:
-        """How many instances are in memory."""
+        """The number of instances in memory."""
         return self._instances.count
 
-    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
-        """Run instances until cancelled, or until the lease is another's. Runs under a supervisor."""
-        await self._consumer.run(standing, well)
+    async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
+        """Run instances until cancelled, or until the lease is lost. Runs under a supervisor."""
+        await self._consumer.run(generation, well)

@@ -1,11 +1,13 @@
-"""A saga's instances: in memory as the fold of their streams, and in `headwater.sagas` as their records tell them.
+"""A saga's instances: folded from their streams into memory, and stored as rows of `headwater.sagas`.
 
-    unknown -> reading -> held: append a record -> held, folded; another has written meanwhile -> read again
-                  |         \\-> over and written, or waiting for long -> forgotten
-                  \\-> today's code cannot fold it -> set aside; but one that is over needs no fold, and is held
+    not held -> read from its stream -> held
+             -> this code cannot fold it -> its key is parked; an ended instance needs no fold and is held
+    held     -> a record is appended -> held, with the record folded
+             -> the append conflicts with another writer -> read again -> held
+             -> ended and stored, or the cache is full -> not held
 
-A record is appended at the version that it was made on, under the instance's lock, so that neither two tasks nor two
-processes ever both go on from the same place.
+A record is appended under the instance's lock, at the version that it was made from. So neither two tasks nor two
+processes continue from the same version.
 """
 
 from __future__ import annotations
@@ -46,8 +48,11 @@ _SQL = queries.load(__file__)
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """An instance in memory. lock: held while a record is made and appended. driver: issues its steps. failures: how
-    often in a row the user's code has raised on what became of the current step."""
+    """An instance in memory.
+
+    lock: held while a record is made and appended. driver: the task that issues its steps. failures: consecutive errors
+    of the app's code on the current step's outcome.
+    """
 
     instance: SagaInstance[Any]
     failures: int = 0
@@ -56,7 +61,7 @@ class Held:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is at work on it, who must find it where it is."""
+        """True if a task holds its lock or drives it, so that it must stay in memory."""
         return self.lock.locked() or (self.driver is not None and not self.driver.done())
 
 
@@ -74,12 +79,14 @@ class Conducted:
 
 
 class Changed(Exception):
-    """The instance is not what it was thought to be: read it again and think again."""
+    """The instance has changed since a record was made from it: the record must be made again."""
 
 
 class Unfoldable(Exception):
-    """Today's code cannot fold an instance that is not over. instance: what its records alone tell. error: what was
-    raised."""
+    """This code cannot fold an instance that has not ended.
+
+    instance: folded from its records without the saga's state. error: the error of the fold.
+    """
 
     def __init__(self, instance: SagaInstance[Any], error: Exception) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
@@ -88,19 +95,19 @@ class Unfoldable(Exception):
 
 
 class RecordIdTaken(CommandIdReused):
-    """The id that a record is to have is that of another stream's command, which `appended` is."""
+    """The id of a record is the id of a command on another stream. appended: that command's verdict."""
 
     def __init__(self, saga: str, command_id: UUID, appended: Appended) -> None:
         super().__init__(
-            f"commandId {command_id} was used before, for {appended.stream_id}; saga {saga} cannot keep a record under "
-            "it, and nothing was written.",
+            f"commandId {command_id} was used before, for {appended.stream_id}; saga {saga} cannot append a "
+            "record with this id. Nothing was written.",
             appended.stream_id,
         )
         self.appended = appended
 
 
 class Instances:
-    """The instances of one saga.
+    """The instances of one saga, in memory, in their streams and as rows.
 
     cache: instances kept in memory while they wait, at most.
     """
@@ -117,8 +124,8 @@ class Instances:
         self._reading: dict[UUID, asyncio.Task[Held]] = {}
 
     @contextmanager
-    def begun(self) -> Iterator[None]:
-        """They are held until the context is left; then another may write to them, and all are forgotten."""
+    def running(self) -> Iterator[None]:
+        """Hold instances until the context is left. Then all are forgotten, since another worker may write to them."""
         try:
             yield
         finally:
@@ -131,24 +138,25 @@ class Instances:
 
     @property
     def count(self) -> int:
-        """How many are held."""
+        """The number of instances in memory."""
         return len(self._held)
 
-    async def begin_unknown(self, stream_ids: Iterable[UUID]) -> None:
-        """Hold those of these instances that have no stream yet: one look finds which."""
+    async def hold_new(self, stream_ids: Iterable[UUID]) -> None:
+        """Hold the instances among these that have no stream yet. Takes one query."""
         unknown = [stream_id for stream_id in stream_ids if stream_id not in self._held]
         if not unknown:
             return
-        there = {row["stream_id"] for row in await self._database.pool.fetch(_SQL["there"], unknown)}
+        begun = {row["stream_id"] for row in await self._database.pool.fetch(_SQL["begun"], unknown)}
         for stream_id in unknown:
-            if stream_id not in there and stream_id not in self._held:
+            if stream_id not in begun and stream_id not in self._held:
                 self._held[stream_id] = Held(SagaInstance(self._saga, stream_id, self._saga.initial))
 
     async def hold(self, stream_id: UUID) -> Held:
-        """An instance, read if it is not held. It raises what reading it raises, but no fault that passes.
+        """Return an instance; read it from its stream if it is not held. Waits out passing faults of the database.
 
         Raises:
-            Unfoldable.  LogError: the stream is not one of the saga.
+            Unfoldable: this code cannot fold the instance.
+            LogError: the stream belongs to another category.
         """
         held = self._held.get(stream_id)
         if held is not None:
@@ -156,18 +164,18 @@ class Instances:
             return held
         reading = self._reading.get(stream_id)
         if reading is None:
-            # Of no group: what it raises is for those who asked, and ends nobody else.
+            # In no task group: its error belongs to the callers and must not end other tasks.
             reading = self._reading[stream_id] = asyncio.create_task(self._hold_read(stream_id))
             reading.add_done_callback(lambda done: self._is_read(stream_id, done))
         return await asyncio.shield(reading)
 
     def _is_read(self, stream_id: UUID, reading: asyncio.Task[Held]) -> None:
-        if self._reading.get(stream_id) is reading:  # or it was cancelled, and another is on its way since
+        if self._reading.get(stream_id) is reading:  # otherwise it was cancelled, and a later read is under way
             del self._reading[stream_id]
 
     async def readable(self, stream_id: UUID) -> Held | None:
-        """An instance; None when it cannot be read. When today's code cannot fold it, it is set aside: the others go
-        on."""
+        """Return an instance, or None if it cannot be read. If this code cannot fold it, its key is parked. The other
+        instances go on either way."""
         try:
             return await self.hold(stream_id)
         except PASSING:
@@ -179,15 +187,15 @@ class Instances:
         return None
 
     def set_aside(self, unfoldable: Unfoldable) -> None:
-        """Until a person has it tried again: the others go on."""
+        """Park the key of an instance that this code cannot fold, until an operator retries it."""
         key, error = unfoldable.instance.key, unfoldable.error
-        assert key is not None  # an instance begins by taking an event
+        assert key is not None  # an instance begins with an event
         logger.error("saga %s: %s cannot be folded", self._saga.name, key, exc_info=error)
         if not self._parked.is_parked(key):
             self._parked.set_aside(key, unfoldable.instance.first_position, error, self._parked.policy.times + 1)
 
-    def unbegun(self, key: UUID, event: Recorded[Event], now: datetime) -> SagaInstance[Any]:
-        """An instance as it is shown while its first event is set aside: it has no stream yet."""
+    def not_begun(self, key: UUID, event: Recorded[Event], now: datetime) -> SagaInstance[Any]:
+        """Return an instance without a stream, to be listed while its first event is parked."""
         return SagaInstance(
             self._saga,
             self._saga.stream_of(key),
@@ -200,22 +208,23 @@ class Instances:
         )
 
     async def read_again(self, held: Held) -> None:
-        """Take an instance as its stream tells it now, faults that pass outlasted. Its lock is the caller's.
+        """Replace an instance by a new fold of its stream. The caller has its lock. Waits out passing faults.
 
         Raises:
-            Unfoldable.
+            Unfoldable: this code cannot fold the instance.
         """
         stream_id = held.instance.stream_id
         held.instance = await outlast(lambda: self._read(stream_id))
 
     def evict(self, written: Mapping[UUID, Held]) -> None:
-        """Forget what is over and written, and what has waited the longest."""
+        """Forget the ended instances among those just stored. If the cache is full, forget the least recently used
+        ones, too."""
         for stream_id, held in written.items():
             if held.instance.ended and not held.busy and self._held.get(stream_id) is held:
                 del self._held[stream_id]
         excess = len(self._held) - self._cache
         if excess > 0:
-            # Some more than there are too many, so that they are not gone through after each batch.
+            # A tenth more than necessary, so that not every batch scans the cache.
             idle = (stream_id for stream_id, held in self._held.items() if not held.busy)
             for stream_id in list(islice(idle, excess + self._cache // 10)):
                 del self._held[stream_id]
@@ -225,12 +234,12 @@ class Instances:
         return held
 
     async def _read(self, stream_id: UUID) -> SagaInstance[Any]:
-        """An instance, from its stream."""
+        """Return the fold of an instance's stream."""
         records: list[Recorded[SagaRecord]] = []
         async with aclosing(self._log.read_stream(stream_id)) as stream:
             async for category, event in stream:
                 if category != self._saga.category:
-                    raise LogError(f"The stream {stream_id} is of {category}, not of {self._saga.category}")
+                    raise LogError(f"stream {stream_id} belongs to category {category}, not to {self._saga.category}")
                 records.append(cast("Recorded[SagaRecord]", event))
         try:
             positions = [each.data.position for each in records if isinstance(each.data, SagaHandledEvent)]
@@ -256,11 +265,13 @@ class Instances:
         correlation_id: UUID | None = None,
         causation_id: UUID | None = None,
     ) -> None:
-        """Append a record, under the instance's lock, and fold it.
+        """Append a record and fold it. The caller has the instance's lock.
+
+        given: the input that the record stands for. correlation_id: of a new instance; a begun one keeps its own.
 
         Raises:
-            Changed: another has written to the stream.
-            RecordIdTaken: the log has the id, in another stream.
+            Changed: another writer has appended to the stream; the instance was read again.
+            RecordIdTaken: the id belongs to a command on another stream.
         """
         instance = held.instance
         correlation_id = instance.correlation_id or correlation_id or command_id
@@ -286,23 +297,23 @@ class Instances:
             instance.stream_id,
             appended.version,
             record.at,
-            command_id,  # its event's id is not known here, and nobody asks for it
+            command_id,  # stands in for the event's id, which the append does not return and the fold does not use
             command_id,
             correlation_id,
             causation_id,
         )
         apply_record(instance, recorded, given)
 
-    # ----------------------------------------------------------------------------------------------------- in the table
+    # ----------------------------------------------------------------------------------------------------- in its row
 
-    async def drop_unbegun(self, connection: Connection, stream_ids: Collection[UUID]) -> None:
-        """Remove the rows of those that have not begun: nothing of them is set aside any more."""
-        await connection.execute(_SQL["drop_unbegun"], stream_ids)
+    async def drop_not_begun(self, connection: Connection, stream_ids: Collection[UUID]) -> None:
+        """Remove the rows of instances that have no stream and whose first event is no longer parked."""
+        await connection.execute(_SQL["drop_not_begun"], stream_ids)
 
-    async def keep(self, connection: Connection, instances: Collection[SagaInstance[Any]]) -> None:
-        """Write these as rows, with the messages that are to fall due."""
+    async def store(self, connection: Connection, instances: Collection[SagaInstance[Any]]) -> None:
+        """Write the rows of instances, and of their timers."""
         columns = list(zip(*(_row(self._saga, instance) for instance in instances), strict=True))
-        await connection.execute(_SQL["keep"], *columns)
+        await connection.execute(_SQL["store"], *columns)
         timers = [(instance.stream_id, t.type, t.due_at) for instance in instances for t in instance.timers.values()]
         streams, names, due = zip(*timers, strict=True) if timers else ((), (), ())
         timed = [instance.stream_id for instance in instances if instance.had_timers]
@@ -313,7 +324,7 @@ class Instances:
 
 
 def _row(saga: Saga[Any, Any], instance: SagaInstance[Any]) -> tuple[Any, ...]:
-    """An instance as `headwater.sagas` keeps it."""
+    """Return the columns of an instance's row in `headwater.sagas`."""
     step = instance.current
     return (
         instance.stream_id,

@@ -1,10 +1,10 @@
-"""Sagas for a person: how each instance stands, what it waits for and why, and what to do about it.
+"""What an operator does with sagas: list instances, retry parked ones, abandon them.
 
-`headwater.sagas` has an instance as its stream tells it, once the saga's worker has passed the record. An instance is
-also parked when its dead letter waits for a person: then the code failed on it, not the business.
+Lists read `headwater.sagas`, which the saga's worker updates after it has read an instance's records. An instance is
+parked when an undo was refused, or when one of its events is a dead letter that waits for an operator.
 
-What a person decides is a record in the instance's stream, appended at the version that was seen: whoever conducts the
-saga reads it there.
+A decision of an operator becomes a record in the instance's stream. It is appended at the version that the operator's
+process read, and the saga's worker reads it there.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ _LIST = {
 }
 
 OPEN = (Phase.RUNNING, Phase.UNDOING, Phase.PARKED)
-"""What an instance is that is not over."""
+"""The phases of an instance that has not ended."""
 
 ATTEMPTS = 6
-"""How often something is said to an instance that changes meanwhile."""
+"""Attempts to append a record to an instance that changes meanwhile."""
 
 PAGE = 500
 
 Limits: TypeAlias = Mapping[str, timedelta]
-"""After how long the instances of which saga are stuck: the app knows, the database does not."""
+"""The time after which an instance is stuck, by the name of its saga. The app declares it; the database does not have
+it."""
 
 Place: TypeAlias = tuple[datetime, UUID]
-"""Of an instance in a list: `since` and `stream_id`."""
+"""An instance's place in a list: its `since` and `stream_id`."""
 
 
 class SagaUnknown(HeadwaterError):
@@ -62,26 +63,29 @@ class SagaUnknown(HeadwaterError):
 
 
 class SagaAmbiguous(HeadwaterError):
-    """The key belongs to instances of several sagas: name one by its id."""
+    """The key belongs to instances of several sagas. Give the id of one instead."""
 
 
 class SagaOver(HeadwaterError):
-    """The instance is over: nothing follows any more, and there is nothing to give up."""
+    """The instance has ended, so it cannot be abandoned."""
 
 
 class SagaNotParked(HeadwaterError):
-    """Nothing of the instance waits for a person."""
+    """The instance is not parked, so there is nothing to retry."""
 
 
 class SagaChanging(HeadwaterError):
-    """The instance was never as it was last seen: nothing was said to it."""
+    """The instance's stream is ahead of its row, so no record was appended. Try again once a worker has caught up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An instance of a saga. state, steps: JSON text, see `docs/api.md`. since: when the last thing happened to it.
-    reason: why it gives up, is parked, or is to be tried again. position, version: of its last record; of one that has
-    not begun, since its first event is set aside, that event's, and 0."""
+    """An instance of a saga as its row and its dead letter describe it.
+
+    state, steps: JSON text, see `docs/api.md`. since: the time of the last change. reason: why it gives up, is parked,
+    or is retried. position, version: of its last record. If its first event is parked, the position of that event and
+    version 0.
+    """
 
     stream_id: UUID
     saga: str
@@ -102,13 +106,16 @@ class Instance:
 
     @property
     def place(self) -> Place:
-        """Where it stands in a list."""
+        """Its place in a list."""
         return self.since, self.stream_id
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceFilter:
-    """Which instances; all that is given must hold. older_than, newer_than: it last changed before, or not before."""
+    """Selects instances that meet all given conditions.
+
+    older_than: the last change was before this time. newer_than: it was at this time or later.
+    """
 
     saga: str | None = None
     status: Phase | None = None
@@ -119,7 +126,7 @@ class InstanceFilter:
 
     @property
     def is_open(self) -> bool:
-        """Whether only what is not over can match: an index has that."""
+        """True if only instances that have not ended can match. An index covers these."""
         return self.status in OPEN or bool(self.stuck)
 
 
@@ -128,7 +135,7 @@ ALL = InstanceFilter()
 
 @dataclass(frozen=True, slots=True)
 class SagaCount:
-    """Instances of a saga that are not over, each by its status. stuck: None when the app does not have the saga."""
+    """The numbers of a saga's open instances, by status. stuck: None if the app does not have the saga."""
 
     saga: str
     running: int
@@ -138,11 +145,11 @@ class SagaCount:
 
 
 def limits_of(domain: Domain) -> Limits:
-    """As its sagas declare them."""
+    """Return the limits that the sagas of an app declare."""
     return {saga.name: saga.stuck_after for saga in domain.sagas}
 
 
-# ------------------------------------------------------------------------------------------------------------- to read
+# ------------------------------------------------------------------------------------------------------------- reading
 
 Reading: TypeAlias = "asyncpg.Connection | asyncpg.Pool"
 
@@ -150,16 +157,18 @@ Reading: TypeAlias = "asyncpg.Connection | asyncpg.Pool"
 async def listed(
     connection: Reading, where: InstanceFilter, limits: Limits, *, limit: int, after: Place | None = None
 ) -> list[Instance]:
-    """Those that match, the one that changed last first; those after a place. One that changes meanwhile moves to the
-    front."""
+    """Return the instances that match, the latest change first. after: the place of the last one of the previous page.
+
+    An instance that changes between two pages moves to the front.
+    """
     status = None if where.status is None else where.status.value
     values = (where.saga, status, where.key, where.stuck, where.older_than, where.newer_than, limit)
     text = _LIST[where.is_open, after is not None]
     return [_instance(row) for row in await connection.fetch(text, *_columns(limits), *values, *(after or ()))]
 
 
-async def shown(connection: Reading, id: UUID, limits: Limits) -> list[Instance]:  # noqa: A002 - whose it is
-    """The instance with this id, its stream's; or those of this key, one a saga at most."""
+async def shown(connection: Reading, id: UUID, limits: Limits) -> list[Instance]:  # noqa: A002 - the word of the CLI and the API
+    """Return the instance whose stream has this id, or else all instances with this key, at most one of each saga."""
     rows = await connection.fetch(_SQL["by_stream"], *_columns(limits), id)
     if not rows:
         rows = await connection.fetch(_SQL["by_key"], *_columns(limits), id)
@@ -167,7 +176,7 @@ async def shown(connection: Reading, id: UUID, limits: Limits) -> list[Instance]
 
 
 async def counted(connection: Reading, limits: Limits) -> list[SagaCount]:
-    """By saga, in the order of their names: those of the app, and others that have instances."""
+    """Return the counts by saga, in the order of names: of the app's sagas, and of others that have instances."""
     rows = await connection.fetch(_SQL["count"], *_columns(limits))
     found = {row["saga"]: SagaCount(**row) for row in rows}
     none = {name: SagaCount(name, running=0, undoing=0, parked=0, stuck=0) for name in limits}
@@ -185,142 +194,153 @@ def _instance(row: asyncpg.Record) -> Instance:
         reason = failed if reason is None else f"{reason}; {failed}"
         due = row["next_attempt_at"]
         waiting_for = "a person" if status is Phase.PARKED else f"another attempt at {due:%Y-%m-%d %H:%M:%S} UTC"
-    said = {"status": status, "waiting_for": waiting_for, "reason": reason}
-    return Instance(**({name: row[name] for name in Instance.__dataclass_fields__} | said))
+    changed = {"status": status, "waiting_for": waiting_for, "reason": reason}
+    return Instance(**({name: row[name] for name in Instance.__dataclass_fields__} | changed))
 
 
-# -------------------------------------------------------------------------------------------------------------- to act
+# -------------------------------------------------------------------------------------------------------------- acting
 
 
 async def retry(
     connection: asyncpg.Connection,
-    id: UUID,  # noqa: A002 - whose it is
+    id: UUID,  # noqa: A002 - the word of the CLI and the API
     by: str,
     *,
     attempts: int = ATTEMPTS,
 ) -> Instance:
-    """Have what parks an instance tried again: the undo that was refused, the event or step that the code failed on.
-    attempts: how often it is said to one that changes meanwhile.
+    """Retry what parks an instance: an undo that was refused, or an event or a step on which the app's code failed.
+
+    id: of the instance, or its key. by: the operator, for the log.
 
     Raises:
-        SagaUnknown, SagaAmbiguous: the id does not say which.  SagaNotParked.  SagaChanging: say it again.
+        SagaUnknown, SagaAmbiguous: the id does not identify one instance.
+        SagaNotParked: there is nothing to retry.
+        SagaChanging: the instance changed during each of the attempts.
     """
     found = await _one(connection, id)
 
-    async def act(standing: asyncpg.Record) -> SagaRecord | None:
-        due = await dead_letters.retry(connection, _letters_of(standing))
-        if standing["status"] == Phase.PARKED.value:
-            return SagaRetried(saga=standing["saga"], at=datetime.now(UTC), by=by)
+    async def act(row: asyncpg.Record) -> SagaRecord | None:
+        due = await dead_letters.retry(connection, _letters_of(row))
+        if row["status"] == Phase.PARKED.value:
+            return SagaRetried(saga=row["saga"], at=datetime.now(UTC), by=by)
         if not due:
-            raise SagaNotParked(f"{_named(found)} is {standing['status']}: nothing of it waits for a person")
+            raise SagaNotParked(f"{_named(found)} is {row['status']}: nothing of it waits for a person")
         return None
 
-    await _say(connection, found, by, act, attempts)
+    await _act_on(connection, found, by, act, attempts)
     return found
 
 
 async def retry_all(connection: asyncpg.Connection, saga: str | None, by: str) -> tuple[int, int]:
-    """Have all that are parked tried again, of a saga or of all. How many; and how many were left, not being as they
-    were last seen."""
+    """Retry all parked instances of a saga, or of all sagas.
+
+    Returns the number of retried instances, and the number of those that were left out because they changed.
+    """
     where, after, count, left = InstanceFilter(saga=saga, status=Phase.PARKED), None, 0, 0
     while page := await listed(connection, where, {}, limit=PAGE, after=after):
         for each in page:
             try:
-                # Once: without a worker each of those that have changed would be waited for in vain.
+                # One attempt: if no worker runs, waiting for the row of a changed instance is in vain.
                 await retry(connection, each.stream_id, by, attempts=1)
                 count += 1
             except SagaNotParked:
-                continue  # another has done it meanwhile
+                continue  # another operator has retried it meanwhile
             except SagaChanging:
                 left += 1
         after = page[-1].place
     return count, left
 
 
-async def abandon(connection: asyncpg.Connection, id: UUID, reason: str, by: str) -> Instance:  # noqa: A002
-    """Give an instance up: nothing follows any more, nothing is undone, and what waits for it is passed over. A command
-    of it that is on its way may still be accepted.
+async def abandon(connection: asyncpg.Connection, id: UUID, reason: str, by: str) -> Instance:  # noqa: A002 - the word of the CLI and the API
+    """End an instance: no further step runs, nothing is undone, and its dead letters are discarded. A command that is
+    being issued may still be accepted.
 
     Raises:
-        SagaUnknown, SagaAmbiguous: the id does not say which.  SagaOver.  SagaChanging: say it again.
+        SagaUnknown, SagaAmbiguous: the id does not identify one instance.
+        SagaOver: it has ended already.
+        SagaChanging: the instance changed during each of the attempts.
     """
     found = await _one(connection, id)
 
-    async def act(standing: asyncpg.Record) -> SagaRecord:
-        if Phase(standing["status"]) not in OPEN:
-            raise SagaOver(f"{_named(found)} is over: it is {standing['status']}")
-        await dead_letters.discard(connection, _letters_of(standing), everything=True)
+    async def act(row: asyncpg.Record) -> SagaRecord:
+        if Phase(row["status"]) not in OPEN:
+            raise SagaOver(f"{_named(found)} is over: it is {row['status']}")
+        await dead_letters.discard(connection, _letters_of(row), everything=True)
         now = datetime.now(UTC)
-        return SagaAbandoned(saga=standing["saga"], at=now, by=by, reason=reason, key=standing["key"])
+        return SagaAbandoned(saga=row["saga"], at=now, by=by, reason=reason, key=row["key"])
 
-    await _say(connection, found, by, act, ATTEMPTS)
+    await _act_on(connection, found, by, act, ATTEMPTS)
     return found
 
 
-async def _one(connection: asyncpg.Connection, id: UUID) -> Instance:  # noqa: A002
+async def _one(connection: asyncpg.Connection, id: UUID) -> Instance:  # noqa: A002 - the word of the CLI and the API
     found = await shown(connection, id, {})
     if not found:
         raise SagaUnknown(f"no instance of a saga has the id or the key {id}")
     if len(found) > 1:
         ids = ", ".join(f"{each.stream_id} ({each.saga})" for each in found)
-        raise SagaAmbiguous(f"{id} is the key of several sagas; name one by its id: {ids}")
+        raise SagaAmbiguous(f"{id} is the key of instances of several sagas; give the id of one: {ids}")
     return found[0]
 
 
-async def _say(
+async def _act_on(
     connection: asyncpg.Connection,
     found: Instance,
     by: str,
     act: Callable[[asyncpg.Record], Awaitable[SagaRecord | None]],
     attempts: int,
 ) -> None:
-    """Act on what an instance is known to be, and append the record; from anew when it is not that any more."""
+    """Call `act` with an instance's row and append the record that it returns. Start over if the stream is ahead.
+
+    Raises:
+        SagaChanging: the stream was ahead of the row during each of the attempts.
+    """
     for attempt in range(1, attempts + 1):
         try:
             async with connection.transaction():
-                standing = await connection.fetchrow(_SQL["standing"], found.stream_id)
-                assert standing is not None  # an instance that was seen stays
-                record = await act(standing)
+                row = await connection.fetchrow(_SQL["row"], found.stream_id)
+                assert row is not None  # the rows of instances are never removed
+                record = await act(row)
                 if record is not None:
-                    await _append(connection, found.stream_id, standing, record, by)
+                    await _append(connection, found.stream_id, row, record, by)
                 return
         except _Changed:
             if attempt < attempts:
                 await asyncio.sleep(backoff(attempt))
     raise SagaChanging(
-        f"{_named(found)} has changed, and its worker has not said yet what it is now; try again, and see "
-        "`headwater status` for whether one is running"
+        f"{_named(found)} has changed, and no worker has updated its row yet; try again, and check with "
+        "`headwater status` that a worker is running"
     )
 
 
 class _Changed(Exception):
-    """The stream has more than the instance is known to be."""
+    """The stream is ahead of the instance's row."""
 
 
 async def _append(
-    connection: asyncpg.Connection, stream_id: UUID, standing: asyncpg.Record, record: SagaRecord, by: str
+    connection: asyncpg.Connection, stream_id: UUID, row: asyncpg.Record, record: SagaRecord, by: str
 ) -> None:
     one = Append(
         new_id(),
         stream_id,
-        _unit(standing["saga"]),
-        standing["version"],
+        _unit(row["saga"]),
+        row["version"],
         [stored_form(record)],
-        standing["correlation_id"],
+        row["correlation_id"],
         actor=by,
     )
-    # The last statement of its transaction: the whole log waits from here on.
+    # The last statement of its transaction: it locks the log until the commit.
     [appended] = await append(connection, [one])
     if appended.verdict is not Verdict.ACCEPTED:
         raise _Changed
 
 
-def _letters_of(standing: asyncpg.Record) -> dead_letters.LetterFilter:
-    return dead_letters.LetterFilter(_unit(standing["saga"]), standing["key"])
+def _letters_of(row: asyncpg.Record) -> dead_letters.LetterFilter:
+    return dead_letters.LetterFilter(_unit(row["saga"]), row["key"])
 
 
 def _unit(saga: str) -> str:
-    """A saga's name among the projections, and its streams' category: see `Saga.category`."""
+    """Return the name of a saga's unit, which is the category of its streams, too: see `Saga.category`."""
     return f"{SAGA_PREFIX}{saga}"
 
 

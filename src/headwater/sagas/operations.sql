@@ -1,12 +1,12 @@
 -- name: seen
--- Instances, each with the letter that it waits behind, if it is not over and has one that nobody has discarded. A letter
--- that waits for a person parks it. $1, $2: after how long the instances of which saga are stuck; of others, never.
+-- Instances, each with its first dead letter that is not discarded, unless it has ended. A letter without a next attempt
+-- parks the instance. $1, $2: sagas, and the time after which their instances are stuck; those of others are never stuck.
 select s.stream_id, s.saga, s.key,
        case when l.position is not null and l.next_attempt_at is null then 'parked' else s.status end as status,
        s.state, s.steps, s.waiting_for, s.since, s.reason, s.compensates, s.started_at, s.finished_at, s.position,
        s.version, s.correlation_id,
        coalesce(s.status in ('running', 'undoing', 'parked') and s.started_at < now() - t.stuck_after, false) as stuck,
-       s.status as told, l.position as letter, l.error, l.next_attempt_at, t.saga is not null as limited
+       l.position as letter, l.error, l.next_attempt_at, t.saga is not null as limited
   from headwater.sagas s
   left join unnest($1::text[], $2::interval[]) as t(saga, stuck_after) on t.saga = s.saga
   left join lateral (
@@ -19,8 +19,8 @@ select s.stream_id, s.saga, s.key,
   ) l on true
 
 -- name: list
--- Those that match, the one that changed last first; where only what is not over can match, and after a page, that is said
--- so that an index can go by it.
+-- The instances that match, the latest change first. The inner conditions repeat what an
+-- index can serve.
 select * from ({seen}
  where {scope} and {after}) seen
  where ($3::text is null or saga = $3) and ($4::text is null or status = $4) and ($5::uuid is null or key = $5)
@@ -30,18 +30,18 @@ select * from ({seen}
  limit $9
 
 -- name: by_stream
--- One, by its stream.
+-- The instance of a stream.
 {seen}
  where s.stream_id = $3
 
 -- name: by_key
--- Those of a key, one a saga at most.
+-- The instances with a key, at most one of each saga.
 {seen}
  where s.key = $3
  order by s.saga
 
 -- name: count
--- How many are not over, by saga; stuck is null of a saga of which it is not known when it is.
+-- The numbers of instances that have not ended, by saga. stuck is null for a saga whose limit is not given.
 select saga, count(*) filter (where status = 'running') as running, count(*) filter (where status = 'undoing') as undoing,
        count(*) filter (where status = 'parked') as parked,
        case when bool_or(limited) then count(*) filter (where stuck) end as stuck
@@ -50,6 +50,6 @@ select saga, count(*) filter (where status = 'running') as running, count(*) fil
  group by saga
  order by saga
 
--- name: standing
--- What is said to an instance is said on this.
+-- name: row
+-- The row on which an operator's decision is based.
 select saga, key, status, version, correlation_id from headwater.sagas where stream_id = $1

@@ -1,11 +1,11 @@
-"""Driving a saga's instances: the commands that are their steps, each issued until it is known what became of it.
+"""Steps: the commands of a saga's instances, each issued until its outcome is recorded.
 
-    issued -> accepted, refused -> recorded -> the next step ...
-        |\\-> its time is over, or it is withdrawn -> recorded, unless it was accepted after all -> the next step ...
-        \\--> it raised -> issued again ... -> set aside, until it is due or a person acts
+    issuing -> accepted or refused -> recorded -> the next step
+            -> its deadline has passed, or it is withdrawn -> recorded, unless it was accepted -> the next step
+            -> the app's code raised -> issued again after a pause -> no retry is left: the key is parked
 
-That a command was accepted stands in the log by its id; that it was not is recorded under the same id. So whoever
-issues it again, after a crash or beside this process, finds the one or the other.
+The log has an accepted command under its command id. A refusal or a timeout is recorded under the same id. A process
+that issues the command again, after a crash or concurrently, therefore finds its outcome.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ _FIRST = UUID(int=0)
 
 @dataclass
 class SagaCounts:
-    """What has become of a saga's instances in this process since the start. steps: commands accepted. refusals: of
-    steps. compensations: undos accepted. fired: messages that fell due."""
+    """What happened to a saga's instances in this process since its start.
+
+    steps: accepted commands. refusals, timeouts: of steps. compensations: accepted undos. fired: delivered timers.
+    """
 
     started: int = 0
     done: int = 0
@@ -61,7 +63,7 @@ class SagaCounts:
     fired: int = 0
 
     def count(self, record: SagaRecord, instance: SagaInstance[Any]) -> None:
-        """Count a record that was made here, after its fold."""
+        """Count a record that this process has appended. instance: with the record folded."""
         match record:
             case SagaHandledEvent():
                 self.started += instance.version == 1
@@ -81,9 +83,9 @@ class SagaCounts:
 
 
 class Steps:
-    """The steps of one saga's instances, a driver for each instance that has one.
+    """Issues the steps of one saga's instances. Each instance with a current step has a task, its driver.
 
-    in_flight: commands that are on their way at once.
+    in_flight: commands that are issued concurrently, at most.
     """
 
     def __init__(
@@ -109,8 +111,8 @@ class Steps:
         self.counts = SagaCounts()
 
     @contextmanager
-    def begun(self, group: asyncio.TaskGroup) -> Iterator[None]:
-        """Instances are driven by tasks of this group until the context is left, those first that were under way."""
+    def running(self, group: asyncio.TaskGroup) -> Iterator[None]:
+        """Drive instances in tasks of this group until the context is left. Begins with those that were under way."""
         self._group = group
         resuming = group.create_task(self._resume())
         try:
@@ -120,7 +122,7 @@ class Steps:
                 task.cancel()
 
     def drive(self, held: Held, *, anew: bool = False) -> None:
-        """Have an instance's steps issued. anew: the current step has changed; what is being issued is given up."""
+        """Issue an instance's steps in a task. anew: the current step has changed, so a running driver is replaced."""
         if held.driver is not None and not held.driver.done():
             if not anew or held.driver is asyncio.current_task():
                 return
@@ -141,8 +143,8 @@ class Steps:
         correlation_id: UUID | None = None,
         causation_id: UUID | None = None,
     ) -> None:
-        """Append a record, under the instance's lock, and count it. If it withdraws the step that is on its way, drive
-        the instance anew. Raises as `Instances.append`."""
+        """Append a record and count it. The caller has the instance's lock. If the record withdraws the step that is
+        being issued, drive the instance anew. Raises as `Instances.append`."""
         await self._instances.append(
             held,
             record,
@@ -157,7 +159,7 @@ class Steps:
             self.drive(held, anew=True)
 
     async def _resume(self) -> None:
-        """Take up the instances whose command was on its way when the process before this one ended."""
+        """Drive the instances whose step was being issued when the previous worker ended."""
         after = _FIRST
         while True:
             rows = await self._database.pool.fetch(_SQL["to_resume"], self._saga.name, after, RESUMED_AT_ONCE)
@@ -170,10 +172,11 @@ class Steps:
             after = rows[-1]["stream_id"]
 
     async def _run(self, held: Held) -> None:
+        """Issue an instance's steps one after another, until none is left or its key is parked."""
         passing = 0
         while (step := held.instance.current) is not None:
             key = held.instance.key
-            assert key is not None  # an instance begins by taking an event
+            assert key is not None  # an instance begins with an event
             if self._parked.is_parked(key):
                 return
             try:
@@ -185,7 +188,7 @@ class Steps:
                 pause = backoff(passing)
                 if not self._database.outage.covers(f"saga {self._saga.name}", error):
                     logger.warning(
-                        "saga %s: %s, step %d goes on in %.1f s: %s: %s",
+                        "saga %s: %s, step %d is issued again in %.1f s: %s: %s",
                         *(self._saga.name, key, step.number, pause, type(error).__name__, error),
                     )
                 await asyncio.sleep(pause)
@@ -193,16 +196,16 @@ class Steps:
             except Exception as error:
                 if held.instance.ended:
                     return
-                # An id that another has taken is not given back: that is tried again when a person says so.
+                # A command id that another command has used never becomes free: only an operator can cause a retry.
                 taken = isinstance(error, CommandIdReused)
                 held.failures = 1 + (self._policy.times if taken else held.failures)
-                logger.exception("saga %s: %s, step %d cannot go on", self._saga.name, key, step.number)
+                logger.exception("saga %s: %s is parked: step %d failed", self._saga.name, key, step.number)
                 self._parked.set_aside(key, step.position, error, held.failures)
                 return
             held.failures = passing = 0
 
     async def _run_step(self, held: Held, step: Step) -> None:
-        """Issue a step until it is known what became of it, and record that."""
+        """Issue a step until it has an outcome, and record the outcome."""
         if isinstance(step, ForwardStep) and step.withdrawn:
             await self._record_failure(held, step, SagaStepTimedOut, {})
             return
@@ -225,7 +228,11 @@ class Steps:
     # ---------------------------------------------------------------------------------------------------------- issuing
 
     async def _issue_in_time(self, held: Held, step: Step) -> Accepted | Refusal | None:
-        """The same as `_issue`. Raises TimeoutError when the step's time is over."""
+        """Issue a step's command, as `_issue` does.
+
+        Raises:
+            TimeoutError: the step's deadline has passed.
+        """
         if step.due_at is None:
             return await self._issue(held, step)
         issuing = asyncio.create_task(self._issue(held, step))
@@ -234,18 +241,20 @@ class Steps:
             await asyncio.wait([issuing, late], return_when=asyncio.FIRST_COMPLETED)
         finally:
             late.cancel()
-            issuing.cancel()  # says nothing to one that is done
+            issuing.cancel()  # has no effect if it is done
         await asyncio.wait([issuing])
         if issuing.cancelled():
             raise TimeoutError
         return issuing.result()
 
     async def _issue(self, held: Held, step: Step) -> Accepted | Refusal | None:
-        """The command's outcome; None when its id has been taken by a record of this instance. Raises CommandIdReused
-        when it has been taken by anything else.
+        """Return the command's outcome; None if a record of this instance has its id.
 
-        A step that has a time is issued again until that is over, whatever its decider raises: then there is an answer,
-        where a person would have to find one.
+        A step with a deadline is issued again until then, even if no retry is left: a timeout is an outcome, and a
+        parked key waits for an operator.
+
+        Raises:
+            CommandIdReused: a command on another stream has its id.
         """
         command = read_command(self._commands, step)
         origin = self._origin(held.instance, step)
@@ -271,7 +280,7 @@ class Steps:
                 failures += 1
                 pause = self._policy.pause(failures)
                 if pause is None and step.due_at is None:
-                    held.failures = self._policy.times  # it has been tried so often already
+                    held.failures = self._policy.times  # these attempts count
                     raise
                 pause = self._policy.longest if pause is None else pause
                 self._parked.progress.retries += 1
@@ -295,8 +304,12 @@ class Steps:
     async def _record_failure(
         self, held: Held, step: Step, kind: type[SagaStepRefused | SagaStepTimedOut], facts: dict[str, Any]
     ) -> None:
-        """Record that a step was not accepted, under its own command id: then it never will be. If it was after all,
-        that is recorded. If another than the saga has taken the id, that is raised."""
+        """Record that a step was not accepted. The record takes the command's id, so that the command cannot be
+        accepted later. If it was accepted meanwhile, record that instead.
+
+        Raises:
+            RecordIdTaken: a command that is not this saga's has the id.
+        """
         try:
             async with held.lock:
                 instance = self._still(held, step)
@@ -309,7 +322,7 @@ class Steps:
             return
         if instance.phase is Phase.PARKED:
             logger.error(
-                "saga %s: %s is parked, since %s; a person must see to it: headwater sagas show %s",
+                "saga %s: %s is parked: %s; an operator must act, see: headwater sagas show %s",
                 *(self._saga.name, instance.key, instance.parked_for, instance.key),
             )
 
@@ -324,7 +337,11 @@ class Steps:
 
     @staticmethod
     def _still(held: Held, step: Step) -> SagaInstance[Any]:
-        """The instance, if the step is what it waits for."""
+        """Return the instance.
+
+        Raises:
+            Changed: the step is no longer its current one.
+        """
         current = held.instance.current
         if current is None or current.number != step.number or current.command_id != step.command_id:
             raise Changed

@@ -1,10 +1,10 @@
-"""The messages that an instance of a saga has fall due, when their moment comes.
+"""Timers: they deliver the messages that a saga's instances send to themselves, when due.
 
-    waiting -> moved: what is next may be another -> waiting ...
-           \\-> due: recorded, with all of the instance that are by now -> driven, waiting ...
-                \\-> what follows raised -> set aside
+    waiting -> a timer was set or cancelled -> look again for the next one -> waiting
+            -> a timer is due -> all due timers of its instance are recorded -> the instance is driven -> waiting
+                              -> the app's code raises -> the key is parked -> waiting
 
-`headwater.timers` says which are to fall due; the instance's stream has the last word.
+Due timers are found in `headwater.timers`, which can be behind. The instance's stream decides whether a timer is set.
 """
 
 from __future__ import annotations
@@ -36,10 +36,7 @@ _LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 
 
 class Timers:
-    """The messages of one saga's instances.
-
-    steps: of the same instances, driven when a message was taken.
-    """
+    """Delivers the messages of one saga's instances. steps: drives an instance after a delivery."""
 
     def __init__(self, database: Database, conducted: Conducted, instances: Instances, steps: Steps) -> None:
         self._database = database
@@ -49,23 +46,23 @@ class Timers:
         self._clock = conducted.clock
         self._instances = instances
         self._steps = steps
-        self._moved = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @contextmanager
-    def begun(self, group: asyncio.TaskGroup) -> Iterator[None]:
-        """Messages fall due, in a task of this group, until the context is left."""
+    def running(self, group: asyncio.TaskGroup) -> Iterator[None]:
+        """Deliver messages in a task of this group until the context is left."""
         running = group.create_task(self._run())
         try:
             yield
         finally:
             running.cancel()
 
-    def moved(self) -> None:
-        """What falls due next may be another."""
-        self._moved.set()
+    def look_again(self) -> None:
+        """Look for the next due timer again: timers were set or cancelled."""
+        self._changed.set()
 
     async def take_due(self, held: Held, now: datetime) -> None:
-        """Record that an instance's messages fell due, those that have by now, and what follows."""
+        """Record the delivery of an instance's messages that are due at `now`, and what follows from them."""
         while due := [name for name, timer in held.instance.timers.items() if timer.due_at <= now]:
             try:
                 async with held.lock:
@@ -75,10 +72,11 @@ class Timers:
                 continue
 
     async def _run(self) -> None:
+        """Deliver due messages, wait for the next one, and so on. Waits out passing faults of the database."""
         failures = 0
         while True:
-            self._moved.clear()
-            now = self._clock.now()  # one moment for both: or what falls due between them is neither due nor to come
+            self._changed.clear()
+            now = self._clock.now()  # one time for both queries: a timer due between two times would be in neither
             try:
                 await self._fire_due(now)
                 due_at = await self._database.pool.fetchval(_SQL["next_due"], self._saga.name, now)
@@ -87,11 +85,11 @@ class Timers:
                 failures += 1
                 await asyncio.sleep(backoff(failures))
                 continue
-            await self._sleep(due_at)
+            await self._wait(due_at)
 
-    async def _sleep(self, due_at: datetime | None) -> None:
-        moved = asyncio.create_task(self._moved.wait())
-        waiting: list[asyncio.Task[Any]] = [moved]
+    async def _wait(self, due_at: datetime | None) -> None:
+        """Wait until the next timer is due, or until timers were set or cancelled."""
+        waiting: list[asyncio.Task[Any]] = [asyncio.create_task(self._changed.wait())]
         if due_at is not None:
             waiting.append(asyncio.create_task(self._clock.sleep_until(due_at)))
         try:
@@ -101,6 +99,7 @@ class Timers:
                 task.cancel()
 
     async def _fire_due(self, now: datetime) -> None:
+        """Deliver all messages that are due at `now`, TIMERS_AT_ONCE concurrently."""
         after = (_LONG_AGO, _FIRST)
         while True:
             rows = await self._database.pool.fetch(_SQL["due"], self._saga.name, now, *after, TIMERS_AT_ONCE)
@@ -110,18 +109,19 @@ class Timers:
             after = rows[-1]["due_at"], rows[-1]["stream_id"]
 
     async def _fire(self, stream_id: UUID, message: str, now: datetime) -> None:
+        """Deliver an instance's due messages, unless its key is parked. If the app's code raises, park the key."""
         held = await self._instances.readable(stream_id)
         if held is None:
             return
         key, timer = held.instance.key, held.instance.timers.get(message)
         if key is None or timer is None or self._parked.is_parked(key):
-            return  # the table is behind the stream, or it waits for what came before
+            return  # the table is behind the stream, or the message waits behind a dead letter
         try:
             await self.take_due(held, now)
         except PASSING:
             raise
         except Exception as error:
-            logger.exception("saga %s: %s, %s cannot be taken", self._saga.name, key, message)
+            logger.exception("saga %s: %s is parked: the message %s failed", self._saga.name, key, message)
             self._parked.set_aside(key, timer.position, error, 1)
             return
         self._steps.drive(held)
