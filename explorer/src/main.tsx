@@ -9,7 +9,7 @@ import { createRoot } from 'react-dom/client'
 import { exampleTabs } from './examples'
 import { pageFetcher } from './fetcher'
 
-// A namespace of our own: another project's GraphiQL on the same host and port would hide the examples behind its tabs.
+// In the default namespace, the tabs of another project's GraphiQL on the same host and port would replace the examples.
 const storage = createLocalStorage({ namespace: 'headwater' })
 
 function stored(key: string): string | null {
@@ -18,7 +18,7 @@ function stored(key: string): string | null {
 
 async function firstVisit(): Promise<Pick<GraphiQLProps, 'defaultTabs' | 'initialVariables'>> {
   const defaultTabs = await exampleTabs(`${import.meta.env.BASE_URL}examples.json`)
-  // GraphiQL 5.4 fills the editors from the first default tab, except the variables.
+  // GraphiQL 5.4 fills all editors from the first default tab except the one for variables.
   return { defaultTabs, initialVariables: defaultTabs[0]?.variables ?? '' }
 }
 
@@ -29,7 +29,7 @@ async function start(element: HTMLElement): Promise<void> {
       fetcher={pageFetcher(window.location)}
       storage={storage}
       isHeadersEditorEnabled
-      // GraphiQL forgets the user's choice on reload unless it is handed back.
+      // GraphiQL does not restore this choice of the user after a reload.
       shouldPersistHeaders={stored('shouldPersistHeaders') === 'true'}
       showPersistHeadersSettings
       {...tabs}
