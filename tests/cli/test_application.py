@@ -1,4 +1,4 @@
-"""Finding the app that a command is about, and the errors when that fails."""
+"""The import of the app that a command needs, and the errors when that fails."""
 
 from __future__ import annotations
 

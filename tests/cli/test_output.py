@@ -1,4 +1,4 @@
-"""Commands print to every encoding, and end quietly when their reader has gone."""
+"""Commands print in every encoding, and end quietly when the reader of a pipe has gone."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ async def test_events_and_their_tree_are_printed_to_an_ascii_terminal(start: Cal
 
 
 def _headwater(*arguments: str, environ: dict[str, str]) -> tuple[int, str, str]:
-    """Run a command in a Python of its own, which takes the encoding of its streams from the environment."""
+    """Run a command in a process of its own. Its streams have the encoding that the environment names."""
     run = [sys.executable, "-m", "headwater", *arguments]
     ended = subprocess.run(run, capture_output=True, check=False, env=environ, cwd=ROOT)
     return ended.returncode, ended.stdout.decode("ascii"), ended.stderr.decode("ascii")

@@ -50,7 +50,7 @@ def test_a_line_shows_the_share_the_rate_and_the_time_left(
 async def test_at_a_terminal_each_progress_line_overwrites_the_one_before(
     dsn: str, connection: asyncpg.Connection
 ) -> None:
-    """The test plays the worker: it advances the position when the terminal shows the one before."""
+    """The test acts as the worker: it advances the position when the terminal shows the previous one."""
     await prepare(connection, account_view)
     generation = (await rebuild(connection, account_view)).number
     runs = [f"{account_view.name} {fingerprint(account_view)}"]

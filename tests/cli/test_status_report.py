@@ -1,4 +1,4 @@
-"""What processes tell of themselves, and `headwater status` shows."""
+"""The reports of processes about themselves, as `headwater status` shows them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OFTEN = replace(Settings(), lease_seconds=0.3)
 DEPOSITS = 50
 
 
-async def told(connection: asyncpg.Connection, complete: Callable[[Status], Any]) -> Status:
+async def reported(connection: asyncpg.Connection, complete: Callable[[Status], Any]) -> Status:
     """Return the status when the reports of the processes fulfil a condition."""
 
     async def found() -> Status | None:
@@ -80,7 +80,7 @@ async def test_a_server_and_a_worker_each_report_their_own_numbers(
         await serving.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)))
         await asyncio.wait_for(anext(stream), 10)
 
-    now = await told(
+    now = await reported(
         connection,
         lambda now: (
             any(each.report.to_client for each in now.processes)
@@ -118,7 +118,7 @@ async def test_a_server_and_a_worker_each_report_their_own_numbers(
 async def test_a_process_that_ended_is_not_shown(dsn: str, connection: asyncpg.Connection) -> None:
     count = "select count(*) from headwater.processes"
     async with Node(bank, OFTEN, dsn, serve=True, work=False):
-        now = await told(connection, lambda now: now.processes)
+        now = await reported(connection, lambda now: now.processes)
         assert "No worker is running." in now.as_text(), "one process serves, none works"
         assert await connection.fetchval(count) == 1
     assert await connection.fetchval(count) == 0, "it removed its row"
@@ -127,7 +127,7 @@ async def test_a_process_that_ended_is_not_shown(dsn: str, connection: asyncpg.C
     await connection.execute(gone, uuid4(), 100)
     assert (await status(connection, {})).processes == []
     async with Node(bank, OFTEN, dsn, serve=True, work=False):
-        await told(connection, lambda now: now.processes)
+        await reported(connection, lambda now: now.processes)
         assert await connection.fetchval(count) == 2, "the row of a process that ended long ago is removed"
 
 
@@ -157,7 +157,7 @@ async def test_a_process_that_cannot_write_its_report_stays_ready_and_logs_it_on
         pause=no_pause,
     )
     node.supervisor.start("impatient report", reports.run)
-    await told(connection, lambda now: len(now.processes) == 2)
+    await reported(connection, lambda now: len(now.processes) == 2)
     complaint = ("this process cannot write its report ", None)
 
     locking = await asyncpg.connect(dsn)
@@ -168,7 +168,7 @@ async def test_a_process_that_cannot_write_its_report_stays_ready_and_logs_it_on
         assert complaints() == [complaint], "once, and without a traceback"
     await locking.close()
     await connection.execute("delete from headwater.processes")
-    await told(connection, lambda now: now.processes and now.processes[0].serves)
+    await reported(connection, lambda now: now.processes and now.processes[0].serves)
 
     failures.clear()
     await connection.execute("drop table headwater.processes")
@@ -178,16 +178,16 @@ async def test_a_process_that_cannot_write_its_report_stays_ready_and_logs_it_on
 
 
 async def test_parked_keys_and_retries_are_shown(start: Start, dsn: str, connection: asyncpg.Connection) -> None:
-    outside = Outside(raises={"down": ConnectionError("nobody there")})
+    outside = Outside(raises={"down": ConnectionError("refused")})
     reactor = outside.reactor(on_failure=Retry(times=2, first=0.001, longest=0.01))
     await start(posts_app(reactor), settings=OFTEN, serve=False)
-    # Box 1 has two events: the second waits behind the first, is not tried, and counts as no key of its own.
+    # Box 1 has two events. The second waits behind the first: it is not tried, and it does not count as another key.
     await write(connection, *(posted(UUID(int=box), "down") for box in (1, 2, 3, 1)), posted(UUID(int=4), "well"))
 
     def paces(now: Status) -> dict[str, int]:
         return {name: pace.retries for each in now.processes for name, pace in each.report.paces.items()}
 
-    await told(connection, lambda now: paces(now) == {"Box": 0, reactor.unit: 6})
+    await reported(connection, lambda now: paces(now) == {"Box": 0, reactor.unit: 6})
     code, out, _ = await run_command("status", DATABASE_URL=dsn)
     shown = {line.split("  ")[0]: line.split()[-2:] for line in out.splitlines()}
     assert (code, shown["Box"], shown[reactor.unit]) == (0, ["0", "0"], ["6", "3"]), out
@@ -217,24 +217,24 @@ def test_the_rates_of_a_report_cover_the_time_since_the_previous_report() -> Non
     tally.sizes.observe(3, times=2)
     tally.batches, tally.verdicts[Verdict.ACCEPTED], tally.verdicts[Verdict.TAKEN] = 2, 5, 1
     now, followed.events, followed.batches, followed.retries = 2.0, 100, 9, 1
-    told = measures.report()
-    assert told.appends == Appends(3.0, {"accepted": 5, "done": 0, "conflict": 0, "taken": 1, "behind": 0})
-    pace = told.paces.pop("Followed")
-    assert (told.paces, told.to_client) == ({}, None)
+    report = measures.report()
+    assert report.appends == Appends(3.0, {"accepted": 5, "done": 0, "conflict": 0, "taken": 1, "behind": 0})
+    pace = report.paces.pop("Followed")
+    assert (report.paces, report.to_client) == ({}, None)
     assert (pace.events_per_second, pace.events_per_batch, pace.retries) == (50.0, 25.0, 1)
     followed.sizes.observe(10)
     followed.delays.observe(0.4)
     sent.observe(0.002, times=2)
     now, followed.events = 4.0, 110
-    told = measures.report()
-    pace = told.paces["Followed"]
+    report = measures.report()
+    pace = report.paces["Followed"]
     assert (pace.events_per_second, pace.events_per_batch) == (5.0, 22.0)
     assert pace.to_row == Spread(0.375, 0.4975), "of the new values only"
-    assert told.to_client == Spread(0.00175, 0.002485)
+    assert report.to_client == Spread(0.00175, 0.002485)
     now = 6.0
     again = measures.report()
     assert again.paces["Followed"].events_per_second == 0.0
-    assert (again.paces["Followed"].to_row, again.to_client) == (pace.to_row, told.to_client), "of the last values"
+    assert (again.paces["Followed"].to_row, again.to_client) == (pace.to_row, report.to_client), "of the last values"
 
 
 def test_quantiles_are_interpolated_between_the_bounds() -> None:

@@ -1,4 +1,4 @@
-"""The limits of a document's cost: hostile documents are refused at once, ordinary ones are not."""
+"""The limits of a document's cost: expensive documents are refused without delay, ordinary ones are admitted."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_the_last_within_a_limit_passes_and_the_next_is_refused(name: str) -> None:
+def test_a_document_at_a_limit_passes_and_one_more_field_is_refused(name: str) -> None:
     limits, query, each, most = LIMITS[name]
     for count, errors in ((most, 0), (most + 1, 1)):
         text = query.format("".join(each.replace("#", str(number)) for number in range(count)))

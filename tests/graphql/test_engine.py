@@ -113,7 +113,7 @@ class Mutation:
 
 
 class Source:
-    """A subscription's source that the test drives, and that knows when it was closed."""
+    """The source of a subscription: the test adds items, and sees when the source is closed."""
 
     def __init__(self) -> None:
         self.items: asyncio.Queue[int | Exception] = asyncio.Queue()
@@ -224,7 +224,7 @@ async def test_an_invalid_request_is_refused_before_execution(
 
 
 async def test_a_client_error_found_during_execution_is_not_masked(caplog: pytest.LogCaptureFixture) -> None:
-    # The variable may be null, the argument may not, and only the executor sees both.
+    # The variable may be null and the argument may not. Only the executor compares the two.
     answer = await run("query ($v: Int = 5) { number(value: $v) }", v=None)
     assert answer["data"] is None
     assert answer["errors"][0]["extensions"] == {"code": "BAD_USER_INPUT"}
@@ -421,7 +421,7 @@ async def test_execute_raises_for_a_subscription() -> None:
     ],
     ids=["extensions", "incremental"],
 )
-def test_a_schema_that_needs_more_than_the_engine_does_is_refused(unfit: strawberry.Schema) -> None:
+def test_a_schema_with_features_that_the_engine_lacks_is_refused(unfit: strawberry.Schema) -> None:
     with pytest.raises(ValueError, match="The engine"):
         Engine(unfit)
 

@@ -1,4 +1,4 @@
-"""The explorer's page and files, and when its build considers them stale."""
+"""The page and the files of the explorer, and the check that decides if they must be built again."""
 
 import asyncio
 import importlib.util
@@ -27,7 +27,7 @@ Get = Callable[[str], httpx.Response]
 
 
 def server(static: Path) -> Get:
-    """Answers a path as an application with the explorer in `static` would."""
+    """Return a function that requests a path from an application with the explorer in `static`."""
 
     async def page(request: Request) -> Response:
         return explorer_page(static)
@@ -130,7 +130,7 @@ def sources(tmp_path: Path, build: ModuleType) -> Path:
 
 @pytest.fixture
 def static(tmp_path: Path, build: ModuleType, sources: Path) -> Path:
-    """What a build of `sources` leaves behind."""
+    """Return a folder with the result of a build of `sources`."""
     folder = tmp_path / "static"
     folder.mkdir()
     (folder / "index.html").write_text("<title>Headwater</title>")
@@ -138,7 +138,9 @@ def static(tmp_path: Path, build: ModuleType, sources: Path) -> Path:
     return folder
 
 
-def test_a_build_is_current_for_unchanged_sources(build: ModuleType, sources: Path, static: Path) -> None:
+def test_an_explorer_is_not_built_again_while_its_sources_are_unchanged(
+    build: ModuleType, sources: Path, static: Path
+) -> None:
     assert build.is_current(sources, static)
     assert build.build(sources, static) == "explorer: up to date"
 

@@ -1,4 +1,4 @@
-"""GraphQL over HTTP: every row of the status table, content negotiation, and what another site's page may not do."""
+"""GraphQL over HTTP: status codes, content negotiation, and protection against requests from pages of other sites."""
 
 import asyncio
 import json
@@ -61,19 +61,19 @@ class Subscription:
 
 
 class Unauthenticated(PublicError):
-    """Say who you are."""
+    """The request needs credentials."""
 
     code = "UNAUTHENTICATED"
 
 
 class Forbidden(PublicError):
-    """You may not."""
+    """The credentials do not allow the request."""
 
     code = "FORBIDDEN"
 
 
 def context(connection: HTTPConnection, payload: Mapping[str, object] | None) -> object:
-    """The door of these tests: the Authorization header says what happens."""
+    """Admit or refuse a request by its Authorization header."""
     match connection.headers.get("authorization"):
         case "nobody":
             raise Unauthenticated("Who are you?")
@@ -415,8 +415,10 @@ async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient) -> None:
 
 
 class Body:
-    """The client's side of one ASGI request, chunk by chunk, which knows how much of it was read. endless: after the
-    last chunk nothing comes, the client's leaving neither."""
+    """The client's side of one ASGI request, in chunks. It counts how many of them were read.
+
+    endless: after the last chunk nothing follows, not even a disconnect.
+    """
 
     def __init__(self, *chunks: bytes, endless: bool = False) -> None:
         self._chunks = iter(chunks)

@@ -1,4 +1,4 @@
-"""Errors about inputs name their entries as GraphQL does."""
+"""Errors about an input name its entries by their GraphQL names."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Start: TypeAlias = Callable[..., Awaitable[Node]]
 
 
 class Full(Refusal):
-    """No more."""
+    """The counter has reached its limit."""
 
     size: int
 

@@ -1,4 +1,4 @@
-"""The bank through GraphQL, as its clients use it: every mutation with every answer, and every way to read."""
+"""The bank through GraphQL: every mutation with every member of its result union, and every kind of read."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ where application_name = 'headwater appender' and datname = current_database() a
 """
 
 app = App([users, accounts, Feature(deciders=transfers.deciders, views=transfers.views)])
-"""The bank, in which nobody carries out transfers: nothing happens but what is asked for."""
+"""The bank without the saga of transfers, so that only the commands of a test append events."""
 
 
 def leaves(kind: GraphQLObjectType) -> str:
-    """Every field of a type that has no fields of its own."""
+    """Return a selection of all fields of a type that need no selection set."""
     return " ".join(name for name, field in kind.fields.items() if is_leaf_type(get_named_type(field.type)))
 
 
-def answers(mutation: str) -> dict[str, GraphQLObjectType]:
-    """The members of a mutation's result union."""
+def members(mutation: str) -> dict[str, GraphQLObjectType]:
+    """Return the members of a mutation's result union, by name."""
     root = app.schema._schema.mutation_type
     assert root is not None
     union = get_named_type(root.fields[mutation].type)
@@ -64,9 +64,9 @@ def answers(mutation: str) -> dict[str, GraphQLObjectType]:
 
 
 def written(mutation: str) -> str:
-    """The mutation, asking for all that each of its answers has."""
+    """Return a document with the mutation that selects every field of each member of its result union."""
     parts = []
-    for name, kind in answers(mutation).items():
+    for name, kind in members(mutation).items():
         rows = [
             f"{field} {{ {leaves(inner)} }}"
             for field, inner in ((field, get_named_type(each.type)) for field, each in kind.fields.items())
@@ -89,20 +89,20 @@ class Api:
         self._engine = Engine(node.app.schema)
 
     async def ask(self, query: str, **variables: object) -> Any:
-        """The data."""
+        """Return the data of an operation. Raises AssertionError if it has errors."""
         result = await self._engine.execute(GraphQLRequest(query, variables=variables), Scope(self.serving))
         assert not result.errors, result.errors
         return result.data
 
     async def fail(self, query: str, **variables: object) -> list[tuple[str, str]]:
-        """The errors: code and message."""
+        """Return code and message of each error."""
         result = await self._engine.execute(GraphQLRequest(query, variables=variables), Scope(self.serving))
         return [(error["extensions"]["code"], error["message"]) for error in result.errors]
 
     async def do(
         self, mutation: str, given: dict[str, Any], *, version: int | None = None, command: UUID | None = None
     ) -> dict[str, Any]:
-        """The mutation's answer, all of it."""
+        """Run a mutation, and return all fields of its result."""
         variables: dict[str, Any] = {"input": given}
         if version is not None:
             variables["expectedVersion"] = version
@@ -112,7 +112,7 @@ class Api:
         return data[mutation]  # type: ignore[no-any-return]  # the answer's fields
 
     async def done(self, mutation: str, **given: str) -> dict[str, Any]:
-        """The mutation's answer, which is that it was accepted."""
+        """Run a mutation that must be accepted, and return all fields of its result."""
         answer = await self.do(mutation, given)
         assert answer["__typename"].endswith("Accepted"), answer
         return answer
@@ -125,7 +125,7 @@ async def api(start: Start) -> Api:
 
 @pytest.fixture
 async def world(api: Api) -> dict[str, str]:
-    """Ada and Bob, and accounts of Ada's: one with 10.00, an empty one, a frozen one and a closed one; a transfer."""
+    """Register Ada and Bob, and open accounts of Ada: with 10.00, empty, frozen and closed. Return the ids by name."""
     ids = {name: str(uuid4()) for name in ("ada", "bob", "full", "empty", "frozen", "closed", "sent", "nobody")}
     for name in ("ada", "bob"):
         await api.done("registerUser", userId=ids[name], email=f"{name}@example.com", name=name.title())
@@ -164,7 +164,7 @@ NO_ACCOUNT = {"code": "ACCOUNT_NOT_FOUND", "message": "There is no such account.
 NO_MONEY = "Expected at most 2 decimal places"
 TO_EMPTY = {"toAccountId": "empty", "amount": "1"}
 
-# mutation -> (input, expected version, refusal, its facts). A word of the world stands for its id.
+# mutation -> (input, expected version, refusal, its facts). A name of `world` stands for the id.
 REFUSALS: dict[str, list[tuple[dict[str, str], int | None, str, dict[str, Any]]]] = {
     "registerUser": [
         ({"email": "ADA@example.com", "name": "x"}, None, "EmailTaken", TAKEN | {"email": "ADA@example.com"}),
@@ -267,7 +267,7 @@ async def test_refusals_are_data_with_their_facts(api: Api, world: dict[str, str
         else:
             assert answer == {"__typename": refusal, **expected}
     assert {refusal for _, _, refusal, _ in REFUSALS[mutation]} == {
-        name for name in answers(mutation) if not name.endswith("Accepted")
+        name for name in members(mutation) if not name.endswith("Accepted")
     }, "every one that the union has"
     assert await api.node.log.head() == head
 

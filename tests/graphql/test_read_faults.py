@@ -1,4 +1,4 @@
-"""When the database is unreachable or slow, clients get a code and a sentence, and no message of PostgreSQL."""
+"""When the database is unreachable or slow, clients get a code and a sentence without any text of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ READS = {
     "watched events from a time": 'subscription { events(filter: { from: "2026-01-01T00:00:00Z" }) { type } }',
 }
 SEARCHES = {"events", "sagas", "saga"}
-"""Reads with a timeout error of their own, which says how to narrow them."""
+"""Reads that have a timeout error of their own, with a hint how to narrow the search."""
 
 
 async def errors_of(node: Node, query: str, key: UUID, scope: Scope | None = None) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Validation takes linear work or refuses the document, and decides as the rules of graphql-core do."""
+"""Validation takes linear work or refuses the document, and reports the same errors as graphql-core."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ ARGUMENTS = ("", "", "(short: true)", "(near: [{ x: 1, y: 2 }])", "(near: [{ y: 
 
 
 def random_set(choose: random.Random, depth: int, fragments: Sequence[str]) -> str:
-    """A selection set at most `depth` deep, which spreads some of the fragments."""
+    """Return a random selection set, at most `depth` deep, that spreads some of the fragments."""
     parts = []
     for _ in range(choose.randint(1, 3)):
         kind = choose.random()
@@ -156,7 +156,7 @@ def random_set(choose: random.Random, depth: int, fragments: Sequence[str]) -> s
 
 
 def random_document(choose: random.Random, *, circular: bool = False) -> DocumentNode:
-    """An operation and three fragments, each of which spreads later ones only, unless they may be circular."""
+    """Return an operation and three fragments. A fragment spreads only later ones, unless they may be circular."""
     names = ["F0", "F1", "F2"]
     fragments = [
         f"fragment {name} on {choose.choice(CONDITIONS)} {random_set(choose, 2, names if circular else names[n + 1 :])}"
@@ -165,7 +165,7 @@ def random_document(choose: random.Random, *, circular: bool = False) -> Documen
     return parse(" ".join([random_set(choose, 4, names), *fragments]))
 
 
-def test_random_documents_are_judged_as_graphql_core_judges_them() -> None:
+def test_conflicts_are_found_in_the_same_random_documents_as_by_graphql_core() -> None:
     conflicting = 0
     for seed in range(600):
         document = random_document(random.Random(seed))

@@ -1,4 +1,4 @@
-"""graphql-transport-ws: the messages, the close codes of broken rules, and the life of an operation."""
+"""graphql-transport-ws: its messages, its close codes, and the operations of a socket."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -379,9 +379,9 @@ async def test_nothing_is_sent_after_complete_for_a_resolver_that_ignores_its_ca
 
 async def test_an_unknown_id_is_ignored() -> None:
     async with socket(Server()) as client:
-        client.say(type="complete", id="nobody")
+        client.say(type="complete", id="unknown")
         await client.greet()
-        client.say(type="complete", id="nobody")
+        client.say(type="complete", id="unknown")
         await client.nothing_more()
 
 
@@ -443,7 +443,7 @@ async def test_operations_that_still_clean_up_count_against_the_limit() -> None:
 
 
 async def test_a_subscription_with_many_results_does_not_delay_replies() -> None:
-    """Neither the source nor the socket waits, so the relay has to yield to other tasks itself."""
+    """Neither the source nor the socket waits, so the socket must yield to other tasks itself."""
     server = Server()
     for number in range(200):
         server.source.items.put_nowait(number)

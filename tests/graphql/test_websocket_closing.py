@@ -32,8 +32,8 @@ async def test_a_client_that_does_not_read_delays_its_operation_but_its_messages
         await soon(client.stuck)
         client.say(type="ping")
         client.say(type="complete", id="2")
-        await soon(server.sources["other"].closed)  # Read while the send is stuck.
-        assert server.source.taken == 1  # The generator waits for its send.
+        await soon(server.sources["other"].closed)  # messages are read while the send waits
+        assert server.source.taken == 1  # the generator waits for its first send
         client.draining.set()
         assert await client.hear() == answer("1", numbers=1)
         rest = [await client.hear() for _ in range(3)]
@@ -58,7 +58,7 @@ async def test_complete_withdraws_a_message_that_waits_to_be_sent() -> None:
 
 
 async def test_an_id_is_free_while_its_last_message_is_being_sent() -> None:
-    """A server may hand over the message, and the client answer it, before `send` returns."""
+    """The client may receive the message and reply to it before the server's `send` returns."""
     server = Server()
     async with greeted(server) as client:
         client.draining.clear()
@@ -132,7 +132,7 @@ async def test_close_all_waits_until_the_operations_have_cleaned_up() -> None:
         closing = asyncio.create_task(server.endpoint.close_all())
         closing.add_done_callback(lambda _: had_cleaned_up.append(server.source.closed.is_set()))
         assert await client.close_code() == 1001
-        await asyncio.wait({closing}, timeout=0)  # if it did not wait, it would end here
+        await asyncio.wait({closing}, timeout=0)  # without waiting for the operations, it would end here
         server.source.may_close.set()
         async with asyncio.timeout(PATIENCE):
             await closing

@@ -1,4 +1,4 @@
-"""Origins: pages of other sites open no socket."""
+"""The Origin header: pages of other sites cannot open a socket."""
 
 import pytest
 from tests.support.sockets import PROTOCOL, Client, Server, greeted, socket

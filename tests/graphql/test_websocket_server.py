@@ -1,4 +1,4 @@
-"""Sockets over uvicorn, with a client of another library."""
+"""Sockets of uvicorn, opened by the client of the library `websockets`."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from headwater.server.web import LARGEST_FRAME
 
 
 class Uvicorn(uvicorn.Server):
-    """uvicorn that says when it is ready, and closes our sockets before it closes its connections."""
+    """A uvicorn server with a signal when it is ready. On shutdown it closes the sockets of GraphQL first."""
 
     def __init__(self, server: Server) -> None:
         app = Starlette(routes=[WebSocketRoute("/graphql", server.endpoint)])
@@ -70,7 +70,7 @@ def dial(running: Uvicorn, *protocols: str, origin: str | None = None) -> connec
 
 
 async def close_code_of(client: ClientConnection) -> int | None:
-    """Read to the end, and say how it ended."""
+    """Read until the socket is closed, and return the close code."""
     with suppress(ConnectionClosed):
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -140,7 +140,7 @@ async def test_a_real_client_that_stops_reading_gets_1013_when_it_reads_again() 
         await client.recv()
         await client.send('{"type":"subscribe","id":"s","payload":{"query":"subscription { numbers }"}}')
         await soon(server.source.opened)
-        for number in range(60):  # More than the buffers of both ends hold.
+        for number in range(60):  # more than the buffers of both ends hold
             await client.send(f'{{"type":"subscribe","id":"{number}","payload":{{"query":"{{ large }}"}}}}')
         await soon(server.source.closed)
         assert await close_code_of(client) == 1013

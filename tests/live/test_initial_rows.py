@@ -172,7 +172,7 @@ async def test_no_transaction_is_open_while_a_slow_client_takes_the_initial_rows
 async def test_the_initial_rows_start_again_when_the_edition_changes(
     start: Start, connection: asyncpg.Connection
 ) -> None:
-    """It changes when dead letters are folded, or generations are swapped: rows change without a new position."""
+    """The edition changes when dead letters are folded or generations are swapped: rows may keep their positions."""
     node = await start(things_app, settings=RUNG)
     feed, keys = in_parts(node), [uuid4() for _ in range(12)]
     await counted(node, keys)
@@ -192,8 +192,10 @@ async def test_the_initial_rows_start_again_when_the_edition_changes(
 async def test_the_initial_rows_start_again_when_the_checkpoint_is_set_back(
     start: Start, connection: asyncpg.Connection
 ) -> None:
-    """A crash of PostgreSQL can lose the last commits of a projection. A row that was still unread is then back at a
-    position that was read already, until its event is folded again."""
+    """A crash of PostgreSQL can lose the last commits of a projection.
+
+    Until its event is folded again, a row that was not read yet has its earlier position, which was passed already.
+    """
     node = await start(things_app, settings=RUNG, work=False)
     feed, keys = in_parts(node), [uuid4() for _ in range(12)]
     rows = [(key, 1, place) for place, key in enumerate(keys, 1)]

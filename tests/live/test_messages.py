@@ -175,7 +175,7 @@ async def test_a_client_that_is_too_slow_for_its_bound_receives_all_rows_again(
     async with following(quick, watch_changes(feed)), aclosing(changes) as messages:
         slow.take(await anext(messages))
         position = await execute(node, *(Count(thing_id=uuid4()) for _ in range(4)), Count(thing_id=key))
-        await until(lambda: quick.position == position)  # the feed has handed it out
+        await until(lambda: quick.position == position)  # the feed has distributed it
         slow.take(await asyncio.wait_for(anext(messages), 10))
         assert (slow.resets, slow.position) == (2, position)
         assert slow.rows == quick.rows == await table(connection, tally_view, EVERYTHING)

@@ -1,4 +1,4 @@
-"""Every client of a subscription ends with the rows of the table, also one that was away."""
+"""Every client of a subscription ends with the rows of the table, also after it was away."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ async def bank_with(node: Node, deposits: int) -> UUID:
     return account
 
 
-# After a known load --------------------------------------------------------------------------------------------------
+# After known commands ------------------------------------------------------------------------------------------------
 
 
 async def test_commands_batches_and_rows_are_counted(start: Start) -> None:
@@ -107,29 +107,29 @@ async def test_commands_batches_and_rows_are_counted(start: Start) -> None:
     for feed in node.serving.feeds.values():
         await feed.reader.reach(303)
 
-    said = await scrape(web.app)
+    metrics = await scrape(web.app)
 
-    assert said("database_up") == 1
-    assert said("log_position") == said("append_events_total") == said("append_commands_total") == 303
-    assert said("append_queue_commands") == 0
-    verdicts = {verdict: said("append_verdicts_total", verdict=verdict) for verdict in ("accepted", "done", "taken")}
+    assert metrics("database_up") == 1
+    assert metrics("log_position") == metrics("append_events_total") == metrics("append_commands_total") == 303
+    assert metrics("append_queue_commands") == 0
+    verdicts = {verdict: metrics("append_verdicts_total", verdict=verdict) for verdict in ("accepted", "done", "taken")}
     assert verdicts == {"accepted": 303, "done": 1, "taken": 0}
-    assert said("append_batch_commands_sum") == node.appender.counts.commands
-    assert said("append_seconds_count") == said("append_batch_commands_count") == node.appender.counts.batches
-    assert 0 < said("append_seconds_sum") < 60
+    assert metrics("append_batch_commands_sum") == node.appender.counts.commands
+    assert metrics("append_seconds_count") == metrics("append_batch_commands_count") == node.appender.counts.batches
+    assert 0 < metrics("append_seconds_sum") < 60
     for name, events in (("User", 1), ("Account", 302)):
-        assert said.of_projection("position", name) == 303
+        assert metrics.of_projection("position", name) == 303
         for lack in ("lag_events", "lag_seconds", "parked_keys"):
-            assert said.of_projection(lack, name) == 0
-        assert said("projection_events_total", projection=name) == events
-        assert said("projection_batch_events_sum", projection=name) == events
-        assert said("append_to_row_seconds_count", projection=name) == events
-        assert 0 < said("append_to_row_seconds_sum", projection=name) < 60 * events
-        assert said("projection_batches_total", projection=name) >= said(
+            assert metrics.of_projection(lack, name) == 0
+        assert metrics("projection_events_total", projection=name) == events
+        assert metrics("projection_batch_events_sum", projection=name) == events
+        assert metrics("append_to_row_seconds_count", projection=name) == events
+        assert 0 < metrics("append_to_row_seconds_sum", projection=name) < 60 * events
+        assert metrics("projection_batches_total", projection=name) >= metrics(
             "projection_batch_events_count", projection=name
         )
         for fault in ("retries", "displaced"):
-            assert said(f"projection_{fault}_total", projection=name) == 0
+            assert metrics(f"projection_{fault}_total", projection=name) == 0
 
 
 def fold_all_but_eve(row: UserView | None, event: Recorded[UserEvent]) -> UserView | None:
@@ -164,13 +164,13 @@ async def test_retries_parked_keys_and_displaced_batches_are_counted(
         await users.reach(await register(name))
     await until(lambda: node.worker.projectors["User"].progress.retries == 6)
 
-    said = await scrape(Web(node).app)
-    assert said("projection_displaced_total", projection="User") == 1
-    assert said("projection_retries_total", projection="User") == 6, "three for each Eve"
-    assert said("projection_events_total", projection="User") == 1 + 2 + 2, "one of them twice"
-    assert said.of_projection("parked_keys", "User", 2) == 2
-    assert said.of_projection("position", "User", 2) == 4
-    shown = said.families["headwater_projection_position"].samples
+    metrics = await scrape(Web(node).app)
+    assert metrics("projection_displaced_total", projection="User") == 1
+    assert metrics("projection_retries_total", projection="User") == 6, "three for each Eve"
+    assert metrics("projection_events_total", projection="User") == 1 + 2 + 2, "one of them twice"
+    assert metrics.of_projection("parked_keys", "User", 2) == 2
+    assert metrics.of_projection("position", "User", 2) == 4
+    shown = metrics.families["headwater_projection_position"].samples
     assert [each.labels["generation"] for each in shown if each.labels["projection"] == "User"] == ["2"]
 
 
@@ -187,11 +187,11 @@ async def test_generations_have_samples_of_their_own(start: Start, connection: a
         [(1, key, 1), (2, key, 1), (2, key, 2), (2, uuid4(), 1)],
     )
 
-    said = await scrape(Web(node).app)
+    metrics = await scrape(Web(node).app)
 
     def of(generation: int, state: str) -> dict[str, float]:
         names = ("position", "lag_events", "parked_keys", "failed")
-        return {name: said.of_projection(name, "User", generation, state) for name in names}
+        return {name: metrics.of_projection(name, "User", generation, state) for name in names}
 
     assert of(1, "live") == {"position": 1, "lag_events": 0, "parked_keys": 1, "failed": 0}
     assert of(2, "building") == {"position": 0, "lag_events": 1, "parked_keys": 2, "failed": 1}
@@ -200,8 +200,8 @@ async def test_generations_have_samples_of_their_own(start: Start, connection: a
 async def test_histogram_buckets_are_cumulative(start: Start) -> None:
     node = await start()
     await bank_with(node, 50)
-    said = await scrape(Web(node).app)
-    for family in said.families.values():
+    metrics = await scrape(Web(node).app)
+    for family in metrics.families.values():
         if family.type == "histogram" and "graphql" not in family.name:
             of: dict[str, list[float]] = {}
             for sample in family.samples:
@@ -210,7 +210,7 @@ async def test_histogram_buckets_are_cumulative(start: Start) -> None:
             for projection, counts in of.items():
                 labels = {"projection": projection} if projection else {}
                 assert counts == sorted(counts)
-                assert counts[-1] == said(f"{family.name.removeprefix('headwater_')}_count", **labels)
+                assert counts[-1] == metrics(f"{family.name.removeprefix('headwater_')}_count", **labels)
 
 
 async def test_operations_subscriptions_and_sent_changes_are_measured(start: Start) -> None:
@@ -238,18 +238,18 @@ async def test_operations_subscriptions_and_sent_changes_are_measured(start: Sta
         for stream in streams:
             assert not (await asyncio.wait_for(anext(stream), 10)).errors
 
-    said = await scrape(web.app)
+    metrics = await scrape(web.app)
     # The request for the second change shows that the first was taken.
-    assert said("sent_messages_total", to="Account") == 2
-    assert said("sent_messages_total", to="events") == 1
+    assert metrics("sent_messages_total", to="Account") == 2
+    assert metrics("sent_messages_total", to="events") == 1
     # Event 4 was recorded before the subscription to `events` was opened, so its age is not counted.
-    assert said("append_to_sent_seconds_count") == 2
-    assert 0 < said("append_to_sent_seconds_sum") < 60
-    assert said("subscriptions", to="Account") == 2
-    assert (said("subscriptions", to="events"), said("subscriptions", to="User")) == (1, 0)
-    assert said("sockets") == 0
+    assert metrics("append_to_sent_seconds_count") == 2
+    assert 0 < metrics("append_to_sent_seconds_sum") < 60
+    assert metrics("subscriptions", to="Account") == 2
+    assert (metrics("subscriptions", to="events"), metrics("subscriptions", to="User")) == (1, 0)
+    assert metrics("sockets") == 0
     counted = {
-        (kind, outcome): said("graphql_operation_seconds_count", kind=kind, outcome=outcome)
+        (kind, outcome): metrics("graphql_operation_seconds_count", kind=kind, outcome=outcome)
         for kind, outcome in node.telemetry.operations
     }
     assert counted == {
@@ -260,17 +260,17 @@ async def test_operations_subscriptions_and_sent_changes_are_measured(start: Sta
     }
     for stream in streams:
         await stream.aclose()
-    said = await scrape(web.app)
-    assert (said("subscriptions", to="events"), said("subscriptions", to="Account")) == (0, 0)
+    metrics = await scrape(web.app)
+    assert (metrics("subscriptions", to="events"), metrics("subscriptions", to="Account")) == (0, 0)
 
 
 async def test_a_worker_has_projection_metrics_and_no_serving_metrics(start: Start) -> None:
     node = await start(serve=False)
-    said = await scrape(worker_of(node))
-    assert said.of_projection("position", "Account") == 0
-    assert said("projection_events_total", projection="Account") == 0
-    assert "headwater_graphql_operation_seconds" not in said.families
-    assert "headwater_sockets" not in said.families
+    metrics = await scrape(worker_of(node))
+    assert metrics.of_projection("position", "Account") == 0
+    assert metrics("projection_events_total", projection="Account") == 0
+    assert "headwater_graphql_operation_seconds" not in metrics.families
+    assert "headwater_sockets" not in metrics.families
 
 
 @pytest.mark.parametrize("command", ["serve", "work"])
@@ -287,15 +287,15 @@ async def test_each_command_serves_metrics_on_its_own_port(dsn: str, command: st
             while not (found := re.search(rb"(http://[\w.:]+)/health/ready", line := await process.stdout.readline())):
                 assert line, "it ended"
         async with httpx.AsyncClient() as client:
-            said = Scraped((await client.get(f"{found[1].decode()}/metrics")).text)
-        assert said("log_position") == 0
-        assert ("headwater_sockets" in said.families) == (command == "serve")
+            metrics = Scraped((await client.get(f"{found[1].decode()}/metrics")).text)
+        assert metrics("log_position") == 0
+        assert ("headwater_sockets" in metrics.families) == (command == "serve")
     finally:
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 10) == 0
 
 
-# Behind --------------------------------------------------------------------------------------------------------------
+# Lag -----------------------------------------------------------------------------------------------------------------
 
 
 async def test_lag_is_the_age_of_the_first_event_after_the_checkpoint(
@@ -316,17 +316,17 @@ async def test_lag_is_the_age_of_the_first_event_after_the_checkpoint(
         )
 
     before = await connection.fetchval("select clock_timestamp()")
-    said = await scrape(Web(node).app)
+    metrics = await scrape(Web(node).app)
     after = await connection.fetchval("select clock_timestamp()")
 
     for name, reached in (("Account", 0), ("User", 1)):
-        assert said.of_projection("position", name) == reached
-        assert said.of_projection("lag_events", name) == 2 - reached
+        assert metrics.of_projection("position", name) == reached
+        assert metrics.of_projection("lag_events", name) == 2 - reached
         since = recorded[reached + 1]
         least, most = ((moment - since).total_seconds() for moment in (before, after))
-        assert least <= said.of_projection("lag_seconds", name) <= most
-    assert said.of_projection("parked_keys", "User") == 2
-    assert said.of_projection("parked_keys", "Account") == 0
+        assert least <= metrics.of_projection("lag_seconds", name) <= most
+    assert metrics.of_projection("parked_keys", "User") == 2
+    assert metrics.of_projection("parked_keys", "Account") == 0
 
 
 async def test_a_process_is_unready_when_a_projection_is_later_than_tolerated(start: Start) -> None:
@@ -378,16 +378,23 @@ async def test_lag_is_reported_after_the_clock_was_set_back(start: Start, connec
     assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == ["projection User"]
 
 
+async def building(start: Start, connection: asyncpg.Connection, *, failure: str | None = None) -> Node:
+    """Start a node that tolerates no lag, with one unread event and a generation of `User` that is being built."""
+    node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
+    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    await connection.execute(
+        "insert into headwater.projections (name, generation, version, fingerprint, table_name, state, failure) "
+        "values ('User', 7, 2, 'new', 'user_7', 'building', $1)",
+        failure,
+    )
+    return node
+
+
 async def test_a_generation_that_is_being_built_does_not_make_a_process_unready(
     start: Start, connection: asyncpg.Connection
 ) -> None:
-    node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
-    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
-    await connection.execute("update headwater.projections set position = 1")
-    await connection.execute(
-        "insert into headwater.projections (name, generation, version, fingerprint, table_name, state) "
-        "values ('User', 7, 2, 'new', 'user_7', 'building')"
-    )
+    node = await building(start, connection)
+    await connection.execute("update headwater.projections set position = 1 where state = 'live'")
     assert (await get(Web(node).app, "/health/ready")).status_code == 200
     assert [each.lag_events for each in (await read_standings(node.database.pool)).projections] == [0, 0, 0, 1, 0, 0]
 
@@ -395,12 +402,7 @@ async def test_a_generation_that_is_being_built_does_not_make_a_process_unready(
 async def test_a_projection_whose_next_generation_is_being_built_is_not_late(
     start: Start, connection: asyncpg.Connection
 ) -> None:
-    node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
-    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
-    await connection.execute(
-        "insert into headwater.projections (name, generation, version, fingerprint, table_name, state) "
-        "values ('User', 7, 2, 'new', 'user_7', 'building')"
-    )
+    node = await building(start, connection)
     assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == [
         "projection Account",
         "projection Transfer",
@@ -412,12 +414,7 @@ async def test_a_projection_whose_next_generation_has_failed_is_late(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     """A failed build does not continue by itself, so there is nothing to wait for."""
-    node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
-    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
-    await connection.execute(
-        "insert into headwater.projections (name, generation, version, fingerprint, table_name, state, failure) "
-        "values ('User', 7, 2, 'new', 'user_7', 'building', 'its sample')"
-    )
+    node = await building(start, connection, failure="its sample")
     assert "projection User" in (await get(Web(node).app, "/health/ready")).json()["troubles"]
 
 
@@ -429,9 +426,9 @@ async def test_differences_that_verify_found_are_shown(start: Start, dsn: str, c
         rename = "update read.user set name = $1::text, email = lower($1::text) || '@example.org'"
         await connection.execute(rename, name)
         assert (await run_command("verify", "User", "--all", DATABASE_URL=dsn))[0] == exit_code
-        said = await scrape(Web(node).app)
-        assert said.of_projection("differences", "User") == differences
-        assert len(said.families["headwater_projection_differences"].samples) == 1, "of what was verified"
+        metrics = await scrape(Web(node).app)
+        assert metrics.of_projection("differences", "User") == differences
+        assert len(metrics.families["headwater_projection_differences"].samples) == 1, "of what was verified"
 
 
 async def test_metrics_of_the_process_are_served_without_a_database(
@@ -440,10 +437,10 @@ async def test_metrics_of_the_process_are_served_without_a_database(
     node = await start(work=False)
     await bank_without_rows(node)
     node.probe.pool.terminate()
-    said = await scrape(Web(node).app)
-    assert said("database_up") == 0
-    assert said("append_events_total") == 1
-    assert "headwater_log_position" not in said.families
+    metrics = await scrape(Web(node).app)
+    assert metrics("database_up") == 0
+    assert metrics("append_events_total") == 1
+    assert "headwater_log_position" not in metrics.families
 
 
 async def bank_without_rows(node: Node) -> None:
@@ -481,7 +478,7 @@ def test_changes_that_no_scrape_measures_are_bounded() -> None:
     assert telemetry.messages == {"Account": MAX_UNMEASURED + 5}
 
 
-def test_changes_from_before_the_subscription_are_not_counted_as_late() -> None:
+def test_the_delay_of_changes_from_before_the_subscription_is_not_measured() -> None:
     telemetry, moment = Telemetry(), datetime(2026, 1, 1, tzinfo=UTC)
     opened = moment.timestamp() + 10
     recorded = {1: moment, 2: moment + timedelta(seconds=11)}
@@ -507,11 +504,11 @@ async def test_snapshots_and_schedules_are_counted(start: Start, connection: asy
             ]
         )
     )
-    said = await until(lambda: said_all(node))
-    assert said("schedule_moments_total", outcome="fired") == 1
-    assert said("schedule_moments_total", outcome="failed") == 1
-    assert said("snapshots_total", outcome="stored") == 1
-    assert said("snapshots_total", outcome="failed") == 0
+    metrics = await until(lambda: metrics_when_done(node))
+    assert metrics("schedule_moments_total", outcome="fired") == 1
+    assert metrics("schedule_moments_total", outcome="failed") == 1
+    assert metrics("snapshots_total", outcome="stored") == 1
+    assert metrics("snapshots_total", outcome="failed") == 0
 
     await connection.execute("alter table headwater.snapshots rename to gone")
     await node.dispatcher.execute(ChangeEmail(user_id=user, email="ada@example.com"))
@@ -523,11 +520,13 @@ def broken(due: datetime) -> RegisterUser:
     raise ValueError("no such user")
 
 
-async def said_all(node: Node) -> Scraped | None:
+async def metrics_when_done(node: Node) -> Scraped | None:
     """Return the metrics of the node when its schedules and its snapshot are done."""
-    said = await scrape(Web(node).app)
-    moments = [said.values.get(("headwater_schedule_moments_total", ("outcome", each))) for each in ("fired", "failed")]
-    return said if moments == [1, 1] and said("snapshots_total", outcome="stored") else None
+    metrics = await scrape(Web(node).app)
+    moments = [
+        metrics.values.get(("headwater_schedule_moments_total", ("outcome", each))) for each in ("fired", "failed")
+    ]
+    return metrics if moments == [1, 1] and metrics("snapshots_total", outcome="stored") else None
 
 
 # The page ------------------------------------------------------------------------------------------------------------
@@ -541,9 +540,11 @@ async def everything(start: Start) -> Mapping[str, Metric]:
 
 async def test_docs_metrics_lists_every_metric(everything: Mapping[str, Metric]) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
-    told = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    documented = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
     names = {name + ("_total" if each.type == "counter" else ""): each for name, each in everything.items()}
-    assert told == {name: f"{each.type} | {labels_of(each)} | {each.documentation}" for name, each in names.items()}
+    assert documented == {
+        name: f"{each.type} | {labels_of(each)} | {each.documentation}" for name, each in names.items()
+    }
 
 
 LABELS = {
@@ -555,7 +556,7 @@ LABELS = {
     "sagas_stuck": "saga",
     **{f"saga_{each}": "saga" for each in SagaCounts.__dataclass_fields__},
 }
-"""Metrics that have no sample before their first event."""
+"""Metrics that have no sample until something has happened."""
 
 
 def labels_of(family: Metric) -> str:
@@ -564,7 +565,7 @@ def labels_of(family: Metric) -> str:
 
 
 async def test_slow_queries_that_use_the_whole_pool_do_not_make_a_process_unready(start: Start) -> None:
-    """All connections for queries are taken; the probe has its own."""
+    """Readiness has connections of its own, so it does not wait for the pool."""
     node = await start(settings=msgspec.structs.replace(Settings(), pool_size=2))
     web = Web(node)
     async with node.database.pool.acquire(), node.database.pool.acquire():

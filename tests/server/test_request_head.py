@@ -1,4 +1,4 @@
-"""The head of a request has a size limit and a deadline, and so has its body."""
+"""The head and the body of a request have a size limit and a deadline each."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Client:
 
 @dataclass
 class Served:
-    """A server. release: what `/slow` waits for before it answers. left: a client went away while it sent its body."""
+    """A server. release: `/slow` answers when it is set. left: set when a client disconnected during its body."""
 
     port: int
     release: asyncio.Event = field(default_factory=asyncio.Event)
@@ -165,7 +165,7 @@ async def test_a_head_that_fits_is_answered() -> None:
     ],
 )
 @pytest.mark.parametrize("before", [0, 1])
-async def test_one_that_is_too_large_is_refused(sent: bytes, status: int, code: str, before: int) -> None:
+async def test_a_head_that_is_too_large_is_refused(sent: bytes, status: int, code: str, before: int) -> None:
     async with served() as server:
         client = await server.client()
         for _ in range(before):
@@ -191,7 +191,7 @@ async def test_one_that_is_too_large_is_refused(sent: bytes, status: int, code: 
     ],
     ids=["value", "headers", "url", "nothing", "extension", "trailer", "trailers"],
 )
-async def test_one_without_an_end_is_cut_off(start: bytes, piece: bytes) -> None:
+async def test_a_head_without_an_end_is_cut_off(start: bytes, piece: bytes) -> None:
     async with served() as server:
         client = await server.client()
         client.send(start)
@@ -268,7 +268,7 @@ async def test_a_body_that_is_not_complete_in_time_gets_408_and_is_closed(sent: 
 
 
 async def test_the_deadline_of_a_body_is_not_extended_by_each_byte() -> None:
-    """The deadline is for the whole body."""
+    """The deadline is that of the whole body, not that of each chunk."""
     async with served() as server, asyncio.timeout(10):
         client = await server.client()
         client.send(GRAPHQL, b"Content-Length: 1000000\r\n\r\n")

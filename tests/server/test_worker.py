@@ -1,4 +1,4 @@
-"""A worker runs schedules among its units, and freezes the objects of its start."""
+"""A worker runs schedules as one of its units, and freezes the objects that exist after its start."""
 
 from __future__ import annotations
 
