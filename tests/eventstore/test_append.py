@@ -1,4 +1,4 @@
-"""`headwater.append` gives the verdicts and leaves the log that a few lines of Python would; and keeps its plan."""
+"""`headwater.append`: its verdicts and its log equal those of a model in Python, and its plans use indexes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from headwater.eventstore.log import NEW, Append, Verdict, append
 from headwater.ids import new_id
 
 RIGHT = -1
-"""Stands for the version that the stream will have when all before in the call are accepted."""
+"""Stands for the version of the stream if all earlier commands of the call are accepted."""
 
 
 class Held(Refusal):
-    """Another stream has it."""
+    """Another stream holds the claim."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the model
@@ -34,18 +34,18 @@ class Held(Refusal):
 
 @dataclass(frozen=True)
 class Draft:
-    """A command, with small numbers for its ids."""
+    """A command, with small numbers for its ids. claims: (True to take it, value) of each."""
 
     command: int
     stream: int
     expected: int | None = None
     events: int = 1
-    claims: tuple[tuple[bool, str], ...] = ()  # whether it is taken, and the value
+    claims: tuple[tuple[bool, str], ...] = ()
 
 
 @dataclass
 class Model:
-    """What the function does, one command after another."""
+    """A model of the function that judges one command after another."""
 
     position: int
     versions: dict[UUID, int] = field(default_factory=dict)
@@ -54,19 +54,19 @@ class Model:
     log: list[tuple[Any, ...]] = field(default_factory=list)
 
     def append(self, batch: Sequence[Append]) -> list[tuple[Any, ...]]:
-        """The verdicts with their facts, as `facts_of` gives them."""
+        """Return each verdict with its facts, as `_facts` does."""
         named: set[object] = set()
-        fallen: set[UUID] = set()
+        lost: set[UUID] = set()
         done: dict[UUID, tuple[int, int, UUID]] = {}
         answers = []
         for each in batch:
             names = {each.command_id, *((claim.name, claim.value) for claim in each.claims)}
-            answer = self._judge(each, behind=bool(names & named) or each.stream_id in fallen)
+            answer = self._judge(each, behind=bool(names & named) or each.stream_id in lost)
             named |= names
             if answer[0] is Verdict.ACCEPTED:
                 done[each.command_id] = answer[1:]
             else:
-                fallen.add(each.stream_id)
+                lost.add(each.stream_id)
             answers.append(answer)
         self.done |= done
         return answers
@@ -113,7 +113,7 @@ DRAFTS = st.builds(
     events=st.integers(0, 3),
     claims=st.one_of(st.just(()), CLAIMS),
 )
-PLAIN = st.builds(  # what the short way takes, but for an expected version that does not follow the one before
+PLAIN = st.builds(  # what `append_plain` takes, and some expected versions that it does not take
     Draft,
     command=st.integers(0, 11),
     stream=st.integers(0, 2),
@@ -128,14 +128,16 @@ _examples = count(1)
 @settings(
     max_examples=120,
     deadline=None,
-    # One database for all examples: each has ids and claims of its own, and starts where the log ends.
+    # One database for all examples: each has its own ids and claims, and starts at the end of the log.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(calls=CALLS)
 @example(calls=[[Draft(0, 0, claims=((True, "a"), (False, "a")))], [Draft(1, 1, claims=((True, "a"),))]])
 @example(calls=[[Draft(0, 0, expected=1)], [Draft(1, 0, expected=RIGHT)]])
 @example(calls=[[Draft(0, 0, claims=((False, "a"), (True, "a"), (False, "a"), (True, "a")))]])
-async def test_the_function_does_what_its_model_does(connection: asyncpg.Connection, calls: list[list[Draft]]) -> None:
+async def test_verdicts_log_and_claims_equal_those_of_the_model(
+    connection: asyncpg.Connection, calls: list[list[Draft]]
+) -> None:
     run = next(_examples)
     head = await connection.fetchval("select position from headwater.head")
     model = Model(head)
@@ -185,7 +187,7 @@ def _facts(answer: Any) -> tuple[Any, ...]:
 
 
 async def _log_after(connection: asyncpg.Connection, head: int) -> list[tuple[Any, ...]]:
-    """The log, but for what the function makes itself: of that, only that it is as it should be."""
+    """Return the events after a position, without the columns that the function generates, which are checked."""
     rows = await connection.fetch("select * from headwater.events where position > $1 order by position", head)
     times: list[datetime] = [row["recorded_at"] for row in rows]
     assert times == sorted(times)
@@ -203,15 +205,15 @@ async def _claims_of(connection: asyncpg.Connection, run: int) -> dict[tuple[str
     return {(row["name"], row["value"]): row["stream_id"] for row in rows}
 
 
-@pytest.mark.parametrize("expected", [NEW, None], ids=["the short way", "the long way"])
-async def test_one_call_has_one_moment_and_time_never_goes_back(
+@pytest.mark.parametrize("expected", [NEW, None], ids=["append_plain", "append"])
+async def test_all_events_of_a_call_have_one_time_which_is_never_before_the_last_one(
     connection: asyncpg.Connection, expected: int | None
 ) -> None:
     def two() -> list[Append]:
         return [_deposit(new_id(), expected=expected), _deposit(new_id(), expected=expected)]
 
     await append(connection, two())
-    ahead = await connection.fetchval(  # as if the clock had been put back since the last event was recorded
+    ahead = await connection.fetchval(  # as if the clock had been set back since the last event
         "update headwater.head set recorded_at = now() + interval '1 day' returning recorded_at"
     )
     await append(connection, two())
@@ -221,7 +223,7 @@ async def test_one_call_has_one_moment_and_time_never_goes_back(
     assert await connection.fetchval("select recorded_at from headwater.head") == ahead
 
 
-async def test_a_call_that_fails_leaves_nothing(connection: asyncpg.Connection) -> None:
+async def test_a_failed_call_writes_nothing(connection: asyncpg.Connection) -> None:
     stream = new_id()
     await append(connection, [_deposit(stream)])
     with pytest.raises(asyncpg.InvalidTextRepresentationError):
@@ -251,7 +253,7 @@ def _deposit(stream_id: UUID, *, expected: int | None = None, data: str = "{}", 
         "merge into headwater.events e using headwater.head h on e.position = h.position when matched then delete",
     ],
 )
-async def test_events_are_never_changed(connection: asyncpg.Connection, role: str, statement: str) -> None:
+async def test_events_cannot_be_changed_or_deleted(connection: asyncpg.Connection, role: str, statement: str) -> None:
     await append(connection, [_deposit(new_id())])
     before = await connection.fetch("select * from headwater.events")
     await connection.execute(f"set session_replication_role = {role}")
@@ -263,7 +265,7 @@ async def test_events_are_never_changed(connection: asyncpg.Connection, role: st
 # ------------------------------------------------------------------------------------------------------------- doorbell
 
 
-async def test_a_call_rings_once_and_only_when_it_appended(connection: asyncpg.Connection, dsn: str) -> None:
+async def test_a_call_rings_the_doorbell_once_if_it_appended_events(connection: asyncpg.Connection, dsn: str) -> None:
     heard: list[object] = []
     sentinel = asyncio.Event()
     listener = await asyncpg.connect(dsn)
@@ -278,7 +280,7 @@ async def test_a_call_rings_once_and_only_when_it_appended(connection: asyncpg.C
         await append(connection, three)
         await append(connection, [_deposit(stream, expected=1)])  # conflict
         await append(connection, three)  # done
-        await append(connection, [_deposit(stream, events=0)])  # accepted, with no event
+        await append(connection, [_deposit(stream, events=0)])  # accepted, without events
         await append(connection, [_deposit(stream, expected=1), _deposit(stream, expected=4), _deposit(new_id())])
         await connection.execute("notify headwater, 'end'")
         await asyncio.wait_for(sentinel.wait(), 10)
@@ -294,32 +296,32 @@ MODES = pytest.mark.parametrize("mode", ["force_custom_plan", "auto", "force_gen
 
 
 @MODES
-async def test_the_plan_keeps_to_index_lookups(connection: asyncpg.Connection, mode: str) -> None:
-    """From an empty log, on which a plan may be made for good, to one of 20,000 events; for small and large calls."""
-    looked_at = {"events_stream_version_key", "events_command_ordinal_key"}
-    await _check_plans(connection, mode, looked_at, lambda size: [_command(place) for place in range(size)])
+async def test_append_reads_tables_through_indexes_only(connection: asyncpg.Connection, mode: str) -> None:
+    """Small and large calls, from an empty log, whose generic plan may stay in use, to a log of 20,000 events."""
+    indexes = {"events_stream_version_key", "events_command_ordinal_key"}
+    await _check_plans(connection, mode, indexes, lambda size: [_command(place) for place in range(size)])
 
 
 @MODES
-async def test_the_short_way_keeps_to_index_lookups(connection: asyncpg.Connection, mode: str) -> None:
-    """The same for one-event commands on streams that are known."""
+async def test_append_plain_reads_tables_through_indexes_only(connection: asyncpg.Connection, mode: str) -> None:
+    """One-event commands on known streams."""
     streams = [new_id() for _ in range(300)]
     versions = dict.fromkeys(streams, 1)
     await append(connection, [_deposit(stream, expected=NEW) for stream in streams])
 
-    def go_on(size: int) -> list[Append]:
+    def next_commands(size: int) -> list[Append]:
         batch = [_deposit(stream, expected=versions[stream]) for stream in streams[:size]]
         versions.update({each.stream_id: each.expected + 1 for each in batch})  # type: ignore[operator]  # never None
         return batch
 
-    await _check_plans(connection, mode, {"events_stream_version_key"}, go_on)
+    await _check_plans(connection, mode, {"events_stream_version_key"}, next_commands)
 
 
 @MODES
-async def test_claims_cost_no_more_each_in_a_large_call_than_in_a_small_one(
+async def test_the_cost_of_a_claim_does_not_grow_with_the_size_of_the_call(
     connection: asyncpg.Connection, mode: str
 ) -> None:
-    """Counted in rows that the statements of a call touch: four times as many commands, about four times the rows."""
+    """Four times as many commands touch about four times as many rows."""
     await _fill(connection, 2_000)
     plans = await _plans(connection, mode, analyze=True)
     touched = []
@@ -341,21 +343,21 @@ def _rows_touched(node: dict[str, Any]) -> int:
 
 
 async def _check_plans(
-    connection: asyncpg.Connection, mode: str, looked_at: set[str], batch_of: Callable[[int], list[Append]]
+    connection: asyncpg.Connection, mode: str, indexes: set[str], batch_of: Callable[[int], list[Append]]
 ) -> None:
     plans = await _plans(connection, mode)
     for _ in range(2):
-        for size in (*[1] * 7, 10, 300, 300):  # PostgreSQL looks for a generic plan from the sixth call on
+        for size in (*[1] * 7, 10, 300, 300):  # PostgreSQL considers a generic plan from the sixth call on
             batch = batch_of(size)
             plans.clear()
             answers = await append(connection, batch)
             assert {each.verdict for each in answers} == {Verdict.ACCEPTED}
-            _check([node for plan in plans for node in _nodes(plan)], looked_at)
+            _check([node for plan in plans for node in _nodes(plan)], indexes)
         await _fill(connection, 20_000)
 
 
 async def _plans(connection: asyncpg.Connection, mode: str, *, analyze: bool = False) -> list[dict[str, Any]]:
-    """The plans of what the connection does from now on, as they are used."""
+    """Return a list to which the plan of each later statement of the connection is added."""
     plans: list[dict[str, Any]] = []
     connection.add_log_listener(lambda _, message: plans.append(_plan_of(message.message)))
     await connection.execute(
@@ -368,11 +370,11 @@ async def _plans(connection: asyncpg.Connection, mode: str, *, analyze: bool = F
     return plans
 
 
-def _check(nodes: list[dict[str, Any]], looked_at: set[str]) -> None:
+def _check(nodes: list[dict[str, Any]], indexes: set[str]) -> None:
     scans = [
         node for node in nodes if node.get("Relation Name") in ("events", "claims") and "Scan" in node["Node Type"]
     ]
-    assert looked_at <= {node.get("Index Name") for node in scans}
+    assert indexes <= {node.get("Index Name") for node in scans}
     for node in scans:
         assert node["Node Type"] in ("Index Scan", "Index Only Scan"), node
     for node in nodes:
@@ -390,7 +392,7 @@ async def _fill(connection: asyncpg.Connection, events: int) -> None:
 
 
 def _command(place: int) -> Append:
-    """Now with claims and now without, now on a new stream and now on any."""
+    """Return a command: every fifth has claims, every second requires a new stream."""
     one = _deposit(new_id(), expected=NEW if place % 2 else None, events=place % 3)
     if place % 5 == 0:
         one.claims = [Release("email", f"{new_id()}"), Take("email", f"{new_id()}", Held())]

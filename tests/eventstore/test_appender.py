@@ -1,4 +1,4 @@
-"""The appender: many commands a commit, and a truthful answer for each, whatever becomes of the connection."""
+"""The appender: it writes many commands in one commit, and answers each truthfully even if the connection is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Write = Callable[[asyncpg.Connection, Sequence[Append]], Awaitable[list[Appended
 
 
 class Held(Refusal):
-    """Another stream has it."""
+    """Another stream holds the claim."""
 
 
 HELD = Held()
@@ -63,7 +63,7 @@ async def appending(
 
 
 class Gate:
-    """Holds the log's lock: an append that is sent waits in PostgreSQL until the gate opens."""
+    """Holds the lock of the log, so that appends wait in PostgreSQL until the gate opens."""
 
     def __init__(self, holder: asyncpg.Connection, watcher: asyncpg.Connection) -> None:
         self._watcher = watcher
@@ -78,7 +78,7 @@ class Gate:
         await self._transaction.rollback()
 
     async def waiting(self) -> int:
-        """Wait until the appender stands before the gate; its backend."""
+        """Wait until an append waits at the gate. Returns the pid of its backend."""
         query = (
             "select pid from pg_stat_activity where application_name = 'headwater appender'"
             " and datname = current_database() and wait_event_type = 'Lock'"
@@ -88,7 +88,7 @@ class Gate:
 
 @pytest.fixture
 async def gate(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Gate]:
-    """A gate that is closed."""
+    """A closed gate."""
     holder = await asyncpg.connect(dsn)
     gate = Gate(holder, connection)
     await gate.close()
@@ -97,7 +97,7 @@ async def gate(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Gate]:
 
 
 async def logged(connection: asyncpg.Connection) -> dict[UUID, list[tuple[int, int]]]:
-    """The log by command: the version and position of each event. It has no gap."""
+    """Return version and position of each event, by command, after checking that the log has no gap."""
     rows = await connection.fetch("select command_id, version, position from headwater.events order by position")
     assert [row["position"] for row in rows] == list(range(1, len(rows) + 1))
     found: dict[UUID, list[tuple[int, int]]] = {}
@@ -114,7 +114,7 @@ def accepted(answer: Answer) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------------------- batching
 
 
-async def test_what_arrives_while_one_is_in_flight_goes_together(
+async def test_commands_that_arrive_during_an_append_are_written_in_one_batch(
     dsn: str, connection: asyncpg.Connection, gate: Gate
 ) -> None:
     async with appending(dsn) as appender:
@@ -131,13 +131,13 @@ async def test_what_arrives_while_one_is_in_flight_goes_together(
         assert len(await logged(connection)) == 1 + SMALL_BATCH
 
 
-async def test_a_batch_has_a_bound(dsn: str) -> None:
+async def test_a_batch_has_at_most_the_configured_number_of_commands(dsn: str) -> None:
     async with appending(dsn, batch=10) as appender:
         await asyncio.gather(*(appender.submit(command(), Chain()) for _ in range(95)))
         assert (appender.counts.batches, appender.counts.commands) == (10, 95)
 
 
-async def test_it_says_how_far_the_log_has_come(dsn: str) -> None:
+async def test_the_appender_reports_the_position_of_the_log(dsn: str) -> None:
     async with Database(dsn) as database, Supervisor() as supervisor:
         positions = Positions()
         appender = Appender(database, positions)
@@ -148,7 +148,9 @@ async def test_it_says_how_far_the_log_has_come(dsn: str) -> None:
         assert positions.known(LOG) == 3
 
 
-async def test_a_full_queue_is_said_and_harms_nobody(dsn: str, connection: asyncpg.Connection, gate: Gate) -> None:
+async def test_a_command_is_rejected_when_the_queue_is_full(
+    dsn: str, connection: asyncpg.Connection, gate: Gate
+) -> None:
     async with appending(dsn, queue=3) as appender:
         first = appender.submit(command(), Chain())
         await gate.waiting()
@@ -164,7 +166,9 @@ async def test_a_full_queue_is_said_and_harms_nobody(dsn: str, connection: async
 # --------------------------------------------------------------------------------------------------- losers and poison
 
 
-async def test_those_behind_a_loser_are_not_sent(dsn: str, connection: asyncpg.Connection, gate: Gate) -> None:
+async def test_commands_behind_a_conflict_in_their_chain_are_not_sent(
+    dsn: str, connection: asyncpg.Connection, gate: Gate
+) -> None:
     stream, chain = new_id(), Chain()
     async with appending(dsn) as appender:
         loser = appender.submit(command(stream, expected=4), chain)
@@ -189,7 +193,7 @@ POISON = [
 
 
 @pytest.mark.parametrize("poison", POISON, ids=["NUL", "surrogate", "no JSON", "overflow", "category"])
-async def test_a_poisoned_command_harms_no_neighbour(
+async def test_a_command_that_postgresql_rejects_does_not_fail_its_batch(
     dsn: str, connection: asyncpg.Connection, poison: Append, gate: Gate
 ) -> None:
     async with appending(dsn) as appender:
@@ -206,7 +210,7 @@ async def test_a_poisoned_command_harms_no_neighbour(
         assert behind.result().verdict is Verdict.BEHIND
         assert [accepted(answer) for answer in (first, *before, *after)] == [(1, place) for place in range(1, 8)]
         assert len(await logged(connection)) == 7
-        # And alone, with nobody beside it.
+        # The command fails alone, too.
         with pytest.raises(asyncpg.DataError):
             await appender.submit(poison, Chain())
         assert accepted_now(await appender.submit(command(), Chain())) == (1, 8)
@@ -217,7 +221,9 @@ def accepted_now(answer: Appended) -> tuple[int, int]:
     return answer.version, answer.position
 
 
-async def test_a_caller_who_goes_harms_nobody(dsn: str, connection: asyncpg.Connection, gate: Gate) -> None:
+async def test_cancelled_callers_do_not_affect_other_commands(
+    dsn: str, connection: asyncpg.Connection, gate: Gate
+) -> None:
     stream, chain = new_id(), Chain()
     async with appending(dsn) as appender:
         in_flight = appender.submit(command(stream, 0), chain)
@@ -235,14 +241,14 @@ async def test_a_caller_who_goes_harms_nobody(dsn: str, connection: asyncpg.Conn
 # ----------------------------------------------------------------------------------------------------------- shutdown
 
 
-async def test_draining_answers_all_who_wait_and_takes_no_more(
+async def test_drain_answers_all_waiting_commands_and_rejects_new_ones(
     dsn: str, connection: asyncpg.Connection, gate: Gate
 ) -> None:
     async with appending(dsn, batch=7) as appender:
         answers = [appender.submit(command(), Chain()) for _ in range(50)]
         await gate.waiting()
         draining = asyncio.create_task(appender.drain())
-        await asyncio.sleep(0)  # let it begin
+        await asyncio.sleep(0)  # the drain begins
         with pytest.raises(Unavailable, match="shutting down; nothing was written"):
             appender.submit(command(), Chain())
         assert not draining.done()
@@ -252,8 +258,8 @@ async def test_draining_answers_all_who_wait_and_takes_no_more(
         assert len(await logged(connection)) == 50
 
 
-async def test_draining_waits_for_commands_that_are_written_one_by_one(dsn: str) -> None:
-    """A faulty command makes the appender write its batch one by one; `drain` must wait for the rest of the batch."""
+async def test_drain_waits_for_commands_that_are_written_one_by_one(dsn: str) -> None:
+    """A faulty command makes the appender write its batch one by one. `drain` waits for the rest of the batch."""
     calls = 0
     singly, go_on = asyncio.Event(), asyncio.Event()
 
@@ -276,7 +282,7 @@ async def test_draining_waits_for_commands_that_are_written_one_by_one(dsn: str)
         assert answers[1].exception() is not None
 
 
-async def test_draining_with_nobody_waiting_returns_at_once(dsn: str) -> None:
+async def test_drain_returns_at_once_when_no_command_waits(dsn: str) -> None:
     async with appending(dsn) as appender:
         await appender.drain()
 
@@ -284,7 +290,7 @@ async def test_draining_with_nobody_waiting_returns_at_once(dsn: str) -> None:
 # ---------------------------------------------------------------------------------------------------- lost connections
 
 
-async def test_answers_stay_true_while_the_connection_is_cut_again_and_again(
+async def test_every_answer_agrees_with_the_log_while_connections_are_killed(
     dsn: str, connection: asyncpg.Connection
 ) -> None:
     streams = [new_id() for _ in range(5)]
@@ -317,7 +323,9 @@ async def test_answers_stay_true_while_the_connection_is_cut_again_and_again(
     }
 
 
-async def test_a_backend_that_is_ended_before_it_wrote(dsn: str, connection: asyncpg.Connection, gate: Gate) -> None:
+async def test_a_batch_whose_backend_was_killed_before_the_write_is_sent_again(
+    dsn: str, connection: asyncpg.Connection, gate: Gate
+) -> None:
     async with appending(dsn) as appender:
         answer = appender.submit(command(), Chain())
         pid = await gate.waiting()
@@ -327,12 +335,12 @@ async def test_a_backend_that_is_ended_before_it_wrote(dsn: str, connection: asy
         assert len(await logged(connection)) == 1
 
 
-async def test_a_commit_whose_answer_was_lost_gives_its_first_result(
+async def test_a_batch_whose_answer_was_lost_after_the_commit_returns_its_first_results(
     proxy: Proxy, connection: asyncpg.Connection
 ) -> None:
     async with appending(proxy.dsn) as appender:
         taken = new_id()
-        await appender.submit(command(taken, claim="a"), Chain())  # and the statement is prepared
+        await appender.submit(command(taken, claim="a"), Chain())  # this also prepares the statement
         proxy.swallow_replies = True
         chain, stream = Chain(), new_id()
         batch = [
@@ -357,8 +365,10 @@ async def test_a_commit_whose_answer_was_lost_gives_its_first_result(
         assert await connection.fetchval("select count(*) from headwater.commands") == 1
 
 
-async def test_a_database_that_stays_away(proxy: Proxy, connection: asyncpg.Connection, gate: Gate) -> None:
-    """What was in flight may have been written, as it was here; what waited was not. Then all is well again."""
+async def test_commands_fail_while_the_database_is_unreachable_and_succeed_after_it(
+    proxy: Proxy, connection: asyncpg.Connection, gate: Gate
+) -> None:
+    """The command in flight may have been written, as in this test. A queued command was not."""
     async with appending(proxy.dsn, patience=0.2) as appender:
         sent = command()
         in_flight = appender.submit(sent, Chain())
@@ -380,8 +390,8 @@ async def test_a_database_that_stays_away(proxy: Proxy, connection: asyncpg.Conn
         assert next(iter(await logged(connection))) == sent.command_id
 
 
-async def test_a_network_that_says_nothing(proxy: Proxy, connection: asyncpg.Connection) -> None:
-    """No connection breaks and none is refused: what is sent just has no answer. It ends as a lost connection does."""
+async def test_a_silent_network_counts_as_a_lost_connection(proxy: Proxy, connection: asyncpg.Connection) -> None:
+    """The network drops everything: no connection breaks or is refused. It counts as a lost connection."""
     async with Database(proxy.dsn, pool_size=1) as database, Supervisor() as supervisor:
         appender = Appender(database, Positions(), patience=1.0)
         well, unwell = partial(supervisor.well, "appender"), partial(supervisor.unwell, "appender")
@@ -408,10 +418,8 @@ create trigger faulty before insert on headwater.events execute function faulty(
 """
 
 
-async def test_a_server_that_takes_no_changes_is_left_and_come_back_to(
-    dsn: str, connection: asyncpg.Connection
-) -> None:
-    """As after a failover: the connection stands, and leads to what is a standby now. Nobody needs to restart."""
+async def test_a_read_only_server_is_left_and_connected_to_again(dsn: str, connection: asyncpg.Connection) -> None:
+    """As after a failover: the connection stays open, but its server is a standby now. No restart is needed."""
     async with appending(dsn, patience=0.6) as appender:
         assert accepted_now(await appender.submit(command(), Chain())) == (1, 1)
         await connection.execute(FAULTY.format("25006"))
@@ -420,7 +428,7 @@ async def test_a_server_that_takes_no_changes_is_left_and_come_back_to(
         await connection.execute("drop trigger faulty on headwater.events")
         assert accepted_now(await appender.submit(command(), Chain())) == (1, 2)
 
-        # Now each connection is read-only from its start: it is not even tried.
+        # New connections are read-only from their start, so that the appender does not use them.
         name = urlsplit(dsn).path.removeprefix("/")
         await connection.execute(f"alter database {name} set default_transaction_read_only = on")
         await connection.execute(
@@ -436,7 +444,7 @@ async def test_a_server_that_takes_no_changes_is_left_and_come_back_to(
 @pytest.mark.parametrize(
     "code", ["53100", "57014", "55P03", "40P01"], ids=["full disk", "cancelled", "lock", "deadlock"]
 )
-async def test_what_postgresql_cannot_take_now_is_said_and_undone(
+async def test_a_temporary_failure_of_postgresql_is_unavailable_and_writes_nothing(
     dsn: str, connection: asyncpg.Connection, code: str
 ) -> None:
     async with appending(dsn) as appender:
@@ -451,15 +459,15 @@ async def test_what_postgresql_cannot_take_now_is_said_and_undone(
 
 
 async def logged_once(connection: asyncpg.Connection, command_id: UUID) -> None:
-    """Wait until a command of a lost connection has been committed."""
+    """Wait until the command of a lost connection is committed."""
     query = "select count(*) = 1 from headwater.events where command_id = $1"
     await until(lambda: connection.fetchval(query, command_id))
 
 
-async def test_a_database_that_takes_no_connections(
+async def test_commands_fail_while_the_database_accepts_no_connections(
     postgres: EmbeddedPostgres, dsn: str, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever the reason for which it cannot be had, those who wait are told, and no task dies of it."""
+    """The waiting commands fail, and the appender's task goes on."""
     name = urlsplit(dsn).path.removeprefix("/")
     outside = await asyncpg.connect(postgres.dsn())
     try:

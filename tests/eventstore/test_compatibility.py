@@ -1,4 +1,4 @@
-"""`headwater check`: what the log holds is either read by the code, or said to be unreadable before anything starts."""
+"""`headwater check`: it names every event that the code cannot read, and a process does not start then."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 
 
 async def write(connection: asyncpg.Connection, *events: tuple[str, str, int, dict[str, str]]) -> None:
-    """Events as any code may have stored them: (category, type, version, fields), each in a stream of its own."""
+    """Append events, each (category, type, version, fields) and in a stream of its own."""
     await append(
         connection,
         [
@@ -54,7 +54,7 @@ READABLE = [
 ]
 
 
-async def test_what_the_code_reads_is_counted_by_kind(database: Database, connection: asyncpg.Connection) -> None:
+async def test_readable_events_are_counted_by_kind(database: Database, connection: asyncpg.Connection) -> None:
     await write(connection, *READABLE)
     assert await check(database.pool, app.domain) == [
         Stored("user", "UserRegistered", 1, 1, 1, 1, None),
@@ -75,7 +75,7 @@ UNREADABLE: list[tuple[tuple[str, str, int, dict[str, str]], str]] = [
         ("account", "MoneyWithdrawn", 3, MOVED),
         "The log holds MoneyWithdrawn of version 3; this app reads version 1 and 2",
     ),
-    (("loan", "AccountOpened", 1, OPENED), "no feature of this app brings the category 'loan'"),
+    (("loan", "AccountOpened", 1, OPENED), "no feature of this app has a decider of the category 'loan'"),
     (("saga Gone", "Lent", 1, MOVED), "Lent is no record of a saga"),
     (("saga Transfer", "Lent", 1, MOVED), "Lent is no record of a saga"),
     (
@@ -91,7 +91,7 @@ UNREADABLE: list[tuple[tuple[str, str, int, dict[str, str]], str]] = [
 
 
 @pytest.mark.parametrize("event, reason", UNREADABLE)
-async def test_what_the_code_cannot_read_is_named(
+async def test_unreadable_events_are_named_with_the_reason(
     database: Database, connection: asyncpg.Connection, event: tuple[str, str, int, dict[str, str]], reason: str
 ) -> None:
     await write(connection, *READABLE, event, event)
@@ -104,7 +104,7 @@ async def test_what_the_code_cannot_read_is_named(
     assert f"\n  {category}: {name} version {version}, 2 events at position 6 to 7: {reason}" in str(refused.value)
 
 
-async def test_an_upcaster_that_fails_is_named(database: Database, connection: asyncpg.Connection) -> None:
+async def test_a_failing_upcaster_is_named(database: Database, connection: asyncpg.Connection) -> None:
     await write(connection, ("account", "Opening", 1, OPENED))
     upcasters = [
         Upcaster("MoneyWithdrawn", from_version=1, defaults={"balance": None}),
@@ -118,7 +118,7 @@ async def test_an_upcaster_that_fails_is_named(database: Database, connection: a
 # ------------------------------------------------------------------------------------------------ counting the new end
 
 
-async def test_only_the_new_end_is_counted(database: Database, connection: asyncpg.Connection) -> None:
+async def test_a_second_check_counts_only_new_events(database: Database, connection: asyncpg.Connection) -> None:
     await write(connection, *READABLE)
     await check(database.pool, app.domain)
     # Headwater never does this; it shows that the earlier part is not counted again.
@@ -135,7 +135,7 @@ async def test_only_the_new_end_is_counted(database: Database, connection: async
     ]
 
 
-async def test_counting_in_several_transactions_finds_the_same(
+async def test_counting_in_several_transactions_has_the_same_result(
     database: Database, connection: asyncpg.Connection
 ) -> None:
     await write(connection, *READABLE)
@@ -144,14 +144,14 @@ async def test_counting_in_several_transactions_finds_the_same(
     assert await check(database.pool, app.domain, stride=2) == whole
 
 
-async def test_several_may_count_at_once(database: Database, connection: asyncpg.Connection) -> None:
+async def test_concurrent_checks_have_the_same_result(database: Database, connection: asyncpg.Connection) -> None:
     await write(connection, *READABLE)
     one, *others = await asyncio.gather(*(check(database.pool, app.domain) for _ in range(6)))
     assert [each.count for each in one] == [1, 1, 2, 1]
     assert others == [one] * 5
 
 
-async def test_a_log_that_is_shorter_than_what_was_counted_is_counted_again(
+async def test_a_log_that_has_become_shorter_is_counted_again(
     database: Database, connection: asyncpg.Connection
 ) -> None:
     await write(connection, *READABLE)
@@ -172,7 +172,9 @@ async def test_no_process_starts_on_a_log_that_it_cannot_read(
         await start(serve=serve, work=work)
 
 
-async def test_the_command_line_says_so(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_the_command_prints_the_result_and_exits_with_1_for_unreadable_events(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     await write(connection, *READABLE)
     assert await run_command("check", DATABASE_URL=dsn) == (
         0,

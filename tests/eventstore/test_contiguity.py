@@ -1,4 +1,4 @@
-"""A reader that follows by position sees no gap and misses nothing, whatever becomes of those who write."""
+"""A reader that follows the log by position sees no gap and misses no event, even if writers are killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATIENCE = 60
 
 @dataclass
 class Reader:
-    """Follows the log: what is after the last position that it has seen, again and again."""
+    """Follows the log from the last position that it has seen."""
 
     log: Log
     seen: list[Recorded[Event]] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Reader:
         while True:
             self.rung.clear()
             page = await self.log.read(len(self.seen), 2**62, limit=200)
-            # Position N is the Nth event that was seen: a gap, now or later, fails here.
+            # The Nth event that was seen has position N: a gap fails here.
             assert [event.position for event in page] == [len(self.seen) + k for k in range(1, len(page) + 1)]
             self.seen.extend(page)
             async with self.moved:
@@ -61,7 +61,7 @@ async def reading(dsn: str) -> AsyncIterator[Reader]:
         listener = await database.connect("listener")
         await listener.add_listener("headwater", lambda *_: reader.rung.set())
         try:
-            async with asyncio.TaskGroup() as group:  # what the reader finds wrong ends the test at once
+            async with asyncio.TaskGroup() as group:  # a failure of the reader ends the test at once
                 following = group.create_task(reader.follow())
                 yield reader
                 following.cancel()
@@ -71,18 +71,18 @@ async def reading(dsn: str) -> AsyncIterator[Reader]:
 
 @dataclass
 class Writer:
-    """A process that appends, and what it has said was accepted."""
+    """A process that appends. reported: the position of each command that it has reported as accepted."""
 
     process: Process
-    said: dict[UUID, int] = field(default_factory=dict)
+    reported: dict[UUID, int] = field(default_factory=dict)
 
     async def listen(self, enough: int | None = None) -> None:
-        """Until it ends, or has said enough."""
+        """Read its reports until it ends, or until there are enough."""
         assert self.process.stdout is not None
-        while len(self.said) != enough and (line := await self.process.stdout.readline()):
+        while len(self.reported) != enough and (line := await self.process.stdout.readline()):
             if line.endswith(b"\n"):
                 command_id, position = line.split()
-                self.said[UUID(command_id.decode())] = int(position)
+                self.reported[UUID(command_id.decode())] = int(position)
 
     async def kill(self) -> None:
         self.process.kill()
@@ -106,7 +106,7 @@ async def writing(dsn: str, shared: UUID, commands: int) -> AsyncIterator[Writer
 
 @pytest.fixture
 async def shared(connection: asyncpg.Connection) -> UUID:
-    """An account that all writers deposit into."""
+    """Return an account into which all writers deposit."""
     account_id, command_id = new_id(), new_id()
     opened = AccountOpened(account_id=account_id, owner_id=new_id(), currency="EUR")
     events = [stored_form(opened)]
@@ -114,9 +114,7 @@ async def shared(connection: asyncpg.Connection) -> UUID:
     return account_id
 
 
-async def test_a_reader_beside_many_writers_misses_nothing(
-    dsn: str, connection: asyncpg.Connection, shared: UUID
-) -> None:
+async def test_a_reader_misses_no_event_of_many_writers(dsn: str, connection: asyncpg.Connection, shared: UUID) -> None:
     async with asyncio.timeout(PATIENCE), reading(dsn) as reader:
         async with (
             writing(dsn, shared, 400) as one,
@@ -134,7 +132,7 @@ async def test_a_reader_beside_many_writers_misses_nothing(
 
 
 @pytest.mark.kills
-async def test_a_writer_that_is_killed_leaves_no_gap_and_loses_nothing(
+async def test_a_killed_writer_leaves_no_gap_and_loses_no_accepted_command(
     dsn: str, connection: asyncpg.Connection, shared: UUID
 ) -> None:
     async with asyncio.timeout(PATIENCE), reading(dsn) as reader, writing(dsn, shared, 1500) as steady:
@@ -144,18 +142,18 @@ async def test_a_writer_that_is_killed_leaves_no_gap_and_loses_nothing(
             async with writing(dsn, shared, 1_000_000) as victim:
                 await victim.listen(enough=kill_after)
                 await victim.kill()
-                assert len(victim.said) >= kill_after
+                assert len(victim.reported) >= kill_after
                 writers.append(victim)
         await hearing
         assert await steady.process.wait() == 0
         await gone(connection)
         await reader.reach(await connection.fetchval("select position from headwater.head"))
         await assert_all_agree(connection, reader, *writers)
-    assert len(steady.said) == 1500 + 4
+    assert len(steady.reported) == 1500 + 4
 
 
 async def gone(connection: asyncpg.Connection) -> None:
-    """The killed writers' backends may still be busy with what they had been told: end them, and wait for their end."""
+    """End the backends of killed writers, which may still be working, and wait for their end."""
     await connection.execute(
         "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
         " where application_name = 'headwater appender' and datname = current_database()"
@@ -168,4 +166,4 @@ async def assert_all_agree(connection: asyncpg.Connection, reader: Reader, *writ
     assert [(e.position, e.event_id, e.command_id) for e in reader.seen] == [tuple(row) for row in rows]
     logged = {row["command_id"]: row["position"] for row in rows}
     for writer in writers:
-        assert writer.said.items() <= logged.items()
+        assert writer.reported.items() <= logged.items()

@@ -1,4 +1,4 @@
-"""The doorbell: what rings is heard at once, and what is not heard is found all the same."""
+"""The doorbell: nodes hear a ring at once, and find changes without it by polling."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from headwater.server.node import Node
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
 RUNG = replace(Settings(), poll_seconds=3600)
-"""Nobody looks for himself before the test is over."""
+"""No node polls during a test."""
 
 
 async def opened(node: Node) -> UUID:
@@ -54,13 +54,13 @@ select count(*) from pg_stat_activity
 
 
 async def listening(connection: asyncpg.Connection, nodes: int) -> None:
-    """Wait until the listeners of so many nodes have asked where everything stands, which they do when they listen."""
+    """Wait until the listeners of so many nodes listen: each has read the positions of the projections."""
     query = f"select ({LISTENING}) = $1"
     await until(lambda: connection.fetchval(query, nodes))
 
 
 async def kill_listeners(connection: asyncpg.Connection) -> int:
-    """How many there were."""
+    """Kill the connections of all listeners. Returns their number."""
     return int(
         await connection.fetchval(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity "
@@ -70,15 +70,15 @@ async def kill_listeners(connection: asyncpg.Connection) -> int:
 
 
 class Subscriber:
-    """Counts the entries of accounts, as it is told of them."""
+    """A subscriber that keeps the number of entries of each account."""
 
     def __init__(self, node: Node) -> None:
         self._messages: AsyncGenerator[Message, None] = watch_changes(node.serving.feeds[AccountView])
         self.position = 0
         self.entries: dict[UUID, int] = {}
 
-    async def told(self, position: int, seconds: float = 15) -> None:
-        """Read until what it has is complete up to a position."""
+    async def reach(self, position: int, seconds: float = 15) -> None:
+        """Read messages until the subscriber has reached a position."""
         async with asyncio.timeout(seconds):
             while self.position < position:
                 message: Any = await anext(self._messages)
@@ -91,26 +91,26 @@ class Subscriber:
 
 @pytest.fixture
 async def nodes(start: Start) -> tuple[Node, Node]:
-    """One that serves and one that works, as two processes."""
+    """A node that serves and one that works, as two processes."""
     return await start(settings=RUNG, work=False), await start(settings=RUNG, serve=False)
 
 
 # Heard -------------------------------------------------------------------------------------------------------------
 
 
-async def test_nodes_hear_each_other(nodes: tuple[Node, Node], connection: asyncpg.Connection) -> None:
+async def test_nodes_hear_each_other_at_once(nodes: tuple[Node, Node], connection: asyncpg.Connection) -> None:
     serves, works = nodes
     async with aclosing(Subscriber(serves)) as subscriber:
         account, position = await opened(serves), 1
         for entries in range(1, 20):
             position = await deposit(serves, account)
-            await subscriber.told(position, seconds=5)
+            await subscriber.reach(position, seconds=5)
             assert subscriber.entries == {account: entries}
     assert works.positions.known(LOG) == serves.positions.known("Account") == position
-    assert await kill_listeners(connection) == 2, "one connection a process, however much is heard"
+    assert await kill_listeners(connection) == 2, "each process listens on one connection"
 
 
-async def test_a_killed_listener_loses_nothing(
+async def test_changes_during_the_reconnection_of_a_killed_listener_are_found(
     nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.3)
@@ -118,22 +118,22 @@ async def test_a_killed_listener_loses_nothing(
     account, entries = await opened(serves), 0
     await listening(connection, 2)
     async with aclosing(Subscriber(serves)) as subscriber:
-        await subscriber.told(1)
+        await subscriber.reach(1)
         for _ in range(3):
             assert await kill_listeners(connection) == 2
             for node in nodes:
                 await until(lambda node=node: "listener" in node.supervisor.troubles)  # type: ignore[misc]  # early
-            # Neither hears this; what it hears is that it is connected again.
+            # Neither hears the ring of this deposit; both read the positions when they are connected again.
             position = await deposit(serves, account)
             assert all("listener" in node.supervisor.troubles for node in nodes)
             entries += 1
-            await subscriber.told(position)
+            await subscriber.reach(position)
             assert subscriber.entries == {account: entries}
             for node in nodes:
                 await until(lambda node=node: not node.supervisor.troubles)  # type: ignore[misc]  # bound early
 
 
-async def test_listeners_that_are_killed_in_the_middle_of_changes_lose_nothing(
+async def test_no_change_is_lost_while_listeners_are_killed(
     nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.01)
@@ -148,8 +148,8 @@ async def test_listeners_that_are_killed_in_the_middle_of_changes_lose_nothing(
                 killed += await kill_listeners(connection)
             position = max(await asyncio.gather(*waiting))
             if round_ % 2:
-                await subscriber.told(position)
-        await subscriber.told(position)
+                await subscriber.reach(position)
+        await subscriber.reach(position)
     assert subscriber.entries == dict.fromkeys(accounts, 30 * 4)
     assert killed > 10
 
@@ -157,7 +157,7 @@ async def test_listeners_that_are_killed_in_the_middle_of_changes_lose_nothing(
 # Not heard ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_poll_finds_what_no_bell_told(
+async def test_polling_finds_changes_whose_rings_were_not_heard(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(Settings(), poll_seconds=0.05)
@@ -168,23 +168,23 @@ async def test_the_poll_finds_what_no_bell_told(
     async with aclosing(Subscriber(serves)) as subscriber:
         account = await opened(serves)
         for entries in range(1, 6):
-            await subscriber.told(await deposit(serves, account))
+            await subscriber.reach(await deposit(serves, account))
             assert subscriber.entries == {account: entries}
     assert serves.positions.known("Account") == 0
-    assert deaf, "it did ring"
+    assert deaf, "the doorbell rang"
 
 
-async def test_without_bell_and_poll_nothing_is_found(
+async def test_without_ring_and_poll_no_change_is_found(
     nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the tests above are known to test something."""
+    """The control of the tests above: without a ring and a poll they fail."""
     serves, _ = nodes
     await listening(connection, 2)
     monkeypatch.setattr(Doorbell, "hear", lambda self, message: None)
     async with aclosing(Subscriber(serves)) as subscriber:
         await opened(serves)
         with pytest.raises(TimeoutError):
-            await subscriber.told(1, seconds=0.5)
+            await subscriber.reach(1, seconds=0.5)
 
 
 # The listener ------------------------------------------------------------------------------------------------------
@@ -221,11 +221,11 @@ async def test_the_listener_reconnects_with_growing_pauses(
     assert [line.partition(":")[0] for line in logged] == ["listener failed, though PostgreSQL answers"]
     async with aclosing(Subscriber(node)) as subscriber:
         await opened(node)
-        await subscriber.told(1)
+        await subscriber.reach(1)
 
 
-async def test_rings_that_come_faster_than_they_are_read_are_merged() -> None:
-    bell = PostgresBell(None)  # type: ignore[arg-type]  # it connects to nothing here
+async def test_unread_rings_of_one_name_are_merged_into_the_latest() -> None:
+    bell = PostgresBell(None)  # type: ignore[arg-type]  # it does not connect in this test
     for payload in ("log:1", "Account:1", "log:2", "User:1", "log:3", "Account:3"):
         bell.hear(payload)
     async with asyncio.timeout(5):
@@ -240,19 +240,19 @@ async def test_rings_that_come_faster_than_they_are_read_are_merged() -> None:
 STRANGE = ["", ":", ":5", "nonsense", "log:", "log:x", "log:-1", "log:1:2", "log:²", "log:1.5", "log:" + "9" * 5000]
 
 
-async def test_rings_that_are_not_ours_do_no_harm(
+async def test_unknown_notifications_are_logged_and_ignored(
     start: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = await start(settings=RUNG)
     account = await opened(node)
     async with aclosing(Subscriber(node)) as subscriber:
-        await subscriber.told(1)
+        await subscriber.reach(1)
         for place, payload in enumerate(STRANGE, 2):
             await connection.execute("select pg_notify('headwater', $1)", payload)
             await connection.execute(f"select pg_notify('headwater', 'Marker:{place}')")
             await reached(node.positions, "Marker", place)
             assert node.positions.known(LOG) == place - 1, payload
-            await subscriber.told(await deposit(node, account))
+            await subscriber.reach(await deposit(node, account))
     assert node.supervisor.troubles == {}
     warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warned) == len([payload for payload in STRANGE if payload.partition(":")[0]])
@@ -264,7 +264,7 @@ async def test_rings_that_are_not_ours_do_no_harm(
 # Going back --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_ring_for_what_is_not_there_keeps_nobody_busy(
+async def test_a_ring_for_a_position_beyond_the_log_causes_few_looks(
     nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serves, works = nodes
@@ -282,10 +282,10 @@ async def test_a_ring_for_what_is_not_there_keeps_nobody_busy(
     account = await opened(serves)
     following = asyncio.ensure_future(anext(serves.serving.trail.follow(Wanted(), 1)))
     async with aclosing(Subscriber(serves)) as subscriber:
-        await subscriber.told(1)
+        await subscriber.reach(1)
         for owner, name in ((Log, "read_on"), (Reader, "changes"), (Log, "head")):
             counted(owner, name)
-        # As of a server that failed, whose log was longer than that of the one which took its place.
+        # As rings of a failed server, whose log was longer than that of its replacement.
         for name in ("log", "Account", "User"):
             await connection.execute(f"notify headwater, '{name}:1000'")
         await connection.execute("notify headwater, 'Marker:1'")
@@ -294,15 +294,15 @@ async def test_a_ring_for_what_is_not_there_keeps_nobody_busy(
         await asyncio.wait([following], timeout=0.3)
         assert all(count <= 6 for count in looks.values()), looks
         position = await deposit(serves, account)
-        await subscriber.told(position, seconds=5)  # nobody polls: what is true is heard again
+        await subscriber.reach(position, seconds=5)  # without a poll: true rings are heard again
         assert (await asyncio.wait_for(following, 5)).position == position
     assert works.positions.known(LOG) == serves.positions.known("Account") == position
 
 
-async def test_what_was_heard_is_forgotten_with_the_connection(
+async def test_heard_positions_are_forgotten_when_the_connection_is_lost(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A projection's last commits are lost when PostgreSQL crashes; nobody may read as if its rows were there."""
+    """A crash of PostgreSQL can lose the last commits of a projection. Readers must not rely on their positions."""
     monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.3)
     node = await start(settings=replace(RUNG, at_least_seconds=0.05), work=False)
     reader = node.serving.feeds[AccountView].reader
@@ -324,7 +324,7 @@ async def test_what_was_heard_is_forgotten_with_the_connection(
 # Positions ---------------------------------------------------------------------------------------------------------
 
 
-async def test_who_waits_is_woken_by_a_later_position_only() -> None:
+async def test_a_wait_ends_at_a_later_position_of_its_name_only() -> None:
     positions = Positions()
     positions.report("log", 5)
     await asyncio.wait_for(positions.moved("log", 4, 60), 1)
@@ -343,34 +343,34 @@ async def test_who_waits_is_woken_by_a_later_position_only() -> None:
     assert positions.waiting == 0
 
 
-async def test_an_alarm_between_looking_and_waiting_is_not_missed() -> None:
+async def test_an_alarm_between_a_look_and_the_wait_is_not_missed() -> None:
     positions = Positions()
     alarms = positions.alarms
-    positions.wake_everyone()  # while the caller reads, and does not wait yet
+    positions.wake_everyone()  # while the caller reads and does not wait yet
     async with asyncio.timeout(5):
         await positions.moved(LOG, 0, 3600, alarms)
     waiting = asyncio.create_task(positions.moved(LOG, 0, 3600, positions.alarms))
     await asyncio.wait([waiting], timeout=0)
-    assert not waiting.done(), "it is missed once only"
+    assert not waiting.done(), "an alarm ends one wait"
     positions.wake_everyone()
     async with asyncio.timeout(5):
         await waiting
 
 
-async def test_who_waits_too_long_may_look_for_himself() -> None:
+async def test_a_wait_ends_after_its_timeout() -> None:
     positions = Positions()
     await asyncio.wait_for(positions.moved("log", 0, 0.01), 1)
     assert positions.waiting == 0
 
 
-async def test_what_was_heard_and_is_not_so_is_put_right() -> None:
+async def test_a_false_position_is_corrected_by_a_look_at_the_database() -> None:
     positions = Positions()
     positions.report("log", 1000)
     positions.correct("log", heard=1000, found=5)
     assert positions.known("log") == 5
     positions.report("log", 6)
     positions.correct("log", heard=5, found=5)
-    assert positions.known("log") == 6, "it came after the database was asked"
+    assert positions.known("log") == 6, "a report that came after the look at the database is kept"
     positions.correct("log", heard=6, found=9)
     assert positions.known("log") == 6
     positions.forget()

@@ -1,5 +1,5 @@
-"""SnapshotStore: a long stream is read from its last one on, and a wrong one is never used."""
-# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+"""Snapshots: a long stream is read from its last snapshot on, and a wrong snapshot is never used."""
+# No `from __future__ import annotations`: annotations are evaluated at once, so that they can name classes of a test.
 
 import asyncio
 import logging
@@ -22,6 +22,7 @@ from headwater import App, Command, Decider, Event, Feature, Recorded
 from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.commands.stream_cache import Streams
 from headwater.config import Settings
+from headwater.domain.decider import AnyDecider
 from headwater.domain.feature import Domain
 from headwater.domain.messages import InvalidInput, Refusal
 from headwater.domain.serialization import StateCodec
@@ -52,7 +53,7 @@ class Counted(Event):
 
 @dataclass(frozen=True)
 class Counter:
-    """What a counter holds: their sum, how many there were, and the last of each parity."""
+    """The state of a counter: the sum and the number of its amounts, and the last three of them."""
 
     total: Decimal = Decimal(0)
     seen: int = 0
@@ -68,7 +69,7 @@ def evolve(counter: Counter, event: Counted) -> Counter:
     return Counter(counter.total + event.amount, counter.seen + 1, last)
 
 
-def deciding(**options: Any) -> Decider[Any, Any, Any]:
+def deciding(**options: Any) -> AnyDecider:
     standard: dict[str, Any] = {"evolve": evolve, "decide": decide, "initial": Counter(), "snapshot_every": EVERY}
     return Decider(category="counter", key="counter_id", **standard | options)
 
@@ -77,7 +78,7 @@ COUNTERS = deciding()
 
 
 class WatchedLog(Log):
-    """Keeps the versions of the events that were read of streams."""
+    """A log that records the versions of the events that were read."""
 
     def __init__(self, pool: asyncpg.Pool, domain: Domain) -> None:
         super().__init__(pool, domain.codec)
@@ -93,26 +94,26 @@ class WatchedLog(Log):
 
 @dataclass
 class Process:
-    """What one process of an app has of its own."""
+    """The parts that one process of an app has of its own."""
 
     dispatcher: Dispatcher
     snapshots: SnapshotStore
     log: WatchedLog
     supervisor: Supervisor
-    decider: Decider[Any, Any, Any]
+    decider: AnyDecider
 
     async def execute(self, counter_id: UUID, amount: Any) -> Accepted:
         """Count an amount."""
         return await self.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(amount)))
 
     async def count(self, counter_id: UUID, amounts: Sequence[Any]) -> list[Accepted]:
-        """Count amounts, and return when nothing waits to be stored."""
+        """Count amounts, and wait until the offered snapshots are stored."""
         accepted = await asyncio.gather(*(self.execute(counter_id, each) for each in amounts))
         await asyncio.wait_for(self.snapshots.settled(), 10)
         return accepted
 
     async def state(self, counter_id: UUID) -> tuple[int, Any]:
-        """The stream's version and state as a process that remembers nothing would find them."""
+        """Return the stream's version and state, read without the cache of the process."""
         self.log.read_versions.clear()
         stream = await Streams(self.log, self.snapshots, 1000).get(self.decider, counter_id)
         return stream.version, stream.state
@@ -122,7 +123,7 @@ Start: TypeAlias = Callable[..., Coroutine[Any, Any, Process]]
 
 
 @asynccontextmanager
-async def running(dsn: str, decider: Decider[Any, Any, Any], *, queue: int = 1000) -> AsyncIterator[Process]:
+async def running(dsn: str, decider: AnyDecider, *, queue: int = 1000) -> AsyncIterator[Process]:
     async with Database(dsn, pool_size=2) as database, Supervisor() as supervisor:
         appender = Appender(database, Positions())
         supervisor.start("appender", appender.run)
@@ -136,23 +137,23 @@ async def running(dsn: str, decider: Decider[Any, Any, Any], *, queue: int = 100
 
 @pytest.fixture
 async def process(dsn: str) -> AsyncIterator[Start]:
-    """Starts processes on the test's database."""
+    """Starts processes on the test's database, and stops them after the test."""
     async with AsyncExitStack() as stack:
 
-        async def start(decider: Decider[Any, Any, Any] = COUNTERS, **options: int) -> Process:
+        async def start(decider: AnyDecider = COUNTERS, **options: int) -> Process:
             return await stack.enter_async_context(running(dsn, decider, **options))
 
         yield start
 
 
 async def stored(connection: asyncpg.Connection) -> list[tuple[int, int]]:
-    """(fold_version, version) of all snapshots."""
+    """Return (fold_version, version) of all snapshots."""
     rows = await connection.fetch("select fold_version, version from headwater.snapshots order by stream_id, 1")
     return [(fold_version, version) for fold_version, version in rows]
 
 
 def counted(amounts: Sequence[Any]) -> tuple[int, Counter]:
-    """Version and state by the fold of all events."""
+    """Return the version and state after these amounts, folded from the first on."""
     state = Counter()
     for amount in amounts:
         state = evolve(state, Counted(counter_id=UUID(int=0), amount=Decimal(amount)))
@@ -171,7 +172,7 @@ async def test_a_long_stream_is_read_from_its_snapshot_on(process: Start, connec
     assert one.snapshots.counts == SnapshotCounts(stored=2)
 
     assert await other.state(counter_id) == counted(amounts)
-    # The first look, as long as a short stream would be, finds that this one is longer.
+    # A snapshot is looked up only after as many events as a short stream has.
     assert other.log.read_versions == [*range(1, EVERY + 1), *range(21, 26)]
     assert other.snapshots.counts == SnapshotCounts(used=1)
 
@@ -180,7 +181,7 @@ async def test_a_long_stream_is_read_from_its_snapshot_on(process: Start, connec
     assert await one.state(counter_id) == counted([*amounts, 7])
 
 
-async def test_a_stream_that_was_only_read_is_kept_too(process: Start, connection: asyncpg.Connection) -> None:
+async def test_reading_a_long_stream_stores_a_snapshot_too(process: Start, connection: asyncpg.Connection) -> None:
     unkeeping, keeping, counter_id = await process(deciding(snapshot_every=0)), await process(), new_id()
     await unkeeping.count(counter_id, range(25))
     assert await stored(connection) == []
@@ -190,12 +191,12 @@ async def test_a_stream_that_was_only_read_is_kept_too(process: Start, connectio
     assert await keeping.state(counter_id) == counted(range(25))
 
 
-async def test_a_short_stream_pays_nothing(process: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_snapshot_is_looked_up_for_a_short_stream(process: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     one, counter_id = await process(), new_id()
     await one.count(counter_id, range(EVERY - 1))
 
     async def load(*_: object) -> None:
-        raise AssertionError("a snapshot was sought")
+        raise AssertionError("a snapshot was looked up")
 
     monkeypatch.setattr(one.snapshots, "load", load)
     assert await one.state(counter_id) == counted(range(EVERY - 1))
@@ -207,7 +208,9 @@ AMOUNTS = st.lists(st.decimals(-100, 100, places=2), max_size=45)
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(amounts=AMOUNTS, every=st.integers(1, 12), cuts=st.lists(st.integers(0, 45), max_size=4))
-async def test_the_state_is_that_of_all_events(dsn: str, amounts: list[Decimal], every: int, cuts: list[int]) -> None:
+async def test_the_state_equals_the_fold_of_all_events(
+    dsn: str, amounts: list[Decimal], every: int, cuts: list[int]
+) -> None:
     decider, counter_id = deciding(snapshot_every=every), new_id()
     places = sorted({0, *(min(cut, len(amounts)) for cut in cuts), len(amounts)})
     async with running(dsn, decider) as one, running(dsn, decider) as other:
@@ -220,8 +223,8 @@ async def test_the_state_is_that_of_all_events(dsn: str, amounts: list[Decimal],
 # ---------------------------------------------------------------------------------------------------- wrong, never used
 
 
-async def kept_stream(process: Start) -> tuple[Process, UUID]:
-    """A process that has kept a stream of 25 events at version 20."""
+async def snapshotted_stream(process: Start) -> tuple[Process, UUID]:
+    """Return a process that has stored a snapshot at version 20 of a stream of 25 events, and the id of the stream."""
     one, counter_id = await process(), new_id()
     await one.count(counter_id, range(25))
     return one, counter_id
@@ -253,7 +256,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("statement, reason", WRONG.values(), ids=WRONG)
-async def test_a_wrong_one_is_thrown_away_and_made_again(
+async def test_a_wrong_snapshot_is_deleted_and_made_again(
     process: Start,
     connection: asyncpg.Connection,
     caplog: pytest.LogCaptureFixture,
@@ -275,10 +278,10 @@ async def test_a_wrong_one_is_thrown_away_and_made_again(
     assert other.snapshots.counts == SnapshotCounts(stored=1, unusable=1, used=1)
 
 
-async def test_one_that_cannot_be_read_is_left_alone(
+async def test_a_snapshot_that_cannot_be_read_is_ignored(
     process: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, counter_id = await kept_stream(process)
+    _, counter_id = await snapshotted_stream(process)
     await connection.execute("alter table headwater.snapshots rename to gone")
     other = await process()
     assert (await other.count(counter_id, [7]))[0].version == 26
@@ -287,10 +290,10 @@ async def test_one_that_cannot_be_read_is_left_alone(
     assert await other.state(counter_id) == counted([*range(25), 7])
 
 
-async def test_one_that_does_not_fit_the_state_is_not_used(
+async def test_a_snapshot_that_does_not_fit_the_states_type_is_not_used(
     process: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, counter_id = await kept_stream(process)
+    one, counter_id = await snapshotted_stream(process)
 
     def decode(*_: object) -> None:
         raise msgspec.ValidationError("Expected something else")
@@ -300,8 +303,8 @@ async def test_one_that_does_not_fit_the_state_is_not_used(
     assert "it does not fit the state's type: Expected something else" in caplog.text
 
 
-async def test_one_of_another_fold_version_is_not_used(process: Start, connection: asyncpg.Connection) -> None:
-    _, counter_id = await kept_stream(process)
+async def test_a_snapshot_of_another_fold_version_is_not_used(process: Start, connection: asyncpg.Connection) -> None:
+    _, counter_id = await snapshotted_stream(process)
 
     def doubled(counter: Counter, event: Counted) -> Counter:
         return Counter(counter.total + 2 * event.amount, counter.seen + 1)
@@ -310,37 +313,39 @@ async def test_one_of_another_fold_version_is_not_used(process: Start, connectio
     assert await newer.state(counter_id) == (25, Counter(2 * counted(range(25))[1].total, 25))
     await newer.snapshots.settled()
     assert newer.snapshots.counts == SnapshotCounts(stored=1)
-    # The older fold's are taken away with it: its process, if it still runs, would make them again.
+    # Storing it deletes the snapshot of the older fold. An older process that still runs would make that again.
     assert await stored(connection) == [(2, 25)]
 
 
-async def test_one_of_another_shape_is_not_used(process: Start, connection: asyncpg.Connection) -> None:
+async def test_a_snapshot_of_a_state_with_other_fields_is_not_used(
+    process: Start, connection: asyncpg.Connection
+) -> None:
     @dataclass(frozen=True)
     class Another:
         total: Decimal = Decimal(0)
         seen: int = 0
         last: tuple[Decimal, ...] = ()
-        most: Decimal | None = None  # which the stored JSON lacks, though it would decode
+        most: Decimal | None = None  # the stored JSON lacks it, but would decode
 
     def decide(command: Count, counter: Another) -> list[Counted]:
-        raise AssertionError("it is declared, and never called")
+        raise AssertionError("it is never called")
 
     def evolve(counter: Another, event: Counted) -> Another:
         return Another(most=event.amount if counter.most is None else max(counter.most, event.amount))
 
-    one, counter_id = await kept_stream(process)
-    forgetful = await process(deciding(decide=decide, evolve=evolve, initial=Another()))
-    assert await forgetful.state(counter_id) == (25, Another(most=Decimal(24)))
-    assert forgetful.snapshots.counts.unusable == 1
-    # Both versions of the code may run side by side: neither uses what the other has kept.
-    await forgetful.snapshots.settled()
+    one, counter_id = await snapshotted_stream(process)
+    newer = await process(deciding(decide=decide, evolve=evolve, initial=Another()))
+    assert await newer.state(counter_id) == (25, Another(most=Decimal(24)))
+    assert newer.snapshots.counts.unusable == 1
+    # Two versions of the code may run at once: neither uses the snapshots of the other.
+    await newer.snapshots.settled()
     assert await one.state(counter_id) == counted(range(25))
     await one.snapshots.settled()
-    assert await forgetful.state(counter_id) == (25, Another(most=Decimal(24)))
+    assert await newer.state(counter_id) == (25, Another(most=Decimal(24)))
 
 
-async def test_one_of_another_category_is_not_used(process: Start, connection: asyncpg.Connection) -> None:
-    _, counter_id = await kept_stream(process)
+async def test_a_snapshot_of_another_category_is_not_used(process: Start, connection: asyncpg.Connection) -> None:
+    _, counter_id = await snapshotted_stream(process)
     strangers = Decider(
         category="stranger", key="counter_id", initial=Counter(), decide=decide, evolve=evolve, snapshot_every=EVERY
     )
@@ -351,8 +356,10 @@ async def test_one_of_another_category_is_not_used(process: Start, connection: a
     assert other.snapshots.counts == SnapshotCounts(unusable=1)
 
 
-async def test_a_state_that_was_never_in_the_log_is_not_kept(process: Start, connection: asyncpg.Connection) -> None:
-    one, counter_id = await kept_stream(process)
+async def test_a_state_without_its_event_in_the_log_is_not_stored(
+    process: Start, connection: asyncpg.Connection
+) -> None:
+    one, counter_id = await snapshotted_stream(process)
     one.snapshots.offer(COUNTERS, counter_id, Point(30, 30, Counter(Decimal(1))))
     one.snapshots.offer(COUNTERS, new_id(), Point(1, 1, Counter(Decimal(1))))
     await one.snapshots.settled()
@@ -362,7 +369,9 @@ async def test_a_state_that_was_never_in_the_log_is_not_kept(process: Start, con
 # --------------------------------------------------------------------------------------------------- never in the way
 
 
-async def test_of_two_processes_the_greater_version_wins(process: Start, connection: asyncpg.Connection) -> None:
+async def test_of_the_snapshots_of_two_processes_the_greater_version_is_kept(
+    process: Start, connection: asyncpg.Connection
+) -> None:
     one, other, counter_id = await process(), await process(), new_id()
     accepted = await one.count(counter_id, range(9))
     points = [Point(each.version, each.position, counted(range(each.version))[1]) for each in accepted]
@@ -374,7 +383,9 @@ async def test_of_two_processes_the_greater_version_wins(process: Start, connect
     assert await other.state(counter_id) == counted(range(9))
 
 
-async def test_of_one_stream_the_latest_is_stored(process: Start, connection: asyncpg.Connection) -> None:
+async def test_only_the_latest_of_a_streams_waiting_snapshots_is_stored(
+    process: Start, connection: asyncpg.Connection
+) -> None:
     one, counter_id = await process(), new_id()
     accepted = await one.count(counter_id, range(9))
     for each in accepted:
@@ -384,7 +395,7 @@ async def test_of_one_stream_the_latest_is_stored(process: Start, connection: as
     assert one.snapshots.counts == SnapshotCounts(stored=1)
 
 
-async def test_more_streams_than_may_wait_are_left_out(process: Start, connection: asyncpg.Connection) -> None:
+async def test_snapshots_beyond_the_queue_are_dropped(process: Start, connection: asyncpg.Connection) -> None:
     one = await process(queue=2)
     ids = [new_id() for _ in range(4)]
     for counter_id in ids:
@@ -396,25 +407,29 @@ async def test_more_streams_than_may_wait_are_left_out(process: Start, connectio
     assert one.snapshots.counts == SnapshotCounts(stored=2, dropped=2)
 
 
-async def test_commands_go_on_while_the_store_is_held_up(process: Start, connection: asyncpg.Connection) -> None:
+async def test_commands_are_accepted_while_the_snapshot_table_is_locked(
+    process: Start, connection: asyncpg.Connection
+) -> None:
     one, counter_id = await process(), new_id()
     async with connection.transaction():
-        await connection.execute("lock table headwater.snapshots in share mode")  # as an index that is made on it
+        await connection.execute("lock table headwater.snapshots in share mode")  # as the creation of an index does
         for each in range(EVERY):
             await one.execute(counter_id, each)
         await until(lambda: waits_for_a_lock(connection))
         for each in range(EVERY, 3 * EVERY):
             await one.execute(counter_id, each)
-        assert await one.state(counter_id) == counted(range(3 * EVERY)), "who does not know the stream reads it"
-        assert await waits_for_a_lock(connection), "all the while"
+        assert await one.state(counter_id) == counted(range(3 * EVERY)), "the stream is read without a snapshot"
+        assert await waits_for_a_lock(connection), "the store was blocked during all of this"
         assert one.snapshots.counts == SnapshotCounts()
     await asyncio.wait_for(one.snapshots.settled(), 10)
-    assert one.snapshots.counts == SnapshotCounts(stored=2), "of what was offered meanwhile the latest"
+    assert one.snapshots.counts == SnapshotCounts(stored=2), (
+        "the first offer, and the latest of those made while it was blocked"
+    )
     assert await stored(connection) == [(1, 3 * EVERY)]
     assert one.supervisor.troubles == {}
 
 
-async def test_a_store_that_is_held_up_does_not_hold_up_the_end(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_locked_snapshot_table_does_not_delay_the_shutdown(dsn: str, connection: asyncpg.Connection) -> None:
     app, counter_id = App([Feature([COUNTERS])]), new_id()
     patient = Settings(statement_timeout_seconds=3600.0, shutdown_seconds=1.0)
     async with connection.transaction():
@@ -427,12 +442,12 @@ async def test_a_store_that_is_held_up_does_not_hold_up_the_end(dsn: str, connec
 
 
 async def waits_for_a_lock(connection: asyncpg.Connection) -> bool:
-    """Whether anyone waits for the table of snapshots."""
+    """True if a statement waits for the table of snapshots."""
     query = "select count(*) from pg_locks where not granted and relation = 'headwater.snapshots'::regclass"
     return bool(await connection.fetchval(query))
 
 
-async def test_commands_go_on_when_none_can_be_stored(
+async def test_commands_are_accepted_when_storing_snapshots_fails(
     process: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, counter_id = await process(), new_id()
@@ -446,7 +461,7 @@ async def test_commands_go_on_when_none_can_be_stored(
     assert await stored(connection) == [(1, 2 * EVERY)]
 
 
-async def test_a_state_that_json_does_not_give_back_is_not_kept(
+async def test_a_state_that_json_would_change_is_not_stored(
     process: Start, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     @dataclass(frozen=True)
@@ -472,7 +487,7 @@ async def test_a_state_that_json_does_not_give_back_is_not_kept(
 
 
 class Plain:
-    """Neither a dataclass nor a struct."""
+    """A state that is neither a dataclass nor a struct."""
 
 
 def decide_plain(command: Count, counter: Plain) -> list[Counted]:
@@ -483,7 +498,7 @@ def evolve_plain(counter: Plain, event: Counted) -> Plain:
     return counter
 
 
-def test_what_json_cannot_carry_has_no_snapshots_unless_they_are_asked_for() -> None:
+def test_a_state_that_json_cannot_carry_has_no_snapshots_and_asking_for_them_is_an_error() -> None:
     options = {"decide": decide_plain, "evolve": evolve_plain, "initial": Plain()}
     assert deciding(**options, snapshot_every=None).snapshots is None
     assert deciding(**options, snapshot_every=0).snapshots is None
@@ -493,7 +508,7 @@ def test_what_json_cannot_carry_has_no_snapshots_unless_they_are_asked_for() -> 
         deciding(**options)
 
 
-def test_snapshots_are_the_default_where_they_can_be() -> None:
+def test_snapshots_are_made_every_1000_events_by_default() -> None:
     snapshots = deciding(snapshot_every=None).snapshots
     assert snapshots is not None
     assert snapshots.every == 1000
@@ -501,12 +516,12 @@ def test_snapshots_are_the_default_where_they_can_be() -> None:
 
 
 @pytest.mark.parametrize("options", [{"fold_version": 0}, {"snapshot_every": -1}])
-def test_numbers_that_mean_nothing_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(DefinitionError, match="fold_version begins at 1, and snapshot_every at 0"):
+def test_a_fold_version_below_1_and_a_negative_interval_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(DefinitionError, match="fold_version must be 1 or more; snapshot_every must be 0"):
         deciding(**options)
 
 
-def test_the_shape_is_that_of_the_fields_and_not_of_the_names_of_classes() -> None:
+def test_the_shape_depends_on_fields_and_types_but_not_on_class_names() -> None:
     def shape(*fields: tuple[Any, ...], name: str = "State") -> str:
         return StateCodec(msgspec.defstruct(name, fields)).shape
 

@@ -28,7 +28,7 @@ _COLUMNS = (
     "position, event_id, stream_id, category, version, type, schema_version, data, recorded_at, actor, command_id, "
     "correlation_id, causation_id, command"
 )
-_SQL = {
+STATEMENTS = {
     (name, backward): text.format(columns=_COLUMNS, direction="desc" if backward else "asc")
     for name, text in queries.load(__file__).items()
     for backward in (False, True)
@@ -193,7 +193,7 @@ class Trail:
 
     async def _versions(self, stream_id: UUID, after: int, before: int) -> tuple[int, int]:
         """Return the exclusive versions between which a stream's events between two positions lie."""
-        version_at = _SQL["version_at", False]
+        version_at = STATEMENTS["version_at", False]
         low = await self._pool.fetchval(version_at, stream_id, after) if after > 0 else 0
         high = LAST_VERSION
         if before < END:
@@ -202,7 +202,7 @@ class Trail:
 
     async def _fetch(self, name: str, backward: bool, *values: object) -> list[asyncpg.Record]:
         try:
-            return await self._pool.fetch(_SQL[name, backward], *values)
+            return await self._pool.fetch(STATEMENTS[name, backward], *values)
         except asyncpg.QueryCanceledError as error:
             raise SearchTooWide(SearchTooWide.__doc__) from error
         except asyncpg.DataError as error:
