@@ -21,7 +21,7 @@ from bank.accounts.views import account_view
 from bank.main import app as bank
 from headwater.consumers.checkpoint import Generation
 from headwater.eventstore.log import Log
-from headwater.postgres.database import LOST, SILENCE, Database, take_times_by_number
+from headwater.postgres.database import LOST, SILENCE, Database, socket_of, take_times_by_number
 from headwater.postgres.migrations import migrate
 from headwater.projections.generations import prepare_views, table_lock
 from headwater.projections.rebuild import Rebuild
@@ -74,7 +74,8 @@ async def test_connections_set_the_keepalive_options_by_which_the_kernel_detects
 
 
 def options_of(connection: Any) -> dict[str, int]:
-    endpoint = connection._transport.get_extra_info("socket")
+    endpoint = socket_of(connection)
+    assert endpoint is not None
     alive = endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     there = {name: getattr(socket, name) for name in SILENCE if hasattr(socket, name)}
     return {"SO_KEEPALIVE": alive} | {

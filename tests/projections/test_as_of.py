@@ -1,4 +1,4 @@
-"""The row as it was: as of each position it is the fold of the events up to there."""
+"""Rows as of the past: as of each position, a row is the fold of the events up to there."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class ThingDropped(Event):
 
 
 class Box(ReadModel, key="box_id"):
-    """Gathers the events of many things: its past is in no stream of its own."""
+    """A row that gathers events of many streams."""
 
     box_id: UUID
     puts: int
 
 
 class Thing(ReadModel, key="thing_id"):
-    """Where a thing is, while it is somewhere."""
+    """The place of a thing, while it has one."""
 
     thing_id: UUID
     box_id: UUID
@@ -101,13 +101,13 @@ things = Decider(category="thing", key="thing_id", initial=None, decide=decide, 
 things_app = App([Feature([things], [View(Thing, fold_thing), View(Box, fold_box)])])
 
 
-# The fold, once more, in a few lines ---------------------------------------------------------------------------------
+# A second, simple fold ----------------------------------------------------------------------------------------------
 
 Past: TypeAlias = dict[UUID, list[tuple[int, dict[str, Any] | None]]]
 
 
 def pasts(view: View[Any], events: Sequence[Recorded[Any]]) -> Past:
-    """Each row after each event that changed it, with the position."""
+    """Return each row after each event that changed it, with the position."""
     models: dict[UUID, Any] = {}
     past: Past = {}
     for event in events:
@@ -128,13 +128,15 @@ def _stored(view: View[Any], model: Any, position: int) -> dict[str, Any] | None
 
 
 def at(past: Past, key: UUID, position: int) -> dict[str, Any] | None:
-    """The row of a key after a position."""
+    """Return the row of a key after a position."""
     return next((row for changed, row in reversed(past.get(key, ())) if changed <= position), None)
 
 
 async def check_every_position(node: Node, *, cannot: Collection[str] = ()) -> None:
-    """Each row of each read model, as of each position from 0 to the log's head. cannot: the read models that say that
-    they have no past."""
+    """Check each row of each read model as of each position from 0 to the log's head.
+
+    cannot: the read models that refuse reads as of the past.
+    """
     head = await node.log.head()
     events = await node.log.read(0, head, limit=head)
     for view in node.app.domain.views:
@@ -154,7 +156,7 @@ async def check_every_position(node: Node, *, cannot: Collection[str] = ()) -> N
 
 
 async def execute(node: Node, commands: Sequence[Command]) -> None:
-    """Many at a time, so that several share one moment; what is refused is part of life."""
+    """Execute many commands at a time, so that several share one moment. Some may be refused."""
     for some in range(0, len(commands), 10):
         batch = commands[some : some + 10]
         done = await asyncio.gather(*map(node.dispatcher.execute, batch), return_exceptions=True)
@@ -165,7 +167,9 @@ async def execute(node: Node, commands: Sequence[Command]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_the_bank_as_of_each_position(start: Start, connection: asyncpg.Connection, seed: int) -> None:
+async def test_every_row_of_the_bank_can_be_read_as_of_each_position(
+    start: Start, connection: asyncpg.Connection, seed: int
+) -> None:
     node, chance = await start(), random.Random(seed)
     users, accounts = [uuid4() for _ in range(3)], [uuid4() for _ in range(4)]
     commands: list[Command] = [RegisterUser(user_id=user, email=f"{user}@example.org", name="Ada") for user in users]
@@ -193,7 +197,7 @@ def request_transfer(source: UUID, target: UUID) -> RequestTransfer:
     return RequestTransfer(transfer_id=uuid4(), from_account_id=source, to_account_id=target, amount=Decimal("7.50"))
 
 
-async def test_rows_that_come_and_go_as_of_each_position(start: Start) -> None:
+async def test_removed_and_recreated_rows_can_be_read_as_of_each_position(start: Start) -> None:
     node, chance = await start(things_app), random.Random(1)
     keys, boxes = [uuid4() for _ in range(3)], [uuid4() for _ in range(2)]
     commands: list[Command] = [
@@ -206,7 +210,7 @@ async def test_rows_that_come_and_go_as_of_each_position(start: Start) -> None:
     await check_every_position(node, cannot=["Box"])
 
 
-async def test_a_fold_that_raises_is_not_taken_for_the_databases_being_away(start: Start) -> None:
+async def test_an_exception_of_a_fold_never_counts_as_a_fault_of_the_database(start: Start) -> None:
     def fold(row: Thing | None, event: Recorded[ThingPut]) -> Thing:
         raise TimeoutError("a bug")
 
@@ -216,7 +220,7 @@ async def test_a_fold_that_raises_is_not_taken_for_the_databases_being_away(star
         await History(node.app.domain, View(Thing, fold), node.log, node.database.pool).row(thing, 1)
 
 
-async def test_a_row_of_another_key_is_no_past(start: Start) -> None:
+async def test_a_fold_that_returns_a_row_of_another_key_fails(start: Start) -> None:
     def fold(row: Thing | None, event: Recorded[ThingPut]) -> Thing:
         return Thing(thing_id=event.data.box_id, box_id=event.data.box_id, puts=1)
 
@@ -226,7 +230,7 @@ async def test_a_row_of_another_key_is_no_past(start: Start) -> None:
         await History(node.app.domain, View(Thing, fold), node.log, node.database.pool).row(thing, 1)
 
 
-async def test_a_long_stream_leaves_the_loop_to_others(start: Start, connection: asyncpg.Connection) -> None:
+async def test_reading_a_long_stream_yields_to_the_event_loop(start: Start, connection: asyncpg.Connection) -> None:
     node, thing, pages = await start(things_app), uuid4(), 20
     data = f'{{"thing_id":"{thing}","box_id":"{thing}"}}'
     command, events = uuid4(), [("ThingPut", 1, data)] * (PAGE * pages)
@@ -237,7 +241,7 @@ async def test_a_long_stream_leaves_the_loop_to_others(start: Start, connection:
         nonlocal turns
         while True:
             turns += 1
-            await asyncio.sleep(0)  # counts how often the others have a turn
+            await asyncio.sleep(0)  # counts the turns of another task
 
     other = asyncio.create_task(others())
     row = await node.serving.histories[Thing].row(thing, PAGE * pages - 1)
@@ -249,7 +253,7 @@ async def test_a_long_stream_leaves_the_loop_to_others(start: Start, connection:
 # As of a time --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_time_is_the_last_position_until_then(start: Start) -> None:
+async def test_a_time_selects_the_last_position_up_to_then(start: Start) -> None:
     node = await start(things_app)
     for size in (1, 7, 3, 12, 1):
         await execute(node, [Put(thing_id=uuid4(), box_id=uuid4()) for _ in range(size)])
@@ -263,12 +267,12 @@ async def test_a_time_is_the_last_position_until_then(start: Start) -> None:
         assert await node.log.position_at(moment, before=True) == before
 
 
-async def test_a_time_in_an_empty_log(start: Start) -> None:
+async def test_a_time_in_an_empty_log_selects_position_0(start: Start) -> None:
     node = await start(things_app)
     assert await node.log.position_at(datetime.now(UTC)) == 0
 
 
-# Asked over GraphQL --------------------------------------------------------------------------------------------------
+# Over GraphQL -------------------------------------------------------------------------------------------------------
 
 ACCOUNT = "query($id: UUID!, $asOf: AsOf) { account(accountId: $id, asOf: $asOf) { balance position owner { email } } }"
 TRANSFER = """
@@ -280,7 +284,7 @@ THING = "query($id: UUID!, $asOf: AsOf) { thing(thingId: $id, asOf: $asOf) { put
 
 
 async def ask(node: Node, query: str, **variables: Any) -> tuple[Any, list[tuple[Any, str]]]:
-    """The data, and path and code of each error."""
+    """Return the data, and the path and code of each error."""
     result = await Engine(node.app.schema).execute(GraphQLRequest(query, variables=variables), Scope(node.serving))
     errors = [(list(error.get("path", [])), error["extensions"]["code"]) for error in result.errors]
     return result.data, errors
@@ -288,7 +292,7 @@ async def ask(node: Node, query: str, **variables: Any) -> tuple[Any, list[tuple
 
 @pytest.fixture
 async def bank(start: Start) -> tuple[Node, UUID, list[datetime]]:
-    """Ada (1) opens an account (2), pays in (3), and moves (4). With the times of these."""
+    """A node, an account, and the times of four events: a user, her account, a deposit, a changed e-mail address."""
     node, user, account = await start(), uuid4(), uuid4()
     for command in (
         RegisterUser(user_id=user, email="old@example.org", name="Ada"),
@@ -305,7 +309,7 @@ PAID_IN = {"balance": "7.50", "position": "3", "owner": {"email": "old@example.o
 MOVED = {"balance": "7.50", "position": "3", "owner": {"email": "new@example.org"}}
 
 
-async def test_links_are_of_the_same_position(bank: tuple[Node, UUID, list[datetime]]) -> None:
+async def test_linked_rows_are_read_as_of_the_same_position(bank: tuple[Node, UUID, list[datetime]]) -> None:
     node, account, _ = bank
     for position, expected in enumerate([None, None, OPENED, PAID_IN, MOVED]):
         answer = await ask(node, ACCOUNT, id=str(account), asOf={"position": str(position)})
@@ -334,7 +338,7 @@ async def test_aliases_of_a_link_fold_its_stream_once(
     assert len(folded) == len(set(folded)) == 4, "the account and its owner, at two positions"
 
 
-async def test_by_time(bank: tuple[Node, UUID, list[datetime]]) -> None:
+async def test_a_row_can_be_read_as_of_a_time(bank: tuple[Node, UUID, list[datetime]]) -> None:
     node, account, times = bank
     for moment, expected in zip(times, [None, OPENED, PAID_IN, MOVED], strict=True):
         answer = await ask(node, ACCOUNT, id=str(account), asOf={"time": moment.isoformat()})
@@ -343,15 +347,17 @@ async def test_by_time(bank: tuple[Node, UUID, list[datetime]]) -> None:
     assert await ask(node, ACCOUNT, id=str(account), asOf={"time": later}) == ({"account": MOVED}, [])
 
 
-async def test_null_is_not_asked(bank: tuple[Node, UUID, list[datetime]]) -> None:
+async def test_as_of_null_reads_the_present(bank: tuple[Node, UUID, list[datetime]]) -> None:
     node, account, _ = bank
-    for model in (AccountView, UserView):  # as it is now: that is the projection's to say
+    for model in (AccountView, UserView):  # the present is read from the table, not from the history
         await node.serving.feeds[model].reader.reach(4)
     assert await ask(node, ACCOUNT, id=str(account), asOf=None) == ({"account": MOVED}, [])
 
 
-async def test_a_transfer_as_of_each_position_and_time(start: Start, connection: asyncpg.Connection) -> None:
-    """As of each position, and of each time, which may be that of several events."""
+async def test_a_transfer_can_be_read_as_of_each_position_and_time(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    """Several events may have the same time."""
     node, accounts = await start(), [uuid4(), uuid4()]
     for each in accounts:
         await node.dispatcher.execute(OpenAccount(account_id=each, owner_id=uuid4(), currency="EUR"))
@@ -377,7 +383,7 @@ async def test_a_transfer_as_of_each_position_and_time(start: Start, connection:
 
 
 def as_shown(log: Sequence[Recorded[Any]], keys: Sequence[UUID]) -> list[Any]:
-    """Transfers as a client should see them after these events."""
+    """Return transfers as a client should see them after these events."""
     transfers, accounts = folded(transfer_view, log), folded(account_view, log)
 
     def shown(key: UUID) -> Any:
@@ -403,25 +409,27 @@ def as_shown(log: Sequence[Recorded[Any]], keys: Sequence[UUID]) -> list[Any]:
     "as_of",
     [{"position": "5"}, {"position": "1", "time": "2026-01-01T00:00:00Z"}, {}, {"position": None}, {"time": "x"}],
 )
-async def test_what_cannot_be_asked(bank: tuple[Node, UUID, list[datetime]], as_of: dict[str, Any]) -> None:
+async def test_an_invalid_as_of_is_bad_user_input(
+    bank: tuple[Node, UUID, list[datetime]], as_of: dict[str, Any]
+) -> None:
     node, account, _ = bank
     data, errors = await ask(node, ACCOUNT, id=str(account), asOf=as_of)
     assert [code for _, code in errors] == ["BAD_USER_INPUT"]
     assert data in (None, {"account": None})
 
 
-async def test_the_past_does_not_wait(bank: tuple[Node, UUID, list[datetime]]) -> None:
+async def test_as_of_cannot_be_combined_with_at_least(bank: tuple[Node, UUID, list[datetime]]) -> None:
     node, account, _ = bank
     query = 'query($id: UUID!) { account(accountId: $id, atLeast: "1", asOf: { position: "1" }) { balance } }'
     assert await ask(node, query, id=str(account)) == ({"account": None}, [(["account"], "BAD_USER_INPUT")])
 
 
-async def test_a_read_model_of_several_streams_says_that_it_cannot(start: Start) -> None:
+async def test_a_read_model_of_several_streams_refuses_reads_as_of_the_past(start: Start) -> None:
     node, thing, box = await start(things_app), uuid4(), uuid4()
     await execute(node, [Put(thing_id=thing, box_id=box)])
     query = "query($id: UUID!, $asOf: AsOf) { box(boxId: $id, asOf: $asOf) { puts } }"
     answer = await ask(node, query, id=str(box), asOf={"position": "1"})
     assert answer == ({"box": None}, [(["box"], "AS_OF_UNSUPPORTED")])
-    # A link to it is an error of that field; the row is there.
+    # A link to it is an error of that field only.
     answer = await ask(node, THING, id=str(thing), asOf={"position": "1"})
     assert answer == ({"thing": {"puts": 1, "box": None}}, [(["thing", "box"], "AS_OF_UNSUPPORTED")])

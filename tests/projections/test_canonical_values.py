@@ -1,4 +1,4 @@
-"""What a fold sees of the row before does not depend on where that was: in memory, or in the table."""
+"""A fold sees the same values of its row, whether the row was in memory or in the table."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def evolve(state: None, event: Given | Shown) -> None:
 
 
 class Cup(ReadModel, key="cup_id"):
-    """shown: what the fold saw of the row before."""
+    """shown: the previous row as the fold saw it."""
 
     cup_id: UUID
     amount: Decimal
@@ -110,8 +110,8 @@ AMOUNTS = {
 }
 
 
-def said(amount: str) -> str:
-    """What is shown of a cup that was given so much, at LATE."""
+def shown_of(amount: str) -> str:
+    """Return what a fold sees of a cup that was given this amount at LATE."""
     at, number = LATE.astimezone(UTC), Decimal(AMOUNTS[amount])
     return repr(
         [number, at, LATE.date(), 1.0, None, None, [number, Decimal("0.50")], [at, at], [LATE.date()], [1.0, 2.5]]
@@ -125,7 +125,7 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 
 
 def unchecked(event: Given | Shown) -> tuple[str, int, str]:
-    """An event as the log stores it, also where its values break the rules of their kinds."""
+    """Return an event as the log stores it, even if its values break the rules of their kinds."""
     data = msgspec.json.Encoder(decimal_format="string").encode(event).decode()
     return event.__declared__.name, event.__declared__.version, data
 
@@ -139,7 +139,7 @@ async def write(connection: asyncpg.Connection, *events: Given | Shown) -> int:
 
 
 async def projected(database: Database, connection: asyncpg.Connection, cache: int, *events: Given | Shown) -> None:
-    """Have each event folded in a batch of its own."""
+    """Project each event in a batch of its own."""
     log = Log(database.pool, app.domain.codec)
     projector = Projector(Ports(database, log, Positions()), view, LoopSettings(poll=0.05, batch=1, cache=cache))
     task = asyncio.create_task(projector.run(await prepare(connection, view)))
@@ -152,7 +152,7 @@ async def projected(database: Database, connection: asyncpg.Connection, cache: i
 
 
 async def built(database: Database, connection: asyncpg.Connection, cache: int) -> None:
-    """Build the next generation, each page of the log written by itself."""
+    """Build the next generation, and write after each event."""
     log = Log(database.pool, app.domain.codec, page=1)
     await Rebuild(database, log, view, limits=BuildLimits(cache=cache, events=1)).build(await rebuild(connection, view))
 
@@ -169,11 +169,11 @@ def given(keys: dict[str, UUID]) -> list[Given | Shown]:
 
 
 @pytest.mark.parametrize("cache", [0, 1000])
-async def test_a_fold_sees_what_is_stored_wherever_the_row_was(
+async def test_a_fold_sees_the_stored_values_even_of_a_row_in_memory(
     database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, cache: int
 ) -> None:
     keys = {amount: uuid4() for amount in AMOUNTS}
-    expected = {key: said(amount) for amount, key in keys.items()}
+    expected = {key: shown_of(amount) for amount, key in keys.items()}
     events = given(keys)
     await projected(database, connection, cache, *events)
     assert await rows(connection) == expected
@@ -190,14 +190,14 @@ async def test_a_fold_sees_what_is_stored_wherever_the_row_was(
     assert await rows(connection) == expected
 
 
-def test_a_test_sees_it_too() -> None:
+def test_folded_of_the_testing_module_shows_the_same_values() -> None:
     key = uuid4()
     row = folded(view, [recorded(each) for each in given({"1E+2": key})])
     assert row is not None
-    assert row.shown == said("1E+2")
+    assert row.shown == shown_of("1E+2")
 
 
-async def test_a_number_that_postgresql_has_no_place_for_is_a_failed_fold(
+async def test_a_number_beyond_postgresqls_range_counts_as_a_failed_fold(
     database: Database, connection: asyncpg.Connection
 ) -> None:
     largest, too_large, cup = Decimal("1E+131071"), Decimal("1E+131072"), uuid4()
@@ -216,7 +216,7 @@ async def test_a_number_that_postgresql_has_no_place_for_is_a_failed_fold(
     )
 
 
-def test_a_row_that_is_spelled_so_already_is_the_very_same() -> None:
+def test_a_row_in_canonical_form_is_returned_as_the_same_object() -> None:
     at = LATE.astimezone(UTC)
     cup = Cup(cup_id=uuid4(), amount=Decimal("1.50"), at=at, day=at.date(), share=0.5, times=[at], amounts=[Decimal(1)])
 

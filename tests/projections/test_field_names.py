@@ -1,4 +1,4 @@
-"""Fields of read models with names that Headwater's own code, or PostgreSQL's, has a use for."""
+"""Fields of read models whose names Headwater's own code or PostgreSQL uses, too."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ app = App(
 
 
 async def ask(node: Node, query: str) -> Any:
-    """The data."""
+    """Return the data."""
     result = await Engine(node.app.schema).execute(GraphQLRequest(query), Scope(node.serving))
     assert not result.errors, result.errors
     return json.loads(result.json)["data"]
 
 
-async def test_a_row_shows_its_own_fields_and_no_more(start: Start) -> None:
+async def test_a_row_shows_exactly_its_own_fields(start: Start) -> None:
     node, seat, other = await start(app), uuid4(), uuid4()
     asked = " ".join(NAMES)
     rows = f"seat {{ {asked} }} neighbour {{ row other {{ row }} }}"

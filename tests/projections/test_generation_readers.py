@@ -40,7 +40,8 @@ from headwater.graphql.scope import Scope
 from headwater.live.feed import Feed
 from headwater.live.subscriptions import Message, watch_changes, watch_row
 from headwater.projections.filter import EVERYTHING, Compare
-from headwater.projections.reader import Order, Reader
+from headwater.projections.order import Order
+from headwater.projections.reader import Reader
 from headwater.server.node import Node
 
 

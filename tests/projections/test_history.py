@@ -1,4 +1,4 @@
-"""The past of rows that gather events of several streams, where their View keeps which those are."""
+"""Rows as of the past that gather events of several streams: their View records which events (`history=True`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
 from headwater.postgres.database import Database
-from headwater.projections import history
 from headwater.projections.generations import prepare, rebuild, renew
 from headwater.projections.history import History
 from headwater.projections.rebuild import BuildLimits, Rebuild
@@ -92,7 +91,7 @@ def board_of(event: PinEvent) -> UUID:
 
 
 class Other(ReadModel, name="Board", key="note_id"):
-    """What is called Board in another version: a row for each note."""
+    """Another version of Board: a row for each note."""
 
     note_id: UUID
 
@@ -123,7 +122,7 @@ NOTES, BOARDS = [uuid4() for _ in range(5)], [uuid4() for _ in range(4)]
 
 
 async def write(connection: asyncpg.Connection, *events: Any) -> int:
-    """Append events; the position of the last."""
+    """Append events. Returns the position of the last."""
     appends = [
         Append(
             uuid4(),
@@ -149,7 +148,7 @@ def anything(count: int, seed: int = 1) -> list[PinEvent]:
 
 
 def pasts(events: Sequence[PinEvent]) -> list[dict[UUID, dict[str, Any]]]:
-    """All boards after each position from 0 on, folded once more."""
+    """Return all boards after each position from 0 on, by a second fold."""
     boards: dict[UUID, dict[str, Any]] = {}
     past = [boards]
     for position, data in enumerate(events, 1):
@@ -173,7 +172,7 @@ async def require_past(of: History, events: Sequence[PinEvent]) -> None:
 
 
 async def require_routed(connection: asyncpg.Connection, table: str, events: Sequence[PinEvent]) -> None:
-    """Every event is kept once, under its key."""
+    """Require that every event is recorded once, under its key."""
     kept = await connection.fetch(f"select position, key from routed.{table} order by position")
     assert [tuple(row) for row in kept] == list(enumerate(map(board_of, events), 1))
 
@@ -183,8 +182,10 @@ async def indexes(connection: asyncpg.Connection, table: str) -> list[str]:
     return [row["indexdef"] for row in await connection.fetch(query, table)]
 
 
-def history_of(node: Node) -> History:
-    return node.serving.histories[Board]
+def history_of(node: Node, **bounds: int) -> History:
+    """Return the history of the node's boards. bounds: `page` and `behind`."""
+    domain = node.app.domain
+    return History(domain, domain.view_named("Board"), node.log, node.database.pool, **bounds)
 
 
 async def caught_up(node: Node) -> None:
@@ -195,7 +196,9 @@ async def caught_up(node: Node) -> None:
 # As of a position ----------------------------------------------------------------------------------------------------
 
 
-async def test_rows_of_several_streams_as_of_each_position(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_rows_of_several_streams_can_be_read_as_of_each_position(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     events = anything(60)
     async with Node(app, QUICK, dsn, serve=True, work=True) as node:
         for some in range(0, len(events), 9):
@@ -204,26 +207,23 @@ async def test_rows_of_several_streams_as_of_each_position(dsn: str, connection:
         await require_routed(connection, "board_1", events)
         await require_past(history_of(node), events)
     await write(connection, *(more := anything(10, seed=2)))
-    async with Node(app, QUICK, dsn, serve=True, work=False) as node:  # nobody keeps it: what is new is in the log only
+    async with Node(app, QUICK, dsn, serve=True, work=False) as node:  # no worker runs: new events are in the log only
         await require_past(history_of(node), events + more)
 
 
-async def test_a_long_history_is_read_in_pages(
-    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(history, "PAGE", 3)
+async def test_a_long_history_is_read_in_pages(dsn: str, connection: asyncpg.Connection) -> None:
     events = anything(40)
     async with Node(app, QUICK, dsn, serve=True, work=True) as node:
         await write(connection, *events)
         await caught_up(node)
-        await require_past(history_of(node), events)
+        await require_past(history_of(node, page=3), events)
     async with Node(app, QUICK, dsn, serve=True, work=False) as node:
         await write(connection, *(more := anything(20, seed=2)))
-        await require_past(history_of(node), events + more)
+        await require_past(history_of(node, page=3), events + more)
 
 
-async def test_a_parked_board_keeps_what_is_its_own(dsn: str, connection: asyncpg.Connection) -> None:
-    """What could not be folded is kept all the same; the past up to there can be seen, beyond it there is none."""
+async def test_a_parked_row_has_a_past_up_to_its_failure(dsn: str, connection: asyncpg.Connection) -> None:
+    """Events that could not be folded are recorded, too. The row has no state after the failed one."""
     board, other = BOARDS[:2]
     pins = [Pinned(note_id=NOTES[0], board_id=each, text=text) for text in "ab" for each in (board, other)]
     poison = Pinned(note_id=NOTES[0], board_id=board, text="poison")
@@ -238,7 +238,7 @@ async def test_a_parked_board_keeps_what_is_its_own(dsn: str, connection: asyncp
         assert await history_of(node).row(other, 9) == {"board_id": other, "notes": 4, "last": "b", "position": 9}
 
 
-async def test_over_graphql_with_its_links(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_graphql_reads_a_row_and_its_links_as_of_a_position(dsn: str, connection: asyncpg.Connection) -> None:
     async with Node(app, QUICK, dsn, serve=True, work=True) as node:
         await write(connection, *(Pinned(note_id=note, board_id=BOARDS[0], text="x") for note in NOTES))
         await caught_up(node)
@@ -252,7 +252,7 @@ async def test_over_graphql_with_its_links(dsn: str, connection: asyncpg.Connect
         assert result.data == {"board": {"notes": 3, "position": "3"}, "note": {"board": {"notes": 4}}}
 
 
-# What is kept --------------------------------------------------------------------------------------------------------
+# The records --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,9 @@ async def test_over_graphql_with_its_links(dsn: str, connection: asyncpg.Connect
     [BuildLimits(), BuildLimits(events=5), BuildLimits(events=5, cache=1), BuildLimits(rows=1)],
     ids=["default", "events", "cache", "rows"],
 )
-async def test_a_rebuild_keeps_the_same(dsn: str, connection: asyncpg.Connection, limits: BuildLimits) -> None:
+async def test_a_rebuild_records_the_same_history(
+    dsn: str, connection: asyncpg.Connection, limits: BuildLimits
+) -> None:
     events = anything(50)
     await prepare(connection, board_view)
     await write(connection, *events)
@@ -276,8 +278,8 @@ async def test_a_rebuild_keeps_the_same(dsn: str, connection: asyncpg.Connection
         assert await connection.fetchval(statistics)
 
 
-async def test_a_rebuild_that_begins_again_keeps_nothing_twice(dsn: str, connection: asyncpg.Connection) -> None:
-    """A value that is too large for an index has it begin again; the row is parked, as in the live projection."""
+async def test_a_rebuild_that_starts_again_records_no_event_twice(dsn: str, connection: asyncpg.Connection) -> None:
+    """A value that is too large for an index makes it start again, and its row is parked."""
     chance = random.Random(1)
     large = "".join(chr(chance.randrange(0x4E00, 0x9000)) for _ in range(8000))
     events = [Pinned(note_id=NOTES[0], board_id=board, text=text) for text in ("a", "b", large) for board in BOARDS]
@@ -291,8 +293,8 @@ async def test_a_rebuild_that_begins_again_keeps_nothing_twice(dsn: str, connect
     assert await connection.fetchval("select count(*) from headwater.dead_letters") == len(BOARDS)
 
 
-async def test_it_can_be_asked_for_later(dsn: str, connection: asyncpg.Connection) -> None:
-    """It is another declaration: the next generation has it, and until that is live one is asked to wait."""
+async def test_history_can_be_declared_later(dsn: str, connection: asyncpg.Connection) -> None:
+    """It is a changed declaration. Reads of the past are refused until the next generation is live."""
     events = anything(30)
     await prepare(connection, without)
     await write(connection, *events)
@@ -311,7 +313,7 @@ async def test_it_can_be_asked_for_later(dsn: str, connection: asyncpg.Connectio
         await require_past(history_of(node), events)
 
 
-async def test_what_another_route_has_kept_is_not_this_ones(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_the_history_of_another_declaration_is_not_used(dsn: str, connection: asyncpg.Connection) -> None:
     await prepare(connection, View(Other, fold_other, history=True))
     await write(connection, *anything(5))
     async with Node(app, QUICK, dsn, serve=True, work=False) as node:
@@ -319,19 +321,16 @@ async def test_what_another_route_has_kept_is_not_this_ones(dsn: str, connection
             await history_of(node).row(BOARDS[0], 5)
 
 
-async def test_of_one_far_behind_one_is_asked_to_wait(
-    dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(history, "BEHIND", 10)
+async def test_a_read_far_beyond_the_checkpoint_is_refused(dsn: str, connection: asyncpg.Connection) -> None:
     events = anything(11)
     async with Node(app, QUICK, dsn, serve=True, work=False) as node:
         await write(connection, *events)
-        await require_past(history_of(node), events[:10])
-        with pytest.raises(ProjectionBehind, match="Board has come to position 0"):
-            await history_of(node).row(BOARDS[0], 11)
+        await require_past(history_of(node, behind=10), events[:10])
+        with pytest.raises(ProjectionBehind, match="Board has reached position 0"):
+            await history_of(node, behind=10).row(BOARDS[0], 11)
 
 
-async def test_where_the_schemas_are_there_nobody_needs_the_right_to_make_one(connection: asyncpg.Connection) -> None:
+async def test_a_role_needs_no_right_to_create_schemas_that_exist(connection: asyncpg.Connection) -> None:
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -343,10 +342,12 @@ async def test_where_the_schemas_are_there_nobody_needs_the_right_to_make_one(co
         await prepare(connection, board_view)
         assert await connection.fetchval("select count(*) from pg_tables where tableowner = 'plain'") == 2
     finally:
-        await transaction.rollback()  # the role would be all databases'
+        await transaction.rollback()  # a role belongs to all databases of the server
 
 
-async def test_a_table_that_is_dropped_meanwhile(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_history_dropped_during_a_read_is_reported_as_rebuilding(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     async with Node(app, QUICK, dsn, serve=True, work=False) as node:
         await write(connection, Pinned(note_id=NOTES[0], board_id=BOARDS[0]))
         await connection.execute("drop table routed.board_1")
@@ -354,7 +355,7 @@ async def test_a_table_that_is_dropped_meanwhile(dsn: str, connection: asyncpg.C
             await history_of(node).row(BOARDS[0], 1)
 
 
-async def test_it_is_dropped_with_the_rows(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_the_history_of_a_generation_is_dropped_with_its_rows(dsn: str, connection: asyncpg.Connection) -> None:
     await prepare(connection, board_view)
     await write(connection, *anything(5))
     async with Database(dsn, pool_size=2) as database:
@@ -374,7 +375,7 @@ async def test_it_is_dropped_with_the_rows(dsn: str, connection: asyncpg.Connect
     ],
 )
 @pytest.mark.parametrize("sample", [None, 1000])
-async def test_verify_finds_what_is_kept_wrongly(
+async def test_verify_finds_a_changed_history(
     dsn: str, connection: asyncpg.Connection, falsified: str, sample: int | None
 ) -> None:
     async with Node(app, QUICK, dsn, serve=True, work=True) as node:
@@ -384,11 +385,11 @@ async def test_verify_finds_what_is_kept_wrongly(
         assert (await verifier.live(node.database, sample)).found == 0
         await connection.execute(falsified)
         report = await verifier.live(node.database, sample)
-        if sample is None or "insert" not in falsified:  # a key that the log does not know is in no sample of it
+        if sample is None or "insert" not in falsified:  # no sample contains a key that only the history has
             assert [each.column for each in report.differences] == ["history"]
 
 
-async def test_a_route_that_raises_is_not_taken_for_the_databases_being_away(
+async def test_an_exception_of_a_route_never_counts_as_a_fault_of_the_database(
     dsn: str, connection: asyncpg.Connection
 ) -> None:
     def route(event: PinEvent) -> UUID:
@@ -401,7 +402,7 @@ async def test_a_route_that_raises_is_not_taken_for_the_databases_being_away(
             await History(app.domain, view, node.log, node.database.pool).row(BOARDS[0], 1)
 
 
-def test_what_has_its_history_anyway_needs_not_ask() -> None:
+def test_history_is_refused_for_a_read_model_of_single_streams() -> None:
     with pytest.raises(DefinitionError, match="Note: each of its rows is the fold of one stream"):
         App([Feature([notes], [without, View(Note, fold_note, history=True)])])
     assert app.domain.by_stream(app.domain.view_named("Note"))

@@ -22,8 +22,9 @@ from headwater.postgres.database import Database
 from headwater.projections.filter import All, Compare
 from headwater.projections.generations import prepare, rebuild
 from headwater.projections.history import History
+from headwater.projections.order import Order
 from headwater.projections.projector import Projector
-from headwater.projections.reader import Order, Reader
+from headwater.projections.reader import Reader
 from headwater.projections.rebuild import BuildLimits, Rebuild
 from headwater.projections.verify import Verifier
 

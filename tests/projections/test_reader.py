@@ -24,10 +24,10 @@ from headwater.eventstore.positions import Positions
 from headwater.projections.filter import EVERYTHING, Compare, Filter, to_predicate
 from headwater.projections.generations import prepare
 from headwater.projections.live_columns import read_live_columns
+from headwater.projections.order import Order
 from headwater.projections.reader import (
     DEFAULT_LIMITS,
     Changes,
-    Order,
     Page,
     Reader,
     ReadLimits,

@@ -1,4 +1,4 @@
-"""What was taken out of an app falls behind the log for ever, until a person retires it."""
+"""A unit that was removed from an app falls behind the log until an operator retires it."""
 
 from __future__ import annotations
 

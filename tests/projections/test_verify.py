@@ -1,11 +1,10 @@
-"""Verify: what is stored is what the log says, or it is told where it is not."""
+"""Verify: a difference between the stored rows and the log is found and reported."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
-import weakref
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -21,22 +20,24 @@ import msgspec
 import pytest
 from msgspec import field
 from tests.support.commands import clean_environ, run_command
+from tests.support.rebuilding import WatchedLog
 
 from bank.accounts.views import account_view
 from bank.main import app as bank
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View, replace
 from headwater.eventstore.log import Append, Log, append
 from headwater.postgres.database import Database
-from headwater.projections import verify
 from headwater.projections.generations import prepare, rebuild, renew
+from headwater.projections.key_range import KeyRange
 from headwater.projections.rebuild import Rebuild
-from headwater.projections.verify import Difference, NotVerifiable, Verifier, VerifyReport
+from headwater.projections.verify import NotVerifiable, Verifier
+from headwater.projections.verify_report import Difference, VerifyReport
 
 FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
 EVENTS, ACCOUNTS = 600, 60
 
 
-# A read model of every kind of column, whose keys gather events of several streams ------------------------------------
+# A read model with every kind of column, whose rows gather events of several streams ----------------------------------
 
 
 class Mood(Enum):
@@ -103,7 +104,7 @@ shelf_view = View(Shelf, fold)
 shelves = App([Feature([notes], [shelf_view])])
 
 
-# What the tests say --------------------------------------------------------------------------------------------------
+# Helpers --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -113,14 +114,14 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 
 
 async def built(database: Database, connection: asyncpg.Connection, app: App, view: View[Any]) -> None:
-    """The rows of the log as it is now."""
+    """Build the rows from the log."""
     await prepare(connection, view)
     standing = await rebuild(connection, view)
     await Rebuild(database, Log(database.pool, app.domain.codec), view).build(standing)
 
 
 def unchecked(event: Noted) -> tuple[str, int, str]:
-    """An event as the log stores it, also where its values break the rules of their kinds."""
+    """Return an event as the log stores it, even if its values break the rules of their kinds."""
     data = msgspec.json.Encoder(decimal_format="string").encode(event).decode()
     return event.__declared__.name, event.__declared__.version, data
 
@@ -149,14 +150,14 @@ def found(report: VerifyReport) -> list[tuple[UUID, str, str, str]]:
 
 
 HOW: list[dict[str, Any]] = [{}, {"rows": 7}, {"by_stream": False}, {"by_stream": False, "rows": 1}]
-"""At once and in ranges of keys; by the stream's id and by the event's route."""
+"""At once or in ranges of keys; by the stream's id or by the event's route."""
 
 
-# The truth -----------------------------------------------------------------------------------------------------------
+# Differences ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
-async def test_rows_that_are_right_have_no_difference(
+async def test_correct_rows_have_no_difference(
     database: Database, connection: asyncpg.Connection, how: dict[str, Any]
 ) -> None:
     await fill(connection)
@@ -168,7 +169,7 @@ async def test_rows_that_are_right_have_no_difference(
     assert report.lines() == ["Account: 20 rows compared at position 600: no difference"]
 
 
-async def test_every_kind_of_column_reads_back_as_it_was_folded(
+async def test_every_kind_of_column_is_compared_without_a_false_difference(
     database: Database, connection: asyncpg.Connection
 ) -> None:
     shelf = uuid4()
@@ -176,7 +177,7 @@ async def test_every_kind_of_column_reads_back_as_it_was_folded(
         connection,
         Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal("1.50"), share=0.0),
         Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(2), prices=[Decimal("0.10"), Decimal(7)]),
-        # PostgreSQL spells it without an exponent, so that it is read from JSON as another number.
+        # PostgreSQL writes 1e23 without an exponent, so JSON returns an integer.
         Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal(1), shares=[1e23, 0.1, -5e-324, 1.7976931348623157e308]),
         Noted(
             note_id=uuid4(), shelf_id=shelf, price=Decimal(3), mood=Mood.BAD, times=[datetime(2026, 1, 2, tzinfo=UTC)]
@@ -196,7 +197,7 @@ NAIVE = datetime.fromisoformat("2026-01-02T12:00:00")
 
 NO_ZONE = "Expected a time with a time zone, such as UTC, not datetime.datetime(2026, 1, 2, 12, 0)"
 OUT_OF_RANGE = "Expected a time after 0001-01-01T00:00:00Z and before 9999-12-31T23:59:59.999999Z, not datetime"
-LAST, FIRST = (end.replace(tzinfo=UTC) for end in (datetime.max, datetime.min))  # noqa: DTZ901 - it is given here
+LAST, FIRST = (end.replace(tzinfo=UTC) for end in (datetime.max, datetime.min))  # noqa: DTZ901 - the zone is added
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ LAST, FIRST = (end.replace(tzinfo=UTC) for end in (datetime.max, datetime.min)) 
     ],
     ids=str,
 )
-async def test_a_time_that_would_not_be_read_back_is_not_stored(
+async def test_a_time_that_postgresql_would_change_is_not_stored(
     database: Database, connection: asyncpg.Connection, times: dict[str, Any], why: str
 ) -> None:
     shelf, other = uuid4(), uuid4()
@@ -233,7 +234,7 @@ async def test_a_time_that_would_not_be_read_back_is_not_stored(
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
-async def test_whatever_was_falsified_is_found(
+async def test_every_change_to_the_stored_rows_is_found(
     database: Database, connection: asyncpg.Connection, how: dict[str, Any]
 ) -> None:
     await fill(connection)
@@ -267,14 +268,13 @@ async def test_whatever_was_falsified_is_found(
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
-async def test_all_differences_are_counted_and_some_are_kept(
-    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+async def test_all_differences_are_counted_and_the_first_are_listed(
+    database: Database, connection: asyncpg.Connection, how: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(verify, "LISTED", 5)
     await fill(connection)
     await built(database, connection, bank, account_view)
     await connection.execute("update read.account set balance = -1, currency = 'USD'")
-    report = await verifier(database, **how).live(database, None)
+    report = await verifier(database, **how, listed=5).live(database, None)
     assert (report.found, len(report.differences), report.checked) == (2 * ACCOUNTS, 5, ACCOUNTS)
     heading, *kept, rest = report.lines()
     assert heading == "Account: 60 rows compared at position 600: 120 differences"
@@ -284,22 +284,21 @@ async def test_all_differences_are_counted_and_some_are_kept(
     assert await connection.fetchval(verified) == 2 * ACCOUNTS
 
 
-async def test_all_is_verified_in_little_memory_however_many_rows_were_removed(
-    database: Database, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+def test_a_range_of_keys_drops_the_upper_ones_when_it_holds_too_many_rows() -> None:
+    keys = [uuid4() for _ in range(300)]
+    part = KeyRange(UUID(int=0), UUID(int=2**128 - 1), 10)
+    for key in keys * 2:
+        part.row(key.int)
+        assert len(part.folded) <= 20
+    kept = sorted(keys)[: len(part.folded)]
+    assert sorted(part.folded) == [key.int for key in kept], "the lowest keys, without a gap"
+    assert (part.row(kept[-1].int), part.row(part.high.int + 1)) == (part.folded[kept[-1].int], None)
+
+
+async def test_all_rows_are_verified_in_ranges_even_if_most_were_removed(
+    database: Database, connection: asyncpg.Connection
 ) -> None:
-    """The table says nothing of them: how many there are is seen only while the log is folded."""
-    held: weakref.WeakSet[Counted] = weakref.WeakSet()
-    most = 0
-
-    class Counted(verify._Folded):
-        def __init__(self) -> None:
-            nonlocal most
-            super().__init__()
-            held.add(self)
-            most = max(most, len(held))
-
-        __hash__ = object.__hash__
-
+    """Removed rows are not in the table, so that a range turns out to be too large only while the log is folded."""
     gone = [uuid4() for _ in range(300)]
     there = [uuid4() for _ in range(25)]
     noted = [
@@ -311,15 +310,13 @@ async def test_all_is_verified_in_little_memory_however_many_rows_were_removed(
     await built(database, connection, shelves, shelf_view)
     await connection.execute("update read.shelf set price = 7 where shelf_id = $1", there[3])
     await connection.execute("delete from read.shelf where shelf_id = $1", there[20])
-    monkeypatch.setattr(verify, "_Folded", Counted)
     report = await verifier(database, shelves, shelf_view, by_stream=False, rows=10).live(database, None)
     assert found(report) == sorted([(there[3], "price", "7", "2"), (there[20], "row", "no row", "a row")])
     assert report.checked == 325
-    assert most <= 2 * 10 + 2
 
 
-async def test_a_sample_finds_a_row_that_is_missing(database: Database, connection: asyncpg.Connection) -> None:
-    """By what the log speaks of: the table knows nothing of it."""
+async def test_a_sample_finds_a_missing_row(database: Database, connection: asyncpg.Connection) -> None:
+    """Its key is drawn from the log, since the table does not have it."""
     await fill(connection)
     await built(database, connection, bank, account_view)
     await connection.execute("delete from read.account")
@@ -327,35 +324,33 @@ async def test_a_sample_finds_a_row_that_is_missing(database: Database, connecti
     assert [(each.column, each.stored, each.folded) for each in report.differences] == [("row", "no row", "a row")] * 5
 
 
-async def test_a_sample_is_of_all_the_log(database: Database, connection: asyncpg.Connection) -> None:
-    """Not of its beginning, until that makes enough of them."""
+async def test_a_sample_is_drawn_from_the_whole_log(database: Database, connection: asyncpg.Connection) -> None:
+    """Not only from its start, which alone would yield enough keys."""
     await connection.execute(FILL.format(events=1_000, streams=1_000))
     await built(database, connection, bank, account_view)
     await connection.execute("delete from read.account where position > 800")
     assert (await verifier(database).live(database, 200)).found > 0
 
 
-async def test_rows_and_position_are_of_one_moment(database: Database, connection: asyncpg.Connection) -> None:
-    """While the projection goes on, nothing differs."""
+async def test_rows_and_position_are_read_at_one_moment(database: Database, connection: asyncpg.Connection) -> None:
+    """A commit of the projection during the verification causes no difference."""
     shelf = uuid4()
     await note(connection, Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(1)))
     await built(database, connection, shelves, shelf_view)
-    checks = verifier(database, shelves, shelf_view, by_stream=False)
-    ranges = checks._ranges
+    log = WatchedLog(database.pool, shelves.domain.codec)
 
-    async def meanwhile(*arguments: Any) -> Any:
+    async def meanwhile() -> None:
         await note(connection, Noted(note_id=uuid4(), shelf_id=shelf, price=Decimal(2)))
         await connection.execute("update read.shelf set price = 2, noted = 2, position = 2")
         await connection.execute(
             "update headwater.projections set position = 2 where name = 'Shelf' and state = 'live'"
         )
-        return await ranges(*arguments)
 
-    checks._ranges = meanwhile  # type: ignore[method-assign, assignment]  # between the position and the rows
-    assert await checks.live(database, None) == VerifyReport("Shelf", 2, 1, checked=1)
+    log.on_stream = meanwhile  # after the position was read, before the rows are
+    assert await Verifier(log, shelf_view).live(database, None) == VerifyReport("Shelf", 2, 1, checked=1)
 
 
-async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
+async def test_a_parked_key_is_no_difference_but_a_failed_fold_is(
     database: Database, connection: asyncpg.Connection
 ) -> None:
     good, parked = uuid4(), uuid4()
@@ -377,8 +372,10 @@ async def test_a_parked_key_is_no_difference_and_a_fold_that_fails_is(
     assert report.differences == [Difference(parked, "fold", "a row", "raised ValueError at position 3: below zero")]
 
 
-async def test_a_row_that_cannot_be_written_is_a_difference(database: Database, connection: asyncpg.Connection) -> None:
-    """Whatever is wrong with it, and the others are compared all the same."""
+async def test_a_folded_row_that_cannot_be_stored_is_a_difference(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    """All other rows are still compared."""
     wrong: dict[UUID, dict[str, Any]] = {
         uuid4(): {"mood": "good"},
         uuid4(): {"prices": 5},
@@ -398,12 +395,14 @@ async def test_a_row_that_cannot_be_written_is_a_difference(database: Database, 
         assert {(each.key, each.column, each.stored) for each in report.differences} == {
             (key, "fold", "a row") for key, fields in wrong.items() if fields
         }
-        said = {str(each.folded).partition(":")[0] for each in report.differences}
-        assert said in ({"gave what cannot be stored", f"raised TypeError at position {place}"} for place in (1, 2, 3))
+        errors = {str(each.folded).partition(":")[0] for each in report.differences}
+        assert errors in (
+            {"gave what cannot be stored", f"raised TypeError at position {place}"} for place in (1, 2, 3)
+        )
         assert any("AttributeError: 'str' object has no attribute 'value'" in line for line in report.lines())
 
 
-async def test_a_row_of_another_key_is_a_fold_that_fails(database: Database, connection: asyncpg.Connection) -> None:
+async def test_a_row_of_another_key_counts_as_a_failed_fold(database: Database, connection: asyncpg.Connection) -> None:
     one, other = uuid4(), uuid4()
 
     def fold_worse(row: Shelf | None, event: Recorded[Noted]) -> Shelf | None:
@@ -413,13 +412,13 @@ async def test_a_row_of_another_key_is_a_fold_that_fails(database: Database, con
     await note(connection, *(Noted(note_id=uuid4(), shelf_id=one, price=Decimal(price)) for price in (1, 2)))
     await built(database, connection, shelves, shelf_view)
     report = await verifier(database, shelves, View(Shelf, fold_worse), by_stream=False).live(database, None)
-    said = f"the fold returned a row of Shelf {other}, for an event that is routed to {one}"
+    reason = f"the fold returned a row of Shelf {other}, for an event that is routed to {one}"
     assert report.differences == [
-        Difference(one, "fold", "a row", f"raised RowMisplaced at position 2: {said}"),
+        Difference(one, "fold", "a row", f"raised RowMisplaced at position 2: {reason}"),
     ]
 
 
-async def test_a_route_that_raises_is_said(database: Database, connection: asyncpg.Connection) -> None:
+async def test_a_failed_route_is_reported(database: Database, connection: asyncpg.Connection) -> None:
     await note(connection, Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal(1)))
     await built(database, connection, shelves, shelf_view)
     astray = View(Shelf, fold, route=lambda event: None)  # type: ignore[arg-type, return-value]  # a mistake
@@ -428,7 +427,9 @@ async def test_a_route_that_raises_is_said(database: Database, connection: async
         await verifier(database, shelves, astray, by_stream=False).live(database, None)
 
 
-async def test_rows_of_other_code_are_not_compared(database: Database, connection: asyncpg.Connection) -> None:
+async def test_rows_of_another_version_of_the_code_are_not_compared(
+    database: Database, connection: asyncpg.Connection
+) -> None:
     class Other(ReadModel, name="Shelf", key="shelf_id"):
         shelf_id: UUID
 
@@ -446,7 +447,7 @@ async def test_rows_of_other_code_are_not_compared(database: Database, connectio
 # The command ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_command_says_so_by_its_exit_code(
+async def test_the_verify_command_exits_with_1_if_there_is_a_difference(
     dsn: str, database: Database, connection: asyncpg.Connection
 ) -> None:
     await fill(connection)
@@ -466,7 +467,9 @@ async def test_the_command_says_so_by_its_exit_code(
     assert f"  {key_of(3)}  balance: stored 5, folded 0.09\n" in out
 
 
-async def test_the_command_verifies_what_can_be(dsn: str, database: Database, connection: asyncpg.Connection) -> None:
+async def test_the_verify_command_skips_rows_of_another_version_and_exits_with_1(
+    dsn: str, database: Database, connection: asyncpg.Connection
+) -> None:
     await fill(connection)
     await connection.execute("update headwater.projections set fingerprint = 'another' where name = 'User'")
     sentence = "headwater: the rows of User were made by another version of this code"
@@ -477,7 +480,7 @@ async def test_the_command_verifies_what_can_be(dsn: str, database: Database, co
     assert (code, out, complaint.startswith(sentence)) == (1, "", True)
 
 
-async def test_the_exit_code_says_so_though_nobody_reads_on(
+async def test_the_exit_code_is_right_even_if_the_output_pipe_is_closed(
     dsn: str, database: Database, connection: asyncpg.Connection
 ) -> None:
     await fill(connection)
@@ -494,10 +497,10 @@ async def test_the_exit_code_says_so_though_nobody_reads_on(
 
 
 @pytest.mark.parametrize("by_stream", [False, True])
-async def test_others_have_their_turn_between_two_folds(
+async def test_slow_folds_yield_to_the_event_loop(
     database: Database, connection: asyncpg.Connection, by_stream: bool
 ) -> None:
-    """The heartbeat among them, where a worker verifies a sample before a swap."""
+    """The heartbeat of a worker runs while it verifies a sample before a swap."""
     shelf, turns, seen = uuid4(), 0, set[int]()
     await note(connection, *(Noted(note_id=shelf, shelf_id=shelf, price=Decimal(n + 1)) for n in range(50)))
     await built(database, connection, shelves, shelf_view)

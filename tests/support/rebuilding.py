@@ -21,7 +21,8 @@ from headwater.eventstore.log import STREAM_PAGE, Append, Log, append
 from headwater.postgres.database import Database
 from headwater.projections.generations import renew
 from headwater.projections.rebuild import BuildLimits, Rebuild
-from headwater.projections.verify import Verifier, VerifyReport
+from headwater.projections.verify import Verifier
+from headwater.projections.verify_report import VerifyReport
 from headwater.server.node import Node
 
 FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()

@@ -15,7 +15,8 @@ from headwater.cli.output import answer, complain
 from headwater.config import Settings
 from headwater.domain.read_model import View
 from headwater.eventstore.log import Log
-from headwater.projections.verify import NotVerifiable, Verifier, VerifyReport
+from headwater.projections.verify import NotVerifiable, Verifier
+from headwater.projections.verify_report import VerifyReport
 
 
 def add(commands: Commands) -> None:

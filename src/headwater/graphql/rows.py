@@ -27,7 +27,8 @@ from headwater.graphql.paging import page_info, page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import SubscriptionLimits, watch_changes, watch_row
 from headwater.projections.filter import Filter, Row
-from headwater.projections.reader import Order, Page, Reader
+from headwater.projections.order import Order
+from headwater.projections.reader import Page, Reader
 from headwater.projections.row_codec import reader_of
 
 S = TypeVar("S")

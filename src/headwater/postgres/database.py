@@ -72,8 +72,13 @@ SILENCE = {
 option has its own timeout, about a quarter of an hour."""
 
 
-async def _notice_silence(connection: Any) -> None:
-    endpoint = connection._transport.get_extra_info("socket")  # asyncpg has no public attribute for it
+def socket_of(connection: Any) -> socket.socket | None:
+    """Return the socket of a connection."""
+    return connection._transport.get_extra_info("socket")  # type: ignore[no-any-return]  # asyncpg has no public attribute for it
+
+
+def _notice_silence(connection: Any) -> None:
+    endpoint = socket_of(connection)
     if endpoint is None or endpoint.family not in (socket.AF_INET, socket.AF_INET6):
         return
     endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -246,7 +251,7 @@ class Database:
     async def _set_up(self, connection: asyncpg.Connection, settings: str, seconds: float) -> None:
         self._connections.add(connection)  # the pool does not know it yet: `cut_off` ends it by this
         try:
-            await _notice_silence(connection)
+            _notice_silence(connection)
             await connection.execute(settings, timeout=seconds)
         except BaseException:
             connection.terminate()  # the pool would close it, which waits for an answer

@@ -36,22 +36,26 @@ BEHIND = 10_000
 
 
 class History:
-    """The past of one read model."""
+    """The past of one read model. page, behind: see PAGE and BEHIND."""
 
-    def __init__(self, domain: Domain, view: View[Any], log: Log, pool: asyncpg.Pool) -> None:
+    def __init__(
+        self, domain: Domain, view: View[Any], log: Log, pool: asyncpg.Pool, *, page: int = PAGE, behind: int = BEHIND
+    ) -> None:
         self._view = view
         self._log = log
         self._pool = pool
+        self._page = page
+        self._behind = behind
         self._by_stream = domain.by_stream(view)
         self._fingerprint = fingerprint(view)
         self._folder = RowFolder(log, view)
 
     def require(self) -> None:
-        """Raises AsOfUnsupported if the read model cannot be read as of the past."""
+        """Raise `AsOfUnsupported` if the read model cannot be read as of the past."""
         if not (self._by_stream or self._view.history):
             raise AsOfUnsupported(
                 f"{self._view.name} cannot be read as of the past: its rows gather events of several streams, and "
-                "which those are is not kept."
+                "its View has no history=True."
             )
 
     async def row(self, key: UUID, position: int) -> Row | None:
@@ -63,7 +67,7 @@ class History:
             AsOfUnsupported: the read model cannot be read as of the past.
             CodeFailed: a fold or a route raised an error that looks like a fault of the database.
             ReadModelRebuilding: the history of its rows is not yet built.
-            ProjectionBehind: the checkpoint is more than BEHIND positions before this one.
+            ProjectionBehind: the checkpoint is more than `behind` positions before this one.
         """
         self.require()
         model, changed = None, 0
@@ -85,7 +89,7 @@ class History:
         return self._folder.codec.stored(model, changed)
 
     async def _of_stream(self, key: UUID, upto: int) -> AsyncGenerator[Recorded[Event], None]:
-        async with aclosing(self._log.read_stream(key, page=PAGE)) as stream:
+        async with aclosing(self._log.read_stream(key, page=self._page)) as stream:
             async for _, event in stream:
                 if event.position > upto:
                     return
@@ -97,11 +101,11 @@ class History:
         if standing is None or not standing["ours"]:
             raise self._rebuilding()
         checkpoint = min(upto, standing["position"])
-        if upto - checkpoint > BEHIND:
+        if upto - checkpoint > self._behind:
             raise ProjectionBehind(
-                f"{self._view.name} has come to position {checkpoint}; ask again, or for one that is not far beyond it."
+                f"{self._view.name} has reached position {checkpoint}; ask again later, or for a position closer to it."
             )
-        pages = row_events.positions_of(self._pool, standing["table_name"], key, checkpoint, page=PAGE)
+        pages = row_events.positions_of(self._pool, standing["table_name"], key, checkpoint, page=self._page)
         try:
             async with aclosing(pages):
                 async for positions in pages:
@@ -109,12 +113,14 @@ class History:
                         yield event
         except asyncpg.UndefinedTableError:  # the generation was dropped while its history was read
             raise self._rebuilding() from None
-        for after in range(checkpoint, upto, PAGE):
-            for event in await self._log.read(after, min(after + PAGE, upto), types=self._folder.types, limit=PAGE):
+        for after in range(checkpoint, upto, self._page):
+            for event in await self._log.read(
+                after, min(after + self._page, upto), types=self._folder.types, limit=self._page
+            ):
                 yield event
 
     def _rebuilding(self) -> ReadModelRebuilding:
         return ReadModelRebuilding(
-            f"Which events each row of {self._view.name} is made of is kept from its next version on; ask again when "
-            "that is live."
+            f"The next version of {self._view.name} records which events its rows are made of; ask again when that is "
+            "live."
         )

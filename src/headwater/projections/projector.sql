@@ -1,6 +1,6 @@
 -- name: repair
--- Under the lease, held to the end of the transaction: rows change of which the checkpoint says nothing, if any do ($4).
--- Whoever shows them reads them anew: everyone is woken. No row: the lease is another's.
+-- Lock the row of the lease before dead letters are folded. $4: 1 if rows change, 0 if none does. The checkpoint does not move
+-- with them, so the edition changes and all readers are woken to read again. No row: the lease is lost.
 with repaired as (
   update headwater.projections
      set repairs = repairs + $4::int, live_since = case when $4::int > 0 then position else live_since end
@@ -10,11 +10,11 @@ with repaired as (
 select case when $4::int > 0 then pg_notify('headwater', '') end from repaired
 
 -- name: bury
--- A tombstone for each removed row.
+-- Write a tombstone for each removed row.
 insert into headwater.tombstones (projection, generation, key, position)
 select $1, $2, u.key, u.position from unnest($3::uuid[], $4::bigint[]) as u(key, position)
 on conflict (projection, generation, key) do update set position = excluded.position, removed_at = now()
 
 -- name: unbury
--- A key that has a row again has no tombstone.
+-- Delete the tombstones of keys that have a row again.
 delete from headwater.tombstones where projection = $1 and generation = $2 and key = any($3::uuid[])

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
-from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -17,7 +13,6 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg as sa_asyncpg
 
-from headwater.domain.fields import Field, Kind
 from headwater.domain.read_model import View
 from headwater.errors import BadUserInput, ProjectionBehind
 from headwater.eventstore.positions import Positions, generation_of
@@ -25,6 +20,7 @@ from headwater.postgres import queries
 from headwater.postgres.database import Connection
 from headwater.projections.filter import EVERYTHING, Filter, Row, to_sql
 from headwater.projections.live_columns import LiveColumns, read_live_columns
+from headwater.projections.order import Order, beyond, cursor_of, parse_cursor, reverse, with_key
 from headwater.projections.tables import SCHEMA, snake_case
 
 _SQL = queries.load(__file__)
@@ -57,14 +53,6 @@ class ReadLimits:
 
 
 DEFAULT_LIMITS = ReadLimits()
-
-
-@dataclass(frozen=True)
-class Order:
-    """One column of an order. Missing values come last when ascending, first when descending."""
-
-    column: str
-    descending: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +236,9 @@ class Reader:
         limit = last if last is not None else first
         assert limit is not None
         return await self._reading(
-            lambda live: self._page(live, where, self._total(order), limit, after, before, backward=backward)
+            lambda live: self._page(
+                live, where, with_key(order, self.view.key), limit, after, before, backward=backward
+            )
         )
 
     async def _page(
@@ -264,25 +254,22 @@ class Reader:
     ) -> Page:
         statement = sa.select(live.table).where(to_sql(where, live))
         if after is not None:
-            statement = statement.where(_beyond(live, order, self._parse(order, after)))
+            statement = statement.where(beyond(live, order, parse_cursor(order, after, self.view)))
         if before is not None:
-            statement = statement.where(_beyond(live, _reverse(order), self._parse(order, before)))
-        for each in _reverse(order) if backward else order:
+            statement = statement.where(beyond(live, reverse(order), parse_cursor(order, before, self.view)))
+        for each in reverse(order) if backward else order:
             statement = statement.order_by(live[each.column].desc() if each.descending else live[each.column])
         rows = await _select(self._pool, statement.limit(limit + 1))
         more, rows = len(rows) > limit, rows[:limit]
         if backward:
             any_after = await self._any_beyond(live, where, order, before, rows[:1])
             return Page(live.rows(rows[::-1]), any_after, more)
-        any_before = await self._any_beyond(live, where, _reverse(order), after, rows[:1])
+        any_before = await self._any_beyond(live, where, reverse(order), after, rows[:1])
         return Page(live.rows(rows), more, any_before)
 
     def cursor(self, order: Sequence[Order], row: Row) -> str:
         """Return a cursor: text that names the place of a row in an order."""
-        order = self._total(order)
-        values = [_to_json(row[each.column]) for each in order]
-        text = json.dumps([_signature(order), *values], separators=(",", ":"))
-        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        return cursor_of(with_key(order, self.view.key), row)
 
     async def initial_rows(self, where: Filter = EVERYTHING, *, after: int = 0, upto: int | None = None) -> InitialRows:
         """Return the first rows that match, in the order of their positions, with the checkpoint of that moment.
@@ -343,12 +330,6 @@ class Reader:
             beyond=first["is beyond"],
         )
 
-    def _total(self, order: Sequence[Order]) -> tuple[Order, ...]:
-        """Return the order with the key as its last column, so that no two rows are equal in it."""
-        if any(each.column == self.view.key for each in order):
-            return tuple(order)
-        return (*order, Order(self.view.key))
-
     async def _any_beyond(
         self, live: LiveColumns, where: Filter, order: Sequence[Order], cursor: str | None, rows: Sequence[Row]
     ) -> bool:
@@ -356,19 +337,9 @@ class Reader:
         if cursor is None or not rows:
             return cursor is not None
         values = [rows[0][each.column] for each in order]
-        condition = sa.and_(to_sql(where, live), _beyond(live, order, values))
+        condition = sa.and_(to_sql(where, live), beyond(live, order, values))
         statement = sa.select(sa.exists(sa.select(sa.literal(1)).select_from(live.table).where(condition)))
         return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # exists
-
-    def _parse(self, order: Sequence[Order], cursor: str) -> list[object]:
-        kinds = {each.name: each for each in self.view.fields}
-        try:
-            signature, *values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-            if signature != _signature(order) or len(values) != len(order):
-                raise ValueError("another order")
-            return [_parse_value(kinds.get(each.column), v) for each, v in zip(order, values, strict=True)]
-        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise BadUserInput("The cursor does not belong to this order; start again without it.") from error
 
 
 def changes_sql(live: LiveColumns) -> str:
@@ -405,72 +376,3 @@ def compiled(statement: sa.sql.ClauseElement) -> tuple[str, *tuple[object, ...]]
     assert isinstance(made, sa.sql.compiler.SQLCompiler)
     assert made.positiontup is not None
     return (str(made), *(made.params[name] for name in made.positiontup))
-
-
-def _beyond(live: LiveColumns, order: Sequence[Order], values: Sequence[object]) -> sa.ColumnElement[bool]:
-    """Return the condition for rows strictly after the values in the order.
-
-    Such a row is later in the first column, or equal in it and beyond in the others. The condition names each column
-    twice, however many columns there are.
-    """
-    (first, *others), (value, *values) = order, values
-    later = _later(live[first.column], value, first.descending)
-    if not others:
-        return later
-    return sa.or_(later, sa.and_(_same(live[first.column], value), _beyond(live, others, values)))
-
-
-def _reverse(order: Sequence[Order]) -> tuple[Order, ...]:
-    return tuple(Order(each.column, not each.descending) for each in order)
-
-
-def _signature(order: Sequence[Order]) -> str:
-    return ",".join(("-" if each.descending else "") + each.column for each in order)
-
-
-def _same(column: sa.ColumnElement[Any], value: object) -> sa.ColumnElement[bool]:
-    return column.is_(None) if value is None else column == value
-
-
-def _later(column: sa.ColumnElement[Any], value: object, descending: bool) -> sa.ColumnElement[bool]:
-    nullable = getattr(column, "nullable", True)
-    if descending:
-        return column.is_not(None) if value is None else column < value
-    if value is None:
-        return sa.false()
-    return sa.or_(column > value, column.is_(None)) if nullable else column > value
-
-
-def _to_json(value: object) -> object:
-    """Return a stored value in a form that JSON has; `_parse_value` is the inverse."""
-    match value:
-        case UUID() | Decimal():
-            return str(value)
-        case date():  # datetime is a subclass
-            return value.isoformat()
-        case _:
-            return value
-
-
-def _parse_value(field: Field | None, value: Any) -> object:
-    """Return a cursor's value as asyncpg takes it. Only `position` is a column without a field."""
-    if value is None:
-        return None
-    kind = Kind.INT if field is None else field.kind
-    match kind:
-        case Kind.UUID:
-            return UUID(value)
-        case Kind.DECIMAL:
-            return Decimal(value)
-        case Kind.TIME:
-            return datetime.fromisoformat(value)
-        case Kind.DATE:
-            return date.fromisoformat(value)
-        case Kind.TEXT | Kind.ENUM:
-            return str(value)
-        case Kind.INT:
-            return int(value)
-        case Kind.FLOAT:
-            return float(value)
-        case Kind.BOOL:
-            return bool(value)

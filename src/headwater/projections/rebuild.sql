@@ -1,13 +1,13 @@
 -- name: failure
--- Why the build of a generation has failed; null if it has not.
+-- The reason why the build of a generation has failed; null if it has not.
 select failure from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building'
 
 -- name: mine
--- Under the lease: whoever takes over has to wait for the end of the transaction. Nobody else has to.
+-- Lock the row of the lease, so that a worker that takes the lease waits for the end of this transaction. No other session waits.
 select from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = 'building' for key share
 
 -- name: begin_again
--- From the start of the log, under the same lease: what was set aside goes with the rows. No row: it is another's.
+-- Move the checkpoint to the start of the log, under the same lease, and delete the dead letters. No row: the lease is lost.
 with begun as (
   update headwater.projections set position = 0, updated_at = now()
    where name = $1 and generation = $2 and fence = $3 and state = 'building'
@@ -18,27 +18,27 @@ with begun as (
 select generation from begun
 
 -- name: fail
--- Why it stands still, and is not gone on with.
+-- Record why the build has failed. A failed build is not resumed.
 update headwater.projections set failure = $4, updated_at = now()
  where name = $1 and generation = $2 and fence = $3 and state = 'building'
 
 -- name: hinder
--- What is in the way of its swap. No row: that is known.
+-- Record what blocks the swap. No row: it is recorded already.
 update headwater.projections set hindrance = $4, updated_at = now()
  where name = $1 and generation = $2 and fence = $3 and state = 'building' and hindrance is distinct from $4
 returning generation
 
 -- name: hold_live
--- What clients read until now, held: its projector commits nothing until this transaction ends.
+-- Lock the live generation, so that its projector commits nothing until this transaction ends.
 select position from headwater.projections where name = $1 and state = 'live' for update
 
 -- name: retire
--- What was live, and what older code is building beside it, gives place to a newer generation.
+-- Retire the live generation, and the builds of older generations.
 update headwater.projections set state = 'retired', retired_at = now(), owner = null
  where name = $1 and (state = 'live' or state = 'building' and generation < $2)
 
 -- name: publish
--- A generation is the one that clients read. Everyone is told, also those who wait for a position.
+-- Make a generation the live one. The doorbell rings for the generation, for its position, for the leases and for all readers.
 with live as (
   update headwater.projections set state = 'live', live_since = position, hindrance = null, updated_at = now()
    where name = $1 and generation = $2 and fence = $3 and position = $4 and state = 'building'

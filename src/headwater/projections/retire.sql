@@ -45,7 +45,7 @@ select name, generation, table_name from headwater.projections
    and to_regclass(format('read.%I', table_name)) is not null
 
 -- name: claim
--- Lock one of them before its table is dropped. No row: another process drops it now, or has dropped it.
+-- Lock a retired generation before its table is dropped. No row: another process drops it now, or has dropped it.
 select name from headwater.projections
  where name = $1 and generation = $2 and state = 'retired' and to_regclass(format('read.%I', table_name)) is not null
    for update skip locked

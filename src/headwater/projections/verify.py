@@ -10,7 +10,6 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -26,9 +25,11 @@ from headwater.postgres import queries
 from headwater.postgres.database import Database, take_times_by_number
 from headwater.projections import row_events
 from headwater.projections.generations import fingerprint
+from headwater.projections.key_range import KeyRange, LogRow
 from headwater.projections.row_folder import SLICE_SECONDS, RouteFailed, RowFolder
 from headwater.projections.row_statements import select_sql
 from headwater.projections.tables import SCHEMA
+from headwater.projections.verify_report import LISTED, Difference, VerifyReport
 
 _SQL = queries.load(__file__)
 
@@ -38,9 +39,6 @@ ROWS_AT_ONCE = 200_000
 """Stored rows in memory, at most, and twice as many folded ones. A larger table is compared in ranges of keys, with a
 pass over the log for each. Removed rows are not in the table: a range that has too many keys in the log is cut."""
 
-LISTED = 100
-"""Differences that a report lists, at most. All are counted."""
-
 FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
@@ -48,109 +46,11 @@ class NotVerifiable(HeadwaterError):
     """The rows were made by another version of this code, so that its fold may differ; or a route raised."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference between a stored row and the log.
-
-    column: the column that differs; `row` if only one of the two has the row; `fold` if the fold raised, or returned a
-    value that cannot be stored; `history` if the row's history lists other events.
-    """
-
-    key: UUID
-    column: str
-    stored: object
-    folded: object
-
-    def __str__(self) -> str:
-        return f"{self.key}  {self.column}: stored {self.stored!s}, folded {self.folded!s}"
-
-
-@dataclass
-class VerifyReport:
-    """The result of a verification at one position.
-
-    checked: rows compared. parked: keys with dead letters, whose rows are known to lag. found: the number of
-    differences. differences: the first of them.
-    """
-
-    name: str
-    generation: int
-    position: int
-    checked: int = 0
-    parked: int = 0
-    found: int = 0
-    differences: list[Difference] = field(default_factory=list)
-
-    def add(self, differences: list[Difference]) -> None:
-        """Count differences, and keep the first ones."""
-        self.found += len(differences)
-        self.differences += differences[: LISTED - len(self.differences)]
-
-    def lines(self) -> list[str]:
-        """Return the report as text: a line of counts, then the differences."""
-        parked = f", {self.parked:,} parked" if self.parked else ""
-        found = _counted(self.found, "difference") if self.found else "no difference"
-        counts = f"{self.name}: {_counted(self.checked, 'row')} compared at position {self.position:,}{parked}: {found}"
-        more = self.found - len(self.differences)
-        rest = [f"  and {more:,} more"] if more else []
-        return [counts, *(f"  {each}" for each in self.differences), *rest]
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-@dataclass(slots=True)
-class _Folded:
-    """A row as folded from the log. failed: the error of the fold, after which the row is unknown. events: how many
-    events it is folded from. places: the sum of their positions."""
-
-    model: Any = None
-    position: int = 0
-    failed: str | None = None
-    events: int = 0
-    places: int = 0
-
-
-class _Range:
-    """The folded rows of the keys from `low` to `high`. If there are more than twice `rows`, the upper keys are dropped
-    and left for another pass, and `high` is lowered."""
-
-    def __init__(self, low: UUID, high: UUID, rows: int) -> None:
-        self.folded: dict[int, _Folded] = {}
-        self._lowest, self._highest = low.int, high.int
-        self._rows = rows
-
-    @property
-    def high(self) -> UUID:
-        return UUID(int=self._highest)
-
-    def has(self, number: int) -> bool:
-        """True if a key is in the range. number: the integer of the key."""
-        return self._lowest <= number <= self._highest
-
-    def row(self, number: int) -> _Folded | None:
-        """Return the row of a key; None if the key is not in the range."""
-        row = self.folded.get(number)
-        if row is None and self.has(number):
-            row = self.folded[number] = _Folded()
-            if len(self.folded) > 2 * self._rows:
-                self._cut()
-                row = self.folded.get(number)
-        return row
-
-    def _cut(self) -> None:
-        numbers = sorted(self.folded)
-        self._highest = numbers[self._rows - 1]
-        for number in numbers[self._rows :]:
-            del self.folded[number]
-
-
 class Verifier(Generic[M]):
     """Compares the rows of one read model with the log.
 
-    by_stream: True if a row's key is the id of the stream of its events. rows: see ROWS_AT_ONCE. slice_seconds: folds
-    yield to the event loop after this long.
+    by_stream: True if a row's key is the id of the stream of its events. rows: see ROWS_AT_ONCE. listed: see LISTED.
+    slice_seconds: folds yield to the event loop after this long.
     """
 
     def __init__(
@@ -160,12 +60,14 @@ class Verifier(Generic[M]):
         *,
         by_stream: bool = False,
         rows: int = ROWS_AT_ONCE,
+        listed: int = LISTED,
         slice_seconds: float = SLICE_SECONDS,
     ) -> None:
         self._log = log
         self._view = view
         self._by_stream = by_stream
         self._at_once = rows
+        self._listed = listed
         self._folder = RowFolder(log, view, slice_seconds=slice_seconds)
 
     async def live(self, database: Database, sample: int | None) -> VerifyReport:
@@ -208,7 +110,7 @@ class Verifier(Generic[M]):
         self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation, count: int
     ) -> VerifyReport:
         """Compare random keys: half of them from the table, the others from the log, which may have no row."""
-        report = VerifyReport(self._view.name, standing.number, standing.position)
+        report = VerifyReport(self._view.name, standing.number, standing.position, listed=self._listed)
         keys = await self._some_keys(rows, standing, count)
         if keys:
             folded = await self._fold_some(log, standing.position, keys)
@@ -217,11 +119,11 @@ class Verifier(Generic[M]):
 
     async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation) -> VerifyReport:
         """Compare every key, in as many passes over the log as memory requires."""
-        report = VerifyReport(self._view.name, standing.number, standing.position)
+        report = VerifyReport(self._view.name, standing.number, standing.position, listed=self._listed)
         ranges = await self._ranges(rows, standing)
         while ranges:
             low, high = ranges.pop()
-            part = _Range(low, high, self._at_once)
+            part = KeyRange(low, high, self._at_once)
             await self._fold_log(log, standing.position, part.has, part.row)
             if part.high < high:
                 ranges.append((UUID(int=part.high.int + 1), high))
@@ -259,8 +161,8 @@ class Verifier(Generic[M]):
 
     # ------------------------------------------------------------------------------------------- folded rows
 
-    async def _fold_some(self, log: asyncpg.Connection, upto: int, keys: dict[int, UUID]) -> dict[int, _Folded]:
-        folded = {number: _Folded() for number in keys}
+    async def _fold_some(self, log: asyncpg.Connection, upto: int, keys: dict[int, UUID]) -> dict[int, LogRow]:
+        folded = {number: LogRow() for number in keys}
         if not self._by_stream:
             await self._fold_log(log, upto, folded.__contains__, folded.get)
             return folded
@@ -279,7 +181,7 @@ class Verifier(Generic[M]):
         log: asyncpg.Connection,
         upto: int,
         wanted: Callable[[int], bool],
-        row_of: Callable[[int], _Folded | None],
+        row_of: Callable[[int], LogRow | None],
     ) -> None:
         of = (lambda stream_id: wanted(stream_id.int)) if self._by_stream else None
         turn = self._folder.time_slice()
@@ -298,7 +200,7 @@ class Verifier(Generic[M]):
         except RouteFailed as failure:
             raise NotVerifiable(str(failure)) from failure
 
-    def _take(self, row: _Folded, key: UUID, event: Recorded[Event]) -> None:
+    def _take(self, row: LogRow, key: UUID, event: Recorded[Event]) -> None:
         row.events += 1
         row.places += event.position
         if row.failed is not None:
@@ -318,7 +220,7 @@ class Verifier(Generic[M]):
         rows: asyncpg.Connection,
         report: VerifyReport,
         standing: Generation,
-        folded: dict[int, _Folded],
+        folded: dict[int, LogRow],
         those: str,
         *values: Any,
     ) -> None:
@@ -331,22 +233,22 @@ class Verifier(Generic[M]):
                 report.parked += 1
                 continue
             report.checked += 1
-            report.add(self._differences(UUID(int=number), stored.get(number), folded.get(number) or _Folded()))
+            report.add(self._differences(UUID(int=number), stored.get(number), folded.get(number) or LogRow()))
         if self._view.history:
             self._compare_history(report, await row_events.totals(rows, standing.table, those, *values), folded)
 
     def _compare_history(
-        self, report: VerifyReport, kept: Mapping[int, tuple[int, int]], folded: Mapping[int, _Folded]
+        self, report: VerifyReport, kept: Mapping[int, tuple[int, int]], folded: Mapping[int, LogRow]
     ) -> None:
         """Compare the history of each key by the number of its events and the sum of their positions."""
         for number in kept.keys() | folded.keys():
-            row = folded.get(number) or _Folded()
+            row = folded.get(number) or LogRow()
             pair = kept.get(number, (0, 0)), (row.events, row.places)
             if pair[0] != pair[1]:
                 shown = (f"{events} events, positions of {places} in all" for events, places in pair)
                 report.add([Difference(UUID(int=number), "history", *shown)])
 
-    def _differences(self, key: UUID, stored: asyncpg.Record | None, folded: _Folded) -> list[Difference]:
+    def _differences(self, key: UUID, stored: asyncpg.Record | None, folded: LogRow) -> list[Difference]:
         if folded.failed is not None:
             return [Difference(key, "fold", "a row" if stored is not None else "no row", f"raised {folded.failed}")]
         if stored is None or folded.model is None:

@@ -1,0 +1,62 @@
+"""The result of a verification: counts, and the differences between stored rows and the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+LISTED = 100
+"""Differences that a report lists, at most. All are counted."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between a stored row and the log.
+
+    column: the column that differs; `row` if only one of the two has the row; `fold` if the fold raised, or returned a
+    value that cannot be stored; `history` if the row's history lists other events.
+    """
+
+    key: UUID
+    column: str
+    stored: object
+    folded: object
+
+    def __str__(self) -> str:
+        return f"{self.key}  {self.column}: stored {self.stored!s}, folded {self.folded!s}"
+
+
+@dataclass
+class VerifyReport:
+    """The result of a verification at one position.
+
+    checked: rows compared. parked: keys with dead letters, whose rows are known to lag. found: the number of
+    differences. differences: the first of them, at most `listed`.
+    """
+
+    name: str
+    generation: int
+    position: int
+    checked: int = 0
+    parked: int = 0
+    found: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    listed: int = LISTED
+
+    def add(self, differences: list[Difference]) -> None:
+        """Count differences, and keep the first ones."""
+        self.found += len(differences)
+        self.differences += differences[: self.listed - len(self.differences)]
+
+    def lines(self) -> list[str]:
+        """Return the report as text: a line of counts, then the differences."""
+        parked = f", {self.parked:,} parked" if self.parked else ""
+        found = _counted(self.found, "difference") if self.found else "no difference"
+        counts = f"{self.name}: {_counted(self.checked, 'row')} compared at position {self.position:,}{parked}: {found}"
+        more = self.found - len(self.differences)
+        rest = [f"  and {more:,} more"] if more else []
+        return [counts, *(f"  {each}" for each in self.differences), *rest]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
