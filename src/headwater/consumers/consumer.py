@@ -1,12 +1,16 @@
 """The loop of a consumer that acts on events: a saga or a reactor. A projection has its own loop, which folds them.
 
-    leased -> following: read -> take, keys beside each other -> commit -> ... -> waiting -> following ...
-                 \\-> taking failed: the key is parked, all others go on -> due -> taken again, in order and beside the
-                 |      following -> the outcome is written between two batches
-                 \\-> the checkpoint was moved by another process -> still leased: begin again; lease lost: end
+    hold the lease -> store retries -> begin retries -> read -> take -> commit -> store retries ...
+                                                     -> nothing to read -> wait -> store retries ...
+      store retries: write the outcomes of the retries that have ended
+      begin retries: take the letters of parked keys that are due, in tasks beside the loop
+      take:          each key's events in order, the keys concurrently. An event that fails parks its key
+      commit:        the handler's rows, dead letters and checkpoint in one transaction
+      wait:          until the log grows, a retry ends, a key is parked beside the loop or the poll interval ends
+      another process moved the checkpoint -> hold the lease again, from the new position; if it is lost: end
 
-Events are taken at least once: those taken after the last commit are taken again after a crash. The handler recognises
-them.
+Events are taken at least once. After a crash, those taken since the last commit are taken again, and the handler
+recognises them.
 """
 
 from __future__ import annotations
@@ -30,18 +34,19 @@ from headwater.eventstore.positions import LOG
 from headwater.postgres.database import PASSING, Connection, write_derived
 from headwater.supervisor import backoff
 
-TRIED_AT_ONCE = KEYS_AT_ONCE // 2
-"""Keys that are tried again beside each other, at most: so that a look at those that are due finds others, too."""
+RETRIED_AT_ONCE = KEYS_AT_ONCE // 2
+"""Keys that are retried concurrently, at most. It is below KEYS_AT_ONCE, so that a query for due keys also finds keys
+that are not being retried yet."""
 
 T = TypeVar("T")
 
 
 class KeyUnknown(HeadwaterError):
-    """The key of an event cannot be computed, so it cannot be parked: the consumer stands still before it."""
+    """The key of an event cannot be computed, so it cannot be parked: the consumer stops before the event."""
 
 
-class Tried(NamedTuple):
-    """The outcome of trying a key again: the letters that are done, and the one that failed again."""
+class Retried(NamedTuple):
+    """The outcome of retrying a key: the letters that are done, and the one that failed again."""
 
     done: Sequence[PendingLetter]
     failed: DeadLetter | None
@@ -87,7 +92,7 @@ class EventHandler(ABC):
 
 
 async def outlast(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until no passing fault of the database interferes, and return the result."""
+    """Call until no passing fault of the database interferes, with a growing pause, and return the result."""
     failures = 0
     while True:
         try:
@@ -122,14 +127,16 @@ class Consumer:
         self._parked = parked
         self._settings = settings
         self._at_once = asyncio.Semaphore(settings.at_once)
-        self._tried_at_once = min(settings.at_once, TRIED_AT_ONCE)
-        self._tries: dict[UUID, asyncio.Task[Tried]] = {}
+        self._retried_at_once = min(settings.at_once, RETRIED_AT_ONCE)
+        self._retries: dict[UUID, asyncio.Task[Retried]] = {}
         self._look_at = 0.0
         self.progress = parked.progress
 
     async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
-        """Follow until cancelled, or until the lease with this fence is another's. Runs under a supervisor, which is
-        told when a failure is got over."""
+        """Follow the log until cancelled, or until the lease is lost. Runs under a supervisor.
+
+        well: called when the loop is past a failure.
+        """
         connection = await self._database.connect(self._name)
         self._checkpoint = Checkpoint(connection, self._name, generation)
         self._letters = DeadLetters(self._name, generation.number)
@@ -151,8 +158,8 @@ class Consumer:
         try:
             while True:
                 alarms = self._positions.alarms
-                await self._write_tried(connection)
-                await self._try_due(connection)
+                await self._store_retries(connection)
+                await self._begin_retries(connection)
                 heard = self._positions.known(LOG)
                 events, reached = await self._log.read_on(position, types=self._types, limit=self._settings.batch)
                 if reached <= position and not self._to_write():
@@ -163,16 +170,16 @@ class Consumer:
                 position = await self._advance(connection, position, events, max(reached, position))
                 well()  # now: a log that keeps growing may not let the loop catch up for long
         finally:
-            await self._stop_trying()
+            await self._cancel_retries()
 
     async def _wait(self, position: int, alarms: int) -> None:
-        """Until the log moves, a key is set aside or was tried again, or it is time to look all the same. alarms: see
+        """Wait until the log grows, a key is parked, a retry ends, or a parked key or the next poll is due. alarms: see
         `Positions.alarms`."""
         patience = self._settings.poll
-        if self._may_try():
+        if self._may_retry():
             patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
         self._parked.changed.clear()
-        if self._to_write() or any(tried.done() for tried in self._tries.values()):
+        if self._to_write() or any(retried.done() for retried in self._retries.values()):
             return
         moved = asyncio.ensure_future(self._positions.moved(LOG, position, patience, alarms))
         woken = asyncio.ensure_future(self._parked.changed.wait())
@@ -182,7 +189,7 @@ class Consumer:
             moved.cancel()
             woken.cancel()
         if self._positions.known(LOG) <= position:
-            self._look_at = 0.0  # time is up, or a person rang
+            self._look_at = 0.0  # the wait timed out, or an operator rang the doorbell
 
     async def _advance(
         self, connection: asyncpg.Connection, position: int, events: Sequence[Recorded[Event]], reached: int
@@ -199,14 +206,14 @@ class Consumer:
             except KeyUnknown:
                 if event.position - 1 == position:
                     raise
-                events, reached = events[:place], event.position - 1  # what came before it stands in no one's way
+                events, reached = events[:place], event.position - 1  # first commit the events before it
                 break
             if key is not None:
                 by_key.setdefault(key, []).append(event)
         await outlast(lambda: self._handler.expect(by_key))
         failed = await asyncio.gather(*(self._take_all(key, mine) for key, mine in by_key.items()))
         aside = [*self._to_write(), *(letter for letters in failed for letter in letters)]
-        self._parked.letters = [letter for letter in self._parked.letters if letter.key in self._tries]
+        self._parked.letters = [letter for letter in self._parked.letters if letter.key in self._retries]
         await outlast(lambda: self._handler.catch_up(events))
         async with self._transaction(connection):
             await self._checkpoint.move(position, reached)
@@ -232,7 +239,7 @@ class Consumer:
         self._positions.report(self._name, reached)
 
     async def _take_all(self, key: UUID, events: Sequence[Recorded[Event]]) -> list[DeadLetter]:
-        """One key's events in their order; what could not be taken, and what waits behind it."""
+        """Take one key's events in order. Return a letter for the event that failed, and for each event behind it."""
         async with self._at_once:
             aside: list[DeadLetter] = []
             for event in events:
@@ -245,7 +252,7 @@ class Consumer:
             return aside
 
     async def _take(self, key: UUID, event: Recorded[Event]) -> Exception | None:
-        """Take an event, faults that pass outlasted; what else was raised."""
+        """Take an event and wait out passing faults of the database. Return any other error."""
         try:
             await outlast(lambda: self._handler.take(key, event))
         except CheckpointMoved:
@@ -254,24 +261,25 @@ class Consumer:
             return error
         return None
 
-    # ------------------------------------------------------------------------------------------------- what waits aside
+    # ------------------------------------------------------------------------------------------------- parked keys
 
     def _to_write(self) -> list[DeadLetter]:
-        """What was set aside beside the reading. What belongs to a key that is tried comes after the outcome of that,
-        which may remove the same letter."""
-        return [letter for letter in self._parked.letters if letter.key not in self._tries]
+        """Return the letters that were made beside the loop and can be written now. Those of a key that is being
+        retried wait for the outcome of the retry, which may remove the same letter."""
+        return [letter for letter in self._parked.letters if letter.key not in self._retries]
 
-    def _may_try(self) -> bool:
-        return bool(self._parked.keys) and not self._parked.letters and len(self._tries) < self._tried_at_once
+    def _may_retry(self) -> bool:
+        """True if the loop may begin to retry a key that is due."""
+        return bool(self._parked.keys) and not self._parked.letters and len(self._retries) < self._retried_at_once
 
-    async def _try_due(self, connection: asyncpg.Connection) -> None:
-        """Begin to take what waits for the keys that are due. However long that takes, it holds up no other key."""
+    async def _begin_retries(self, connection: asyncpg.Connection) -> None:
+        """Begin to retry the keys that are due, each in a task: however long a retry takes, it delays no other key."""
         now = asyncio.get_running_loop().time()
-        if not self._may_try() or now < self._look_at:
+        if not self._may_retry() or now < self._look_at:
             return
         due, next_due = await self._letters.due(connection)
         self._look_at = now + (self._settings.poll if next_due is None else min(self._settings.poll, next_due))
-        keys = [key for key in due if key not in self._tries][: self._tried_at_once - len(self._tries)]
+        keys = [key for key in due if key not in self._retries][: self._retried_at_once - len(self._retries)]
         if not keys:
             return
         waiting = await self._letters.pending(connection, keys, self._settings.batch)
@@ -281,57 +289,59 @@ class Consumer:
             by_key.setdefault(letter.key, []).append(letter)
         self._parked.retrying |= by_key.keys()
         for key, mine in by_key.items():
-            self._tries[key] = asyncio.create_task(self._try(key, mine, events))
+            self._retries[key] = asyncio.create_task(self._retry(key, mine, events))
 
-    async def _try(self, key: UUID, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]) -> Tried:
+    async def _retry(
+        self, key: UUID, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]
+    ) -> Retried:
         try:
-            return await self._take_waiting(letters, events)
+            return await self._take_letters(letters, events)
         finally:
             self._parked.retrying.discard(key)
             self._parked.changed.set()
 
-    async def _take_waiting(self, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]) -> Tried:
-        """Take one key's letters in their order."""
+    async def _take_letters(self, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]) -> Retried:
+        """Take one key's letters in order, up to the first that fails again. Discarded letters count as done."""
         for place, letter in enumerate(letters):
             if letter.discarded:
                 continue
             self.progress.retries += letter.attempts > 0
             error = await self._take(letter.key, events[letter.position])
             if error is not None:
-                return Tried(
+                return Retried(
                     letters[:place], self._parked.letter(letter.key, letter.position, error, letter.attempts + 1)
                 )
-        return Tried(letters, None)
+        return Retried(letters, None)
 
-    async def _write_tried(self, connection: asyncpg.Connection) -> None:
-        """Write what became of the keys that were tried. Until then what is read for them waits behind."""
-        tried = {key: task.result() for key, task in self._tries.items() if task.done()}
-        if not tried:
+    async def _store_retries(self, connection: asyncpg.Connection) -> None:
+        """Write the outcomes of the retries that have ended. Until then, new events of these keys are parked, too."""
+        retried = {key: task.result() for key, task in self._retries.items() if task.done()}
+        if not retried:
             return
-        failed = {key: each.failed for key, each in tried.items() if each.failed is not None}
-        # Not those that were set aside meanwhile: what waits for them waits behind that.
-        well = tried.keys() - failed.keys() - {letter.key for letter in self._parked.letters}
+        failed = {key: each.failed for key, each in retried.items() if each.failed is not None}
+        # Keys that were parked again meanwhile stay parked.
+        well = retried.keys() - failed.keys() - {letter.key for letter in self._parked.letters}
         async with self._transaction(connection):
             await self._checkpoint.hold()
-            await self._letters.remove(connection, [letter for each in tried.values() for letter in each.done])
+            await self._letters.remove(connection, [letter for each in retried.values() for letter in each.done])
             await self._letters.park(connection, list(failed.values()))
             more = await self._letters.go_on(connection, well)
             await self._handler.write(connection, well - more)
         self._handler.committed()
-        for key in tried:
-            del self._tries[key]
+        for key in retried:
+            del self._retries[key]
         self._look_at = 0.0
         freed = well - more - {letter.key for letter in self._parked.letters}
         self._parked.replace(self._parked.keys - freed)
         await outlast(lambda: self._handler.resume(freed))
 
-    async def _stop_trying(self) -> None:
-        """What was being taken is not written, and will be taken again."""
-        tries = list(self._tries.values())
-        for tried in tries:
-            tried.cancel()
-        await asyncio.gather(*tries, return_exceptions=True)
-        self._tries.clear()
+    async def _cancel_retries(self) -> None:
+        """Cancel the retries. Their outcomes are not written, so the letters are retried later."""
+        retries = list(self._retries.values())
+        for retried in retries:
+            retried.cancel()
+        await asyncio.gather(*retries, return_exceptions=True)
+        self._retries.clear()
         self._parked.retrying.clear()
 
     @asynccontextmanager

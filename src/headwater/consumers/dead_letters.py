@@ -1,7 +1,7 @@
-"""Dead letters: events whose fold failed, and later events of the same key, which wait behind them in order.
+"""Dead letters: events on which the app's code failed, and later events of the same key, which wait in order.
 
-A key is set aside at its first failure, while all others go on, and is tried again when it is due. Only the worker that
-has the projection's lease folds and removes letters. An operator marks them (`retry`, `discard`).
+A key is parked at its first failure, while all others go on, and is retried when it is due. Only the worker that has
+the unit's lease handles and removes letters. An operator marks them (`retry`, `discard`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class DeadLetters:
         )
 
     async def remove(self, connection: Connection, letters: Sequence[PendingLetter]) -> None:
-        """Remove letters that were folded or discarded."""
+        """Remove letters that were handled or discarded."""
         await connection.execute(
             _SQL["remove"], *self._of, [letter.key for letter in letters], [letter.position for letter in letters]
         )
@@ -108,7 +108,7 @@ def storable(text: str, most: int) -> str:
     return text.replace("\x00", "\\0").encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
-# ------------------------------------------------------------------------------------------------------- for a person
+# --------------------------------------------------------------------------------------------------- for an operator
 
 
 @dataclass(frozen=True)

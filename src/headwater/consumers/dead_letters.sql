@@ -1,9 +1,9 @@
 -- name: parked
--- The keys of one generation of a projection that have letters.
+-- The keys of one generation of a unit that have letters.
 select distinct key from headwater.dead_letters where projection = $1 and generation = $2
 
 -- name: due
--- The keys that will be tried again, in the order of their times, with the seconds until then. Only a key's first letter counts:
+-- The keys that will be retried, in the order of their times, with the seconds until then. Only a key's first letter counts:
 -- later ones may be due while the first waits for an operator.
 select d.key, extract(epoch from d.next_attempt_at - now())::float8 as wait
   from headwater.dead_letters d
@@ -43,7 +43,7 @@ on conflict (projection, generation, key, position) do update
        next_attempt_at = case when dead_letters.discarded then now() else excluded.next_attempt_at end
 
 -- name: remove
--- Remove letters that were folded or discarded.
+-- Remove letters that were handled or discarded.
 delete from headwater.dead_letters d
  using unnest($3::uuid[], $4::bigint[]) as u(key, position)
  where d.projection = $1 and d.generation = $2 and d.key = u.key and d.position = u.position
@@ -84,7 +84,7 @@ select d.projection, d.generation, d.key, d.position, e.type, d.attempts, d.park
  limit $5
 
 -- name: retry
--- Make the first letters of keys due. The worker that has the lease of the projection tries them.
+-- Make the first letters of keys due. The worker that has the lease of the unit retries them.
 with first as (
   select distinct on (l.projection, l.generation, l.key) l.projection, l.generation, l.key, l.position
     from headwater.dead_letters l

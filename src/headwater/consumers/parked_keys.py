@@ -1,4 +1,4 @@
-"""The keys that a consumer has set aside after failures, while its process runs."""
+"""The parked keys of a consumer, in memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from headwater.telemetry import Progress
 
 
 class ParkedKeys:
-    """The parked keys of one consumer, and the letters about them that it has not written yet.
+    """The parked keys of one consumer, and their letters that are not written yet.
 
-    The consumer's loop reads and writes it; what works beside the loop parks a key with `set_aside`.
+    The consumer's loop maintains them. A task beside the loop parks a key with `set_aside`.
 
-    keys: the parked keys. retrying: those of them that are tried again now. letters: to be written with the next
-    commit. changed: set when the loop has to look.
+    keys: the parked keys. retrying: those of them that are being retried. letters: written with the next commit.
+    changed: set when the loop has to look at them.
     """
 
     def __init__(self, policy: Retry) -> None:
@@ -28,11 +28,11 @@ class ParkedKeys:
         self.changed = asyncio.Event()
 
     def is_parked(self, key: UUID) -> bool:
-        """True if events of the key have to wait. A key that is tried again is not parked, so that it can go on."""
+        """True if the key's work has to wait. A key that is being retried does not."""
         return key in self.keys and key not in self.retrying
 
     def set_aside(self, key: UUID, position: int, error: Exception, attempts: int) -> None:
-        """Park a key for something that failed beside the reading of the log. The next commit writes it."""
+        """Park a key after a failure beside the loop. The loop writes the letter with its next commit."""
         self.letters.append(self.letter(key, position, error, attempts))
         self.retrying.discard(key)
         self.replace(self.keys | {key})

@@ -1,9 +1,10 @@
-"""Running a reactor: each of its events is given to its function, at least once, in the order of its key.
+"""Running a reactor: its function is called at least once for each of its events, in order within a key.
 
-    an event: reacting -> done -> passed, with the checkpoint of its batch
-                 \\-> raised, or took too long -> set aside -> due -> reacting ... -> parked until a person acts
+    an event: calling -> returned -> its batch's checkpoint is committed
+                      -> raised, or exceeded its time limit -> its key is parked -> retried when due -> calling
+                                                            -> no retry is left: waits for an operator
 
-What is done and not yet passed when the process ends is given again, with the same idempotency key.
+If the process ends between a call and the commit, the call is repeated with the same idempotency key.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class _ReactorHandler(EventHandler):
             ReactionFailed: the function raised, or took too long.
         """
         if type(event.data) not in self._events:
-            return  # set aside by other code, which took it
+            return  # parked by another version of the app, whose reactor took this event
         seconds = self._reactor.within.total_seconds()
         limit = asyncio.timeout(seconds)
         try:
@@ -58,9 +59,9 @@ class _ReactorHandler(EventHandler):
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
-            # Of something that it waited for: this process was not told to stop, and goes on.
-            itself = RuntimeError("what it waited for was cancelled")
-            raise ReactionFailed(itself.with_traceback(error.__traceback__)) from error
+            # The function awaited something that was cancelled. This task was not cancelled and goes on.
+            failure = RuntimeError("what it waited for was cancelled")
+            raise ReactionFailed(failure.with_traceback(error.__traceback__)) from error
         except Exception as error:
             raise ReactionFailed(error) from error
 
@@ -82,7 +83,7 @@ class ReactorRunner:
 
     @property
     def progress(self) -> Progress:
-        """How far it has followed the log."""
+        """Progress along the log."""
         return self._consumer.progress
 
     async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
@@ -91,11 +92,11 @@ class ReactorRunner:
 
 
 def _stuck_at(error: TimeoutError) -> BaseException:
-    """What tells where a cancelled reaction stood."""
+    """Return the exception whose traceback shows where the function was when its time ended."""
     return error.__cause__ or error
 
 
 def _is_cancelled() -> bool:
-    """Whether whoever owns this task has told it to stop."""
+    """True if this task itself is asked to stop."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
