@@ -115,6 +115,7 @@ V: Any = View
 S: Any = Saga
 R: Any = Reactor
 C: Any = Schedule
+U: Any = Upcaster
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ C: Any = Schedule
         (lambda: S("Adding", route=async_route, initial=None, react=react, evolve=evolve), "async_route"),
         (lambda: R("send", send, order=async_route), "async_route"),
         (lambda: C("add", async_command, every=timedelta(days=1)), "async_command"),
-        (lambda: Upcaster("Added", 1, to=async_upcast), "async_upcast"),
+        (lambda: U("Added", 1, to=async_upcast), "async_upcast"),
     ],
 )
 def test_an_async_function_is_refused_by_name(declare: Callable[[], object], name: str) -> None:

@@ -354,7 +354,7 @@ def test_an_enum_must_have_members() -> None:
     class Odd(Command):
         value: Nothing
 
-    with says("Odd.value: the enum Nothing has no members; no value would do"):
+    with says("Odd.value: the enum Nothing has no members; add one"):
         fields_of(Odd)
 
 

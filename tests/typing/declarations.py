@@ -30,6 +30,7 @@ from headwater import (
     Schedule,
     Seen,
     Take,
+    Upcaster,
     View,
     replace,
 )
@@ -152,6 +153,15 @@ def fill(due: datetime) -> Fill:
     return Fill(box_id=UUID(int=1), amount=Decimal(1))
 
 
+def rename(stored: dict[str, object]) -> dict[str, object]:
+    return stored
+
+
+def split(stored: dict[str, object]) -> tuple[str, dict[str, object]]:
+    return "Filled", stored
+
+
+upcasters = [Upcaster("Filled", from_version=1, to=rename), Upcaster("Changed", 1, to=split, to_type=["Filled"])]
 feature = Feature([boxes, others], [view], sagas=[saga], schedules=[Schedule("fill", fill, cron="0 3 * * *")])
 also = Feature(reactors=[reactor])
 

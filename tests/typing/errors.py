@@ -10,7 +10,20 @@ from collections.abc import Sequence
 from decimal import Decimal
 from uuid import UUID
 
-from headwater import Command, Consulted, Decider, Event, Reactor, ReadModel, Recorded, Refusal, Seen, View, replace
+from headwater import (
+    Command,
+    Consulted,
+    Decider,
+    Event,
+    Reactor,
+    ReadModel,
+    Recorded,
+    Refusal,
+    Seen,
+    Upcaster,
+    View,
+    replace,
+)
 
 
 class Full(Refusal):
@@ -154,6 +167,18 @@ View(Box, fold_to_text)  # error: a fold returns a row
 View(Box, async_fold)  # error: a fold is not async
 View(Box, fold, route=route_to_text)  # error: a route returns a UUID
 View(Box, fold, route=route_other)  # error of pyright: the route takes another event than the fold
+
+
+def rename(stored: dict[str, object]) -> str:
+    return ""
+
+
+async def async_rename(stored: dict[str, object]) -> dict[str, object]:
+    return stored
+
+
+Upcaster("Filled", from_version=1, to=rename)  # error: an upcaster returns fields
+Upcaster("Filled", from_version=1, to=async_rename)  # error: an upcaster is not async
 
 
 async def send(event: Recorded[Filled], key: str) -> None:

@@ -8,14 +8,14 @@ a row in memory is the same as one read from the table.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
 
 from headwater.domain.fields import Field, Kind
 from headwater.domain.value_rules import MOST_WHOLE_DIGITS
 
-Canonical: TypeAlias = Callable[[Any], Any]
+Canonical: TypeAlias = Callable[[Any], object]
 """Converts a value to its canonical form. Returns the same object if it already has that form."""
 
 
@@ -30,7 +30,7 @@ def canonical_form_of(field: Field) -> Canonical | None:
 def _of_each(canonical: Canonical) -> Canonical:
     """Return the function for lists. Lists are stored as JSON, with elements in the same form as columns."""
 
-    def of_list(values: Any) -> Any:
+    def of_list(values: list[object] | None) -> list[object] | None:
         if values is None:
             return None
         again = [canonical(value) for value in values]
@@ -43,19 +43,19 @@ def _is(one: object, other: object) -> bool:
     return one is other
 
 
-def _time(moment: Any) -> Any:
+def _time(moment: datetime | None) -> datetime | None:
     """Return the time in UTC. A time without a zone is returned unchanged; storing the row fails."""
     if moment is None or moment.tzinfo is UTC or moment.tzinfo is None:
         return moment
     return moment.astimezone(UTC)
 
 
-def _date(day: Any) -> Any:
+def _date(day: date | None) -> date | None:
     """Return a date. Type checkers accept a datetime where a date is declared."""
     return day.date() if isinstance(day, datetime) else day
 
 
-def _float(number: Any) -> Any:
+def _float(number: float | None) -> float | None:
     """Return a float, with zero unsigned. Type checkers accept an int where a float is declared.
 
     A column keeps the sign of -0.0, but a list does not, since it is stored as JSON.
@@ -67,7 +67,7 @@ def _float(number: Any) -> Any:
     return float(number) if isinstance(number, int) else number
 
 
-def _decimal(number: Any) -> Any:
+def _decimal(number: Decimal | int | None) -> Decimal | None:
     """Return a decimal without an exponent above zero, with zero unsigned. The decimal places stay."""
     if type(number) is not Decimal:
         return None if number is None else _decimal(Decimal(number))

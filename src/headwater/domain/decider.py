@@ -18,7 +18,7 @@ from headwater.errors import DefinitionError, MisplacedEvent
 C = TypeVar("C", bound=Command)
 S = TypeVar("S")
 E = TypeVar("E", bound=Event)
-
+M = TypeVar("M", Command, Event)
 
 LARGEST_CLAIM = 2500
 """The most bytes that a claim's name and value have together. PostgreSQL's index holds 2,704 with its overhead. It
@@ -58,7 +58,7 @@ SNAPSHOT_EVERY = 1000
 """The default number of events from one snapshot of a stream to the next."""
 
 
-def no_claims(state: Any, event: Any) -> Sequence[Take | Release]:
+def no_claims(state: object, event: object) -> Sequence[Take | Release]:
     """Return no claims: the default of a decider."""
     return ()
 
@@ -90,7 +90,7 @@ class Seen:
             ) from None
 
 
-Consulted: TypeAlias = "tuple[Decider[Any, Any, Any], UUID]"
+Consulted: TypeAlias = "tuple[AnyDecider, UUID]"
 """A stream that a decision consults: its decider and its id."""
 
 
@@ -177,8 +177,10 @@ class Decider(Generic[C, S, E]):
                 f"{self._name(self.evolve)} does not take {', '.join(forgotten)}, which {self._name(self.decide)}"
                 " returns; add it to the annotation of its event and to its match"
             )
-        for message in (*commands, *events):
-            self._require_key(message)
+        for command in commands:
+            self._require_key(command)
+        for event in events:
+            self._require_key(event)
         object.__setattr__(self, "commands", commands)
         object.__setattr__(self, "events", events)
         object.__setattr__(self, "snapshots", self._read_snapshots())
@@ -245,14 +247,14 @@ class Decider(Generic[C, S, E]):
                 return None  # the user did not ask for snapshots
             raise DefinitionError(f"{self.category}: its state cannot have snapshots: {error}") from error
 
-    def _arms(self, function: Callable[..., Any], annotation: Any, root: type[Any]) -> tuple[type[Any], ...]:
+    def _arms(self, function: Callable[..., object], annotation: object, root: type[M]) -> tuple[type[M], ...]:
         arms = union_arms(annotation)
         for arm in arms:
             if not (isinstance(arm, type) and issubclass(arm, root)):
                 raise DefinitionError(f"{self._name(function)}: {arm} must be a subclass of {root.__name__}")
         return arms
 
-    def _require_key(self, message: type[Any]) -> None:
+    def _require_key(self, message: type[Command | Event]) -> None:
         if any(each.name == self.key and each.is_key for each in fields_of(message)):
             return
         raise DefinitionError(
@@ -260,7 +262,7 @@ class Decider(Generic[C, S, E]):
         )
 
     @staticmethod
-    def _name(function: Callable[..., Any]) -> str:
+    def _name(function: Callable[..., object]) -> str:
         return f"{function.__module__}.{function.__qualname__}"
 
 
@@ -268,7 +270,7 @@ AnyDecider: TypeAlias = Decider[Any, Any, Any]
 """A decider of messages and states that the code at hand does not look into."""
 
 
-def _hints(function: Callable[..., Any]) -> tuple[list[Any], Any]:
+def _hints(function: Callable[..., object]) -> tuple[list[object], object]:
     """Return the annotations of a function's parameters, and of its result or None."""
     try:
         hints = get_type_hints(function)
@@ -280,7 +282,7 @@ def _hints(function: Callable[..., Any]) -> tuple[list[Any], Any]:
     return list(hints.values()), answer
 
 
-def _annotations(function: Callable[..., Any], parameters: int) -> tuple[list[Any], Any]:
+def _annotations(function: Callable[..., object], parameters: int) -> tuple[list[object], object]:
     """Return the annotations of a function's parameters and of its result. Raises DefinitionError for another count."""
     taken, answer = _hints(function)
     if len(taken) != parameters or answer is None:
@@ -291,5 +293,5 @@ def _annotations(function: Callable[..., Any], parameters: int) -> tuple[list[An
     return taken, answer
 
 
-def _is_sequence(origin: Any) -> bool:
+def _is_sequence(origin: object) -> bool:
     return isinstance(origin, type) and issubclass(origin, Sequence)

@@ -11,7 +11,7 @@ from headwater.domain.fields import fields_of
 from headwater.domain.graphql_names import check_names
 from headwater.domain.messages import Command, Event
 from headwater.domain.reactor import Reactor
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.domain.saga import SAGA_PREFIX, Saga
 from headwater.domain.saga_records import RECORDS
 from headwater.domain.schedule import Schedule
@@ -28,7 +28,7 @@ class Feature:
     """The declarations of one part of a domain."""
 
     deciders: Sequence[AnyDecider] = ()
-    views: Sequence[View[Any]] = ()
+    views: Sequence[AnyView] = ()
     upcasters: Sequence[Upcaster] = ()
     sagas: Sequence[Saga[Any, Any]] = ()
     schedules: Sequence[Schedule] = ()
@@ -116,11 +116,11 @@ class Domain:
         """Return the saga of this name. Raises KeyError if there is none."""
         return {saga.name: saga for saga in self.sagas}[name]
 
-    def view_named(self, name: str) -> View[Any]:
+    def view_named(self, name: str) -> AnyView:
         """Return the view of this name. Raises KeyError if there is none."""
         return {view.name: view for view in self.views}[name]
 
-    def by_stream(self, view: View[Any]) -> bool:
+    def by_stream(self, view: AnyView) -> bool:
         """True if each row of a read model is the fold of one stream, whose id is the row's key."""
         keys = {decider.category: decider.key for decider in self.deciders}
         return view.route is None and all(keys[self.category_of[event]] == view.key for event in view.events)

@@ -65,7 +65,7 @@ class Field:
         return not self.many and self.kind is not Kind.BOOL
 
 
-def fields_of(cls: type[Any]) -> tuple[Field, ...]:
+def fields_of(cls: type) -> tuple[Field, ...]:
     """Return the fields of a struct or a refusal, in their order.
 
     Raises:
@@ -75,7 +75,7 @@ def fields_of(cls: type[Any]) -> tuple[Field, ...]:
     return tuple(_field(cls, name, hints[name], required) for name, required in _names(cls))
 
 
-def carried_fields_of(cls: type[Any]) -> tuple[Field, ...]:
+def carried_fields_of(cls: type) -> tuple[Field, ...]:
     """Return the fields whose types Headwater carries to SQL and GraphQL; fields of other types are left out."""
     hints = _class_hints(cls)
     carried = []
@@ -87,20 +87,20 @@ def carried_fields_of(cls: type[Any]) -> tuple[Field, ...]:
     return tuple(carried)
 
 
-def _class_hints(cls: type[Any]) -> dict[str, Any]:
+def _class_hints(cls: type) -> dict[str, object]:
     try:
         return get_type_hints(cls, include_extras=True)
     except Exception as error:
         raise DefinitionError(f"{cls.__name__}: an annotation cannot be resolved: {error}") from error
 
 
-def _names(cls: type[Any]) -> list[tuple[str, bool]]:
+def _names(cls: type) -> list[tuple[str, bool]]:
     if issubclass(cls, msgspec.Struct):
         return [(f.name, f.required) for f in msgspec.structs.fields(cls)]
     return [(name, True) for name in getattr(cls, "__dataclass_fields__", {})]
 
 
-def _field(cls: type[Any], name: str, annotation: Any, required: bool) -> Field:
+def _field(cls: type, name: str, annotation: object, required: bool) -> Field:
     inner, optional, bounds = _unwrap(annotation)
     many = get_origin(inner) is list
     if many:
@@ -126,16 +126,16 @@ def _field(cls: type[Any], name: str, annotation: Any, required: bool) -> Field:
             f"{cls.__name__}.{name}: msgspec's Meta cannot bound a Decimal; use headwater.Exact, as in"
             " Annotated[Decimal, Exact(above=0, places=2)]"
         )
-    if kind is Kind.ENUM and not list(inner):
-        raise DefinitionError(f"{cls.__name__}.{name}: the enum {inner.__name__} has no members; no value would do")
-    chosen = inner if kind is Kind.ENUM else None
+    chosen = inner if isinstance(inner, type) and issubclass(inner, enum.Enum) else None
+    if chosen is not None and not list(chosen):
+        raise DefinitionError(f"{cls.__name__}.{name}: the enum {chosen.__name__} has no members; add one")
     return Field(name, kind, optional, many, required, chosen, exact)
 
 
-def _unwrap(annotation: Any) -> tuple[Any, bool, tuple[Any, ...]]:
+def _unwrap(annotation: object) -> tuple[object, bool, tuple[object, ...]]:
     """Return the type inside Annotated and Optional, True if it was optional, and the bounds of Annotated."""
     optional = False
-    bounds: tuple[Any, ...] = ()
+    bounds: tuple[object, ...] = ()
     while True:
         origin = get_origin(annotation)
         if origin is Annotated:
@@ -148,12 +148,12 @@ def _unwrap(annotation: Any) -> tuple[Any, bool, tuple[Any, ...]]:
             return annotation, optional, bounds
 
 
-def _bounds_something(bound: Any) -> bool:
+def _bounds_something(bound: object) -> bool:
     """True if it is a `Meta` with a bound; it may only have a description."""
     return isinstance(bound, msgspec.Meta) and any(getattr(bound, name) is not None for name in _META_BOUNDS)
 
 
-def _kind(annotation: Any) -> Kind | None:
+def _kind(annotation: object) -> Kind | None:
     if isinstance(annotation, type):
         if issubclass(annotation, enum.Enum):
             return Kind.ENUM if all(isinstance(member.value, str) for member in annotation) else None
@@ -163,7 +163,7 @@ def _kind(annotation: Any) -> Kind | None:
     return None
 
 
-def _spell(annotation: Any) -> str:
+def _spell(annotation: object) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
@@ -183,7 +183,7 @@ def name_of(function: object) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., object]) -> dict[str, object]:
     """Return the annotations of a function's parameters and its `return`, in their order.
 
     Raises:
@@ -196,12 +196,12 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
         raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
 
 
-def recorded_events(annotation: Any) -> tuple[Any, ...]:
+def recorded_events(annotation: object) -> tuple[Any, ...]:
     """Return the events of `Recorded[A | B]`; an empty tuple for another annotation."""
     return union_arms(get_args(annotation)[0]) if get_origin(annotation) is Recorded else ()
 
 
-def union_arms(annotation: Any) -> tuple[Any, ...]:
+def union_arms(annotation: object) -> tuple[Any, ...]:
     """Return the classes of `A | B`, or the one class."""
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(arm for inner in get_args(annotation) for arm in union_arms(inner))

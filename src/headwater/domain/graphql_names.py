@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from headwater.domain.fields import Field, fields_of
 from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refusal
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.errors import DefinitionError
 
 _NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)  # GraphQL reserves two leading underscores
@@ -64,7 +63,7 @@ def plural(name: str) -> str:
     return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
-def check_names(keys: Mapping[type[Command], str], views: Iterable[View[Any]], *, sagas: bool) -> None:
+def check_names(keys: Mapping[type[Command], str], views: Iterable[AnyView], *, sagas: bool) -> None:
     """Check all names of an app. keys: each command with the key of its streams. sagas: true if the app has sagas.
 
     Raises:
@@ -110,7 +109,7 @@ class _Names:
         self.take("code", refused.code, refused, what)
         self._fields(refused, fields_of(refused))
 
-    def command(self, command: type[Command], views: Iterable[View[Any]]) -> None:
+    def command(self, command: type[Command], views: Iterable[AnyView]) -> None:
         """Add the names of a command. views: the read models that are fields of its accepted type."""
         name, what = command.__declared__.name, f"the command {_full_name(command)}"
         self.take("mutation", camel(name), command, what)
@@ -122,7 +121,7 @@ class _Names:
         for view in views:
             self.take((command, "Accepted"), camel(view.name), view, f"the read model {_full_name(view.model)}")
 
-    def view(self, view: View[Any]) -> None:
+    def view(self, view: AnyView) -> None:
         what = f"the read model {_full_name(view.model)}"
         if view.name in KEPT:
             raise DefinitionError(
@@ -144,7 +143,7 @@ class _Names:
                 owner = (chosen, "Filter")
                 self.take("type", f"{chosen.__name__}Filter", owner, f"the filter type of {_full_name(chosen)}")
 
-    def _key(self, view: View[Any]) -> None:
+    def _key(self, view: AnyView) -> None:
         """Check the key, which is an argument of the field that finds a row by it."""
         if view.key in _RESOLVER or field_name(view.key) in ("atLeast", "asOf"):
             raise DefinitionError(
@@ -152,7 +151,7 @@ class _Names:
                 " it; rename the key"
             )
 
-    def _filter_and_order(self, view: View[Any]) -> None:
+    def _filter_and_order(self, view: AnyView) -> None:
         for each in view.fields:
             what = f"{view.model.__name__}.{each.name}"
             if each.name in _COMBINATORS:
@@ -160,7 +159,7 @@ class _Names:
             if each.is_ordered:
                 self.take((view.model, "Order"), f"{each.name.upper()}_ASC", each.name, what)
 
-    def roots(self, views: Iterable[View[Any]], *, sagas: bool) -> None:
+    def roots(self, views: Iterable[AnyView], *, sagas: bool) -> None:
         """Add the fields of Query and Subscription."""
         for own in ("node", "events", *(("saga", "sagas") if sagas else ())):
             self.take("root", own, "Headwater", f"the field {own} of Headwater's own")
@@ -169,7 +168,7 @@ class _Names:
             for part, field in (("one", name), ("all", plural(name)), ("changes", f"{name}Changes")):
                 self.take("root", field, (view, part), what)
 
-    def _fields(self, owner: type[Any], fields: Iterable[Field]) -> None:
+    def _fields(self, owner: type, fields: Iterable[Field]) -> None:
         for each in fields:
             self.take(owner, field_name(each.name), each.name, f"{owner.__name__}.{each.name}")
             if each.enum is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -170,8 +170,12 @@ class View(Generic[M, E]):
                     )
 
 
-def _checked(given: Callable[[Any], UUID]) -> Callable[[Any], UUID]:
-    def route(event: Any) -> UUID:
+AnyView: TypeAlias = View[Any]
+"""A view of rows that the code at hand does not look into."""
+
+
+def _checked(given: Callable[[E], UUID]) -> Callable[[E], UUID]:
+    def route(event: E) -> UUID:
         key = given(event)
         if not isinstance(key, UUID):
             raise TypeError(f"{given.__module__}.{given.__qualname__} returned {key!r}, not a UUID")
@@ -180,7 +184,7 @@ def _checked(given: Callable[[Any], UUID]) -> Callable[[Any], UUID]:
     return route
 
 
-def _events_of(fold: Callable[..., Any]) -> tuple[type[Event], ...]:
+def _events_of(fold: Callable[..., object]) -> tuple[type[Event], ...]:
     taken = [events for name, hint in hints_of(fold).items() if name != "return" and (events := recorded_events(hint))]
     if len(taken) != 1:
         where = f"{fold.__module__}.{fold.__qualname__}"

@@ -15,12 +15,13 @@ from uuid import UUID
 
 from headwater.domain.canonical_values import Canonical, canonical_form_of
 from headwater.domain.class_keywords import replace
+from headwater.domain.messages import Recorded
 from headwater.domain.read_model import ReadModel, View
 from headwater.errors import HeadwaterError
 
 M = TypeVar("M", bound=ReadModel)
 
-Fold: TypeAlias = Callable[[UUID, M | None, Any], M | None]
+Fold: TypeAlias = Callable[[UUID, M | None, Recorded[Any]], M | None]
 """From a key, its row or None and an event to the row after the event, or None."""
 
 
@@ -38,7 +39,7 @@ def fold_of(view: View[M]) -> Fold[M]:
     fold, key_of_row, name = view.fold, view.key, view.name
     forms = [(each.name, form) for each in view.fields if (form := canonical_form_of(each)) is not None]
 
-    def folded(key: UUID, row: M | None, event: Any) -> M | None:
+    def folded(key: UUID, row: M | None, event: Recorded[Any]) -> M | None:
         after = fold(row, event)
         if after is None or after is row:
             return after

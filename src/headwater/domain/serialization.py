@@ -90,7 +90,7 @@ class Codec:
 
     def __init__(self, events: Iterable[type[Event]], upcasters: Iterable[Upcaster] = ()) -> None:
         self._types: dict[str, type[Event]] = {}
-        self._decoders: dict[Kind, Callable[[str], Any]] = {}
+        self._decoders: dict[Kind, Callable[[str], Event]] = {}
         for event in events:
             self._add(event)
         self._chains = Chains(upcasters, {name: event.__declared__.version for name, event in self._types.items()})
@@ -135,7 +135,7 @@ class Codec:
         if decoder is None:
             raise LogError(self._unknown(name, version))
         try:
-            return decoder(data)  # type: ignore[no-any-return]  # a decoder of an Event gives one
+            return decoder(data)
         except msgspec.MsgspecError as error:
             raise LogError(f"A stored {name} of version {version} does not fit its class: {error}") from error
         except LogError:
@@ -191,7 +191,7 @@ class StateCodec:
         DefinitionError: a part of the type cannot be read back from JSON.
     """
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: object) -> None:
         try:
             info = inspect.type_info(state)
             self._decode = msgspec.json.Decoder(state).decode
@@ -199,7 +199,7 @@ class StateCodec:
             raise DefinitionError(f"{_spelled(state)} cannot be kept as JSON: {error}") from error
         self.shape = hashlib.sha256(json.dumps(_shape(info, ())).encode()).hexdigest()[:16]
 
-    def encode(self, state: Any) -> str:
+    def encode(self, state: object) -> str:
         """Return the state as JSON text.
 
         Raises:
@@ -210,12 +210,12 @@ class StateCodec:
             raise ValueError(f"it would be read back as {again!r}, not as {state!r}")
         return text
 
-    def decode(self, text: str) -> Any:
+    def decode(self, text: str) -> object:
         """Return the state of a text. Raises `msgspec.MsgspecError` if the text does not fit the state's type."""
         return self._decode(text)
 
 
-def _shape(part: Any, above: tuple[Any, ...]) -> Any:
+def _shape(part: object, above: tuple[object, ...]) -> object:
     """Return a type as nested lists of its parts that JSON shows; class names and defaults are left out."""
     if isinstance(part, inspect.CustomType | inspect.AnyType | inspect.RawType):
         raise DefinitionError(f"{_spelled(getattr(part, 'cls', Any))} cannot be read back from JSON")
@@ -234,7 +234,7 @@ def _shape(part: Any, above: tuple[Any, ...]) -> Any:
     return repr(part)
 
 
-def _spelled(annotation: Any) -> str:
+def _spelled(annotation: object) -> str:
     return _full_name(annotation) if isinstance(annotation, type) else str(annotation)
 
 

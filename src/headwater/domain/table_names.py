@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.errors import DefinitionError
 
 SCHEMA = "read"
@@ -30,7 +29,7 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def check_relations(views: Iterable[View[Any]]) -> None:
+def check_relations(views: Iterable[AnyView]) -> None:
     """Check that each read model's tables, indexes and SQL view have valid names that no other read model uses.
 
     Raises:

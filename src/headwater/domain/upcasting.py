@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 from headwater.domain.fields import require_sync
 from headwater.domain.messages import MAX_EVENT_VERSION
+from headwater.domain.value_rules import shortened
 from headwater.errors import DefinitionError, LogError
 
 Kind: TypeAlias = tuple[str, int]
@@ -46,8 +47,8 @@ class Upcaster:
 
     type: str
     from_version: int
-    to: Callable[[Fields], Any] | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    to: Callable[[Fields], Fields] | Callable[[Fields], tuple[str, Fields]] | None = None
+    defaults: Mapping[str, object] = field(default_factory=dict)
     to_type: str | Sequence[str] | None = None
     to_version: int = 1
 
@@ -94,17 +95,17 @@ class Upcaster:
         if self.splits:
             if not (isinstance(given, tuple) and len(given) == 2 and (given[0], self.to_version) in self.targets):
                 names = ", ".join(name for name, _ in self.targets)
-                raise LogError(f"{self} returned {_short(given)}, not (type, dict) with one of its types: {names}")
+                raise LogError(f"{self} returned {shortened(given)}, not (type, dict) with one of its types: {names}")
             kind, given = (given[0], self.to_version), given[1]
         if not isinstance(given, dict):
-            raise LogError(f"{self} returned {_short(given)}, not a dict")
+            raise LogError(f"{self} returned {shortened(given)}, not a dict")
         return kind, {**self._defaults(), **given} if self.defaults else given
 
     def _defaults(self) -> Fields:
         """Return copies of the defaults, so that a later step that changes one does not change the next event."""
         return {name: deepcopy(each) if isinstance(each, list | dict) else each for name, each in self.defaults.items()}
 
-    def _call(self, function: Callable[[Fields], Any], stored: Fields) -> Any:
+    def _call(self, function: Callable[[Fields], object], stored: Fields) -> object:
         try:
             return function(stored)
         except Exception as error:
@@ -177,8 +178,3 @@ class Chains:
             kind, stored = step.step(stored)
             step = None if self._current.get(kind[0]) == kind[1] else self._steps[kind]
         return kind[0], stored
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

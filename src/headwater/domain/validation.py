@@ -40,7 +40,7 @@ _NAMED = {
 }
 
 
-def command_from(command: type[C], values: Mapping[str, Any]) -> C:
+def command_from(command: type[C], values: Mapping[str, object]) -> C:
     """Return the command with these values, by field name.
 
     Raises:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from headwater.domain.fields import Field, Kind
 
@@ -55,7 +55,7 @@ def broken_rule(field: Field, value: object) -> tuple[tuple[str, ...], str] | No
     return None
 
 
-def require_rule(field: Field) -> Callable[[Any], Any] | None:
+def require_rule(field: Field) -> Callable[[object], object] | None:
     """Return a function that returns a value of the field, or raises ValueError if it breaks the rule.
 
     None where every value of the Python type is stored as it is. A list is given as its elements, one at a time.
@@ -64,7 +64,7 @@ def require_rule(field: Field) -> Callable[[Any], Any] | None:
     if rule is None:
         return None
 
-    def required(value: Any) -> Any:
+    def required(value: object) -> object:
         if value is not None and (complaint := rule(value)) is not None:
             raise ValueError(f"{field.name}: {complaint}, not {shortened(value)}")
         return value
