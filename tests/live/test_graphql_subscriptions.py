@@ -139,7 +139,7 @@ async def test_every_read_model_has_both_graphql_subscriptions(start: Start) -> 
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"status": None}, "filter: status is null. Leave it out, or ask with isNull."),
+        ({"status": None}, "filter: status is null. Leave it out, or use isNull."),
         ({"and": [{}] * 201}, "A filter may have 200 parts: comparisons, and members of and, or and not."),
     ],
     ids=["null", "too wide"],

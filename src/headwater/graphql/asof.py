@@ -30,5 +30,5 @@ async def position_of(given: AsOf, trail: Trail) -> int:
     assert isinstance(given.position, int)  # @oneOf: validated
     head = await trail.head()
     if given.position > head:
-        raise BadUserInput(f"The log ends at position {head}; nothing is known as of {given.position}.")
+        raise BadUserInput(f"The log ends at position {head}; there is no state as of {given.position} yet.")
     return given.position

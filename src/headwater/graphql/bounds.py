@@ -1,4 +1,4 @@
-"""Checks numbers that Python and PostgreSQL can hold and GraphQL cannot show. The error names the field."""
+"""Checks for numbers that Python and PostgreSQL can hold and GraphQL cannot show. The error names the field."""
 
 from __future__ import annotations
 

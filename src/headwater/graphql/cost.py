@@ -44,9 +44,9 @@ class CostLimits:
     """Limits of one operation.
 
     mutation_fields, root_fields: fields at the top of a mutation, and of a query or subscription. depth: nested fields.
-    selections: all fields, those of a fragment counted wherever it is spread. values: values in the answer, with full
-    pages. Introspection has a budget of its own: `values`, or twice what tools ask for if that is more. default_page:
-    rows of a page without a size. max_page: rows of a page whose size is a variable.
+    selections: all fields, those of a fragment counted at each spread. values: values in the response, with full pages.
+    The limit of introspection is separate: `values`, or twice the cost of the query of tools if that is more.
+    default_page: rows of a page without a size. max_page: rows of a page whose size is a variable.
     """
 
     mutation_fields: int = 20

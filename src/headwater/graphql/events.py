@@ -148,7 +148,7 @@ def events_subscription() -> Any:
             raise BadUserInput("A subscription to events has no end: leave `to` out of its filter.")
         head = await trail.head()
         if after is not None and after > head:
-            raise BadUserInput(f"The log ends at position {head}; there is nothing after {after} to go on from.")
+            raise BadUserInput(f"The log ends at position {head}; a subscription cannot resume after {after}.")
         start = after if after is not None else head if wanted.since is None else 0
         telemetry, opened = info.context.serving.telemetry, time.time()
         telemetry.followers += 1

@@ -143,7 +143,7 @@ class _Reading:
 def _given(value: Any, name: str) -> Any:
     # A client sends null for a variable that it did not set. Taken as "no filter" it would select everything.
     if value is None:
-        raise BadUserInput(f"filter: {name} is null. Leave it out, or ask with isNull.")
+        raise BadUserInput(f"filter: {name} is null. Leave it out, or use isNull.")
     return value
 
 

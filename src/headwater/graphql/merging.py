@@ -74,7 +74,7 @@ class FieldsMerge(ValidationRule):
 
 
 class Merging:
-    """Merges the selections of one document. work: how many selections and argument values were merged so far."""
+    """Merges the selections of one document. work: the number of selections and argument values merged so far."""
 
     def __init__(self, context: ValidationContext, most: int = MOST_MERGED) -> None:
         self.work = 0
@@ -85,7 +85,7 @@ class Merging:
         self._calls: dict[int, tuple[object, ...]] = {}
 
     def conflicts(self, document: DocumentNode) -> Iterator[GraphQLError]:
-        """Yield an error for each response name that stands for different things.
+        """Yield an error for each response name whose fields cannot be merged.
 
         Raises:
             ValidationAbortedError: the document merges more than `most`.
@@ -98,7 +98,7 @@ class Merging:
             elif isinstance(each, FragmentDefinitionNode):
                 fragments.append(each)
         for each in fragments:
-            # Where an operation spreads it, its fields have been merged together with more.
+            # A fragment that an operation spreads has been merged as part of the operation.
             if each.name.value not in self._reached:
                 condition = self._context.schema.get_type(each.type_condition.name.value)
                 yield from self._of_set(each.selection_set, condition, frozenset((each.name.value,)))
@@ -135,7 +135,7 @@ class Merging:
                     yield from self._conflicts(self._below(each), shapes=False, calls=True)
 
     def _below(self, group: list[_Field]) -> list[_Field]:
-        """The fields below all fields of a group, as one selection set."""
+        """Return the fields below all fields of a group, as one selection set."""
         found: list[_Field] = []
         spread: set[str] = set()
         for each in group:
@@ -188,14 +188,14 @@ class Merging:
         return None
 
     def _call(self, node: FieldNode) -> tuple[object, ...]:
-        """The arguments of a field, in one order."""
+        """Return the arguments of a field in canonical order."""
         found = self._calls.get(id(node))
         if found is None:
             found = self._calls[id(node)] = _canonical(node.arguments or ())
         return found
 
     def _size(self, node: FieldNode) -> int:
-        """How many values a field's arguments have, those in lists and objects counted."""
+        """Return the number of values in a field's arguments, those in lists and objects included."""
         found = self._values.get(id(node))
         if found is None:
             found = self._values[id(node)] = _count_values(node.arguments or ())
@@ -223,7 +223,7 @@ def _by_response_name(fields: Iterable[_Field]) -> dict[str, list[_Field]]:
 
 
 def _by_parent(group: list[_Field]) -> list[list[_Field]]:
-    """The fields that one object can have at a time: those of each object type, with those of interfaces and unions."""
+    """Return the fields that one object can have: those of an object type with those of interfaces and unions."""
     first = group[0].parent
     if all(each.parent is first for each in group):
         return [group]
@@ -247,7 +247,7 @@ def _unlike_shapes(group: list[_Field]) -> _Problem | None:
 
 
 def _shape(of: Any) -> tuple[object, ...]:
-    """The lists and non-nulls of a type and, for a scalar or an enum, the type itself."""
+    """Return the list and non-null wrappers of a type and, for a scalar or an enum, the type itself."""
     wrappers: list[object] = []
     while is_list_type(of) or is_non_null_type(of):
         wrappers.append(type(of))
@@ -260,7 +260,7 @@ def _canonical(arguments: Iterable[ArgumentNode]) -> tuple[object, ...]:
 
 
 def _canonical_value(node: Node) -> str:
-    """The text of a value, with the fields of objects in one order."""
+    """Return the text of a value, with the fields of objects in canonical order."""
     if isinstance(node, ObjectValueNode):
         fields = sorted((each.name.value, _canonical_value(each.value)) for each in node.fields)
         return "{" + ",".join(f"{name}:{value}" for name, value in fields) + "}"

@@ -16,12 +16,12 @@ def page_size(info: Info, first: int | None, last: int | None, before: object | 
         BadUserInput: the arguments contradict each other, or the size is out of range.
     """
     if first is not None and last is not None:
-        raise BadUserInput("Ask with first or with last, not with both.")
+        raise BadUserInput("Give first or last, not both.")
     if last is None and before is not None:
-        raise BadUserInput("Ask for what is before a cursor with last.")
+        raise BadUserInput("Use before together with last.")
     size, most = first if last is None else last, info.context.serving.limits.max_page
     if size is not None and not 0 <= size <= most:
-        raise BadUserInput(f"A page has 0 to {most} rows; {size} were asked for.")
+        raise BadUserInput(f"A page has 0 to {most} rows, not {size}.")
     if last is not None:
         return None
     return info.context.serving.limits.default_page if first is None else first

@@ -68,7 +68,7 @@ class _RowPage:
 
 
 class _Showing(Generic[S]):
-    """Base of generated types whose instances read their fields from a source.
+    """The base of generated types whose instances read their fields from a source.
 
     GraphQL reserves names with two leading underscores, so no field of a read model can clash with the slot.
     """

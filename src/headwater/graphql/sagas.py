@@ -137,7 +137,7 @@ def saga_query(limits: Limits) -> Any:
         found = await _answered(shown(info.context.serving.database.pool, id, limits))
         if len(found) > 1:
             ids = ", ".join(f"{each.stream_id} ({each.saga})" for each in found)
-            raise BadUserInput(f"{id} is the key of several sagas; ask for one by its id: {ids}.")
+            raise BadUserInput(f"{id} is the key of several sagas; use the id of one of them: {ids}.")
         return _saga(found[0]) if found else None
 
     return strawberry.field(

@@ -111,7 +111,7 @@ def _visitors(context: ValidationContext, rules: Iterable[type[ASTValidationRule
 
 
 class _Context(ValidationContext):
-    """Keeps what it found about a node by the node's identity."""
+    """A context that keeps its results by the identity of a node."""
 
     def __init__(
         self,
