@@ -22,6 +22,7 @@ from headwater.domain.validation import command_from
 from headwater.errors import UnreadableEvent
 from headwater.projections.generations import prepare
 from headwater.projections.row_codec import RowCodec, writer_of
+from headwater.projections.row_folder import FoldedRow
 from headwater.projections.row_statements import load_sql, upsert_sql
 from headwater.testing import recorded
 
@@ -178,7 +179,7 @@ def stored(connection_with_table: tuple[asyncpg.Connection, str]) -> Callable[[R
     codec = RowCodec(view)
 
     async def stored(row: Row) -> Any:
-        await connection.execute(upsert_sql(view, table), *codec.arrays([row], [1]))
+        await connection.execute(upsert_sql(view, table), *codec.arrays([FoldedRow(row.key, row, 1, False)]))
         [record] = await connection.fetch(load_sql(view, table), [row.key])
         return codec.read(dict(record))
 

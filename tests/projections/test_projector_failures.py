@@ -133,7 +133,7 @@ async def test_a_route_that_returns_no_uuid_stops_the_projection_before_the_even
     await until(lambda: "projection Fragile" in node.supervisor.troubles)
     trouble = node.supervisor.troubles["projection Fragile"]
     assert trouble.startswith("FoldFailed: Fragile: the route of Poisoned at position 2 raised TypeError: ")
-    assert trouble.endswith(f"route returned {returns!r}, which is no UUID")
+    assert trouble.endswith(f"route returned {returns!r}, not a UUID")
     assert await checkpoint(connection, view) == 1
 
 

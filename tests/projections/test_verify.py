@@ -422,7 +422,7 @@ async def test_a_failed_route_is_reported(database: Database, connection: asyncp
     await note(connection, Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal(1)))
     await built(database, connection, shelves, shelf_view)
     astray = View(Shelf, fold, route=lambda event: None)  # type: ignore[arg-type, return-value]  # a mistake
-    expected = r"^the route of Noted at position 1 raised TypeError: .* returned None, which"
+    expected = r"^the route of Noted at position 1 raised TypeError: .* returned None, not a UUID"
     with pytest.raises(NotVerifiable, match=expected):
         await verifier(database, shelves, astray, by_stream=False).live(database, None)
 

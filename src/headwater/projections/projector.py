@@ -390,16 +390,13 @@ class Projector(Generic[M]):
         removed = [row for row in batch.changed.values() if row.model is None and row.stored]
         new = [row.key for row in upserted if not row.stored]
         if upserted:
-            await self._connection.execute(self._statements.upsert, *self._arrays(upserted))
+            await self._connection.execute(self._statements.upsert, *self._folder.codec.arrays(upserted))
         if new:
             await self._connection.execute(_SQL["unbury"], name, generation, new)
         if removed:
             keys = [row.key for row in removed]
             await self._connection.execute(self._statements.delete, keys)
             await self._connection.execute(_SQL["bury"], name, generation, keys, [row.position for row in removed])
-
-    def _arrays(self, rows: Sequence[FoldedRow[M]]) -> list[list[Any]]:
-        return self._folder.codec.arrays([row.model for row in rows], [row.position for row in rows])
 
     def _settle(self, batch: _Batch[M]) -> None:
         for number, row in batch.changed.items():
@@ -435,7 +432,7 @@ class Projector(Generic[M]):
 
     async def _try_rows(self, rows: Sequence[FoldedRow[M]]) -> None:
         await self._limit()
-        await self._connection.execute(self._statements.upsert, *self._arrays(rows))
+        await self._connection.execute(self._statements.upsert, *self._folder.codec.arrays(rows))
 
 
 class _Statements:

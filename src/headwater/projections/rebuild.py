@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -33,9 +33,9 @@ from headwater.domain.read_model import ReadModel, View
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.postgres import queries
-from headwater.postgres.database import Database, take_times_by_number, write_derived
-from headwater.postgres.rejected_rows import is_rejection, rejection_of
-from headwater.projections import row_events
+from headwater.postgres.database import Database, take_times_by_number
+from headwater.postgres.rejected_rows import is_rejection
+from headwater.projections.building_table import BuildingTable
 from headwater.projections.generations import table_lock
 from headwater.projections.row_folder import (
     SLICE_SECONDS,
@@ -43,11 +43,10 @@ from headwater.projections.row_folder import (
     RouteFailed,
     RowCache,
     RowFolder,
-    find_rejected,
     fold_failure,
 )
-from headwater.projections.row_statements import delete_sql, load_sql, select_sql, update_sql
-from headwater.projections.tables import SCHEMA, add_indexes, add_key, show
+from headwater.projections.row_statements import load_sql
+from headwater.projections.tables import show
 from headwater.projections.verify import Verifier
 
 logger = logging.getLogger(__name__)
@@ -57,9 +56,6 @@ M = TypeVar("M", bound=ReadModel)
 
 HELD_UP_POLLS = 9
 """Poll intervals before the next swap when an operator has to remove what blocks it."""
-
-RESTORED_AT_ONCE = 5_000
-"""Rows that are fetched at once when a build is resumed."""
 
 WHY_BYTES = 2048
 """Longest reason of a failed build: the message of a fold's exception can have any length."""
@@ -187,8 +183,8 @@ class _Build(Generic[M]):
         self._writing = writing
         self._reading = reading
         self._standing = standing
-        self._table = standing.table
-        self.lease = view.name, standing.number, standing.fence
+        self._table = BuildingTable(writing, view, standing, rebuild.folder.codec, rebuild.lease_seconds)
+        self.lease = self._table.lease
         self._checkpoint = Checkpoint(writing, view.name, standing, state="building")
         self._letters = DeadLetters(view.name, standing.number)
         self._folder = rebuild.folder
@@ -235,11 +231,13 @@ class _Build(Generic[M]):
         self._aside.clear()
         self._taken.clear()
         self._parked = await self._letters.parked(self._writing)
-        self._complete = await self._count() <= self._limits.cache
-        if self._complete:
-            await self._load_all()
-        else:
-            await add_key(self._writing, self._view, self._table)
+        self._complete = not await self._table.has_more_than(self._limits.cache)
+        if not self._complete:
+            await self._table.add_key()
+            return
+        async with aclosing(self._table.rows()) as rows:
+            async for record in rows:
+                self._cache.keep(record)
 
     async def _finish(self) -> None:
         """Add indexes and statistics, and verify a sample at the same time.
@@ -249,43 +247,20 @@ class _Build(Generic[M]):
         """
         verifying = asyncio.create_task(self._verify())
         try:
-            await self._index()
-            await self._writing.execute(f'analyze {SCHEMA}."{self._table}"')
-            if self._view.history:
-                await row_events.analyze(self._writing, self._table)
+            await self._table.add_indexes()
+            await self._table.analyze()
             await verifying
         finally:
             verifying.cancel()
             # An error of it was raised above, or another one is on its way.
             await asyncio.gather(verifying, return_exceptions=True)
 
-    async def _index(self) -> None:
-        await add_key(self._writing, self._view, self._table)
-        await add_indexes(self._writing, self._view, self._table)
-
     async def _begin_again(self, error: Exception) -> None:
         """Start again with the indexes in place: a value is too large for one of them. PostgreSQL does not report its
         row then, but rejects the row when it is written to a table with indexes."""
-        logger.warning("the build of %s starts again, with its indexes in place: %s", self._table, error)
-        async with self._writing.transaction():
-            await self._limit()
-            if not await self._writing.fetch(_SQL["begin_again"], *self.lease):
-                raise CheckpointMoved
-            await self._writing.execute(f'truncate {SCHEMA}."{self._table}"')
-            if self._view.history:
-                await row_events.truncate(self._writing, self._table)
-            await self._index()
+        logger.warning("the build of %s starts again, with its indexes in place: %s", self._standing.table, error)
+        await self._table.begin_again()
         await self._restore()
-
-    async def _count(self) -> int:
-        counted = f'select count(*) from (select from {SCHEMA}."{self._table}" limit $1) few'  # noqa: S608 - our own name
-        return await self._writing.fetchval(counted, self._limits.cache + 1)  # type: ignore[no-any-return]  # count(*)
-
-    async def _load_all(self) -> None:
-        async with self._writing.transaction():
-            rows = self._writing.cursor(select_sql(self._view, self._table), prefetch=RESTORED_AT_ONCE)
-            async for record in rows:
-                self._cache.keep(record)
 
     # --------------------------------------------------------------------------------------------------- catching up
 
@@ -350,7 +325,7 @@ class _Build(Generic[M]):
                 continue
             if model is not row.model:
                 if suspects and key in suspects and model is not None:
-                    rejection = await self._rejection_of(FoldedRow(key, model, event.position, row.stored))
+                    rejection = await self._table.rejection_of(FoldedRow(key, model, event.position, row.stored))
                     if rejection is not None:
                         self._set_aside(key, event, rejection)
                         continue
@@ -360,7 +335,7 @@ class _Build(Generic[M]):
                     self._changed.append(row)
 
     async def _load(self, keys: set[UUID]) -> None:
-        unreadable = await self._cache.load(self._writing, load_sql(self._view, self._table), keys)
+        unreadable = await self._cache.load(self._writing, load_sql(self._view, self._standing.table), keys)
         for error in unreadable.values():
             raise error
 
@@ -390,54 +365,29 @@ class _Build(Generic[M]):
 
     async def _transact(self, reached: int) -> None:
         async with self._writing.transaction():
-            await self._limit()
-            await self._write_rows([row for row in self._changed if row.model is not None])
+            await self._table.limit()
+            await self._table.write([row for row in self._changed if row.model is not None])
             removed = [row.key for row in self._changed if row.model is None and row.stored]
             if removed:
-                await self._writing.execute(delete_sql(self._view, self._table), removed)
+                await self._table.delete(removed)
             if self._taken:
-                await row_events.copy(self._writing, self._table, self._taken)
+                await self._table.record_events(self._taken)
             if self._aside:
                 await self._letters.park(self._writing, self._aside)
             await self._checkpoint.move(self._position, reached)
 
-    async def _write_rows(self, rows: Sequence[FoldedRow[M]]) -> None:
-        new = [row for row in rows if not row.stored]
-        if new:
-            names, records = self._folder.codec.names, zip(*self._arrays(new), strict=True)
-            await self._writing.copy_records_to_table(self._table, schema_name=SCHEMA, columns=names, records=records)
-        known = [row for row in rows if row.stored]
-        if known:
-            await self._writing.execute(update_sql(self._view, self._table), *self._arrays(known))
-
-    def _arrays(self, rows: Sequence[FoldedRow[M]]) -> list[list[Any]]:
-        return self._folder.codec.arrays([row.model for row in rows], [row.position for row in rows])
-
     async def _suspect(self, rejection: _RowsRejected) -> None:
         """Find the rejected rows, and go back to the checkpoint. From then on each event of their keys is tested by
         itself, so that the event that makes a row invalid counts as a failed fold."""
-        await add_key(self._writing, self._view, self._table)  # without it each test would scan the table
+        await self._table.add_key()  # without it each test would scan the table
         rows = [row for row in self._changed if row.model is not None]
-        found = {row.key for row in await find_rejected(self._writing, rows, self._try_rows)}
+        found = {row.key for row in await self._table.find_rejected(rows)}
         if found <= self._suspects:
             self._stop(
                 f"PostgreSQL rejects what was folded up to position {rejection.reached}: {rejection}", rejection.error
             )
         self._suspects |= found
         await self._restore()
-
-    async def _rejection_of(self, row: FoldedRow[M]) -> Exception | None:
-        return await rejection_of(self._writing, lambda: self._try_rows([row]))
-
-    async def _try_rows(self, rows: Sequence[FoldedRow[M]]) -> None:
-        await self._limit()
-        await self._write_rows(rows)
-
-    async def _limit(self) -> None:
-        """Limit the transaction, and lock the row of the lease from its start: by that lock `end_stalled_sessions`
-        finds the session of a worker that is stopped while it writes."""
-        await write_derived(self._writing, quiet=self._of.lease_seconds)
-        await self._writing.execute(_SQL["mine"], *self.lease)
 
     def _settle(self, reached: int) -> None:
         for row in self._changed:
@@ -451,7 +401,7 @@ class _Build(Generic[M]):
 
     async def _shrink(self) -> None:
         if self._cache.trim() and self._complete:
-            await add_key(self._writing, self._view, self._table)  # dropped rows are found by their key from now on
+            await self._table.add_key()  # dropped rows are found by their key from now on
             self._complete = False
 
     # ------------------------------------------------------------------------------------------------------- swapping
@@ -493,7 +443,7 @@ class _Build(Generic[M]):
 
     async def _take_its_place(self) -> bool:
         name, generation, _ = self.lease
-        await self._limit()
+        await self._table.limit()
         live = await self._writing.fetchrow(_SQL["hold_live"], name)
         if live is not None:
             if live["position"] - self._position > self._limits.near:
@@ -503,5 +453,5 @@ class _Build(Generic[M]):
         await self._writing.execute(_SQL["retire"], name, generation)
         if not await self._writing.fetch(_SQL["publish"], *self.lease, self._position):
             raise CheckpointMoved
-        await show(self._writing, self._view, self._table)
+        await show(self._writing, self._view, self._standing.table)
         return True

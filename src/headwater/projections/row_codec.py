@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from headwater.domain.canonical_values import canonical_form_of
 from headwater.domain.fields import Field, Kind
@@ -17,6 +17,16 @@ M = TypeVar("M", bound=ReadModel)
 _FROM_JSON: dict[Kind, Callable[[str], Any]] = {Kind.TIME: datetime.fromisoformat, Kind.DATE: date.fromisoformat}
 
 
+class ModelRow(Protocol):
+    """A row as an instance of its read model, with the position of its last change."""
+
+    @property
+    def model(self) -> ReadModel | None: ...
+
+    @property
+    def position(self) -> int: ...
+
+
 class RowCodec(Generic[M]):
     """Converts the rows of one read model. `columns`: each field with the function that converts its values."""
 
@@ -25,14 +35,15 @@ class RowCodec(Generic[M]):
         self.names = [*(each.name for each in view.fields), "position"]
         self.read = model_reader(view)
 
-    def arrays(self, models: Sequence[M | None], positions: Iterable[int]) -> list[list[Any]]:
+    def arrays(self, rows: Sequence[ModelRow]) -> list[list[Any]]:
         """Return one array a column, `position` last, as `row_statements` takes them. No model may be None.
 
         Raises:
             Exception: a fold returned a value that its field cannot have.
         """
+        models = [row.model for row in rows]
         arrays = [[write(getattr(model, each.name)) for model in models] for each, write in self.columns]
-        return [*arrays, list(positions)]
+        return [*arrays, [row.position for row in rows]]
 
     def stored(self, model: M, position: int) -> dict[str, Any]:
         """Return a row as PostgreSQL would return it, by column."""
