@@ -13,6 +13,7 @@ from graphql import (
     OperationDefinitionNode,
     TypeInfo,
     ValidationContext,
+    build_schema,
     get_introspection_query,
     parse,
     print_ast,
@@ -31,7 +32,7 @@ from headwater.server.web import Web
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
-SCHEMA = app.schema._schema
+SCHEMA = build_schema(app.schema.as_str())
 
 AT_ONCE = 2.0
 """Seconds. A cost that doubles with each fragment would take far longer."""

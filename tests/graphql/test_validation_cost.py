@@ -26,7 +26,7 @@ from headwater.graphql.merging import MOST_QUOTED, FieldsMerge, Merging
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.validation import RULES, validate
 
-BANK = app.schema._schema
+BANK = build_schema(app.schema.as_str())
 
 
 def merged(query: str) -> int:
