@@ -123,8 +123,9 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
             serve: bool = True,
             work: bool = True,
             clock: Clock | None = None,
+            pause: Callable[[int], float] | None = None,
         ) -> Node:
-            node = Node(app, settings or Settings(), dsn, serve=serve, work=work, clock=clock)
+            node = Node(app, settings or Settings(), dsn, serve=serve, work=work, clock=clock, pause=pause)
             return await stack.enter_async_context(node)
 
         yield start

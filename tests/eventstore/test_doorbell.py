@@ -18,7 +18,6 @@ from tests.support.waiting import reached, until
 
 from bank.accounts.domain import Deposit, OpenAccount
 from bank.accounts.views import AccountView
-from headwater import supervisor
 from headwater.config import Settings
 from headwater.errors import ProjectionBehind
 from headwater.eventstore.audit_trail import Wanted
@@ -29,6 +28,7 @@ from headwater.live.subscriptions import Message, watch_changes
 from headwater.postgres.database import Database
 from headwater.projections.reader import Reader
 from headwater.server.node import Node
+from headwater.supervisor import backoff
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
@@ -90,9 +90,16 @@ class Subscriber:
 
 
 @pytest.fixture
-async def nodes(start: Start) -> tuple[Node, Node]:
+def pause() -> float:
+    """The seconds before a listener connects again: long enough to be observed."""
+    return 0.3
+
+
+@pytest.fixture
+async def nodes(start: Start, pause: float) -> tuple[Node, Node]:
     """A node that serves and one that works, as two processes."""
-    return await start(settings=RUNG, work=False), await start(settings=RUNG, serve=False)
+    options = {"settings": RUNG, "pause": lambda failures: pause}
+    return await start(work=False, **options), await start(serve=False, **options)
 
 
 # Heard -------------------------------------------------------------------------------------------------------------
@@ -111,9 +118,8 @@ async def test_nodes_hear_each_other_at_once(nodes: tuple[Node, Node], connectio
 
 
 async def test_changes_during_the_reconnection_of_a_killed_listener_are_found(
-    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    nodes: tuple[Node, Node], connection: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.3)
     serves, _ = nodes
     account, entries = await opened(serves), 0
     await listening(connection, 2)
@@ -133,10 +139,10 @@ async def test_changes_during_the_reconnection_of_a_killed_listener_are_found(
                 await until(lambda node=node: not node.supervisor.troubles)  # type: ignore[misc]  # bound early
 
 
+@pytest.mark.parametrize("pause", [0.01])
 async def test_no_change_is_lost_while_listeners_are_killed(
-    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    nodes: tuple[Node, Node], connection: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.01)
     serves, _ = nodes
     accounts = [await opened(serves) for _ in range(5)]
     killed, position = 0, 0
@@ -193,13 +199,13 @@ async def test_without_ring_and_poll_no_change_is_found(
 async def test_the_listener_reconnects_with_growing_pauses(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node = await start(settings=RUNG)
     pauses: list[float] = []
-    choose = supervisor.backoff
 
-    def backoff(failures: int) -> float:
-        pauses.append(choose(failures))
+    def pause(failures: int) -> float:
+        pauses.append(backoff(failures))
         return 0.001
+
+    node = await start(settings=RUNG, pause=pause)
 
     connect, refused = Database.connect, 0
 
@@ -211,7 +217,6 @@ async def test_the_listener_reconnects_with_growing_pauses(
         return await connect(self, name, **options)
 
     await listening(connection, 1)
-    monkeypatch.setattr(supervisor, "backoff", backoff)
     monkeypatch.setattr(Database, "connect", refuse)
     assert await kill_listeners(connection) == 1
     await until(lambda: refused == 4 and not node.supervisor.troubles)
@@ -300,11 +305,10 @@ async def test_a_ring_for_a_position_beyond_the_log_causes_few_looks(
 
 
 async def test_heard_positions_are_forgotten_when_the_connection_is_lost(
-    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    start: Start, connection: asyncpg.Connection, pause: float
 ) -> None:
     """A crash of PostgreSQL can lose the last commits of a projection. Readers must not rely on their positions."""
-    monkeypatch.setattr(supervisor, "backoff", lambda failures: 0.3)
-    node = await start(settings=replace(RUNG, at_least_seconds=0.05), work=False)
+    node = await start(settings=replace(RUNG, at_least_seconds=0.05), work=False, pause=lambda failures: pause)
     reader = node.serving.feeds[AccountView].reader
     await listening(connection, 1)
     await connection.execute("notify headwater, 'Account:100'")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -73,7 +73,8 @@ class Node:
     """A process of an app: `async with Node(app, settings, dsn, serve=True, work=True) as node`.
 
     clock: used by sagas and schedules.
-    probe_seconds: the time that the database has to answer a health check or a scrape.
+    probe_seconds: the time that the database has to answer a health check or a scrape. pause: the seconds before the
+    restart of a task, by the number of its failures; by default a growing backoff.
 
     Raises, on entering:
         SchemaMissing: the database is not migrated.
@@ -90,6 +91,7 @@ class Node:
         work: bool,
         clock: Clock | None = None,
         probe_seconds: float = 2.0,
+        pause: Callable[[int], float] | None = None,
     ) -> None:
         self.app = app
         self.settings = settings
@@ -102,7 +104,7 @@ class Node:
             statement_timeout=settings.statement_timeout_seconds,
             clock=self._clock,
         )
-        self.supervisor = Supervisor(self.database.outage.covers)
+        self.supervisor = Supervisor(self.database.outage.covers, pause=pause)
         # Connections of its own, so that slow queries that occupy the whole pool do not make the process unready.
         self.probe = Database(dsn, pool_size=PROBES, statement_timeout=settings.statement_timeout_seconds)
         self.probe_seconds = probe_seconds
