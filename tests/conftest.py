@@ -10,21 +10,16 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
 from tests.support.browser import skipped_line
 from tests.support.proxy import Proxy
-from tests.support.works import Work, weather
 
 from bank.main import app as bank
 from headwater import App
 from headwater.clock import Clock
-from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.config import Settings
-from headwater.domain.messages import Command
-from headwater.errors import Unavailable
 from headwater.postgres import embedded
 from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.postgres.migrations import migrate
@@ -129,22 +124,6 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
             return await stack.enter_async_context(node)
 
         yield start
-
-
-@pytest.fixture(autouse=True)
-def no_answer_to_late_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the log unavailable to commands for works named `late ...`.
-
-    A decider cannot raise `Unavailable` itself: any exception of its own is a bug.
-    """
-    issue = Dispatcher.issue
-
-    async def issued(self: Dispatcher, command: Command, **options: Any) -> Accepted:
-        if isinstance(command, Work) and command.name.startswith("late ") and not weather.forgiving:
-            raise Unavailable("the log does not answer")
-        return await issue(self, command, **options)
-
-    monkeypatch.setattr(Dispatcher, "issue", issued)
 
 
 @pytest.fixture

@@ -109,12 +109,21 @@ class Died(BaseException):
 
 
 class FaultyDispatcher(Dispatcher):
-    """A dispatcher that raises each of `faults` once, before a command, and dies after a command if `dies` is set."""
+    """A dispatcher that raises each of `faults` once, before a command, and dies after a command if `dies` is set.
 
-    faults: list[Exception]
-    dies = False
+    sent: set when a command arrives. go: commands wait for it.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.faults: list[Exception] = []
+        self.dies = False
+        self.sent, self.go = asyncio.Event(), asyncio.Event()
+        self.go.set()
 
     async def issue(self, command: Command, **options: Any) -> Accepted:
+        self.sent.set()
+        await self.go.wait()
         if self.faults:
             raise self.faults.pop(0)
         accepted = await super().issue(command, **options)
@@ -174,7 +183,6 @@ async def worker(dsn: str, connection: asyncpg.Connection) -> AsyncIterator[Star
             appender = Appender(database, Positions())
             supervisor.start("appender", appender.run)
             dispatcher = FaultyDispatcher(domain, Log(database.pool, domain.codec), appender)
-            dispatcher.faults = []
             clock = clock or Watched(now)
             return Worker(Scheduler(database, dispatcher, schedules, clock=clock, poll=poll), clock, dispatcher)
 
@@ -332,20 +340,13 @@ async def test_a_scheduler_that_loses_its_lease_while_it_sends_a_command_records
     worker: Start, connection: asyncpg.Connection, dsn: str
 ) -> None:
     """The command is in flight when another worker takes over. It is written, and the other worker finds it."""
-    sent, go = asyncio.Event(), asyncio.Event()
-
-    async def held_up(command: Command, **options: Any) -> Accepted:
-        sent.set()
-        await go.wait()
-        return await Dispatcher.issue(slept.dispatcher, command, **options)
-
     slept = await worker(every_minute())
-    slept.dispatcher.issue = held_up  # type: ignore[method-assign]  # of this instance only
+    slept.dispatcher.go.clear()
     async with slept.working():
         await slept.clock.advance(MINUTE)
-        await asyncio.wait_for(sent.wait(), 20)
+        await asyncio.wait_for(slept.dispatcher.sent.wait(), 20)
         await connection.execute("update headwater.projections set fence = 2 where name = 'schedules'")
-        go.set()
+        slept.dispatcher.go.set()
         assert slept.task is not None
         await asyncio.wait_for(slept.task, 20)
     assert await row(connection) == (START, None, None, None)

@@ -13,8 +13,9 @@ import asyncpg
 import msgspec
 import pytest
 from tests.support import works
+from tests.support.orders import change, place, record_types
 from tests.support.waiting import until
-from tests.support.works import ChangeOrder, OrderPlaced, PlaceOrder, Work, app, fulfilment
+from tests.support.works import OrderPlaced, Work, app, fulfilment
 
 from headwater import After, App, Cancel, Do, Done, Feature, Refused, Saga, Undo
 from headwater.clock import VirtualClock
@@ -32,11 +33,6 @@ from headwater.server.worker import register_units
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True)
-def fair_weather() -> None:
-    works.weather.forgiving = False
-
-
 @pytest.fixture
 def clock() -> VirtualClock:
     return VirtualClock(NOON)
@@ -46,16 +42,6 @@ def clock() -> VirtualClock:
 async def node(start: Any, clock: VirtualClock) -> Node:
     started: Node = await start(app, clock=clock)
     return started
-
-
-async def place(node: Node, *plan: str, patience: int = 0) -> UUID:
-    order = new_id()
-    await node.dispatcher.execute(PlaceOrder(order_id=order, plan=list(plan), patience=patience))
-    return order
-
-
-async def change(node: Node, order: UUID, what: str) -> int:
-    return (await node.dispatcher.execute(ChangeOrder(order_id=order, what=what))).position
 
 
 async def instance(connection: asyncpg.Connection, order: UUID) -> asyncpg.Record | None:
@@ -87,12 +73,6 @@ async def deeds(connection: asyncpg.Connection, order: UUID) -> list[str]:
     return [f"{words[row['type']]} {row['name'] or row['how']}" for row in rows]
 
 
-async def records(connection: asyncpg.Connection, order: UUID) -> list[str]:
-    stream = fulfilment.stream_of(order)
-    rows = await connection.fetch("select type from headwater.events where stream_id = $1 order by version", stream)
-    return [row["type"] for row in rows]
-
-
 def tally(node: Node) -> SagaCounts:
     """What the node has done with orders."""
     return node.worker.conductors[fulfilment.category].counts
@@ -115,7 +95,7 @@ async def test_steps_follow_one_another(node: Node, connection: asyncpg.Connecti
     order = await place(node, "a", "b", "c")
     row = await reached(connection, order, "done")
     assert await deeds(connection, order) == ["did a", "did b", "did c", "closed done"]
-    assert await records(connection, order) == ["SagaHandledEvent", *["SagaStepConfirmed"] * 4]
+    assert await record_types(connection, order) == ["SagaHandledEvent", *["SagaStepConfirmed"] * 4]
     assert (row["compensates"], row["reason"], row["waiting_for"]) == (False, None, None)
     assert [step["state"] for step in msgspec.json.decode(row["steps"])] == ["confirmed"] * 4
 
@@ -197,7 +177,7 @@ async def test_events_of_an_instance_that_is_not_there_or_over(node: Node, conne
     position = await change(node, order, "cancel")
     await until(lambda: passed(connection, position))
     assert await instance(connection, nobody) is None
-    assert (await records(connection, order))[-1] == "SagaStepConfirmed"
+    assert (await record_types(connection, order))[-1] == "SagaStepConfirmed"
 
 
 async def passed(connection: asyncpg.Connection, position: int) -> bool:
@@ -251,7 +231,7 @@ async def test_a_bug_in_react_parks_the_event_and_those_behind_it(
     works.weather.forgiving = True
     await again(connection, order)
     await until(lambda: no_letters(connection, order))
-    assert await records(connection, order) == ["SagaHandledEvent"] * 4
+    assert await record_types(connection, order) == ["SagaHandledEvent"] * 4
     await until(lambda: changes(connection, order, 3))
 
 
@@ -398,7 +378,7 @@ async def test_a_message_falls_due_once(node: Node, connection: asyncpg.Connecti
     await reached(connection, order, "done")
     assert await deeds(connection, order) == ["closed reminded"]
     assert await connection.fetchval("select count(*) from headwater.timers") == 0
-    assert (await records(connection, order)).count("SagaTimerFired") == 1
+    assert (await record_types(connection, order)).count("SagaTimerFired") == 1
 
 
 async def test_a_message_is_cancelled(node: Node, connection: asyncpg.Connection, clock: VirtualClock) -> None:
@@ -436,7 +416,7 @@ async def test_a_message_outlives_the_process_and_comes_late_but_once(dsn: str, 
     tomorrow = VirtualClock(NOON + timedelta(days=1))
     async with Node(app, Settings(), dsn, serve=False, work=True, clock=tomorrow):
         await reached(connection, order, "done")
-    assert (await records(connection, order)).count("SagaTimerFired") == 1
+    assert (await record_types(connection, order)).count("SagaTimerFired") == 1
     assert await deeds(connection, order) == ["closed reminded"]
 
 

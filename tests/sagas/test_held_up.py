@@ -12,8 +12,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 from msgspec.structs import replace
-from tests.sagas.test_operations import LIMITS, _letters_are, change, parked_undo, place, seen
 from tests.support import works
+from tests.support.orders import LIMITS, change, letters_are, parked_undo, place, seen
 from tests.support.waiting import until
 from tests.support.works import Input, Known, OrderPlaced, Reminder, app, fulfilment
 
@@ -28,11 +28,6 @@ from headwater.server.node import Node
 from headwater.server.worker import register_units
 
 QUICK = replace(Settings(), poll_seconds=0.1)
-
-
-@pytest.fixture(autouse=True)
-def fair_weather() -> None:
-    works.weather.forgiving = False
 
 
 @pytest.fixture
@@ -64,7 +59,7 @@ async def test_steps_go_on_when_the_event_that_held_them_up_is_discarded(
 
     await until(a_is_accepted)
     await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
-    await until(lambda: _letters_are(connection, 0))
+    await until(lambda: letters_are(connection, 0))
     assert await settled(node, connection, order) == "done: None"
 
 
@@ -76,7 +71,7 @@ async def test_a_step_whose_letter_is_discarded_does_not_wait_for_the_next_start
     await seen(connection, order, "parked")
     works.weather.forgiving = True
     await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
-    await until(lambda: _letters_are(connection, 0))
+    await until(lambda: letters_are(connection, 0))
     assert await settled(node, connection, order) == "done: None"
 
 
@@ -100,7 +95,7 @@ async def test_a_message_falls_due_though_its_instance_was_parked_at_that_time(
     await clock.advance(timedelta(hours=2))
     await seen(connection, await place(node, "x"), "done")  # messages were looked at meanwhile
     await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
-    await until(lambda: _letters_are(connection, 0))
+    await until(lambda: letters_are(connection, 0))
     await seen(connection, order, "done")
 
 

@@ -10,9 +10,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 from tests.graphql.test_operations import written
-from tests.sagas.test_conductor import records
-from tests.sagas.test_operations import place, seen
 from tests.support import works
+from tests.support.orders import place, record_types, seen
 from tests.support.waiting import until
 from tests.support.works import PlaceOrder, Worked, app, fulfilment
 
@@ -38,11 +37,6 @@ ORDERS = UUID("5d5f1c1e-54f5-4a67-9b0c-0d3e2f6a7b10")
 @pytest.fixture
 def clock() -> VirtualClock:
     return VirtualClock(DUE + timedelta(hours=1))
-
-
-@pytest.fixture(autouse=True)
-def fair_weather() -> None:
-    works.weather.forgiving = False
 
 
 async def write(
@@ -137,7 +131,7 @@ async def test_what_another_wrote_under_a_steps_id_is_not_the_steps_outcome(
     await write(connection, work, "work", Worked(work_id=work, name="forged"), step)
     await start(app, serve=False)
     await parked(connection, order)
-    assert await records(connection, order) == ["SagaHandledEvent"]
+    assert await record_types(connection, order) == ["SagaHandledEvent"]
     await operations.abandon(connection, order, "its id is taken", "ada")  # there is a way out
     await seen(connection, order, "abandoned")
 
@@ -149,7 +143,7 @@ async def test_a_step_whose_id_another_stream_has_does_not_spin(
     await write(connection, new_id(), "work", Worked(work_id=new_id(), name="x"), await first_step(connection, order))
     await start(app, serve=False)
     await parked(connection, order)
-    assert await records(connection, order) == ["SagaHandledEvent"]
+    assert await record_types(connection, order) == ["SagaHandledEvent"]
 
 
 async def test_a_late_step_whose_id_another_has_taken_is_not_confirmed(
@@ -163,7 +157,7 @@ async def test_a_late_step_whose_id_another_has_taken_is_not_confirmed(
     await write(connection, work, "work", Worked(work_id=work, name="x"), await first_step(connection, order))
     await clock.advance(timedelta(seconds=31))
     await parked(connection, order)
-    assert await records(connection, order) == ["SagaHandledEvent"]
+    assert await record_types(connection, order) == ["SagaHandledEvent"]
 
 
 async def test_an_event_whose_record_cannot_have_its_id_is_a_dead_letter(
@@ -176,7 +170,7 @@ async def test_an_event_whose_record_cannot_have_its_id_is_a_dead_letter(
     await start(app, serve=False)
     error = "select error from headwater.dead_letters where projection = 'saga Fulfilment' and key = $1"
     assert "was used before" in await until(lambda: connection.fetchval(error, order))
-    assert await records(connection, order) == []
+    assert await record_types(connection, order) == []
 
 
 # ------------------------------------------------------------------------------------------------------- of schedules

@@ -17,8 +17,9 @@ from msgspec.structs import replace
 from tests.server.test_metrics import scrape, worker_of
 from tests.support import works
 from tests.support.commands import run_command
+from tests.support.orders import LIMITS, change, letters_are, parked_bug, parked_undo, place, records_by, seen
 from tests.support.waiting import until
-from tests.support.works import ChangeOrder, PlaceOrder, app, fulfilment
+from tests.support.works import app, fulfilment
 
 from headwater import App, Feature
 from headwater.config import Settings
@@ -27,48 +28,17 @@ from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.schema import print_schema
 from headwater.graphql.scope import Scope
-from headwater.ids import new_id
 from headwater.sagas import operations
-from headwater.sagas.operations import Instance, InstanceFilter, SagaCount, limits_of
+from headwater.sagas.operations import Instance, InstanceFilter, SagaCount
 from headwater.server.node import Node
 from headwater.server.web import Web
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
-LIMITS = limits_of(app.domain)
-
-
-@pytest.fixture(autouse=True)
-def fair_weather() -> None:
-    works.weather.forgiving = False
-
 
 @pytest.fixture
 async def node(start: Start) -> Node:
     return await start(app, settings=replace(Settings(), poll_seconds=0.1))
-
-
-async def place(node: Node, *plan: str) -> UUID:
-    order = new_id()
-    await node.dispatcher.execute(PlaceOrder(order_id=order, plan=list(plan)))
-    return order
-
-
-async def change(node: Node, order: UUID, what: str) -> int:
-    return (await node.dispatcher.execute(ChangeOrder(order_id=order, what=what))).position
-
-
-async def seen(connection: asyncpg.Connection, order: UUID, status: str, waiting_for: str | None = None) -> Instance:
-    """The instance of an order, once it is so."""
-
-    async def look() -> Instance | None:
-        for found in await operations.shown(connection, order, LIMITS):
-            if found.status.value == status and waiting_for in (None, found.waiting_for):
-                return found
-        return None
-
-    found: Instance = await until(look)
-    return found
 
 
 async def all_done(connection: asyncpg.Connection, count: int) -> None:
@@ -79,30 +49,6 @@ async def all_done(connection: asyncpg.Connection, count: int) -> None:
         "select bool_and(p.position = h.position) from headwater.projections p, headwater.head h where name ~ 'saga'"
     )
     await until(lambda: connection.fetchval(query))
-
-
-async def records(connection: asyncpg.Connection, found: Instance) -> list[tuple[str, str | None]]:
-    """What stands in the instance's stream, and who wrote it there."""
-    query = "select type, actor from headwater.events where stream_id = $1 order by version"
-    return [(row["type"], row["actor"]) for row in await connection.fetch(query, found.stream_id)]
-
-
-async def letters(connection: asyncpg.Connection) -> int:
-    count: int = await connection.fetchval("select count(*) from headwater.dead_letters")
-    return count
-
-
-async def parked_undo(node: Node, connection: asyncpg.Connection) -> Instance:
-    """One whose first step was done, and cannot be taken back."""
-    return await seen(connection, await place(node, "a no undo", "no b"), "parked")
-
-
-async def parked_bug(node: Node, connection: asyncpg.Connection) -> Instance:
-    """One whose code fails on an event."""
-    order = await place(node, "a", "wait")
-    await seen(connection, order, "running", "events")
-    await change(node, order, "bug")
-    return await seen(connection, order, "parked")
 
 
 # To read -------------------------------------------------------------------------------------------------------------
@@ -223,7 +169,7 @@ async def test_a_refused_undo_is_parked_until_it_is_retried(node: Node, connecti
     await operations.retry(connection, found.stream_id, "ada")
     done = await seen(connection, found.key, "done")
     assert [each["state"] for each in json.loads(done.steps)][:2] == ["undone", "refused"]
-    written = await records(connection, found)
+    written = await records_by(connection, found)
     assert written.count(("SagaRetried", "ada")) == 2
     assert {actor for _, actor in written} == {"ada", "saga Fulfilment"}
     correlations = "select count(distinct correlation_id) from headwater.events where stream_id = $1"
@@ -241,7 +187,7 @@ async def test_nothing_is_said_to_what_is_not_parked(node: Node, connection: asy
         await operations.retry(connection, found.key, "ada")
     with pytest.raises(operations.SagaUnknown):
         await operations.retry(connection, uuid4(), "ada")
-    assert await records(connection, found) == [
+    assert await records_by(connection, found) == [
         ("SagaHandledEvent", "saga Fulfilment"),
         ("SagaStepConfirmed", "saga Fulfilment"),
     ]
@@ -293,22 +239,18 @@ async def test_a_bug_parks_the_instance_until_it_is_retried(node: Node, connecti
     found = await seen(connection, order, "parked")
     assert found.reason == f"RuntimeError: a bug in react (dead letter at position {position})"
     assert (found.waiting_for, found.version) == ("a person", before.version)
-    await until(lambda: _letters_are(connection, 2))
+    await until(lambda: letters_are(connection, 2))
     assert later > position
     other = await seen(connection, await place(node, "x"), "done")
     assert other.reason is None
 
     works.weather.forgiving = True
     await operations.retry(connection, order, "ada")
-    await until(lambda: _letters_are(connection, 0))
+    await until(lambda: letters_are(connection, 0))
     resumed = await seen(connection, order, "running", "events")
     assert resumed.reason is None
     await until(lambda: _changes(connection, order, 2))
-    assert ("SagaRetried", "ada") not in await records(connection, found)  # nothing was refused
-
-
-async def _letters_are(connection: asyncpg.Connection, count: int) -> bool:
-    return await letters(connection) == count
+    assert ("SagaRetried", "ada") not in await records_by(connection, found)  # nothing was refused
 
 
 async def _changes(connection: asyncpg.Connection, order: UUID, count: int) -> bool:
@@ -325,7 +267,7 @@ async def test_a_step_that_the_code_fails_on_parks_too(node: Node, connection: a
     await operations.retry(connection, order, "ada")
     done = await seen(connection, order, "done")
     assert [each["state"] for each in json.loads(done.steps)] == ["confirmed"] * 3
-    await until(lambda: _letters_are(connection, 0))
+    await until(lambda: letters_are(connection, 0))
 
 
 async def test_what_is_tried_again_by_itself_says_when(node: Node, connection: asyncpg.Connection) -> None:
@@ -350,13 +292,13 @@ async def test_what_is_abandoned_is_left_alone(node: Node, connection: asyncpg.C
     over = await seen(connection, found.key, "abandoned")
     assert (over.reason, over.waiting_for) == ("the customer is content", None)
     assert over.finished_at is not None
-    await until(lambda: _letters_are(connection, 0))
+    await until(lambda: letters_are(connection, 0))
 
     works.weather.forgiving = True
     position = await change(node, found.key, "cancel")
     await until(lambda: _passed(connection, position))
     assert await operations.shown(connection, found.key, LIMITS) == [over]
-    assert (await records(connection, found))[-1] == ("SagaAbandoned", "ada")
+    assert (await records_by(connection, found))[-1] == ("SagaAbandoned", "ada")
     assert node.worker.conductors["saga Fulfilment"].progress.parked_keys == 0
     with pytest.raises(operations.SagaOver, match="it is abandoned"):
         await operations.abandon(connection, found.key, "again", "ada")
@@ -400,11 +342,10 @@ async def test_what_is_over_is_not_abandoned(node: Node, connection: asyncpg.Con
     assert await operations.shown(connection, found.key, LIMITS) == [found]
 
 
-async def test_it_is_said_to_what_was_seen_or_not_at_all(
-    node: Node, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+async def test_an_instance_whose_row_is_behind_its_stream_is_not_abandoned(
+    node: Node, connection: asyncpg.Connection
 ) -> None:
-    """The table is behind the stream: what it shows as open may be over."""
-    monkeypatch.setattr(operations, "ATTEMPTS", 2)
+    """An instance that its row shows as open may have ended."""
     found = await parked_bug(node, connection)
     done = await seen(connection, await place(node, "a"), "done")
     for stream_id, version in ((found.stream_id, found.version), (done.stream_id, done.version)):
@@ -412,8 +353,8 @@ async def test_it_is_said_to_what_was_seen_or_not_at_all(
             "update headwater.sagas set version = $2, status = 'running' where stream_id = $1", stream_id, version - 1
         )
         with pytest.raises(operations.SagaChanging):
-            await operations.abandon(connection, stream_id, "why", "ada")
-    assert (await records(connection, done))[-1][0] == "SagaStepConfirmed"
+            await operations.abandon(connection, stream_id, "why", "ada", attempts=2)
+    assert (await records_by(connection, done))[-1][0] == "SagaStepConfirmed"
     discarded = "select count(*) from headwater.dead_letters where discarded"
     assert await connection.fetchval(discarded) == 0
 
@@ -620,7 +561,7 @@ async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Conne
     asked = f"The worker that runs the saga will retry Fulfilment {undone.key}.\n"
     assert await run("sagas", "retry", str(undone.key)) == (0, asked, "")
     await seen(connection, undone.key, "done")
-    assert ("SagaRetried", getpass.getuser()) in await records(connection, undone)
+    assert ("SagaRetried", getpass.getuser()) in await records_by(connection, undone)
     code, _, complaints = await run("sagas", "retry", str(undone.key))
     assert (code, complaints) == (1, f"headwater: Fulfilment {undone.key} is done: nothing of it waits for a person\n")
 
@@ -651,7 +592,7 @@ async def test_all_but_those_that_have_changed(start: Start, connection: asyncpg
     code, output, complaint = await run_command("sagas", "retry", "--all", DATABASE_URL=dsn)
     assert (code, output) == (1, "The worker that runs the saga will retry 2 parked instances.\n")
     assert complaint.startswith("headwater: 1 parked instance changed meanwhile and will not be retried: no worker")
-    assert [(await records(connection, each))[-1][0] for each in parked] == ["SagaRetried"] * 3
+    assert [(await records_by(connection, each))[-1][0] for each in parked] == ["SagaRetried"] * 3
     works.weather.forgiving = True
     await start(app)
     await all_done(connection, 3)

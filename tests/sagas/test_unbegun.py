@@ -8,8 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 from msgspec.structs import replace
-from tests.sagas.test_operations import LIMITS, change, letters, place, records, seen
 from tests.support import works
+from tests.support.orders import LIMITS, change, letters, place, records_by, seen
 from tests.support.waiting import until
 from tests.support.works import Input, Known, fulfilment
 
@@ -29,11 +29,6 @@ def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]
 
 
 failing = App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, react=react)])])
-
-
-@pytest.fixture(autouse=True)
-def fair_weather() -> None:
-    works.weather.forgiving = False
 
 
 @pytest.fixture
@@ -80,14 +75,14 @@ async def test_it_can_be_given_up(node: Node, connection: asyncpg.Connection) ->
     await operations.abandon(connection, order, "no use", "ada")
     found = await seen(connection, order, "abandoned")
     assert (found.version, found.reason, found.key) == (1, "no use", order)
-    assert await records(connection, found) == [("SagaAbandoned", "ada")]
+    assert await records_by(connection, found) == [("SagaAbandoned", "ada")]
     await until(lambda: no_letters(connection))
     with pytest.raises(SagaOver):
         await operations.abandon(connection, order, "again", "ada")
     works.weather.forgiving = True
     await change(node, order, "x")
     await seen(connection, await place(node), "done")
-    assert await records(connection, found) == [("SagaAbandoned", "ada")]
+    assert await records_by(connection, found) == [("SagaAbandoned", "ada")]
 
 
 async def test_it_is_gone_when_its_event_is_discarded(node: Node, connection: asyncpg.Connection) -> None:

@@ -9,8 +9,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 from msgspec.structs import replace
-from tests.sagas.test_operations import change, letters, place, records, seen
 from tests.support import works
+from tests.support.orders import change, letters, place, records_by, seen
 from tests.support.waiting import until
 from tests.support.works import Input, Known, OrderPlaced, PlaceOrder, app, fulfilment
 
@@ -23,11 +23,6 @@ from headwater.sagas.operations import SagaNotParked, SagaOver
 from headwater.server.node import Node
 
 QUICK = replace(Settings(), poll_seconds=0.1)
-
-
-@pytest.fixture(autouse=True)
-def fair_weather() -> None:
-    works.weather.forgiving = False
 
 
 @pytest.fixture
@@ -56,7 +51,7 @@ async def test_it_is_parked_and_can_be_given_up(start: Any, connection: asyncpg.
     await operations.abandon(connection, waiting, "give up", "ada")
     found = await seen(connection, waiting, "abandoned")
     assert (found.version, found.reason, found.waiting_for) == (2, "give up", None)
-    assert await records(connection, found) == [("SagaHandledEvent", "saga Fulfilment"), ("SagaAbandoned", "ada")]
+    assert await records_by(connection, found) == [("SagaHandledEvent", "saga Fulfilment"), ("SagaAbandoned", "ada")]
     await until(lambda: _no_letters(connection))
     with pytest.raises(SagaOver):
         await operations.abandon(connection, waiting, "again", "ada")

@@ -44,7 +44,7 @@ class WillNot(Refusal):
 
 class PlaceOrder(Command, creates=True, refuses=[Exists]):
     """plan: works by name, in order. `no ...` is refused, `bug ...` raises, `zone ...` raises what PostgreSQL's being
-    away does, `late ...` is never answered (see conftest); the undo of `... no undo` is refused. `wait`: it is not over
+    away does, `late ...` is never answered (see tests/sagas/conftest.py); the undo of `... no undo` is refused. `wait`: it is not over
     when they are done. patience: seconds that each may take."""
 
     order_id: UUID

@@ -251,7 +251,14 @@ async def retry_all(connection: asyncpg.Connection, saga: str | None, by: str) -
     return count, left
 
 
-async def abandon(connection: asyncpg.Connection, id: UUID, reason: str, by: str) -> Instance:  # noqa: A002 - the word of the CLI and the API
+async def abandon(
+    connection: asyncpg.Connection,
+    id: UUID,  # noqa: A002 - the word of the CLI and the API
+    reason: str,
+    by: str,
+    *,
+    attempts: int = ATTEMPTS,
+) -> Instance:
     """End an instance: no further step runs, nothing is undone, and its dead letters are discarded. A command that is
     being issued may still be accepted.
 
@@ -269,7 +276,7 @@ async def abandon(connection: asyncpg.Connection, id: UUID, reason: str, by: str
         now = datetime.now(UTC)
         return SagaAbandoned(saga=row["saga"], at=now, by=by, reason=reason, key=row["key"])
 
-    await _act_on(connection, found, by, act, ATTEMPTS)
+    await _act_on(connection, found, by, act, attempts)
     return found
 
 
