@@ -70,7 +70,7 @@ async def stands_at(connection: asyncpg.Connection, unit: str = UNIT) -> int:
 # In order ------------------------------------------------------------------------------------------------------------
 
 
-async def test_each_event_reaches_it_in_the_order_of_its_stream(start: Start, connection: asyncpg.Connection) -> None:
+async def test_events_are_delivered_in_the_order_of_their_stream(start: Start, connection: asyncpg.Connection) -> None:
     outside, boxes = Outside(), [uuid4() for _ in range(7)]
     node = await working(start, outside.reactor())
     events = [posted(boxes[n % 7], str(n)) for n in range(350)]
@@ -85,7 +85,9 @@ async def test_each_event_reaches_it_in_the_order_of_its_stream(start: Start, co
     }
 
 
-async def test_another_order_keeps_streams_one_behind_the_other(start: Start, connection: asyncpg.Connection) -> None:
+async def test_order_delivers_the_events_of_several_streams_one_after_another(
+    start: Start, connection: asyncpg.Connection
+) -> None:
     outside, to, other = Outside(raises={"a": ConnectionError("down")}), uuid4(), uuid4()
     node = await working(start, outside.reactor(order=lambda event: event.to, on_failure=Retry(times=0)))
     head = await write(connection, posted(uuid4(), "a", to), posted(uuid4(), "b", to), posted(uuid4(), "c", other))
@@ -110,7 +112,7 @@ def no_order(event: Any) -> UUID:
         ("raises", "IsADirectoryError: as ZoneInfo raises"),
     ],
 )
-async def test_an_event_without_an_order_stops_the_reactor_before_it(
+async def test_an_event_whose_order_is_invalid_stops_the_reactor_before_it(
     start: Start, connection: asyncpg.Connection, note: str, said: str
 ) -> None:
     outside, box = Outside(), uuid4()
@@ -137,7 +139,7 @@ async def test_an_event_without_an_order_stops_the_reactor_before_it(
     ],
     ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
 )
-async def test_a_failure_holds_up_its_key_only_and_is_parked_at_last(
+async def test_a_failure_delays_only_its_own_key_and_is_parked_after_the_last_retry(
     start: Start, connection: asyncpg.Connection, error: BaseException, said: str
 ) -> None:
     outside, one, other = Outside(raises={"bad": error}), uuid4(), uuid4()
@@ -154,7 +156,7 @@ async def test_a_failure_holds_up_its_key_only_and_is_parked_at_last(
     assert node.worker.progress[UNIT].parked_keys == 1
 
 
-async def test_a_person_has_it_tried_again_and_all_follows_in_order(
+async def test_after_an_operators_retry_the_waiting_events_follow_in_order(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     outside, one, other = Outside(raises={"down": ConnectionError("down")}), uuid4(), uuid4()
@@ -173,7 +175,7 @@ async def test_a_person_has_it_tried_again_and_all_follows_in_order(
     await until(lambda: outside.of(one)[-1] == "after")
 
 
-async def test_what_passes_needs_nobody(start: Start, connection: asyncpg.Connection) -> None:
+async def test_a_passing_failure_is_resolved_by_a_retry(start: Start, connection: asyncpg.Connection) -> None:
     outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
     node = await working(start, outside.reactor(on_failure=replace_times(SOON, 1000)))
     await write(connection, posted(box, "down"), posted(box, "next"))
@@ -199,9 +201,7 @@ async def test_a_slow_reaction_is_cancelled(start: Start, connection: asyncpg.Co
     assert "posts.py" in text, "where it stood"
 
 
-async def test_keys_that_are_tried_again_do_not_wait_for_each_other(
-    start: Start, connection: asyncpg.Connection
-) -> None:
+async def test_keys_that_are_retried_do_not_wait_for_each_other(start: Start, connection: asyncpg.Connection) -> None:
     """Else an outside that is down would hold everything up for as long as all its keys take, one after another."""
     outside, boxes = Outside(raises={"down": ConnectionError("down")}), [uuid4() for _ in range(10)]
     node = await working(start, outside.reactor(on_failure=Retry(times=0), within=timedelta(hours=1)))
@@ -212,7 +212,7 @@ async def test_keys_that_are_tried_again_do_not_wait_for_each_other(
     await until(lambda: len(outside.tried) == 10)
 
 
-async def test_keys_that_are_tried_again_hold_up_no_others(start: Start, connection: asyncpg.Connection) -> None:
+async def test_keys_that_are_retried_delay_no_other_keys(start: Start, connection: asyncpg.Connection) -> None:
     """However many do not answer: new events of other keys, and other keys that are tried again, go on."""
     outside, boxes, well = Outside(raises={"down": ConnectionError("down")}), [uuid4() for _ in range(15)], uuid4()
     node = await working(start, outside.reactor(on_failure=Retry(times=0), within=timedelta(hours=1)))
@@ -231,7 +231,7 @@ async def test_keys_that_are_tried_again_hold_up_no_others(start: Start, connect
     assert outside.of(well) == ["down", "behind", "after"]
 
 
-async def test_what_comes_while_its_key_is_tried_again_follows_in_order(
+async def test_events_that_arrive_while_their_key_is_retried_follow_in_order(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
@@ -249,7 +249,7 @@ async def test_what_comes_while_its_key_is_tried_again_follows_in_order(
     await until(lambda: letters_are(connection, []))
 
 
-async def test_a_key_that_is_set_aside_while_it_is_tried_again_stays_so(
+async def test_a_key_that_is_parked_again_during_its_retry_stays_parked(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A saga does so when a step fails while an event is tried. Its letter is written after the outcome of the event,
@@ -280,7 +280,7 @@ async def test_a_key_that_is_set_aside_while_it_is_tried_again_stays_so(
     assert taken == ["down", "down", "other", "more"]
 
 
-async def test_keys_that_are_tried_again_are_called_back_at_the_end(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_retries_are_cancelled_when_the_worker_ends(dsn: str, connection: asyncpg.Connection) -> None:
     outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
     async with Node(app_of(outside.reactor(within=timedelta(hours=1))), QUICK, dsn, serve=False, work=True) as node:
         await reached(node, await write(connection, posted(box, "down")))
@@ -290,9 +290,7 @@ async def test_keys_that_are_tried_again_are_called_back_at_the_end(dsn: str, co
     assert await letters(connection) == [(1, 1, "ConnectionError: down", True)]
 
 
-async def test_keys_that_are_tried_again_are_called_back_when_the_lease_is_lost(
-    start: Start, connection: asyncpg.Connection
-) -> None:
+async def test_retries_are_cancelled_when_the_lease_is_lost(start: Start, connection: asyncpg.Connection) -> None:
     outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
     node = await working(start, outside.reactor(within=timedelta(hours=1)))
     await reached(node, await write(connection, posted(box, "down")))
@@ -303,7 +301,7 @@ async def test_keys_that_are_tried_again_are_called_back_when_the_lease_is_lost(
     await until(lambda: outside.cancelled == ["down"])
 
 
-async def test_a_slow_outside_makes_nobody_unready(start: Start, connection: asyncpg.Connection) -> None:
+async def test_a_slow_receiver_does_not_affect_readiness(start: Start, connection: asyncpg.Connection) -> None:
     outside = Outside(held={"slow"})
     settings = replace(QUICK, ready_lag_seconds=0.001)
     node: Node = await start(app_of(outside.reactor()), settings=settings, serve=False)
@@ -321,7 +319,7 @@ async def test_a_slow_outside_makes_nobody_unready(start: Start, connection: asy
 
 
 @pytest.mark.kills
-async def test_killed_in_the_middle_it_is_given_again_with_the_same_keys(
+async def test_events_are_delivered_again_with_the_same_keys_after_a_kill(
     start: Start, dsn: str, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
     file, box = tmp_path / "reached", uuid4()
@@ -348,7 +346,7 @@ async def test_killed_in_the_middle_it_is_given_again_with_the_same_keys(
     assert len({*before, *after}) == 4, "each is one delivery, however often it comes"
 
 
-async def test_what_waits_aside_outlives_the_process(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_dead_letters_of_a_reactor_survive_a_restart(dsn: str, connection: asyncpg.Connection) -> None:
     outside, box = Outside(raises={"down": ConnectionError("down")}), uuid4()
     async with Node(app_of(outside.reactor()), QUICK, dsn, serve=False, work=True) as node:
         await reached(node, await write(connection, posted(box, "down"), posted(box, "behind")))
@@ -361,7 +359,7 @@ async def test_what_waits_aside_outlives_the_process(dsn: str, connection: async
 
 
 @pytest.mark.parametrize("from_start", [False, True])
-async def test_a_new_one_begins_at_the_end_unless_told_otherwise(
+async def test_a_new_reactor_begins_at_the_end_of_the_log_unless_from_start(
     start: Start, connection: asyncpg.Connection, from_start: bool
 ) -> None:
     outside, box = Outside(), uuid4()
@@ -371,7 +369,7 @@ async def test_a_new_one_begins_at_the_end_unless_told_otherwise(
     assert outside.notes == (["old", "new"] if from_start else ["new"])
 
 
-async def test_migrate_says_from_when_on(
+async def test_migrate_registers_a_reactor_at_the_end_of_the_log(
     start: Start, dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", dsn)
@@ -384,7 +382,7 @@ async def test_migrate_says_from_when_on(
     assert outside.notes == ["between", "between"]
 
 
-async def test_a_rebuild_of_a_read_model_calls_nobody(start: Start, connection: asyncpg.Connection) -> None:
+async def test_a_rebuild_of_a_read_model_calls_no_reactor(start: Start, connection: asyncpg.Connection) -> None:
     outside, box = Outside(), uuid4()
     node = await working(start, outside.reactor())
     await reached(node, await write(connection, *(posted(box, str(n)) for n in range(10))))
@@ -399,7 +397,7 @@ async def test_a_rebuild_of_a_read_model_calls_nobody(start: Start, connection: 
 # The bank's ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_banks_statement_holds_each_movement_once(
+async def test_the_banks_statement_has_each_movement_once(
     dsn: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("BANK_STATEMENTS", f"{tmp_path}")
@@ -439,7 +437,7 @@ def contents(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-async def test_without_a_folder_the_bank_writes_nothing(
+async def test_the_bank_writes_no_statements_without_a_folder(
     dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("BANK_STATEMENTS", raising=False)
@@ -453,7 +451,7 @@ async def test_without_a_folder_the_bank_writes_nothing(
     assert contents(tmp_path) == []
 
 
-def test_a_long_statement_is_looked_through_from_behind(tmp_path: Path) -> None:
+def test_a_long_statement_is_searched_from_its_end(tmp_path: Path) -> None:
     file, keys = tmp_path / "long.csv", [f"{UUID(int=n)}" for n in range(6000)]
     file.write_text("".join(f"{key},something that was written before\n" for key in keys))
     assert file.stat().st_size > 256 * 1024

@@ -91,7 +91,7 @@ async def letters(connection: asyncpg.Connection, order: UUID) -> list[tuple[int
 # ------------------------------------------------------------------------------------------------------------ steps
 
 
-async def test_steps_follow_one_another(node: Node, connection: asyncpg.Connection) -> None:
+async def test_steps_are_issued_one_after_another(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a", "b", "c")
     row = await reached(connection, order, "done")
     assert await deeds(connection, order) == ["did a", "did b", "did c", "closed done"]
@@ -100,7 +100,9 @@ async def test_steps_follow_one_another(node: Node, connection: asyncpg.Connecti
     assert [step["state"] for step in msgspec.json.decode(row["steps"])] == ["confirmed"] * 4
 
 
-async def test_a_refusal_undoes_what_was_done_the_last_first(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_refused_step_undoes_the_accepted_ones_in_reverse_order(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     order = await place(node, "a", "b", "no c", "d")
     row = await reached(connection, order, "done")
     assert await deeds(connection, order) == ["did a", "did b", "undid b", "undid a", "closed WILL_NOT"]
@@ -111,14 +113,14 @@ async def test_a_refusal_undoes_what_was_done_the_last_first(node: Node, connect
     assert tally(node) == SagaCounts(started=1, done=1, steps=3, refusals=1, compensations=2)
 
 
-async def test_a_refusal_of_an_optional_step_is_only_told(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_refused_optional_step_undoes_nothing(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a", "no b optional", "c")
     row = await reached(connection, order, "done")
     assert await deeds(connection, order) == ["did a", "did c", "closed done"]
     assert msgspec.json.decode(row["state"])["failures"] == ["WILL_NOT"]
 
 
-async def test_a_step_that_is_late_never_takes_effect(
+async def test_a_step_whose_deadline_has_passed_never_takes_effect(
     node: Node, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
     order = await place(node, "a", "late b", patience=30)
@@ -134,7 +136,7 @@ async def test_a_step_that_is_late_never_takes_effect(
     assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
 
 
-async def test_what_was_refused_once_cannot_be_accepted_later(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_refused_command_cannot_be_accepted_later(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a", "no b")
     row = await reached(connection, order, "done")
     refused = msgspec.json.decode(row["steps"])[1]
@@ -143,7 +145,7 @@ async def test_what_was_refused_once_cannot_be_accepted_later(node: Node, connec
         await node.dispatcher.issue(work, command_id=UUID(refused["commandId"]), origin=Origin())
 
 
-async def test_undo_at_will(node: Node, connection: asyncpg.Connection) -> None:
+async def test_react_can_undo_the_accepted_steps_at_any_time(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a", "b", "wait")
     await reached(connection, order, "running", "events")
     await change(node, order, "cancel")
@@ -151,7 +153,7 @@ async def test_undo_at_will(node: Node, connection: asyncpg.Connection) -> None:
     assert await deeds(connection, order) == ["did a", "did b", "undid b", "undid a", "closed cancelled"]
 
 
-async def test_undo_while_a_step_is_on_its_way(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_undo_withdraws_the_step_that_is_being_issued(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a", "late b", "c")
     await reached(connection, order, "running", "Work (step 2)")
     await change(node, order, "cancel")
@@ -159,7 +161,9 @@ async def test_undo_while_a_step_is_on_its_way(node: Node, connection: asyncpg.C
     assert await deeds(connection, order) == ["did a", "undid a", "closed cancelled"]
 
 
-async def test_a_refused_undo_is_parked_and_the_others_wait(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_refused_undo_parks_the_instance_and_the_other_undos_wait(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     order = await place(node, "a", "b no undo", "no c")
     row = await reached(connection, order, "parked")
     assert await deeds(connection, order) == ["did a", "did b no undo"]
@@ -169,7 +173,9 @@ async def test_a_refused_undo_is_parked_and_the_others_wait(node: Node, connecti
     await reached(connection, other, "done")
 
 
-async def test_events_of_an_instance_that_is_not_there_or_over(node: Node, connection: asyncpg.Connection) -> None:
+async def test_events_of_an_instance_that_has_not_begun_or_has_ended_are_ignored(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     nobody = new_id()
     await change(node, nobody, "remind")
     order = await place(node, "a")
@@ -187,7 +193,9 @@ async def passed(connection: asyncpg.Connection, position: int) -> bool:
     return bool(found)
 
 
-async def test_what_follows_is_told_by_whom_and_why(node: Node, connection: asyncpg.Connection) -> None:
+async def test_records_and_commands_carry_actor_correlation_and_causation(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     order = await place(node, "a")
     await reached(connection, order, "done")
     rows = await connection.fetch("select * from headwater.events order by position")
@@ -202,7 +210,7 @@ async def test_what_follows_is_told_by_whom_and_why(node: Node, connection: asyn
 
 
 @pytest.mark.parametrize("kind", ["bug", "zone"])
-async def test_a_bug_in_a_decision_parks_the_instance(node: Node, connection: asyncpg.Connection, kind: str) -> None:
+async def test_an_error_in_a_decision_parks_the_instance(node: Node, connection: asyncpg.Connection, kind: str) -> None:
     order = await place(node, "a", f"{kind} b")
     await until(lambda: parked(connection, order))
     behind = await change(node, order, "anything")
@@ -219,7 +227,7 @@ async def test_a_bug_in_a_decision_parks_the_instance(node: Node, connection: as
 
 
 @pytest.mark.parametrize("kind", ["bug", "zone"])
-async def test_a_bug_in_react_parks_the_event_and_those_behind_it(
+async def test_an_error_in_react_parks_the_event_and_those_behind_it(
     node: Node, connection: asyncpg.Connection, kind: str
 ) -> None:
     order = await place(node, "wait")
@@ -235,9 +243,7 @@ async def test_a_bug_in_react_parks_the_event_and_those_behind_it(
     await until(lambda: changes(connection, order, 3))
 
 
-async def test_an_event_without_an_instance_stops_the_saga_before_it(
-    start: Any, connection: asyncpg.Connection
-) -> None:
+async def test_an_invalid_route_stops_the_saga_before_the_event(start: Any, connection: asyncpg.Connection) -> None:
     def route(event: works.Input) -> UUID | None:
         if isinstance(event, OrderPlaced):
             return {"nobody": None, "text": "a text"}.get(event.plan[0], event.order_id)  # type: ignore[return-value]  # a mistake
@@ -279,7 +285,9 @@ async def again(connection: asyncpg.Connection, order: UUID) -> None:
     await connection.execute("select pg_notify('headwater', '')")
 
 
-async def test_a_command_that_is_gone_parks_the_instance(start: Any, connection: asyncpg.Connection, dsn: str) -> None:
+async def test_a_command_that_the_app_no_longer_has_parks_the_instance(
+    start: Any, connection: asyncpg.Connection, dsn: str
+) -> None:
     async with Node(app, Settings(), dsn, serve=True, work=True) as old:
         order = await place(old, "late a")
         await reached(connection, order, "running", "Work (step 1)")
@@ -291,7 +299,7 @@ async def test_a_command_that_is_gone_parks_the_instance(start: Any, connection:
     assert "No decider of this app takes the command Work" in error
 
 
-async def test_a_bug_in_what_follows_a_refusal_is_tried_again_then_parked(
+async def test_an_error_in_react_to_a_refusal_is_retried_and_then_parks_the_instance(
     start: Any, connection: asyncpg.Connection
 ) -> None:
     calls: list[bool] = []
@@ -313,7 +321,7 @@ async def test_a_bug_in_what_follows_a_refusal_is_tried_again_then_parked(
     assert await deeds(connection, order) == ["did a", "undid a", "closed WILL_NOT"]
 
 
-async def test_a_decider_that_raises_is_late_where_the_step_has_a_time(
+async def test_a_step_with_a_deadline_times_out_if_its_decider_keeps_raising(
     node: Node, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
     order = await place(node, "a", "bug b", patience=30)
@@ -323,9 +331,7 @@ async def test_a_decider_that_raises_is_late_where_the_step_has_a_time(
     assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
 
 
-async def test_an_instance_that_cannot_be_folded_any_more_holds_up_no_other(
-    dsn: str, connection: asyncpg.Connection
-) -> None:
+async def test_an_instance_that_cannot_be_folded_delays_no_other(dsn: str, connection: asyncpg.Connection) -> None:
     async with Node(app, Settings(), dsn, serve=True, work=True) as node:
         order = await place(node, "late a")
         await reached(connection, order, "running", "Work (step 1)")
@@ -351,7 +357,9 @@ async def test_an_instance_that_cannot_be_folded_any_more_holds_up_no_other(
 
 
 @pytest.mark.parametrize("from_start", [False, True])
-async def test_where_a_new_saga_begins(start: Any, connection: asyncpg.Connection, from_start: bool) -> None:
+async def test_a_new_saga_begins_at_the_end_of_the_log_unless_from_start(
+    start: Any, connection: asyncpg.Connection, from_start: bool
+) -> None:
     before = await start(App([Feature([works.orders, works.works])]), work=False)
     old = await place(before, "a")
     node = await start(app_of(replace(fulfilment, from_start=from_start)))
@@ -368,7 +376,9 @@ def app_of(saga: Saga[Any, Any]) -> App:
 # ------------------------------------------------------------------------------------------------------------ messages
 
 
-async def test_a_message_falls_due_once(node: Node, connection: asyncpg.Connection, clock: VirtualClock) -> None:
+async def test_a_message_is_delivered_once_when_due(
+    node: Node, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
     order = await place(node, "wait")
     await change(node, order, "remind")
     await reached(connection, order, "running", "its messages")
@@ -381,7 +391,9 @@ async def test_a_message_falls_due_once(node: Node, connection: asyncpg.Connecti
     assert (await record_types(connection, order)).count("SagaTimerFired") == 1
 
 
-async def test_a_message_is_cancelled(node: Node, connection: asyncpg.Connection, clock: VirtualClock) -> None:
+async def test_a_cancelled_message_is_not_delivered(
+    node: Node, connection: asyncpg.Connection, clock: VirtualClock
+) -> None:
     order = await place(node, "wait")
     await change(node, order, "remind")
     await reached(connection, order, "running", "its messages")
@@ -394,7 +406,7 @@ async def test_a_message_is_cancelled(node: Node, connection: asyncpg.Connection
     assert await connection.fetchval("select count(*) from headwater.timers") == 0
 
 
-async def test_messages_of_a_saga_that_is_over_do_not_fall_due(
+async def test_messages_of_an_ended_instance_are_not_delivered(
     node: Node, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
     order = await place(node, "wait")
@@ -408,7 +420,9 @@ async def test_messages_of_a_saga_that_is_over_do_not_fall_due(
     assert await deeds(connection, order) == ["closed cancelled"]
 
 
-async def test_a_message_outlives_the_process_and_comes_late_but_once(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_message_that_was_due_while_no_worker_ran_is_delivered_once(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     async with Node(app, Settings(), dsn, serve=True, work=True, clock=VirtualClock(NOON)) as node:
         order = await place(node, "wait")
         await change(node, order, "remind")
@@ -420,7 +434,9 @@ async def test_a_message_outlives_the_process_and_comes_late_but_once(dsn: str, 
     assert await deeds(connection, order) == ["closed reminded"]
 
 
-async def test_a_deadline_outlives_the_process(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_a_deadline_that_passed_while_no_worker_ran_times_the_step_out(
+    dsn: str, connection: asyncpg.Connection
+) -> None:
     async with Node(app, Settings(), dsn, serve=True, work=True, clock=VirtualClock(NOON)) as node:
         order = await place(node, "a", "late b", patience=60)
         await reached(connection, order, "running", "Work (step 2)")
@@ -432,7 +448,7 @@ async def test_a_deadline_outlives_the_process(dsn: str, connection: asyncpg.Con
 # ------------------------------------------------------------------------------------------------- several processes
 
 
-async def test_two_conductors_at_once_do_nothing_twice(dsn: str, connection: asyncpg.Connection) -> None:
+async def test_two_conductors_that_run_at_once_issue_each_step_once(dsn: str, connection: asyncpg.Connection) -> None:
     """As if a worker had lost its lease without knowing: both take, issue and record whatever they see."""
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(Node(app, Settings(), dsn, serve=True, work=True)) for _ in range(2)]
@@ -462,7 +478,7 @@ WANTED = {
 }
 
 
-async def test_what_passes_instances_by_is_not_kept_in_memory(
+async def test_events_that_begin_no_instance_leave_nothing_in_memory(
     start: Any, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
     """Events that begin no instance leave no record behind, and must not stay either."""

@@ -43,7 +43,7 @@ async def settled(node: Node, connection: asyncpg.Connection, order: Any) -> str
     return f"{found.status.value}: {found.waiting_for}"
 
 
-async def test_steps_go_on_when_the_event_that_held_them_up_is_discarded(
+async def test_steps_continue_when_the_event_that_parked_their_instance_is_discarded(
     start: Any, connection: asyncpg.Connection
 ) -> None:
     node = await start(app, settings=QUICK)
@@ -63,7 +63,7 @@ async def test_steps_go_on_when_the_event_that_held_them_up_is_discarded(
     assert await settled(node, connection, order) == "done: None"
 
 
-async def test_a_step_whose_letter_is_discarded_does_not_wait_for_the_next_start(
+async def test_a_step_whose_dead_letter_is_discarded_is_issued_again_at_once(
     start: Any, connection: asyncpg.Connection
 ) -> None:
     node = await start(app, settings=QUICK)
@@ -75,7 +75,9 @@ async def test_a_step_whose_letter_is_discarded_does_not_wait_for_the_next_start
     assert await settled(node, connection, order) == "done: None"
 
 
-async def test_the_reason_is_not_a_refusal_that_was_got_over(start: Any, connection: asyncpg.Connection) -> None:
+async def test_a_refusal_that_a_retry_resolved_is_not_the_reason_any_more(
+    start: Any, connection: asyncpg.Connection
+) -> None:
     node = await start(app, settings=QUICK)
     found = await parked_undo(node, connection)
     works.weather.forgiving = True
@@ -83,7 +85,7 @@ async def test_the_reason_is_not_a_refusal_that_was_got_over(start: Any, connect
     assert (await seen(connection, found.key, "done")).reason == "Work: WILL_NOT"
 
 
-async def test_a_message_falls_due_though_its_instance_was_parked_at_that_time(
+async def test_a_message_that_was_due_while_its_instance_was_parked_is_delivered_later(
     start: Any, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
     node = await start(app, settings=QUICK, clock=clock)
@@ -105,7 +107,7 @@ def react_badly(known: Known, event: Input) -> list[Do | Undo | After | Cancel |
     return works.react(known, event)
 
 
-async def test_a_message_that_the_code_fails_on_is_parked_and_retried(
+async def test_a_message_on_which_react_raises_is_parked_and_retried(
     start: Any, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
     saga = dataclasses.replace(fulfilment, react=react_badly)
@@ -121,7 +123,7 @@ async def test_a_message_that_the_code_fails_on_is_parked_and_retried(
     await seen(connection, order, "done")
 
 
-async def test_a_message_that_falls_due_during_the_look_for_those_that_are_due_is_not_missed(
+async def test_a_message_that_becomes_due_during_the_query_for_due_ones_is_not_missed(
     start: Any, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
     node = await start(app, settings=QUICK, clock=clock)
@@ -142,7 +144,7 @@ async def test_a_message_that_falls_due_during_the_look_for_those_that_are_due_i
     await seen(connection, order, "done")
 
 
-async def test_what_is_parked_for_a_person_is_left_alone_until_then(start: Any, connection: asyncpg.Connection) -> None:
+async def test_an_instance_that_waits_for_an_operator_is_not_driven(start: Any, connection: asyncpg.Connection) -> None:
     """Of two letters the one behind is due, but only the first one says when the instance is tried again."""
     asked = 0
 
@@ -168,7 +170,7 @@ async def test_what_is_parked_for_a_person_is_left_alone_until_then(start: Any, 
     assert asked == before
 
 
-async def test_a_fault_that_passes_parks_nobody(
+async def test_a_passing_fault_parks_no_instance(
     start: Any, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another has written to the instance, and the connection is lost while it is read again."""

@@ -79,7 +79,7 @@ async def parked(connection: asyncpg.Connection, order: UUID) -> Instance:
 # ---------------------------------------------------------------------------------------------------------- of clients
 
 
-async def test_no_client_can_name_an_internal_id(start: Any) -> None:
+async def test_a_client_cannot_use_an_internal_id_as_its_command_id(start: Any) -> None:
     node = await start(app, work=False)
     with pytest.raises(InvalidInput) as refused:
         await node.dispatcher.execute(
@@ -88,7 +88,7 @@ async def test_no_client_can_name_an_internal_id(start: Any) -> None:
     assert refused.value.path == ["command_id"]
 
 
-async def test_a_mutation_refuses_an_internal_id_as_input(start: Any, connection: asyncpg.Connection) -> None:
+async def test_a_mutation_with_an_internal_id_returns_invalid_input(start: Any, connection: asyncpg.Connection) -> None:
     node = await start(bank, work=False)
     engine = Engine(bank.schema)
     inputs = {
@@ -104,7 +104,7 @@ async def test_a_mutation_refuses_an_internal_id_as_input(start: Any, connection
     assert await connection.fetchval("select count(*) from headwater.events") == 0
 
 
-async def test_all_that_a_saga_writes_has_an_internal_id(start: Any, connection: asyncpg.Connection) -> None:
+async def test_all_events_of_a_saga_have_an_internal_command_id(start: Any, connection: asyncpg.Connection) -> None:
     node: Node = await start(app)
     await seen(connection, await place(node, "a", "no b"), "done")
     rows = await connection.fetch("select command_id from headwater.events where actor = 'saga Fulfilment'")
@@ -123,7 +123,7 @@ async def client(start: Any, connection: asyncpg.Connection) -> Node:
 
 
 @pytest.mark.parametrize("name", ["a", "no a"], ids=["accepted", "refused"])
-async def test_what_another_wrote_under_a_steps_id_is_not_the_steps_outcome(
+async def test_an_event_that_another_writer_appended_under_a_steps_id_is_not_its_outcome(
     start: Any, client: Node, connection: asyncpg.Connection, name: str
 ) -> None:
     order = await place(client, name)
@@ -136,7 +136,7 @@ async def test_what_another_wrote_under_a_steps_id_is_not_the_steps_outcome(
     await seen(connection, order, "abandoned")
 
 
-async def test_a_step_whose_id_another_stream_has_does_not_spin(
+async def test_a_step_whose_id_belongs_to_another_stream_is_not_issued_in_a_loop(
     start: Any, client: Node, connection: asyncpg.Connection
 ) -> None:
     order = await place(client, "a")
@@ -146,7 +146,7 @@ async def test_a_step_whose_id_another_stream_has_does_not_spin(
     assert await record_types(connection, order) == ["SagaHandledEvent"]
 
 
-async def test_a_late_step_whose_id_another_has_taken_is_not_confirmed(
+async def test_a_late_step_whose_id_another_writer_has_used_is_not_confirmed(
     start: Any, client: Node, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
     order = new_id()
@@ -160,7 +160,7 @@ async def test_a_late_step_whose_id_another_has_taken_is_not_confirmed(
     assert await record_types(connection, order) == ["SagaHandledEvent"]
 
 
-async def test_an_event_whose_record_cannot_have_its_id_is_a_dead_letter(
+async def test_an_event_whose_record_id_is_already_used_becomes_a_dead_letter(
     start: Any, client: Node, connection: asyncpg.Connection
 ) -> None:
     order = await place(client, "a")

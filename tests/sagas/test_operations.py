@@ -70,7 +70,9 @@ async def test_an_instance_is_shown_by_its_id_and_by_its_key(node: Node, connect
     assert await operations.shown(connection, uuid4(), LIMITS) == []
 
 
-async def test_pages_hold_each_instance_once_the_latest_first(node: Node, connection: asyncpg.Connection) -> None:
+async def test_pages_list_each_instance_once_with_the_latest_change_first(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     for _ in range(7):
         await place(node, "a")
     await all_done(connection, 7)
@@ -87,7 +89,9 @@ async def test_pages_hold_each_instance_once_the_latest_first(node: Node, connec
         assert [each.stream_id for each in pages] == [row["stream_id"] for row in expected], size
 
 
-async def test_what_a_filter_wants(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_filter_returns_the_instances_that_meet_all_of_its_conditions(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     undone = await parked_undo(node, connection)
     bug = await parked_bug(node, connection)
     done = await seen(connection, await place(node, "a"), "done")
@@ -123,7 +127,7 @@ async def test_what_a_filter_wants(node: Node, connection: asyncpg.Connection) -
     assert await operations.counted(connection, {}) == [SagaCount("Fulfilment", 1, 0, 2, None)]
 
 
-async def test_lists_of_what_is_open_need_not_look_at_what_is_over(connection: asyncpg.Connection) -> None:
+async def test_listing_open_instances_does_not_read_ended_ones(connection: asyncpg.Connection) -> None:
     await connection.execute(
         """
         insert into headwater.sagas
@@ -181,7 +185,7 @@ async def _parked_again(connection: asyncpg.Connection, found: Instance) -> Inst
     return now if now.status is Phase.PARKED and now.version > found.version else None
 
 
-async def test_nothing_is_said_to_what_is_not_parked(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_instance_that_is_not_parked_cannot_be_retried(node: Node, connection: asyncpg.Connection) -> None:
     found = await seen(connection, await place(node, "a", "wait"), "running", "events")
     with pytest.raises(operations.SagaNotParked, match=f"Fulfilment {found.key} is running"):
         await operations.retry(connection, found.key, "ada")
@@ -193,7 +197,7 @@ async def test_nothing_is_said_to_what_is_not_parked(node: Node, connection: asy
     ]
 
 
-async def test_all_that_are_parked_are_retried(node: Node, connection: asyncpg.Connection) -> None:
+async def test_retry_all_retries_every_parked_instance(node: Node, connection: asyncpg.Connection) -> None:
     parked = [
         await parked_undo(node, connection),
         await parked_bug(node, connection),
@@ -212,7 +216,7 @@ async def _counts_are(connection: asyncpg.Connection, *counts: SagaCount) -> boo
     return await operations.counted(connection, LIMITS) == list(counts)
 
 
-async def test_a_key_of_several_sagas_says_not_which(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_key_of_instances_of_several_sagas_is_ambiguous(node: Node, connection: asyncpg.Connection) -> None:
     found = await parked_undo(node, connection)
     await connection.execute(
         "insert into headwater.sagas select $1, 'Another', key, version, position, status, state, steps, step, "
@@ -231,7 +235,9 @@ async def test_a_key_of_several_sagas_says_not_which(node: Node, connection: asy
 # A dead letter -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_bug_parks_the_instance_until_it_is_retried(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_event_on_which_react_raises_parks_the_instance_until_it_is_retried(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     order = await place(node, "a", "wait")
     before = await seen(connection, order, "running", "events")
     position = await change(node, order, "bug")
@@ -258,7 +264,7 @@ async def _changes(connection: asyncpg.Connection, order: UUID, count: int) -> b
     return bool(json.loads(found.state)["changes"] == count)
 
 
-async def test_a_step_that_the_code_fails_on_parks_too(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_step_whose_decider_raises_parks_the_instance(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a", "bug b")
     found = await seen(connection, order, "parked")
     assert found.reason is not None
@@ -270,7 +276,9 @@ async def test_a_step_that_the_code_fails_on_parks_too(node: Node, connection: a
     await until(lambda: letters_are(connection, 0))
 
 
-async def test_what_is_tried_again_by_itself_says_when(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_instance_with_a_pending_retry_shows_the_time_of_the_next_attempt(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     found = await parked_bug(node, connection)
     # As between two attempts of a patient saga.
     due = datetime(2050, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -285,7 +293,9 @@ async def test_what_is_tried_again_by_itself_says_when(node: Node, connection: a
 
 
 @pytest.mark.parametrize("parked", [parked_undo, parked_bug])
-async def test_what_is_abandoned_is_left_alone(node: Node, connection: asyncpg.Connection, parked: Any) -> None:
+async def test_nothing_follows_for_an_abandoned_instance(
+    node: Node, connection: asyncpg.Connection, parked: Any
+) -> None:
     found = await parked(node, connection)
     await change(node, found.key, "behind it")
     await operations.abandon(connection, found.key, "the customer is content", "ada")
@@ -311,7 +321,7 @@ async def _passed(connection: asyncpg.Connection, position: int) -> bool:
     return bool(await connection.fetchval(query, position))
 
 
-async def test_a_message_of_what_is_abandoned_never_comes(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_message_of_an_abandoned_instance_is_not_delivered(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a", "wait")
     await change(node, order, "remind")
     await seen(connection, order, "running", "its messages")
@@ -321,7 +331,7 @@ async def test_a_message_of_what_is_abandoned_never_comes(node: Node, connection
     assert await connection.fetchval("select count(*) from headwater.timers") == 0
 
 
-async def test_a_step_of_what_is_abandoned_is_not_issued_again(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_step_of_an_abandoned_instance_is_not_issued_again(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "late a", "b")
     await seen(connection, order, "running", "Work (step 1)")
     await operations.abandon(connection, order, "nobody answers", "ada")
@@ -333,7 +343,7 @@ async def test_a_step_of_what_is_abandoned_is_not_issued_again(node: Node, conne
     assert await connection.fetchval("select count(*) from headwater.events where type = 'Worked'") == 1
 
 
-async def test_what_is_over_is_not_abandoned(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_ended_instance_cannot_be_abandoned(node: Node, connection: asyncpg.Connection) -> None:
     found = await seen(connection, await place(node, "a"), "done")
     with pytest.raises(operations.SagaOver, match=f"Fulfilment {found.key} is over: it is done"):
         await operations.abandon(connection, found.key, "why", "ada")
@@ -359,7 +369,9 @@ async def test_an_instance_whose_row_is_behind_its_stream_is_not_abandoned(
     assert await connection.fetchval(discarded) == 0
 
 
-async def test_a_change_meanwhile_is_looked_at_again(node: Node, connection: asyncpg.Connection) -> None:
+async def test_abandoning_reads_an_instance_again_that_changes_meanwhile(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     found = await parked_undo(node, connection)
     await connection.execute("update headwater.sagas set version = version - 1 where stream_id = $1", found.stream_id)
     abandoning = asyncio.create_task(operations.abandon(connection, found.key, "why", "ada"))
@@ -414,7 +426,7 @@ async def test_a_state_of_none_is_null_in_a_nullable_field(node: Node, connectio
     assert all(isinstance(each["input"], dict) for each in data["saga"]["steps"])
 
 
-async def test_a_saga_as_clients_see_it(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_graphql_client_reads_an_instance_with_its_steps(node: Node, connection: asyncpg.Connection) -> None:
     found = await parked_undo(node, connection)
     steps: list[dict[str, Any]] = []
     for said in (found.stream_id, found.key):
@@ -450,7 +462,7 @@ async def test_a_saga_as_clients_see_it(node: Node, connection: asyncpg.Connecti
     assert await ask(node, SAGA, id=str(uuid4())) == ({"saga": None}, [])
 
 
-async def test_pages_of_sagas_as_clients_see_them(node: Node, connection: asyncpg.Connection) -> None:
+async def test_a_graphql_client_reads_pages_of_instances(node: Node, connection: asyncpg.Connection) -> None:
     parked = await parked_undo(node, connection)
     for _ in range(3):
         await place(node, "a")
@@ -495,7 +507,7 @@ async def test_pages_of_sagas_as_clients_see_them(node: Node, connection: asyncp
         {"filter": {"saga": "\0"}},
     ],
 )
-async def test_what_cannot_be_asked(node: Node, arguments: dict[str, Any]) -> None:
+async def test_invalid_arguments_of_the_sagas_field_are_errors(node: Node, arguments: dict[str, Any]) -> None:
     _, errors = await ask(node, SAGAS, **arguments)
     assert [code for _, code in errors] == ["BAD_USER_INPUT"]
 
@@ -514,7 +526,9 @@ def test_only_an_app_with_sagas_has_them_in_its_schema() -> None:
 APP = ("--app", "tests.support.works:app")
 
 
-async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Connection, dsn: str) -> None:
+async def test_the_command_line_lists_shows_retries_and_abandons_instances(
+    node: Node, connection: asyncpg.Connection, dsn: str
+) -> None:
     run = partial(run_command, DATABASE_URL=dsn)
     assert await run("sagas", "list", *APP) == (0, "No sagas.\n", "")
     undone = await parked_undo(node, connection)
@@ -572,7 +586,9 @@ async def test_the_commands_of_an_operator(node: Node, connection: asyncpg.Conne
     assert await run("sagas", "abandon", str(bug.key), "--reason", "again") == (1, "", over)
 
 
-async def test_all_at_once_from_the_command_line(node: Node, connection: asyncpg.Connection, dsn: str) -> None:
+async def test_the_command_line_retries_all_parked_instances(
+    node: Node, connection: asyncpg.Connection, dsn: str
+) -> None:
     parked = [await parked_undo(node, connection), await parked_bug(node, connection)]
     works.weather.forgiving = True
     done = "The worker that runs the saga will retry 2 parked instances.\n"
@@ -581,7 +597,9 @@ async def test_all_at_once_from_the_command_line(node: Node, connection: asyncpg
     await seen(connection, parked[1].key, "running", "events")
 
 
-async def test_all_but_those_that_have_changed(start: Start, connection: asyncpg.Connection, dsn: str) -> None:
+async def test_retry_all_reports_the_instances_that_changed_meanwhile(
+    start: Start, connection: asyncpg.Connection, dsn: str
+) -> None:
     """The table is behind the stream: no worker has passed what a person said to one of them."""
     parked = []
     async with Node(app, replace(Settings(), poll_seconds=0.1), dsn, serve=True, work=True) as node:
@@ -609,7 +627,7 @@ async def test_all_but_those_that_have_changed(start: Start, connection: asyncpg
         ["abandon", str(UUID(int=1)), "--reason", "why"],
     ],
 )
-async def test_what_the_command_line_refuses(dsn: str, arguments: list[str]) -> None:
+async def test_the_command_line_refuses_invalid_arguments(dsn: str, arguments: list[str]) -> None:
     code, output, complaints = await run_command("sagas", *arguments, DATABASE_URL=dsn)
     assert (code, output) == (1, "")
     assert complaints.startswith("headwater: ")

@@ -41,7 +41,9 @@ async def no_letters(connection: asyncpg.Connection) -> bool:
     return await letters(connection) == 0
 
 
-async def test_it_is_listed_and_counted(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_instance_whose_first_event_is_parked_is_listed_and_counted(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     order = await place(node, "a")
     found = await seen(connection, order, "parked", "a person")
     assert (found.version, found.steps, found.stream_id) == (0, "[]", fulfilment.stream_of(order))
@@ -58,7 +60,9 @@ async def test_it_is_listed_and_counted(node: Node, connection: asyncpg.Connecti
     assert await operations.counted(connection, LIMITS) == [SagaCount("Fulfilment", 0, 0, 1, 0)]
 
 
-async def test_it_begins_when_it_is_tried_again(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_instance_begins_when_its_first_event_succeeds_on_a_retry(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     order = await place(node, "a")
     found = await seen(connection, order, "parked")
     works.weather.forgiving = True
@@ -69,7 +73,7 @@ async def test_it_begins_when_it_is_tried_again(node: Node, connection: asyncpg.
     assert await no_letters(connection)
 
 
-async def test_it_can_be_given_up(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_instance_that_has_not_begun_can_be_abandoned(node: Node, connection: asyncpg.Connection) -> None:
     order = await place(node, "a")
     await seen(connection, order, "parked")
     await operations.abandon(connection, order, "no use", "ada")
@@ -85,7 +89,9 @@ async def test_it_can_be_given_up(node: Node, connection: asyncpg.Connection) ->
     assert await records_by(connection, found) == [("SagaAbandoned", "ada")]
 
 
-async def test_it_is_gone_when_its_event_is_discarded(node: Node, connection: asyncpg.Connection) -> None:
+async def test_an_instance_that_has_not_begun_is_removed_when_its_event_is_discarded(
+    node: Node, connection: asyncpg.Connection
+) -> None:
     order = await place(node, "a")
     await seen(connection, order, "parked")
     await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)

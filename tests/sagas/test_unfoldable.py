@@ -45,7 +45,9 @@ def cannot_fold(order: UUID) -> App:
     return App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, evolve=evolve)])])
 
 
-async def test_it_is_parked_and_can_be_given_up(start: Any, connection: asyncpg.Connection, waiting: UUID) -> None:
+async def test_an_instance_that_cannot_be_folded_is_parked_and_can_be_abandoned(
+    start: Any, connection: asyncpg.Connection, waiting: UUID
+) -> None:
     node = await start(cannot_fold(waiting), settings=QUICK)
     assert "no such plan any more" in ((await seen(connection, waiting, "parked", "a person")).reason or "")
     await operations.abandon(connection, waiting, "give up", "ada")
@@ -63,7 +65,7 @@ async def test_it_is_parked_and_can_be_given_up(start: Any, connection: asyncpg.
     assert await letters(connection) == 0
 
 
-async def test_what_is_known_of_it_without_its_code_is_shown(
+async def test_an_instance_that_cannot_be_folded_is_shown_without_its_state(
     start: Any, dsn: str, connection: asyncpg.Connection, waiting: UUID
 ) -> None:
     """Also when its last records are passed by the code that cannot fold it."""
@@ -77,7 +79,7 @@ async def test_what_is_known_of_it_without_its_code_is_shown(
     await seen(connection, waiting, "abandoned")
 
 
-async def test_it_goes_on_with_code_that_is_mended(
+async def test_an_instance_continues_with_corrected_code(
     start: Any, dsn: str, connection: asyncpg.Connection, waiting: UUID
 ) -> None:
     async with Node(cannot_fold(waiting), QUICK, dsn, serve=True, work=True):
@@ -92,7 +94,7 @@ async def test_it_goes_on_with_code_that_is_mended(
     await seen(connection, waiting, "done")
 
 
-async def test_a_stream_of_another_category_in_its_place_holds_up_nobody_else(
+async def test_a_stream_of_another_category_in_its_place_delays_no_other_instance(
     start: Any, connection: asyncpg.Connection
 ) -> None:
     """Whoever creates a stream may choose its id, and work out that of an instance before it begins."""

@@ -43,9 +43,13 @@ class WillNot(Refusal):
 
 
 class PlaceOrder(Command, creates=True, refuses=[Exists]):
-    """plan: works by name, in order. `no ...` is refused, `bug ...` raises, `zone ...` raises what PostgreSQL's being
-    away does, `late ...` is never answered (see tests/sagas/conftest.py); the undo of `... no undo` is refused. `wait`: it is not over
-    when they are done. patience: seconds that each may take."""
+    """Place an order.
+
+    plan: works by name, in order. The names say how the works behave: `no ...` is refused, `bug ...` raises, `zone ...`
+    raises the error of a lost PostgreSQL, `late ...` gets no answer from the log (see tests/sagas/conftest.py), and the
+    undo of `... no undo` is refused. With `wait` the order stays open after its works are done.
+    patience: the timeout of each work, in seconds.
+    """
 
     order_id: UUID
     plan: list[str]
