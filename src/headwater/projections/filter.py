@@ -25,7 +25,7 @@ class Row(Protocol):
 class ColumnsByName(Protocol):
     """The columns that a filter may name."""
 
-    def __getitem__(self, name: str, /) -> sa.ColumnElement[Any]: ...
+    def __getitem__(self, name: str, /) -> sa.ColumnElement[object]: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def to_sql(tree: Filter, columns: ColumnsByName) -> sa.ColumnElement[bool]:
             assert_never(tree)
 
 
-def _compare_sql(column: sa.ColumnElement[Any], name: str, value: Any) -> sa.ColumnElement[bool]:
+def _compare_sql(column: sa.ColumnElement[object], name: str, value: Any) -> sa.ColumnElement[bool]:
     match name:
         case "eq":
             return _known(column, column == value)
@@ -104,12 +104,12 @@ def _compare_sql(column: sa.ColumnElement[Any], name: str, value: Any) -> sa.Col
             raise ValueError(f"the filter has an unknown operator: {name!r}")
 
 
-def _known(column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+def _known(column: sa.ColumnElement[object], condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     """Make a condition false, not unknown, where the column is null. An index on the column stays usable."""
     return sa.and_(column.is_not(None), condition) if getattr(column, "nullable", True) else condition
 
 
-def _array(column: sa.ColumnElement[Any], values: tuple[Any, ...]) -> sa.ColumnElement[Any]:
+def _array(column: sa.ColumnElement[object], values: tuple[Any, ...]) -> sa.ColumnElement[object]:
     # One array parameter: the text of the statement does not depend on the number of values.
     return sa.literal(list(values), postgresql.ARRAY(column.type))
 

@@ -14,13 +14,12 @@ import json
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import asyncpg
 
 from headwater.consumers.checkpoint import Generation
 from headwater.domain.messages import Event
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.errors import HeadwaterError
 from headwater.postgres import queries
 from headwater.postgres.database import Connection, make_schema
@@ -50,7 +49,7 @@ class Outdated(HeadwaterError):
 # --------------------------------------------------------------------------------------------------------- declaration
 
 
-def fingerprint(view: View[Any]) -> str:
+def fingerprint(view: AnyView) -> str:
     """Return a hash of the declaration: `<rows>.<events>`.
 
     The first part changes with the columns, the values of enums, the indexes, `version` and `history`. Then the rows
@@ -66,21 +65,21 @@ def kinds_of(events: Iterable[type[Event]]) -> str:
     return hashlib.sha256(json.dumps(kinds).encode()).hexdigest()[:8]
 
 
-def rows_fingerprint(view: View[Any], enums: Mapping[str, Collection[str]]) -> str:
+def rows_fingerprint(view: AnyView, enums: Mapping[str, Collection[str]]) -> str:
     """Return a hash of everything that the rows depend on. enums: the values that a row may hold, by column."""
     columns = [(column.name, column_type(column), column.nullable) for column in columns_of(view)]
     declared = [columns, view.key, indexed_columns(view), view.model.__declared__.version, enums, view.history]
     return hashlib.sha256(json.dumps(declared).encode()).hexdigest()[:16]
 
 
-def _enums(view: View[Any]) -> dict[str, list[str]]:
+def _enums(view: AnyView) -> dict[str, list[str]]:
     return {each.name: sorted(member.value for member in each.enum) for each in view.fields if each.enum is not None}
 
 
 # -------------------------------------------------------------------------------------------------------- registering
 
 
-async def prepare_views(dsn: str, views: Sequence[View[Any]]) -> None:
+async def prepare_views(dsn: str, views: Sequence[AnyView]) -> None:
     """Create the read models' tables, and register the next generation where the declaration has changed."""
     connection = await asyncpg.connect(dsn, timeout=10)
     try:
@@ -91,7 +90,7 @@ async def prepare_views(dsn: str, views: Sequence[View[Any]]) -> None:
         await connection.close()
 
 
-async def prepare(connection: Connection, view: View[Any]) -> Generation:
+async def prepare(connection: Connection, view: AnyView) -> Generation:
     """Return the live generation; create its table and SQL view if there is none.
 
     Its fingerprint may differ from that of `view`: `renew` registers the generation that replaces it.
@@ -101,7 +100,7 @@ async def prepare(connection: Connection, view: View[Any]) -> Generation:
         return await _create_first(connection, view) if row is None else _standing(row)
 
 
-async def renew(connection: Connection, view: View[Any], *, insist: bool = False) -> Generation | None:
+async def renew(connection: Connection, view: AnyView, *, insist: bool = False) -> Generation | None:
     """Register the next generation if the declaration has changed. Returns None if there is nothing to build.
 
     If only the enums have gained values, or the kinds of events have changed, the live generation is adopted as it is:
@@ -139,7 +138,7 @@ async def renew(connection: Connection, view: View[Any], *, insist: bool = False
         return await _register_next(connection, view)
 
 
-async def adopt(connection: Connection, view: View[Any]) -> None:
+async def adopt(connection: Connection, view: AnyView) -> None:
     """Hand the live generation to this code, if only the enums have gained values or the kinds of events have changed.
 
     Older code cannot read the new values, and would skip events that it does not know, for good. So this is called
@@ -152,7 +151,7 @@ async def adopt(connection: Connection, view: View[Any]) -> None:
             await _adopt(connection, view, declaration)
 
 
-async def _adopt(connection: Connection, view: View[Any], declaration: str) -> bool:
+async def _adopt(connection: Connection, view: AnyView, declaration: str) -> bool:
     """Return True if the live generation is now this code's."""
     live = await connection.fetchrow(_SQL["live_declaration"], view.name)
     if live is None:
@@ -172,7 +171,7 @@ async def _adopt(connection: Connection, view: View[Any], declaration: str) -> b
     return True
 
 
-async def rebuild(connection: Connection, view: View[Any]) -> Generation:
+async def rebuild(connection: Connection, view: AnyView) -> Generation:
     """Register a generation though the declaration is the same. Returns the one under way if there is one that has not
     failed; a failed one is given up.
 
@@ -210,7 +209,7 @@ async def table_lock(
         yield
 
 
-async def _create_first(connection: Connection, view: View[Any]) -> Generation:
+async def _create_first(connection: Connection, view: AnyView) -> Generation:
     await make_schema(connection, SCHEMA)
     generation = await connection.fetchval(_SQL["next_generation"], view.name)
     standing = await _register(connection, view, generation, "live")
@@ -220,7 +219,7 @@ async def _create_first(connection: Connection, view: View[Any]) -> Generation:
     return standing
 
 
-async def _register_next(connection: Connection, view: View[Any]) -> Generation:
+async def _register_next(connection: Connection, view: AnyView) -> Generation:
     declaration = fingerprint(view)
     await connection.execute(_SQL["give_up_failed"], view.name, declaration)
     row = await connection.fetchrow(_SQL["building"], view.name, declaration)
@@ -231,7 +230,7 @@ async def _register_next(connection: Connection, view: View[Any]) -> Generation:
     return await _register(connection, view, generation, "building")
 
 
-async def _register(connection: Connection, view: View[Any], generation: int, state: str) -> Generation:
+async def _register(connection: Connection, view: AnyView, generation: int, state: str) -> Generation:
     table = f"{snake_case(view.name)}_{generation}"
     await create_table(connection, view, table)
     declaration = fingerprint(view)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.errors import AsOfUnsupported, CodeFailed, ProjectionBehind, ReadModelRebuilding
 from headwater.eventstore.log import Log
 from headwater.postgres import queries
@@ -39,7 +38,7 @@ class History:
     """The past of one read model. page, behind: see PAGE and BEHIND."""
 
     def __init__(
-        self, domain: Domain, view: View[Any], log: Log, pool: asyncpg.Pool, *, page: int = PAGE, behind: int = BEHIND
+        self, domain: Domain, view: AnyView, log: Log, pool: asyncpg.Pool, *, page: int = PAGE, behind: int = BEHIND
     ) -> None:
         self._view = view
         self._log = log

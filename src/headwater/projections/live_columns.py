@@ -14,7 +14,7 @@ import asyncpg
 import sqlalchemy as sa
 
 from headwater.domain.graphql_names import field_name
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.errors import ReadModelRebuilding
 from headwater.postgres import queries
 from headwater.projections.filter import Row
@@ -23,7 +23,7 @@ from headwater.projections.tables import SCHEMA, snake_case, table_of, type_of
 _SQL = queries.load(__file__)
 
 
-async def read_live_columns(pool: asyncpg.Pool, view: View[Any]) -> LiveColumns:
+async def read_live_columns(pool: asyncpg.Pool, view: AnyView) -> LiveColumns:
     """Read the columns of the generation that is live now. All are missing when none is."""
     rows = await pool.fetch(_SQL["columns"], view.name)
     generation = rows[0]["generation"] if rows else 0
@@ -40,7 +40,7 @@ class LiveColumns:
     names: what to insert into the statements of a `.sql` file.
     """
 
-    def __init__(self, view: View[Any], generation: int, existing: Mapping[str, tuple[str, bool]]) -> None:
+    def __init__(self, view: AnyView, generation: int, existing: Mapping[str, tuple[str, bool]]) -> None:
         declared = table_of(view)
         self.generation = generation
         self.view = view
@@ -55,7 +55,7 @@ class LiveColumns:
             "columns": ", ".join(f'"{column.name}"' for column in self.table.columns),
         }
 
-    def __getitem__(self, name: str) -> sa.ColumnElement[Any]:
+    def __getitem__(self, name: str) -> sa.ColumnElement[object]:
         """Return a column to filter and order by.
 
         Raises:

@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from headwater.domain.fields import Field, Kind
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.errors import BadUserInput
 from headwater.projections.filter import ColumnsByName, Row
 
@@ -59,7 +59,7 @@ def cursor_of(order: Sequence[Order], row: Row) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def parse_cursor(order: Sequence[Order], cursor: str, view: View[Any]) -> list[object]:
+def parse_cursor(order: Sequence[Order], cursor: str, view: AnyView) -> list[object]:
     """Return the values of a cursor, one a column of the order.
 
     Raises:
@@ -79,11 +79,11 @@ def _signature(order: Sequence[Order]) -> str:
     return ",".join(("-" if each.descending else "") + each.column for each in order)
 
 
-def _same(column: sa.ColumnElement[Any], value: object) -> sa.ColumnElement[bool]:
+def _same(column: sa.ColumnElement[object], value: object) -> sa.ColumnElement[bool]:
     return column.is_(None) if value is None else column == value
 
 
-def _later(column: sa.ColumnElement[Any], value: object, descending: bool) -> sa.ColumnElement[bool]:
+def _later(column: sa.ColumnElement[object], value: object, descending: bool) -> sa.ColumnElement[bool]:
     nullable = getattr(column, "nullable", True)
     if descending:
         return column.is_not(None) if value is None else column < value

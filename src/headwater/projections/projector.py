@@ -17,7 +17,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -27,7 +27,7 @@ from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described
 from headwater.consumers.loop import LoopSettings, Ports
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
-from headwater.domain.read_model import ReadModel, View
+from headwater.domain.read_model import AnyView, ReadModel, View
 from headwater.errors import HeadwaterError
 from headwater.eventstore.positions import LOG
 from headwater.postgres import queries
@@ -438,7 +438,7 @@ class Projector(Generic[M]):
 class _Statements:
     """The statements on a generation's table."""
 
-    def __init__(self, view: View[Any], table: str) -> None:
+    def __init__(self, view: AnyView, table: str) -> None:
         self.load = load_sql(view, table)
         self.upsert = upsert_sql(view, table)
         self.delete = delete_sql(view, table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -13,7 +13,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg as sa_asyncpg
 
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.errors import BadUserInput, ProjectionBehind
 from headwater.eventstore.positions import Positions, generation_of
 from headwater.postgres import queries
@@ -115,7 +115,7 @@ class Reader:
     def __init__(
         self,
         pool: asyncpg.Pool,
-        view: View[Any],
+        view: AnyView,
         positions: Positions,
         *,
         patience: float = 10.0,

@@ -13,6 +13,7 @@ from headwater.domain.read_model import ReadModel, View
 from headwater.domain.value_rules import require_rule
 
 M = TypeVar("M", bound=ReadModel)
+T = TypeVar("T")
 
 _FROM_JSON: dict[Kind, Callable[[str], Any]] = {Kind.TIME: datetime.fromisoformat, Kind.DATE: date.fromisoformat}
 
@@ -35,7 +36,7 @@ class RowCodec(Generic[M]):
         self.names = [*(each.name for each in view.fields), "position"]
         self.read = model_reader(view)
 
-    def arrays(self, rows: Sequence[ModelRow]) -> list[list[Any]]:
+    def arrays(self, rows: Sequence[ModelRow]) -> list[list[object]]:
         """Return one array a column, `position` last, as `row_statements` takes them. No model may be None.
 
         Raises:
@@ -99,5 +100,5 @@ def _element_reader(field: Field) -> Callable[[Any], Any]:
     return chosen
 
 
-def _unchanged(value: Any) -> Any:
+def _unchanged(value: T) -> T:
     return value

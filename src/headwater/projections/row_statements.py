@@ -5,13 +5,11 @@ Many rows are written at once, as one array a column: see `RowCodec.arrays`.
 
 from __future__ import annotations
 
-from typing import Any
-
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.projections.tables import array_type, columns_of, is_json, quoted, quoted_table
 
 
-def upsert_sql(view: View[Any], table: str) -> str:
+def upsert_sql(view: AnyView, table: str) -> str:
     """Insert or update rows. `$1` is the array of the first column's values, and so on; `position` is the last."""
     columns = columns_of(view)
     names = [quoted(column.name) for column in columns]
@@ -27,7 +25,7 @@ def upsert_sql(view: View[Any], table: str) -> str:
     )
 
 
-def update_sql(view: View[Any], table: str) -> str:
+def update_sql(view: AnyView, table: str) -> str:
     """Update existing rows, by the arrays of `upsert_sql`. Needs no index: without one, PostgreSQL scans the table."""
     columns = columns_of(view)
     names = [quoted(column.name) for column in columns]
@@ -44,17 +42,17 @@ def update_sql(view: View[Any], table: str) -> str:
     )
 
 
-def delete_sql(view: View[Any], table: str) -> str:
+def delete_sql(view: AnyView, table: str) -> str:
     """Delete the rows of the keys `$1`."""
     return f"delete from {quoted_table(table)} where {quoted(view.key)} = any($1::uuid[])"
 
 
-def load_sql(view: View[Any], table: str) -> str:
+def load_sql(view: AnyView, table: str) -> str:
     """Select the rows of the keys `$1`."""
     return f"{select_sql(view, table)} where {quoted(view.key)} = any($1::uuid[])"
 
 
-def select_sql(view: View[Any], table: str) -> str:
+def select_sql(view: AnyView, table: str) -> str:
     """Select all rows."""
     names = ", ".join(quoted(column.name) for column in columns_of(view))
     return f"select {names} from {quoted_table(table)}"

@@ -21,7 +21,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql import quoted_name
 
 from headwater.domain.fields import Kind
-from headwater.domain.read_model import View
+from headwater.domain.read_model import AnyView
 from headwater.domain.table_names import LONGEST_NAME
 from headwater.domain.table_names import SCHEMA as SCHEMA
 from headwater.domain.table_names import snake_case as snake_case
@@ -68,7 +68,7 @@ def always_quoted(name: str) -> quoted_name:
 # ------------------------------------------------------------------------------------------------------------- columns
 
 
-def columns_of(view: View[Any], *, primary_key: bool = True) -> list[sa.Column[Any]]:
+def columns_of(view: AnyView, *, primary_key: bool = True) -> list[sa.Column[object]]:
     """Return the columns of a read model's table: the declared fields, then `position`."""
     declared = [
         sa.Column(
@@ -84,29 +84,29 @@ def columns_of(view: View[Any], *, primary_key: bool = True) -> list[sa.Column[A
 
 
 def table_of(
-    view: View[Any], name: str | None = None, *, without: Collection[str] = (), primary_key: bool = True
+    view: AnyView, name: str | None = None, *, without: Collection[str] = (), primary_key: bool = True
 ) -> sa.Table:
     """Return the table of that name, or the SQL view that clients read. without: columns to leave out."""
     columns = [column for column in columns_of(view, primary_key=primary_key) if column.name not in without]
     return sa.Table(always_quoted(name or snake_case(view.name)), sa.MetaData(), *columns, schema=always_quoted(SCHEMA))
 
 
-def column_type(column: sa.Column[Any]) -> str:
+def column_type(column: sa.Column[object]) -> str:
     """Return the type of a column with its collation, in SQLAlchemy's spelling."""
     return column.type.compile(_DIALECT)
 
 
-def type_of(column: sa.Column[Any]) -> str:
+def type_of(column: sa.Column[object]) -> str:
     """Return the type of a column in PostgreSQL's spelling, without its collation."""
     return "jsonb" if is_json(column) else array_type(column).lower()
 
 
-def is_json(column: sa.Column[Any]) -> bool:
+def is_json(column: sa.Column[object]) -> bool:
     """True for the column of a list."""
     return isinstance(column.type, postgresql.JSONB)
 
 
-def array_type(column: sa.Column[Any]) -> str:
+def array_type(column: sa.Column[object]) -> str:
     """Return the type of an element when a column's values are sent as an array. JSON is sent as text, as asyncpg
     expects it."""
     return "text" if is_json(column) else column_type(column).replace(' COLLATE "C"', "")
@@ -115,7 +115,7 @@ def array_type(column: sa.Column[Any]) -> str:
 # ----------------------------------------------------------------------------------------------------------------- DDL
 
 
-async def create_table(connection: Connection, view: View[Any], name: str) -> None:
+async def create_table(connection: Connection, view: AnyView, name: str) -> None:
     """Create the table of a generation, and that of its history. It has no index yet, so that COPY is faster."""
     table = table_of(view, name, primary_key=False)
     await connection.execute(str(CreateTable(table).compile(dialect=_DIALECT)))
@@ -123,7 +123,7 @@ async def create_table(connection: Connection, view: View[Any], name: str) -> No
         await row_events.create(connection, name)
 
 
-async def add_key(connection: Connection, view: View[Any], table: str) -> None:
+async def add_key(connection: Connection, view: AnyView, table: str) -> None:
     """Add the primary key, if it is missing."""
     await _add_key(connection, quoted_table(table), quoted(view.key))
 
@@ -133,7 +133,7 @@ async def _add_key(connection: Connection, table: str, columns: str) -> None:
         await connection.execute(f"alter table {table} add primary key ({columns})")
 
 
-async def add_indexes(connection: Connection, view: View[Any], name: str) -> None:
+async def add_indexes(connection: Connection, view: AnyView, name: str) -> None:
     """Add the declared indexes that are missing, and that of the history."""
     if view.history:
         await _add_key(connection, row_events.quoted(name), "key, position")
@@ -143,13 +143,13 @@ async def add_indexes(connection: Connection, view: View[Any], name: str) -> Non
         await connection.execute(str(CreateIndex(index, if_not_exists=True).compile(dialect=_DIALECT)))
 
 
-def indexed_columns(view: View[Any]) -> list[tuple[str, ...]]:
+def indexed_columns(view: AnyView) -> list[tuple[str, ...]]:
     """Return the columns of each index: the position, the links, and the declared ones."""
     wanted = [("position",), *((link.by,) for link in view.links.values()), *view.model.__declared__.indexes]
     return [columns for columns in dict.fromkeys(wanted) if columns != (view.key,)]
 
 
-def index_names(view: View[Any], table: str) -> dict[str, tuple[str, ...]]:
+def index_names(view: AnyView, table: str) -> dict[str, tuple[str, ...]]:
     """Return the name of each index with its columns.
 
     A name that is too long, or that two indexes would share, gets a hash at its end: PostgreSQL would cut it, or
@@ -168,7 +168,7 @@ def _hashed(name: str, columns: tuple[str, ...]) -> str:
     return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
 
 
-async def show(connection: Connection, view: View[Any], table: str) -> None:
+async def show(connection: Connection, view: AnyView, table: str) -> None:
     """Let the SQL view that clients read select from this table.
 
     If the table has every column that the SQL view shows, the view is replaced in place and keeps its grants.

@@ -222,7 +222,7 @@ class Verifier(Generic[M]):
         standing: Generation,
         folded: dict[int, LogRow],
         those: str,
-        *values: Any,
+        *values: object,
     ) -> None:
         """Compare the stored rows of some keys with the folded ones. those: an SQL condition on the key column."""
         select = f'{select_sql(self._view, standing.table)} where "{self._view.key}" {those}'
