@@ -56,7 +56,7 @@ __all__ = [
     "replace",
 ]
 
-# These bring the database and the web with them: a domain that imports Command must stay free of both.
+# These import the database and the web, which a domain that imports Command must not need.
 _HEAVY = {"App": "headwater.app", "Example": "headwater.graphql.explorer"}
 
 

@@ -12,7 +12,7 @@ from headwater.graphql.schema import schema_of
 
 
 class App:
-    """What `headwater serve --app module:app` runs: `app = App(features=[users, accounts])`.
+    """An app, as `headwater serve --app module:app` runs it: `app = App(features=[users, accounts])`.
 
     examples: the operations that the explorer shows first.
 

@@ -115,7 +115,7 @@ class Followed(Generic[S]):
     def then(self, expected: Sequence[Reaction | Command]) -> None:
         """Assert that exactly these reactions follow, in this order.
 
-        A command matches a step or an undo with this command, whatever its other fields.
+        A command in `expected` matches a step or an undo of this command; their other fields are not compared.
         """
         given = [
             each.command if isinstance(wanted, Command) and isinstance(each, Do | Undo) else each

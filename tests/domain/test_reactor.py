@@ -1,5 +1,5 @@
-"""Declaring a reactor: what is right is taken, and a mistake stops the start with a sentence."""
-# Annotations are evaluated here, so that the classes can stand in the tests that they belong to.
+"""Declarations of reactors: valid ones are accepted, and a mistake stops the start with an error that names it."""
+# No `from __future__ import annotations`: annotations are evaluated at once, so that they can name classes of a test.
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ class Elsewhere(Event):
 
 
 async def react(event: Recorded[MoneyDeposited | MoneyWithdrawn], key: str) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def domain(*reactors: Reactor) -> Domain:
@@ -36,7 +36,7 @@ def says(sentence: str) -> Any:
 
 
 def recorded(stream_id: UUID, event_id: UUID) -> Recorded[MoneyDeposited]:
-    data = MoneyDeposited(account_id=UUID(int=1), amount=1, balance=1)  # type: ignore[arg-type]  # it matters not
+    data = MoneyDeposited(account_id=UUID(int=1), amount=1, balance=1)  # type: ignore[arg-type]  # the values do not matter
     return Recorded(data, 1, stream_id, 1, datetime(2026, 1, 1, tzinfo=UTC), event_id, uuid4(), uuid4())
 
 
@@ -107,7 +107,7 @@ def test_two_reactors_cannot_have_one_name() -> None:
 
 def test_the_example_of_the_guide_is_a_valid_feature() -> None:
     example = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[0]
-    said: dict[str, Any] = {"__name__": "guide"}
-    exec(example, said)  # it is our own
-    made = Domain([Feature([account_decider]), said["feature"]])
+    names: dict[str, Any] = {"__name__": "guide"}
+    exec(example, names)  # the example is our own
+    made = Domain([Feature([account_decider]), names["feature"]])
     assert [(each.name, each.events) for each in made.reactors] == [("ledger", (MoneyDeposited, MoneyWithdrawn))]

@@ -96,7 +96,7 @@ Consulted: TypeAlias = "tuple[AnyDecider, UUID]"
 
 @dataclass(frozen=True)
 class SnapshotPolicy:
-    """How snapshots of a decider's states are made. every: events from one to the next. codec: to JSON and back."""
+    """The settings of a decider's snapshots. every: events from one to the next. codec: of the state."""
 
     every: int
     codec: StateCodec

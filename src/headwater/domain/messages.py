@@ -30,7 +30,7 @@ from headwater.domain.class_keywords import (
 from headwater.errors import DefinitionError
 
 MAX_EVENT_VERSION = 32_767
-"""The log keeps it in two bytes."""
+"""The log stores the version in two bytes."""
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -52,7 +52,8 @@ def sentence_of(cls: type) -> str:
 class Exact:
     """The bounds of a Decimal field: `Annotated[Decimal, Exact(above=0, places=2)]`.
 
-    digits: significant digits at most. places: decimal places at most. above/at_least/at_most: as they say.
+    digits: the most digits, written out without an exponent. places: the most decimal places. above: an exclusive lower
+    bound. at_least, at_most: inclusive bounds.
     """
 
     digits: int = 28
@@ -62,7 +63,7 @@ class Exact:
     at_most: Decimal | int | None = None
 
     def complaint(self, value: Decimal) -> str | None:
-        """Return a sentence that says which bound the value breaks, or None."""
+        """Return a sentence about the bound that the value breaks; None if it keeps all."""
         if not value.is_finite():
             return "Expected a finite decimal"
         _, digits, exponent = value.as_tuple()
@@ -82,7 +83,7 @@ class Exact:
 
 
 _REFUSAL_HAS = frozenset({"code", "facts", "message", *(name for name in dir(Exception) if not name.startswith("__"))})
-"""Attributes of every exception and every refusal, which a field would hide."""
+"""The attributes of every exception and every refusal, which a field would hide."""
 
 
 @dataclass_transform()
@@ -107,7 +108,7 @@ class Refusal(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence that clients read."""
+        """The message for clients."""
         return sentence_of(type(self)) or self.code
 
     def __str__(self) -> str:
@@ -116,7 +117,7 @@ class Refusal(Exception):
     @property
     def facts(self) -> dict[str, object]:
         """The fields by name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]  # see above
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]  # each subclass is a dataclass
 
 
 class InvalidInput(Refusal):
@@ -138,7 +139,7 @@ class VersionConflict(Refusal):
 
 
 EVERY_COMMAND_REFUSES: tuple[type[Refusal], ...] = (InvalidInput, VersionConflict)
-"""The refusals that every command may meet without declaring them."""
+"""The refusals that every command may have without declaring them."""
 
 
 def _is_refusal(each: object) -> bool:

@@ -138,10 +138,10 @@ class View(Generic[M, E]):
         return self.model.__declared__.key
 
     def route_of(self, event: type[Event]) -> Callable[[Any], UUID]:
-        """Return the function from such an event to the key of its row. It raises TypeError if that is no UUID."""
+        """Return the function from an event of this type to its row's key. It raises TypeError if that is no UUID."""
         if self.route is not None:
             return _checked(self.route)
-        return attrgetter(self.key)  # `_check` has seen that it is a UUID field
+        return attrgetter(self.key)  # `_check` ensures that it is a UUID field
 
     def _check(self) -> None:
         columns = {each.name: each for each in self.fields}
