@@ -1,4 +1,4 @@
-"""Reactors on a real log: at least once and in order, whatever the outside does."""
+"""Reactors on a real log: delivery at least once and in order, with receivers that fail, hang or recover."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SOON = Retry(times=3, first=0.001, longest=0.01)
 
 
 async def working(start: Start, *outside: Any) -> Node:
-    """A worker of the test's app."""
+    """Start a worker that runs these reactors."""
     node: Node = await start(app_of(*outside), settings=QUICK, serve=False)
     return node
 
@@ -49,7 +49,7 @@ async def reached(node: Node, position: int) -> None:
 
 
 async def letters(connection: asyncpg.Connection) -> list[tuple[int, int, str | None, bool]]:
-    """(position, attempts, first line of the error, whether it is tried again by itself) in order."""
+    """Return (position, attempts, first line of the error, True if a retry is planned) of each letter, in order."""
     rows = await connection.fetch("select * from headwater.dead_letters order by position")
     return [
         (r["position"], r["attempts"], r["error"] and r["error"].splitlines()[0], r["next_attempt_at"] is not None)
@@ -202,7 +202,7 @@ async def test_a_slow_reaction_is_cancelled(start: Start, connection: asyncpg.Co
 
 
 async def test_keys_that_are_retried_do_not_wait_for_each_other(start: Start, connection: asyncpg.Connection) -> None:
-    """Else an outside that is down would hold everything up for as long as all its keys take, one after another."""
+    """Otherwise a receiver that is down would delay everything by the timeouts of all its keys together."""
     outside, boxes = Outside(raises={"down": ConnectionError("down")}), [uuid4() for _ in range(10)]
     node = await working(start, outside.reactor(on_failure=Retry(times=0), within=timedelta(hours=1)))
     await reached(node, await write(connection, *(posted(box, "down") for box in boxes)))
@@ -213,7 +213,7 @@ async def test_keys_that_are_retried_do_not_wait_for_each_other(start: Start, co
 
 
 async def test_keys_that_are_retried_delay_no_other_keys(start: Start, connection: asyncpg.Connection) -> None:
-    """However many do not answer: new events of other keys, and other keys that are tried again, go on."""
+    """However many keys get no answer, new events of other keys and retries of other keys go on."""
     outside, boxes, well = Outside(raises={"down": ConnectionError("down")}), [uuid4() for _ in range(15)], uuid4()
     node = await working(start, outside.reactor(on_failure=Retry(times=0), within=timedelta(hours=1)))
     await reached(node, await write(connection, *(posted(box, "down") for box in boxes), posted(well, "down")))
@@ -252,8 +252,11 @@ async def test_events_that_arrive_while_their_key_is_retried_follow_in_order(
 async def test_a_key_that_is_parked_again_during_its_retry_stays_parked(
     start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A saga does so when a step fails while an event is tried. Its letter is written after the outcome of the event,
-    which would remove it, and what comes behind waits for it."""
+    """A saga does so when a step fails while an event is retried.
+
+    The step's letter is written after the outcome of the event, which would otherwise remove it. Later events wait for
+    the letter.
+    """
     box, taken = uuid4(), list[str]()
     trying, tried = asyncio.Event(), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Sagas on a real log: steps, compensation, messages that fall due, faults, and several processes at once."""
+"""Sagas on a real log: steps, compensation, timers, faults, and several processes at once."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def reached(connection: asyncpg.Connection, order: UUID, status: str, wait
 
 
 async def deeds(connection: asyncpg.Connection, order: UUID) -> list[str]:
-    """What was done for an order, in the log's order."""
+    """Return what was done for an order, in the order of the log."""
     rows = await connection.fetch(
         """
         select type, data->>'name' as name, data->>'how' as how from headwater.events
@@ -74,12 +74,12 @@ async def deeds(connection: asyncpg.Connection, order: UUID) -> list[str]:
 
 
 def tally(node: Node) -> SagaCounts:
-    """What the node has done with orders."""
+    """Return what the node has counted for the saga of orders."""
     return node.worker.conductors[fulfilment.category].counts
 
 
 async def letters(connection: asyncpg.Connection, order: UUID) -> list[tuple[int, bool]]:
-    """Positions set aside for an order, and whether each is parked for a person."""
+    """Return the positions of an order's dead letters, each with True if it waits for an operator."""
     rows = await connection.fetch(
         "select position, error is not null and next_attempt_at is null as parked from headwater.dead_letters "
         "where projection = 'saga Fulfilment' and key = $1 order by position",
@@ -130,7 +130,7 @@ async def test_a_step_whose_deadline_has_passed_never_takes_effect(
     await reached(connection, order, "done")
     assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
     assert tally(node) == SagaCounts(started=1, done=1, steps=2, timeouts=1, compensations=1)
-    works.weather.forgiving = True  # the command of a process that was asleep comes after all
+    works.weather.forgiving = True  # a paused process issues the command late
     with pytest.raises(CommandIdReused):
         await node.dispatcher.issue(Work(**late["input"]), command_id=UUID(late["commandId"]), origin=Origin())
     assert await deeds(connection, order) == ["did a", "undid a", "closed TIMED_OUT"]
@@ -278,7 +278,7 @@ async def changes(connection: asyncpg.Connection, order: UUID, count: int) -> bo
 
 
 async def again(connection: asyncpg.Connection, order: UUID) -> None:
-    """A person retries."""
+    """Retry as an operator does."""
     await connection.execute(
         "update headwater.dead_letters set next_attempt_at = now() where key = $1 and error is not null", order
     )
@@ -291,7 +291,7 @@ async def test_a_command_that_the_app_no_longer_has_parks_the_instance(
     async with Node(app, Settings(), dsn, serve=True, work=True) as old:
         order = await place(old, "late a")
         await reached(connection, order, "running", "Work (step 1)")
-    # The next version of the code has no works; what it left in the log is still read.
+    # The next version of the app has no works. Its events in the log are still read.
     await connection.execute("update headwater.projections set owner = null")
     await start(App(features=[Feature(deciders=[works.orders], sagas=[works.fulfilment])]))
     await until(lambda: parked(connection, order))
@@ -314,7 +314,7 @@ async def test_an_error_in_react_to_a_refusal_is_retried_and_then_parks_the_inst
     node = await start(app_of(replace(fulfilment, react=react)))
     order = await place(node, "a", "no b")
     await until(lambda: parked(connection, order))
-    assert calls == [False, False]  # once, and once again, as on_failure says
+    assert calls == [False, False]  # one attempt and one retry, as on_failure declares
     works.weather.forgiving = True
     await again(connection, order)
     await reached(connection, order, "done")
@@ -369,7 +369,7 @@ async def test_a_new_saga_begins_at_the_end_of_the_log_unless_from_start(
 
 
 def app_of(saga: Saga[Any, Any]) -> App:
-    """The works' app with another version of the saga."""
+    """Return the app with another version of the saga."""
     return App([Feature([works.orders, works.works], sagas=[saga])])
 
 
@@ -449,7 +449,7 @@ async def test_a_deadline_that_passed_while_no_worker_ran_times_the_step_out(
 
 
 async def test_two_conductors_that_run_at_once_issue_each_step_once(dsn: str, connection: asyncpg.Connection) -> None:
-    """As if a worker had lost its lease without knowing: both take, issue and record whatever they see."""
+    """One of the workers has lost its lease without noticing: both take events, issue steps and append records."""
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(Node(app, Settings(), dsn, serve=True, work=True)) for _ in range(2)]
         await until(lambda: any_held(nodes))
@@ -481,7 +481,7 @@ WANTED = {
 async def test_events_that_begin_no_instance_leave_nothing_in_memory(
     start: Any, connection: asyncpg.Connection, clock: VirtualClock
 ) -> None:
-    """Events that begin no instance leave no record behind, and must not stay either."""
+    """Such events leave no record, so no commit evicts their instances."""
     await register_units(connection, app.domain)
     node: Node = await start(app, work=False)
     conductor = Conductor(
@@ -500,7 +500,7 @@ async def test_events_that_begin_no_instance_leave_nothing_in_memory(
             last = max(await asyncio.gather(*changes))
             await until(lambda last=last: conductor.progress.position >= last)  # type: ignore[misc]
             assert conductor.held <= 100
-        await change(node, waiting, "cancel")  # it was forgotten, and is read again
+        await change(node, waiting, "cancel")  # it was evicted, and is read again
         await reached(connection, waiting, "done")
     finally:
         running.cancel()

@@ -1,4 +1,4 @@
-"""What was held up in a saga goes on when nothing holds it up any more: steps, messages, undos."""
+"""Steps, messages and undos of a parked instance continue once it is no longer parked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clock() -> VirtualClock:
 
 
 async def settled(node: Node, connection: asyncpg.Connection, order: Any) -> str:
-    """Its status after others have come and gone, which took seconds' worth of polls."""
+    """Return the status and reason of an order's instance after several other orders have ended."""
     for _ in range(5):
         await seen(connection, await place(node, "x"), "done")
     [found] = await operations.shown(connection, order, LIMITS)
@@ -95,7 +95,7 @@ async def test_a_message_that_was_due_while_its_instance_was_parked_is_delivered
     await change(node, order, "bug")
     await seen(connection, order, "parked")
     await clock.advance(timedelta(hours=2))
-    await seen(connection, await place(node, "x"), "done")  # messages were looked at meanwhile
+    await seen(connection, await place(node, "x"), "done")  # by now the due messages were read
     await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
     await until(lambda: letters_are(connection, 0))
     await seen(connection, order, "done")
@@ -116,7 +116,7 @@ async def test_a_message_on_which_react_raises_is_parked_and_retried(
     await change(node, order, "remind")
     await seen(connection, order, "running", "its messages")
     await clock.advance(timedelta(hours=2))
-    found = await seen(connection, order, "parked")  # after so many attempts as on_failure allows, not fewer or more
+    found = await seen(connection, order, "parked")  # after exactly the attempts that on_failure allows
     assert found.reason is not None
     works.weather.forgiving = True
     await operations.retry(connection, order, "ada")
@@ -133,7 +133,7 @@ async def test_a_message_that_becomes_due_during_the_query_for_due_ones_is_not_m
         await seen(connection, each, "running", waiting_for)
     async with connection.transaction():
         await connection.execute("lock headwater.timers")
-        await change(node, other, "something")  # messages are looked up when an instance has changed
+        await change(node, other, "something")  # a changed instance causes a query for due messages
 
         async def is_looking() -> bool:
             query = "select from pg_locks where relation = 'headwater.timers'::regclass and not granted"
@@ -145,7 +145,7 @@ async def test_a_message_that_becomes_due_during_the_query_for_due_ones_is_not_m
 
 
 async def test_an_instance_that_waits_for_an_operator_is_not_driven(start: Any, connection: asyncpg.Connection) -> None:
-    """Of two letters the one behind is due, but only the first one says when the instance is tried again."""
+    """The second of two dead letters is due, but only the first one decides when the instance is retried."""
     asked = 0
 
     def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]:
@@ -173,7 +173,7 @@ async def test_an_instance_that_waits_for_an_operator_is_not_driven(start: Any, 
 async def test_a_passing_fault_parks_no_instance(
     start: Any, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another has written to the instance, and the connection is lost while it is read again."""
+    """Another writer has appended to the instance, and the connection is lost while it is read again."""
     at_once = App([Feature([works.orders, works.works], sagas=[dataclasses.replace(fulfilment, on_failure=Park())])])
     node = await start(at_once, settings=QUICK)
     order = await place(node, "late a")

@@ -1,5 +1,7 @@
-"""The ids under which Headwater issues commands of its own: no client can take one, and what another has written under
-one is never taken for the command's outcome."""
+"""Internal ids: Headwater issues its own commands under them.
+
+No client can use one. An event that another writer appended under one is never taken for the command's outcome.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ async def write(
     causation_id: UUID | None = None,
     correlation_id: UUID | None = None,
 ) -> None:
-    """Write to the log past every check of Headwater's."""
+    """Append an event without any of the dispatcher's checks."""
     version = await connection.fetchval("select count(*) from headwater.events where stream_id = $1", stream_id)
     columns = [stored_form(event)]
     one = Append(command_id, stream_id, category, version, columns, correlation_id or command_id, causation_id, actor)
@@ -64,7 +66,7 @@ async def event_of(connection: asyncpg.Connection, order: UUID) -> asyncpg.Recor
 
 
 async def first_step(connection: asyncpg.Connection, order: UUID) -> UUID:
-    """The id of the first step of an order, as anybody can work it out who has seen the order's event."""
+    """Return the id of the first step of an order. It can be derived from the order's event."""
     event = await event_of(connection, order)
     return internal_id(fulfilment.stream_of(order), f"{event['event_id']} 0")
 
@@ -116,7 +118,7 @@ async def test_all_events_of_a_saga_have_an_internal_command_id(start: Any, conn
 
 @pytest.fixture
 async def client(start: Any, connection: asyncpg.Connection) -> Node:
-    """A node that takes commands, while the saga has no worker yet."""
+    """A node that accepts commands while no worker runs the saga."""
     await register_units(connection, app.domain)
     node: Node = await start(app, work=False)
     return node
@@ -132,7 +134,7 @@ async def test_an_event_that_another_writer_appended_under_a_steps_id_is_not_its
     await start(app, serve=False)
     await parked(connection, order)
     assert await record_types(connection, order) == ["SagaHandledEvent"]
-    await operations.abandon(connection, order, "its id is taken", "ada")  # there is a way out
+    await operations.abandon(connection, order, "its id is taken", "ada")  # an operator can still end it
     await seen(connection, order, "abandoned")
 
 
@@ -184,7 +186,7 @@ def scheduled() -> App:
 
 
 async def fired(connection: asyncpg.Connection) -> list[str]:
-    """What became of the schedule, and the events that it left."""
+    """Return the stored outcome of the schedule, and the events that it has written."""
     outcome = "select outcome from headwater.schedules where fired_at is not null"
     events = "select type, data->>'how' as how from headwater.events where stream_id = $1 order by version"
     rows = [await until(lambda: connection.fetchval(outcome))]

@@ -1,4 +1,4 @@
-"""Sagas as operators see them, and what they can do about one that stands still."""
+"""Listing, retrying and abandoning saga instances, over SQL, GraphQL and the command line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def node(start: Start) -> Node:
 async def all_done(connection: asyncpg.Connection, count: int) -> None:
     query = "select count(*) = $1 from headwater.sagas where status = 'done'"
     await until(lambda: connection.fetchval(query, count))
-    # What the worker has yet to read back may be told once more.
+    # Until the worker has read its own records, it may write a row once more.
     query = (
         "select bool_and(p.position = h.position) from headwater.projections p, headwater.head h where name ~ 'saga'"
     )
@@ -76,7 +76,7 @@ async def test_pages_list_each_instance_once_with_the_latest_change_first(
     for _ in range(7):
         await place(node, "a")
     await all_done(connection, 7)
-    # Neighbours that changed at the same moment are told apart.
+    # Some neighbours have changed at the same time: the id decides their order.
     some = "(select stream_id from headwater.sagas limit 5)"
     await connection.execute(f"update headwater.sagas set since = '2026-01-01' where stream_id in {some}")
     expected = await connection.fetch("select stream_id from headwater.sagas order by since desc, stream_id desc")
@@ -256,7 +256,7 @@ async def test_an_event_on_which_react_raises_parks_the_instance_until_it_is_ret
     resumed = await seen(connection, order, "running", "events")
     assert resumed.reason is None
     await until(lambda: _changes(connection, order, 2))
-    assert ("SagaRetried", "ada") not in await records_by(connection, found)  # nothing was refused
+    assert ("SagaRetried", "ada") not in await records_by(connection, found)  # no undo was refused
 
 
 async def _changes(connection: asyncpg.Connection, order: UUID, count: int) -> bool:
@@ -280,7 +280,7 @@ async def test_an_instance_with_a_pending_retry_shows_the_time_of_the_next_attem
     node: Node, connection: asyncpg.Connection
 ) -> None:
     found = await parked_bug(node, connection)
-    # As between two attempts of a patient saga.
+    # As between two attempts of a saga with long pauses.
     due = datetime(2050, 1, 2, 3, 4, 5, tzinfo=UTC)
     await connection.execute("update headwater.dead_letters set next_attempt_at = $1", due)
     [now] = await operations.shown(connection, found.key, LIMITS)
@@ -375,7 +375,7 @@ async def test_abandoning_reads_an_instance_again_that_changes_meanwhile(
     found = await parked_undo(node, connection)
     await connection.execute("update headwater.sagas set version = version - 1 where stream_id = $1", found.stream_id)
     abandoning = asyncio.create_task(operations.abandon(connection, found.key, "why", "ada"))
-    await change(node, found.key, "anything")  # its worker tells what it is now
+    await change(node, found.key, "anything")  # its worker updates the row
     await abandoning
     await seen(node.database.pool, found.key, "abandoned")  # type: ignore[arg-type]  # it reads as a connection does
 
@@ -403,7 +403,7 @@ query($id: UUID!) {
 
 
 async def ask(node: Node, query: str, **variables: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """The data as a client gets it, and message and code of each error."""
+    """Return the data as a client receives it, with the message and code of each error."""
     result = await Engine(node.app.schema).execute(GraphQLRequest(query, variables=variables), Scope(node.serving))
     errors = [(error["message"], error["extensions"]["code"]) for error in result.errors]
     return json.loads(result.json).get("data"), errors
@@ -600,12 +600,12 @@ async def test_the_command_line_retries_all_parked_instances(
 async def test_retry_all_reports_the_instances_that_changed_meanwhile(
     start: Start, connection: asyncpg.Connection, dsn: str
 ) -> None:
-    """The table is behind the stream: no worker has passed what a person said to one of them."""
+    """The row of one instance is behind its stream: no worker has read the operator's record yet."""
     parked = []
     async with Node(app, replace(Settings(), poll_seconds=0.1), dsn, serve=True, work=True) as node:
         for _ in range(3):
             parked.append(await parked_undo(node, connection))
-    await operations.retry(connection, parked[2].key, "ada")  # the one that is tried first
+    await operations.retry(connection, parked[2].key, "ada")  # the first one that the command retries
 
     code, output, complaint = await run_command("sagas", "retry", "--all", DATABASE_URL=dsn)
     assert (code, output) == (1, "The worker that runs the saga will retry 2 parked instances.\n")
@@ -653,7 +653,7 @@ async def test_metrics_count_sagas(node: Node, start: Start, connection: asyncpg
         assert_counts(said := await scrape(web), running=1, parked=2, stuck=2)
         told = {name: said(f"saga_{name}_total", saga="Fulfilment") for name in counters}
         assert told == counters
-    # A process that runs no sagas knows of them what the database knows.
+    # A process that runs no sagas reports them from the database.
     other = await start(app, work=False)
     assert_counts(said := await scrape(Web(other).app), running=1, parked=2, stuck=2)
     assert not said.families["headwater_saga_started"].samples

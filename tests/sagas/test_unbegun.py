@@ -1,4 +1,4 @@
-"""Instances whose first event fails: they have no stream yet, but operators see them and act on them all the same."""
+"""Instances whose first event is parked: they have no stream yet, but operators can list, retry and abandon them."""
 
 from __future__ import annotations
 

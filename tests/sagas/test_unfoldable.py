@@ -1,4 +1,4 @@
-"""Instances that today's code cannot fold: they are shown, can be given up, and go on when the code is mended."""
+"""Instances that this code cannot fold: they are listed, can be abandoned, and continue with corrected code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUICK = replace(Settings(), poll_seconds=0.1)
 
 @pytest.fixture
 async def waiting(dsn: str, connection: asyncpg.Connection) -> UUID:
-    """An order whose first step is on its way, and whose worker has ended."""
+    """An order whose first step was being issued when its worker ended."""
     async with Node(app, QUICK, dsn, serve=True, work=True) as node:
         order = await place(node, "late a")
         await seen(connection, order, "running", "Work (step 1)")
@@ -35,7 +35,7 @@ async def waiting(dsn: str, connection: asyncpg.Connection) -> UUID:
 
 
 def cannot_fold(order: UUID) -> App:
-    """The app after a deploy whose `evolve` does not take what it once took of an order."""
+    """Return the app after a deploy whose `evolve` raises on an event of an order that it accepted before."""
 
     def evolve(known: Known, event: Input) -> Known:
         if isinstance(event, OrderPlaced) and event.order_id == order:
@@ -59,7 +59,7 @@ async def test_an_instance_that_cannot_be_folded_is_parked_and_can_be_abandoned(
         await operations.abandon(connection, waiting, "again", "ada")
     with pytest.raises(SagaNotParked):
         await operations.retry(connection, waiting, "ada")
-    # It is over, whatever its code can fold: what comes for it passes by.
+    # It has ended, whether or not the code can fold it: later events are ignored.
     await change(node, waiting, "cancel")
     await seen(connection, await place(node), "done")
     assert await letters(connection) == 0
@@ -68,7 +68,7 @@ async def test_an_instance_that_cannot_be_folded_is_parked_and_can_be_abandoned(
 async def test_an_instance_that_cannot_be_folded_is_shown_without_its_state(
     start: Any, dsn: str, connection: asyncpg.Connection, waiting: UUID
 ) -> None:
-    """Also when its last records are passed by the code that cannot fold it."""
+    """Even if the code that cannot fold it was the one that read its last records."""
     await connection.execute("delete from headwater.sagas")
     await connection.execute("update headwater.projections set position = 0 where name = 'saga Fulfilment'")
     await start(cannot_fold(waiting), settings=QUICK)
@@ -88,7 +88,7 @@ async def test_an_instance_continues_with_corrected_code(
     await start(app, settings=QUICK)
     await seen(connection, waiting, "parked")
     await operations.retry(connection, waiting, "ada")
-    found = await seen(connection, waiting, "running", "Work (step 1)")  # the row tells again what it is
+    found = await seen(connection, waiting, "running", "Work (step 1)")  # the row is correct again
     assert str(waiting) in found.state
     works.weather.forgiving = True
     await seen(connection, waiting, "done")
@@ -97,7 +97,7 @@ async def test_an_instance_continues_with_corrected_code(
 async def test_a_stream_of_another_category_in_its_place_delays_no_other_instance(
     start: Any, connection: asyncpg.Connection
 ) -> None:
-    """Whoever creates a stream may choose its id, and work out that of an instance before it begins."""
+    """A client chooses the id of the stream that it creates, and can derive the id of a future instance."""
     node, order = await start(app, settings=QUICK), new_id()
     await node.dispatcher.execute(PlaceOrder(order_id=fulfilment.stream_of(order), plan=[]))
     await node.dispatcher.execute(PlaceOrder(order_id=order, plan=["a"]))

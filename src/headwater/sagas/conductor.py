@@ -35,7 +35,7 @@ from headwater.domain.saga_fold import reaction_to
 from headwater.domain.saga_records import RECORDS, Record, SagaHandledEvent
 from headwater.ids import internal_id
 from headwater.postgres.database import PASSING, Connection
-from headwater.sagas.instances import Changed, Conducted, Held, Instances, Unfoldable
+from headwater.sagas.instances import Changed, Conducted, Entry, Held, Instances, Unfoldable
 from headwater.sagas.steps import SagaCounts, Steps
 from headwater.sagas.timers import Timers
 from headwater.telemetry import Progress
@@ -128,14 +128,8 @@ class SagaHandler(EventHandler):
             event_id=event.event_id,
             type=event.data.__declared__.name,
         )
-        await self._steps.record(
-            held,
-            record,
-            event.data,
-            command_id=internal_id(instance.stream_id, f"{event.event_id}"),
-            correlation_id=event.correlation_id,
-            causation_id=event.event_id,
-        )
+        command_id = internal_id(instance.stream_id, f"{event.event_id}")
+        await self._steps.record(held, Entry(record, event.data, command_id, event.event_id, event.correlation_id))
 
     async def resume(self, keys: Collection[UUID]) -> None:
         """Drive the instances of these keys again. Deliver timers that became due while the keys were parked."""

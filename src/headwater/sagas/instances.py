@@ -31,7 +31,7 @@ from headwater.consumers.loop import Ports
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
-from headwater.domain.saga import Saga
+from headwater.domain.saga import Saga, SagaInput
 from headwater.domain.saga_fold import apply_record, fold, fold_without_state
 from headwater.domain.saga_records import SagaHandledEvent, SagaRecord
 from headwater.domain.saga_state import ForwardStep, SagaInstance, Step, StepState
@@ -63,6 +63,20 @@ class Held:
     def busy(self) -> bool:
         """True if a task holds its lock or drives it, so that it must stay in memory."""
         return self.lock.locked() or (self.driver is not None and not self.driver.done())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record to append to an instance's stream.
+
+    given: the input that the record stands for. correlation_id: of a new instance; a begun one keeps its own.
+    """
+
+    record: SagaRecord
+    given: SagaInput | None
+    command_id: UUID
+    causation_id: UUID | None
+    correlation_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,26 +269,15 @@ class Instances:
 
     # ---------------------------------------------------------------------------------------------------- in its stream
 
-    async def append(
-        self,
-        held: Held,
-        record: SagaRecord,
-        given: Any,
-        *,
-        command_id: UUID,
-        correlation_id: UUID | None = None,
-        causation_id: UUID | None = None,
-    ) -> None:
+    async def append(self, held: Held, entry: Entry) -> None:
         """Append a record and fold it. The caller has the instance's lock.
-
-        given: the input that the record stands for. correlation_id: of a new instance; a begun one keeps its own.
 
         Raises:
             Changed: another writer has appended to the stream; the instance was read again.
             RecordIdTaken: the id belongs to a command on another stream.
         """
-        instance = held.instance
-        correlation_id = instance.correlation_id or correlation_id or command_id
+        instance, record, command_id = held.instance, entry.record, entry.command_id
+        correlation_id = instance.correlation_id or entry.correlation_id or command_id
         append = Append(
             command_id,
             instance.stream_id,
@@ -282,7 +285,7 @@ class Instances:
             instance.version,
             [stored_form(record)],
             correlation_id,
-            causation_id,
+            entry.causation_id,
             f"saga {self._saga.name}",
         )
         appended = await outlast(lambda: self._appender.submit(append, Chain()))
@@ -300,9 +303,9 @@ class Instances:
             command_id,  # stands in for the event's id, which the append does not return and the fold does not use
             command_id,
             correlation_id,
-            causation_id,
+            entry.causation_id,
         )
-        apply_record(instance, recorded, given)
+        apply_record(instance, recorded, entry.given)
 
     # ----------------------------------------------------------------------------------------------------- in its row
 

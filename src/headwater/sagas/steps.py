@@ -37,7 +37,7 @@ from headwater.errors import CommandIdReused
 from headwater.ids import internal_id
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
-from headwater.sagas.instances import Changed, Conducted, Held, Instances, RecordIdTaken
+from headwater.sagas.instances import Changed, Conducted, Entry, Held, Instances, RecordIdTaken
 from headwater.supervisor import backoff
 
 logger = logging.getLogger(__name__)
@@ -133,27 +133,11 @@ class Steps:
         self._drivers.add(held.driver)
         held.driver.add_done_callback(self._drivers.discard)
 
-    async def record(
-        self,
-        held: Held,
-        record: SagaRecord,
-        given: Any,
-        *,
-        command_id: UUID,
-        correlation_id: UUID | None = None,
-        causation_id: UUID | None = None,
-    ) -> None:
+    async def record(self, held: Held, entry: Entry) -> None:
         """Append a record and count it. The caller has the instance's lock. If the record withdraws the step that is
         being issued, drive the instance anew. Raises as `Instances.append`."""
-        await self._instances.append(
-            held,
-            record,
-            given,
-            command_id=command_id,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-        )
-        self.counts.count(record, held.instance)
+        await self._instances.append(held, entry)
+        self.counts.count(entry.record, held.instance)
         step = held.instance.current
         if isinstance(step, ForwardStep) and step.withdrawn:
             self.drive(held, anew=True)
@@ -330,7 +314,7 @@ class Steps:
         instance = held.instance
         given = input_of(instance, record, None, self._codec)
         record = replace(record, then=reaction_to(instance, given, f"step {step.number} {step.command_id}", record.at))
-        await self.record(held, record, given, command_id=command_id, causation_id=step.command_id)
+        await self.record(held, Entry(record, given, command_id, causation_id=step.command_id))
 
     def _origin(self, instance: SagaInstance[Any], step: Step) -> Origin:
         return Origin(instance.correlation_id, step.cause_id, f"saga {self._saga.name}")

@@ -23,7 +23,7 @@ from headwater.domain.saga_records import SagaTimerFired
 from headwater.ids import internal_id
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
-from headwater.sagas.instances import Changed, Conducted, Held, Instances
+from headwater.sagas.instances import Changed, Conducted, Entry, Held, Instances
 from headwater.sagas.steps import Steps
 from headwater.supervisor import backoff
 
@@ -135,6 +135,5 @@ class Timers:
         given = input_of(instance, record, None, self._codec)
         cause = f"{message} {instance.version}"
         record = replace(record, then=reaction_to(instance, given, cause, record.at))
-        await self._steps.record(
-            held, record, given, command_id=internal_id(instance.stream_id, cause), causation_id=timer.cause_id
-        )
+        command_id = internal_id(instance.stream_id, cause)
+        await self._steps.record(held, Entry(record, given, command_id, causation_id=timer.cause_id))
