@@ -52,7 +52,7 @@ PinEvent: TypeAlias = Pinned | TakenOff
 
 
 class Board(ReadModel, key="board_id"):
-    """How many notes a board has, while it has any."""
+    """The number of notes on a board, while there are any."""
 
     board_id: UUID
     notes: int

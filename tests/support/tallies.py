@@ -41,7 +41,7 @@ def evolve(state: None, event: ThingEvent) -> None:
 
 
 class Tally(ReadModel, key="thing_id"):
-    """How often a thing was counted since it was there."""
+    """The number of times that a thing was counted since its row exists."""
 
     thing_id: UUID
     count: int

@@ -38,7 +38,7 @@ supervisor and the time until a silent connection counts as lost are shorter."""
 
 
 class Outage:
-    """What a process knows about outages of its database, and the only place that logs them.
+    """Knows whether the database of a process is away, and is the only place that logs it.
 
     connect: returns if PostgreSQL can be written. away: what is raised when it cannot. clock: of the lines' times.
     """

@@ -97,7 +97,7 @@ async def prepare(connection: Connection, view: AnyView) -> Generation:
     """
     async with table_lock(connection, view.name):
         row = await connection.fetchrow(_SQL["live"], view.name)
-        return await _create_first(connection, view) if row is None else _standing(row)
+        return await _create_first(connection, view) if row is None else read_generation(row)
 
 
 async def renew(connection: Connection, view: AnyView, *, insist: bool = False) -> Generation | None:
@@ -212,11 +212,11 @@ async def table_lock(
 async def _create_first(connection: Connection, view: AnyView) -> Generation:
     await make_schema(connection, SCHEMA)
     generation = await connection.fetchval(_SQL["next_generation"], view.name)
-    standing = await _register(connection, view, generation, "live")
-    await add_key(connection, view, standing.table)
-    await add_indexes(connection, view, standing.table)
-    await show(connection, view, standing.table)
-    return standing
+    first = await _register(connection, view, generation, "live")
+    await add_key(connection, view, first.table)
+    await add_indexes(connection, view, first.table)
+    await show(connection, view, first.table)
+    return first
 
 
 async def _register_next(connection: Connection, view: AnyView) -> Generation:
@@ -224,7 +224,7 @@ async def _register_next(connection: Connection, view: AnyView) -> Generation:
     await connection.execute(_SQL["give_up_failed"], view.name, declaration)
     row = await connection.fetchrow(_SQL["building"], view.name, declaration)
     if row is not None:
-        return _standing(row)
+        return read_generation(row)
     generation = await connection.fetchval(_SQL["next_generation"], view.name)
     await connection.execute(_SQL["ring"])
     return await _register(connection, view, generation, "building")
@@ -239,7 +239,8 @@ async def _register(connection: Connection, view: AnyView, generation: int, stat
     return Generation(number=generation, table=table, position=0, fence=0, fingerprint=declaration)
 
 
-def _standing(row: asyncpg.Record) -> Generation:
+def read_generation(row: asyncpg.Record) -> Generation:
+    """Return the generation of a row of `headwater.projections`."""
     return Generation(
         number=row["generation"],
         table=row["table_name"],

@@ -96,15 +96,15 @@ class History:
 
     async def _as_routed(self, key: UUID, upto: int) -> AsyncGenerator[Recorded[Event], None]:
         """Yield the recorded events of a key, then all events of the log after the projection's checkpoint."""
-        standing = await self._pool.fetchrow(_SQL["standing"], self._view.name, self._fingerprint)
-        if standing is None or not standing["ours"]:
+        live = await self._pool.fetchrow(_SQL["live"], self._view.name, self._fingerprint)
+        if live is None or not live["ours"]:
             raise self._rebuilding()
-        checkpoint = min(upto, standing["position"])
+        checkpoint = min(upto, live["position"])
         if upto - checkpoint > self._behind:
             raise ProjectionBehind(
                 f"{self._view.name} has reached position {checkpoint}; ask again later, or for a position closer to it."
             )
-        pages = row_events.positions_of(self._pool, standing["table_name"], key, checkpoint, page=self._page)
+        pages = row_events.positions_of(self._pool, live["table_name"], key, checkpoint, page=self._page)
         try:
             async with aclosing(pages):
                 async for positions in pages:

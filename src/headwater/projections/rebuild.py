@@ -128,7 +128,7 @@ class Rebuild(Generic[M]):
         self.folder = RowFolder(log, view, slice_seconds=slice_seconds)
         self.verifier = verifier or Verifier(log, view)
 
-    async def run(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
+    async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Build until the generation is live, or until the lease is lost. Runs under a supervisor.
 
         well: called when the build is past a failure.
@@ -138,20 +138,20 @@ class Rebuild(Generic[M]):
         generation, the leases end this task.
         """
         try:
-            await self.build(standing, well)
+            await self.build(generation, well)
         except BuildStopped as stopped:
             logger.error("%s; mend the code, then run `headwater rebuild %s` to start again", stopped, self.view.name)
             well()
             await asyncio.Event().wait()
 
-    async def build(self, standing: Generation, well: Callable[[], None] = lambda: None) -> None:
+    async def build(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Build as `run` does, but raise a failure.
 
         Raises:
             BuildStopped: a fold failed whose policy is to stop, a route failed, PostgreSQL rejects a row, the sample
                 differs from the log, or this generation has failed before.
         """
-        name = f"{self.view.name} {standing.number}"
+        name = f"{self.view.name} {generation.number}"
         with ExitStack() as opened:
             writing = await self._database.connect(f"building {name}")
             opened.callback(writing.terminate)
@@ -159,7 +159,7 @@ class Rebuild(Generic[M]):
             opened.callback(reading.terminate)
             for connection in (writing, reading):
                 await take_times_by_number(connection)
-            build = _Build(self, standing, writing, reading)
+            build = _Build(self, generation, writing, reading)
             try:
                 await build.run(well)
             except CheckpointMoved:
@@ -174,7 +174,7 @@ class _Build(Generic[M]):
     """The build of one generation."""
 
     def __init__(
-        self, rebuild: Rebuild[M], standing: Generation, writing: asyncpg.Connection, reading: asyncpg.Connection
+        self, rebuild: Rebuild[M], generation: Generation, writing: asyncpg.Connection, reading: asyncpg.Connection
     ) -> None:
         self._of = rebuild
         self._limits = rebuild.limits
@@ -182,11 +182,11 @@ class _Build(Generic[M]):
         self._log = rebuild.log
         self._writing = writing
         self._reading = reading
-        self._standing = standing
-        self._table = BuildingTable(writing, view, standing, rebuild.folder.codec, rebuild.lease_seconds)
+        self._generation = generation
+        self._table = BuildingTable(writing, view, generation, rebuild.folder.codec, rebuild.lease_seconds)
         self.lease = self._table.lease
-        self._checkpoint = Checkpoint(writing, view.name, standing, state="building")
-        self._letters = DeadLetters(view.name, standing.number)
+        self._checkpoint = Checkpoint(writing, view.name, generation, state="building")
+        self._letters = DeadLetters(view.name, generation.number)
         self._folder = rebuild.folder
         self._cache = RowCache(self._folder, rebuild.limits.cache)
         self._complete = True
@@ -258,7 +258,7 @@ class _Build(Generic[M]):
     async def _begin_again(self, error: Exception) -> None:
         """Start again with the indexes in place: a value is too large for one of them. PostgreSQL does not report its
         row then, but rejects the row when it is written to a table with indexes."""
-        logger.warning("the build of %s starts again, with its indexes in place: %s", self._standing.table, error)
+        logger.warning("the build of %s starts again, with its indexes in place: %s", self._generation.table, error)
         await self._table.begin_again()
         await self._restore()
 
@@ -335,7 +335,7 @@ class _Build(Generic[M]):
                     self._changed.append(row)
 
     async def _load(self, keys: set[UUID]) -> None:
-        unreadable = await self._cache.load(self._writing, load_sql(self._view, self._standing.table), keys)
+        unreadable = await self._cache.load(self._writing, load_sql(self._view, self._generation.table), keys)
         for error in unreadable.values():
             raise error
 
@@ -407,8 +407,8 @@ class _Build(Generic[M]):
     # ------------------------------------------------------------------------------------------------------- swapping
 
     async def _verify(self) -> None:
-        standing = replace(self._standing, position=self._position)
-        report = await self._of.verifier.sample(self._reading, self._reading, standing, self._limits.sample)
+        generation = replace(self._generation, position=self._position)
+        report = await self._of.verifier.sample(self._reading, self._reading, generation, self._limits.sample)
         if report.found:
             self._stop(
                 f"of {report.checked} sampled rows, {report.found} are not what the log says, "
@@ -453,5 +453,5 @@ class _Build(Generic[M]):
         await self._writing.execute(_SQL["retire"], name, generation)
         if not await self._writing.fetch(_SQL["publish"], *self.lease, self._position):
             raise CheckpointMoved
-        await show(self._writing, self._view, self._standing.table)
+        await show(self._writing, self._view, self._generation.table)
         return True

@@ -24,7 +24,7 @@ from headwater.eventstore.log import Log
 from headwater.postgres import queries
 from headwater.postgres.database import Database, take_times_by_number
 from headwater.projections import row_events
-from headwater.projections.generations import fingerprint
+from headwater.projections.generations import fingerprint, read_generation
 from headwater.projections.key_range import KeyRange, LogRow
 from headwater.projections.row_folder import SLICE_SECONDS, RouteFailed, RowFolder
 from headwater.projections.row_statements import select_sql
@@ -84,57 +84,51 @@ class Verifier(Generic[M]):
             for each in (rows, log):
                 await take_times_by_number(each)
             async with rows.transaction(isolation="repeatable_read", readonly=True):
-                standing = await self._standing(rows)
+                generation = await self._generation(rows)
                 report = await (
-                    self.all(rows, log, standing) if sample is None else self.sample(rows, log, standing, sample)
+                    self.all(rows, log, generation) if sample is None else self.sample(rows, log, generation, sample)
                 )
             await rows.execute(_SQL["verified"], report.name, report.generation, report.found)
             return report
 
-    async def _standing(self, connection: asyncpg.Connection) -> Generation:
-        row = await connection.fetchrow(_SQL["standing"], self._view.name)
+    async def _generation(self, connection: asyncpg.Connection) -> Generation:
+        row = await connection.fetchrow(_SQL["live"], self._view.name)
         if row is None or row["fingerprint"] != fingerprint(self._view):
             raise NotVerifiable(
                 f"the rows of {self._view.name} were made by another version of this code; verify them with that "
                 "version, or when the next generation is live"
             )
-        return Generation(
-            number=row["generation"],
-            table=row["table_name"],
-            position=row["position"],
-            fence=row["fence"],
-            fingerprint=row["fingerprint"],
-        )
+        return read_generation(row)
 
     async def sample(
-        self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation, count: int
+        self, rows: asyncpg.Connection, log: asyncpg.Connection, generation: Generation, count: int
     ) -> VerifyReport:
         """Compare random keys: half of them from the table, the others from the log, which may have no row."""
-        report = VerifyReport(self._view.name, standing.number, standing.position, listed=self._listed)
-        keys = await self._some_keys(rows, standing, count)
+        report = VerifyReport(self._view.name, generation.number, generation.position, listed=self._listed)
+        keys = await self._some_keys(rows, generation, count)
         if keys:
-            folded = await self._fold_some(log, standing.position, keys)
-            await self._compare(rows, report, standing, folded, "= any($1::uuid[])", list(keys.values()))
+            folded = await self._fold_some(log, generation.position, keys)
+            await self._compare(rows, report, generation, folded, "= any($1::uuid[])", list(keys.values()))
         return report
 
-    async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, standing: Generation) -> VerifyReport:
+    async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, generation: Generation) -> VerifyReport:
         """Compare every key, in as many passes over the log as memory requires."""
-        report = VerifyReport(self._view.name, standing.number, standing.position, listed=self._listed)
-        ranges = await self._ranges(rows, standing)
+        report = VerifyReport(self._view.name, generation.number, generation.position, listed=self._listed)
+        ranges = await self._ranges(rows, generation)
         while ranges:
             low, high = ranges.pop()
             part = KeyRange(low, high, self._at_once)
-            await self._fold_log(log, standing.position, part.has, part.row)
+            await self._fold_log(log, generation.position, part.has, part.row)
             if part.high < high:
                 ranges.append((UUID(int=part.high.int + 1), high))
-            await self._compare(rows, report, standing, part.folded, "between $1 and $2", low, part.high)
+            await self._compare(rows, report, generation, part.folded, "between $1 and $2", low, part.high)
         return report
 
     # ----------------------------------------------------------------------------------------------- stored rows
 
-    async def _ranges(self, connection: asyncpg.Connection, standing: Generation) -> list[tuple[UUID, UUID]]:
+    async def _ranges(self, connection: asyncpg.Connection, generation: Generation) -> list[tuple[UUID, UUID]]:
         """Return ranges of keys that hold at most `rows` rows each. Together they cover every possible key."""
-        key, table = f'"{self._view.key}"', f'{SCHEMA}."{standing.table}"'
+        key, table = f'"{self._view.key}"', f'{SCHEMA}."{generation.table}"'
         numbered = f"select {key} as key, row_number() over (order by {key}) as place from {table}"  # noqa: S608 - our own names
         ends = await connection.fetch(
             f"select key from ({numbered}) n where place % $1 = 0 order by key",  # noqa: S608 - the same
@@ -144,14 +138,14 @@ class Verifier(Generic[M]):
         lows = [FIRST, *(UUID(int=high.int + 1) for high in highs[:-1])]
         return list(zip(lows, highs, strict=True))
 
-    async def _some_keys(self, rows: asyncpg.Connection, standing: Generation, count: int) -> dict[int, UUID]:
-        key, table = f'"{self._view.key}"', f'{SCHEMA}."{standing.table}"'
+    async def _some_keys(self, rows: asyncpg.Connection, generation: Generation, count: int) -> dict[int, UUID]:
+        key, table = f'"{self._view.key}"', f'{SCHEMA}."{generation.table}"'
         by_chance = f"select {key} from {table} order by random() limit $1"  # noqa: S608 - the same
         found = await rows.fetch(by_chance, (count + 1) // 2)
         keys = {row[0].int: row[0] for row in found}
         # Twice as many positions as keys that are still wanted: some hold no event of this read model.
-        wanted = min(standing.position, 2 * (count - len(keys)))
-        events = await self._log.at(random.sample(range(1, standing.position + 1), wanted))
+        wanted = min(generation.position, 2 * (count - len(keys)))
+        events = await self._log.at(random.sample(range(1, generation.position + 1), wanted))
         random.shuffle(events)  # otherwise events late in the log would rarely be chosen
         for event in events:
             routed = self._key_of(event)
@@ -219,13 +213,13 @@ class Verifier(Generic[M]):
         self,
         rows: asyncpg.Connection,
         report: VerifyReport,
-        standing: Generation,
+        generation: Generation,
         folded: dict[int, LogRow],
         those: str,
         *values: object,
     ) -> None:
         """Compare the stored rows of some keys with the folded ones. those: an SQL condition on the key column."""
-        select = f'{select_sql(self._view, standing.table)} where "{self._view.key}" {those}'
+        select = f'{select_sql(self._view, generation.table)} where "{self._view.key}" {those}'
         stored = {record[self._view.key].int: record for record in await rows.fetch(select, *values)}
         parked = {row["key"].int for row in await rows.fetch(_SQL["parked"], report.name, report.generation)}
         for number in stored.keys() | folded.keys():
@@ -235,7 +229,7 @@ class Verifier(Generic[M]):
             report.checked += 1
             report.add(self._differences(UUID(int=number), stored.get(number), folded.get(number) or LogRow()))
         if self._view.history:
-            self._compare_history(report, await row_events.totals(rows, standing.table, those, *values), folded)
+            self._compare_history(report, await row_events.totals(rows, generation.table, those, *values), folded)
 
     def _compare_history(
         self, report: VerifyReport, kept: Mapping[int, tuple[int, int]], folded: Mapping[int, LogRow]

@@ -1,4 +1,4 @@
--- name: standing
+-- name: live
 -- The live generation.
 select generation, table_name, position, fence, fingerprint
   from headwater.projections
