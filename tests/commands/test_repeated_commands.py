@@ -10,10 +10,12 @@ import asyncpg
 import pytest
 from tests.support.dispatching import Process, deposit, opened, refusal_of, register, state, withdraw
 
-from bank.accounts.domain import Account, AccountStatus, FreezeAccount, OpenAccount, UnfreezeAccount
+from bank.accounts.domain import Account, AccountStatus, FreezeAccount, MoneyDeposited, OpenAccount, UnfreezeAccount
 from bank.users.domain import AlreadyExists
 from headwater.commands.dispatcher import Accepted
+from headwater.domain.serialization import stored_form
 from headwater.errors import CommandIdReused
+from headwater.eventstore.log import Append, append
 from headwater.ids import new_id
 
 
@@ -86,3 +88,12 @@ async def test_a_command_id_used_for_another_command_of_the_stream_is_refused(
     with pytest.raises(CommandIdReused, match=f"{idle_id} was used before, for UnfreezeAccount"):
         await bank(FreezeAccount(account_id=account), command_id=idle_id)
     assert await state(bank, account) == Account(AccountStatus.OPEN, Decimal(25), "EUR")
+
+
+async def test_the_id_of_a_record_of_headwater_is_refused(bank: Process, connection: asyncpg.Connection) -> None:
+    """Only a record has no command name; a command with its id must not return the record's place as its result."""
+    account_id, command_id = await opened(bank), new_id()
+    event = MoneyDeposited(account_id=account_id, amount=Decimal(5), balance=Decimal(5))
+    await append(connection, [Append(command_id, account_id, "account", 1, [stored_form(event)], command_id)])
+    with pytest.raises(CommandIdReused, match="for a record of Headwater; nothing was written"):
+        await bank(deposit(account_id, 5), command_id=command_id)
