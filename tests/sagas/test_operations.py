@@ -577,7 +577,7 @@ async def test_the_command_line_lists_shows_retries_and_abandons_instances(
     await seen(connection, undone.key, "done")
     assert ("SagaRetried", getpass.getuser()) in await records_by(connection, undone)
     code, _, complaints = await run("sagas", "retry", str(undone.key))
-    assert (code, complaints) == (1, f"headwater: Fulfilment {undone.key} is done: nothing of it waits for a person\n")
+    assert (code, complaints) == (1, f"headwater: Fulfilment {undone.key} is done: there is nothing to retry\n")
 
     code, output, _ = await run("sagas", "abandon", str(bug.stream_id), "--reason", "too old")
     assert (code, output) == (0, f"Fulfilment {bug.key} is abandoned.\n")

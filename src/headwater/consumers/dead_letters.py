@@ -28,7 +28,7 @@ KEYS_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """An event to set aside, or a further failure of one. attempts: failures so far; 0, without an error, if it waits
+    """An event to park, or a further failure of one. attempts: failures so far; 0, without an error, if it waits
     behind another letter of its key. pause: seconds until the next attempt; None if only an operator can cause one."""
 
     key: UUID

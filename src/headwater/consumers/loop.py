@@ -1,4 +1,4 @@
-"""What every loop that follows the log is built from: what it connects to, and how it paces itself."""
+"""The parts that every loop which follows the log is built from: its ports and its settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headwater.postgres.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """What a loop connects to. positions: announces by the doorbell how far the log and the units are."""
+    """The connections of a loop. positions: of the log and of the units, announced by the doorbell."""
 
     database: Database
     log: Log
@@ -23,8 +23,8 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class CommandPath:
-    """What sagas and schedules need to issue commands in time. appender: for the records of sagas. clock: the time of
-    deadlines, timers and schedules."""
+    """Issues the commands of sagas and schedules. appender: for the records of sagas. clock: the time of deadlines,
+    timers and schedules."""
 
     appender: Appender
     dispatcher: Dispatcher
@@ -33,7 +33,7 @@ class CommandPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """How a loop paces itself.
+    """The pace and the limits of a loop.
 
     batch: events between two checkpoints, at most; so many may be taken again after a crash.
     at_once: keys that a saga or a reactor takes concurrently, at most. Up to 50 parked keys are retried beside them.

@@ -2,7 +2,7 @@
 
     leased -> read the rows -> register new schedules -> read the rows
                             -> a moment is due: issue its command -> store the outcome -> read the rows
-                            -> a fault that passes: the same moment again after a pause; other schedules go on
+                            -> a passing fault: the same moment is retried after a pause; other schedules go on
                             -> no moment is due: wait for the next one -> read the rows
                             -> the lease was lost: end
 
@@ -189,7 +189,7 @@ class Scheduler:
         return bool(stored)
 
     async def _issue(self, schedule: Schedule, due: datetime) -> _Outcome | None:
-        """Issue the command of a due moment. None after a fault that passes: the moment is tried again."""
+        """Issue the command of a due moment. None after a passing fault: the moment is retried."""
         try:
             command = schedule.command(due)
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises; it is logged
@@ -211,14 +211,14 @@ class Scheduler:
         return _Outcome("fired", ACCEPTED)
 
     def _set_back(self, schedule: Schedule, due: datetime, error: BaseException) -> None:
-        """Have the same moment tried again, after a pause that grows."""
+        """Plan a retry of the same moment, after a pause that grows."""
         known = self._faults.get(schedule.name)
         failures = known.failures + 1 if known else 1
         pause = backoff(failures)
         self._faults[schedule.name] = _Fault(due, failures, self._clock.now() + timedelta(seconds=pause))
         if not self._database.outage.covers(SCHEDULES, error):
             logger.warning(
-                "schedule %s, due at %s, is tried again in %.1f s (failure %d): %s: %s",
+                "schedule %s, due at %s, is retried in %.1f s (failure %d): %s: %s",
                 *(schedule.name, due.isoformat(), pause, failures, type(error).__name__, error),
             )
 

@@ -32,11 +32,14 @@ _UNIT = "reactor "
 class Reactor(Generic[E]):
     """A side effect outside of the log.
 
-    name: identifies the reactor; under another name it is a new one. react: the function, see the module; the events it
-    takes are read from its annotation, and any exception is a failure. order: from an event to a key; events of one key
-    are delivered one after another, in the order of the log. By default the key is the stream. on_failure: a failed
-    event and the later ones of its key are set aside, retried with growing pauses for an hour or two, and then parked.
-    within: the timeout of one call. from_start: deliver the events before the reactor's first start, too.
+    name: identifies the reactor; under another name it is a new one.
+    react: the function, see the module. Its annotation names the events that it takes. Any exception is a failure.
+    order: from an event to a key. Events of one key are delivered one after another, in the order of the log. The
+    default key is the stream.
+    on_failure: a failed event is parked, with the later ones of its key, and retried with growing pauses for an hour or
+    two. After the last retry it waits for an operator.
+    within: the timeout of one call.
+    from_start: deliver the events before the reactor's first start, too.
     """
 
     name: str

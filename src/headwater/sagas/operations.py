@@ -1,4 +1,4 @@
-"""What an operator does with sagas: list instances, retry parked ones, abandon them.
+"""Saga instances for operators: list them, retry parked ones, abandon them.
 
 Lists read `headwater.sagas`, which the saga's worker updates after it has read an instance's records. An instance is
 parked when an undo was refused, or when one of its events is a dead letter that waits for an operator.
@@ -224,7 +224,7 @@ async def retry(
         if row["status"] == Phase.PARKED.value:
             return SagaRetried(saga=row["saga"], at=datetime.now(UTC), by=by)
         if not due:
-            raise SagaNotParked(f"{_named(found)} is {row['status']}: nothing of it waits for a person")
+            raise SagaNotParked(f"{_named(found)} is {row['status']}: there is nothing to retry")
         return None
 
     await _act_on(connection, found, by, act, attempts)

@@ -49,7 +49,7 @@ _FIRST = UUID(int=0)
 
 @dataclass
 class SagaCounts:
-    """What happened to a saga's instances in this process since its start.
+    """Counts of a saga's instances and steps in this process since its start.
 
     steps: accepted commands. refusals, timeouts: of steps. compensations: accepted undos. fired: delivered timers.
     """
