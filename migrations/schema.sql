@@ -1,6 +1,6 @@
 CREATE SCHEMA headwater;
 COMMENT ON SCHEMA headwater IS 'Headwater''s own tables: the log, and everything that is derived from it.';
-CREATE FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) RETURNS record
+CREATE FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], of_epoch integer, OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) RETURNS record
     LANGUAGE plpgsql
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -9,6 +9,7 @@ CREATE FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uu
 <<batch>>
 declare
   base bigint;             -- the position before this call
+  passed boolean;
   moment timestamptz;
   behind boolean[];        -- by command: an earlier command of this call names the same command id or claim
   places integer[];        -- by event: the place of its command in this call
@@ -17,7 +18,11 @@ declare
   appended integer;
 begin
   -- Appends take turns at this lock, so everything below sees the result of every earlier append.
-  select position, greatest(recorded_at, clock_timestamp()) into strict base, moment from head for update;
+  select position, greatest(recorded_at, clock_timestamp()), epoch <> of_epoch or timeline <> timeline_now()
+    into strict base, moment, passed from head for update;
+  if passed then
+    perform refuse_epoch();
+  end if;
   any_without_events := exists (select from commands);
   -- 1. Of the commands that name the same command id or claim, only the first proceeds. Most calls skip this.
   --    One pass over commands and one over claims, combined by grouping: a join of the two is planned for ten of each and
@@ -165,8 +170,8 @@ begin
     perform pg_notify('headwater', 'log:' || base + appended);
   end if;
 end $$;
-COMMENT ON FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) IS 'Appends the events of many commands in one call: contiguous positions, a verdict for each command, one doorbell.';
-CREATE FUNCTION headwater.append_plain(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]) RETURNS bigint
+COMMENT ON FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], of_epoch integer, OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) IS 'Appends the events of many commands in one call: contiguous positions, a verdict for each command, one doorbell.';
+CREATE FUNCTION headwater.append_plain(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], of_epoch integer) RETURNS bigint
     LANGUAGE plpgsql
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -176,6 +181,7 @@ declare
   size constant integer := cardinality(command_ids);
   base bigint;
   moment timestamptz;
+  passed boolean;
   appended integer;
   -- The event ids count up from one random number (RFC 9562 section 6.2, method 2) in the lower half, so that none overflows.
   seed constant text := translate(uuidv7()::text, '-', '');
@@ -183,7 +189,12 @@ declare
 begin
   -- Appends take turns at this lock, so everything below sees the result of every earlier append.
   update head set position = position + size, recorded_at = greatest(recorded_at, clock_timestamp())
-    returning position - size, recorded_at, pg_notify('headwater', 'log:' || position) into strict base, moment;
+    returning position - size, recorded_at, epoch <> of_epoch or timeline <> timeline_now(),
+              pg_notify('headwater', 'log:' || position)
+    into strict base, moment, passed;
+  if passed then
+    perform refuse_epoch();
+  end if;
   -- The unique indexes check that no other event follows an expected version and that no command id has left an event. One
   -- look at headwater.commands serves the whole batch: planned while that table is empty, it costs a scan of few rows at
   -- most. OFFSET 0 keeps the other EXISTS an index look-up, however long the log is.
@@ -210,7 +221,72 @@ exception
   when unique_violation then
     return null;
 end $$;
-COMMENT ON FUNCTION headwater.append_plain(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]) IS 'Appends a batch of one-event commands as a whole, or nothing of it; append() judges all other batches.';
+COMMENT ON FUNCTION headwater.append_plain(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], of_epoch integer) IS 'Appends a batch of one-event commands as a whole, or nothing of it; append() judges all other batches.';
+CREATE FUNCTION headwater.begin_epoch(known integer, why text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'headwater', 'pg_temp'
+    AS $$
+declare
+  here constant text := server();
+  ended bigint;
+begin
+  -- Of the processes that find it at once, the first begins the epoch and the others find it begun.
+  select h.position into ended from head h where h.epoch = known for update;
+  if not found then
+    return;
+  end if;
+  insert into epochs (epoch, tag, server, position, reason)
+  values (known + 1, left(gen_random_uuid()::text, 8), here, ended, why);
+  update head set epoch = known + 1, timeline = split_part(here, '/', 2);
+  -- Every lease ends, and no fencing token of the lost time is valid again.
+  update projections
+     set owner = null, fence = fence + (1::bigint << 32),
+         rewind_to = case when position > ended then least(rewind_to, ended) else rewind_to end;
+  perform pg_notify('headwater', 'epoch:' || known + 1);
+end $$;
+COMMENT ON FUNCTION headwater.begin_epoch(known integer, why text) IS 'Ends the known epoch, unless it has ended already.';
+CREATE TABLE headwater.epochs (
+    epoch integer NOT NULL,
+    tag text NOT NULL COLLATE pg_catalog."C",
+    server text COLLATE pg_catalog."C",
+    "position" bigint NOT NULL,
+    reason text NOT NULL,
+    began_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT epochs_epoch_check CHECK ((epoch > 0)),
+    CONSTRAINT epochs_position_check CHECK (("position" >= 0))
+);
+COMMENT ON TABLE headwater.epochs IS 'A position is a number of one epoch. A new epoch begins when the log may have lost its end: a replica was promoted, or a backup restored. What processes and clients know of later positions of an earlier epoch is then void.';
+COMMENT ON COLUMN headwater.epochs.tag IS 'Random: two copies of a database that both go on begin different epochs, though with the same number.';
+COMMENT ON COLUMN headwater.epochs.server IS 'The cluster''s system identifier, its timeline, and the oid of the database. Another value means a new epoch. Null until the first process connects.';
+COMMENT ON COLUMN headwater.epochs."position" IS 'The end of the log when the epoch began. Up to here, positions mean the same in this epoch and in the one before.';
+CREATE FUNCTION headwater.enter_epoch(tag text, "position" bigint, command_id uuid) RETURNS SETOF headwater.epochs
+    LANGUAGE plpgsql
+    SET search_path TO 'headwater', 'pg_temp'
+    AS $$
+declare
+  current epochs;
+  here text;
+begin
+  select e.* into strict current from head h join epochs e on e.epoch = h.epoch;
+  if not pg_is_in_recovery() and not current_setting('transaction_read_only')::boolean then
+    here := server();
+    if current.server is null then
+      perform from head for update;
+      update epochs e set server = here, tag = left(gen_random_uuid()::text, 8), began_at = clock_timestamp()
+       where e.epoch = current.epoch and e.server is null;
+      update head set timeline = split_part(here, '/', 2) where timeline is null;
+    elsif current.server <> here then
+      perform begin_epoch(current.epoch, format('the server is %s, was %s', here, current.server));
+    elsif current.tag = enter_epoch.tag and enter_epoch.position is not null
+          and not exists (select from events e where e.position = enter_epoch.position and e.command_id = enter_epoch.command_id) then
+      perform begin_epoch(current.epoch, format('position %s was known and is gone', enter_epoch.position));
+    elsif exists (select from projections p, head h where p.position > h.position and p.rewind_to is null) then
+      perform begin_epoch(current.epoch, 'a checkpoint was beyond the end of the log');
+    end if;
+  end if;
+  return query select * from epochs e order by e.epoch;
+end $$;
+COMMENT ON FUNCTION headwater.enter_epoch(tag text, "position" bigint, command_id uuid) IS 'Begins a new epoch if the log may have lost its end, and returns all epochs, the current one last.';
 CREATE FUNCTION headwater.refuse_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -219,6 +295,28 @@ begin
     using errcode = 'insufficient_privilege', hint = 'Append an event that says what has changed.';
 end $$;
 COMMENT ON FUNCTION headwater.refuse_change() IS 'Rejects UPDATE, DELETE and TRUNCATE.';
+CREATE FUNCTION headwater.refuse_epoch() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+  raise exception 'the epoch of the log that the call was made for has ended' using errcode = 'HW001';
+end $$;
+COMMENT ON FUNCTION headwater.refuse_epoch() IS 'Fails the append of a process that does not know the current epoch yet.';
+CREATE FUNCTION headwater.server() RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+  select format('%s/%s/%s', (select system_identifier from pg_control_system()),
+                headwater.timeline_now(),
+                (select oid from pg_database where datname = current_database()))
+$$;
+COMMENT ON FUNCTION headwater.server() IS 'The cluster''s system identifier, its timeline, and the oid of the database: what differs after a promotion or a restore.';
+CREATE FUNCTION headwater.timeline_now() RETURNS text
+    LANGUAGE sql
+    AS $$
+  select pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)
+$$;
+COMMENT ON FUNCTION headwater.timeline_now() IS 'The timeline on which PostgreSQL writes.';
 CREATE TABLE headwater.claims (
     name text NOT NULL COLLATE pg_catalog."C",
     value text NOT NULL COLLATE pg_catalog."C",
@@ -290,11 +388,15 @@ CREATE TABLE headwater.head (
     singleton boolean DEFAULT true NOT NULL,
     "position" bigint NOT NULL,
     recorded_at timestamp with time zone NOT NULL,
+    epoch integer DEFAULT 1 NOT NULL,
+    timeline text COLLATE pg_catalog."C",
     CONSTRAINT head_position_check CHECK (("position" >= 0)),
     CONSTRAINT head_singleton_check CHECK (singleton)
 );
 COMMENT ON TABLE headwater.head IS 'One row: the end of the log. append() holds the lock of this row until it commits, so positions become visible in their own order: a reader that has seen N has seen every event up to N.';
 COMMENT ON COLUMN headwater.head.recorded_at IS 'When the last event was recorded. It never decreases from one position to the next, even when the clock is set back.';
+COMMENT ON COLUMN headwater.head.epoch IS 'The current epoch: see headwater.epochs.';
+COMMENT ON COLUMN headwater.head.timeline IS 'The timeline of PostgreSQL on which the epoch began. On another one, append() refuses to write until a new epoch has begun. Null until the first process connects.';
 CREATE TABLE headwater.kinds (
     category text NOT NULL COLLATE pg_catalog."C",
     type text NOT NULL COLLATE pg_catalog."C",
@@ -304,6 +406,17 @@ CREATE TABLE headwater.kinds (
     last_position bigint NOT NULL
 );
 COMMENT ON TABLE headwater.kinds IS 'The kinds of events that the log holds, up to the position in headwater.counted. Each start checks that the app can read all of them, and counts only what was appended since. Derived: may be emptied together with counted.';
+CREATE TABLE headwater.lost (
+    tag text NOT NULL COLLATE pg_catalog."C",
+    "position" bigint NOT NULL,
+    stream_id uuid,
+    version integer,
+    command_id uuid,
+    type text COLLATE pg_catalog."C",
+    known_by text NOT NULL,
+    noted_at timestamp with time zone DEFAULT now() NOT NULL
+);
+COMMENT ON TABLE headwater.lost IS 'Positions that processes and clients knew and that the log has lost, as far as they reported them, for `headwater lost`. tag: the epoch to which the position belongs. Only the position is known of what a client''s cursor names.';
 CREATE TABLE headwater.processes (
     process_id uuid NOT NULL,
     name text NOT NULL,
@@ -326,6 +439,7 @@ CREATE TABLE headwater.projections (
     table_name text NOT NULL,
     state text NOT NULL COLLATE pg_catalog."C",
     "position" bigint DEFAULT 0 NOT NULL,
+    rewind_to bigint,
     owner uuid,
     fence bigint DEFAULT 0 NOT NULL,
     repairs integer DEFAULT 0 NOT NULL,
@@ -347,6 +461,7 @@ COMMENT ON COLUMN headwater.projections.fingerprint IS 'Hash of the declaration:
 COMMENT ON COLUMN headwater.projections.earlier IS 'Fingerprints of older code that has run the unit and must not take it back.';
 COMMENT ON COLUMN headwater.projections.enums IS 'JSON: the declared values of each enum column.';
 COMMENT ON COLUMN headwater.projections.state IS 'live: clients read it. building: filled beside the live one. retired: was live, or was given up. The table of a retired generation is dropped after a time; its row stays, so that older code that starts again does not take its own declaration for a new one.';
+COMMENT ON COLUMN headwater.projections.rewind_to IS 'The end of the log when it went back to before the checkpoint. Before the unit goes on, its worker undoes what is later.';
 COMMENT ON COLUMN headwater.projections.owner IS 'The worker that leases the unit. It is free when this is null, or when that worker''s lease has expired.';
 COMMENT ON COLUMN headwater.projections.fence IS 'The fencing token: it grows with each change of the owner, so that a paused former owner cannot commit.';
 COMMENT ON COLUMN headwater.projections.repairs IS 'How often rows were changed by events that the position had passed before: dead letters that were folded later.';
@@ -443,6 +558,10 @@ ALTER TABLE ONLY headwater.counted
     ADD CONSTRAINT counted_pkey PRIMARY KEY (singleton);
 ALTER TABLE ONLY headwater.dead_letters
     ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (projection, generation, key, "position");
+ALTER TABLE ONLY headwater.epochs
+    ADD CONSTRAINT epochs_pkey PRIMARY KEY (epoch);
+ALTER TABLE ONLY headwater.epochs
+    ADD CONSTRAINT epochs_tag_key UNIQUE (tag);
 ALTER TABLE ONLY headwater.events
     ADD CONSTRAINT events_command_ordinal_key UNIQUE (command_id, ordinal);
 ALTER TABLE ONLY headwater.events
@@ -453,6 +572,8 @@ ALTER TABLE ONLY headwater.head
     ADD CONSTRAINT head_pkey PRIMARY KEY (singleton);
 ALTER TABLE ONLY headwater.kinds
     ADD CONSTRAINT kinds_pkey PRIMARY KEY (category, type, schema_version);
+ALTER TABLE ONLY headwater.lost
+    ADD CONSTRAINT lost_pkey PRIMARY KEY (tag, "position");
 ALTER TABLE ONLY headwater.processes
     ADD CONSTRAINT processes_pkey PRIMARY KEY (process_id);
 ALTER TABLE ONLY headwater.projections

@@ -57,11 +57,11 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     """
     options = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
     options |= {"max_connections": "200", "max_prepared_transactions": "10"}
-    with embedded.temporary(options=options, within=_memory()) as server:
+    with embedded.temporary(options=options, within=memory()) as server:
         yield server
 
 
-def _memory() -> Path | None:
+def memory() -> Path | None:
     """Return a file system in memory with enough room, or None.
 
     A database is hundreds of files; creating them on a disk takes most of the suite's time on some machines.

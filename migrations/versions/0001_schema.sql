@@ -10,7 +10,9 @@ comment on schema headwater is 'Headwater''s own tables: the log, and everything
 create table headwater.head (
   singleton boolean primary key default true check (singleton),
   position bigint not null check (position >= 0),
-  recorded_at timestamptz not null
+  recorded_at timestamptz not null,
+  epoch integer not null default 1,
+  timeline text collate "C"
 );
 comment on table headwater.head is
   'One row: the end of the log. append() holds the lock of this row until it commits, so positions become visible in their '
@@ -18,7 +20,51 @@ comment on table headwater.head is
 comment on column headwater.head.recorded_at is
   'When the last event was recorded. It never decreases from one position to the next, even when the clock is set back.';
 
+comment on column headwater.head.epoch is 'The current epoch: see headwater.epochs.';
+comment on column headwater.head.timeline is
+  'The timeline of PostgreSQL on which the epoch began. On another one, append() refuses to write until a new epoch has begun. '
+  'Null until the first process connects.';
+
 insert into headwater.head (singleton, position, recorded_at) values (true, 0, '-infinity');
+
+
+create table headwater.epochs (
+  epoch integer primary key check (epoch > 0),
+  tag text collate "C" not null unique,
+  server text collate "C",
+  position bigint not null check (position >= 0),
+  reason text not null,
+  began_at timestamptz not null default clock_timestamp()
+);
+comment on table headwater.epochs is
+  'A position is a number of one epoch. A new epoch begins when the log may have lost its end: a replica was promoted, or a '
+  'backup restored. What processes and clients know of later positions of an earlier epoch is then void.';
+comment on column headwater.epochs.tag is
+  'Random: two copies of a database that both go on begin different epochs, though with the same number.';
+comment on column headwater.epochs.server is
+  'The cluster''s system identifier, its timeline, and the oid of the database. Another value means a new epoch. Null until the '
+  'first process connects.';
+comment on column headwater.epochs.position is
+  'The end of the log when the epoch began. Up to here, positions mean the same in this epoch and in the one before.';
+
+insert into headwater.epochs (epoch, tag, position, reason)
+values (1, left(gen_random_uuid()::text, 8), 0, 'the log was created');
+
+
+create table headwater.lost (
+  tag text collate "C" not null,
+  position bigint not null,
+  stream_id uuid,
+  version integer,
+  command_id uuid,
+  type text collate "C",
+  known_by text not null,
+  noted_at timestamptz not null default now(),
+  primary key (tag, position)
+);
+comment on table headwater.lost is
+  'Positions that processes and clients knew and that the log has lost, as far as they reported them, for `headwater lost`. '
+  'tag: the epoch to which the position belongs. Only the position is known of what a client''s cursor names.';
 
 
 create table headwater.events (
@@ -153,6 +199,7 @@ create table headwater.projections (
   table_name text not null,
   state text collate "C" not null check (state in ('live', 'building', 'retired')),
   position bigint not null default 0,
+  rewind_to bigint,
   owner uuid,
   fence bigint not null default 0,
   repairs integer not null default 0,
@@ -183,6 +230,8 @@ comment on column headwater.projections.state is
   'live: clients read it. building: filled beside the live one. retired: was live, or was given up. The table of a retired '
   'generation is dropped after a time; its row stays, so that older code that starts again does not take its own declaration '
   'for a new one.';
+comment on column headwater.projections.rewind_to is
+  'The end of the log when it went back to before the checkpoint. Before the unit goes on, its worker undoes what is later.';
 comment on column headwater.projections.owner is
   'The worker that leases the unit. It is free when this is null, or when that worker''s lease has expired.';
 comment on column headwater.projections.fence is
@@ -342,6 +391,89 @@ create trigger append_only before update or delete or truncate on headwater.even
 alter table headwater.events enable always trigger append_only;
 
 
+create function headwater.timeline_now() returns text language sql volatile as $$
+  select pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)
+$$;
+comment on function headwater.timeline_now() is 'The timeline on which PostgreSQL writes.';
+
+
+create function headwater.refuse_epoch() returns void language plpgsql as $$
+begin
+  raise exception 'the epoch of the log that the call was made for has ended' using errcode = 'HW001';
+end $$;
+comment on function headwater.refuse_epoch() is 'Fails the append of a process that does not know the current epoch yet.';
+
+
+create function headwater.server() returns text language sql stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select format('%s/%s/%s', (select system_identifier from pg_control_system()),
+                headwater.timeline_now(),
+                (select oid from pg_database where datname = current_database()))
+$$;
+comment on function headwater.server() is
+  'The cluster''s system identifier, its timeline, and the oid of the database: what differs after a promotion or a restore.';
+
+
+-- Called on each new connection. tag, position, command_id: the epoch that the caller knows, and a command of it that was
+-- accepted at this position. A copy of the files of the same cluster has the same server; that its log is another one shows
+-- only because it lacks such a command.
+create function headwater.enter_epoch(tag text, "position" bigint, command_id uuid)
+returns setof headwater.epochs language plpgsql volatile
+  set search_path = headwater, pg_temp
+as $$
+declare
+  current epochs;
+  here text;
+begin
+  select e.* into strict current from head h join epochs e on e.epoch = h.epoch;
+  if not pg_is_in_recovery() and not current_setting('transaction_read_only')::boolean then
+    here := server();
+    if current.server is null then
+      perform from head for update;
+      update epochs e set server = here, tag = left(gen_random_uuid()::text, 8), began_at = clock_timestamp()
+       where e.epoch = current.epoch and e.server is null;
+      update head set timeline = split_part(here, '/', 2) where timeline is null;
+    elsif current.server <> here then
+      perform begin_epoch(current.epoch, format('the server is %s, was %s', here, current.server));
+    elsif current.tag = enter_epoch.tag and enter_epoch.position is not null
+          and not exists (select from events e where e.position = enter_epoch.position and e.command_id = enter_epoch.command_id) then
+      perform begin_epoch(current.epoch, format('position %s was known and is gone', enter_epoch.position));
+    elsif exists (select from projections p, head h where p.position > h.position and p.rewind_to is null) then
+      perform begin_epoch(current.epoch, 'a checkpoint was beyond the end of the log');
+    end if;
+  end if;
+  return query select * from epochs e order by e.epoch;
+end $$;
+comment on function headwater.enter_epoch(text, bigint, uuid) is
+  'Begins a new epoch if the log may have lost its end, and returns all epochs, the current one last.';
+
+
+create function headwater.begin_epoch(known integer, why text) returns void language plpgsql volatile
+  set search_path = headwater, pg_temp
+as $$
+declare
+  here constant text := server();
+  ended bigint;
+begin
+  -- Of the processes that find it at once, the first begins the epoch and the others find it begun.
+  select h.position into ended from head h where h.epoch = known for update;
+  if not found then
+    return;
+  end if;
+  insert into epochs (epoch, tag, server, position, reason)
+  values (known + 1, left(gen_random_uuid()::text, 8), here, ended, why);
+  update head set epoch = known + 1, timeline = split_part(here, '/', 2);
+  -- Every lease ends, and no fencing token of the lost time is valid again.
+  update projections
+     set owner = null, fence = fence + (1::bigint << 32),
+         rewind_to = case when position > ended then least(rewind_to, ended) else rewind_to end;
+  perform pg_notify('headwater', 'epoch:' || known + 1);
+end $$;
+comment on function headwater.begin_epoch(integer, text) is
+  'Ends the known epoch, unless it has ended already.';
+
+
 -- append: the events of many commands in one call, with a verdict for each command.
 --
 --   a  accepted       versions, positions: of the command's last event
@@ -354,6 +486,9 @@ alter table headwater.events enable always trigger append_only;
 -- A command is judged as if the earlier commands on its stream were accepted, and falls with the first that is not. So a
 -- command that loses costs its neighbours nothing and takes no position.
 --
+-- of_epoch: the epoch that the commands were decided in. If it has ended, or PostgreSQL writes on another timeline than it
+-- began on, the call fails with the SQLSTATE HW001. Null: not checked.
+--
 -- Arrays whose elements are all alike are null, because each element costs both sides: counts when every command has one
 -- event, kinds when every event is of the first kind, metadata that no command has. The kind_ arrays hold each distinct
 -- (category, type, schema version) once.
@@ -361,7 +496,7 @@ create function headwater.append(
   command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[],
   kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[],
   correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[],
-  claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[],
+  claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], of_epoch integer,
   out verdicts "char"[], out versions integer[], out positions bigint[], out streams uuid[], out blockers integer[]
 ) language plpgsql volatile
   -- JIT compilation, a custom plan for each call, or a search for tables elsewhere would each cost more than the call.
@@ -372,6 +507,7 @@ as $$
 <<batch>>
 declare
   base bigint;             -- the position before this call
+  passed boolean;
   moment timestamptz;
   behind boolean[];        -- by command: an earlier command of this call names the same command id or claim
   places integer[];        -- by event: the place of its command in this call
@@ -380,7 +516,11 @@ declare
   appended integer;
 begin
   -- Appends take turns at this lock, so everything below sees the result of every earlier append.
-  select position, greatest(recorded_at, clock_timestamp()) into strict base, moment from head for update;
+  select position, greatest(recorded_at, clock_timestamp()), epoch <> of_epoch or timeline <> timeline_now()
+    into strict base, moment, passed from head for update;
+  if passed then
+    perform refuse_epoch();
+  end if;
   any_without_events := exists (select from commands);
 
   -- 1. Of the commands that name the same command id or claim, only the first proceeds. Most calls skip this.
@@ -537,7 +677,7 @@ begin
 end $$;
 comment on function headwater.append(
   uuid[], text[], uuid[], integer[], integer[], text[], text[], smallint[], integer[], text[], uuid[], uuid[], text[], text[],
-  text[], integer[], boolean[], text[], text[]
+  text[], integer[], boolean[], text[], text[], integer
 ) is
   'Appends the events of many commands in one call: contiguous positions, a verdict for each command, one doorbell.';
 
@@ -549,7 +689,7 @@ comment on function headwater.append(
 create function headwater.append_plain(
   command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[],
   kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[],
-  correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[]
+  correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], of_epoch integer
 ) returns bigint language plpgsql volatile
   set jit = off
   set plan_cache_mode = force_generic_plan
@@ -559,6 +699,7 @@ declare
   size constant integer := cardinality(command_ids);
   base bigint;
   moment timestamptz;
+  passed boolean;
   appended integer;
   -- The event ids count up from one random number (RFC 9562 section 6.2, method 2) in the lower half, so that none overflows.
   seed constant text := translate(uuidv7()::text, '-', '');
@@ -566,7 +707,12 @@ declare
 begin
   -- Appends take turns at this lock, so everything below sees the result of every earlier append.
   update head set position = position + size, recorded_at = greatest(recorded_at, clock_timestamp())
-    returning position - size, recorded_at, pg_notify('headwater', 'log:' || position) into strict base, moment;
+    returning position - size, recorded_at, epoch <> of_epoch or timeline <> timeline_now(),
+              pg_notify('headwater', 'log:' || position)
+    into strict base, moment, passed;
+  if passed then
+    perform refuse_epoch();
+  end if;
 
   -- The unique indexes check that no other event follows an expected version and that no command id has left an event. One
   -- look at headwater.commands serves the whole batch: planned while that table is empty, it costs a scan of few rows at
@@ -596,6 +742,6 @@ exception
 end $$;
 comment on function headwater.append_plain(
   uuid[], text[], uuid[], integer[], boolean[], text[], text[], smallint[], integer[], text[], uuid[], uuid[], text[], text[],
-  text[]
+  text[], integer
 ) is
   'Appends a batch of one-event commands as a whole, or nothing of it; append() judges all other batches.';

@@ -76,6 +76,18 @@ class OutcomeUnknown(PublicError):
     code = "OUTCOME_UNKNOWN"
 
 
+class LogWentBack(PublicError):
+    """The position is of a part of the log that was lost: a replica took over that did not have it, or a backup was
+    restored. Drop what you know from after `position`, and read again from there."""
+
+    code = "LOG_WENT_BACK"
+
+    def __init__(self, position: str) -> None:
+        super().__init__(LogWentBack.__doc__)
+        self.position = position
+        self.facts = {"position": position}
+
+
 class Contended(PublicError):
     """Other commands changed the same stream each time this one was decided; nothing was written. Try again."""
 

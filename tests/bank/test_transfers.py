@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from tests.support.positions import number
 from tests.support.waiting import until
 
 from bank.accounts.domain import (
@@ -128,7 +129,7 @@ def ended(seen: list[dict[str, Any]]) -> tuple[str, str | None]:
     order = ["REQUESTED", "WITHDRAWN", "COMPLETED", "REFUSED", "REFUNDED"]
     statuses = [order.index(row["status"]) for row in seen]
     assert statuses == sorted(set(statuses)), seen
-    positions = [int(row["position"]) for row in seen]
+    positions = [number(row["position"]) for row in seen]
     assert positions == sorted(set(positions)), seen
     return seen[-1]["status"], seen[-1]["reason"]
 

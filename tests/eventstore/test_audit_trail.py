@@ -19,6 +19,7 @@ import asyncpg
 import msgspec
 import pytest
 from tests.support.commands import clean_environ, run_command
+from tests.support.positions import number, text
 from tests.support.waiting import until
 
 from headwater.cli.event_lines import LONGEST_DATA, tree_of
@@ -185,10 +186,14 @@ async def ask(node: Node, query: str = EVENTS, **variables: Any) -> tuple[Any, l
     return json.loads(result.json).get("data"), errors
 
 
-def shown_to_clients(entry: Entry) -> dict[str, Any]:
+def shown_to_clients(node: Node, entry: Entry) -> dict[str, Any]:
     """Return an event as a client receives it."""
+    return {"position": text(node, entry.position), **fields_of(entry)}
+
+
+def fields_of(entry: Entry) -> dict[str, Any]:
+    """Return an event as both a client and the command line show it, except for its position."""
     return {
-        "position": str(entry.position),
         "eventId": str(entry.event_id),
         "streamId": str(entry.stream_id),
         "category": entry.category,
@@ -253,7 +258,7 @@ async def test_clients_receive_the_events_that_their_filter_selects(start: Start
     await writer.write_history(80)
     entries, narrowing = await everything(writer.connection), set()
     for wanted in filters(entries):
-        expected = [shown_to_clients(entry) for entry in matching(wanted, entries)]
+        expected = [shown_to_clients(node, entry) for entry in matching(wanted, entries)]
         if 0 < len(expected) < len(entries):
             narrowing |= {name for name in CLIENT_NAMES if wanted == Wanted(**{name: getattr(wanted, name)})}
         assert [each for page in await pages_of(node, wanted, backward=False) for each in page] == expected, wanted
@@ -261,7 +266,7 @@ async def test_clients_receive_the_events_that_their_filter_selects(start: Start
         assert [each for page in reversed(back) for each in page] == expected, wanted
         if wanted.until is None:
             async with subscribed(node, filter=client_filter(wanted), after="0") as stream:
-                assert await take(stream, len(expected)) == [int(each["position"]) for each in expected], wanted
+                assert await take(stream, len(expected)) == [number(each["position"]) for each in expected], wanted
     assert narrowing == set(CLIENT_NAMES), "each condition alone selects some events, but not all"
 
 
@@ -270,22 +275,23 @@ async def test_page_info_tells_if_there_are_events_before_and_after_the_page(sta
     for _ in range(3):
         await writer.write(stream, ["A"])  # 1, 3, 5
         await writer.write(uuid4(), ["B"])  # 2, 4, 6
-    cases: list[tuple[dict[str, Any], list[str], bool, bool]] = [
-        ({}, ["1", "3", "5"], False, False),
-        ({"first": 2}, ["1", "3"], False, True),
-        ({"first": 2, "after": "1"}, ["3", "5"], True, False),
-        ({"first": 1, "after": "2"}, ["3"], True, True),
+    cases: list[tuple[dict[str, Any], list[int], bool, bool]] = [
+        ({}, [1, 3, 5], False, False),
+        ({"first": 2}, [1, 3], False, True),
+        ({"first": 2, "after": "1"}, [3, 5], True, False),
+        ({"first": 1, "after": "2"}, [3], True, True),
         ({"first": 0}, [], False, True),
         ({"first": 2, "after": "5"}, [], True, False),
         ({"first": 2, "after": "99"}, [], True, False),
-        ({"last": 2}, ["3", "5"], True, False),
-        ({"last": 2, "before": "5"}, ["1", "3"], False, True),
-        ({"last": 1, "before": "4"}, ["3"], True, True),
+        ({"last": 2}, [3, 5], True, False),
+        ({"last": 2, "before": "5"}, [1, 3], False, True),
+        ({"last": 1, "before": "4"}, [3], True, True),
         ({"last": 5, "before": "1"}, [], False, True),
         ({"last": 0}, [], True, False),
     ]
     for given in ({"streamId": str(stream)}, {"types": ["A"]}):
-        for arguments, expected, previous, following in cases:
+        for arguments, numbers, previous, following in cases:
+            expected = [text(node, each) for each in numbers]
             data, errors = await ask(node, filter=given, **arguments)
             assert errors == []
             page = data["events"]
@@ -399,7 +405,7 @@ async def take(stream: AsyncGenerator[Result, None], count: int) -> list[int]:
     async with asyncio.timeout(20):
         while len(positions) < count:
             data = json.loads((await anext(stream)).json)["data"]["events"]
-            positions.append(int(data["position"]))
+            positions.append(number(data["position"]))
     return positions
 
 
@@ -515,7 +521,8 @@ async def test_tail_as_json_prints_every_stored_field(environ: dict[str, str], w
     await writer.write(uuid4(), ["A", "B"], category="first", actor="ada\x1b[2J", name="Do", schema_version=3, **ids)
     await writer.write(uuid4(), ["C"])
     code, lines = await run(environ, "tail", "--json")
-    expected = [shown_to_clients(entry) | {"command": entry.command} for entry in await everything(writer.connection)]
+    entries = await everything(writer.connection)
+    expected = [{"position": str(entry.position), **fields_of(entry), "command": entry.command} for entry in entries]
     assert (code, [json.loads(line) for line in lines]) == (0, expected)
     assert [each["command"] for each in expected] == ["Do", "Do", None]
 

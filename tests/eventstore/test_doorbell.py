@@ -300,7 +300,7 @@ async def test_a_ring_for_a_position_beyond_the_log_causes_few_looks(
         assert all(count <= 6 for count in looks.values()), looks
         position = await deposit(serves, account)
         await subscriber.reach(position, seconds=5)  # without a poll: true rings are heard again
-        assert (await asyncio.wait_for(following, 5)).position == position
+        assert (await asyncio.wait_for(following, 5))[0].position == position
     assert works.positions.known(LOG) == serves.positions.known("Account") == position
 
 

@@ -22,7 +22,7 @@ from tests.support.watching import (
 from headwater.eventstore.positions import Positions
 from headwater.live.feed import Feed
 from headwater.live.subscriptions import watch_changes, watch_row
-from headwater.live.watcher import Watcher
+from headwater.live.watcher import ResetReason, Watcher
 from headwater.projections.reader import Changes, Reader
 from headwater.server.node import Node
 
@@ -37,12 +37,12 @@ async def test_an_overflow_while_the_initial_rows_are_read_is_reported_if_they_a
     watcher = Watcher("key", limit=2)
     watcher.offer(changes(11, 12, 13, to=13))
     watcher.start(10)  # the initial rows are older than the changes that did not fit
-    assert (await asyncio.wait_for(watcher.take(), 1)).overflowed
+    assert (await asyncio.wait_for(watcher.take(), 1)).reset is ResetReason.TOO_MANY_CHANGES
     watcher.offer(changes(14, 15, 16, to=16))
     watcher.start(16)  # the initial rows include all of them
     watcher.offer(changes(17, to=17))
     batch = await asyncio.wait_for(watcher.take(), 1)
-    assert ([row["position"] for row in batch.rows], batch.position, batch.overflowed) == ([17], 17, False)
+    assert ([row["position"] for row in batch.rows], batch.position, batch.reset) == ([17], 17, None)
 
 
 async def test_changes_that_the_initial_rows_include_are_dropped() -> None:
@@ -100,11 +100,11 @@ async def test_a_feed_reads_once_for_all_watchers_and_nothing_without_watchers(s
         await reached(node.positions, tally_view.name, await execute(node, Count(thing_id=key)))
     assert len(reads) == before
     async with aclosing(watch_row(feed, key)) as rows:
-        row = await anext(rows)
+        row, _ = await anext(rows)
         assert row is not None
         assert row["count"] == 7
         await execute(node, Count(thing_id=key))
-        row = await asyncio.wait_for(anext(rows), 10)
+        row, _ = await asyncio.wait_for(anext(rows), 10)
         assert row is not None
         assert row["count"] == 8
     assert reads[before] >= 7, "changes without a watcher are never read"

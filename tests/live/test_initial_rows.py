@@ -25,6 +25,7 @@ from tests.support.watching import (
 )
 
 from headwater import Command
+from headwater.eventstore.epoch import Place
 from headwater.live.feed import Feed
 from headwater.live.subscriptions import SubscriptionLimits, watch_changes
 from headwater.projections.filter import EVERYTHING, Compare, Filter
@@ -133,7 +134,10 @@ async def test_a_client_that_leaves_between_two_parts_of_the_initial_rows_resume
     head = await execute(node, *change("all at once", keys))
     await reached(node.positions, tally_view.name, head)
     client = client.copy(client.position)
-    async with asyncio.timeout(20), aclosing(watch_changes(feed, after=client.position, limits=SMALL)) as messages:
+    async with (
+        asyncio.timeout(20),
+        aclosing(watch_changes(feed, after=Place(None, client.position), limits=SMALL)) as messages,
+    ):
         while client.position < head:
             client.take(await anext(messages))
     assert client.rows == await table(connection, tally_view, EVERYTHING)
@@ -222,7 +226,7 @@ async def test_past_the_bound_of_held_keys_removals_are_sent_for_every_key(
     feed, keys, other = node.serving.feeds[Tally], [uuid4() for _ in range(4)], uuid4()
     await counted(node, [*keys, other, other])
     once = Compare("count", "eq", 1)
-    for after in (None, 4):
+    for after in (None, Place(None, 4)):
         limits = SubscriptionLimits(held_keys=3)
         async with asyncio.timeout(20), aclosing(watch_changes(feed, once, after, limits=limits)) as messages:
             if after is None:

@@ -29,6 +29,7 @@ from tests.support.watching import (
 
 from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
 from bank.accounts.views import AccountView, account_view
+from headwater.eventstore.epoch import Place
 from headwater.live.subscriptions import Message, SubscriptionLimits, watch_changes, watch_row
 from headwater.projections.filter import EVERYTHING, Compare, Filter
 from headwater.server.node import Node
@@ -45,10 +46,10 @@ async def test_watching_one_row_reports_each_state_and_its_removal(start: Start)
     seen = []
     async with aclosing(watch_row(feed, one)) as rows:
         async with asyncio.timeout(10):
-            assert await anext(rows) is None
+            assert (await anext(rows))[0] is None
             for command in (Count, Count, Remove, Count):
                 await execute(node, Count(thing_id=other), command(thing_id=one))
-                row = await anext(rows)
+                row, _ = await anext(rows)
                 seen.append(row and (row["count"], row["position"]))
     assert seen == [(1, 2), (2, 4), None, (1, 8)]
     assert feed.watchers == 0
@@ -75,7 +76,7 @@ async def test_changes_report_rows_that_are_added_and_removed(start: Start, conn
         for client, where in zip(resumed, wheres, strict=True):
             client.away_until = node.positions.known(tally_view.name)
             rows = await table(connection, tally_view, where)
-            async with following(client, watch_changes(feed, where, 0)):
+            async with following(client, watch_changes(feed, where, Place(None, 0))):
                 await client.holds(rows)
     assert all(any(message.removed for message in client.messages) for client in clients)
 
@@ -94,7 +95,7 @@ async def test_a_row_that_no_longer_matches_is_removed_only_from_clients_that_ho
     ):
         assert [len((await anext(each)).upserted) for each in (of_open, of_frozen, of_rich)] == [1, 0, 0]
         position = await execute(node, FreezeAccount(account_id=account))
-        assert await anext(of_open) == Message(False, [], [account], position)
+        assert await anext(of_open) == Message(False, [], [account], position, node.positions.epochs.current)
         message = await anext(of_frozen)
         assert ([row["account_id"] for row in message.upserted], message.removed) == ([account], [])
         await execute(node, UnfreezeAccount(account_id=account))
@@ -106,7 +107,7 @@ async def test_a_row_that_no_longer_matches_is_removed_only_from_clients_that_ho
         message = await anext(of_rich)
         assert ([row["balance"] for row in message.upserted], message.position) == ([Decimal(60)], position)
         position = await execute(node, Withdraw(account_id=account, amount=Decimal(20)))
-        assert await anext(of_rich) == Message(False, [], [account], position)
+        assert await anext(of_rich) == Message(False, [], [account], position, node.positions.epochs.current)
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(0, [0]), (4, [4]), (5, [4, 1]), (12, [4, 4, 4])])
@@ -137,7 +138,7 @@ async def test_changes_are_split_into_messages_of_a_bounded_size(start: Start, w
         live = Client("thing_id", where).copy(0)
         while live.position < 10:
             live.take(await anext(messages))
-    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, 0, limits=limits)) as messages:
+    async with asyncio.timeout(20), aclosing(watch_changes(feed, where, Place(None, 0), limits=limits)) as messages:
         replayed = Client("thing_id", where).copy(0)
         while replayed.position < 10:
             replayed.take(await anext(messages))

@@ -28,6 +28,7 @@ from tests.support.watching import (
 
 from bank.accounts.views import account_view
 from headwater.eventstore.audit_trail import END
+from headwater.eventstore.epoch import Place
 from headwater.live.subscriptions import Message, SubscriptionLimits, watch_changes
 from headwater.projections.filter import EVERYTHING, All, Compare, Filter, Not, Some
 from headwater.projections.reader import Changes, Reader, ReadLimits
@@ -108,11 +109,11 @@ async def test_resuming_after_any_message_results_in_the_same_rows(
     rows = await table(connection, account_view, where)
     for each in held:
         each.away_until = head
-        async with following(each, watch_changes(feed, where, each.position, limits=limits)):
+        async with following(each, watch_changes(feed, where, Place(None, each.position), limits=limits)):
             await each.holds(rows)
     # Then it continues with live changes.
     resumed = held[len(held) // 2]
-    async with following(resumed, watch_changes(feed, where, resumed.position, limits=limits)):
+    async with following(resumed, watch_changes(feed, where, Place(None, resumed.position), limits=limits)):
         resumed.away_until = END
         for _ in range(3):  # the client is back when it holds the rows of the first round
             await load.some(40)
@@ -139,7 +140,7 @@ async def test_resuming_reads_the_missed_changes_once_while_the_log_grows(start:
 
     feed = feed_of(node, account_view, reader=BusyLog)
     client = Client("account_id", EVERYTHING).copy(0)
-    async with asyncio.timeout(10), aclosing(watch_changes(feed, EVERYTHING, 0)) as messages:
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, EVERYTHING, Place(None, 0))) as messages:
         while client.position < await feed.reader.checkpoint():
             client.take(await anext(messages))
     assert reads == [0]
@@ -153,7 +154,7 @@ async def test_a_cursor_after_the_end_of_the_log_is_reset(start: Start, connecti
     head = await execute(node, *(Count(thing_id=key) for key in keys))
     await reached(node.positions, tally_view.name, head)
     client = Client("thing_id", EVERYTHING)
-    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=head + 5)) as messages:
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=Place(None, head + 5))) as messages:
         client.take(await anext(messages))
         assert (client.resets, set(client.rows), client.position) == (1, set(keys), head)
         for _ in range(4):
@@ -173,7 +174,7 @@ async def test_a_cursor_that_the_read_model_has_not_reached_yet_is_not_reset(
         await connection.execute("select from headwater.projections where name = 'Tally' for update")
         head = await execute(node, Count(thing_id=key), Count(thing_id=key))
         assert not (await feed.reader.changes(head)).beyond
-    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=head)) as messages:
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=Place(None, head))) as messages:
         following = asyncio.ensure_future(anext(messages))
         await until(lambda: feed.watchers)
         await execute(node, Count(thing_id=key))

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from tests.support.folding import at_rest, folded, logged
+from tests.support.positions import text
 from tests.support.waiting import until
 
 from bank.accounts.domain import Deposit, FreezeAccount, OpenAccount, UnfreezeAccount, Withdraw
@@ -304,14 +305,26 @@ async def bank(start: Start) -> tuple[Node, UUID, list[datetime]]:
     return node, account, [each.recorded_at for each in await node.log.read(0, 4)]
 
 
-OPENED = {"balance": "0", "position": "2", "owner": {"email": "old@example.org"}}
-PAID_IN = {"balance": "7.50", "position": "3", "owner": {"email": "old@example.org"}}
-MOVED = {"balance": "7.50", "position": "3", "owner": {"email": "new@example.org"}}
+def account_row(node: Node, balance: str, position: int, email: str) -> dict[str, Any]:
+    """Return the account as a client receives it. position: of its last change. email: of its owner."""
+    return {"balance": balance, "position": text(node, position), "owner": {"email": email}}
+
+
+def opened(node: Node) -> dict[str, Any]:
+    return account_row(node, "0", 2, "old@example.org")
+
+
+def paid_in(node: Node) -> dict[str, Any]:
+    return account_row(node, "7.50", 3, "old@example.org")
+
+
+def moved(node: Node) -> dict[str, Any]:
+    return account_row(node, "7.50", 3, "new@example.org")
 
 
 async def test_linked_rows_are_read_as_of_the_same_position(bank: tuple[Node, UUID, list[datetime]]) -> None:
     node, account, _ = bank
-    for position, expected in enumerate([None, None, OPENED, PAID_IN, MOVED]):
+    for position, expected in enumerate([None, None, opened(node), paid_in(node), moved(node)]):
         answer = await ask(node, ACCOUNT, id=str(account), asOf={"position": str(position)})
         assert answer == ({"account": expected}, [])
 
@@ -340,18 +353,18 @@ async def test_aliases_of_a_link_fold_its_stream_once(
 
 async def test_a_row_can_be_read_as_of_a_time(bank: tuple[Node, UUID, list[datetime]]) -> None:
     node, account, times = bank
-    for moment, expected in zip(times, [None, OPENED, PAID_IN, MOVED], strict=True):
+    for moment, expected in zip(times, [None, opened(node), paid_in(node), moved(node)], strict=True):
         answer = await ask(node, ACCOUNT, id=str(account), asOf={"time": moment.isoformat()})
         assert answer == ({"account": expected}, [])
     later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
-    assert await ask(node, ACCOUNT, id=str(account), asOf={"time": later}) == ({"account": MOVED}, [])
+    assert await ask(node, ACCOUNT, id=str(account), asOf={"time": later}) == ({"account": moved(node)}, [])
 
 
 async def test_as_of_null_reads_the_present(bank: tuple[Node, UUID, list[datetime]]) -> None:
     node, account, _ = bank
     for model in (AccountView, UserView):  # the present is read from the table, not from the history
         await node.serving.feeds[model].reader.reach(4)
-    assert await ask(node, ACCOUNT, id=str(account), asOf=None) == ({"account": MOVED}, [])
+    assert await ask(node, ACCOUNT, id=str(account), asOf=None) == ({"account": moved(node)}, [])
 
 
 async def test_a_transfer_can_be_read_as_of_each_position_and_time(
@@ -368,7 +381,7 @@ async def test_a_transfer_can_be_read_as_of_each_position_and_time(
         await until(lambda: at_rest(connection))
     log = await logged(connection, node.app.domain.codec)
     keys = [each.transfer_id for each in requests]
-    assert [row["reason"] for row in as_shown(log, keys)] == [None, "ACCOUNT_NOT_FOUND", "INSUFFICIENT_FUNDS"]
+    assert [row["reason"] for row in as_shown(node, log, keys)] == [None, "ACCOUNT_NOT_FOUND", "INSUFFICIENT_FUNDS"]
 
     async def asked(**as_of: str) -> list[Any]:
         answers = [await ask(node, TRANSFER, id=str(key), asOf=as_of) for key in keys]
@@ -376,13 +389,13 @@ async def test_a_transfer_can_be_read_as_of_each_position_and_time(
         return [data["transfer"] for data, _ in answers]
 
     for position in range(len(log) + 1):
-        assert await asked(position=str(position)) == as_shown(log[:position], keys), position
+        assert await asked(position=str(position)) == as_shown(node, log[:position], keys), position
     for moment in {each.recorded_at for each in log}:
         then = [each for each in log if each.recorded_at <= moment]
-        assert await asked(time=moment.isoformat()) == as_shown(then, keys), moment
+        assert await asked(time=moment.isoformat()) == as_shown(node, then, keys), moment
 
 
-def as_shown(log: Sequence[Recorded[Any]], keys: Sequence[UUID]) -> list[Any]:
+def as_shown(node: Node, log: Sequence[Recorded[Any]], keys: Sequence[UUID]) -> list[Any]:
     """Return transfers as a client should see them after these events."""
     transfers, accounts = folded(transfer_view, log), folded(account_view, log)
 
@@ -398,7 +411,7 @@ def as_shown(log: Sequence[Recorded[Any]], keys: Sequence[UUID]) -> list[Any]:
             "reason": row.reason,
             "amount": str(row.amount),
             "updatedAt": row.updated_at.isoformat().replace("+00:00", "Z"),
-            "position": str(position),
+            "position": text(node, position),
             "fromAccount": {"balance": str(source.balance)},
         }
 

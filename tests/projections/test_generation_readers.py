@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.positions import text
 from tests.support.rebuilding import (
     build,
     is_live,
@@ -33,6 +34,7 @@ from tests.support.waiting import until
 
 from headwater import ReadModel, Recorded, View
 from headwater.errors import ReadModelRebuilding
+from headwater.eventstore.epoch import Place
 from headwater.eventstore.positions import Positions
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
@@ -190,13 +192,13 @@ async def test_subscribers_receive_all_rows_again_at_the_swap(dsn: str, connecti
         ):  # fmt: skip
             for messages in (all_, some):
                 assert counts(await next_message(messages)) == {kept: 2, gone: 13}
-            assert [(await anext(each) or {})["count"] for each in (row, gone_row)] == [2, 13]
+            assert [((await anext(each))[0] or {})["count"] for each in (row, gone_row)] == [2, 13]
             waiting: list[Any] = [asyncio.ensure_future(anext(each)) for each in (all_, some, row, gone_row)]
             await build(dsn, new_view, new, await register_next(connection))
             one, other, kept_now, gone_now = await asyncio.wait_for(asyncio.gather(*waiting), 10)
             for message in (one, other):
                 assert (message.reset, counts(message), message.position) == (True, {kept: 2}, head)
-            assert (kept_now["count"], gone_now) == (2, None)
+            assert (kept_now[0]["count"], gone_now[0]) == (2, None)
 
             async with Node(new, QUICK, dsn, serve=False, work=True):
                 after = await write(connection, Counted(thing_id=kept))
@@ -219,10 +221,10 @@ async def test_a_subscription_resumes_from_positions_before_and_after_the_swap(
         await until(is_live(connection, 2, last := await write(connection, Counted(thing_id=gone))))
     async with feeding(dsn, new_view) as feed:
         for after in (0, 1, head):
-            async with aclosing(watch_changes(feed, after=after)) as messages:
+            async with aclosing(watch_changes(feed, after=Place(None, after))) as messages:
                 message = await next_message(messages)
                 assert (message.reset, len(message.upserted), message.position) == (True, 3, last)
-        async with aclosing(watch_changes(feed, after=later)) as messages:
+        async with aclosing(watch_changes(feed, after=Place(None, later))) as messages:
             message = await next_message(messages)
             assert (message.reset, counts(message), message.position) == (False, {gone: 1}, last)
 
@@ -245,5 +247,9 @@ async def test_a_subscription_on_an_old_server_continues_over_a_deploy(
                 third = (await asyncio.wait_for(anext(source), 20)).data["tallyChanges"]
     assert (first["reset"], second["reset"]) == (True, True)
     assert first["upserted"] == second["upserted"] == [{"thingId": str(key), "count": 1}]
-    expected = {"reset": False, "removed": [], "position": str(head), "upserted": [{"thingId": str(key), "count": 2}]}
-    assert third == expected
+    assert third == {
+        "reset": False,
+        "removed": [],
+        "position": text(node, head),
+        "upserted": [{"thingId": str(key), "count": 2}],
+    }

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from tests.support.positions import text
 from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, View, replace
@@ -249,7 +250,7 @@ async def test_graphql_reads_a_row_and_its_links_as_of_a_position(dsn: str, conn
         request = GraphQLRequest(query, variables={"note": str(NOTES[0]), "board": str(BOARDS[0])})
         result = await Engine(app.schema).execute(request, Scope(node.serving))
         assert not result.errors
-        assert result.data == {"board": {"notes": 3, "position": "3"}, "note": {"board": {"notes": 4}}}
+        assert result.data == {"board": {"notes": 3, "position": text(node, 3)}, "note": {"board": {"notes": 4}}}
 
 
 # The records --------------------------------------------------------------------------------------------------------

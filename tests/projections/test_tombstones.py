@@ -16,6 +16,7 @@ from tests.support.waiting import reached, until
 from tests.support.watching import Client, Count, Remove, Tally, execute, following, table, tally_view, things_app
 
 from headwater.config import Settings
+from headwater.eventstore.epoch import Place
 from headwater.live.feed import Feed
 from headwater.live.subscriptions import Message, watch_changes, watch_row
 from headwater.projections.filter import EVERYTHING
@@ -40,7 +41,7 @@ async def things(node: Node, *keys: UUID, removed: Sequence[UUID] = ()) -> int:
 
 
 async def first_message(feed: Feed, after: int) -> Message:
-    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=after)) as messages:
+    async with asyncio.timeout(10), aclosing(watch_changes(feed, after=Place(None, after))) as messages:
         return await anext(messages)
 
 
@@ -121,7 +122,7 @@ async def test_a_process_that_was_paused_for_longer_than_tombstones_are_kept_rea
     client = Client("thing_id", EVERYTHING)
     async with following(client, watch_changes(feed)), aclosing(watch_row(feed, one)) as rows:
         await client.holds(await table(connection, tally_view, EVERYTHING))
-        assert await anext(rows) is not None
+        assert (await anext(rows))[0] is not None
 
         async def asleep(after: int) -> Changes:
             await awake.wait()
@@ -133,7 +134,7 @@ async def test_a_process_that_was_paused_for_longer_than_tombstones_are_kept_rea
         assert await Tombstones(node.database, seconds=0).prune() == 1
         awake.set()
         async with asyncio.timeout(10):
-            assert await anext(rows) is None
+            assert (await anext(rows))[0] is None
         rows_now = await table(connection, tally_view, EVERYTHING)
         await client.holds(rows_now)
         await until(lambda: client.position == position)
@@ -169,7 +170,7 @@ async def test_pruning_while_a_worker_writes_loses_nothing(
         await client.holds(rows)
         for each in dice.sample(client.earlier, min(10, len(client.earlier))):
             each.away_until = await node.log.head()
-            async with following(each, watch_changes(feed, after=each.position)):
+            async with following(each, watch_changes(feed, after=Place(None, each.position))):
                 await each.holds(rows)
     assert pruned > 0
     assert node.supervisor.troubles == {}

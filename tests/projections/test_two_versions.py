@@ -13,6 +13,7 @@ import asyncpg
 import httpx
 import pytest
 from tests.support.folding import fold_of_log, stored
+from tests.support.positions import number
 from tests.support.rebuilding import (
     generations,
     is_live,
@@ -95,7 +96,7 @@ class Client:
 
     def see(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            now = int(row["position"]), row["count"]
+            now = number(row["position"]), row["count"]
             before = self._seen.get(row["thingId"], (0, 0))
             assert all(map(ge, now, before)), "no row goes back"
             self._seen[row["thingId"]] = now
@@ -119,7 +120,7 @@ class Client:
           ... on CountAccepted { position tally { thingId count position } } } }"""
         accepted = (await self.ask(count, key=key))["count"]
         self.see([accepted["tally"]])
-        assert int(accepted["tally"]["position"]) >= int(accepted["position"])
+        assert number(accepted["tally"]["position"]) >= number(accepted["position"])
         read = """query ($key: UUID!, $position: Position!) { tally(thingId: $key, atLeast: $position) {
           thingId count position } }"""
         self.see([(await self.ask(read, key=key, position=accepted["position"]))["tally"]])

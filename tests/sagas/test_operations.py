@@ -18,6 +18,7 @@ from tests.server.test_metrics import scrape, worker_of
 from tests.support import works
 from tests.support.commands import run_command
 from tests.support.orders import LIMITS, change, letters_are, parked_bug, parked_undo, place, records_by, seen
+from tests.support.positions import text
 from tests.support.waiting import until
 from tests.support.works import app, fulfilment
 
@@ -147,8 +148,8 @@ async def test_listing_open_instances_does_not_read_ended_ones(connection: async
         "sagas_saga_key_key": (operations._SQL["by_key"], [*of, uuid4()]),
         "sagas_pkey": (operations._SQL["by_stream"], [*of, uuid4()]),
     }
-    for index, (text, values) in plans.items():
-        plan = "\n".join(row[0] for row in await connection.fetch(f"explain {text}", *values))
+    for index, (statement, values) in plans.items():
+        plan = "\n".join(row[0] for row in await connection.fetch(f"explain {statement}", *values))
         assert f"using {index}" in plan or f"on {index}" in plan, plan
         assert "Seq Scan on sagas" not in plan, plan
     plan = "\n".join(row[0] for row in await connection.fetch(f"explain {operations._SQL['count']}", *of))
@@ -448,7 +449,7 @@ async def test_a_graphql_client_reads_an_instance_with_its_steps(node: Node, con
             "finishedAt": None,
             "correlationId": str(found.correlation_id),
             "version": found.version,
-            "position": str(found.position),
+            "position": text(node, found.position),
         }
     told = [(each["number"], each["command"], each["state"], each["undoes"], each["reason"]) for each in steps]
     assert sorted(told[:3]) == [

@@ -34,6 +34,16 @@ class Proxy:
         """Start, or restart, accepting connections."""
         self._listening = await asyncio.start_unix_server(self._serve, str(self._folder / self._name))
 
+    def lead_to(self, dsn: str) -> None:
+        """Lead new connections to another server; the open ones stay where they are."""
+        where = parse_qs(urlsplit(dsn).query)
+        self._server = str(Path(where["host"][0]) / self._name)
+
+    def cut(self) -> None:
+        """Abort the open connections."""
+        for writer in self._writers:
+            writer.transport.abort()
+
     async def go_away(self) -> None:
         """Refuse new connections and abort the open ones."""
         self._listening.close()
@@ -49,7 +59,11 @@ class Proxy:
             await asyncio.wait(self._tasks)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_unix_connection(self._server)
+        try:
+            server_reader, server_writer = await asyncio.open_unix_connection(self._server)
+        except OSError:  # the server is gone
+            writer.transport.abort()
+            return
         self._writers |= {writer, server_writer}
         for source, target, is_reply in ((reader, server_writer, False), (server_reader, writer, True)):
             task = asyncio.create_task(self._pass_on(source, target, is_reply))

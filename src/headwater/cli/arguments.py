@@ -11,6 +11,7 @@ from headwater.cli import (
     check,
     dead_letters,
     events,
+    lost,
     migrate,
     processes,
     rebuild,
@@ -33,6 +34,7 @@ GROUPS = [
     sagas,
     rebuild,
     verify,
+    lost,
     retire,
     events,
 ]

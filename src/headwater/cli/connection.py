@@ -14,6 +14,7 @@ import asyncpg
 from headwater.cli.loop import complete
 from headwater.config import Settings
 from headwater.errors import SettingsError
+from headwater.eventstore.epoch import Epochs
 from headwater.postgres import embedded
 from headwater.postgres.database import UNREACHABLE, Database
 from headwater.postgres.migrations import require_schema
@@ -64,7 +65,7 @@ async def connected(dsn: str, question: Callable[[asyncpg.Connection], Awaitable
 async def migrated_database(dsn: str, *, pool_size: int) -> AsyncIterator[Database]:
     """Open a database whose schema is this version's."""
     with reaching():
-        async with Database(dsn, pool_size=pool_size) as database:
+        async with Database(dsn, pool_size=pool_size, greet=Epochs().enter) as database:
             await require_schema(database.pool)
             yield database
 

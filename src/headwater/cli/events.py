@@ -77,7 +77,7 @@ async def _print_tail(chosen: argparse.Namespace, settings: Settings, dsn: str) 
 
 
 async def _print_following(trail: Trail, wanted: Wanted, after: int, show: Callable[[Entry], str]) -> None:
-    async for entry in trail.follow(wanted, after):
+    async for entry, _ in trail.follow(wanted, after):
         print(show(entry), flush=True)
 
 
@@ -90,7 +90,13 @@ async def _correlated(correlation_id: UUID, settings: Settings, dsn: str) -> lis
 async def _trail(settings: Settings, dsn: str) -> AsyncIterator[Trail]:
     """Open the log for reading, with a doorbell of its own for `--follow`."""
     positions = Positions()
-    database = Database(dsn, pool_size=2, statement_timeout=settings.statement_timeout_seconds)
+    database = Database(
+        dsn,
+        pool_size=2,
+        statement_timeout=settings.statement_timeout_seconds,
+        greet=positions.epochs.enter,
+    )
+    positions.epochs.on_change(lambda _: database.end_greeted())
     async with AsyncExitStack() as stack:
         with reaching():
             await stack.enter_async_context(database)

@@ -26,8 +26,9 @@ from headwater.domain.feature import Domain
 from headwater.domain.messages import Command, Event, InvalidInput, Refusal, VersionConflict
 from headwater.domain.refusals import fault_of_refusal
 from headwater.domain.serialization import stored_form
-from headwater.errors import CodeFailed, CommandIdReused, Contended, DefinitionError
+from headwater.errors import CodeFailed, CommandIdReused, Contended, DefinitionError, OutcomeUnknown
 from headwater.eventstore.appender import Appender
+from headwater.eventstore.epoch import UNKNOWN, Epoch, MemoryOutdated
 from headwater.eventstore.log import Append, Appended, Log, Verdict
 from headwater.eventstore.snapshots import SnapshotStore
 from headwater.ids import is_internal, new_id
@@ -47,12 +48,16 @@ LONGEST_PAUSE = 0.02
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
-    """The place of an accepted command: the stream's version and the log's position after its last event."""
+    """The place of an accepted command: the stream's version and the log's position after its last event.
+
+    epoch: that of the log in which the position is.
+    """
 
     command_id: UUID
     stream_id: UUID
     version: int
     position: int
+    epoch: Epoch = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,8 @@ class _Pending(msgspec.Struct, gc=False):
     """A command on its way through the dispatcher.
 
     arrived: the tick of its arrival; see `stream_cache`. own: Headwater itself issues it, so that an earlier command
-    with its id is its first run only if that had the same origin.
+    with its id is its first run only if that had the same origin. epoch: the only one of the log in which it may be
+    decided; None for any.
     """
 
     decider: AnyDecider
@@ -89,6 +95,7 @@ class _Pending(msgspec.Struct, gc=False):
     origin: Origin
     arrived: int
     own: bool
+    epoch: int | None = None
 
     def decide(self, version: int, state: object, seen: Seen | None) -> _Decision:
         """Decide on a stream of this version and state.
@@ -148,10 +155,15 @@ class Dispatcher:
         self._domain = domain
         self._log = log
         self._appender = appender
-        self._streams = Streams(log, snapshots, cache)
+        self._streams = Streams(log, snapshots, cache, epoch=lambda: appender.epoch.number)
         self._attempts = attempts
         self._sleep = sleep
         self._repeated: OrderedDict[UUID, Appended] = OrderedDict()
+
+    def forget(self) -> None:
+        """Forget every stream and result: the log is in another epoch, and may have lost what they rest on."""
+        self._streams.forget()
+        self._repeated.clear()
 
     async def execute(
         self,
@@ -181,14 +193,19 @@ class Dispatcher:
         pending = self._pending(command, command_id or new_id(), expected_version, origin, own=False)
         return await self._run(pending, repeatable=command_id is not None)
 
-    async def issue(self, command: Command, *, command_id: UUID, origin: Origin) -> Accepted:
+    async def issue(self, command: Command, *, command_id: UUID, origin: Origin, epoch: int | None = None) -> Accepted:
         """Execute a command of a saga or a schedule, under an internal id.
 
+        epoch: the number of the log's epoch that the command follows from; None if it follows from no event.
+
         Raises:
+            MemoryOutdated: that epoch has ended.
             CommandIdReused: the log holds a command of another stream or another origin under the id.
             Every other error of `execute`.
         """
-        return await self._run(self._pending(command, command_id, None, origin, own=True), repeatable=True)
+        pending = self._pending(command, command_id, None, origin, own=True)
+        pending.epoch = epoch
+        return await self._run(pending, repeatable=True)
 
     async def is_from(self, command_id: UUID, origin: Origin) -> bool:
         """True if the command in the log under this id has this actor and cause.
@@ -209,6 +226,7 @@ class Dispatcher:
 
     async def _run(self, pending: _Pending, *, repeatable: bool) -> Accepted:
         """Execute a command. repeatable: it may have been sent before under the same id."""
+        self._require_epoch(pending)
         try:
             if repeatable and (done := await self._done_before(pending)) is not None:
                 return await self._answer(pending, done)
@@ -237,11 +255,18 @@ class Dispatcher:
         return done
 
     async def _done(self, command_id: UUID) -> Appended | None:
+        epoch = self._appender.epoch
         with reading_the_log():
             done = await self._log.result_of(command_id)
+        if epoch is not self._appender.epoch:
+            return await self._done(command_id)
         if done is not None:
             self._remember(command_id, done)
         return done
+
+    def _require_epoch(self, pending: _Pending) -> None:
+        if pending.epoch not in (None, self._appender.epoch.number):
+            raise MemoryOutdated
 
     def _remember(self, command_id: UUID, done: Appended) -> None:
         """Keep the result of a repeated command, because it may be repeated once more."""
@@ -259,10 +284,17 @@ class Dispatcher:
                            |          +-> behind a command that lost: decided again on the written state
                            +-> refused, but on a state that may be outdated: read -> decided ...
         """
+        epoch = self._appender.epoch
         seen, certain = (None, True) if pending.decider.consults is None else await self._consult(pending)
         may_assume, setbacks = pending.command.__declared__.creates, 0
         for _ in range(ROUNDS):
             stream = await self._stream(pending, may_assume=may_assume)
+            self._require_epoch(pending)
+            if epoch is not self._appender.epoch:  # what was consulted may be of lost events
+                epoch = self._appender.epoch
+                if pending.decider.consults is not None:
+                    seen, certain = await self._consult(pending, anew=True)
+                continue
             may_assume, version = False, stream.version
             try:
                 events, claims, state = pending.decide(version, stream.state, seen)
@@ -273,7 +305,7 @@ class Dispatcher:
             else:
                 appended = await self._send(pending, stream, events, claims, state)
                 if appended.verdict is Verdict.ACCEPTED:
-                    return Accepted(pending.command_id, pending.stream_id, appended.version, appended.position)
+                    return Accepted(pending.command_id, pending.stream_id, appended.version, appended.position, epoch)
                 if appended.verdict is Verdict.DONE:
                     self._remember(pending.command_id, appended)
                     return await self._answer(pending, appended)
@@ -318,6 +350,7 @@ class Dispatcher:
                 origin.traceparent,
                 claims,
                 pending.command.__declared__.name,
+                stream.epoch or None,
             ),
             stream.chain,
         )
@@ -328,13 +361,14 @@ class Dispatcher:
             self._streams.confirm(pending.decider, pending.stream_id, stream, appended, state, sent)
         return appended
 
-    @staticmethod
-    async def _holds(pending: _Pending, stream: Stream) -> bool:
+    async def _holds(self, pending: _Pending, stream: Stream) -> bool:
         """True if a refusal that was decided on the stream's state holds for the log, not only in memory.
 
         It holds if that state was read or written after the command arrived. Another process may have changed a state
         that was written before.
         """
+        if stream.epoch != self._appender.epoch.number:
+            return False
         last, sent = stream.last, stream.last_sent
         if last is None or last.done():
             return stream.as_of > pending.arrived and not stream.chain.broken
@@ -347,7 +381,7 @@ class Dispatcher:
         Raises:
             CommandIdReused: it is another command with the same id.
         """
-        used = f"commandId {pending.command_id} was used before"
+        used, epoch = f"commandId {pending.command_id} was used before", self._appender.epoch
         if done.stream_id != pending.stream_id:
             raise CommandIdReused(f"{used}, for {done.stream_id}; nothing was written.", done.stream_id)
         with reading_the_log():
@@ -359,7 +393,9 @@ class Dispatcher:
             raise CommandIdReused(
                 f"{used}, by another than {pending.origin.actor}; nothing was written.", done.stream_id
             )
-        return Accepted(pending.command_id, pending.stream_id, done.version, done.position)
+        if epoch is not self._appender.epoch:  # the log may have lost it meanwhile
+            raise OutcomeUnknown(OutcomeUnknown.__doc__)
+        return Accepted(pending.command_id, pending.stream_id, done.version, done.position, epoch)
 
     async def _ask_the_log(self, pending: _Pending, seen: Seen | None, *, certain: bool) -> tuple[Seen | None, bool]:
         """Decide once more, on a state that was read after the command arrived. Raises the refusal if it still holds.

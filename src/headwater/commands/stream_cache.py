@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import UUID
 
 from headwater.domain.decider import AnyDecider
@@ -36,7 +37,8 @@ class Stream:
 
     written_version, written_state: confirmed by the log. as_of: the tick up to which they include everything that the
     log held. version, state: after the commands in flight, too. chain: the commands in flight. last: the answer to the
-    last of them, which was sent at the tick `last_sent`. snapshot_version: the version of the last snapshot.
+    last of them, which was sent at the tick `last_sent`. snapshot_version: the version of the last snapshot. epoch: the
+    number of the log's epoch.
     """
 
     category: str
@@ -49,6 +51,7 @@ class Stream:
     chain: Chain = field(default_factory=Chain)
     last: asyncio.Future[Appended] | None = None
     last_sent: int = 0
+    epoch: int = 0
 
     def __post_init__(self) -> None:
         self.version, self.state = self.written_version, self.written_state
@@ -94,9 +97,13 @@ class Streams:
     """The cache of one process. The least recently used streams are evicted.
 
     limit: the most streams that are kept. snapshots: of long streams; without them each stream is read from its start.
+    epoch: returns the number of the log's epoch.
     """
 
-    def __init__(self, log: Log, snapshots: SnapshotStore | None, limit: int) -> None:
+    def __init__(
+        self, log: Log, snapshots: SnapshotStore | None, limit: int, *, epoch: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._epoch = epoch
         self._log = log
         self._snapshots = snapshots
         self._limit = limit
@@ -117,14 +124,19 @@ class Streams:
     def known(self, decider: AnyDecider, stream_id: UUID) -> Stream | None:
         """Return the cached stream; None if there is none of this category under the id."""
         stream = self._known.get(stream_id)
-        if stream is None or stream.category != decider.category:
+        if stream is None or stream.category != decider.category or stream.epoch != self._epoch():
             return None
         self._known.move_to_end(stream_id)
         return stream
 
     def is_known(self, stream_id: UUID) -> bool:
         """True if a stream of any category is cached under the id."""
-        return stream_id in self._known
+        stream = self._known.get(stream_id)
+        return stream is not None and stream.epoch == self._epoch()
+
+    def forget(self) -> None:
+        """Forget every stream: the log is in another epoch, and may have lost events of the cached states."""
+        self._known.clear()
 
     async def get(self, decider: AnyDecider, stream_id: UUID) -> Stream:
         """Return a stream to decide on: from the cache, or read from the log.
@@ -138,7 +150,7 @@ class Streams:
             await self.read(decider, stream_id, -1)
             stream = self.known(decider, stream_id)
             if stream is None:  # commands of two categories read one id, and the other category was cached last
-                stream = self._keep(stream_id, Stream(decider.category, 0, decider.initial))
+                stream = self.assume_new(decider, stream_id)
         elif stream.chain.broken:
             # The command that lost may be reading the events that it lost to. Without them, this one would lose, too.
             reading = self._reads.get((decider.category, stream_id))
@@ -150,7 +162,7 @@ class Streams:
 
     def assume_new(self, decider: AnyDecider, stream_id: UUID) -> Stream:
         """Cache a stream as one without events, unread. If it has some, the append answers with a conflict."""
-        return self._keep(stream_id, Stream(decider.category, 0, decider.initial))
+        return self._keep(stream_id, Stream(decider.category, 0, decider.initial, epoch=self._epoch()))
 
     async def read(self, decider: AnyDecider, stream_id: UUID, after: int) -> Point:
         """Return the end of a stream in the log, from a read that began later than the tick `after`.
@@ -167,17 +179,30 @@ class Streams:
             reading = self._reads[key] = _Read(
                 self.ticked(), asyncio.create_task(self._read(decider, stream_id, self._tick))
             )
-            reading.task.add_done_callback(lambda _: self._reads.pop(key, None))
+            reading.task.add_done_callback(partial(self._is_read, key))
         return await asyncio.shield(reading.task)
+
+    def _is_read(self, key: tuple[str, UUID], task: asyncio.Task[Point]) -> None:
+        self._reads.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # for the callers; asyncio would log it if all of them were cancelled
 
     def confirm(
         self, decider: AnyDecider, stream_id: UUID, stream: Stream, appended: Appended, state: object, sent: int
     ) -> None:
         """Store the state after an accepted command. sent: the tick at which the command was sent."""
-        if stream.confirm(appended.version, state, sent):
+        if stream.confirm(appended.version, state, sent) and stream.epoch == self._epoch():
             self._offer(decider, stream_id, stream, appended.position)
 
     async def _read(self, decider: AnyDecider, stream_id: UUID, began: int) -> Point:
+        while True:
+            epoch = self._epoch()
+            point = await self._read_once(decider, stream_id, began, epoch)
+            if point is not None:
+                return point
+
+    async def _read_once(self, decider: AnyDecider, stream_id: UUID, began: int, epoch: int) -> Point | None:
+        """Read a stream's end. None: another epoch of the log began meanwhile, so that it may be of lost events."""
         stream = self.known(decider, stream_id)
         with reading_the_log():
             if stream is None:
@@ -185,11 +210,12 @@ class Streams:
             else:
                 point = Point(stream.written_version, 0, stream.written_state)
                 point, kept = await self._advance(decider, stream_id, point), stream.snapshot_version
-        stream = self._known.get(stream_id)
-        if stream is None or stream.category != decider.category:
-            stream = self._keep(
-                stream_id, Stream(decider.category, point.version, point.state, as_of=began, snapshot_version=kept)
-            )
+        if epoch != self._epoch():
+            return None
+        stream = self.known(decider, stream_id)
+        if stream is None:
+            read = Stream(decider.category, point.version, point.state, as_of=began, snapshot_version=kept, epoch=epoch)
+            stream = self._keep(stream_id, read)
         else:
             stream.confirm(point.version, point.state, began)
         if stream.written_version == point.version:

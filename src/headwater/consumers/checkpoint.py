@@ -58,6 +58,19 @@ class Checkpoint:
         position: int | None = await self._connection.fetchval(_SQL["read"], *self._lease)
         return position
 
+    async def rewind_to(self) -> int | None:
+        """Return the position that the unit must be taken back to: the log went back to before its checkpoint."""
+        position: int | None = await self._connection.fetchval(_SQL["rewind_to"], *self._lease)
+        return position
+
+    async def go_back(self, position: int, reached: int) -> None:
+        """Move back to the end of a shorter log, within the transaction of the caller.
+
+        Raises:
+            CheckpointMoved: it is not at `position`, or the lease is no longer held.
+        """
+        await self._swap("go_back", position, reached)
+
     async def move(self, position: int, reached: int) -> None:
         """Move from `position` to `reached`, within the transaction of the caller.
 

@@ -11,6 +11,16 @@ with moved as (
 )
 select case when state = 'live' then pg_notify('headwater', name || ':' || position) end from moved
 
+-- name: rewind_to
+-- The position that the unit must be taken back to; null, or no row, if it need not be.
+select rewind_to from headwater.projections where name = $1 and generation = $2 and fence = $3 and state = $4
+
+-- name: go_back
+-- Compare-and-swap of the checkpoint, back to the end of a shorter log. No row: nothing may be written.
+update headwater.projections set position = $6, rewind_to = null, updated_at = now()
+ where name = $1 and generation = $2 and fence = $3 and state = $4 and position = $5
+returning true
+
 -- name: skip
 -- The same as `move` where the batch writes nothing: one statement of its own, whose commit does not wait for the disk.
 with session as materialized (

@@ -30,6 +30,7 @@ from headwater.consumers.loop import LoopSettings, Ports
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import HeadwaterError
+from headwater.eventstore.epoch import MemoryOutdated
 from headwater.eventstore.positions import LOG
 from headwater.postgres.database import PASSING, Connection, write_derived
 from headwater.supervisor import backoff
@@ -85,6 +86,11 @@ class EventHandler(ABC):
         """Called in the transaction that moves the checkpoint, or that removes dead letters. freed: keys that have no
         dead letter left."""
         return
+
+    async def go_back(self, connection: Connection, head: int) -> int:
+        """Called in the transaction that moves the checkpoint back, because the log ends before it. Return the position
+        to go on from."""
+        return head
 
     def committed(self) -> None:
         """Called after that transaction."""
@@ -142,6 +148,8 @@ class Consumer:
         self._letters = DeadLetters(self._name, generation.number)
         try:
             while (position := await self._checkpoint.read()) is not None:
+                if (head := await self._checkpoint.rewind_to()) is not None:
+                    position = await self._go_back(connection, position, head)
                 self._parked.letters.clear()
                 self._parked.replace(await self._letters.parked(connection))
                 self._look_at = 0.0
@@ -149,10 +157,18 @@ class Consumer:
                 try:
                     async with self._handler.running():
                         await self._follow(connection, position, well)
-                except CheckpointMoved:
+                except (CheckpointMoved, MemoryOutdated):
                     self.progress.displaced += 1
         finally:
             connection.terminate()
+
+    async def _go_back(self, connection: asyncpg.Connection, position: int, head: int) -> int:
+        """Go back from a checkpoint that is beyond the end of the log. Return the position to go on from."""
+        async with self._transaction(connection):
+            start = await self._handler.go_back(connection, head)
+            await self._checkpoint.go_back(position, start)
+            await self._letters.forget_after(connection, head)
+        return start
 
     async def _follow(self, connection: asyncpg.Connection, position: int, well: Callable[[], None]) -> None:
         try:
@@ -160,7 +176,7 @@ class Consumer:
                 alarms = self._positions.alarms
                 await self._store_retries(connection)
                 await self._begin_retries(connection)
-                heard = self._positions.known(LOG)
+                heard, epoch = self._positions.known(LOG), self._positions.epochs.current
                 events, reached = await self._log.read_on(position, types=self._types, limit=self._settings.batch)
                 if reached <= position and not self._to_write():
                     self._positions.correct(LOG, heard, reached)
@@ -168,6 +184,7 @@ class Consumer:
                     await self._wait(position, alarms)
                     continue
                 position = await self._advance(connection, position, events, max(reached, position))
+                self._positions.epochs.remember(events, epoch)
                 well()  # now: a log that keeps growing may not let the loop catch up for long
         finally:
             await self._cancel_retries()
@@ -255,7 +272,7 @@ class Consumer:
         """Take an event and wait out passing faults of the database. Return any other error."""
         try:
             await outlast(lambda: self._handler.take(key, event))
-        except CheckpointMoved:
+        except (CheckpointMoved, MemoryOutdated):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises
             return error

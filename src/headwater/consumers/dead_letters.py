@@ -84,6 +84,10 @@ class DeadLetters:
             _SQL["remove"], *self._of, [letter.key for letter in letters], [letter.position for letter in letters]
         )
 
+    async def forget_after(self, connection: Connection, position: int) -> None:
+        """Delete the letters of events after a position: the log does not have them."""
+        await connection.execute(_SQL["forget_after"], *self._of, position)
+
     async def go_on(self, connection: Connection, keys: Collection[UUID]) -> set[UUID]:
         """Make the rest of the keys' letters due. Return the keys that have any."""
         return {row["key"] for row in await connection.fetch(_SQL["go_on"], *self._of, keys)}

@@ -48,6 +48,10 @@ delete from headwater.dead_letters d
  using unnest($3::uuid[], $4::bigint[]) as u(key, position)
  where d.projection = $1 and d.generation = $2 and d.key = u.key and d.position = u.position
 
+-- name: forget_after
+-- Delete the letters of events after a position: the log does not have them.
+delete from headwater.dead_letters where projection = $1 and generation = $2 and position > $3
+
 -- name: go_on
 -- These keys have more letters than one batch took: make the first of the rest due.
 update headwater.dead_letters d

@@ -18,7 +18,20 @@ from headwater.errors import DefinitionError
 
 _NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)  # GraphQL reserves two leading underscores
 
-_SCALARS = ["Boolean", "Date", "DateTime", "Decimal", "Float", "ID", "Int", "JSON", "Position", "String", "UUID"]
+_SCALARS = [
+    "Boolean",
+    "Date",
+    "DateTime",
+    "Decimal",
+    "Float",
+    "ID",
+    "Int",
+    "JSON",
+    "Position",
+    "ResetReason",
+    "String",
+    "UUID",
+]
 _FILTERS = [f"{kind}Filter" for kind in ["Boolean", "Date", "DateTime", "Decimal", "Float", "Int", "String", "UUID"]]
 _EVENTS = ["Event", "EventConnection", "EventEdge", "EventFilter"]
 _ALWAYS = ["Accepted", "AsOf", "Mutation", "Node", "PageInfo", "Query", "Refusal", "Subscription"]

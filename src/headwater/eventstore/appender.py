@@ -23,6 +23,7 @@ import asyncpg
 import msgspec
 
 from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
+from headwater.eventstore.epoch import Epoch, EpochEnded, Known
 from headwater.eventstore.log import Append, Appended, Verdict, append
 from headwater.eventstore.positions import LOG, Positions
 from headwater.postgres.database import AWAY, CONNECT_SECONDS, LOST, Database
@@ -98,6 +99,7 @@ class Appender:
         self._limit = queue
         self._batch = batch
         self._patience = patience
+        self._epochs = positions.epochs
         self._append_batch = write
         self._queue: deque[_Waiting] = deque()
         self._writing: list[_Waiting] = []
@@ -106,6 +108,11 @@ class Appender:
         self._closing = False
         self._away_since: float | None = None
         self.counts = AppendCounts()
+
+    @property
+    def epoch(self) -> Epoch:
+        """The current epoch of the log. Whoever decides stamps each command with its number."""
+        return self._epochs.current
 
     @property
     def waiting(self) -> int:
@@ -166,6 +173,7 @@ class Appender:
             try:
                 connection = await self._connect()
                 try:
+                    self._fail_outdated()
                     if self._writing:  # the batch of the lost connection; well() only after it is written
                         await self._write(connection)
                     well()
@@ -184,6 +192,16 @@ class Appender:
 
     async def _connect(self) -> asyncpg.Connection:
         return await self._database.connect_to_write("appender", seconds=min(CONNECT_SECONDS, self._patience / 2))
+
+    def _fail_outdated(self) -> None:
+        """Fail the commands in flight that were decided in an epoch that has ended: they may be written or lost."""
+        for waiting in self._writing:
+            if self._is_outdated(waiting):
+                self._fail(waiting, OutcomeUnknown(OutcomeUnknown.__doc__))
+        self._writing = [waiting for waiting in self._writing if not self._is_outdated(waiting)]
+
+    def _is_outdated(self, waiting: _Waiting) -> bool:
+        return waiting.append.epoch not in (None, self._epochs.current.number)
 
     def _note_absence(self) -> None:
         """Record that the log is unreachable, and fail the waiting commands if it has been for too long."""
@@ -234,7 +252,7 @@ class Appender:
             room = min(self._share, self._batch)
             while self._queue and len(self._writing) < room:
                 waiting = self._queue.popleft()
-                if waiting.chain.broken:
+                if waiting.chain.broken or self._is_outdated(waiting):
                     self._settle(waiting, _behind(waiting.append))
                 else:
                     self._writing.append(waiting)
@@ -245,6 +263,12 @@ class Appender:
             answers = await self._append(connection, batch)
         except LOST_FOR_WRITING:
             raise
+        except EpochEnded as error:
+            # Nothing was written: they are decided again. The next connection learns the epoch.
+            self._writing = []
+            for waiting in batch:
+                self._settle(waiting, _behind(waiting.append))
+            raise ConnectionResetError("the log is in another epoch") from error
         except NOT_NOW as error:
             logger.warning("PostgreSQL rejected an append for now (%s); %d commands failed", error, len(batch))
             self._writing = []
@@ -255,6 +279,9 @@ class Appender:
             await self._write_singly(connection, error)
             return
         self.counts.seconds.observe(time.perf_counter() - started)
+        self._fail_outdated()  # the answers came from a server that was left meanwhile
+        if len(self._writing) < len(batch):
+            return
         self._writing = []
         # The callers that get their answer now send their next commands, beside those that wait. A batch takes half of
         # all, so that one is written while the other half is decided: both cores work, instead of taking turns.
@@ -274,12 +301,17 @@ class Appender:
                     answers = await self._append(connection, [first])
                 except LOST_FOR_WRITING:
                     raise
+                except EpochEnded as ended:
+                    raise ConnectionResetError("the log is in another epoch") from ended
                 except NOT_NOW:
                     self._fail(first, Unavailable(Unavailable.__doc__))
                 except AT_FAULT as fault:
                     self._fail(first, fault)
                 else:
-                    self._settle_batch([first], answers)
+                    if self._is_outdated(first):
+                        self._fail(first, OutcomeUnknown(OutcomeUnknown.__doc__))
+                    else:
+                        self._settle_batch([first], answers)
             self._writing = others  # not earlier: drain() and _give_up() need the first one until then
 
     def _settle_batch(self, batch: list[_Waiting], answers: list[Appended]) -> None:
@@ -287,11 +319,15 @@ class Appender:
         counts.batches += 1
         counts.commands += len(batch)
         counts.sizes.observe(len(batch))
+        known: list[Known] = []
         for waiting, appended in zip(batch, answers, strict=True):
             counts.verdicts[appended.verdict] += 1
             if appended.verdict is Verdict.ACCEPTED:
                 counts.events += len(waiting.append.events)
+                if waiting.append.events:
+                    known.append(_known(waiting.append, appended))
             self._settle(waiting, appended)
+        self._epochs.remember(known, self._epochs.current)
         self._positions.report(LOG, max((a.position for a in answers if a.verdict is Verdict.ACCEPTED), default=0))
 
     def _settle(self, waiting: _Waiting, appended: Appended) -> None:
@@ -304,6 +340,10 @@ class Appender:
         waiting.chain.broken = True
         if not waiting.answer.done():
             waiting.answer.set_exception(error)
+
+
+def _known(command: Append, appended: Appended) -> Known:
+    return Known(appended.position, command.stream_id, appended.version, command.command_id, command.name)
 
 
 def _behind(command: Append) -> Appended:

@@ -16,6 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater.errors import BadUserInput, SearchTooWide
+from headwater.eventstore.epoch import Epoch
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import LOG, Positions
 from headwater.postgres import queries
@@ -106,6 +107,7 @@ class Trail:
         poll: float = 1.0,
         is_logged: Callable[[str, BaseException], bool] = lambda part, error: False,
     ) -> None:
+        self._epochs = positions.epochs
         self._is_logged = is_logged
         self._pool = pool
         self._log = log
@@ -143,15 +145,23 @@ class Trail:
             for entry in entries:
                 yield entry
 
-    async def follow(self, wanted: Wanted, after: int) -> AsyncGenerator[Entry, None]:
-        """Yield the events after a position and every later one, in order, without a gap or duplicate.
+    async def follow(self, wanted: Wanted, after: int) -> AsyncGenerator[tuple[Entry, Epoch], None]:
+        """Yield the events after a position and every later one, in order, without a gap or duplicate; with each, the
+        epoch of the log in which its position is.
 
         It reads only when the caller asks for more, so that a slow reader costs nothing. While the database is
         unreachable, it waits. It ignores `until`.
+
+        Raises:
+            LogWentBack: the log has lost events that were yielded.
         """
+        epoch = self._epochs.current
         after, _ = await self.bounds(wanted, after)
         failures = 0
         while True:
+            if self._epochs.current is not epoch:
+                self._epochs.require(epoch.place(after))
+                epoch = self._epochs.current
             heard = self._positions.known(LOG)
             try:
                 entries, reached = await self._next(wanted, after, await self._log.head())
@@ -163,8 +173,13 @@ class Trail:
                 await asyncio.sleep(backoff(failures))
                 continue
             for entry in entries:
-                yield entry
-            if reached == after:
+                if self._epochs.current is not epoch:
+                    break  # the rest of what was read may be lost
+                after = entry.position
+                yield entry, epoch
+            if self._epochs.current is not epoch:
+                continue
+            if not entries and reached == after:
                 self._positions.correct(LOG, heard, reached)
                 await self._positions.moved(LOG, after, self._poll)
             after = reached

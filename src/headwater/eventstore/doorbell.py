@@ -32,6 +32,8 @@ HEARTBEAT_SECONDS = 5.0
 _EVERYONE = ""
 _FORGET = "!"
 """The message that the listener rings, in this process only, when its connection is lost and when it has a new one."""
+_EPOCH = "epoch:"
+"""The message that rings when a new epoch of the log has begun."""
 _LONGEST_POSITION = 19  # digits of a bigint
 
 
@@ -83,7 +85,15 @@ class PostgresBell(BroadcastBackend):
 
         connection.add_termination_listener(lose)
         try:
-            await connection.add_listener(CHANNEL, lambda *notification: self.hear(str(notification[-1])))
+
+            def take(*notification: object) -> None:
+                payload = str(notification[-1])
+                if payload.startswith(_EPOCH):
+                    lose()  # the next connection learns of it
+                else:
+                    self.hear(payload)
+
+            await connection.add_listener(CHANNEL, take)
             # Read the positions only after LISTEN: commits before it did not ring on this connection. They may be lower
             # than those heard before, if the server has crashed or is another one.
             positions = await connection.fetch(_SQL["positions"])

@@ -61,7 +61,8 @@ class Append(msgspec.Struct, gc=False):
     """One command's events on their way into the log.
 
     expected: the stream's version, `NEW`, or None for any. events: (type, schema version, JSON text) of each, at most
-    `MOST_EVENTS`. name: the name of the command; None for a record that Headwater itself writes.
+    `MOST_EVENTS`. name: the name of the command; None for a record that Headwater itself writes. epoch: the number of
+    the epoch of the log that it was decided in, the same in a whole batch; None if that is not checked.
     """
 
     command_id: UUID
@@ -76,6 +77,7 @@ class Append(msgspec.Struct, gc=False):
     traceparent: str | None = None
     claims: Sequence[Take | Release] = ()
     name: str | None = None
+    epoch: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.events) > MOST_EVENTS:
@@ -105,6 +107,9 @@ async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
     """Append a batch in one transaction. Returns a verdict for each command, in order.
 
     A command that loses does not affect commands on other streams.
+
+    Raises:
+        EpochEnded: the batch is of an epoch of the log that has ended. Nothing was written.
     """
     behind = _behind(batch)
     if behind is not None:
@@ -116,6 +121,7 @@ async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
             [each.expected for each in batch],
             behind if True in behind else None,
             *_event_columns(batch),
+            batch[0].epoch,
         )
         if base is not None:
             return [
@@ -148,7 +154,7 @@ async def _judge(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
     """Append any batch, with a verdict for each command."""
     claims = [(place, claim) for place, each in enumerate(batch, 1) for claim in each.claims]
     row = await connection.fetchrow(
-        _SQL["append"], *_command_columns(batch), *_event_columns(batch), *_claim_columns(claims)
+        _SQL["append"], *_command_columns(batch), *_event_columns(batch), *_claim_columns(claims), batch[0].epoch
     )
     assert row is not None  # a function with OUT parameters returns one row
     blockers = row["blockers"] or [None] * len(batch)

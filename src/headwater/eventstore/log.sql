@@ -1,11 +1,11 @@
 -- name: append
 -- Append many commands in one call, with a verdict for each. See the comment of the function.
 select verdicts, versions, positions, streams, blockers
-  from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+  from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
 
 -- name: append_plain
 -- Append a batch of one-event commands as a whole. The position before it; null if a command lost and nothing was written.
-select headwater.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+select headwater.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 
 -- name: head
 -- The position of the last event.

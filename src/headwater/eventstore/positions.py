@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
+from headwater.eventstore.epoch import Epoch, Epochs
+
 LOG = "log"
 """The name of the log among the positions."""
 
@@ -22,12 +24,17 @@ def generation_of(name: str) -> str:
 
 
 class Positions:
-    """Positions by name (`LOG`, or a projection), with the tasks that wait for them."""
+    """Positions by name (`LOG`, or a projection), with the tasks that wait for them.
+
+    epochs: the epochs of the log, of the current of which these positions are.
+    """
 
     def __init__(self) -> None:
+        self.epochs = Epochs()
         self._known: defaultdict[str, int] = defaultdict(int)
         self._waiting: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
         self._alarms = 0
+        self.epochs.on_change(self._begin_again)
 
     @property
     def alarms(self) -> int:
@@ -65,6 +72,10 @@ class Positions:
     def forget(self) -> None:
         """Forget all positions: the connection that they were heard on is lost, or new."""
         self._known.clear()
+
+    def _begin_again(self, epoch: Epoch) -> None:
+        self.forget()
+        self.wake_everyone()
 
     def wake_everyone(self) -> None:
         """Wake all waiting tasks, so that each reads the database: a notification may have been missed."""

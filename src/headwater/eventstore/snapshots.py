@@ -56,10 +56,12 @@ class SnapshotStore:
     """Loads snapshots for a process, and stores new ones in the background.
 
     queue: the most streams that wait to be stored; further ones are dropped, and offered again later.
+    epoch: returns the number of the log's epoch; states of another one are not stored.
     """
 
-    def __init__(self, database: Database, *, queue: int = 1000) -> None:
+    def __init__(self, database: Database, *, queue: int = 1000, epoch: Callable[[], int] = lambda: 0) -> None:
         self._database = database
+        self._epoch = epoch
         self._limit = queue
         self._waiting: dict[UUID, tuple[Decider[Any, Any, Any], Point]] = {}
         self._arrived = asyncio.Event()
@@ -114,6 +116,10 @@ class SnapshotStore:
         self._idle.clear()
         self._arrived.set()
 
+    def forget(self) -> None:
+        """Drop the offered states: the log is in another epoch, and may have lost their events."""
+        self._waiting.clear()
+
     async def settled(self) -> None:
         """Return when no state waits to be stored."""
         await self._idle.wait()
@@ -138,7 +144,7 @@ class SnapshotStore:
         if not rows:
             return
         try:
-            await self._database.pool.execute(_SQL["store"], *map(list, zip(*rows, strict=True)))
+            await self._database.pool.execute(_SQL["store"], *map(list, zip(*rows, strict=True)), self._epoch() or None)
         except FAILING as error:
             # A later command offers the stream again.
             self.counts.failed += len(rows)

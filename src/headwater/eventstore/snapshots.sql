@@ -18,7 +18,7 @@ with given as (
      select e.event_id, e.position from headwater.events e
       where e.stream_id = u.stream_id and e.version = u.version limit 1
    ) e
-   where e.position = u.position
+   where e.position = u.position and ($8::integer is null or $8 = (select epoch from headwater.head))
 ), outdated as (
   delete from headwater.snapshots s using given g where s.stream_id = g.stream_id and s.fold_version < g.fold_version
 )

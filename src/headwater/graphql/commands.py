@@ -145,12 +145,17 @@ _HIDDEN: dict[type[Refusal], tuple[str, ...]] = {InvalidInput: ("complaint",)}
 
 def _accept(cls: Generated, done: Appended) -> object:
     return cls(
-        command_id=done.command_id, stream_id=done.stream_id, version=done.version, position=Position(done.position)
+        command_id=done.command_id,
+        stream_id=done.stream_id,
+        version=done.version,
+        position=Position(done.epoch.place(done.position)),
     )
 
 
 def _row_after(rows: RowType) -> Callable[..., object]:
     async def resolve(root: Accepted, info: Info) -> object | None:
-        return rows.wrap(await info.context.after(rows.model, root.stream_id, root.position), root.position)
+        position = root.position.position
+        row, epoch = await info.context.after(rows.model, root.stream_id, position), info.context.epoch
+        return rows.wrap(row, epoch, position)
 
     return resolver(resolve, rows.object | None)

@@ -13,6 +13,7 @@ import strawberry
 
 from headwater.errors import BadUserInput
 from headwater.eventstore.audit_trail import END, Entry, Trail, Wanted
+from headwater.eventstore.epoch import Epoch, Place
 from headwater.graphql.building import Info, Omittable, resolver
 from headwater.graphql.inputs import given_values
 from headwater.graphql.interfaces import PageInfo
@@ -49,8 +50,17 @@ class _Page:
     """A page of entries. It looks for more entries on either side when `pageInfo` is selected."""
 
     def __init__(
-        self, trail: Trail, wanted: Wanted, after: int, before: int, entries: list[Entry], cut: bool, backward: bool
+        self,
+        trail: Trail,
+        wanted: Wanted,
+        after: int,
+        before: int,
+        entries: list[Entry],
+        cut: bool,
+        backward: bool,
+        epoch: Epoch,
     ) -> None:
+        self.epoch = epoch
         self.entries = entries
         self._trail = trail
         self._wanted = wanted
@@ -63,7 +73,7 @@ class _Page:
         last = self.entries[-1].position if self.entries else self._before - 1
         earlier = self._cut if self._backward else self._after > 0 and await self._any(0, first)
         later = self._cut if not self._backward else self._before < END and await self._any(last, END)
-        cursors = [str(first), str(last)] if self.entries else []
+        cursors = [self.epoch.place(each).spell() for each in (first, last)] if self.entries else []
         return page_info(cursors, has_next=later, has_previous=earlier)
 
     async def _any(self, after: int, before: int) -> bool:
@@ -107,13 +117,14 @@ def events_query() -> Any:
         info: Info,
         filter: EventFilter | None = None,
         first: int | None = None,
-        after: int | None = None,
+        after: Place | None = None,
         last: int | None = None,
-        before: int | None = None,
+        before: Place | None = None,
     ) -> EventConnection:
         first = page_size(info, first, last, before)
         trail, wanted = info.context.serving.trail, _wanted(filter)
-        low, high = after or 0, END if before is None else before
+        low = 0 if after is None else await info.context.position(after)
+        high = END if before is None else await info.context.position(before)
         backward = last is not None
         limit = last if last is not None else first
         assert limit is not None  # page_size gives one when last does not
@@ -121,7 +132,7 @@ def events_query() -> Any:
         cut = len(entries) > limit
         if cut:
             entries = entries[1:] if backward else entries[:-1]
-        return _connection(_Page(trail, wanted, low, high, entries, cut, backward))
+        return _connection(_Page(trail, wanted, low, high, entries, cut, backward, info.context.epoch))
 
     return strawberry.field(
         resolver=resolver(
@@ -141,21 +152,23 @@ def events_subscription() -> Any:
     """Return the subscription `events(filter, after)`."""
 
     async def resolve(
-        root: object, info: Info, filter: EventFilter | None = None, after: int | None = None
+        root: object, info: Info, filter: EventFilter | None = None, after: Place | None = None
     ) -> AsyncGenerator[Event, None]:
         trail, wanted = info.context.serving.trail, _wanted(filter)
         if wanted.until is not None:
             raise BadUserInput("A subscription to events has no end: leave `to` out of its filter.")
         head = await trail.head()
-        if after is not None and after > head:
-            raise BadUserInput(f"The log ends at position {head}; a subscription cannot resume after {after}.")
-        start = after if after is not None else head if wanted.since is None else 0
+        start = head if wanted.since is None else 0
+        if after is not None:
+            start = await info.context.position(after)
+            if start > head:
+                raise BadUserInput(f"The log ends at position {head}; a subscription cannot resume after {start}.")
         telemetry, opened = info.context.serving.telemetry, time.time()
         telemetry.followers += 1
         try:
             async with aclosing(trail.follow(wanted, start)) as entries:
-                async for entry in entries:
-                    yield _event(entry)
+                async for entry, epoch in entries:
+                    yield _event(entry, epoch)
                     telemetry.handed_over("events", entry.position, opened)  # resumed when the entry was taken
         finally:
             telemetry.followers -= 1
@@ -167,7 +180,8 @@ def events_subscription() -> Any:
             filter=Omittable(EventFilter),
             after=Omittable(Position),
         ),
-        description="Each event once and in order, after a position; without a position, from now on.",
+        description="Each event once and in order, after a position; without a position, from now on. The error "
+        "LOG_WENT_BACK ends it when events that it sent are lost.",
     )
 
 
@@ -179,14 +193,14 @@ def _wanted(given: EventFilter | None) -> Wanted:
 
 
 def _connection(page: _Page) -> EventConnection:
-    nodes = [_event(entry) for entry in page.entries]
+    nodes = [_event(entry, page.epoch) for entry in page.entries]
     edges = [EventEdge(cursor=node.position, node=node) for node in nodes]
     return EventConnection(page=page, edges=edges, nodes=nodes)
 
 
-def _event(entry: Entry) -> Event:
+def _event(entry: Entry, epoch: Epoch) -> Event:
     return Event(
-        position=Position(entry.position),
+        position=Position(epoch.place(entry.position)),
         event_id=entry.event_id,
         stream_id=entry.stream_id,
         category=entry.category,

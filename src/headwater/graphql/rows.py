@@ -18,6 +18,7 @@ from headwater.domain.graphql_names import camel, field_name, plural
 from headwater.domain.messages import sentence_of
 from headwater.domain.read_model import Link, ReadModel, View
 from headwater.errors import BadUserInput
+from headwater.eventstore.epoch import Epoch, Place
 from headwater.graphql.asof import AsOf, position_of
 from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Generated, Info, Omittable, annotation, new_class, resolver
@@ -26,6 +27,7 @@ from headwater.graphql.interfaces import Node, PageInfo
 from headwater.graphql.paging import page_info, page_size
 from headwater.graphql.scalars import Position
 from headwater.live.subscriptions import SubscriptionLimits, watch_changes, watch_row
+from headwater.live.watcher import ResetReason
 from headwater.projections.filter import Filter, Row
 from headwater.projections.order import Order
 from headwater.projections.reader import Page, Reader
@@ -37,11 +39,13 @@ S = TypeVar("S")
 class _Source(NamedTuple):
     """The stored row that an instance of an object type shows.
 
-    as_of: the past position at which the row was read; its links are followed at the same one. at_least: the position
-    that the read waited for; read models that the row links to may be behind, and are waited for in turn.
+    epoch: that of the log in which the row's position is. as_of: the past position at which the row was read; its links
+    are followed at the same one. at_least: the position that the read waited for; read models that the row links to may
+    be behind, and are waited for in turn.
     """
 
     row: Row
+    epoch: Epoch
     as_of: int | None
     at_least: int | None
 
@@ -58,6 +62,7 @@ class _RowPage:
     order: list[Order]
     page: Page
     position: int
+    epoch: Epoch
     at_least: int | None
 
     @cached_property
@@ -65,6 +70,11 @@ class _RowPage:
         rows = self.page.rows
         cursors = [self.reader.cursor(self.order, each) for each in (rows[0], rows[-1])] if rows else []
         return page_info(cursors, has_next=self.page.has_next, has_previous=self.page.has_previous)
+
+
+ShownResetReason = strawberry.enum(
+    ResetReason, name="ResetReason", description="Why a subscription sends all rows, and you drop those that you hold."
+)
 
 
 class _Showing(Generic[S]):
@@ -103,9 +113,11 @@ class RowTypes:
 def _empty(view: View[ReadModel]) -> Generated:
     """Return the object type without its fields. Its instances read a field from the stored row when it is selected."""
     readers: dict[str, Callable[[Any], object]] = {each.name: _shown(view, each) for each in view.fields}
-    readers["position"] = int
 
     def read(self: _Showing[_Source], name: str) -> object:
+        if name == "position":
+            source = self.__source__
+            return source.epoch.place(source.row["position"])
         try:
             return readers[name](self.__source__.row[name])
         except KeyError:
@@ -139,9 +151,9 @@ class RowType:
         self.connection = _connection(view, self.object)
         self.changes = _changes(view, self.object)
 
-    def wrap(self, row: Row | None, at_least: int | None = None) -> object | None:
+    def wrap(self, row: Row | None, epoch: Epoch, at_least: int | None = None) -> object | None:
         """Return an instance for a stored row. at_least: the position that linked read models must have reached."""
-        return _wrap(self.object, row, at_least=at_least)
+        return _wrap(self.object, row, epoch, at_least=at_least)
 
     def query_fields(self) -> dict[str, object]:
         """Return the fields `account` and `accounts`."""
@@ -168,15 +180,14 @@ class RowType:
 
     def _by_key(self) -> Callable[..., object]:
         async def resolve(
-            root: object, info: Info, at_least: int | None = None, as_of: AsOf | None = None, **key: UUID
+            root: object, info: Info, at_least: Place | None = None, as_of: AsOf | None = None, **key: UUID
         ) -> object | None:
             if as_of is not None:
                 return await self._row_as_of(info, key[self.view.key], as_of, at_least)
             reader = info.context.reader(self.model)
-            if at_least is not None:
-                await reader.reach(at_least)
+            reached = await _reach(info, reader, at_least)
             row, _ = await reader.row(key[self.view.key])
-            return self.wrap(row, at_least)
+            return self.wrap(row, info.context.epoch, reached)
 
         return resolver(
             resolve,
@@ -186,23 +197,28 @@ class RowType:
             as_of=Omittable(AsOf),
         )
 
-    async def _row_as_of(self, info: Info, key: UUID, as_of: AsOf, at_least: int | None) -> object | None:
+    async def _row_as_of(self, info: Info, key: UUID, as_of: AsOf, at_least: Place | None) -> object | None:
         """Return the row as it was, folded from the log. No projection is waited for."""
         if at_least is not None:
             raise BadUserInput("Use either atLeast or asOf, not both: a past row waits for no projection.")
         info.context.history(self.model).require()
-        position = await position_of(as_of, info.context.serving.trail)
-        return _wrap(self.object, await info.context.past(self.model, key, position), as_of=position)
+        position = await position_of(as_of, info.context.position, info.context.serving.trail)
+        past = await info.context.past(self.model, key, position)
+        return _wrap(self.object, past, info.context.epoch, as_of=position)
 
     def _list(self) -> Callable[..., object]:
         async def resolve(
-            root: object, info: Info, filter: Any = None, order_by: Any = None, at_least: int | None = None, **page: Any
+            root: object,
+            info: Info,
+            filter: Any = None,
+            order_by: Any = None,
+            at_least: Place | None = None,
+            **page: Any,
         ) -> object:
             reader = info.context.reader(self.model)
-            if at_least is not None:
-                await reader.reach(at_least)
+            reached = await _reach(info, reader, at_least)
             order = _order(order_by or ())
-            return _showing(self.connection, await self._page(info, reader, filter, order, at_least, **page))
+            return _showing(self.connection, await self._page(info, reader, filter, order, reached, **page))
 
         return resolver(
             resolve,
@@ -232,14 +248,14 @@ class RowType:
         first = page_size(info, first, last, before)
         position = await reader.checkpoint()
         page = await reader.page(where, order, first=first, after=after, last=last, before=before)
-        return _RowPage(reader, where, order, page, position, at_least)
+        return _RowPage(reader, where, order, page, position, info.context.epoch, at_least)
 
     def _watch_row(self) -> Callable[..., object]:
         async def resolve(root: object, info: Info, **key: UUID) -> AsyncGenerator[object, None]:
             telemetry, opened, first = info.context.serving.telemetry, time.time(), True
             async with aclosing(watch_row(info.context.feed(self.model), key[self.view.key])) as rows:
-                async for row in rows:
-                    yield self.wrap(row)
+                async for row, epoch in rows:
+                    yield self.wrap(row, epoch)
                     # The generator resumes when the row has been taken. The first row is not a change.
                     if not first and row is not None:
                         telemetry.handed_over(self.view.name, row["position"], opened)
@@ -250,7 +266,7 @@ class RowType:
 
     def _watch_changes(self) -> Callable[..., object]:
         async def resolve(
-            root: object, info: Info, filter: Any = None, after: int | None = None
+            root: object, info: Info, filter: Any = None, after: Place | None = None
         ) -> AsyncGenerator[object, None]:
             feed, limits = info.context.feed(self.model), SubscriptionLimits(pending=info.context.serving.limits.outbox)
             where = filter_of(self.view, filter)
@@ -259,9 +275,10 @@ class RowType:
                 async for message in messages:
                     yield self.changes(
                         reset=message.reset,
-                        upserted=[self.wrap(row) for row in message.upserted],
+                        reset_reason=message.reason,
+                        upserted=[self.wrap(row, message.epoch) for row in message.upserted],
                         removed=[str(key) for key in message.removed],
-                        position=message.position,
+                        position=message.epoch.place(message.position),
                     )
                     if not message.reset and message.position:
                         position = max((row["position"] for row in message.upserted), default=message.position)
@@ -271,10 +288,21 @@ class RowType:
         return resolver(resolve, returns, filter=Omittable(self.filter), after=Omittable(Position))
 
 
-def _wrap(cls: Generated, row: Row | None, *, as_of: int | None = None, at_least: int | None = None) -> object | None:
+async def _reach(info: Info, reader: Reader, at_least: Place | None) -> int | None:
+    """Wait until the read model has reached the client's position, and return it."""
+    if at_least is None:
+        return None
+    position = await info.context.position(at_least)
+    await reader.reach(position)
+    return position
+
+
+def _wrap(
+    cls: Generated, row: Row | None, epoch: Epoch, *, as_of: int | None = None, at_least: int | None = None
+) -> object | None:
     if row is None:
         return None
-    return _showing(cls, _Source(row, as_of, at_least))
+    return _showing(cls, _Source(row, epoch, as_of, at_least))
 
 
 def _fill(view: View[ReadModel], objects: Mapping[type[ReadModel], Generated]) -> Generated:
@@ -289,13 +317,13 @@ def _fill(view: View[ReadModel], objects: Mapping[type[ReadModel], Generated]) -
 
 def _link(link: Link, target: Generated) -> Callable[..., object]:
     async def resolve(root: _Showing[_Source], info: Info) -> object | None:
-        row, as_of, at_least = root.__source__
+        row, epoch, as_of, at_least = root.__source__
         key = row[link.by]
         if key is None:
             return None
         if as_of is not None:
-            return _wrap(target, await info.context.past(link.to, key, as_of), as_of=as_of)
-        return _wrap(target, await info.context.linked(link.to, key, at_least), at_least=at_least)
+            return _wrap(target, await info.context.past(link.to, key, as_of), epoch, as_of=as_of)
+        return _wrap(target, await info.context.linked(link.to, key, at_least), epoch, at_least=at_least)
 
     return resolver(resolve, target | None)
 
@@ -333,13 +361,16 @@ def _connection(view: View[ReadModel], row: Generated) -> Generated:
     def edges(root: _Showing[_RowPage], info: Info) -> list[object]:
         shown = root.__source__
         return [
-            edge(cursor=shown.reader.cursor(shown.order, each), node=_wrap(row, each, at_least=shown.at_least))
+            edge(
+                cursor=shown.reader.cursor(shown.order, each),
+                node=_wrap(row, each, shown.epoch, at_least=shown.at_least),
+            )
             for each in shown.page.rows
         ]
 
     def nodes(root: _Showing[_RowPage], info: Info) -> list[object | None]:
         shown = root.__source__
-        return [_wrap(row, each, at_least=shown.at_least) for each in shown.page.rows]
+        return [_wrap(row, each, shown.epoch, at_least=shown.at_least) for each in shown.page.rows]
 
     def info_of(root: _Showing[_RowPage], info: Info) -> PageInfo:
         return root.__source__.info
@@ -357,11 +388,16 @@ def _connection(view: View[ReadModel], row: Generated) -> Generated:
             resolver=resolver(total_count, int), description="The number of rows that match, on all pages together."
         ),
         position=strawberry.field(
-            resolver=resolver(lambda root, info: root.__source__.position, Position),
+            resolver=resolver(_page_position, Position),
             description=f"The position of the read model: {camel(view.name)}Changes(after:) continues from here.",
         ),
     )
     return strawberry.type(cls, description=f"A page of {plural(view.name)}.")
+
+
+def _page_position(root: _Showing[_RowPage], info: Info) -> Place:
+    shown = root.__source__
+    return shown.epoch.place(shown.position)
 
 
 def _edge(view: View[ReadModel], row: Generated) -> Generated:
@@ -372,7 +408,13 @@ def _edge(view: View[ReadModel], row: Generated) -> Generated:
 
 def _changes(view: View[ReadModel], row: Generated) -> Generated:
     cls = new_class(f"{view.name}Changes")
-    cls.__annotations__.update(reset=bool, upserted=list[row], removed=list[strawberry.ID], position=Position)  # type: ignore[valid-type]  # made above
+    cls.__annotations__.update(
+        reset=bool,
+        reset_reason=ShownResetReason | None,
+        upserted=list[row],  # type: ignore[valid-type]  # made above
+        removed=list[strawberry.ID],
+        position=Position,
+    )
     return strawberry.type(
         cls,
         description="If reset, drop all rows that you hold. Store each row of upserted by its id, and drop the ids in "

@@ -14,6 +14,7 @@ import strawberry
 
 from headwater.domain.saga_state import Phase, StepState
 from headwater.errors import BadUserInput, SearchTooWide
+from headwater.eventstore.epoch import Epoch
 from headwater.graphql.building import Info, Omittable, resolver
 from headwater.graphql.inputs import given_values
 from headwater.graphql.interfaces import PageInfo
@@ -116,7 +117,7 @@ def sagas_query(limits: Limits) -> Any:
         where = InstanceFilter(**given_values(filter, "filter"))
         reading = listed(info.context.serving.database.pool, where, limits, limit=size + 1, after=place)
         found = await _answered(reading)
-        return _connection(found[:size], cut=len(found) > size, follows=after is not None)
+        return _connection(found[:size], info.context.epoch, cut=len(found) > size, follows=after is not None)
 
     return strawberry.field(
         resolver=resolver(
@@ -138,7 +139,7 @@ def saga_query(limits: Limits) -> Any:
         if len(found) > 1:
             ids = ", ".join(f"{each.stream_id} ({each.saga})" for each in found)
             raise BadUserInput(f"{id} is the key of several sagas; use the id of one of them: {ids}.")
-        return _saga(found[0]) if found else None
+        return _saga(found[0], info.context.epoch) if found else None
 
     return strawberry.field(
         resolver=resolver(resolve, Saga | None, id=UUID),
@@ -167,8 +168,8 @@ def _place(cursor: str) -> Place:
     return place
 
 
-def _connection(found: list[Instance], *, cut: bool, follows: bool) -> SagaConnection:
-    nodes = [_saga(each) for each in found]
+def _connection(found: list[Instance], epoch: Epoch, *, cut: bool, follows: bool) -> SagaConnection:
+    nodes = [_saga(each, epoch) for each in found]
     cursors = [_cursor(each.place) for each in found]
     return SagaConnection(
         edges=[SagaEdge(cursor=cursor, node=node) for cursor, node in zip(cursors, nodes, strict=True)],
@@ -177,7 +178,7 @@ def _connection(found: list[Instance], *, cut: bool, follows: bool) -> SagaConne
     )
 
 
-def _saga(found: Instance) -> Saga:
+def _saga(found: Instance, epoch: Epoch) -> Saga:
     return Saga(
         id=found.stream_id,
         name=found.saga,
@@ -194,7 +195,7 @@ def _saga(found: Instance) -> Saga:
         finished_at=found.finished_at,
         correlation_id=found.correlation_id,
         version=found.version,
-        position=Position(found.position),
+        position=Position(epoch.place(found.position)),
     )
 
 

@@ -11,11 +11,12 @@ import msgspec
 import strawberry
 from strawberry.types.scalar import ScalarDefinition
 
-Position = NewType("Position", int)
+from headwater.eventstore.epoch import Place, parse_place
+
+Position = NewType("Position", Place)
 JSON = NewType("JSON", object)
 
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
-_POSITION = re.compile(r"\d{1,18}", re.ASCII)
 _LONGEST_DECIMAL = 60
 
 
@@ -49,11 +50,12 @@ def spell_time(time: datetime) -> str:
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def parse_position(value: object) -> int:
-    """Parse a position from a decimal string."""
-    if isinstance(value, str) and _POSITION.fullmatch(value):
-        return int(value)
-    raise ValueError('Expected a position as a decimal string, such as "42"')
+def parse_position(value: object) -> Place:
+    """Parse a position as the server gave it, or the number of one in the current epoch of the log."""
+    place = parse_place(value) if isinstance(value, str) else None
+    if place is None:
+        raise ValueError('Expected a position as the server gave it, such as "1f0c9a2b-b42", or its number, "42"')
+    return place
 
 
 def spell_decimal(value: Decimal) -> str:
@@ -70,8 +72,9 @@ SCALARS: dict[object, ScalarDefinition] = {
     ),
     Position: strawberry.scalar(
         name="Position",
-        description="A place in the log, as a decimal string. Greater is later. Contiguous, in commit order.",
-        serialize=str,
+        description="A place in the log, as opaque text that also says of which epoch of the log it is. "
+        "Give it back as it came; the server compares. In commit order.",
+        serialize=Place.spell,
         parse_value=parse_position,
     ),
     JSON: strawberry.scalar(

@@ -58,7 +58,7 @@ def _node(rows: RowTypes) -> object:
         for each in rows.all():
             row, _ = await info.context.reader(each.model).row(key)
             if row is not None:
-                return each.wrap(row)
+                return each.wrap(row, info.context.epoch)
         return None
 
     return strawberry.field(

@@ -13,6 +13,7 @@ from headwater.commands.dispatcher import Accepted
 from headwater.domain.messages import Command
 from headwater.domain.read_model import ReadModel
 from headwater.eventstore.audit_trail import Trail
+from headwater.eventstore.epoch import Epochs, Place
 from headwater.graphql.once import Once
 from headwater.live.feed import Feed
 from headwater.postgres.database import Database
@@ -54,6 +55,7 @@ class Serving:
     database: Database
     limits: ClientLimits
     telemetry: Telemetry
+    epochs: Epochs
 
 
 class Scope:
@@ -65,8 +67,18 @@ class Scope:
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
+        # Of the positions that the operation answers with. It may be outdated when they are read, never too new.
+        self.epoch = serving.epochs.current
         self.once = Once()
         self._loaders: dict[tuple[type[ReadModel], int | None], DataLoader[UUID, Row | None]] = {}
+
+    async def position(self, place: Place) -> int:
+        """Return the position that the client names.
+
+        Raises:
+            LogWentBack: it is of a lost part of the log.
+        """
+        return await self.serving.epochs.resolve(place, self.serving.database.pool)
 
     def feed(self, model: type[ReadModel]) -> Feed:
         """Return the feed of a read model."""

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
+from headwater.errors import LogWentBack, ProjectionBehind
+from headwater.eventstore.epoch import Place
 from headwater.eventstore.positions import Positions
 from headwater.live.watcher import Watcher
 from headwater.projections.reader import Changes, Reader
@@ -34,6 +36,8 @@ class Feed:
         self._poll = poll
         self._position = 0
         self._edition = 0
+        self._epochs = positions.epochs
+        self._epoch = self._epochs.current
         self._everything: set[Watcher] = set()
         self._by_key: dict[UUID, set[Watcher]] = {}
         self._watched = asyncio.Event()
@@ -52,10 +56,13 @@ class Feed:
         """Follow while there are watchers. Runs under a supervisor; `well` tells it that a failure is over."""
         while True:
             await self._idle()
+            self._follow_epoch()
             # Both before the read: the feed must not sleep through a doorbell that rings during it.
             known, alarms = self._positions.known(self.reader.view.name), self._positions.alarms
             changes = await self.reader.changes(self._position)
             well()
+            if self._epoch is not self._epochs.current:
+                continue  # the changes may be of the lost part
             self._distribute(changes)
             if changes.position == self._position:
                 await self._wait(known, alarms)
@@ -67,6 +74,41 @@ class Feed:
         if not self.watchers:
             self._watched.clear()
         await self._watched.wait()
+
+    def _follow_epoch(self) -> None:
+        """When another epoch of the log has begun, go back to what is not lost, and let every watcher do so."""
+        epoch, ended = self._epochs.current, self._epoch
+        if epoch is ended:
+            return
+        self._epoch, limit = epoch, self._epochs.limit(ended.tag)
+        self._position = min(self._position, max(limit, 0))
+        for watcher in self._all():
+            watcher.go_back(epoch, limit)
+
+    async def caught_up(self) -> None:
+        """Wait until the rows are complete to the start of the epoch, as far as patience goes.
+
+        A promoted replica may have lost the last rows of events that it has. Until they are written again, a client
+        would see a state that is older than what it holds.
+        """
+        with suppress(ProjectionBehind):
+            await self.reader.reach(self._epochs.current.start)
+
+    async def is_valid(self, place: Place) -> bool:
+        """True if a client's position still means the same."""
+        try:
+            await self.reader.resolve(place)
+        except LogWentBack:
+            return False
+        return True
+
+    def reread(self, after: int) -> None:
+        """Read again what changed after a position, with which a watcher starts.
+
+        It is less than the feed's if a crash of PostgreSQL has set the checkpoint back. Watchers ignore what they have
+        seen.
+        """
+        self._position = min(self._position, after)
 
     async def _wait(self, known: int, alarms: int) -> None:
         """Return when the read model has moved on, or `poll` seconds have passed."""
@@ -81,7 +123,9 @@ class Feed:
             checkpoint = await self.reader.checkpoint()
             if not self.watchers:  # a watcher that registered meanwhile must not miss changes before this position
                 # The feed was idle. It continues from here: older changes are in the initial rows of every watcher.
-                self._position = max(self._position, checkpoint)
+                self._position = checkpoint
+        self._follow_epoch()
+        watcher.go_back(self._epoch, 0)
         group = self._everything if key is None else self._by_key.setdefault(key, set())
         group.add(watcher)
         self._watched.set()

@@ -18,9 +18,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from uuid import UUID
 
+from headwater.eventstore.epoch import UNKNOWN, Epoch, Place
 from headwater.live.feed import Feed
 from headwater.live.held_keys import HeldKeys
-from headwater.live.watcher import Batch, Watcher
+from headwater.live.watcher import Batch, ResetReason, Watcher
 from headwater.projections.filter import EVERYTHING, Filter, Row, to_predicate
 from headwater.projections.reader import Changes, InitialRows
 
@@ -50,37 +51,54 @@ class Message:
     The client drops all rows when `reset` is true, then stores `upserted` by key, then drops `removed`. It resumes
     after `position`, which is 0 in all parts of a split message but the last: until then its rows are complete to no
     position.
+
+    reason: of the reset. epoch: that of the log in which the position is.
     """
 
     reset: bool
     upserted: Sequence[Row]
     removed: Sequence[UUID]
     position: int
+    epoch: Epoch = UNKNOWN
+    reason: ResetReason | None = None
 
     def parts(self, size: int) -> Iterator[Message]:
         """Split the message into messages of at most `size` rows; at least one message."""
         rows = self.upserted
         last = max(len(rows) - 1, 0) // size * size
         for start in range(0, last, size):
-            yield Message(self.reset and start == 0, rows[start : start + size], (), 0)
-        yield Message(self.reset and last == 0, rows[last:], self.removed, self.position)
+            yield self._part(rows[start : start + size], first=start == 0)
+        whole = replace(self, reset=False, reason=None) if last else self
+        yield replace(whole, upserted=rows[last:])
+
+    def _part(self, rows: Sequence[Row], *, first: bool) -> Message:
+        reset = self.reset and first
+        return Message(reset, rows, (), 0, self.epoch, self.reason if reset else None)
 
 
-async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[Row | None, None]:
-    """Yield the row of a key now, and each time that it changes; None while there is none."""
+async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[tuple[Row | None, Epoch], None]:
+    """Yield the row of a key now, and each time that it changes; None while there is none. With each, the epoch of the
+    log in which its position is."""
     watcher = Watcher(feed.reader.view.key)
     async with feed.watch(watcher, key):
         while True:
             initial = await feed.reader.initial_row(key)
-            watcher.start(initial.position, initial.edition)
-            yield initial.rows[0] if initial.rows else None
-            while not (batch := await watcher.take()).overflowed:
+            watcher.start(initial.position, initial.edition, initial.epoch)
+            feed.reread(initial.position)
+            yield (initial.rows[0] if initial.rows else None), initial.epoch
+            while (batch := await watcher.take()).reset is None:
                 if batch.rows or batch.removed:
-                    yield batch.rows[0] if batch.rows else None
+                    yield (batch.rows[0] if batch.rows else None), batch.epoch
+            if batch.reset is ResetReason.LOG_WENT_BACK:
+                await feed.caught_up()
 
 
 async def watch_changes(
-    feed: Feed, where: Filter = EVERYTHING, after: int | None = None, *, limits: SubscriptionLimits = DEFAULT_LIMITS
+    feed: Feed,
+    where: Filter = EVERYTHING,
+    after: Place | None = None,
+    *,
+    limits: SubscriptionLimits = DEFAULT_LIMITS,
 ) -> AsyncGenerator[Message, None]:
     """Yield the rows that match now, or the changes after a position; then batches of changes."""
     watcher = Watcher(feed.reader.view.key, limit=limits.pending)
@@ -92,8 +110,8 @@ async def watch_changes(
                 yield message
         while True:
             batch = await watcher.take()
-            if batch.overflowed:
-                async with aclosing(selection.initial(watcher)) as again:
+            if batch.reset is not None:
+                async with aclosing(selection.initial(watcher, batch.reset)) as again:
                     async for message in again:
                         yield message
             elif (sifted := selection.sift(batch)) is not None:
@@ -119,29 +137,34 @@ class _Selection:
         self._limits = limits
         self._held = HeldKeys(limit=limits.held_keys)
 
-    async def initial(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
+    async def initial(
+        self, watcher: Watcher, reason: ResetReason = ResetReason.SUBSCRIBED
+    ) -> AsyncGenerator[Message, None]:
         """Yield all rows that match, in messages of a bounded size."""
         while True:
             try:
-                async with aclosing(self._initial(watcher)) as messages:
+                async with aclosing(self._initial(watcher, reason)) as messages:
                     async for message in messages:
                         yield message
                 return
             except _Outdated:
                 continue
 
-    async def _initial(self, watcher: Watcher) -> AsyncGenerator[Message, None]:
+    async def _initial(self, watcher: Watcher, reason: ResetReason) -> AsyncGenerator[Message, None]:
         self._held = HeldKeys(limit=self._limits.held_keys)
+        if reason is ResetReason.LOG_WENT_BACK:
+            await self._feed.caught_up()
         part = await self._feed.reader.initial_rows(self._where)
         begun = replace(part, rows=())  # frees the rows before the last part is sent
-        watcher.start(begun.position, begun.edition)
-        reset = True
+        watcher.start(begun.position, begun.edition, begun.epoch)
+        self._feed.reread(begun.position)
+        empty = Message(True, (), (), 0, begun.epoch, reason)
         while part.cut:
-            for message in self._shown(Message(reset, part.rows, (), 0)):
+            for message in self._shown(replace(empty, upserted=part.rows)):
                 yield message
-            reset, part = False, await self._next(begun, part)
-        if reset:  # everything fitted into one part, of one moment
-            for message in self._shown(Message(True, part.rows, (), part.position)):
+            empty, part = Message(False, (), (), 0, begun.epoch), await self._next(begun, part)
+        if empty.reset:  # everything fitted into one part, of one moment
+            for message in self._shown(replace(empty, upserted=part.rows, position=part.position)):
                 yield message
             return
         async with aclosing(self._rest(watcher, begun, part.rows)) as rest:
@@ -153,7 +176,7 @@ class _Selection:
         after = part.rows[-1]["position"]
         following = await self._feed.reader.initial_rows(self._where, after=after, upto=begun.position)
         # A failover can set the checkpoint back, and rows with it to positions that were passed already.
-        if following.edition != begun.edition or following.position < begun.position:
+        if (following.edition, following.epoch) != (begun.edition, begun.epoch) or following.position < begun.position:
             raise _Outdated
         return following
 
@@ -162,11 +185,11 @@ class _Selection:
         after = begun.position
         while True:
             changes = await self._feed.reader.changes(after)
-            if changes.forgotten or changes.beyond or changes.edition != begun.edition:
+            if changes.forgotten or changes.beyond or (changes.edition, changes.epoch) != (begun.edition, begun.epoch):
                 raise _Outdated
-            watcher.start(changes.position, changes.edition)
+            watcher.start(changes.position, changes.edition, changes.epoch)
             removed = [key for key, _ in changes.removed]
-            message = self._select(changes.rows, removed, changes.position)
+            message = self._select(changes.rows, removed, changes.position, changes.epoch)
             newer = {row[self._key] for row in changes.rows}.union(removed)
             older = [row for row in rows if row[self._key] not in newer]
             for part in self._shown(replace(message, upserted=[*older, *message.upserted])):
@@ -182,8 +205,8 @@ class _Selection:
                 self._held.add(row[self._key] for row in part.upserted)
             yield part
 
-    async def replay(self, watcher: Watcher, after: int) -> AsyncGenerator[Message, None]:
-        """Yield the changes after a position.
+    async def replay(self, watcher: Watcher, place: Place) -> AsyncGenerator[Message, None]:
+        """Yield the changes after a client's position, or all rows if there is no way from there.
 
         Every changed row that does not match now is reported as removed, because the keys that the client holds are not
         known.
@@ -192,21 +215,29 @@ class _Selection:
             limit = self._limits.held_keys
             self._held = HeldKeys(await self._feed.reader.keys(self._where, limit + 1), limit=limit)
         while True:
-            changes = await self._feed.reader.changes(after)
-            of_another_edition = changes.live_since is not None and after <= changes.live_since
-            if changes.forgotten or changes.beyond or of_another_edition:
-                # The client's rows are of another edition or log, or removals are forgotten: send all rows again.
-                async with aclosing(self.initial(watcher)) as again:
+            changes = await self._feed.reader.changes(place.position)
+            if (reason := await self._obstacle(place, changes)) is not None:
+                async with aclosing(self.initial(watcher, reason)) as again:
                     async for message in again:
                         yield message
                 return
-            watcher.start(changes.position, changes.edition)
+            watcher.start(changes.position, changes.edition, changes.epoch)
             if changes.rows or changes.removed:
                 for part in self._replayed(changes).parts(self._limits.message_rows):
                     yield part
             if not changes.cut:
                 return
-            after = changes.position
+            place = changes.epoch.place(changes.position)
+
+    async def _obstacle(self, place: Place, changes: Changes) -> ResetReason | None:
+        """Return why the changes do not lead from the client's rows to the current ones; None if they do."""
+        if changes.beyond or not await self._feed.is_valid(place):
+            return ResetReason.LOG_WENT_BACK
+        if changes.forgotten:
+            return ResetReason.CURSOR_TOO_OLD
+        if changes.live_since is not None and place.position <= changes.live_since:
+            return ResetReason.READ_MODEL_CHANGED
+        return None
 
     def _replayed(self, changes: Changes) -> Message:
         matches = self._matches or _always
@@ -215,22 +246,22 @@ class _Selection:
         removed += [key for key, _ in changes.removed]
         self._held.add(row[self._key] for row in upserted)
         self._held.drop(removed)
-        return Message(False, upserted, removed, changes.position)
+        return Message(False, upserted, removed, changes.position, changes.epoch)
 
     def sift(self, batch: Batch) -> Message | None:
         """Return the part of a batch that concerns this subscription; None when there is none."""
-        message = self._select(batch.rows, batch.removed, batch.position)
+        message = self._select(batch.rows, batch.removed, batch.position, batch.epoch)
         return message if message.upserted or message.removed else None
 
-    def _select(self, rows: Sequence[Row], removed: Sequence[UUID], position: int) -> Message:
+    def _select(self, rows: Sequence[Row], removed: Sequence[UUID], position: int, epoch: Epoch) -> Message:
         """Build the message for a client whose keys are known."""
         if self._matches is None:
-            return Message(False, rows, removed, position)
+            return Message(False, rows, removed, position, epoch)
         upserted = [row for row in rows if self._matches(row)]
         now = {row[self._key] for row in upserted}
         gone = self._held.drop(key for key in (*(row[self._key] for row in rows), *removed) if key not in now)
         self._held.add(now)
-        return Message(False, upserted, gone, position)
+        return Message(False, upserted, gone, position, epoch)
 
 
 def _always(row: Row) -> bool:

@@ -7,12 +7,24 @@ starts again from the current rows.
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from headwater.eventstore.epoch import UNKNOWN, Epoch
 from headwater.projections.filter import Row
 from headwater.projections.reader import Changes
+
+
+class ResetReason(enum.Enum):
+    """Why a subscription sends all rows, and the client drops those that it holds."""
+
+    SUBSCRIBED = "subscribed"
+    LOG_WENT_BACK = "log_went_back"
+    READ_MODEL_CHANGED = "read_model_changed"
+    TOO_MANY_CHANGES = "too_many_changes"
+    CURSOR_TOO_OLD = "cursor_too_old"
 
 
 @dataclass(frozen=True)
@@ -20,13 +32,15 @@ class Batch:
     """Changes since the last batch: rows in their latest state, removed keys, and the position that they are complete
     to.
 
-    overflowed: more has changed than a watcher holds, or another edition is live. Read all rows again instead.
+    epoch: that of the log in which the position is. reset: why all rows must be read again instead; None if the changes
+    are complete.
     """
 
     rows: Sequence[Row]
     removed: Sequence[UUID]
     position: int
-    overflowed: bool = False
+    epoch: Epoch = UNKNOWN
+    reset: ResetReason | None = None
 
 
 class Watcher:
@@ -41,6 +55,9 @@ class Watcher:
         self._overflowed = False
         self._edition = -1
         self._newest = -1
+        self._epoch = UNKNOWN
+        self._limit_of_earlier = 0
+        self._lost = False
         self._offered = asyncio.Event()
 
     def offer(self, changes: Changes) -> None:
@@ -70,10 +87,24 @@ class Watcher:
         self._newest = max(self._newest, edition)
         self._offered.set()
 
-    def start(self, position: int, edition: int = 0) -> None:
-        """Record that the client holds every change of an edition up to a position, and drop those changes."""
+    def go_back(self, epoch: Epoch, limit: int) -> None:
+        """Note that another epoch of the log began, and that positions after the limit are lost. Never waits."""
+        if max(self._after, self._position) > limit:
+            self._lost = True
+            self._after = self._position = -1
+            self._dirty.clear()
+        self._epoch, self._limit_of_earlier = epoch, limit
+        self._offered.set()
+
+    def start(self, position: int, edition: int = 0, epoch: Epoch = UNKNOWN) -> None:
+        """Record that the client holds every change of an edition up to a position, and drop those changes.
+
+        epoch: that of the log from before the rows were read.
+        """
         self._after = position
         self._edition = edition
+        # Rows that were read before an epoch began may be of the lost part.
+        self._lost = epoch is not self._epoch and position > self._limit_of_earlier
         # Changes that did not fit may be newer than the client's rows. Then the subscription must start again.
         self._overflowed = self._overflowed and self._position > position
         self._dirty = {key: held for key, held in self._dirty.items() if held[0] > position}
@@ -84,13 +115,21 @@ class Watcher:
 
     async def take(self) -> Batch:
         """Wait for changes, and return all of them."""
-        while not self._overflowed and self._newest <= self._edition and self._position <= self._after:
+        while not self._outdated and self._position <= self._after:
             self._offered.clear()
             await self._offered.wait()
         dirty, self._dirty = self._dirty, {}
-        overflowed, self._overflowed = self._overflowed or self._newest > self._edition, False
+        reset, self._overflowed = self._outdated, False
         self._edition = max(self._edition, self._newest)
         self._after = max(self._after, self._position)
         rows = [row for _, row in dirty.values() if row is not None]
         removed = [key for key, (_, row) in dirty.items() if row is None]
-        return Batch(rows, removed, self._after, overflowed)
+        return Batch(rows, removed, self._after, self._epoch, reset)
+
+    @property
+    def _outdated(self) -> ResetReason | None:
+        if self._lost:
+            return ResetReason.LOG_WENT_BACK
+        if self._newest > self._edition:
+            return ResetReason.READ_MODEL_CHANGED
+        return ResetReason.TOO_MANY_CHANGES if self._overflowed else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -155,18 +156,27 @@ class Database:
 
     dsn: `postgresql://...`. pool_size: the largest number of connections in the pool. statement_timeout: the longest
     duration of a statement of the pool, and the longest pause between two statements of a transaction, in seconds.
-    clock: of the times in `outage`'s lines.
+    clock: of the times in `outage`'s lines. greet: called with each new connection before it is used; it raises to
+    refuse the server.
     """
 
     def __init__(
-        self, dsn: str, *, pool_size: int = 10, statement_timeout: float = 10.0, clock: Clock | None = None
+        self,
+        dsn: str,
+        *,
+        pool_size: int = 10,
+        statement_timeout: float = 10.0,
+        clock: Clock | None = None,
+        greet: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
     ) -> None:
         self.outage = Outage(self._probe, AWAY, clock or SystemClock())
         self._dsn = dsn
         self._pool_size = pool_size
         self._statement_timeout = statement_timeout
         self._pool: asyncpg.Pool | None = None
+        self._greet = greet
         self._connections: WeakSet[asyncpg.Connection] = WeakSet()
+        self._greeted: WeakSet[asyncpg.Connection] = WeakSet()
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -217,6 +227,11 @@ class Database:
         if self._closing is not None:
             self._closing.cancel()
 
+    def end_greeted(self) -> None:
+        """End every connection that `greet` has let pass, in the pool and outside it. Their users connect again."""
+        for connection in list(self._greeted):
+            connection.terminate()
+
     async def connect(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
         """Open a connection outside the pool, with the application name `headwater <name>`. The caller closes it."""
         connection = await asyncpg.connect(self._dsn, timeout=seconds, server_settings=_greeting(f"headwater {name}"))
@@ -253,6 +268,10 @@ class Database:
         try:
             _notice_silence(connection)
             await connection.execute(settings, timeout=seconds)
+            if self._greet is not None:
+                async with asyncio.timeout(seconds):
+                    await self._greet(connection)
+                self._greeted.add(connection)
         except BaseException:
             connection.terminate()  # the pool would close it, which waits for an answer
             raise

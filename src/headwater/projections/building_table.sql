@@ -5,7 +5,7 @@ select from headwater.projections where name = $1 and generation = $2 and fence 
 -- name: begin_again
 -- Move the checkpoint to the start of the log, under the same lease, and delete the dead letters. No row: the lease is lost.
 with begun as (
-  update headwater.projections set position = 0, updated_at = now()
+  update headwater.projections set position = 0, rewind_to = null, updated_at = now()
    where name = $1 and generation = $2 and fence = $3 and state = 'building'
   returning name, generation
 ), letters as (

@@ -34,6 +34,7 @@ from headwater.postgres import queries
 from headwater.postgres.database import write_derived
 from headwater.postgres.rejected_rows import is_rejection, rejection_of
 from headwater.projections import row_events
+from headwater.projections.rewind import rewind
 from headwater.projections.row_folder import (
     SLICE_SECONDS,
     FoldedRow,
@@ -154,6 +155,9 @@ class Projector(Generic[M]):
         position = await self._checkpoint.read()
         if position is None:
             return None
+        if (head := await self._checkpoint.rewind_to()) is not None:
+            await rewind(connection, self._log, self._folder, generation, position, head)
+            position = head
         self._statements = _Statements(self._view, generation.table)
         self._letters = DeadLetters(self._view.name, generation.number)
         self._set_parked(await self._letters.parked(connection))
@@ -184,7 +188,7 @@ class Projector(Generic[M]):
             alarms = self.positions.alarms
             if self._parked and asyncio.get_running_loop().time() >= self._look_at:
                 await self._retry_parked()
-            known = self.positions.known(LOG)
+            known, epoch = self.positions.known(LOG), self.positions.epochs.current
             events, reached = await self._log.read_on(position, types=self._folder.types, limit=self._settings.batch)
             if reached <= position:
                 self.positions.correct(LOG, known, reached)
@@ -193,6 +197,7 @@ class Projector(Generic[M]):
                 continue
             try:
                 position = await self._advance(position, events, reached)
+                self.positions.epochs.remember(events, epoch)
                 attempts = 0
                 recovered()  # now: a log that keeps growing may not let the loop catch up for long
             except FoldFailed as failure:

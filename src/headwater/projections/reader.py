@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as sa_asyncpg
 
 from headwater.domain.read_model import AnyView
 from headwater.errors import BadUserInput, ProjectionBehind
+from headwater.eventstore.epoch import UNKNOWN, Epoch, Place
 from headwater.eventstore.positions import Positions, generation_of
 from headwater.postgres import queries
 from headwater.postgres.database import Connection
@@ -78,6 +79,7 @@ class Changes:
     forgotten: tombstones after the position are pruned, so removals may be missing. Read all rows instead.
     beyond: the position is after the end of the log. It belongs to another log, or to this one before a backup was
         restored. Read all rows instead.
+    epoch: that of the log, before the changes were read.
     """
 
     rows: Sequence[Row]
@@ -88,6 +90,7 @@ class Changes:
     live_since: int | None = None
     forgotten: bool = False
     beyond: bool = False
+    epoch: Epoch = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,14 @@ class InitialRows:
     position: the checkpoint of that moment.
     edition: see `Changes`.
     cut: there are more rows; continue after the position of the last row.
+    epoch: that of the log, before the rows were read.
     """
 
     rows: Sequence[Row]
     position: int
     edition: int = 0
     cut: bool = False
+    epoch: Epoch = UNKNOWN
 
 
 class Reader:
@@ -158,6 +163,14 @@ class Reader:
         self._positions.report(self._generation_name, 0 if row is None else row["generation"])
         return (0, 0) if row is None else (row["position"], row["edition"])
 
+    async def resolve(self, place: Place) -> int:
+        """Return the position that a client names.
+
+        Raises:
+            LogWentBack: it is of a lost part of the log.
+        """
+        return await self._positions.epochs.resolve(place, self._pool)
+
     async def reach(self, position: int) -> None:
         """Wait until the rows are complete up to a position.
 
@@ -188,12 +201,13 @@ class Reader:
 
         async def read(live: LiveColumns) -> InitialRows:
             live.require(self.view.key)
+            epoch = self._positions.epochs.current
             record = await self._pool.fetchrow(_SQL["row"].format(**live.names), self.view.name, key)
             if record is None:
-                return InitialRows((), 0)
+                return InitialRows((), 0, epoch=epoch)
             self._positions.report(self._generation_name, record["live generation"])
             existing = [record] if record["position"] is not None else []
-            return InitialRows(live.rows(existing), record["complete to"], record["live edition"])
+            return InitialRows(live.rows(existing), record["complete to"], record["live edition"], epoch=epoch)
 
         return await self._reading(read)
 
@@ -280,7 +294,7 @@ class Reader:
             return await self._reading(lambda live: self._initial_rows(live, where, after, upto))
 
     async def _initial_rows(self, live: LiveColumns, where: Filter, after: int, upto: int | None) -> InitialRows:
-        limit = self._limits.initial_rows
+        limit, epoch = self._limits.initial_rows, self._positions.epochs.current
         statement = initial_rows_statement(live, where, after, upto, limit)
         async with (
             self._pool.acquire() as connection,
@@ -291,7 +305,7 @@ class Reader:
             await connection.execute(f'lock table {SCHEMA}."{snake_case(self.view.name)}" in access share mode')
             position, edition = await self._checkpoint(connection)
             rows = await _select(connection, statement)
-            return InitialRows(live.rows(rows), position, edition, cut=len(rows) == limit)
+            return InitialRows(live.rows(rows), position, edition, cut=len(rows) == limit, epoch=epoch)
 
     async def keys(self, where: Filter, limit: int | None = None) -> set[UUID]:
         """Return the keys of the rows that match, at most `limit`."""
@@ -308,10 +322,10 @@ class Reader:
 
     async def _changes(self, live: LiveColumns, after: int) -> Changes:
         live.require(self.view.key)
-        limit = self._limits.changed_rows
+        limit, epoch = self._limits.changed_rows, self._positions.epochs.current
         records = await self._pool.fetch(changes_sql(live), self.view.name, after, limit)
         if not records:
-            return Changes((), (), after)
+            return Changes((), (), after, epoch=epoch)
         first = records[0]
         self._positions.report(self._generation_name, first["live generation"])
         rows = [record for record in records if record["position"] is not None]
@@ -328,6 +342,7 @@ class Reader:
             live_since=first["live since"],
             forgotten=first["is forgotten"],
             beyond=first["is beyond"],
+            epoch=epoch,
         )
 
     async def _any_beyond(

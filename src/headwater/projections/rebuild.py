@@ -202,7 +202,10 @@ class _Build(Generic[M]):
 
     async def run(self, well: Callable[[], None]) -> None:
         """Build from the checkpoint to the swap."""
-        await self._restore()
+        if await self._checkpoint.rewind_to() is None:
+            await self._restore()
+        else:
+            await self._begin_again("the log went back to before its checkpoint")
         await self._come_near(well)
         try:
             await self._finish()
@@ -255,10 +258,13 @@ class _Build(Generic[M]):
             # An error of it was raised above, or another one is on its way.
             await asyncio.gather(verifying, return_exceptions=True)
 
-    async def _begin_again(self, error: Exception) -> None:
-        """Start again with the indexes in place: a value is too large for one of them. PostgreSQL does not report its
-        row then, but rejects the row when it is written to a table with indexes."""
-        logger.warning("the build of %s starts again, with its indexes in place: %s", self._generation.table, error)
+    async def _begin_again(self, why: object) -> None:
+        """Start again with the indexes in place.
+
+        That also finds a row with a value that is too large for one of them: PostgreSQL does not name the row while it
+        makes an index, but rejects it when it is written to a table with indexes.
+        """
+        logger.warning("the build of %s starts again, with its indexes in place: %s", self._generation.table, why)
         await self._table.begin_again()
         await self._restore()
 

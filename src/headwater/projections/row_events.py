@@ -49,6 +49,11 @@ async def add(connection: Connection, table: str, routed: Sequence[tuple[UUID, i
     await connection.execute(into, keys, positions)
 
 
+async def forget(connection: Connection, table: str, after: int) -> None:
+    """Remove the events after a position: the log does not have them."""
+    await connection.execute(f"delete from {quoted(table)} where position > $1", after)  # noqa: S608 - our own name
+
+
 async def copy(connection: Connection, table: str, routed: Sequence[tuple[UUID, int]]) -> None:
     """Add a large batch by COPY."""
     await connection.copy_records_to_table(table, schema_name=SCHEMA, columns=["key", "position"], records=routed)

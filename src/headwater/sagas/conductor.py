@@ -171,6 +171,15 @@ class SagaHandler(EventHandler):
         if self._changed:
             await self._instances.store(connection, [held.instance for held in self._changed.values()])
 
+    async def go_back(self, connection: Connection, head: int) -> int:
+        """Write the rows of instances anew that are from after the end of the log. Return the start of the log.
+
+        The log has lost records of events that it still has, and nothing tells how early the first of these events is.
+        An instance ignores the events of which it has a record.
+        """
+        await self._instances.go_back(connection, head)
+        return 0
+
     def committed(self) -> None:
         """Forget instances that are stored, and look for the next due timer again."""
         if self._changed:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 from uuid import UUID
@@ -38,6 +39,7 @@ from headwater.domain.saga_state import ForwardStep, SagaInstance, Step, StepSta
 from headwater.domain.serialization import stored_form
 from headwater.errors import CommandIdReused, LogError
 from headwater.eventstore.appender import Appender, Chain
+from headwater.eventstore.epoch import MemoryOutdated
 from headwater.eventstore.log import Append, Appended, Verdict
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Connection
@@ -134,12 +136,14 @@ class Instances:
         self._codec = conducted.domain.codec
         self._parked = conducted.parked
         self._cache = cache
+        self.epoch = appender.epoch.number
         self._held: OrderedDict[UUID, Held] = OrderedDict()
         self._reading: dict[UUID, asyncio.Task[Held]] = {}
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Hold instances until the context is left. Then all are forgotten, since another worker may write to them."""
+        self.epoch = self._appender.epoch.number
         try:
             yield
         finally:
@@ -257,7 +261,9 @@ class Instances:
                 records.append(cast("Recorded[SagaRecord]", event))
         try:
             positions = [each.data.position for each in records if isinstance(each.data, SagaHandledEvent)]
-            events = {event.position: event.data for event in await self._log.at(positions)} if positions else {}
+            found = {event.position: event for event in await self._log.at(positions)} if positions else {}
+            records = [each for each in records if _has_event(each.data, found)]
+            events = {position: event.data for position, event in found.items()}
             return fold(self._saga, stream_id, records, events, self._codec)
         except PASSING:
             raise
@@ -275,7 +281,9 @@ class Instances:
         Raises:
             Changed: another writer has appended to the stream; the instance was read again.
             RecordIdTaken: the id belongs to a command on another stream.
+            MemoryOutdated: another epoch of the log has begun since the instances were read.
         """
+        self._require_epoch()
         instance, record, command_id = held.instance, entry.record, entry.command_id
         correlation_id = instance.correlation_id or entry.correlation_id or command_id
         append = Append(
@@ -287,10 +295,12 @@ class Instances:
             correlation_id,
             entry.causation_id,
             f"saga {self._saga.name}",
+            epoch=self.epoch or None,
         )
         appended = await outlast(lambda: self._appender.submit(append, Chain()))
         if appended.verdict is Verdict.DONE and appended.stream_id != instance.stream_id:
             raise RecordIdTaken(self._saga.name, command_id, appended)
+        self._require_epoch()
         if appended.verdict is not Verdict.ACCEPTED:
             await self.read_again(held)
             raise Changed
@@ -307,11 +317,23 @@ class Instances:
         )
         apply_record(instance, recorded, entry.given)
 
+    def _require_epoch(self) -> None:
+        if self.epoch != self._appender.epoch.number:
+            raise MemoryOutdated
+
     # ----------------------------------------------------------------------------------------------------- in its row
 
     async def drop_not_begun(self, connection: Connection, stream_ids: Collection[UUID]) -> None:
         """Remove the rows of instances that have no stream and whose first event is no longer parked."""
         await connection.execute(_SQL["drop_not_begun"], stream_ids)
+
+    async def go_back(self, connection: Connection, head: int) -> None:
+        """Write the rows anew that are from after the end of the log."""
+        dropped = await connection.fetch(_SQL["drop_beyond"], self._saga.name, head)
+        instances = [await outlast(partial(self._read, row["stream_id"])) for row in dropped]
+        begun = [instance for instance in instances if instance.version]
+        if begun:
+            await self.store(connection, begun)
 
     async def store(self, connection: Connection, instances: Collection[SagaInstance[Any]]) -> None:
         """Write the rows of instances, and of their timers."""
@@ -324,6 +346,14 @@ class Instances:
             await connection.execute(_SQL["stop_timers"], timed, streams, names, due)
         if timers:
             await connection.execute(_SQL["set_timers"], streams, names, due, self._saga.name)
+
+
+def _has_event(record: SagaRecord, found: Mapping[int, Recorded[Event]]) -> bool:
+    """False if the record is of an event that the log does not have: the log has lost it."""
+    if not isinstance(record, SagaHandledEvent):
+        return True
+    event = found.get(record.position)
+    return event is not None and event.event_id == record.event_id
 
 
 def _row(saga: Saga[Any, Any], instance: SagaInstance[Any]) -> tuple[Any, ...]:

@@ -24,6 +24,15 @@ on conflict (stream_id) do update
 -- Remove the rows of instances that have no stream.
 delete from headwater.sagas where stream_id = any($1::uuid[]) and version = 0
 
+-- name: drop_beyond
+-- Remove the rows of a saga's instances that are from after a position, with their timers, and return the instances.
+with dropped as (
+  delete from headwater.sagas where saga = $1 and position > $2 returning stream_id
+), timers as (
+  delete from headwater.timers t using dropped d where t.stream_id = d.stream_id
+)
+select stream_id from dropped
+
 -- name: stop_timers
 -- Remove the timers of these instances that are cancelled, or that have another time now.
 delete from headwater.timers t

@@ -34,6 +34,7 @@ from headwater.domain.saga_records import (
 )
 from headwater.domain.saga_state import ForwardStep, Phase, SagaInstance, Step, UndoStep
 from headwater.errors import CommandIdReused
+from headwater.eventstore.epoch import MemoryOutdated
 from headwater.ids import internal_id
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
@@ -165,6 +166,8 @@ class Steps:
                 return
             try:
                 await self._run_step(held, step)
+            except MemoryOutdated:
+                raise  # it ends the conductor, which starts again from the log
             except Changed:
                 continue
             except PASSING as error:
@@ -247,7 +250,9 @@ class Steps:
         while True:
             try:
                 async with self._in_flight:
-                    return await self._dispatcher.issue(command, command_id=step.command_id, origin=origin)
+                    return await self._dispatcher.issue(
+                        command, command_id=step.command_id, origin=origin, epoch=self._instances.epoch or None
+                    )
             except Refusal as refused:
                 refusals += 1
                 pause = None if retry is None else retry.pause(refusals)
@@ -257,6 +262,8 @@ class Steps:
                 if reused.stream_id != held.instance.stream_id:
                     raise
                 return None
+            except MemoryOutdated:
+                raise
             except PASSING:
                 passing += 1
                 pause = backoff(passing)

@@ -20,6 +20,7 @@ from uuid import UUID
 from headwater.domain.class_keywords import replace
 from headwater.domain.saga_fold import input_of, reaction_to
 from headwater.domain.saga_records import SagaTimerFired
+from headwater.eventstore.epoch import MemoryOutdated
 from headwater.ids import internal_id
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
@@ -118,6 +119,8 @@ class Timers:
             return  # the table is behind the stream, or the message waits behind a dead letter
         try:
             await self.take_due(held, now)
+        except MemoryOutdated:
+            raise
         except PASSING:
             raise
         except Exception as error:

@@ -28,13 +28,14 @@ from headwater.app import App
 from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
-from headwater.consumers.leases import Leases, Unit
+from headwater.consumers.leases import Leases, Unit, process_name
 from headwater.consumers.loop import CommandPath, Ports
 from headwater.consumers.standings import read_standings
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.audit_trail import Trail
 from headwater.eventstore.compatibility import require_readable
 from headwater.eventstore.doorbell import Doorbell, PostgresBell
+from headwater.eventstore.epoch import Epoch
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.eventstore.snapshots import SnapshotStore
@@ -103,15 +104,27 @@ class Node:
             pool_size=settings.pool_size,
             statement_timeout=settings.statement_timeout_seconds,
             clock=self._clock,
+            greet=self.positions.epochs.enter,
         )
         self.supervisor = Supervisor(self.database.outage.covers, pause=pause)
         # Connections of its own, so that slow queries that occupy the whole pool do not make the process unready.
-        self.probe = Database(dsn, pool_size=PROBES, statement_timeout=settings.statement_timeout_seconds)
+        self.probe = Database(
+            dsn,
+            pool_size=PROBES,
+            statement_timeout=settings.statement_timeout_seconds,
+            greet=self.positions.epochs.enter,
+        )
+        self.positions.epochs.on_change(self._leave_earlier_server)
         self.probe_seconds = probe_seconds
         self._serve = serve
         self._work = work
         self._stack = AsyncExitStack()
         self._ending_since: float | None = None
+
+    def _leave_earlier_server(self, epoch: Epoch) -> None:
+        """End every other connection: it may be to a server of the epoch that has ended."""
+        self.database.end_greeted()
+        self.probe.end_greeted()
 
     async def __aenter__(self) -> Node:
         try:
@@ -174,6 +187,8 @@ class Node:
         await self._stack.enter_async_context(self.supervisor)
         self.supervisor.start("outage", self.database.outage.run)
         self._start_doorbell()
+        lost = partial(self.positions.epochs.report_lost, self.database.pool, process_name())
+        self.supervisor.start("lost positions", partial(lost, partial(self.supervisor.well, "lost positions")))
         if self.decides:
             self._start_commands()
         if self._serve:
@@ -206,7 +221,10 @@ class Node:
         self.appender = Appender(
             self.database, self.positions, queue=settings.append_queue, batch=settings.append_batch
         )
-        self.snapshots = SnapshotStore(self.database)
+        epochs = self.positions.epochs
+        self.snapshots = SnapshotStore(self.database, epoch=lambda: epochs.current.number)
+        epochs.on_change(lambda _: self.snapshots.forget())
+        epochs.on_change(lambda _: self.dispatcher.forget())
         self.supervisor.start("snapshots", partial(self.snapshots.run, partial(self.supervisor.well, "snapshots")))
         self.dispatcher = Dispatcher(
             self.app.domain, self.log, self.appender, snapshots=self.snapshots, cache=settings.stream_cache
@@ -245,6 +263,7 @@ class Node:
             histories=histories,
             trail=trail,
             database=self.database,
+            epochs=self.positions.epochs,
             limits=ClientLimits(settings.default_page, settings.max_page, settings.outbox),
             telemetry=self.telemetry,
         )
