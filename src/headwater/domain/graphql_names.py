@@ -34,7 +34,7 @@ _SCALARS = [
 ]
 _FILTERS = [f"{kind}Filter" for kind in ["Boolean", "Date", "DateTime", "Decimal", "Float", "Int", "String", "UUID"]]
 _EVENTS = ["Event", "EventConnection", "EventEdge", "EventFilter"]
-_ALWAYS = ["Accepted", "AsOf", "Mutation", "Node", "PageInfo", "Query", "Refusal", "Subscription"]
+_ALWAYS = ["Accepted", "AsOf", "Mutation", "Node", "PageInfo", "Query", "Refusal", "ResetReason", "Subscription"]
 _SAGAS = ["Saga", "SagaConnection", "SagaEdge", "SagaFilter", "SagaStatus", "SagaStep", "SagaStepState"]
 
 TYPES = frozenset((*_SCALARS, *_FILTERS, *_EVENTS, *_ALWAYS))
@@ -43,7 +43,7 @@ TYPES = frozenset((*_SCALARS, *_FILTERS, *_EVENTS, *_ALWAYS))
 SAGA_TYPES = frozenset(_SAGAS)
 """The types that Headwater adds to the schema of an app with sagas."""
 
-KEPT = frozenset(("leases", "log", "schedules"))
+KEPT = frozenset(("epoch", "leases", "log", "schedules"))
 """Names of Headwater's own units and positions, with which a read model's would be confused. The units of sagas and
 reactors cannot be: their names have a space."""
 
