@@ -26,6 +26,7 @@ from headwater.domain.fields import Field, Kind, fields_of
 from headwater.domain.graphql_names import KEPT, SAGA_TYPES, TYPES, field_name
 from headwater.domain.messages import EVERY_COMMAND_REFUSES
 from headwater.errors import DefinitionError
+from headwater.eventstore.doorbell import EPOCH
 from headwater.eventstore.positions import LOG
 from headwater.graphql.schema import print_schema, schema_of
 
@@ -683,7 +684,7 @@ def test_the_name_of_a_unit_of_a_saga_or_reactor_is_no_valid_read_model_name(nam
 
 
 def test_the_reserved_names_are_those_of_the_units_and_positions() -> None:
-    assert {LOG, LEASES, SCHEDULES} == KEPT
+    assert {EPOCH, LOG, LEASES, SCHEDULES} == KEPT
 
 
 def test_the_name_of_an_internal_command_is_not_checked_for_graphql() -> None:

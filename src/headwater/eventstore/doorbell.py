@@ -32,8 +32,8 @@ HEARTBEAT_SECONDS = 5.0
 _EVERYONE = ""
 _FORGET = "!"
 """The message that the listener rings, in this process only, when its connection is lost and when it has a new one."""
-_EPOCH = "epoch:"
-"""The message that rings when a new epoch of the log has begun."""
+EPOCH = "epoch"
+"""The name that rings when a new epoch of the log has begun."""
 _LONGEST_POSITION = 19  # digits of a bigint
 
 
@@ -88,7 +88,7 @@ class PostgresBell(BroadcastBackend):
 
             def take(*notification: object) -> None:
                 payload = str(notification[-1])
-                if payload.startswith(_EPOCH):
+                if payload.partition(":")[0] == EPOCH:
                     lose()  # the next connection learns of it
                 else:
                     self.hear(payload)

@@ -36,7 +36,7 @@ _SQL = queries.load(__file__)
 REMEMBERED = 10_000
 """The latest positions of which a process remembers the command, to name those that the log loses."""
 
-_TOKEN = re.compile(r"(?:([0-9a-f]{8})-([a-r]))?(\d{1,18})", re.ASCII)
+_TOKEN = re.compile(r"(?:([0-9a-f]{8})-([a-r]))?(0|[1-9]\d{0,17})", re.ASCII)
 
 
 class EpochEnded(asyncpg.PostgresError):
