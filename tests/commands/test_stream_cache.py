@@ -10,6 +10,7 @@ from tests.support.dispatching import Process, Start, deposit, opened, refusal_o
 from bank.accounts.domain import Account, AccountStatus, OpenAccount, accounts
 from bank.users.domain import AlreadyExists
 from headwater.commands.stream_cache import Streams
+from headwater.eventstore.epoch import Epochs
 from headwater.eventstore.log import Appended, Verdict
 from headwater.ids import new_id
 
@@ -42,7 +43,7 @@ async def test_a_cache_smaller_than_the_streams_in_use_loses_no_command(process:
 
 
 async def test_a_stream_with_commands_in_flight_is_not_evicted(bank: Process) -> None:
-    streams, busy = Streams(bank.log, None, 1), new_id()
+    streams, busy = Streams(bank.log, None, 1, Epochs()), new_id()
     stream = streams.assume_new(accounts, busy)
     answer = asyncio.get_running_loop().create_future()
     stream.advance(accounts.initial, 1, answer, streams.ticked())

@@ -28,6 +28,7 @@ from headwater.domain.messages import InvalidInput, Refusal
 from headwater.domain.serialization import StateCodec
 from headwater.errors import DefinitionError
 from headwater.eventstore.appender import Appender
+from headwater.eventstore.epoch import Epochs
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.eventstore.snapshots import Point, SnapshotCounts, SnapshotStore
@@ -115,7 +116,7 @@ class Process:
     async def state(self, counter_id: UUID) -> tuple[int, Any]:
         """Return the stream's version and state, read without the cache of the process."""
         self.log.read_versions.clear()
-        stream = await Streams(self.log, self.snapshots, 1000).get(self.decider, counter_id)
+        stream = await Streams(self.log, self.snapshots, 1000, Epochs()).get(self.decider, counter_id)
         return stream.version, stream.state
 
 

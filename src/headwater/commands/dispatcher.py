@@ -155,7 +155,8 @@ class Dispatcher:
         self._domain = domain
         self._log = log
         self._appender = appender
-        self._streams = Streams(log, snapshots, cache, epoch=lambda: appender.epoch.number)
+        self._streams = Streams(log, snapshots, cache, appender.epochs)
+        self._epochs = appender.epochs
         self._attempts = attempts
         self._sleep = sleep
         self._repeated: OrderedDict[UUID, Appended] = OrderedDict()
@@ -226,7 +227,6 @@ class Dispatcher:
 
     async def _run(self, pending: _Pending, *, repeatable: bool) -> Accepted:
         """Execute a command. repeatable: it may have been sent before under the same id."""
-        self._require_epoch(pending)
         try:
             if repeatable and (done := await self._done_before(pending)) is not None:
                 return await self._answer(pending, done)
@@ -255,18 +255,14 @@ class Dispatcher:
         return done
 
     async def _done(self, command_id: UUID) -> Appended | None:
-        epoch = self._appender.epoch
+        epoch = self._epochs.current
         with reading_the_log():
             done = await self._log.result_of(command_id)
-        if epoch is not self._appender.epoch:
+        if epoch is not self._epochs.current:
             return await self._done(command_id)
         if done is not None:
             self._remember(command_id, done)
         return done
-
-    def _require_epoch(self, pending: _Pending) -> None:
-        if pending.epoch not in (None, self._appender.epoch.number):
-            raise MemoryOutdated
 
     def _remember(self, command_id: UUID, done: Appended) -> None:
         """Keep the result of a repeated command, because it may be repeated once more."""
@@ -284,14 +280,15 @@ class Dispatcher:
                            |          +-> behind a command that lost: decided again on the written state
                            +-> refused, but on a state that may be outdated: read -> decided ...
         """
-        epoch = self._appender.epoch
+        epoch = self._epochs.current
         seen, certain = (None, True) if pending.decider.consults is None else await self._consult(pending)
         may_assume, setbacks = pending.command.__declared__.creates, 0
         for _ in range(ROUNDS):
             stream = await self._stream(pending, may_assume=may_assume)
-            self._require_epoch(pending)
-            if epoch is not self._appender.epoch:  # what was consulted may be of lost events
-                epoch = self._appender.epoch
+            if pending.epoch is not None and pending.epoch != self._epochs.current.number:
+                raise MemoryOutdated
+            if epoch is not self._epochs.current:  # what was consulted may be of lost events
+                epoch = self._epochs.current
                 if pending.decider.consults is not None:
                     seen, certain = await self._consult(pending, anew=True)
                 continue
@@ -350,7 +347,7 @@ class Dispatcher:
                 origin.traceparent,
                 claims,
                 pending.command.__declared__.name,
-                stream.epoch or None,
+                stream.epoch.number or None,
             ),
             stream.chain,
         )
@@ -367,7 +364,7 @@ class Dispatcher:
         It holds if that state was read or written after the command arrived. Another process may have changed a state
         that was written before.
         """
-        if stream.epoch != self._appender.epoch.number:
+        if stream.epoch is not self._epochs.current:
             return False
         last, sent = stream.last, stream.last_sent
         if last is None or last.done():
@@ -381,7 +378,7 @@ class Dispatcher:
         Raises:
             CommandIdReused: it is another command with the same id.
         """
-        used, epoch = f"commandId {pending.command_id} was used before", self._appender.epoch
+        used, epoch = f"commandId {pending.command_id} was used before", self._epochs.current
         if done.stream_id != pending.stream_id:
             raise CommandIdReused(f"{used}, for {done.stream_id}; nothing was written.", done.stream_id)
         with reading_the_log():
@@ -393,7 +390,7 @@ class Dispatcher:
             raise CommandIdReused(
                 f"{used}, by another than {pending.origin.actor}; nothing was written.", done.stream_id
             )
-        if epoch is not self._appender.epoch:  # the log may have lost it meanwhile
+        if epoch is not self._epochs.current:  # the log may have lost it meanwhile
             raise OutcomeUnknown(OutcomeUnknown.__doc__)
         return Accepted(pending.command_id, pending.stream_id, done.version, done.position, epoch)
 

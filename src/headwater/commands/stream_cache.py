@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from headwater.domain.decider import AnyDecider
 from headwater.domain.messages import Event, InvalidInput
 from headwater.errors import CodeFailed, Unavailable
 from headwater.eventstore.appender import Chain
+from headwater.eventstore.epoch import UNKNOWN, Epoch, Epochs
 from headwater.eventstore.log import Appended, Log, Verdict
 from headwater.eventstore.snapshots import Point, SnapshotStore
 from headwater.postgres.database import PASSING, UNREACHABLE
@@ -37,8 +38,8 @@ class Stream:
 
     written_version, written_state: confirmed by the log. as_of: the tick up to which they include everything that the
     log held. version, state: after the commands in flight, too. chain: the commands in flight. last: the answer to the
-    last of them, which was sent at the tick `last_sent`. snapshot_version: the version of the last snapshot. epoch: the
-    number of the log's epoch.
+    last of them, which was sent at the tick `last_sent`. snapshot_version: the version of the last snapshot. epoch:
+    that of the log.
     """
 
     category: str
@@ -51,7 +52,7 @@ class Stream:
     chain: Chain = field(default_factory=Chain)
     last: asyncio.Future[Appended] | None = None
     last_sent: int = 0
-    epoch: int = 0
+    epoch: Epoch = UNKNOWN
 
     def __post_init__(self) -> None:
         self.version, self.state = self.written_version, self.written_state
@@ -97,13 +98,11 @@ class Streams:
     """The cache of one process. The least recently used streams are evicted.
 
     limit: the most streams that are kept. snapshots: of long streams; without them each stream is read from its start.
-    epoch: returns the number of the log's epoch.
+    epochs: of the log.
     """
 
-    def __init__(
-        self, log: Log, snapshots: SnapshotStore | None, limit: int, *, epoch: Callable[[], int] = lambda: 0
-    ) -> None:
-        self._epoch = epoch
+    def __init__(self, log: Log, snapshots: SnapshotStore | None, limit: int, epochs: Epochs) -> None:
+        self._epochs = epochs
         self._log = log
         self._snapshots = snapshots
         self._limit = limit
@@ -124,7 +123,7 @@ class Streams:
     def known(self, decider: AnyDecider, stream_id: UUID) -> Stream | None:
         """Return the cached stream; None if there is none of this category under the id."""
         stream = self._known.get(stream_id)
-        if stream is None or stream.category != decider.category or stream.epoch != self._epoch():
+        if stream is None or stream.category != decider.category or stream.epoch is not self._epochs.current:
             return None
         self._known.move_to_end(stream_id)
         return stream
@@ -132,7 +131,7 @@ class Streams:
     def is_known(self, stream_id: UUID) -> bool:
         """True if a stream of any category is cached under the id."""
         stream = self._known.get(stream_id)
-        return stream is not None and stream.epoch == self._epoch()
+        return stream is not None and stream.epoch is self._epochs.current
 
     def forget(self) -> None:
         """Forget every stream: the log is in another epoch, and may have lost events of the cached states."""
@@ -162,7 +161,7 @@ class Streams:
 
     def assume_new(self, decider: AnyDecider, stream_id: UUID) -> Stream:
         """Cache a stream as one without events, unread. If it has some, the append answers with a conflict."""
-        return self._keep(stream_id, Stream(decider.category, 0, decider.initial, epoch=self._epoch()))
+        return self._keep(stream_id, Stream(decider.category, 0, decider.initial, epoch=self._epochs.current))
 
     async def read(self, decider: AnyDecider, stream_id: UUID, after: int) -> Point:
         """Return the end of a stream in the log, from a read that began later than the tick `after`.
@@ -191,17 +190,17 @@ class Streams:
         self, decider: AnyDecider, stream_id: UUID, stream: Stream, appended: Appended, state: object, sent: int
     ) -> None:
         """Store the state after an accepted command. sent: the tick at which the command was sent."""
-        if stream.confirm(appended.version, state, sent) and stream.epoch == self._epoch():
+        if stream.confirm(appended.version, state, sent) and stream.epoch is self._epochs.current:
             self._offer(decider, stream_id, stream, appended.position)
 
     async def _read(self, decider: AnyDecider, stream_id: UUID, began: int) -> Point:
         while True:
-            epoch = self._epoch()
+            epoch = self._epochs.current
             point = await self._read_once(decider, stream_id, began, epoch)
             if point is not None:
                 return point
 
-    async def _read_once(self, decider: AnyDecider, stream_id: UUID, began: int, epoch: int) -> Point | None:
+    async def _read_once(self, decider: AnyDecider, stream_id: UUID, began: int, epoch: Epoch) -> Point | None:
         """Read a stream's end. None: another epoch of the log began meanwhile, so that it may be of lost events."""
         stream = self.known(decider, stream_id)
         with reading_the_log():
@@ -210,7 +209,7 @@ class Streams:
             else:
                 point = Point(stream.written_version, 0, stream.written_state)
                 point, kept = await self._advance(decider, stream_id, point), stream.snapshot_version
-        if epoch != self._epoch():
+        if epoch is not self._epochs.current:
             return None
         stream = self.known(decider, stream_id)
         if stream is None:

@@ -30,7 +30,7 @@ from headwater.consumers.loop import LoopSettings, Ports
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import HeadwaterError
-from headwater.eventstore.epoch import MemoryOutdated
+from headwater.eventstore.epoch import WITNESSES, MemoryOutdated
 from headwater.eventstore.positions import LOG
 from headwater.postgres.database import PASSING, Connection, write_derived
 from headwater.supervisor import backoff
@@ -184,7 +184,7 @@ class Consumer:
                     await self._wait(position, alarms)
                     continue
                 position = await self._advance(connection, position, events, max(reached, position))
-                self._positions.epochs.remember(events, epoch)
+                self._positions.epochs.remember(events[-WITNESSES:], epoch)
                 well()  # now: a log that keeps growing may not let the loop catch up for long
         finally:
             await self._cancel_retries()

@@ -5,22 +5,26 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import inspect
 
-from headwater.domain.fields import Field, carried_fields_of
+from headwater.domain.fields import Kind as FieldKind
+from headwater.domain.fields import carried_fields_of
 from headwater.domain.messages import Command, Event
 from headwater.domain.upcasting import Chains, Kind, Upcaster
-from headwater.domain.value_rules import broken_rule, has_rule
+from headwater.domain.value_rules import Rule, broken_rule, rule_of
 from headwater.errors import DefinitionError, LogError, UnreadableEvent
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode
 _exactly = msgspec.msgpack.Encoder(decimal_format="string").encode
 _fields = msgspec.json.Decoder(dict[str, Any]).decode
+
+_NUL = b"\\u0000"
+"""A NUL character in JSON text. Text with a backslash before it matches, too, and is then examined."""
 
 
 def encode(event: Event) -> str:
@@ -32,18 +36,18 @@ def encode(event: Event) -> str:
     Raises:
         UnreadableEvent: a value would not be read back as it is, or breaks the rule of its kind (see `value_rules`).
     """
-    decode, ruled = _reading_of(type(event))  # type: ignore[arg-type]  # mypy takes no class for hashable
+    reading = _reading_of(type(event))  # type: ignore[arg-type]  # mypy takes no class for hashable
     try:
         data = _encode(event)
-        again = decode(data)
+        again = reading.decode(data)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
         raise _unreadable(event, str(error)) from error
-    for each in ruled:
-        value = getattr(event, each.name)
-        if broken := broken_rule(each, value):
-            raise UnreadableEvent(
-                f"{type(event).__name__} cannot be written: its field {'.'.join(broken[0])} breaks a rule: {broken[1]}"
-            )
+    for name, rule in reading.rules:
+        value = getattr(event, name)
+        if value is not None and rule(value) is not None:
+            _require_rules(event)
+    if reading.lists or _NUL in data:
+        _require_rules(event)
     if again != event:
         _require_same(event, again)
     return data.decode()
@@ -54,13 +58,37 @@ def stored_form(event: Event) -> tuple[str, int, str]:
     return event.__declared__.name, event.__declared__.version, encode(event)
 
 
+class _Reading(NamedTuple):
+    """How an event type is read back and checked.
+
+    rules: of the fields that are neither text nor lists. lists: there are lists whose elements have rules. Text breaks
+    its rule only if the JSON text has an escaped NUL character: other text that cannot be stored cannot be encoded.
+    """
+
+    decode: Callable[[bytes], Event]
+    rules: Sequence[tuple[str, Rule]]
+    lists: bool
+
+
 @cache
-def _reading_of(event: type[Event]) -> tuple[Callable[[bytes], Event], tuple[Field, ...]]:
-    """Return the decoder of an event type, and its fields that have rules.
+def _reading_of(event: type[Event]) -> _Reading:
+    """Return how an event type is read back.
 
     A message of a saga may have fields of other types than those that Headwater carries; they have no rules.
     """
-    return msgspec.json.Decoder(event).decode, tuple(each for each in carried_fields_of(event) if has_rule(each))
+    ruled = [(each, rule) for each in carried_fields_of(event) if (rule := rule_of(each)) is not None]
+    rules = [(each.name, rule) for each, rule in ruled if not each.many and each.kind is not FieldKind.TEXT]
+    lists = any(each.many and each.kind is not FieldKind.TEXT for each, _ in ruled)
+    return _Reading(msgspec.json.Decoder(event).decode, rules, lists)
+
+
+def _require_rules(event: Event) -> None:
+    """Raise UnreadableEvent if a field breaks the rule of its kind."""
+    for each in carried_fields_of(type(event)):
+        if broken := broken_rule(each, getattr(event, each.name)):
+            raise UnreadableEvent(
+                f"{type(event).__name__} cannot be written: its field {'.'.join(broken[0])} breaks a rule: {broken[1]}"
+            )
 
 
 def _require_same(event: Event, again: Event) -> None:

@@ -25,6 +25,10 @@ MOST_WHOLE_DIGITS = 131_072
 MOST_DECIMAL_PLACES = 16_383
 """The limits of PostgreSQL's `numeric`."""
 
+_SHORT = 1_000
+"""Characters of a decimal that is within all limits if it has no exponent. The look at the text is fast: it is taken
+for each event."""
+
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 _LATEST = datetime.max.replace(tzinfo=UTC)
 
@@ -32,9 +36,10 @@ _NO_TEXT = "Expected text without NUL characters and lone surrogates"
 _TIMES = "Expected a time after 0001-01-01T00:00:00Z and before 9999-12-31T23:59:59.999999Z"
 
 
-def has_rule(field: Field) -> bool:
-    """True if some values of the field's Python type cannot be stored as they are."""
-    return field.kind in _RULES
+def rule_of(field: Field) -> Rule | None:
+    """Return the rule of a field's values, or of the elements of its list; None if all values of its Python type can be
+    stored as they are."""
+    return _RULES.get(field.kind)
 
 
 def broken_rule(field: Field, value: object) -> tuple[tuple[str, ...], str] | None:
@@ -108,6 +113,9 @@ def _float(value: object) -> str | None:
 def _decimal(value: object) -> str | None:
     if not isinstance(value, Decimal):
         return None
+    text = str(value)
+    if len(text) <= _SHORT and "E" not in text and "n" not in text and "N" not in text:
+        return None  # a short number in plain digits: neither an infinity, nor NaN, nor beyond a limit
     if not value.is_finite():
         return "Expected a finite decimal"
     exponent = value.as_tuple().exponent

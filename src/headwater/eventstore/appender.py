@@ -23,7 +23,7 @@ import asyncpg
 import msgspec
 
 from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
-from headwater.eventstore.epoch import Epoch, EpochEnded, Known
+from headwater.eventstore.epoch import Commands, EpochEnded
 from headwater.eventstore.log import Append, Appended, Verdict, append
 from headwater.eventstore.positions import LOG, Positions
 from headwater.postgres.database import AWAY, CONNECT_SECONDS, LOST, Database
@@ -82,6 +82,8 @@ class Appender:
     queue: the most commands that may wait. batch: the most commands in one append. patience: seconds to wait for an
     unreachable database before the waiting commands fail; a connection that is silent for half of that counts as lost.
     write: appends a batch on a connection.
+
+    A command is stamped with the number of `epochs.current` in which it was decided.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class Appender:
         self._limit = queue
         self._batch = batch
         self._patience = patience
-        self._epochs = positions.epochs
+        self.epochs = positions.epochs
         self._append_batch = write
         self._queue: deque[_Waiting] = deque()
         self._writing: list[_Waiting] = []
@@ -108,11 +110,6 @@ class Appender:
         self._closing = False
         self._away_since: float | None = None
         self.counts = AppendCounts()
-
-    @property
-    def epoch(self) -> Epoch:
-        """The current epoch of the log. Whoever decides stamps each command with its number."""
-        return self._epochs.current
 
     @property
     def waiting(self) -> int:
@@ -201,7 +198,7 @@ class Appender:
         self._writing = [waiting for waiting in self._writing if not self._is_outdated(waiting)]
 
     def _is_outdated(self, waiting: _Waiting) -> bool:
-        return waiting.append.epoch not in (None, self._epochs.current.number)
+        return waiting.append.epoch not in (None, self.epochs.current.number)
 
     def _note_absence(self) -> None:
         """Record that the log is unreachable, and fail the waiting commands if it has been for too long."""
@@ -250,9 +247,10 @@ class Appender:
                 self._arrived.clear()
                 await self._arrived.wait()
             room = min(self._share, self._batch)
+            epoch = self.epochs.current.number
             while self._queue and len(self._writing) < room:
                 waiting = self._queue.popleft()
-                if waiting.chain.broken or self._is_outdated(waiting):
+                if waiting.chain.broken or waiting.append.epoch not in (None, epoch):
                     self._settle(waiting, _behind(waiting.append))
                 else:
                     self._writing.append(waiting)
@@ -279,8 +277,8 @@ class Appender:
             await self._write_singly(connection, error)
             return
         self.counts.seconds.observe(time.perf_counter() - started)
-        self._fail_outdated()  # the answers came from a server that was left meanwhile
-        if len(self._writing) < len(batch):
+        if self._is_outdated(batch[0]):  # the answers came from a server that was left meanwhile
+            self._fail_outdated()
             return
         self._writing = []
         # The callers that get their answer now send their next commands, beside those that wait. A batch takes half of
@@ -319,15 +317,12 @@ class Appender:
         counts.batches += 1
         counts.commands += len(batch)
         counts.sizes.observe(len(batch))
-        known: list[Known] = []
         for waiting, appended in zip(batch, answers, strict=True):
             counts.verdicts[appended.verdict] += 1
             if appended.verdict is Verdict.ACCEPTED:
                 counts.events += len(waiting.append.events)
-                if waiting.append.events:
-                    known.append(_known(waiting.append, appended))
             self._settle(waiting, appended)
-        self._epochs.remember(known, self._epochs.current)
+        self.epochs.remember(Commands([waiting.append for waiting in batch], answers), self.epochs.current)
         self._positions.report(LOG, max((a.position for a in answers if a.verdict is Verdict.ACCEPTED), default=0))
 
     def _settle(self, waiting: _Waiting, appended: Appended) -> None:
@@ -340,10 +335,6 @@ class Appender:
         waiting.chain.broken = True
         if not waiting.answer.done():
             waiting.answer.set_exception(error)
-
-
-def _known(command: Append, appended: Appended) -> Known:
-    return Known(appended.position, command.stream_id, appended.version, command.command_id, command.name)
 
 
 def _behind(command: Append) -> Appended:

@@ -18,23 +18,30 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
 
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import HeadwaterError, LogWentBack
+from headwater.eventstore.log import Append, Appended, Verdict
 from headwater.postgres import queries
 from headwater.postgres.database import Connection
 
 logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
 
-REMEMBERED = 10_000
-"""The latest positions of which a process remembers the command, to name those that the log loses."""
+REMEMBERED = 200
+"""The batches of commands or events that a process remembers, to name what the log loses."""
+
+MOST_LOST = 10_000
+"""The lost positions that a process holds until they are written."""
+
+WITNESSES = 100
+"""The events of a batch that a consumer remembers, the last ones: to keep more in memory slows it down."""
 
 _TOKEN = re.compile(r"(?:([0-9a-f]{8})-([a-r]))?(0|[1-9]\d{0,17})", re.ASCII)
 
@@ -113,10 +120,32 @@ class Known(NamedTuple):
     type: str | None
 
 
-def _known(each: Known | Recorded[Event]) -> Known:
-    if isinstance(each, Known):
-        return each
-    return Known(each.position, each.stream_id, each.version, each.command_id, each.data.__declared__.name)
+class Commands(NamedTuple):
+    """A batch of commands, with the verdicts on them."""
+
+    appends: Sequence[Append]
+    answers: Sequence[Appended]
+
+
+Batch: TypeAlias = Commands | Sequence[Known] | Sequence[Recorded[Event]]
+"""What the log held: commands that were accepted, or events that were read. Kept as it is, since there are many and few
+are ever looked at."""
+
+
+def _known_of(batch: Batch) -> list[Known]:
+    """Return what a batch shows to be in the log, in the order of positions: not a command that left no event."""
+    if isinstance(batch, Commands):
+        return [
+            Known(appended.position, each.stream_id, appended.version, each.command_id, each.name)
+            for each, appended in zip(batch.appends, batch.answers, strict=True)
+            if appended.verdict is Verdict.ACCEPTED and each.events
+        ]
+    return [each if isinstance(each, Known) else _of_event(each) for each in batch]
+
+
+def _of_event(event: Recorded[Event]) -> Known:
+    name = event.data.__declared__.name
+    return Known(event.position, event.stream_id, event.version, event.command_id, name)
 
 
 class Epochs:
@@ -126,7 +155,7 @@ class Epochs:
         self.current = UNKNOWN
         self._all: Sequence[Epoch] = ()
         self._listeners: list[Callable[[Epoch], None]] = []
-        self._known: deque[Known | Recorded[Event]] = deque(maxlen=REMEMBERED)
+        self._batches: deque[Batch] = deque(maxlen=REMEMBERED)
         self._lost: dict[tuple[str, int], Known | None] = {}
         self._found_lost = asyncio.Event()
 
@@ -134,10 +163,15 @@ class Epochs:
         """Call a function with the new epoch whenever one begins. It must not fail."""
         self._listeners.append(listener)
 
-    def remember(self, known: Iterable[Known | Recorded[Event]], epoch: Epoch) -> None:
-        """Remember commands or events of an epoch that the log holds, in the order of their positions."""
-        if epoch is self.current:
-            self._known.extend(known)
+    def remember(self, batch: Batch, epoch: Epoch) -> None:
+        """Remember what the log held in an epoch, in the order of positions."""
+        if epoch is self.current and batch:
+            self._batches.append(batch)
+
+    def _known(self) -> Iterator[Known]:
+        """Yield what is remembered, the latest first."""
+        for batch in reversed(self._batches):
+            yield from reversed(_known_of(batch))
 
     async def enter(self, connection: Connection) -> None:
         """Check the epoch of a new connection.
@@ -145,7 +179,7 @@ class Epochs:
         Raises:
             EarlierServer: its epoch has ended.
         """
-        witness = self._known[-1] if self._known else None
+        witness = next(self._known(), None)
         position, command_id = (None, None) if witness is None else (witness.position, witness.command_id)
         try:
             rows = await connection.fetch(_SQL["enter"], self.current.tag, position, command_id)
@@ -172,9 +206,9 @@ class Epochs:
         if known is UNKNOWN:
             return
         limit = self.limit(known.tag)
-        lost = {(known.tag, each.position): _known(each) for each in self._known if each.position > limit}
-        self._known.clear()
-        self._lost.update(lost)
+        lost = {(known.tag, each.position): each for each in self._known() if each.position > limit}
+        self._batches.clear()
+        self._lost |= lost
         self._found_lost.set()
         logger.error(
             "the log went back: epoch %d begins after position %d; %d positions that this process knew are lost"
@@ -215,7 +249,7 @@ class Epochs:
 
     def _note_lost(self, place: Place) -> None:
         known_tag = any(each.tag == place.tag for each in self._all)  # a client may send any other
-        if known_tag and place.tag is not None and len(self._lost) < REMEMBERED:
+        if known_tag and place.tag is not None and len(self._lost) < MOST_LOST:
             self._lost.setdefault((place.tag, place.position))
             self._found_lost.set()
 

@@ -29,6 +29,7 @@ from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import AnyView, ReadModel, View
 from headwater.errors import HeadwaterError
+from headwater.eventstore.epoch import WITNESSES
 from headwater.eventstore.positions import LOG
 from headwater.postgres import queries
 from headwater.postgres.database import write_derived
@@ -197,7 +198,7 @@ class Projector(Generic[M]):
                 continue
             try:
                 position = await self._advance(position, events, reached)
-                self.positions.epochs.remember(events, epoch)
+                self.positions.epochs.remember(events[-WITNESSES:], epoch)
                 attempts = 0
                 recovered()  # now: a log that keeps growing may not let the loop catch up for long
             except FoldFailed as failure:

@@ -136,14 +136,14 @@ class Instances:
         self._codec = conducted.domain.codec
         self._parked = conducted.parked
         self._cache = cache
-        self.epoch = appender.epoch.number
+        self.epoch = appender.epochs.current.number
         self._held: OrderedDict[UUID, Held] = OrderedDict()
         self._reading: dict[UUID, asyncio.Task[Held]] = {}
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Hold instances until the context is left. Then all are forgotten, since another worker may write to them."""
-        self.epoch = self._appender.epoch.number
+        self.epoch = self._appender.epochs.current.number
         try:
             yield
         finally:
@@ -318,7 +318,7 @@ class Instances:
         apply_record(instance, recorded, entry.given)
 
     def _require_epoch(self) -> None:
-        if self.epoch != self._appender.epoch.number:
+        if self.epoch != self._appender.epochs.current.number:
             raise MemoryOutdated
 
     # ----------------------------------------------------------------------------------------------------- in its row
