@@ -132,6 +132,8 @@ def _time(value: object) -> str | None:
     # of `datetime` as PostgreSQL's infinities, which it does not read back as they were.
     if not isinstance(value, datetime):
         return None
+    if value.tzinfo is UTC and 1 < value.year < 9999:
+        return None
     if value.tzinfo is None or value.utcoffset() is None:
         return "Expected a time with a time zone, such as UTC"
     if 1 < value.year < 9999:

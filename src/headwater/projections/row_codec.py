@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
+from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from headwater.domain.canonical_values import canonical_form_of
 from headwater.domain.fields import Field, Kind
 from headwater.domain.read_model import ReadModel, View
-from headwater.domain.value_rules import require_rule
+from headwater.domain.value_rules import require_rule, rule_of
 
 M = TypeVar("M", bound=ReadModel)
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class RowCodec(Generic[M]):
 
     def __init__(self, view: View[M]) -> None:
         self.columns = [(each, writer_of(each)) for each in view.fields]
+        self._arrays = [(attrgetter(each.name), array_writer_of(each)) for each in view.fields]
         self.names = [*(each.name for each in view.fields), "position"]
         self.read = model_reader(view)
 
@@ -43,7 +45,7 @@ class RowCodec(Generic[M]):
             Exception: a fold returned a value that its field cannot have.
         """
         models = [row.model for row in rows]
-        arrays = [[write(getattr(model, each.name)) for model in models] for each, write in self.columns]
+        arrays = [write(list(map(read, models))) for read, write in self._arrays]
         return [*arrays, [row.position for row in rows]]
 
     def stored(self, model: M, position: int) -> dict[str, Any]:
@@ -65,6 +67,17 @@ def writer_of(field: Field) -> Callable[[Any], Any]:
     if field.many:
         return lambda values: None if values is None else json.dumps([one(value) for value in values], default=str)
     return one
+
+
+def array_writer_of(field: Field) -> Callable[[list[Any]], list[Any]]:
+    """Return a function from many of a field's Python values to its column's values: as `writer_of`, but faster."""
+    rule, one = rule_of(field), writer_of(field)
+    if field.many or field.kind is Kind.ENUM:
+        return lambda values: [one(value) for value in values]
+    if rule is None:
+        return _unchanged
+    # Nearly always, all values keep the rule.
+    return lambda values: [one(value) for value in values] if any(map(rule, values)) else values
 
 
 def reader_of(field: Field) -> Callable[[Any], Any]:
