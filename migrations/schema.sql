@@ -397,6 +397,14 @@ COMMENT ON TABLE headwater.head IS 'One row: the end of the log. append() holds 
 COMMENT ON COLUMN headwater.head.recorded_at IS 'When the last event was recorded. It never decreases from one position to the next, even when the clock is set back.';
 COMMENT ON COLUMN headwater.head.epoch IS 'The current epoch: see headwater.epochs.';
 COMMENT ON COLUMN headwater.head.timeline IS 'The timeline of PostgreSQL on which the epoch began. On another one, append() refuses to write until a new epoch has begun. Null until the first process connects.';
+CREATE TABLE headwater.invariants (
+    name text NOT NULL COLLATE pg_catalog."C",
+    "position" bigint NOT NULL,
+    violations bigint NOT NULL,
+    checked_at timestamp with time zone DEFAULT now() NOT NULL
+);
+COMMENT ON TABLE headwater.invariants IS 'The last result of `headwater verify` for each invariant that the app declares. Nothing depends on it.';
+COMMENT ON COLUMN headwater.invariants.violations IS 'The number of keys whose events up to the position contradict the invariant.';
 CREATE TABLE headwater.kinds (
     category text NOT NULL COLLATE pg_catalog."C",
     type text NOT NULL COLLATE pg_catalog."C",
@@ -570,6 +578,8 @@ ALTER TABLE ONLY headwater.events
     ADD CONSTRAINT events_stream_version_key UNIQUE (stream_id, version);
 ALTER TABLE ONLY headwater.head
     ADD CONSTRAINT head_pkey PRIMARY KEY (singleton);
+ALTER TABLE ONLY headwater.invariants
+    ADD CONSTRAINT invariants_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headwater.kinds
     ADD CONSTRAINT kinds_pkey PRIMARY KEY (category, type, schema_version);
 ALTER TABLE ONLY headwater.lost

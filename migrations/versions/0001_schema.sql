@@ -252,6 +252,18 @@ comment on column headwater.projections.differences is 'The number of difference
 create unique index projections_live on headwater.projections (name) where state = 'live';
 
 
+create table headwater.invariants (
+  name text collate "C" primary key,
+  position bigint not null,
+  violations bigint not null,
+  checked_at timestamptz not null default now()
+);
+comment on table headwater.invariants is
+  'The last result of `headwater verify` for each invariant that the app declares. Nothing depends on it.';
+comment on column headwater.invariants.violations is
+  'The number of keys whose events up to the position contradict the invariant.';
+
+
 create table headwater.dead_letters (
   projection text collate "C" not null,
   generation integer not null,

@@ -7,6 +7,7 @@ from headwater.domain.class_keywords import replace
 from headwater.domain.decider import Consulted, Decider, Release, Seen, Take
 from headwater.domain.failure_policy import Park, Retry, Stop
 from headwater.domain.feature import Feature
+from headwater.domain.invariant import Invariant, Violation
 from headwater.domain.messages import Command, Event, Exact, Recorded, Refusal
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import Link, ReadModel, View
@@ -34,6 +35,7 @@ __all__ = [
     "Example",
     "Feature",
     "HeadwaterError",
+    "Invariant",
     "Link",
     "Park",
     "PublicError",
@@ -53,6 +55,7 @@ __all__ = [
     "Undo",
     "Upcaster",
     "View",
+    "Violation",
     "replace",
 ]
 

@@ -10,6 +10,9 @@ The history of a saga is made of events, of the saga's own messages and of the r
     given(transfer, [TransferRequested(...)]).when(Refused(command="Send", code="NO_FUNDS")).then([Refuse(...), Done()])
 
 For read models, `folded(view, [recorded(AccountOpened(...), at=...), ...])` returns the row after the events.
+
+For invariants, `violations(invariant, [recorded(MoneyDeposited(...), stream_id=A), ...])` returns a sentence for each
+key whose events contradict it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any, Generic, TypeVar, overload
 from uuid import UUID, uuid4
 
 from headwater.domain.decider import Decider, Seen
+from headwater.domain.invariant import AnyInvariant, Violation
 from headwater.domain.messages import Command, Event, Recorded, Refusal
 from headwater.domain.read_model import ReadModel, View
 from headwater.domain.refusals import fault_of_refusal
@@ -171,3 +175,21 @@ def folded(view: View[M], events: Iterable[Recorded[Event]]) -> M | None:
         assert first in (None, key), f"{name} is routed to the row {key}; the first event is routed to {first}"
         first, row = key, fold(key, row, event)
     return None if row is None else codec.read(codec.stored(row, 0))
+
+
+def violations(invariant: AnyInvariant, events: Iterable[Recorded[Event]]) -> list[str]:
+    """Return the sentence of the first violation of each key, in the order of the events.
+
+    Events that the invariant does not look at are skipped, as in `headwater verify`. An error other than `Violation` is
+    raised as it is.
+    """
+    states: dict[UUID, Any] = {}
+    found: dict[UUID, str] = {}
+    for event in events:
+        if type(event.data) not in invariant.events or (key := invariant.key_of(event)) in found:
+            continue
+        try:
+            states[key] = invariant.holds(states.get(key), event)
+        except Violation as violation:
+            found[key] = str(violation)
+    return list(found.values())

@@ -43,6 +43,7 @@ from bank.accounts.domain import (
     Withdraw,
     accounts,
 )
+from bank.accounts.invariants import balance as balance_invariant
 from bank.transfers.domain import (
     CompleteTransfer,
     NoteWithdrawn,
@@ -69,7 +70,7 @@ from bank.users.domain import (
 from headwater import Command, Event, Refusal, Release, Take
 from headwater.domain.messages import InvalidInput
 from headwater.domain.serialization import StateCodec
-from headwater.testing import given
+from headwater.testing import given, recorded, violations
 
 A, B, T = UUID(int=1), UUID(int=2), UUID(int=3)
 
@@ -270,6 +271,7 @@ def test_the_balance_is_the_sum_of_the_movements_after_any_commands(commands: li
         balance += -event.amount if isinstance(event, MoneyWithdrawn | TransferSent) else event.amount
         assert event.balance == balance >= 0
     assert given(accounts, history).state.balance == balance
+    assert violations(balance_invariant, [recorded(event, stream_id=A) for event in history]) == []
 
 
 # Users ----------------------------------------------------------------------------------------------------------------

@@ -609,3 +609,8 @@ async def test_status_shows_positions_workers_and_failures(
         "Tally0 1 is not built: its sample \\x1b[2J",
         "Tally0 1: 2 rows differ from the log, as the last `headwater verify` found.",
     ]
+    await connection.execute("insert into headwater.invariants values ('right', 2, 0), ('balance', 2, 1)")
+    assert await asyncio.to_thread(main, ["status"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("Invariant")] == [
+        "Invariant balance: the events of 1 key contradict it, as the last `headwater verify` found.",
+    ]

@@ -21,9 +21,10 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from tests.support.commands import clean_environ, run_command
+from tests.support.log import append_undecided
 from tests.support.waiting import until
 
-from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
+from bank.accounts.domain import Deposit, InsufficientFunds, MoneyWithdrawn, OpenAccount, Withdraw
 from bank.users.domain import ChangeEmail, RegisterUser, UserEvent, UserRegistered
 from bank.users.domain import users as users_decider
 from bank.users.views import UserView, user_view
@@ -431,6 +432,18 @@ async def test_differences_that_verify_found_are_shown(start: Start, dsn: str, c
         assert len(metrics.families["headwater_projection_differences"].samples) == 1, "of what was verified"
 
 
+async def test_violations_that_verify_found_are_shown(start: Start, dsn: str, connection: asyncpg.Connection) -> None:
+    node = await start(work=False)
+    account = uuid4()
+    overdrawn = MoneyWithdrawn(account_id=account, amount=Decimal(5), balance=Decimal(-5))
+    await append_undecided(connection, "account", [(account, overdrawn)])
+    assert (await scrape(Web(node).app)).families["headwater_invariant_violations"].samples == []
+    assert (await run_command("verify", "balance", DATABASE_URL=dsn))[0] == 1
+    metrics = await scrape(Web(node).app)
+    assert metrics("invariant_violations", invariant="balance") == 1
+    assert len(metrics.families["headwater_invariant_violations"].samples) == 1, "of what was verified"
+
+
 async def test_metrics_of_the_process_are_served_without_a_database(
     start: Start, connection: asyncpg.Connection
 ) -> None:
@@ -552,6 +565,7 @@ LABELS = {
     "sent_messages": "to",
     "schedule_moments": "outcome",
     "projection_differences": "generation, projection, state",
+    "invariant_violations": "invariant",
     "sagas": "saga, status",
     "sagas_stuck": "saga",
     **{f"saga_{each}": "saga" for each in SagaCounts.__dataclass_fields__},

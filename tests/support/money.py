@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import asyncpg
+from tests.support.folding import logged
+
+from bank.main import app
+from headwater.testing import violations
 
 EFFECTS = """
     select data->>'transfer_id' as transfer_id, array_agg(type::text order by position) as types
@@ -43,11 +47,14 @@ PAID_IN = """
 
 
 async def money_is_right(connection: asyncpg.Connection) -> None:
-    """Check that balances plus money in transit equal deposits minus withdrawals, which holds at every moment."""
+    """Check that balances plus money in transit equal deposits minus withdrawals, and the invariants of the bank. Both
+    hold at every moment."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         balances = await connection.fetchval(BALANCES)
         on_its_way = await connection.fetchval(ON_ITS_WAY)
         assert balances + on_its_way == await connection.fetchval(PAID_IN)
+        log = await logged(connection, app.domain.codec)
+        assert [violations(each, log) for each in app.domain.invariants] == [[], []]
 
 
 async def transfer_ends(connection: asyncpg.Connection) -> Counter[str]:

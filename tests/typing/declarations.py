@@ -18,6 +18,7 @@ from headwater import (
     Event,
     Exact,
     Feature,
+    Invariant,
     Link,
     Park,
     Reactor,
@@ -32,9 +33,10 @@ from headwater import (
     Take,
     Upcaster,
     View,
+    Violation,
     replace,
 )
-from headwater.testing import folded, given, recorded
+from headwater.testing import folded, given, recorded, violations
 
 
 class Full(Refusal):
@@ -131,6 +133,24 @@ view = View(Box, fold, route=route, on_failure=Park())
 assert_type(view, View[Box, BoxEvent])
 
 
+def holds(before: Decimal | None, event: Recorded[BoxEvent]) -> Decimal | None:
+    if before is not None and isinstance(event.data, Filled):
+        raise Violation(f"filled with {event.data.amount}, and {before} is in it")
+    return event.data.amount if isinstance(event.data, Filled) else None
+
+
+filled_once = Invariant("filled_once", over=BoxEvent, holds=holds, key=lambda event: event.box_id)
+assert_type(filled_once, Invariant[Decimal, BoxEvent])
+Invariant("listed", over=[Filled, Emptied], holds=holds, key=route)
+
+
+def holds_of_one(before: int | None, event: Recorded[Filled]) -> int:
+    return (before or 0) + 1
+
+
+assert_type(Invariant("one", over=Filled, holds=holds_of_one), Invariant[int, Filled])
+
+
 async def send(event: Recorded[Filled], key: str) -> None:
     assert_type(event.data.amount, Decimal)
 
@@ -163,9 +183,10 @@ def split(stored: dict[str, object]) -> tuple[str, dict[str, object]]:
 
 upcasters = [Upcaster("Filled", from_version=1, to=rename), Upcaster("Changed", 1, to=split, to_type=["Filled"])]
 feature = Feature([boxes, others], [view], sagas=[saga], schedules=[Schedule("fill", fill, cron="0 3 * * *")])
-also = Feature(reactors=[reactor])
+also = Feature(reactors=[reactor], invariants=[filled_once])
 
 A = UUID(int=1)
 given(boxes, [Filled(box_id=A, amount=Decimal(1))]).when(Empty(box_id=A)).then([Emptied(box_id=A)])
 given(boxes).when(Fill(box_id=A, amount=Decimal(1))).refused(Full, size=1)
+assert_type(violations(filled_once, [recorded(Emptied(box_id=A))]), list[str])
 assert_type(folded(view, [recorded(Emptied(box_id=A))]), Box | None)

@@ -15,6 +15,7 @@ from headwater import (
     Consulted,
     Decider,
     Event,
+    Invariant,
     Reactor,
     ReadModel,
     Recorded,
@@ -167,6 +168,36 @@ View(Box, fold_to_text)  # error: a fold returns a row
 View(Box, async_fold)  # error: a fold is not async
 View(Box, fold, route=route_to_text)  # error: a route returns a UUID
 View(Box, fold, route=route_other)  # error of pyright: the route takes another event than the fold
+
+
+def holds(before: int | None, event: Recorded[Filled]) -> int:
+    return 1
+
+
+def holds_bare(before: int | None, event: Filled) -> int:
+    return 1
+
+
+def holds_to_text(before: int | None, event: Recorded[Filled]) -> str:
+    return ""
+
+
+def holds_always(before: int, event: Recorded[Filled]) -> int:
+    return before
+
+
+async def async_holds(before: int | None, event: Recorded[Filled]) -> int:
+    return 1
+
+
+Invariant("balance", over=Box, holds=holds)  # error: a read model is no event
+Invariant("balance", over=Other, holds=holds)  # error: it does not take that event
+Invariant("balance", over=Filled, holds=holds_bare)  # error: it takes the recorded event
+Invariant("balance", over=Filled, holds=holds_to_text)  # error: it returns what it was given
+Invariant("balance", over=Filled, holds=holds_always)  # error: there is nothing before the first event
+Invariant("balance", over=Filled, holds=async_holds)  # error: an invariant is not async
+Invariant("balance", over=Filled, holds=holds, key=route_to_text)  # error: a key is a UUID
+Invariant("balance", over=Filled, holds=holds, key=route_other)  # error: the key takes another event
 
 
 def rename(stored: dict[str, object]) -> str:

@@ -13,6 +13,7 @@ from headwater.cli.terminal import aligned, printable
 from headwater.consumers.standings import ProjectionStanding, read_standings
 from headwater.eventstore.log import Verdict
 from headwater.postgres import queries
+from headwater.projections.verify_invariants import CheckedInvariant, checked_invariants
 from headwater.sagas.operations import Limits, SagaCount, counted
 from headwater.server.self_report import ProcessReport, Spread
 
@@ -54,6 +55,7 @@ class Status:
     projections: Sequence[ProjectionStanding]
     processes: Sequence[ProcessStatus]
     sagas: Sequence[SagaCount]
+    invariants: Sequence[CheckedInvariant]
 
     def as_json(self) -> str:
         """Return one JSON object with the fields of the classes."""
@@ -90,6 +92,8 @@ class Status:
     def _troubles(self) -> Iterator[str]:
         for each in self.projections:
             yield from _troubles(each)
+        for checked in self.invariants:
+            yield from _violations(checked)
         if all(each.units is None for each in self.processes):
             yield "No worker is running."
 
@@ -105,6 +109,7 @@ async def status(connection: asyncpg.Connection, limits: Limits) -> Status:
             standings.projections,
             [_process_status(row) for row in await connection.fetch(_SQL["processes"])],
             await counted(connection, limits),
+            await checked_invariants(connection),
         )
 
 
@@ -155,6 +160,13 @@ def _troubles(standing: ProjectionStanding) -> Iterator[str]:
     if standing.differences:
         rows = "row differs" if standing.differences == 1 else "rows differ"
         yield f"{name}: {standing.differences:,} {rows} from the log, as the last `headwater verify` found."
+
+
+def _violations(checked: CheckedInvariant) -> Iterator[str]:
+    if checked.violations:
+        keys = "key" if checked.violations == 1 else "keys"
+        events = f"the events of {checked.violations:,} {keys} contradict it"
+        yield f"Invariant {checked.name}: {events}, as the last `headwater verify` found."
 
 
 def _age(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from headwater.domain.decider import AnyDecider
 from headwater.domain.fields import fields_of
 from headwater.domain.graphql_names import check_names
+from headwater.domain.invariant import AnyInvariant
 from headwater.domain.messages import Command, Event
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import AnyView
@@ -33,6 +34,7 @@ class Feature:
     sagas: Sequence[Saga[Any, Any]] = ()
     schedules: Sequence[Schedule] = ()
     reactors: Sequence[Reactor] = ()
+    invariants: Sequence[AnyInvariant] = ()
 
 
 class Domain:
@@ -53,6 +55,7 @@ class Domain:
         self.view_of = {view.model: view for view in self.views}
         self.sagas = tuple(saga for feature in features for saga in feature.sagas)
         self.reactors = tuple(reactor for feature in features for reactor in feature.reactors)
+        self.invariants = tuple(invariant for feature in features for invariant in feature.invariants)
         self.codec = Codec(
             # The records also without sagas: the log may have those of a saga that the app no longer has.
             (*self.category_of, *self._messages(), *RECORDS),
@@ -61,6 +64,7 @@ class Domain:
         self._check_names()
         self._check_sagas()
         self._check_reactors()
+        self._check_invariants()
         self._check_views()
         check_relations(self.views)
         check_names(
@@ -137,6 +141,7 @@ class Domain:
         _require_unique("saga", [saga.name for saga in self.sagas])
         _require_unique("schedule", [schedule.name for schedule in self.schedules])
         _require_unique("reactor", [reactor.name for reactor in self.reactors])
+        _require_unique("invariant", [invariant.name for invariant in self.invariants])
 
     def _check_sagas(self) -> None:
         for saga in self.sagas:
@@ -155,6 +160,20 @@ class Domain:
                 if event not in self.category_of:
                     raise DefinitionError(
                         f"The reactor {reactor.name} takes {event.__name__}, which no decider's evolve takes"
+                    )
+
+    def _check_invariants(self) -> None:
+        views = {view.name.casefold(): view.name for view in self.views}
+        for invariant in self.invariants:
+            if (view := views.get(invariant.name.casefold())) is not None:
+                raise DefinitionError(
+                    f"The invariant {invariant.name} has the name of the read model {view}, so that `headwater verify "
+                    f"{invariant.name}` could mean either; rename the invariant"
+                )
+            for event in invariant.events:
+                if event not in self.category_of:
+                    raise DefinitionError(
+                        f"The invariant {invariant.name} looks at {event.__name__}, which no decider's evolve takes"
                     )
 
     def _check_views(self) -> None:
@@ -179,5 +198,8 @@ def _require_unique(what: str, names: Sequence[str]) -> None:
     for name in names:
         # Without regard to case, because names become tables, fields and channels.
         if name.casefold() in seen:
-            raise DefinitionError(f"The app has two declarations of a {what} named {name!r}; rename one of them")
+            article = "an" if what[0] in "aeiou" else "a"
+            raise DefinitionError(
+                f"The app has two declarations of {article} {what} named {name!r}; rename one of them"
+            )
         seen[name.casefold()] = name

@@ -192,8 +192,7 @@ def hints_of(function: Callable[..., object]) -> dict[str, object]:
     try:
         return get_type_hints(function)
     except Exception as error:
-        where = f"{function.__module__}.{function.__qualname__}"
-        raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
+        raise DefinitionError(f"{name_of(function)}: an annotation cannot be resolved: {error}") from error
 
 
 def recorded_events(annotation: object) -> tuple[Any, ...]:

@@ -3,5 +3,6 @@
 Read `projector` first: the loop that keeps the rows of one read model. `row_folder` is what every loop that folds
 shares: the projector, `rebuild`, `verify` and `history`. `tables` creates the tables, `generations` replaces one by the
 next, and `row_codec` converts values. `reader` and `filter` answer queries, `row_events` keeps which events a row is
-folded from, `tombstones` remembers removed rows, and `retire` drops what no app needs.
+folded from, `tombstones` remembers removed rows, and `retire` drops what no app needs. `verify_invariants` compares
+events with each other.
 """

@@ -1,10 +1,16 @@
-"""The rows that one pass of `verify` over the log folds: those of a range of keys, in bounded memory."""
+"""What one pass of `verify` over the log folds: the rows, or the states of an invariant, of a range of keys, in bounded
+memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 from uuid import UUID
+
+R = TypeVar("R")
+
+FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
 @dataclass(slots=True)
@@ -22,14 +28,18 @@ class LogRow:
     places: int = 0
 
 
-class KeyRange:
-    """The folded rows of the keys from `low` to `high`. If there are more than twice `rows`, the upper keys are dropped
-    and left for another pass, and `high` is lowered."""
+class KeyRange(Generic[R]):
+    """The folded rows of the keys from `low` to `high`. If there are more than twice `most`, the upper keys are dropped
+    and left for another pass, and `high` is lowered.
 
-    def __init__(self, low: UUID, high: UUID, rows: int) -> None:
-        self.folded: dict[int, LogRow] = {}
+    new: makes the row of a key before its first event.
+    """
+
+    def __init__(self, low: UUID, high: UUID, most: int, new: Callable[[], R]) -> None:
+        self.folded: dict[int, R] = {}
         self._lowest, self._highest = low.int, high.int
-        self._rows = rows
+        self.most = most
+        self._new = new
 
     @property
     def high(self) -> UUID:
@@ -39,18 +49,18 @@ class KeyRange:
         """True if a key is in the range. number: the integer of the key."""
         return self._lowest <= number <= self._highest
 
-    def row(self, number: int) -> LogRow | None:
+    def row(self, number: int) -> R | None:
         """Return the row of a key; None if the key is not in the range."""
         row = self.folded.get(number)
         if row is None and self.has(number):
-            row = self.folded[number] = LogRow()
-            if len(self.folded) > 2 * self._rows:
+            row = self.folded[number] = self._new()
+            if len(self.folded) > 2 * self.most:
                 self._cut()
                 row = self.folded.get(number)
         return row
 
     def _cut(self) -> None:
         numbers = sorted(self.folded)
-        self._highest = numbers[self._rows - 1]
-        for number in numbers[self._rows :]:
+        self._highest = numbers[self.most - 1]
+        for number in numbers[self.most :]:
             del self.folded[number]

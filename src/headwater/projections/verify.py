@@ -25,7 +25,7 @@ from headwater.postgres import queries
 from headwater.postgres.database import Database, take_times_by_number
 from headwater.projections import row_events
 from headwater.projections.generations import fingerprint, read_generation
-from headwater.projections.key_range import KeyRange, LogRow
+from headwater.projections.key_range import FIRST, LAST, KeyRange, LogRow
 from headwater.projections.row_folder import SLICE_SECONDS, RouteFailed, RowFolder
 from headwater.projections.row_statements import select_sql
 from headwater.projections.tables import SCHEMA
@@ -38,8 +38,6 @@ M = TypeVar("M", bound=ReadModel)
 ROWS_AT_ONCE = 200_000
 """Stored rows in memory, at most, and twice as many folded ones. A larger table is compared in ranges of keys, with a
 pass over the log for each. Removed rows are not in the table: a range that has too many keys in the log is cut."""
-
-FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
 class NotVerifiable(HeadwaterError):
@@ -117,7 +115,7 @@ class Verifier(Generic[M]):
         ranges = await self._ranges(rows, generation)
         while ranges:
             low, high = ranges.pop()
-            part = KeyRange(low, high, self._at_once)
+            part = KeyRange(low, high, self._at_once, LogRow)
             await self._fold_log(log, generation.position, part.has, part.row)
             if part.high < high:
                 ranges.append((UUID(int=part.high.int + 1), high))

@@ -1,7 +1,7 @@
 """The metrics of a process in the text format of Prometheus, read at each scrape.
 
-Metrics that come from the database (`log`, `projection`, `sagas`) are the same from every process; all others are the
-process's own.
+Metrics that come from the database (`log`, `projection`, `sagas`, `invariant`) are the same from every process; all
+others are the process's own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from headwater.consumers.standings import Standings, read_standings
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Verdict
 from headwater.eventstore.snapshots import SnapshotCounts
+from headwater.projections.verify_invariants import CheckedInvariant, checked_invariants
 from headwater.sagas.operations import OPEN, SagaCount, counted, limits_of
 from headwater.sagas.steps import SagaCounts
 from headwater.server.node import NO_ANSWER, Node
@@ -39,6 +40,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class _InDatabase:
     standings: Standings
     sagas: Sequence[SagaCount]
+    invariants: Sequence[CheckedInvariant]
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,9 @@ async def _in_database(node: Node) -> _InDatabase | None:
     async def ask() -> _InDatabase:
         standings = await read_standings(pool)
         sagas = await counted(pool, limits_of(node.app.domain))
+        invariants = await checked_invariants(pool)
         await settle_ages(pool, node.telemetry)
-        return _InDatabase(standings, sagas)
+        return _InDatabase(standings, sagas, invariants)
 
     try:
         return await within(node.probe_seconds, ask())
@@ -136,6 +139,7 @@ class _Collector(Collector):
         if database is not None:
             yield from _database(database.standings)
             yield from _sagas(database.sagas)
+            yield _invariants(database.invariants)
         yield from _projecting(working.progress)
         yield from _conducting(working.sagas)
         if deciding is not None:
@@ -168,6 +172,12 @@ def _database(standings: Standings) -> Iterator[Metric]:
     values = [([p.name, str(p.generation), p.state], float(p.failure is not None)) for p in standings.projections]
     text = "1 if the build of the generation failed: headwater status shows why."
     yield _gauge("projection_failed", text, values, labels)
+
+
+def _invariants(checked: Sequence[CheckedInvariant]) -> Metric:
+    text = "Keys whose events the last headwater verify found to contradict the invariant; absent before the first."
+    values = [([each.name], float(each.violations)) for each in checked]
+    return _gauge("invariant_violations", text, values, ["invariant"])
 
 
 def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:
