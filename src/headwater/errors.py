@@ -1,7 +1,6 @@
 """The errors of Headwater. A class's docstring is what the reader of the error sees; its fields are the facts.
 
-A *refusal* is a negative answer of the business and is data (`headwater.Refusal`); an *error* is a fault or a mistake
-and is raised.
+A *refusal* (`headwater.Refusal`) is data: the rules of the business say no. An *error* is a fault or a mistake.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ class MisplacedEvent(HeadwaterError):
 
 
 class CodeFailed(HeadwaterError):
-    """A function of the app raised `error`. It counts as a failure of the app, whatever its type: an OSError of a fold
-    or a decision is not a fault of the database, which would be waited out."""
+    """A function of the app raised `error`. It counts as a failure of the app, whatever its type. Without this class,
+    an OSError of a fold or a decision would look like a fault of the database, which is waited out."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__}: {error}")

@@ -75,11 +75,12 @@ class Supervisor:
             await self.stop(*reversed(self._tasks))
 
     def over_within(self, seconds: float) -> None:
-        """Limit the time of all farewells from now on, together."""
+        """Limit the total time of all calls of `farewell` from now on."""
         self._over_at = asyncio.get_running_loop().time() + seconds
 
     async def farewell(self, work: Coroutine[object, object, object], seconds: float) -> None:
-        """Run the last work of a part that ends. It has `seconds`, at most half of what the shutdown has left for all.
+        """Run the last work of a part of the process that ends. It is cut off after `seconds`, or earlier: after half
+        of the time that `over_within` has left.
 
         Raises:
             TimeoutError: the work takes longer.

@@ -1,7 +1,7 @@
 """The measurements of a process: plain numbers that the core counts and an exporter reads.
 
-The core knows no exporter. Other numbers stand where they arise: `Appender.counts`, `Progress` of each consumer, and
-`standings` for what the database knows of every projection.
+The core knows no exporter. Other numbers are kept where they are counted: `Appender.counts`, `Progress` of each
+consumer, and `standings` for what the database knows of every projection.
 """
 
 from __future__ import annotations

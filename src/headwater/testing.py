@@ -52,7 +52,7 @@ class Given(Generic[S]):
         seeing: the consulted streams that have events, by their ids.
 
         Raises:
-            AssertionError: the refusal could not be answered, or `seeing` has a stream that is not consulted.
+            AssertionError: the refusal could not be sent to a client, or `seeing` has a stream that is not consulted.
         """
         try:
             events = self._decide(command, seeing or {})

@@ -21,8 +21,9 @@ E = TypeVar("E", bound=Event)
 M = TypeVar("M", Command, Event)
 
 LARGEST_CLAIM = 2500
-"""The most bytes that a claim's name and value have together. PostgreSQL's index holds 2,704 with its overhead. It
-holds more of what compresses well, but a limit that depends on the value would help no user."""
+"""The most bytes that a claim's name and value have together. PostgreSQL's index holds 2,704 with its overhead.
+PostgreSQL compresses values, so that some longer ones would fit; but a limit that depends on the value could not be
+explained to a user."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,8 @@ class Decider(Generic[C, S, E]):
         )
 
     def _takes_seen(self) -> bool:
-        """Return True if `decide` has a third parameter, which it must have exactly if the decider consults."""
+        """Return True if `decide` has a third parameter. It must have one if the decider consults other streams, or
+        none otherwise."""
         taken, _ = _hints(self.decide)
         if self.consults is None and Seen in taken:
             raise DefinitionError(
@@ -267,7 +269,7 @@ class Decider(Generic[C, S, E]):
 
 
 AnyDecider: TypeAlias = Decider[Any, Any, Any]
-"""A decider of messages and states that the code at hand does not look into."""
+"""Any decider, whatever its messages and its state."""
 
 
 def _hints(function: Callable[..., object]) -> tuple[list[object], object]:

@@ -1,9 +1,9 @@
 """The names of an app's declarations in GraphQL, and the check that they are valid and unique.
 
-The name of a read model also names its projection, and may not be one that Headwater uses there itself.
+A read model's name is also the name of its projection, so it must not be the name of a unit of Headwater's own.
 
-The check is here because the classes to rename are known here. Strawberry reports some clashes without the class, and
-for others silently uses one of the two for both.
+Headwater checks all names itself, because it can name the classes to rename. Strawberry reports some clashes without
+the class; for others it silently uses one of the two types in both places.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ SAGA_TYPES = frozenset(_SAGAS)
 """The types that Headwater adds to the schema of an app with sagas."""
 
 KEPT = frozenset(("epoch", "leases", "log", "schedules"))
-"""Names of Headwater's own units and positions, with which a read model's would be confused. The units of sagas and
-reactors cannot be: their names have a space."""
+"""Names that Headwater uses for units and positions of its own; no read model may have one. The names of the units of
+sagas and reactors cannot clash, because they contain a space."""
 
 _COMBINATORS = ("and_", "or_", "not_")
 """The Python names of `and`, `or` and `not` of a filter, which are beside the fields of the read model."""

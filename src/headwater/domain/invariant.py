@@ -95,4 +95,4 @@ class Invariant(Generic[S, E]):
 
 
 AnyInvariant: TypeAlias = Invariant[Any, Any]
-"""An invariant whose state and events the code at hand does not look into."""
+"""Any invariant, whatever its state and its events."""

@@ -171,7 +171,7 @@ class View(Generic[M, E]):
 
 
 AnyView: TypeAlias = View[Any]
-"""A view of rows that the code at hand does not look into."""
+"""Any view, whatever its rows and its events."""
 
 
 def _checked(given: Callable[[E], UUID]) -> Callable[[E], UUID]:

@@ -1,4 +1,5 @@
-"""The check of a refusal before it is answered: a fault in it is one of the app's code, and no business no."""
+"""The check of a refusal before the client receives it. A refusal that does not fit its declaration is a fault of the
+app's code; the client receives an error instead."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refusal
 
 
 def fault_of_refusal(refusal: Refusal, command: Command) -> str | None:
-    """Return a sentence about why a refusal cannot be the answer to a command; None if it can.
+    """Return a sentence about why a refusal cannot be the answer to a command; None if it can be.
 
     The command must declare its class, and each fact must have a value, unless its annotation has None.
     """

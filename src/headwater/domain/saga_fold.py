@@ -276,7 +276,8 @@ def _evolve(instance: SagaInstance[Any], given: SagaInput) -> None:
 
 
 def _follow(instance: SagaInstance[Any], recorded: Recorded[SagaRecord]) -> None:
-    """Fold what follows. While a withdrawn pivot is issued, what has nothing to do with giving up is kept for it."""
+    """Fold what follows. While the outcome of a withdrawn pivot is unknown, new steps are also kept for the case that
+    it is accepted; what follows from giving up is not."""
     intents, queued = recorded.data.then, len(instance.queue)
     for intent in intents:
         _follow_intent(instance, intent, recorded)
@@ -336,7 +337,7 @@ def _end(instance: SagaInstance[Any], phase: Phase, reason: str | None) -> None:
 
 
 def _confirm(instance: SagaInstance[Any], recorded: Recorded[SagaRecord]) -> None:
-    """Conclude the first step as accepted. A withdrawn step that was accepted after all is undone; a pivot stands."""
+    """Conclude the first step as accepted. A withdrawn step that was accepted after all is undone, except a pivot."""
     step = _first(instance)
     instance.queue.popleft()
     step.state = StepState.CONFIRMED

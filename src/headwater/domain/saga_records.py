@@ -124,7 +124,7 @@ class SagaTimerFired(Record):
 
 
 class SagaRetried(Record):
-    """An operator had the refused undo tried again."""
+    """An operator ordered another attempt of the refused undo."""
 
     by: str
 

@@ -92,10 +92,9 @@ def _require_rules(event: Event) -> None:
 
 
 def _require_same(event: Event, again: Event) -> None:
-    """Raise UnreadableEvent unless both have the same MessagePack form.
-
-    Unequal values can have it: a tuple is read back as a list. Values that are lost do not: JSON writes None, NaN and
-    the infinities as null, but MessagePack keeps them apart.
+    """Raise UnreadableEvent unless both have the same MessagePack form. A comparison of the values themselves would be
+    too strict: a tuple is read back as a list. A comparison of their JSON would be too lax: it has null for None, NaN
+    and the infinities alike.
     """
     for name in event.__struct_fields__:
         given, read = getattr(event, name), getattr(again, name)
@@ -200,7 +199,8 @@ class Codec:
 
 
 def require_readable(message: type[Command]) -> None:
-    """Check that msgspec can read each field. It reports a bound that does not fit its type only when it reads it.
+    """Check that msgspec can read each field. Without this check, a bound that does not fit its type would be reported
+    only when the first command is read.
 
     Raises:
         DefinitionError: msgspec cannot read a field's type with its bounds.
@@ -244,7 +244,7 @@ class StateCodec:
 
 
 def _shape(part: object, above: tuple[object, ...]) -> object:
-    """Return a type as nested lists of its parts that JSON shows; class names and defaults are left out."""
+    """Return the parts of a type that show in JSON, as nested lists. Class names and defaults do not show."""
     if isinstance(part, inspect.CustomType | inspect.AnyType | inspect.RawType):
         raise DefinitionError(f"{_spelled(getattr(part, 'cls', Any))} cannot be read back from JSON")
     if isinstance(part, inspect.Field):

@@ -18,7 +18,7 @@ from headwater.domain.fields import Field, Kind
 Rule: TypeAlias = Callable[[object], str | None]
 """Returns a sentence for clients about the expected value, or None if the value keeps the rule.
 
-Values of other types keep it, because msgspec and asyncpg report them.
+A value of another type passes, because msgspec or asyncpg reports it.
 """
 
 MOST_WHOLE_DIGITS = 131_072
@@ -78,7 +78,7 @@ def require_rule(field: Field) -> Callable[[object], object] | None:
 
 
 def shortened(value: object) -> str:
-    """Return the value's repr, which PostgreSQL can store even where the value itself is text that it cannot."""
+    """Return the value's repr, shortened. PostgreSQL can store the repr even of a text that it cannot store."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
