@@ -38,7 +38,7 @@ ATTEMPTS = 30
 """The most decisions of one command. Each one after the first means that another writer was quicker."""
 
 ROUNDS = 1000
-"""The same, including decisions that lost only because an earlier command of this process did."""
+"""The most decisions of one command, including those that lost only because an earlier command of this process lost."""
 
 REPEATED = 10_000
 """The most results of repeated commands that are kept in memory."""
@@ -397,8 +397,8 @@ class Dispatcher:
     async def _ask_the_log(self, pending: _Pending, seen: Seen | None, *, certain: bool) -> tuple[Seen | None, bool]:
         """Decide once more, on a state that was read after the command arrived. Raises the refusal if it still holds.
 
-        certain: the consulted states are current. Returns the current consulted states, to decide again, and their
-        certainty.
+        certain: the consulted states are known to be current. Returns the consulted states for another decision, and
+        True if they are known to be current.
         """
         if not certain:
             seen, certain = await self._consult(pending, anew=True)

@@ -3,7 +3,7 @@
 A cached state can be outdated, because another process may have written the stream. The process counts *ticks* to know
 how old a state is: one for each command that it sends and for each read that it begins. A state that was read, or sent
 and accepted, after a tick includes everything that the log held at that tick. A command remembers the tick at which it
-arrived, so comparing two numbers tells if a state is current for it.
+arrived, so a comparison of two numbers shows if a state is current for it.
 """
 
 from __future__ import annotations
