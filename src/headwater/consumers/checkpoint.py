@@ -108,8 +108,8 @@ async def register(
     log holds now.
 
     A unit with another fingerprint belongs to another version of the code, which would skip the events that it does not
-    know. As in `adopt` of a projection, the unit is handed over with its fencing token raised. Where the unit had this
-    fingerprint before, this code is the older version, and takes it back only with `insist`.
+    know. As in `adopt` of a projection, the unit is handed over with its fencing token raised. If the unit had this
+    fingerprint at an earlier time, this code is the older version, and takes the unit back only with `insist`.
     """
     made = await connection.execute(_SQL["register"], name, fingerprint, from_end)
     adopted = await connection.execute(_SQL["adopt"], name, fingerprint, insist)

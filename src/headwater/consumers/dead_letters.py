@@ -167,8 +167,8 @@ async def retry(connection: asyncpg.Connection, where: LetterFilter) -> int:
 async def discard(connection: asyncpg.Connection, where: LetterFilter, *, everything: bool) -> int:
     """Discard the failed letter of each key that matches, or all of its letters, and make the rest due.
 
-    Returns the number of letters. A key whose letter is discarded already counts none until the worker has tried the
-    rest.
+    Returns the number of letters. If the first letter of a key is discarded already and the worker has not acted on it
+    yet, none of its letters is counted.
     """
     rows = await connection.fetch(_SQL["discard"], *where.values, everything)
     await connection.execute(_SQL["ring"])

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
 
 LEASES = "leases"
-"""The name that rings among the positions when a unit was released."""
+"""The name under which the doorbell rings when a unit was released."""
 
 LEAVE_SECONDS = 2.0
 
@@ -107,8 +107,8 @@ class Unit:
 def assign(units: Sequence[Unit], workers: Mapping[UUID, Collection[str]]) -> dict[UnitKey, UUID]:
     """Return the worker of each unit. workers: the live workers by id, with the code that each declares.
 
-    Of the workers that can run a unit, none has more than one unit more than another. A unit keeps its owner unless
-    that would break this rule. A unit that no worker's code can run is not in the result.
+    The units are spread evenly: the numbers of units of two workers that can run them differ by one at most. A unit
+    keeps its owner unless that would break this rule. A unit that no worker's code can run is not in the result.
     """
     able = {unit.key: [worker for worker, codes in workers.items() if unit.code in codes] for unit in units}
     assigned = {unit.key: unit.owner for unit in units if unit.owner is not None and unit.owner in able[unit.key]}

@@ -99,7 +99,8 @@ class _Stored:
     def after(self, schedule: Schedule) -> datetime:
         """Return the moment after which moments are due.
 
-        A schedule begins when the database first knows it; only that of a single moment is late even then.
+        A schedule begins when the database first knows it. Only the single moment of `at` is fired even if it was
+        before that.
         """
         return self.fired_at or (_ALWAYS if schedule.at is not None else self.begun_at)
 
