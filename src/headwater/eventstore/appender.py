@@ -47,8 +47,9 @@ AT_FAULT = (asyncpg.PostgresError, ValueError, TypeError, OverflowError)
 """Errors of a call that holds a value which PostgreSQL rejects, or which the driver cannot send."""
 
 SMALL_BATCH = 16
-"""Commands that one batch always takes, even if no command is left to decide while it is written: the flush to the
-disk takes longer than deciding them, so that two smaller batches gain nothing."""
+"""A batch takes at least so many commands, if they wait. Larger batches leave some commands for the next one, so that
+there is work while this one is written. For so few commands that gains nothing: the flush to the disk takes longer than
+deciding them."""
 
 
 class Chain(msgspec.Struct, eq=False, gc=False):
@@ -241,7 +242,7 @@ class Appender:
             raise
 
     async def _take(self) -> None:
-        """Wait for commands, and take a batch of those whose chain is intact."""
+        """Wait for commands, and take a batch of those that do not depend on a command that lost."""
         while not self._writing:
             while not self._queue:
                 self._arrived.clear()

@@ -207,7 +207,7 @@ class Trail:
         return entries[::-1] if backward else entries
 
     async def _versions(self, stream_id: UUID, after: int, before: int) -> tuple[int, int]:
-        """Return the exclusive versions between which a stream's events between two positions lie."""
+        """Return the version before the first and after the last of a stream's events between two positions."""
         version_at = STATEMENTS["version_at", False]
         low = await self._pool.fetchval(version_at, stream_id, after) if after > 0 else 0
         high = LAST_VERSION

@@ -219,7 +219,8 @@ class Epochs:
             listener(found)
 
     def limit(self, tag: str) -> int:
-        """Return the last position of an epoch that still means the same; -1 for an epoch of another database."""
+        """Return the last position of an epoch that is still valid in the current one; -1 for an epoch of another
+        database."""
         for place, each in enumerate(self._all):
             if each.tag == tag:
                 return min((later.start for later in self._all[place + 1 :]), default=2**63 - 1)
@@ -254,8 +255,8 @@ class Epochs:
             self._found_lost.set()
 
     async def report_lost(self, pool: asyncpg.Pool, process: str, well: Callable[[], None] = lambda: None) -> None:
-        """Write down what this process and its clients knew of lost positions, whenever there is any. Runs under a
-        supervisor.
+        """Store in `headwater.lost` what this process and its clients knew of lost positions, whenever some are lost.
+        Runs under a supervisor.
 
         process: its name.
         """

@@ -19,14 +19,15 @@ LOG = "log"
 
 
 def generation_of(name: str) -> str:
-    """Return the name under which the number of a projection's live generation is kept; it only grows, too."""
+    """Return the name under which the number of a projection's live generation is announced. Like a position, it only
+    grows."""
     return f"{name} generation"
 
 
 class Positions:
     """Positions by name (`LOG`, or a projection), with the tasks that wait for them.
 
-    epochs: the epochs of the log, of the current of which these positions are.
+    epochs: of the log. The positions are of the current one.
     """
 
     def __init__(self) -> None:
