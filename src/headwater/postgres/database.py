@@ -69,8 +69,8 @@ SILENCE = {
     "TCP_KEEPCNT": 3,  # unanswered probes
     "TCP_USER_TIMEOUT": 25_000,  # milliseconds until sent data must be acknowledged
 }
-"""Options of the socket: when a network that drops every packet counts as a lost connection. A system without such an
-option has its own timeout, about a quarter of an hour."""
+"""Options of the socket: after how long without any answer a connection counts as lost. Where the system lacks such an
+option, its own timeout applies, about a quarter of an hour."""
 
 
 def socket_of(connection: Any) -> socket.socket | None:
@@ -99,7 +99,7 @@ def _greeting(name: str) -> dict[str, str]:
 
 async def _as_it_is(connection: object) -> None:
     """Reset nothing when a connection returns to the pool: settings are made for one transaction only, and asyncpg
-    rolls back an open one. Its default adds a statement to each query."""
+    rolls back an open one. asyncpg's own reset would add a statement to each query."""
 
 
 async def make_schema(connection: Connection, name: str) -> None:

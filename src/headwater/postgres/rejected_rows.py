@@ -1,4 +1,5 @@
-"""Finds the rows that PostgreSQL rejects, and tells such a rejection from a fault of the database, which passes."""
+"""Finds the rows that PostgreSQL rejects. A rejection is the fault of a row; any other error is a fault of the
+database, which passes."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ class Account:
         )
 
     def reaches(self, folder: Path) -> bool:
-        """True if the account can enter the folder. The operating system decides: modes alone do not show it."""
+        """True if the account can enter the folder. The operating system is asked, because the modes of the folders
+        alone do not show it."""
         return not self.switch or self.run(["/bin/sh", "-c", 'cd -- "$0"', folder]).returncode == 0
 
     def can_run(self, program: Path) -> bool:

@@ -113,7 +113,7 @@ def is_server(pid: int, cluster: Path) -> bool:
 
 
 def clear_away(home: Home) -> None:
-    """Remove lock files of a dead server that PostgreSQL itself keeps, because another process has the id by now.
+    """Remove the lock files of a dead server. PostgreSQL keeps them if another process has its process id by now.
 
     Kill a server that holds the socket though postmaster.pid does not name it: its data directory was removed.
     """
