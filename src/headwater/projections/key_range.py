@@ -1,5 +1,5 @@
-"""What one pass of `verify` over the log folds: the rows, or the states of an invariant, of a range of keys, in bounded
-memory."""
+"""The memory of one pass of `verify` over the log: the rows of a range of keys, or the states of an invariant. It is
+bounded."""
 
 from __future__ import annotations
 

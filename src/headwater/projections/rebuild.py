@@ -133,9 +133,9 @@ class Rebuild(Generic[M]):
 
         well: called when the build is past a failure.
 
-        A failed build rests and reports itself as well, since the live generation is not affected. Another attempt
-        with the same code would fail again, or draw a sample that happens to be right. When an operator starts another
-        generation, the leases end this task.
+        A failed build does nothing more, and the process stays ready: the live generation is not affected. Another
+        attempt with the same code would fail again, or draw a sample that happens to be right. When an operator starts
+        another generation, the leases end this task.
         """
         try:
             await self.build(generation, well)

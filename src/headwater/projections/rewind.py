@@ -1,7 +1,7 @@
 """Takes a read model back to the end of a shorter log.
 
-A checkpoint can be beyond the log if only a part of the database was restored. Rows and tombstones from after the log's
-end are then of events that do not exist: their keys are folded again from the log that there is.
+A checkpoint can be beyond the log if only a part of the database was restored. Rows and tombstones with a position
+after the end are then of events that the log does not have. Their keys are folded again from the events that it has.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def rewind(
 
 
 async def _keys_beyond(connection: Connection, view: View[Any], generation: Generation, head: int) -> set[UUID]:
-    """Return the keys of rows and tombstones from after the end of the log."""
+    """Return the keys of rows and tombstones with a position after the end of the log."""
     changed = f"select {quoted(view.key)} from {quoted_table(generation.table)} where position > $1"  # noqa: S608 - our own names
     buried = await connection.fetch(_SQL["unbury_beyond"], view.name, generation.number, head)
     return {row[0] for row in (*await connection.fetch(changed, head), *buried)}

@@ -1,4 +1,4 @@
-"""The parts that every loop shares which folds events into rows: the projector, a rebuild, verify and history.
+"""The parts shared by every loop that folds events into rows: the projector, a rebuild, verify and history.
 
     events read from the log (`RowFolder.types`)
       -> routed to keys             `RowFolder.route`, which raises RouteFailed

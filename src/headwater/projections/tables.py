@@ -61,7 +61,7 @@ def quoted_table(name: str) -> str:
 
 
 def always_quoted(name: str) -> quoted_name:
-    """Return an identifier that SQLAlchemy quotes. Left alone, it quotes only the keywords that it knows."""
+    """Return an identifier that SQLAlchemy quotes. By default it quotes only the keywords that it knows."""
     return quoted_name(name, quote=True)
 
 
