@@ -53,7 +53,7 @@ class Feed:
         return len(self._by_key)
 
     async def run(self, well: Callable[[], None] = lambda: None) -> None:
-        """Follow while there are watchers. Runs under a supervisor; `well` tells it that a failure is over."""
+        """Follow while there are watchers. Runs under a supervisor. well: called when a failure is over."""
         while True:
             await self._idle()
             self._follow_epoch()
@@ -86,7 +86,7 @@ class Feed:
             watcher.go_back(epoch, limit)
 
     async def caught_up(self) -> None:
-        """Wait until the rows are complete to the start of the epoch, as far as patience goes.
+        """Wait until the rows are complete to the start of the epoch, but no longer than the reader's `patience`.
 
         A promoted replica may have lost the last rows of events that it has. Until they are written again, a client
         would see a state that is older than what it holds.
@@ -103,10 +103,10 @@ class Feed:
         return True
 
     def reread(self, after: int) -> None:
-        """Read again what changed after a position, with which a watcher starts.
+        """Read the changes after a position again, because a watcher starts there.
 
-        It is less than the feed's if a crash of PostgreSQL has set the checkpoint back. Watchers ignore what they have
-        seen.
+        It is before the feed's position if a crash of PostgreSQL has set the checkpoint back. Watchers ignore what they
+        have seen.
         """
         self._position = min(self._position, after)
 

@@ -9,8 +9,8 @@ from uuid import UUID
 class HeldKeys:
     """The keys that a client holds, up to a limit.
 
-    Beyond that bound every key may be one of them. A removal of a row that the client does not hold is harmless; a
-    missing removal is not.
+    Past the limit they are not remembered, and every key counts as held: a removal of a row that the client does not
+    hold is harmless, a missing removal is not.
     """
 
     def __init__(self, keys: Iterable[UUID] = (), *, limit: int) -> None:

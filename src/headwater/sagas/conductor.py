@@ -172,10 +172,11 @@ class SagaHandler(EventHandler):
             await self._instances.store(connection, [held.instance for held in self._changed.values()])
 
     async def go_back(self, connection: Connection, head: int) -> int:
-        """Write the rows of instances anew that are from after the end of the log. Return the start of the log.
+        """Write again the rows of instances whose last record was after the end of the log. Return the start of the
+        log.
 
-        The log has lost records of events that it still has, and nothing tells how early the first of these events is.
-        An instance ignores the events of which it has a record.
+        The log may have lost the record of an event that it still has, and how early that event is cannot be known. An
+        instance ignores the events of which it has a record.
         """
         await self._instances.go_back(connection, head)
         return 0

@@ -328,7 +328,7 @@ class Instances:
         await connection.execute(_SQL["drop_not_begun"], stream_ids)
 
     async def go_back(self, connection: Connection, head: int) -> None:
-        """Write the rows anew that are from after the end of the log."""
+        """Write again the rows of instances whose last record was after the end of the log."""
         dropped = await connection.fetch(_SQL["drop_beyond"], self._saga.name, head)
         instances = [await outlast(partial(self._read, row["stream_id"])) for row in dropped]
         begun = [instance for instance in instances if instance.version]
