@@ -81,7 +81,7 @@ def _place(error: BaseException) -> str | None:
 
 
 def _frames_after_import(trace: TracebackType | None) -> list[traceback.FrameSummary]:
-    """Return the frames of a traceback but those of Headwater and of the import machinery."""
+    """Return the frames of a traceback, without those of Headwater and of the import machinery."""
     return [
         frame
         for frame in traceback.extract_tb(trace)

@@ -44,7 +44,7 @@ def dsn_to_ask(settings: Settings) -> str:
 
 
 def ask(settings: Settings, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    """Run a question on a connection of its own to the migrated database, and return its answer.
+    """Call `question` with a connection of its own to the migrated database, and return its result.
 
     Raises the errors that `main` prints: no database is set, it cannot be reached, or it is not migrated.
     """
@@ -52,7 +52,7 @@ def ask(settings: Settings, question: Callable[[asyncpg.Connection], Awaitable[T
 
 
 async def connected(dsn: str, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-    """Run a question on a connection of its own to a migrated database, and return its answer."""
+    """Call `question` with a connection of its own to a migrated database, and return its result."""
     async with migrated_database(dsn, pool_size=1) as database:
         connection = await database.connect("command line")
         try:

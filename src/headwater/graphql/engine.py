@@ -39,8 +39,8 @@ class Engine:
     a document. max_documents: how many documents are cached. observe: called for each operation.
 
     The engine builds Strawberry's executor and drives it through functions of graphql-core. `Schema.execute` would
-    parse and validate each time, log client errors as errors, and not tell refused variables from a null root.
-    Schema extensions and operation directives need that pipeline, so a schema that has them is refused.
+    parse and validate each time, log errors of clients as errors, and not distinguish refused variables from a null
+    root. Schema extensions and operation directives need that pipeline, so a schema that has them is refused.
     """
 
     def __init__(
