@@ -10,109 +10,51 @@ from dataclasses import dataclass, field
 
 import pytest
 import strawberry
-from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
+from tests.support.raw import FAR_TOO_MUCH, Serving, serving
 from websockets.asyncio.client import connect
 
-from headwater.config import Settings
 from headwater.graphql.engine import Engine
 from headwater.graphql.http import GraphQLHTTP
 from headwater.server.request_head import HEAD_SECONDS, LARGEST_HEAD
-from headwater.server.web import listen, server_of
 
 PIECE = 16 * 1024
-FAR_TOO_MUCH = 16 * 1024 * 1024
-
-
-class Client:
-    """A raw TCP client of the server."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    def send(self, *parts: bytes) -> None:
-        self._writer.write(b"".join(parts))
-
-    async def answer(self) -> tuple[int, bytes]:
-        """Return the status and the body of the next response."""
-        async with asyncio.timeout(10):
-            status, lines = await self.head()
-            (length,) = [int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length")]
-            return status, await self._reader.readexactly(length)
-
-    async def head(self) -> tuple[int, list[bytes]]:
-        """Return the status and the headers of the next response."""
-        async with asyncio.timeout(10):
-            status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-            return int(status.split()[1]), lines
-
-    async def closed(self) -> bytes:
-        """Return the bytes that arrive until the server closes."""
-        async with asyncio.timeout(10):
-            try:
-                return await self._reader.read()
-            except ConnectionError:
-                return b""
-
-    async def pour(self, piece: bytes) -> int:
-        """Send a piece again and again until the server closes. Returns how many bytes it accepted."""
-        sent = 0
-        try:
-            while sent < FAR_TOO_MUCH and not self._reader.at_eof():
-                self.send(piece)
-                await self._writer.drain()
-                sent += len(piece)
-                await asyncio.sleep(0)
-        except ConnectionError:
-            pass
-        return sent
-
-    def leave(self) -> None:
-        self._writer.transport.abort()
 
 
 @dataclass
-class Served:
-    """A server. release: `/slow` answers when it is set. left: set when a client disconnected during its body."""
+class Served(Serving):
+    """release: `/slow` answers when it is set. left: set when a client disconnected during its body."""
 
-    port: int
     release: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
-    clients: list[Client] = field(default_factory=list)
-
-    async def client(self) -> Client:
-        self.clients.append(Client(*await asyncio.open_connection("127.0.0.1", self.port)))
-        return self.clients[-1]
 
 
 @asynccontextmanager
 async def served(head_seconds: float = HEAD_SECONDS) -> AsyncIterator[Served]:
+    release, left = asyncio.Event(), asyncio.Event()
+
     async def page(request: Request) -> Response:
         try:
             return PlainTextResponse(f"{len(await request.body())} bytes")
         except ClientDisconnect:
-            server.left.set()
+            left.set()
             return Response()
 
     async def early(request: Request) -> Response:
         return PlainTextResponse("seen enough")
 
     async def slow(request: Request) -> Response:
-        await server.release.wait()
+        await release.wait()
         return PlainTextResponse("at last")
 
     async def socket(websocket: WebSocket) -> None:
         await websocket.accept()
         await websocket.send_text(await websocket.receive_text())
         await websocket.close()
-
-    async def farewell() -> None:
-        return None
 
     def no_context(connection: HTTPConnection, init: Mapping[str, object] | None) -> None:
         return None
@@ -124,18 +66,8 @@ async def served(head_seconds: float = HEAD_SECONDS) -> AsyncIterator[Served]:
         Route("/graphql", GraphQLHTTP(Engine(strawberry.Schema(Query)), no_context, body_seconds=0.2)),
         WebSocketRoute("/socket", socket),
     ]
-    settings = replace(Settings(), port=0)
-    listening = listen(settings)
-    server = Served(listening.getsockname()[1])
-    uvicorn = server_of(Starlette(routes=routes), listening, settings, farewell, head_seconds=head_seconds)
-    task = asyncio.create_task(uvicorn.serve(sockets=[listening]))
-    try:
-        yield server
-    finally:
-        for client in server.clients:
-            client.leave()
-        uvicorn.should_exit = True
-        await task
+    async with serving(Starlette(routes=routes), head_seconds) as server:
+        yield Served(server.port, server.clients, release, left)
 
 
 @strawberry.type
@@ -218,10 +150,6 @@ async def test_a_client_whose_head_is_not_complete_in_time_is_closed(sent: bytes
             assert (await client.answer())[0] == 200
         client.send(sent)
         assert await client.closed() == b""
-
-
-def _socket_of(server: Served) -> connect:
-    return connect(f"ws://127.0.0.1:{server.port}/socket", proxy=None)
 
 
 async def test_a_slow_response_and_a_socket_outlive_the_deadline_of_heads() -> None:

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp
 
 from headwater.config import Settings
 from headwater.errors import SettingsError
@@ -136,7 +137,7 @@ class Server(uvicorn.Server):
 
 
 def server_of(
-    app: Starlette,
+    app: ASGIApp,
     listening: socket.socket,
     settings: Settings,
     farewell: Callable[[], Awaitable[None]],
