@@ -53,21 +53,21 @@ async def _byte_by_byte(client: Client, app: Recorder, head: bytes, body: bytes)
     await client.send_apart(*(bytes([each]) for each in head + body))
 
 
-@pytest.mark.parametrize("upgrade", OTHER_UPGRADES.values(), ids=OTHER_UPGRADES)
 @pytest.mark.parametrize("framing, body", [LENGTH, CHUNKED], ids=["length", "chunked"])
 @pytest.mark.parametrize("send", [_at_once, _later, _byte_by_byte])
 async def test_a_request_for_another_protocol_is_answered_as_http_with_its_body(
-    send: SendParts, upgrade: bytes, framing: bytes, body: bytes
+    send: SendParts, framing: bytes, body: bytes
 ) -> None:
-    app = Recorder()
-    async with serving(app) as server:
-        client = await server.client()
-        for _ in range(2):
-            await send(client, app, b"POST /asked" + HOST + upgrade + framing, body)
-            assert await client.answer() == (200, asked("POST", "/asked", PAYLOAD))
-        client.send(b"GET /next", HOST, b"\r\n")
-        assert await client.answer() == (200, asked("GET", "/next"))
-        assert app.asked == [asked("POST", "/asked", PAYLOAD)] * 2 + [asked("GET", "/next")]
+    async with serving(app := Recorder()) as server:
+        for name, upgrade in OTHER_UPGRADES.items():
+            client = await server.client()
+            app.asked.clear()
+            for _ in range(2):
+                await send(client, app, b"POST /asked" + HOST + upgrade + framing, body)
+                assert await client.answer() == (200, asked("POST", "/asked", PAYLOAD)), name
+            client.send(b"GET /next", HOST, b"\r\n")
+            assert await client.answer() == (200, asked("GET", "/next")), name
+            assert app.asked == [asked("POST", "/asked", PAYLOAD)] * 2 + [asked("GET", "/next")], name
 
 
 @pytest.mark.parametrize("framing, body", [LENGTH, CHUNKED], ids=["length", "chunked"])
@@ -106,7 +106,19 @@ async def test_the_application_sees_the_other_headers_unchanged() -> None:
         assert app.headers == [[b"host", b"x-a", b"x-a", b"connection", b"http2-settings", b"content-length"]]
 
 
-@pytest.mark.parametrize("upgrade", [CURL, SOCKET, SOCKET + b"Connection: keep-alive\r\n"])
+@pytest.mark.parametrize("framing, body", [LENGTH, CHUNKED], ids=["length", "chunked"])
+async def test_the_last_request_of_a_connection_is_answered_with_its_body(framing: bytes, body: bytes) -> None:
+    async with serving(app := Recorder()) as server:
+        client = await server.client()
+        client.send(b"POST /asked", HOST, CURL, b"Connection: close\r\n", framing, body, b"GET /next", HOST, b"\r\n")
+        assert await client.answer() == (200, asked("POST", "/asked", PAYLOAD))
+        assert await client.closed() == b""
+        assert app.asked == [asked("POST", "/asked", PAYLOAD)]
+
+
+@pytest.mark.parametrize(
+    "upgrade", [CURL, SOCKET, SOCKET + b"Connection: keep-alive\r\n"], ids=["h2c", "socket", "alive"]
+)
 @pytest.mark.parametrize("framing, body", [LENGTH, CHUNKED], ids=["length", "chunked"])
 async def test_an_upgrade_of_http_1_0_is_ignored(upgrade: bytes, framing: bytes, body: bytes) -> None:
     async with serving(app := Recorder()) as server:

@@ -75,6 +75,8 @@ class Upgrading(Refusing):
         if self.scope["method"] == "CONNECT":
             self._invalid()  # what follows is for another server
             return b""
+        self.parser = httptools.HttpRequestParser(self)  # the other one may have reached the end of the connection
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does: it is then ignored
         self.parser.feed_data(self._plain_head())
         return rest
 
