@@ -20,8 +20,9 @@ RUN useradd --system --uid 10001 --no-create-home --shell /bin/false headwater
 WORKDIR /app
 COPY src/bank bank
 USER headwater
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HEADWATER_HOST=0.0.0.0 HEADWATER_PORT=8000
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HEADWATER_PORT=8000
 EXPOSE 8000
+# It listens within the container only, until HEADWATER_HOST names an address, as docker-compose.yml does.
 # Whether it is alive; whether it is ready is asked by docker-compose.yml. Without urllib, which would ask a proxy.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["python", "-c", "\
 import http.client, os; \

@@ -37,6 +37,7 @@ check: venv ## Lint, format, types, import contracts, and drift of the generated
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	.venv/bin/kubernetes-validate --quiet --no-warn --strict --kubernetes-version 1.32 deploy/kubernetes/*.yaml
 	.venv/bin/headwater schema --check
 	.venv/bin/python -m pytest -q tests/postgres/test_migrations.py
 

@@ -40,6 +40,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Lowest level of the messages that are logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["auto", "text", "json"],
+        Meta(description="Form of the log's lines. `auto` writes text in a terminal, and JSON elsewhere."),
+    ] = "auto"
     pool_size: Annotated[
         int,
         Meta(ge=1, le=1000, description="Database connections of a process for queries, besides a few fixed ones."),
@@ -251,6 +255,7 @@ def path(wanted: type, text: object) -> Path:
 READERS: Mapping[str, Callable[[str], object]] = {
     "allowed_origins": origins,
     "database_url": database_url,
+    "log_format": str.lower,
     "log_level": str.lower,
     "statement_timeout_seconds": statement_timeout,
 }

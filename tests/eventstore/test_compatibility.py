@@ -196,4 +196,5 @@ async def test_the_command_prints_the_result_and_exits_with_1_for_unreadable_eve
     )
     assert await run_command("check", DATABASE_URL=dsn) == (1, "", sentence)
     for command in ("serve", "work"):
-        assert await run_command(command, "--port", "0", DATABASE_URL=dsn) == (1, "", sentence)
+        ended = await run_command(command, "--port", "0", DATABASE_URL=dsn, HEADWATER_LOG_FORMAT="text")
+        assert ended == (1, "", sentence)

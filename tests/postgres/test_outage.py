@@ -1,9 +1,10 @@
-"""An outage of PostgreSQL, or a read-only server, is logged in one line at its begin, one a minute, one at its end."""
+"""An outage of PostgreSQL, a read-only server or a full disk is logged in one line at its begin, a minute, its end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.scope import Scope
 from headwater.postgres.database import AWAY
 from headwater.postgres.outage import Outage
+from headwater.postgres.shortage import QUIET
 from headwater.server.node import Node
 
 MINUTE = timedelta(minutes=1)
@@ -120,6 +122,44 @@ OTHERS_END = """
 """Ends the connections of all other sessions, so that their next ones have the database's settings."""
 
 
+FULL = """
+    create or replace function public.full_disk() returns trigger language plpgsql as
+    $$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
+    create trigger full_disk before insert or update on {} for each statement execute function public.full_disk();
+"""
+"""Has PostgreSQL answer writes to a table as it does when the disk is full."""
+
+
+async def test_a_full_disk_that_every_part_meets_is_logged_in_one_line_a_minute(
+    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    caplog.set_level(logging.DEBUG, "headwater.postgres.outage")
+    async with under_requests(dsn, clock) as node:
+        caplog.clear()
+        await connection.execute(FULL.format("read.account_1"))
+        await until(lambda: "PostgreSQL has no room for writes" in caplog.text)
+        await connection.execute(FULL.format("headwater.events"))
+        await until(lambda: "appender cannot use PostgreSQL: DiskFullError" in caplog.text)
+        await clock.advance(MINUTE)
+        await until(lambda: "PostgreSQL has had no room for writes for 1 min 0 s" in caplog.text)
+        await connection.execute("drop function public.full_disk() cascade")
+        await until(lambda: not node.supervisor.troubles)
+        written = node.appender.counts.commands
+        await until(lambda: node.appender.counts.commands > written)
+        await clock.advance(QUIET)
+        await until(lambda: "PostgreSQL has room again" in caplog.text)
+    begun, first, over = lines(caplog)
+    reason = "DiskFullError: could not extend file: No space left on device"
+    assert begun == f"PostgreSQL has no room for writes ({reason}); every part of this process tries again"
+    counted = r"; failures since: appender \([\d,]+\), .*Account.* \(\d+\); commands not written: [1-9]"
+    assert re.search(counted, first)
+    assert re.search(counted, over)
+    assert first.startswith(f"PostgreSQL has had no room for writes for 1 min 0 s ({reason}); ")
+    assert over.startswith("PostgreSQL has room again: no write was rejected for 30 s, after 1 min 0 s in which some ")
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO and record.exc_info]
+
+
 class Server:
     """A database that answers unless the test sets a fault. asked: set by an attempt to connect."""
 
@@ -155,6 +195,14 @@ async def test_one_lost_connection_is_logged_as_such_when_postgresql_answers(
     assert outage.covers("listener", ConnectionError("reset"))
     await until(lambda: lines(caplog))
     assert lines(caplog) == ["listener failed, though PostgreSQL answers: ConnectionError: reset"]
+    assert not caplog.records[-1].exc_info
+
+
+async def test_an_error_of_the_driver_is_logged_with_its_traceback(
+    server: Server, outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert outage.covers("listener", asyncpg.InterfaceError("another operation is in progress"))
+    await until(lambda: lines(caplog))
     assert caplog.records[-1].exc_info
 
 

@@ -279,7 +279,7 @@ async def test_each_command_serves_metrics_on_its_own_port(dsn: str, command: st
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headwater", command, "--port", "0"),
         cwd=ROOT,
-        env=clean_environ() | {"DATABASE_URL": dsn},
+        env=clean_environ() | {"DATABASE_URL": dsn, "HEADWATER_LOG_FORMAT": "text"},
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
@@ -553,7 +553,7 @@ async def everything(start: Start) -> Mapping[str, Metric]:
 
 async def test_docs_metrics_lists_every_metric(everything: Mapping[str, Metric]) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
-    documented = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    documented = dict(re.findall(r"^\| `([a-z]\w+)` \| (.*) \|$", page, re.MULTILINE))
     names = {name + ("_total" if each.type == "counter" else ""): each for name, each in everything.items()}
     assert documented == {
         name: f"{each.type} | {labels_of(each)} | {each.documentation}" for name, each in names.items()

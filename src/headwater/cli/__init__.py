@@ -12,9 +12,13 @@ from collections.abc import Sequence
 
 import asyncpg
 
+from headwater import logs
 from headwater.cli.arguments import parser, settings_of
 from headwater.cli.output import accept_any_text, complain, exit_code_of, flush_quietly
+from headwater.cli.processes import SERVICES
 from headwater.errors import HeadwaterError
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
@@ -30,17 +34,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    fail = complain
     try:
         chosen = parser().parse_args(arguments)
         settings = settings_of(chosen)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        # They log every start and every socket at INFO; the commands report what matters of it.
-        for name in ("alembic", "uvicorn"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logs.configure(settings.log_format, settings.log_level)
+        if logs.is_json() and chosen.command in SERVICES:
+            fail = _log_failure
         return exit_code_of(lambda: chosen.command(chosen, settings))
     except KeyboardInterrupt:
         return INTERRUPTED
     except HeadwaterError as error:
-        return complain(str(error))
+        return fail(str(error))
     except (OSError, asyncpg.PostgresError) as error:
-        return complain(f"{type(error).__name__}: {error}")
+        return fail(f"{type(error).__name__}: {error}")
+
+
+def _log_failure(sentence: str) -> int:
+    """Log the error that ends a service, so that every line of its log has one form. Returns exit code 1."""
+    logger.critical("%s", sentence)
+    return 1

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, nullcontext
+from importlib.metadata import version
 
 from starlette.applications import Starlette
 
+from headwater import logs
 from headwater.app import App
 from headwater.cli.application import app_option, load, node_of
 from headwater.cli.commands import Commands, command
@@ -33,6 +35,8 @@ from headwater.server.web import (
     stopping,
     url_of,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
@@ -68,6 +72,10 @@ def _serve(chosen: argparse.Namespace, settings: Settings) -> None:
 
 def _work(chosen: argparse.Namespace, settings: Settings) -> None:
     complete(_process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=False, work=True))
+
+
+SERVICES = (_serve, _work)
+"""Commands that run as services: they print nothing where the log is JSON, so that every line is a record."""
 
 
 @asynccontextmanager
@@ -110,10 +118,19 @@ async def _process(
 
         def started() -> None:
             ready()
-            print(_announcement(settings, url_of(listening), local=is_local(listening), serve=serve, work=work))
-            sys.stdout.flush()
+            url, local = url_of(listening), is_local(listening)
+            if not logs.is_json() or (serve and work):
+                print(_announcement(settings, url, local=local, serve=serve, work=work), flush=True)
+            _log_ready(url, local=local, serve=serve)
 
         await run(_server(node, listening, settings, serve=serve), listening, stop, started)
+
+
+def _log_ready(url: str, *, local: bool, serve: bool) -> None:
+    doing = "serves" if serve else "works"
+    logger.info("ready: Headwater %s %s; health: %s/health/ready", version("headwater"), doing, url)
+    if serve and not local:
+        logger.warning("every client that reaches %s may do everything: there are no permissions yet", url)
 
 
 def _server(node: Node, listening: socket.socket, settings: Settings, *, serve: bool) -> Server:

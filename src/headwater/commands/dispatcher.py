@@ -32,6 +32,7 @@ from headwater.eventstore.epoch import UNKNOWN, Epoch, MemoryOutdated
 from headwater.eventstore.log import Append, Appended, Log, Verdict
 from headwater.eventstore.snapshots import SnapshotStore
 from headwater.ids import is_internal, new_id
+from headwater.logs import HANDLED
 from headwater.postgres.database import PASSING
 
 ATTEMPTS = 30
@@ -227,6 +228,8 @@ class Dispatcher:
 
     async def _run(self, pending: _Pending, *, repeatable: bool) -> Accepted:
         """Execute a command. repeatable: it may have been sent before under the same id."""
+        origin = pending.origin
+        handled = HANDLED.set((origin.correlation_id or pending.command_id, origin.actor))
         try:
             if repeatable and (done := await self._done_before(pending)) is not None:
                 return await self._answer(pending, done)
@@ -240,6 +243,8 @@ class Dispatcher:
             if (fault := fault_of_refusal(refusal, pending.command)) is not None:
                 raise RuntimeError(fault) from refusal
             raise
+        finally:
+            HANDLED.reset(handled)
 
     async def _done_before(self, pending: _Pending) -> Appended | None:
         """Return the first result of a repeated command if it is in memory, or if its stream has commands on their way.

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ import asyncpg
 
 from headwater.consumers.checkpoint import Generation
 from headwater.eventstore.positions import Positions
+from headwater.logs import node_name
 from headwater.postgres import queries
 from headwater.postgres.database import FAILING, Connection, Database
 from headwater.supervisor import Supervisor
@@ -205,7 +204,7 @@ class Leases:
     async def _renew(self, connection: asyncpg.Connection) -> None:
         """One round: the heartbeat, and what follows from the rows."""
         fetch = partial(connection.fetch, timeout=self._lease)
-        await fetch(_SQL["heartbeat"], self.worker_id, process_name(), self._runs, self._lease)
+        await fetch(_SQL["heartbeat"], self.worker_id, node_name(), self._runs, self._lease)
         workers = {row["worker_id"]: frozenset(row["runs"]) for row in await fetch(_SQL["workers"])}
         units = {unit.key: unit for unit in map(Unit.of, await fetch(_SQL["units"]))}
         assigned = assign(list(units.values()), workers)
@@ -265,8 +264,3 @@ def _code(name: str, fingerprint: str) -> str:
 
 def _keys(units: Sequence[Unit]) -> tuple[list[str], list[int]]:
     return [unit.name for unit in units], [unit.generation for unit in units]
-
-
-def process_name() -> str:
-    """Return the name of this process as operators see it: host/pid."""
-    return f"{socket.gethostname()}/{os.getpid()}"

@@ -21,6 +21,7 @@ from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.reactor import Reactor
 from headwater.errors import ReactionFailed
+from headwater.logs import handling
 from headwater.telemetry import Progress
 
 REACTOR_LOOP = LoopSettings(batch=100, at_once=16)
@@ -50,7 +51,8 @@ class _ReactorHandler(EventHandler):
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                await self._reactor.react(event, self._reactor.key_for(event))
+                with handling(event.correlation_id, self._reactor.unit):
+                    await self._reactor.react(event, self._reactor.key_for(event))
         except TimeoutError as error:
             if not limit.expired():
                 raise ReactionFailed(error) from error

@@ -30,6 +30,7 @@ from headwater.consumers.dead_letters import described
 from headwater.domain.messages import Refusal
 from headwater.domain.schedule import Schedule
 from headwater.ids import internal_id
+from headwater.logs import handling
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
 from headwater.supervisor import backoff
@@ -169,7 +170,8 @@ class Scheduler:
         due = schedule.due(stored.after(schedule), now) if fault is None else fault.due
         if due is None:
             return False
-        outcome = await self._issue(schedule, due)
+        with handling(moment(schedule.name, due), f"schedule {schedule.name}"):
+            outcome = await self._issue(schedule, due)
         if outcome is None:
             return False
         self._faults.pop(schedule.name, None)

@@ -269,7 +269,7 @@ class Appender:
                 self._settle(waiting, _behind(waiting.append))
             raise ConnectionResetError("the log is in another epoch") from error
         except NOT_NOW as error:
-            logger.warning("PostgreSQL rejected an append for now (%s); %d commands failed", error, len(batch))
+            self._note_rejection(error, len(batch))
             self._writing = []
             for waiting in batch:
                 self._fail(waiting, Unavailable(Unavailable.__doc__))
@@ -287,6 +287,13 @@ class Appender:
         self._share = max(SMALL_BATCH, (len(batch) + len(self._queue) + 1) // 2)
         self._settle_batch(batch, answers)
 
+    def _note_rejection(self, error: BaseException, commands: int) -> None:
+        """Log that an append was rejected for now. A full disk rejects every one: the outage's lines count them."""
+        if self._database.outage.covers("appender", error):
+            self._database.outage.count("commands not written", commands)
+        else:
+            logger.warning("PostgreSQL rejected an append for now (%s); %d commands failed", error, commands)
+
     async def _write_singly(self, connection: asyncpg.Connection, error: Exception) -> None:
         """Write each command by itself after PostgreSQL rejected the whole call, so that only the faulty one fails."""
         if len(self._writing) > 1:
@@ -302,7 +309,8 @@ class Appender:
                     raise
                 except EpochEnded as ended:
                     raise ConnectionResetError("the log is in another epoch") from ended
-                except NOT_NOW:
+                except NOT_NOW as rejection:
+                    self._note_rejection(rejection, 1)
                     self._fail(first, Unavailable(Unavailable.__doc__))
                 except AT_FAULT as fault:
                     self._fail(first, fault)

@@ -16,6 +16,8 @@ from headwater.graphql.engine import Engine
 from headwater.graphql.media import preferred
 from headwater.graphql.request import BadRequest, GraphQLRequest, decode_json
 from headwater.graphql.result import Result, failed
+from headwater.ids import new_id
+from headwater.logs import handling
 
 JSON = "application/json"
 GRAPHQL = "application/graphql-response+json"
@@ -92,7 +94,8 @@ class GraphQLHTTP:
             return _json(HTTPStatus.INTERNAL_SERVER_ERROR, failed(error).json, media_type)
         operation = await self._read(request)
         self._require_runnable(request, operation)
-        result = await self._engine.execute(operation, context)
+        with handling(new_id()):
+            result = await self._engine.execute(operation, context)
         return _json(_status(result, media_type), result.json, media_type)
 
     async def _read(self, request: Request) -> GraphQLRequest:

@@ -20,7 +20,7 @@ def reading(is_logged: Callable[[str, BaseException], bool]) -> Iterator[None]:
 
     Raises:
         QueryTimedOut: a statement exceeded its timeout.
-        Unavailable: the database cannot be reached.
+        Unavailable: the database cannot be reached, or has no room, as with a full disk.
     """
     try:
         yield
@@ -30,3 +30,7 @@ def reading(is_logged: Callable[[str, BaseException], bool]) -> Iterator[None]:
         if not is_logged("reads", error):
             logger.warning("a read was answered UNAVAILABLE (%s)", str(error) or type(error).__name__)
         raise Unavailable("The database cannot be reached. Try again later.") from error
+    except asyncpg.InsufficientResourcesError as error:
+        if not is_logged("reads", error):
+            logger.warning("a read was answered UNAVAILABLE (%s)", error)
+        raise Unavailable("The database has no room to answer. Try again later.") from error

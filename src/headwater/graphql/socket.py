@@ -40,6 +40,8 @@ from headwater.graphql.frames import (
 )
 from headwater.graphql.request import GraphQLRequest
 from headwater.graphql.result import Result, failed
+from headwater.ids import new_id
+from headwater.logs import handling
 
 logger = logging.getLogger(__name__)
 
@@ -259,11 +261,12 @@ class Socket:
 
     async def _operate(self, operation: Operation, request: GraphQLRequest) -> None:
         try:
-            outcome = await self._begin(request)
-            if isinstance(outcome, Result):
-                await self._answer(operation, outcome)
-            else:
-                await self._relay(operation, outcome)
+            with handling(new_id()):
+                outcome = await self._begin(request)
+                if isinstance(outcome, Result):
+                    await self._answer(operation, outcome)
+                else:
+                    await self._relay(operation, outcome)
         finally:
             if self._is_current(operation):
                 del self._active[operation.id]

@@ -14,6 +14,7 @@ import asyncpg
 
 from headwater.clock import Clock, SystemClock
 from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
+from headwater.postgres.hosts import open_connection
 from headwater.postgres.outage import Outage
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -90,6 +91,9 @@ def _notice_silence(connection: Any) -> None:
 
 _NO_JIT = "set jit = off"
 """Every statement is short and repeated: compiling one costs more than it saves."""
+
+
+_OPEN: Any = open_connection  # the stubs want every option of asyncpg.connect by name
 
 
 def _greeting(name: str) -> dict[str, str]:
@@ -191,6 +195,7 @@ class Database:
             min_size=0,  # asyncpg logs a traceback for each attempt to restore a minimum
             max_size=self._pool_size,
             timeout=CONNECT_SECONDS,
+            connect=_OPEN,
             init=self._set_up_pooled,
             reset=_as_it_is,
             server_settings=_greeting("headwater"),
@@ -234,7 +239,7 @@ class Database:
 
     async def connect(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
         """Open a connection outside the pool, with the application name `headwater <name>`. The caller closes it."""
-        connection = await asyncpg.connect(self._dsn, timeout=seconds, server_settings=_greeting(f"headwater {name}"))
+        connection = await open_connection(self._dsn, timeout=seconds, server_settings=_greeting(f"headwater {name}"))
         await self._set_up(connection, _NO_JIT, seconds)
         return connection
 

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from headwater.errors import HeadwaterError
+from headwater.postgres.hosts import open_connection
 
 # Serializes deployments that migrate at the same time. The number is arbitrary, and used for nothing else.
 _LOCK = text("select pg_advisory_xact_lock(4811962031)")
@@ -35,7 +36,7 @@ async def migrate(dsn: str, folder: Path | None = None) -> None:
     """
     # asyncpg parses the DSN, so that every option means the same here as when serving.
     engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(dsn, timeout=10), poolclass=NullPool
+        "postgresql+asyncpg://", async_creator=lambda: open_connection(dsn), poolclass=NullPool
     )
     try:
         async with engine.begin() as connection:

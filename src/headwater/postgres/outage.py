@@ -9,20 +9,23 @@ of logging it. A failure alone does not prove an outage, since PostgreSQL may ha
                                                -> it cannot: log the begin -> away
     away -> connect, with backoff -> still not: log a line a minute
                                   -> PostgreSQL can be written: log the end -> usable
+
+A server that answers but has no room left, such as one with a full disk, is a `Shortage`, with the same lines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import asyncpg
 
 from headwater.clock import Clock
 from headwater.errors import OutcomeUnknown, Unavailable
+from headwater.postgres.shortage import Shortage
+from headwater.postgres.tally import LINE_EVERY, Tally, said, took
 from headwater.supervisor import backoff
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,9 @@ logger = logging.getLogger(__name__)
 PROBE_PAUSE = 1.0
 """The longest time between two attempts to connect, in seconds."""
 
-LINE_EVERY = timedelta(minutes=1)
+DRIVER = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Errors of the driver, which a fault in the code can cause: their traceback is logged. That of a connection which the
+server or the network has ended says nothing."""
 
 AFTERMATH_SECONDS = 30.0
 """For so long after an outage, a part may still find that the outage ended its connection. The longest backoff of the
@@ -55,8 +60,8 @@ class Outage:
         self._away = False
         self._over_at: float | None = None
         self._logged_at: dict[str, datetime] = {}
-        self._affected: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
+        self._tally = Tally()
+        self._shortage = Shortage(clock)
 
     def covers(self, part: str, error: BaseException) -> bool:
         """Report a failure. True if it is logged here, so that the part logs nothing; False for every other cause.
@@ -65,39 +70,59 @@ class Outage:
         """
         if not self._running:
             return False
-        if isinstance(error, Unavailable | OutcomeUnknown):
-            # What a dispatcher answers when the log is unreachable, and for other reasons: no reason to connect.
-            if not (self._away or self._failures or self._is_aftermath()):
-                return False
-        elif not isinstance(error, self._faults):
+        tally = self._tally_for(error)
+        if tally is None:
             return False
-        else:
+        tally.failures[part] += 1
+        if isinstance(error, self._faults):
             self._failures.setdefault(part, error)
             self._reported.set()
-        self._affected[part] += 1
+        elif tally is self._shortage.tally and not isinstance(error, Unavailable | OutcomeUnknown):
+            self._shortage.report(error)
         logger.debug("%s cannot use PostgreSQL: %r", part, error)
         return True
+
+    def _tally_for(self, error: BaseException) -> Tally | None:
+        """Return where a failure is counted; None if it is due neither to an outage nor to a shortage."""
+        if isinstance(error, self._faults):
+            return self._tally
+        if isinstance(error, asyncpg.InsufficientResourcesError):
+            return self._shortage.tally
+        if isinstance(error, Unavailable | OutcomeUnknown):
+            # What a dispatcher answers when the log cannot be written, and for other reasons: no reason to connect.
+            if self._away or self._failures or self._is_aftermath():
+                return self._tally
+            return self._shortage.tally if self._shortage.lasts else None
+        return None
 
     def count(self, what: str, number: int) -> bool:
         """Add to a number that the outage's lines show. True if there is an outage now; False if nothing was added."""
         if self._away:
-            self._counts[what] += number
-        return self._away
+            self._tally.numbers[what] += number
+        elif self._shortage.lasts:
+            self._shortage.tally.numbers[what] += number
+        return self._away or self._shortage.lasts
 
     async def run(self) -> None:
         """Look into what is reported, until cancelled. Runs under a supervisor."""
         self._running = True
         try:
-            while True:
-                await self._reported.wait()
-                reason = await self._try_to_connect()
-                if reason is None:
-                    self._log_single_failures()
-                else:
-                    await self._wait_for_an_answer(reason)
-                self._forget()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._look())
+                group.create_task(self._shortage.run())
         finally:
             self._running = False
+            self._forget()
+            self._shortage.forget()
+
+    async def _look(self) -> None:
+        while True:
+            await self._reported.wait()
+            reason = await self._try_to_connect()
+            if reason is None:
+                self._log_single_failures()
+            else:
+                await self._wait_for_an_answer(reason)
             self._forget()
 
     async def _try_to_connect(self) -> BaseException | None:
@@ -116,7 +141,7 @@ class Outage:
         self._away = True
         began = line = self._clock.now()
         logger.error(
-            "PostgreSQL is %s (%s); every part of this process tries again until it %s", state, _said(reason), over
+            "PostgreSQL is %s (%s); every part of this process tries again until it %s", state, said(reason), over
         )
         failures = 1
         while True:
@@ -129,11 +154,11 @@ class Outage:
             if now - line >= LINE_EVERY:
                 line = now
                 logger.error(
-                    "PostgreSQL has been %s for %s (%s); %s", state, _took(began, now), _said(again), self._effect()
+                    "PostgreSQL has been %s for %s (%s); %s", state, took(began, now), said(again), str(self._tally)
                 )
         self._away = False
         self._over_at = asyncio.get_running_loop().time()
-        logger.warning("PostgreSQL %s again after %s; %s", over, _took(began, now), self._effect())
+        logger.warning("PostgreSQL %s again after %s; %s", over, took(began, now), str(self._tally))
 
     def _log_single_failures(self) -> None:
         """PostgreSQL answers: log each failure as one of its own, at most once a minute for each part.
@@ -147,22 +172,20 @@ class Outage:
             if part in self._logged_at and now - self._logged_at[part] < LINE_EVERY:
                 continue
             self._logged_at[part] = now
-            logger.warning("%s failed, though PostgreSQL answers: %s", part, _said(error), exc_info=error)
+            logger.warning(
+                "%s failed, though PostgreSQL answers: %s",
+                *(part, said(error)),
+                exc_info=error if isinstance(error, DRIVER) else None,
+            )
 
     def _is_aftermath(self) -> bool:
         now = asyncio.get_running_loop().time()
         return self._over_at is not None and now - self._over_at < AFTERMATH_SECONDS
 
-    def _effect(self) -> str:
-        failures = [f"{part} ({number:,})" for part, number in sorted(self._affected.items())]
-        counts = [f"{what}: {number:,}" for what, number in sorted(self._counts.items()) if number]
-        return "; ".join([f"failures since: {', '.join(failures)}", *counts])
-
     def _forget(self) -> None:
         self._reported.clear()
         self._failures.clear()
-        self._affected.clear()
-        self._counts.clear()
+        self._tally.clear()
 
 
 def _states(reason: BaseException) -> tuple[str, str]:
@@ -170,12 +193,3 @@ def _states(reason: BaseException) -> tuple[str, str]:
     if isinstance(reason, asyncpg.ReadOnlySQLTransactionError):
         return "read-only", "can be written"
     return "unreachable", "answers"
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _took(began: datetime, now: datetime) -> str:
-    seconds = (now - began).total_seconds()
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

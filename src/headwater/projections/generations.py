@@ -23,6 +23,7 @@ from headwater.domain.read_model import AnyView
 from headwater.errors import HeadwaterError
 from headwater.postgres import queries
 from headwater.postgres.database import Connection, make_schema
+from headwater.postgres.hosts import open_connection
 from headwater.projections.tables import (
     SCHEMA,
     add_indexes,
@@ -81,7 +82,7 @@ def _enums(view: AnyView) -> dict[str, list[str]]:
 
 async def prepare_views(dsn: str, views: Sequence[AnyView]) -> None:
     """Create the read models' tables, and register the next generation where the declaration has changed."""
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await open_connection(dsn)
     try:
         for view in views:
             await prepare(connection, view)

@@ -36,6 +36,7 @@ from headwater.domain.saga_state import ForwardStep, Phase, SagaInstance, Step, 
 from headwater.errors import CommandIdReused
 from headwater.eventstore.epoch import MemoryOutdated
 from headwater.ids import internal_id
+from headwater.logs import HANDLED
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Database
 from headwater.sagas.instances import Changed, Conducted, Entry, Held, Instances, RecordIdTaken
@@ -158,6 +159,7 @@ class Steps:
 
     async def _run(self, held: Held) -> None:
         """Issue an instance's steps one after another, until none is left or its key is parked."""
+        HANDLED.set((held.instance.correlation_id, f"saga {self._saga.name}"))  # of this task, which ends with it
         passing = 0
         while (step := held.instance.current) is not None:
             key = held.instance.key
@@ -287,7 +289,7 @@ class Steps:
             )
             await self._conclude(held, record, step, internal_id(step.command_id, "confirmed"))
         if isinstance(step, UndoStep):
-            logger.info(
+            logger.debug(
                 "saga %s: %s, step %d, the undo %s, was accepted",
                 *(self._saga.name, instance.key, step.number, step.command),
             )

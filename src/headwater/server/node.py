@@ -28,7 +28,7 @@ from headwater.app import App
 from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
-from headwater.consumers.leases import Leases, Unit, process_name
+from headwater.consumers.leases import Leases, Unit
 from headwater.consumers.loop import CommandPath, Ports
 from headwater.consumers.standings import read_standings
 from headwater.eventstore.appender import Appender
@@ -41,6 +41,7 @@ from headwater.eventstore.positions import Positions
 from headwater.eventstore.snapshots import SnapshotStore
 from headwater.graphql.scope import ClientLimits, Serving
 from headwater.live.feed import Feed
+from headwater.logs import node_name
 from headwater.postgres.database import UNREACHABLE, Database
 from headwater.postgres.migrations import require_schema
 from headwater.projections.generations import adopt, prepare, renew
@@ -187,7 +188,7 @@ class Node:
         await self._stack.enter_async_context(self.supervisor)
         self.supervisor.start("outage", self.database.outage.run)
         self._start_doorbell()
-        lost = partial(self.positions.epochs.report_lost, self.database.pool, process_name())
+        lost = partial(self.positions.epochs.report_lost, self.database.pool, node_name())
         self.supervisor.start("lost positions", partial(lost, partial(self.supervisor.well, "lost positions")))
         if self.decides:
             self._start_commands()

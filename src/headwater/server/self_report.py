@@ -17,9 +17,9 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from headwater.consumers.leases import process_name
 from headwater.consumers.standings import recorded_at
 from headwater.eventstore.appender import AppendCounts
+from headwater.logs import node_name
 from headwater.postgres import queries
 from headwater.postgres.database import FAILING
 from headwater.supervisor import Supervisor, backoff, within
@@ -230,5 +230,5 @@ class SelfReports:
         await settle_ages(self._pool, self._telemetry)
         report = msgspec.json.encode(self._measures.report()).decode()
         await self._pool.execute(
-            _SQL["write"], self._process_id, process_name(), self._serves, MISSED * self._every, report
+            _SQL["write"], self._process_id, node_name(), self._serves, MISSED * self._every, report
         )

@@ -169,17 +169,28 @@ def server_of(
 
 @asynccontextmanager
 async def stopping() -> AsyncIterator[asyncio.Event]:
-    """Yield an event that SIGINT and SIGTERM set."""
+    """Yield an event that SIGINT and SIGTERM set. The log has a line when it is set, and one after the block."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
+    began = 0.0
+
+    def begin(name: str) -> None:
+        nonlocal began
+        if not stop.is_set():
+            began = loop.time()
+            logger.info("stopping: %s was received", name)
+            stop.set()
+
     for each in signals:
-        loop.add_signal_handler(each, stop.set)
+        loop.add_signal_handler(each, begin, each.name)
     try:
         yield stop
     finally:
         for each in signals:
             loop.remove_signal_handler(each)
+    if stop.is_set():
+        logger.info("stopped within %.1f s", loop.time() - began)
 
 
 def listen(settings: Settings) -> socket.socket:

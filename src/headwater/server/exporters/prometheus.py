@@ -28,6 +28,7 @@ from headwater.eventstore.snapshots import SnapshotCounts
 from headwater.projections.verify_invariants import CheckedInvariant, checked_invariants
 from headwater.sagas.operations import OPEN, SagaCount, counted, limits_of
 from headwater.sagas.steps import SagaCounts
+from headwater.server.exporters.process import process_metrics
 from headwater.server.node import NO_ANSWER, Node
 from headwater.server.self_report import settle_ages
 from headwater.supervisor import within
@@ -149,6 +150,7 @@ class _Collector(Collector):
         yield _outcomes("schedule_moments", "Due moments of schedules that this process handled.", schedules)
         if self._scrape.serving is not None:
             yield from _serving(self._scrape.serving)
+        yield from process_metrics()
 
     def describe(self) -> Iterable[Metric]:
         return ()
