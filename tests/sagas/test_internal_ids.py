@@ -11,8 +11,8 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from tests.graphql.test_operations import written
 from tests.support import works
+from tests.support.bank_api import written
 from tests.support.orders import place, record_types, seen
 from tests.support.waiting import until
 from tests.support.works import PlaceOrder, Worked, app, fulfilment
