@@ -1,6 +1,7 @@
 """The engine executes as Strawberry does, refuses invalid requests, and masks errors that are not public."""
 
 import asyncio
+import gc
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -137,6 +138,12 @@ class Subscription:
         async with aclosing(info.context.events()) as events:
             async for event in events:
                 yield event
+
+    @strawberry.subscription
+    async def dogs(self, info: strawberry.Info[Any, Any]) -> AsyncGenerator[list[Dog], None]:
+        async with aclosing(info.context.events()) as events:
+            async for event in events:
+                yield [Dog(name=f"Rex {event}")]
 
     @strawberry.subscription
     async def refused(self, account: int = 7) -> AsyncGenerator[int, None]:
@@ -400,6 +407,24 @@ async def test_a_source_that_refuses_ends_the_stream_with_its_public_error() -> 
     (last,) = [result async for result in results]
     assert not last.executed
     assert _json(last) == {"errors": [{"message": "Account 7 is closed.", "extensions": {"code": "CLOSED"}}]}
+
+
+async def test_a_subscription_keeps_nothing_of_the_events_that_it_has_sent() -> None:
+    source = Source()
+    results = await stream(
+        Engine(schema), "subscription { dogs { name ...Barking } } fragment Barking on Dog { barks }", source
+    )
+
+    async def objects_after(events: int) -> int:
+        for number in range(events):
+            source.items.put_nowait(number)
+            assert (await anext(results)).data == {"dogs": [{"name": f"Rex {number}", "barks": True}]}
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = await objects_after(events=100)
+    assert await objects_after(events=2_000) < before + 200
+    await results.aclose()
 
 
 async def test_subscribe_runs_queries_and_mutations_too() -> None:

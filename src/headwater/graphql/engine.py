@@ -12,8 +12,10 @@ from graphql.execution import (
     Executor,
     create_source_event_stream,
     execute_root_selection_set,
+    execute_subscription_event,
     map_source_to_response_event,
 )
+from graphql.pyutils import AwaitableOrValue
 from strawberry.execution import optimized_is_awaitable
 
 from headwater.graphql.documents import Document, Documents, Limits
@@ -159,12 +161,22 @@ async def _open_stream(executor: Executor[Any]) -> AsyncGenerator[Result, None] 
 
 
 async def _results(executor: Executor[Any], source: AsyncIterable[object]) -> AsyncGenerator[Result, None]:
-    async with aclosing(map_source_to_response_event(executor, source)) as responses:
+    async with aclosing(map_source_to_response_event(executor, source, _execute_event)) as responses:
         try:
             async for response in responses:
                 yield executed(response)
         except Exception as error:  # noqa: BLE001 - the same boundary: the source raised between two events
             yield failed(error)
+
+
+def _execute_event(executor: Executor[Any]) -> AwaitableOrValue[ExecutionResult]:
+    """Execute one event of a subscription.
+
+    In graphql-core 3.3.2 the executors of all events share one cache of sub-fields, whose keys belong to one event: it
+    would grow by 2 to 4 KB with each, of no use to the next. So each event gets a cache of its own.
+    """
+    executor._relevant_sub_fields = {}
+    return execute_subscription_event(executor)
 
 
 def _holds_too_much(variables: Mapping[str, object]) -> bool:
