@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import resource
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,6 +17,8 @@ from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from bank.accounts.domain import Deposit, OpenAccount
 from bank.main import app
@@ -70,6 +76,54 @@ async def node(dsn: str, *, serve: bool = True, work: bool = False, of: App = ap
     """Run a node of an app, by default the bank, in this process."""
     async with Node(of, Settings(), dsn, serve=serve, work=work) as running:
         yield running
+
+
+@dataclass
+class Serving:
+    """A server process. url: of its GraphQL endpoint."""
+
+    url: str
+    process_id: int
+
+    def memory(self) -> int:
+        """Return the bytes of memory that the process holds (Linux only)."""
+        pages = int(Path(f"/proc/{self.process_id}/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    def files(self) -> int:
+        """Return how many files and sockets the process has open (Linux only)."""
+        return len(list(Path(f"/proc/{self.process_id}/fd").iterdir()))
+
+
+@asynccontextmanager
+async def serving(dsn: str, **settings: str) -> AsyncIterator[Serving]:
+    """Run `headwater dev` on a database, in a process of its own. settings: environment variables."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headwater", "dev", "--app", "bank.main:app", "--port", "0"),
+        env=os.environ | {"DATABASE_URL": dsn} | settings,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async for line in process.stdout:
+            found = re.search(rb"ws(://\S+/graphql)", line)
+            if found:
+                yield Serving(f"http{found[1].decode()}", process.pid)
+                return
+        raise RuntimeError("the server did not start")
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def socket(url: str) -> AsyncIterator[ClientConnection]:
+    """Open an admitted socket of a GraphQL endpoint."""
+    protocol = Subprotocol("graphql-transport-ws")
+    async with connect(url.replace("http", "ws", 1), subprotocols=[protocol], compression=None) as connection:
+        await connection.send('{"type": "connection_init"}')
+        await connection.recv()
+        yield connection
 
 
 async def open_accounts(running: Node, count: int) -> list[UUID]:

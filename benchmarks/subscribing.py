@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.typing import Subprotocol
+from websockets.asyncio.client import ClientConnection
 
-from benchmarks.ground import Figure, create
+from benchmarks.ground import Figure, create, serving, socket
 from headwater.ids import new_id
 from headwater.postgres.embedded import EmbeddedPostgres
 
@@ -33,9 +29,9 @@ async def run(postgres: EmbeddedPostgres) -> Iterator[Figure]:
     """Send one deposit at a time, watched by 1 and by 100 clients."""
     dsn = await create(postgres, "subscribing")
     figures = []
-    async with _server(dsn) as url:
+    async with serving(dsn) as server:
         for clients in CLIENTS:
-            waits = sorted(await _waits(url, clients))
+            waits = sorted(await _waits(server.url, clients))
             median, p99 = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
             value = f"median {median * 1000:.1f} ms"
             figures.append(Figure(f"commit to subscriber, {clients} clients", value, f"p99 {p99 * 1000:.1f} ms"))
@@ -46,9 +42,9 @@ async def _waits(url: str, clients: int) -> list[float]:
     """Return seconds from the mutation's answer to each client's change; negative when the change arrived first."""
     account = str(new_id())
     async with AsyncExitStack() as stack:
-        writer = await stack.enter_async_context(_socket(url))
+        writer = await stack.enter_async_context(socket(url))
         await _ask(writer, OPEN, account)
-        watchers = [await stack.enter_async_context(_socket(url)) for _ in range(clients)]
+        watchers = [await stack.enter_async_context(socket(url)) for _ in range(clients)]
         for watcher in watchers:
             await _send(watcher, WATCH, account)
             await watcher.recv()
@@ -77,32 +73,3 @@ async def _ask(socket: ClientConnection, query: str, account: str) -> None:
 async def _send(socket: ClientConnection, query: str, account: str) -> None:
     payload: dict[str, Any] = {"query": query, "variables": {"a": account}}
     await socket.send(json.dumps({"type": "subscribe", "id": "1", "payload": payload}))
-
-
-@asynccontextmanager
-async def _socket(url: str) -> AsyncIterator[ClientConnection]:
-    async with connect(url, subprotocols=[Subprotocol("graphql-transport-ws")], compression=None) as socket:
-        await socket.send('{"type": "connection_init"}')
-        await socket.recv()
-        yield socket
-
-
-@asynccontextmanager
-async def _server(dsn: str) -> AsyncIterator[str]:
-    """Run `headwater dev` on a database, in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headwater", "dev", "--app", "bank.main:app", "--port", "0"),
-        env=os.environ | {"DATABASE_URL": dsn},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        async for line in process.stdout:
-            found = re.search(rb"(ws://\S+/graphql)", line)
-            if found:
-                yield found[1].decode()
-                return
-        raise RuntimeError("the server did not start")
-    finally:
-        process.terminate()
-        await process.wait()
