@@ -3,15 +3,11 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
+from tests.support.listening import Uvicorn, listening
 from tests.support.sockets import PATIENCE, PROTOCOL, Server, answer, soon
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -21,43 +17,6 @@ from headwater.graphql.frames import CloseCode
 from headwater.server.web import LARGEST_FRAME
 
 # -- over a real server
-
-
-class Uvicorn(uvicorn.Server):
-    """A uvicorn server with a signal when it is ready. On shutdown it closes the sockets of GraphQL first."""
-
-    def __init__(self, server: Server) -> None:
-        app = Starlette(routes=[WebSocketRoute("/graphql", server.endpoint)])
-        config = uvicorn.Config(
-            app, port=0, log_level="warning", lifespan="off", ws_max_size=256 * 1024, ws_per_message_deflate=False
-        )
-        super().__init__(config)
-        self._endpoint = server.endpoint
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    async def shutdown(self, sockets: Any = None) -> None:
-        await self._endpoint.close_all()
-        await super().shutdown(sockets)
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.servers[0].sockets[0].getsockname()[1]}"
-
-
-@asynccontextmanager
-async def listening(server: Server) -> AsyncIterator[Uvicorn]:
-    running = Uvicorn(server)
-    task = asyncio.create_task(running.serve())
-    await soon(running.ready)
-    try:
-        yield running
-    finally:
-        running.should_exit = True
-        await task
 
 
 def dial(running: Uvicorn, *protocols: str, origin: str | None = None) -> connect:

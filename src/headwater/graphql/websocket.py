@@ -32,7 +32,8 @@ class GraphQLSocket:
     Run uvicorn with `ws_max_size=256 * 1024, ws_per_message_deflate=False`: only the server can refuse a frame before
     it is in memory, and compression costs 50 KiB a socket and lets a small frame expand to a large one. On shutdown
     uvicorn sends 1012 itself and ends the lifespan only afterwards, so await `close_all` before (in a subclass of
-    its `Server`). A socket whose client does not read is abandoned; uvicorn drops its last bytes.
+    its `Server`). Its own protocol class keeps the connection of a client that never reads; `DrainedSocket` of
+    `headwater.server.slow_reader` ends it.
     """
 
     def __init__(

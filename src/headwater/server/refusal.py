@@ -8,10 +8,11 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from headwater.server.slow_reader import DrainedHTTP
 
 
-class Refusing(HttpToolsProtocol):
+class Refusing(DrainedHTTP):
     """The HTTP protocol of one client, with refusals that no client can take for the answer to another request.
 
     uvicorn writes a refusal at once: before the answers to earlier requests of the connection, or after the answer to
