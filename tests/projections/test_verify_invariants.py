@@ -148,6 +148,14 @@ async def test_invariants_share_one_pass_over_the_log(database: Database) -> Non
     assert log.starts == [0]
 
 
+async def test_a_key_without_a_state_takes_no_memory(database: Database) -> None:
+    """So one pass is enough, though each pass keeps two keys at most."""
+    await log_of(database, *(each for n in range(9) for each in (filled(box(n), 1), Emptied(box_id=box(n)))))
+    log = WatchedLog(database.pool, app.domain.codec)
+    (report,) = await verified(database, log, emptying, states=1)
+    assert (report.events, report.found, log.starts) == (18, 0, [0])
+
+
 async def test_a_key_gathers_events_of_several_streams(database: Database) -> None:
     one, other = uuid4(), uuid4()
     of_owner = Invariant("of_owner", over=Filled, holds=counts_on, key=lambda event: event.owner_id)
