@@ -22,7 +22,7 @@ from headwater import Command, Consulted, Decider, Event, Refusal, Seen
 
 
 class TransferStatus(Enum):
-    """How far a transfer has come. COMPLETED, REFUSED (no money moved) and REFUNDED (it came back) are for good."""
+    """How far a transfer has come. COMPLETED, REFUSED (no money moved) and REFUNDED (it came back) are final."""
 
     REQUESTED = "REQUESTED"
     WITHDRAWN = "WITHDRAWN"
@@ -48,7 +48,7 @@ class TransferCannotMove(Refusal):
 
 
 class RequestTransfer(Command, creates=True, refuses=[AlreadyExists, SameAccount, AccountNotFound]):
-    """Ask for money to go from one account to another, in the currency of the first. How it ends is its status."""
+    """Request a transfer from one account to another, in the currency of the first. Its status shows how it ends."""
 
     transfer_id: UUID
     from_account_id: UUID

@@ -34,7 +34,7 @@ class AlreadyExists(Refusal):
 
 
 class RegisterUser(Command, creates=True, refuses=[EmailTaken, AlreadyExists]):
-    """Register a user under an e-mail address that nobody else has."""
+    """Register a user under an e-mail address that no other user has."""
 
     user_id: UUID
     email: Email
@@ -42,7 +42,7 @@ class RegisterUser(Command, creates=True, refuses=[EmailTaken, AlreadyExists]):
 
 
 class ChangeEmail(Command, refuses=[UserNotFound, EmailTaken]):
-    """Give a user another e-mail address that nobody else has."""
+    """Give a user another e-mail address that no other user has."""
 
     user_id: UUID
     email: Email
