@@ -83,9 +83,9 @@ _Decision: TypeAlias = tuple[Sequence[Event], list[Take | Release], object]
 class _Pending(msgspec.Struct, gc=False):
     """A command on its way through the dispatcher.
 
-    arrived: the tick of its arrival; see `stream_cache`. own: Headwater itself issues it, so that an earlier command
-    with its id is its first run only if that had the same origin. epoch: the only one of the log in which it may be
-    decided; None for any.
+    arrived: the tick of its arrival; see `stream_cache`. own: Headwater itself issues it. Then an earlier command with
+    its id counts as its first run only if both have the same origin. epoch: the only epoch of the log in which it may
+    be decided; None for any.
     """
 
     decider: AnyDecider
@@ -124,9 +124,9 @@ class _Pending(msgspec.Struct, gc=False):
         return events, claims, state
 
     def refuse(self, appended: Appended, version: int) -> None:
-        """Raise the refusal of a verdict that another decision cannot change.
+        """Raise the refusal that follows from a verdict, if there is one. Else the command has to be decided again.
 
-        version: of the stream, that the command was decided on.
+        version: of the stream on which the command was decided.
         """
         if appended.verdict is Verdict.TAKEN:
             assert appended.blocker is not None

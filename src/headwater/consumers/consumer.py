@@ -98,7 +98,7 @@ class EventHandler(ABC):
 
 
 async def outlast(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until no passing fault of the database interferes, with a growing pause, and return the result."""
+    """Call a function, again after each passing fault of the database, and return its result. The pauses grow."""
     failures = 0
     while True:
         try:

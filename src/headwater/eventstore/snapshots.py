@@ -1,4 +1,4 @@
-"""Kept states of long streams, so that a new process does not read a stream from its start.
+"""Stored states of long streams, so that a new process does not read a stream from its start.
 
 A snapshot is a shortcut and never the truth. Snapshots are taken in the background, and no command waits for one. A
 missing or unusable snapshot costs the time to read the stream. A snapshot is used only if it has the decider's

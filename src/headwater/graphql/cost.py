@@ -35,8 +35,8 @@ from headwater.graphql.introspection import ROOTS, ListLengths, has_one_owner, s
 CODE = "OPERATION_TOO_EXPENSIVE"
 
 MOST_LEVELS = 100
-"""Nested selection sets that are followed, those of fragments counted. Deeper than any allowed depth, and shallow
-enough for Python's stack."""
+"""Nested selection sets that are followed at most, counting those of fragments. It is more than any allowed depth, and
+few enough for Python's stack."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ from graphql.validation.validate import ValidationAbortedError
 from headwater.graphql.cost import CODE
 
 MOST_MERGED = 10_000
-"""Selections and argument values that may be merged for one document, those of a fragment wherever it is spread."""
+"""Selections and argument values that may be merged for one document. Those of a fragment count each time that it is
+spread."""
 
 MOST_QUOTED = 20_000
 """Characters that the errors about literals may have together."""
@@ -114,7 +115,7 @@ class Merging:
         """Yield the conflicts among the fields of one selection set, and below them.
 
         shapes: compare the types of fields, which must agree even for different parents. calls: compare their names and
-        arguments, which must agree for parents that one object can have at a time.
+        arguments, which must agree if one object can have both parents.
         """
         for name, group in _by_response_name(fields).items():
             if len(group) == 1 and group[0].node.selection_set is None:
@@ -223,7 +224,8 @@ def _by_response_name(fields: Iterable[_Field]) -> dict[str, list[_Field]]:
 
 
 def _by_parent(group: list[_Field]) -> list[list[_Field]]:
-    """Return the fields that one object can have: those of an object type with those of interfaces and unions."""
+    """Return groups of fields that one object can have: the fields of each object type, with those of all interfaces
+    and unions."""
     first = group[0].parent
     if all(each.parent is first for each in group):
         return [group]

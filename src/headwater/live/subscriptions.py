@@ -49,8 +49,8 @@ class Message:
     """One message of a subscription.
 
     The client drops all rows when `reset` is true, then stores `upserted` by key, then drops `removed`. It resumes
-    after `position`, which is 0 in all parts of a split message but the last: until then its rows are complete to no
-    position.
+    after `position`. In all parts of a split message but the last that is 0: until it has the last part, its rows are
+    not those of any position.
 
     reason: of the reset. epoch: that of the log in which the position is.
     """

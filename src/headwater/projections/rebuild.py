@@ -287,8 +287,8 @@ class _Build(Generic[M]):
                 await self._suspect(rejection)
 
     async def _fold_on(self, upto: int, pause: float = 0.0) -> None:
-        """Fold up to a position in large writes, with a pause between them. There is no pause after the last write, in
-        which the log could grow by more than the swap may fold."""
+        """Fold up to a position in large writes, with a pause between them. There is no pause after the last write,
+        because the log could grow meanwhile by more than the swap may fold."""
         reading = self._log.stream(self._reading, self._position, upto, types=self._folder.types)
         async with aclosing(reading):  # ends the fetch of the next page before the connection is used again
             async for reached, events in reading:

@@ -83,7 +83,7 @@ async def _home(request: Request) -> Response:
 
 
 class Web:
-    """A serving node as an ASGI application (`app`), with the farewell that it needs before a shutdown."""
+    """A serving node as an ASGI application (`app`). `farewell` must be called before a shutdown."""
 
     def __init__(self, node: Node) -> None:
         def scope(connection: HTTPConnection, init: Mapping[str, object] | None) -> Scope:
