@@ -28,6 +28,9 @@ from headwater.server.node import Node
 
 _names = itertools.count(1)
 
+INSTALLED = os.environ.get("TEST_POSTGRES")
+"""The folder of the programs of another PostgreSQL than the embedded one, such as /usr/lib/postgresql/15/bin."""
+
 MEMORY = Path("/dev/shm")
 ENOUGH = 4 * 2**30
 """The bytes that must be free in MEMORY: more than twice what the suite's servers use."""
@@ -57,7 +60,8 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     """
     options = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
     options |= {"max_connections": "200", "max_prepared_transactions": "10"}
-    with embedded.temporary(options=options, within=memory()) as server:
+    installed = Path(INSTALLED) if INSTALLED else None
+    with embedded.temporary(options=options, within=memory(), installed=installed) as server:
         yield server
 
 

@@ -1,4 +1,4 @@
--- The schema of Headwater: the log, then everything that is derived from it. Requires PostgreSQL 18 (uuidv7).
+-- The schema of Headwater: the log, then everything that is derived from it. Requires PostgreSQL 15.
 -- Tables first, functions at the end. Names that are compared or indexed are collated "C": by bytes, and faster.
 
 create schema headwater;
@@ -401,6 +401,21 @@ create trigger append_only before update or delete or truncate on headwater.even
   for each statement execute function headwater.refuse_change();
 -- ALWAYS: also where session_replication_role switches ordinary triggers off.
 alter table headwater.events enable always trigger append_only;
+
+
+-- From version 18 on, PostgreSQL has uuidv7() itself. Functions find that one first: pg_catalog precedes their search_path.
+do $do$
+begin
+  if to_regprocedure('pg_catalog.uuidv7()') is null then
+    -- RFC 9562, version 7: milliseconds in 48 bits, their fraction in 12 (section 6.2, method 3), then 62 random bits.
+    -- The microseconds are divided so that one number has the first two parts; the digit of the version goes between them.
+    create function headwater.uuidv7() returns uuid language sql volatile parallel safe
+    return overlay(
+      lpad(to_hex((extract(epoch from clock_timestamp()) * 1000000)::bigint * 512 / 125), 15, '0')
+      || right(gen_random_uuid()::text, 17) placing '7' from 13 for 0)::uuid;
+    comment on function headwater.uuidv7() is 'A time-ordered UUID, where PostgreSQL itself has no such function.';
+  end if;
+end $do$;
 
 
 create function headwater.timeline_now() returns text language sql volatile as $$

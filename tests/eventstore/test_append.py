@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 from typing import Any
-from uuid import UUID
+from uuid import RFC_4122, UUID
 
 import asyncpg
 import pytest
@@ -135,6 +136,17 @@ _examples = count(1)
 @example(calls=[[Draft(0, 0, claims=((True, "a"), (False, "a")))], [Draft(1, 1, claims=((True, "a"),))]])
 @example(calls=[[Draft(0, 0, expected=1)], [Draft(1, 0, expected=RIGHT)]])
 @example(calls=[[Draft(0, 0, claims=((False, "a"), (True, "a"), (False, "a"), (True, "a")))]])
+async def test_ids_of_events_sort_by_their_time(connection: asyncpg.Connection) -> None:
+    """PostgreSQL makes them, or before version 18 the function of the schema."""
+    await connection.execute("set search_path = headwater")
+    before = time.time_ns() // 1_000_000
+    ids: list[UUID] = [await connection.fetchval("select uuidv7()") for _ in range(500)]
+    after = time.time_ns() // 1_000_000
+    assert {(each.version, each.variant) for each in ids} == {(7, RFC_4122)}
+    assert ids == sorted(set(ids))
+    assert before <= ids[0].int >> 80 <= ids[-1].int >> 80 <= after
+
+
 async def test_verdicts_log_and_claims_equal_those_of_the_model(
     connection: asyncpg.Connection, calls: list[list[Draft]]
 ) -> None:
@@ -386,7 +398,9 @@ async def _fill(connection: asyncpg.Connection, events: int) -> None:
     for _ in range(events // 1000):
         await append(connection, [_deposit(new_id(), expected=NEW, events=2) for _ in range(500)])
     await connection.execute(
-        "insert into headwater.claims select 'email', uuidv7()::text, uuidv7() from generate_series(1, $1)", events
+        "insert into headwater.claims"
+        " select 'email', gen_random_uuid()::text, gen_random_uuid() from generate_series(1, $1)",
+        events,
     )
     await connection.execute("analyze headwater.events, headwater.commands, headwater.claims")
 

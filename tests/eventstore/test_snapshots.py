@@ -233,7 +233,7 @@ WRONG = {
         "the stream lacks the event of version 999 that it was taken after",
     ),
     "after another event": (
-        "update headwater.snapshots set event_id = uuidv7()",
+        "update headwater.snapshots set event_id = gen_random_uuid()",
         "the stream lacks the event of version 20 that it was taken after",
     ),
     "with another text": (

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from tests.conftest import INSTALLED
 
 from bank.main import app as bank
 from bank.users.domain import RegisterUser
@@ -45,6 +46,7 @@ def later(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.skipif(INSTALLED is not None, reason="schema.sql is what the embedded PostgreSQL dumps")
 async def test_schema_sql_is_the_schema_that_the_migrations_make(postgres: EmbeddedPostgres, blank_dsn: str) -> None:
     await migrate(blank_dsn)
     name = urlsplit(blank_dsn).path.removeprefix("/")

@@ -348,7 +348,7 @@ async def test_initial_rows_are_read_in_parts(table: Table) -> None:
 async def test_a_part_of_the_initial_rows_is_found_by_the_index_on_the_position(table: Table) -> None:
     await table.pool.execute(
         "insert into read.sample_1 (sample_id, amount, removed, complete_to, position) "
-        "select uuidv7(), 0, false, 0, n from generate_series(1, 20000) n"
+        "select gen_random_uuid(), 0, false, 0, n from generate_series(1, 20000) n"
     )
     await table.pool.execute("analyze")
     live = await read_live_columns(table.pool, view)
@@ -433,10 +433,10 @@ async def test_changes_are_found_by_their_index_and_the_tombstones_are_read_once
     """So each page of a replay costs the same, whatever the size of the table and the number of tombstones."""
     await table.pool.execute(
         "insert into read.sample_1 (sample_id, amount, removed, complete_to, position) "
-        "select uuidv7(), 0, false, 0, n from generate_series(1, 20000) n"
+        "select gen_random_uuid(), 0, false, 0, n from generate_series(1, 20000) n"
     )
     await table.pool.execute(
-        "insert into headwater.tombstones select 'Sample', 1, uuidv7(), n from generate_series(1, 2000) n"
+        "insert into headwater.tombstones select 'Sample', 1, gen_random_uuid(), n from generate_series(1, 2000) n"
     )
     await table.pool.execute("analyze")
     query = changes_sql(await read_live_columns(table.pool, view))

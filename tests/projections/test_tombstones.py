@@ -96,7 +96,7 @@ async def test_more_tombstones_than_one_transaction_prunes_are_all_pruned(
 ) -> None:
     node = await start(things_app)
     await connection.execute(
-        "insert into headwater.tombstones select 'Tally', 1, uuidv7(), n from generate_series(1, 25000) n"
+        "insert into headwater.tombstones select 'Tally', 1, gen_random_uuid(), n from generate_series(1, 25000) n"
     )
     assert await Tombstones(node.database, seconds=0).prune() == 25_000
     assert await connection.fetchval("select count(*) from headwater.tombstones") == 0

@@ -71,6 +71,7 @@ def start(
     options: Mapping[str, str] = NO_OPTIONS,
     wait: float = 120,
     report: Report = lambda step: None,
+    installed: Path | None = None,
 ) -> EmbeddedPostgres:
     """Start the server of a data directory, or find it running, and return when it answers.
 
@@ -79,6 +80,7 @@ def start(
     wait: seconds until the start is given up; the recovery after a crash may need many.
     report: called with each step that takes time, when it begins: "starting PostgreSQL". It may be called from the
     thread that runs this function.
+    installed: the folder of the programs of another PostgreSQL, for tests of other versions.
 
     Raises:
         EmbeddedError: the server does not start; the message ends with the last lines of its log, if there is one.
@@ -89,7 +91,7 @@ def start(
         make_data(data)
         account = account_for(data / "postgres")
         with locked(data / "lock"):
-            home = home_of(data, account, report)
+            home = home_of(data, account, report, installed)
             try:
                 found = bring_up(home, arguments(home.socket, options), deadline, report)
             except EmbeddedError:
@@ -131,15 +133,17 @@ def arguments(socket: Path, options: Mapping[str, str]) -> list[str]:
 
 
 @contextmanager
-def temporary(*, options: Mapping[str, str] = NO_OPTIONS, within: Path | None = None) -> Iterator[EmbeddedPostgres]:
+def temporary(
+    *, options: Mapping[str, str] = NO_OPTIONS, within: Path | None = None, installed: Path | None = None
+) -> Iterator[EmbeddedPostgres]:
     """Run a server for tests. It does not wait for the disk, and leaving the context removes all of its files.
 
-    within: the folder of its data; None takes the system's folder for temporary files.
+    within: the folder of its data; None takes the system's folder for temporary files. installed: see `start`.
     """
     data = Path(tempfile.mkdtemp(prefix="headwater-data-", dir=within)).resolve()
     try:
         data.chmod(0o711)
-        server = start(data, options={"fsync": "off", **options})
+        server = start(data, options={"fsync": "off", **options}, installed=installed)
         try:
             yield server
         finally:

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from headwater.postgres.embedded.errors import EmbeddedError
 ROOTS_PLACE = Path("/var/lib/headwater")  # files of a server that root starts, where its system user has access
 SUPERUSER = "postgres"
 PORT = 5432  # only a part of the socket's name; always passed, since PGPORT applies otherwise
+PACKAGES_LANGUAGE = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+SYSTEMS_LANGUAGE = ("--locale=C.UTF-8",)  # the same rules: PostgreSQL has them built in from version 17 on
 LONGEST_SOCKET = 103  # bytes; 107 on Linux, 103 on macOS
 
 Report: TypeAlias = Callable[[str], None]
@@ -43,10 +45,14 @@ class Home:
         return self.socket / f".s.PGSQL.{PORT}.lock"
 
 
-def home_of(data: Path, account: Account, report: Report) -> Home:
-    """Return the places of the server of a data directory. Create those that are missing."""
-    binaries = binaries_for(account, package(), report)
-    cluster = cluster_of(data, account, binaries, report)
+def home_of(data: Path, account: Account, report: Report, installed: Path | None = None) -> Home:
+    """Return the places of the server of a data directory. Create those that are missing.
+
+    installed: the folder of the programs of another PostgreSQL than the package's.
+    """
+    binaries = installed or binaries_for(account, package(), report)
+    language = PACKAGES_LANGUAGE if installed is None else SYSTEMS_LANGUAGE
+    cluster = cluster_of(data, account, binaries, language, report)
     return Home(account, binaries, cluster, socket_folder(cluster, account))
 
 
@@ -98,16 +104,16 @@ def copy_package(package: Path, copy: Path) -> None:
             whole.rename(copy)
 
 
-def cluster_of(data: Path, account: Account, binaries: Path, report: Report) -> Path:
+def cluster_of(data: Path, account: Account, binaries: Path, language: Sequence[str], report: Report) -> Path:
     """Return PostgreSQL's data directory. Create a missing one: in `data`, or where the account has access."""
     cluster = data / "postgres"
     if not cluster.exists():
         report(f"creating the database in {cluster}")
         if account.reaches(data):
-            make_cluster(cluster, account, binaries)
+            make_cluster(cluster, account, binaries, language)
         else:
             elsewhere = place_elsewhere(data) / "postgres"
-            make_cluster(elsewhere, account, binaries)
+            make_cluster(elsewhere, account, binaries, language)
             cluster.unlink(missing_ok=True)  # a link to a folder that was removed
             cluster.symlink_to(elsewhere)
     cluster = cluster.resolve()
@@ -132,15 +138,15 @@ def make_roots_place() -> None:
         ROOTS_PLACE.chmod(0o755)  # whatever the umask
 
 
-def make_cluster(cluster: Path, account: Account, binaries: Path) -> None:
-    """Create a database cluster. It has another name until it is complete."""
+def make_cluster(cluster: Path, account: Account, binaries: Path, language: Sequence[str]) -> None:
+    """Create a database cluster. It has another name until it is complete. language: initdb's options of the locale."""
     unfinished = cluster.with_name("postgres.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
     account.make(unfinished)
-    language = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
     identity = (f"--username={SUPERUSER}", "--auth=trust")  # only this user can enter the folder of the socket
-    done = account.run([binaries / "initdb", "-D", unfinished, *identity, *language, "--no-instructions"])
+    options = (*identity, "--encoding=UTF8", *language, "--no-instructions")
+    done = account.run([binaries / "initdb", "-D", unfinished, *options])
     if done.returncode != 0:
         raise EmbeddedError(f"the database could not be created in {cluster}:\n{done.stdout}{done.stderr}".rstrip())
     unfinished.rename(cluster)
