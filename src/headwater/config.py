@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from ipaddress import IPv6Address
 from math import isfinite
 from pathlib import Path
@@ -25,6 +26,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="URL of the PostgreSQL database. If it is not set, `headwater dev` starts a PostgreSQL of its"
             " own, and the other commands use that one while it runs."
+        ),
+    ] = None
+    listen_url: Annotated[
+        str | None,
+        Meta(
+            description="URL of the same database without a pooler, if `DATABASE_URL` is that of a pooler in"
+            " transaction mode. LISTEN, rebuilds, `headwater migrate` and the other commands of the operator use it."
         ),
     ] = None
     data: Annotated[
@@ -143,11 +151,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"HEADWATER_DEFAULT_PAGE is {settings.default_page}, more than HEADWATER_MAX_PAGE,"
                 f" which is {settings.max_page}: lower the first or raise the second"
             )
+        if settings.listen_url is not None and settings.database_url is None:
+            raise SettingsError(
+                "HEADWATER_LISTEN_URL is set and DATABASE_URL is not: set it to the pooler's URL of the same database"
+            )
         return settings
 
     def __repr__(self) -> str:
-        """Return the settings without the database's URL: they are logged, and the URL may hold a password."""
-        values = msgspec.structs.asdict(self) | {"database_url": self.database_url and "***"}
+        """Return the settings without the database's URLs: they are logged, and a URL may hold a password."""
+        values = msgspec.structs.asdict(self)
+        values |= {name: values[name] and "***" for name in URLS}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
@@ -158,6 +171,8 @@ def variable(field: str) -> str:
 TYPES: Mapping[str, Any] = get_type_hints(Settings, include_extras=True)
 ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[([^\]]+)\])(?::([0-9]+))?")
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+URLS = ("database_url", "listen_url")
+"""The settings that may hold a password."""
 VARIABLES: Mapping[str, str] = {variable(field): field for field in Settings.__struct_fields__}
 DEFAULTS: Mapping[str, Any] = msgspec.structs.asdict(Settings())
 
@@ -212,7 +227,7 @@ def is_ipv6(text: str) -> bool:
     return True
 
 
-def database_url(text: str) -> str:
+def database_url(name: str, text: str) -> str:
     scheme, _, rest = text.partition("://")
     if scheme not in ("postgresql", "postgres") or not rest:
         raise ValueError("not a URL of PostgreSQL")
@@ -221,13 +236,11 @@ def database_url(text: str) -> str:
     query = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     if not all(map(is_port, (*ports_of(parts.netloc), *query.get("port", "5432").split(",")))):
         raise SettingsError(
-            "DATABASE_URL: its port must be a number from 1 to 65535; if what stands there is part of the password,"
+            f"{name}: its port must be a number from 1 to 65535; if what stands there is part of the password,"
             " write / as %2F, @ as %40, : as %3A, ? as %3F and # as %23 in the password"
         )
     if query.get("sslmode", SSL_MODES[0]) not in SSL_MODES:
-        raise SettingsError(
-            f"DATABASE_URL: its sslmode is {query['sslmode']!r}; it must be one of {', '.join(SSL_MODES)}"
-        )
+        raise SettingsError(f"{name}: its sslmode is {query['sslmode']!r}; it must be one of {', '.join(SSL_MODES)}")
     return url
 
 
@@ -254,7 +267,7 @@ def path(wanted: type, text: object) -> Path:
 
 READERS: Mapping[str, Callable[[str], object]] = {
     "allowed_origins": origins,
-    "database_url": database_url,
+    **{field: partial(database_url, variable(field)) for field in URLS},
     "log_format": str.lower,
     "log_level": str.lower,
     "statement_timeout_seconds": statement_timeout,
@@ -266,14 +279,14 @@ READERS: Mapping[str, Callable[[str], object]] = {
 WORDS: Mapping[str, str] = {
     "allowed_origins": "a list such as https://one.example,https://two.example:8443",
     "data": "a path",
-    "database_url": "a URL such as postgresql://user:password@host:5432/database",
+    **dict.fromkeys(URLS, "a URL such as postgresql://user:password@host:5432/database"),
     "host": "an address or a name",
 }
 
 
 def described(field: str, text: str) -> str:
     """Describe the given value, leaving out the part that may hold a password."""
-    if field != "database_url":
+    if field not in URLS:
         return f"is {text!r}"
     scheme, separator, _ = text.partition("://")
     return f"begins with {scheme}://" if separator else "is not a URL"
@@ -282,7 +295,7 @@ def described(field: str, text: str) -> str:
 def advice(field: str, text: str) -> str:
     if text.startswith("tcp://"):
         return "Kubernetes sets it for a service named headwater; set `enableServiceLinks: false` in the pod"
-    if field == "database_url" and text.startswith("postgresql+"):
+    if field in URLS and text.startswith("postgresql+"):
         return "write postgresql:// without a driver"
     default = default_of(field)
     return f"it must be {values_of(field)}" + (f"; the default is {default}" if default else "")

@@ -256,10 +256,26 @@ def test_a_database_url_that_the_driver_rejects_is_a_settings_error_not_an_outag
         asyncio.run(asyncpg.connect("postgresql://host/bank?target_session_attrs=bogus"))
 
 
-def test_the_repr_of_settings_hides_the_database_url() -> None:
-    settings = Settings.from_environment({"DATABASE_URL": "postgresql://me:sec%2Fxyz@db/bank"})
+def test_the_url_for_listen_is_checked_as_the_database_url_is() -> None:
+    pooled = {"DATABASE_URL": "postgresql://pooler:6432/bank"}
+    listening = pooled | {"HEADWATER_LISTEN_URL": "postgres://me:secret@db/bank"}
+    assert Settings.from_environment(listening).listen_url == "postgresql://me:secret@db/bank"
+    with pytest.raises(SettingsError, match=r"^HEADWATER_LISTEN_URL begins with mysql://: it must be a URL such as"):
+        Settings.from_environment(pooled | {"HEADWATER_LISTEN_URL": "mysql://me:secret@db/bank"})
+    with pytest.raises(SettingsError, match=r"^HEADWATER_LISTEN_URL: its port must be a number"):
+        Settings.from_environment(pooled | {"HEADWATER_LISTEN_URL": "postgresql://me:sec/ret@db/bank"})
+
+
+def test_a_url_for_listen_without_a_database_url_is_rejected() -> None:
+    with pytest.raises(SettingsError, match="HEADWATER_LISTEN_URL is set and DATABASE_URL is not: set it to"):
+        Settings.from_environment({"HEADWATER_LISTEN_URL": "postgresql://db/bank"})
+
+
+def test_the_repr_of_settings_hides_the_urls_of_the_database() -> None:
+    url = "postgresql://me:sec%2Fxyz@db/bank"
+    settings = Settings.from_environment({"DATABASE_URL": url, "HEADWATER_LISTEN_URL": url})
     assert "xyz" not in repr(settings)
-    assert "database_url='***'" in repr(settings)
+    assert "database_url='***', listen_url='***'" in repr(settings)
     assert "database_url=None" in repr(Settings())
 
 

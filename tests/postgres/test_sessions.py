@@ -1,7 +1,7 @@
 """Session state: a session has only its initial settings and the doorbell's LISTEN.
 
 A session's lock or setting remains if a worker hangs, and a pooler such as PgBouncer hands it to another client. See
-"Tables" in `docs/operating.md`.
+"PgBouncer" in `docs/operating.md`.
 """
 
 from __future__ import annotations

@@ -9,20 +9,23 @@ import asyncio
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 import pytest
 from tests.conftest import memory
 from tests.support.folding import at_rest, folded, logged, stored
 from tests.support.money import money_is_right, transfer_ends
+from tests.support.pgbouncer import PROGRAM, pooling
 from tests.support.proxy import Proxy
 from tests.support.replica import Pair, running_pair
+from tests.support.screen import Screen, ask
 from tests.support.waiting import until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
@@ -33,10 +36,6 @@ from headwater.config import Settings
 from headwater.domain.messages import Command, Refusal
 from headwater.errors import OutcomeUnknown, Unavailable
 from headwater.eventstore.epoch import parse_place
-from headwater.graphql.engine import Engine
-from headwater.graphql.request import GraphQLRequest
-from headwater.graphql.result import Result
-from headwater.graphql.scope import Scope
 from headwater.postgres.migrations import migrate
 from headwater.server.node import Node
 
@@ -52,38 +51,6 @@ EVENTS = "subscription ($after: Position) { events(after: $after) { position typ
 PAGE = "query ($id: UUID!, $atLeast: Position) { account(accountId: $id, atLeast: $atLeast) { balance position } }"
 LOG = "query ($after: Position) { events(after: $after, first: 500) { nodes { position } } }"
 PAST = "query ($id: UUID!, $at: Position!) { account(accountId: $id, asOf: { position: $at }) { balance } }"
-
-
-class Screen:
-    """A client of one subscription: its messages in order, and the errors that ended it."""
-
-    def __init__(self, node: Node, query: str, **variables: Any) -> None:
-        self.messages: list[Any] = []
-        self.errors: list[Any] = []
-        self._task = asyncio.create_task(self._follow(node, GraphQLRequest(query, variables=variables)))
-
-    async def _follow(self, node: Node, request: GraphQLRequest) -> None:
-        source = await Engine(node.app.schema).subscribe(request, Scope(node.serving))
-        if isinstance(source, Result):
-            self.errors += source.errors
-            return
-        async with aclosing(source):
-            async for result in source:
-                self.errors += result.errors
-                if result.data:
-                    self.messages += cast("dict[str, Any]", result.data).values()
-
-    @property
-    def last(self) -> Any:
-        return self.messages[-1] if self.messages else None
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-
-async def ask(node: Node, query: str, **variables: Any) -> Result:
-    return await Engine(node.app.schema).execute(GraphQLRequest(query, variables=variables), Scope(node.serving))
 
 
 async def run(node: Node, command: Command, *, command_id: UUID | None = None) -> Any:
@@ -115,10 +82,31 @@ async def fail_over(pair: Pair, proxy: Proxy) -> None:
     proxy.cut()
 
 
+@asynccontextmanager
+async def directly(pair: Pair, proxy: Proxy) -> AsyncIterator[tuple[Settings, str]]:
+    yield QUICK, proxy.dsn
+
+
+@asynccontextmanager
+async def through_pgbouncer(pair: Pair, proxy: Proxy) -> AsyncIterator[tuple[Settings, str]]:
+    """Connections to PgBouncer survive the failover, and are to the other server then."""
+    if PROGRAM is None:
+        pytest.skip("the program pgbouncer is not installed")
+    async with pooling(proxy.dsn, pair.primary.cluster, sessions=6) as pooled:
+        yield msgspec.structs.replace(QUICK, listen_url=proxy.dsn), pooled
+
+
 @pytest.mark.kills
-async def test_nothing_rests_on_what_the_log_has_lost() -> None:
+@pytest.mark.parametrize("way", [directly, through_pgbouncer])
+async def test_nothing_rests_on_what_the_log_has_lost(
+    way: Callable[[Pair, Proxy], AbstractAsyncContextManager[tuple[Settings, str]]],
+) -> None:
     account, other, owner = uuid4(), uuid4(), uuid4()
-    async with failing_over() as (pair, proxy), Node(bank, QUICK, proxy.dsn, serve=True, work=True) as node:
+    async with (
+        failing_over() as (pair, proxy),
+        way(pair, proxy) as (settings, dsn),
+        Node(bank, settings, dsn, serve=True, work=True) as node,
+    ):
         await run(node, RegisterUser(user_id=owner, email="ada@example.org", name="Ada"))
         for each in (account, other):
             await run(node, OpenAccount(account_id=each, owner_id=owner, currency="EUR"))

@@ -7,7 +7,7 @@ import argparse
 from headwater.app import App
 from headwater.cli.application import app_option, load
 from headwater.cli.commands import Commands, command
-from headwater.cli.connection import dsn_to_ask, migrated_database
+from headwater.cli.connection import migrated_database
 from headwater.cli.loop import complete
 from headwater.cli.output import complain
 from headwater.config import Settings
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
 
 
 def _check(chosen: argparse.Namespace, settings: Settings) -> int:
-    kinds = complete(_checked(load(chosen.app), dsn_to_ask(settings)))
+    kinds = complete(_checked(load(chosen.app), settings))
     unreadable = [kind for kind in kinds if kind.unreadable is not None]
     if unreadable:
         return complain(complaint(unreadable))
@@ -30,6 +30,6 @@ def _check(chosen: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-async def _checked(app: App, dsn: str) -> list[Stored]:
-    async with migrated_database(dsn, pool_size=1) as database:
+async def _checked(app: App, settings: Settings) -> list[Stored]:
+    async with migrated_database(settings, pool_size=1) as database:
         return await check(database.pool, app.domain)

@@ -33,14 +33,28 @@ def dsn_of(settings: Settings) -> str:
     return settings.database_url
 
 
+def session_variable(settings: Settings) -> str:
+    """Return the name of the variable that gives `session_dsn_of`."""
+    return "DATABASE_URL" if settings.listen_url is None else "HEADWATER_LISTEN_URL"
+
+
+def session_dsn_of(settings: Settings) -> str:
+    """Return HEADWATER_LISTEN_URL, else DATABASE_URL.
+
+    Raises:
+        SettingsError: neither is set.
+    """
+    return settings.listen_url or dsn_of(settings)
+
+
 def dsn_to_ask(settings: Settings) -> str:
-    """Return DATABASE_URL, else the address of the `headwater dev` that runs in this folder.
+    """Return the same, else the address of the `headwater dev` that runs in this folder.
 
     For commands that only look at a database: `headwater dev` may stop its own at any time.
     """
     if settings.database_url is None and (running := embedded.running_dsn(settings.data)) is not None:
         return running
-    return dsn_of(settings)
+    return session_dsn_of(settings)
 
 
 def ask(settings: Settings, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
@@ -48,12 +62,12 @@ def ask(settings: Settings, question: Callable[[asyncpg.Connection], Awaitable[T
 
     Raises the errors that `main` prints: no database is set, it cannot be reached, or it is not migrated.
     """
-    return complete(connected(dsn_to_ask(settings), question))
+    return complete(connected(settings, question))
 
 
-async def connected(dsn: str, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+async def connected(settings: Settings, question: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
     """Call `question` with a connection of its own to a migrated database, and return its result."""
-    async with migrated_database(dsn, pool_size=1) as database:
+    async with migrated_database(settings, pool_size=1) as database:
         connection = await database.connect("command line")
         try:
             return await question(connection)
@@ -62,22 +76,23 @@ async def connected(dsn: str, question: Callable[[asyncpg.Connection], Awaitable
 
 
 @asynccontextmanager
-async def migrated_database(dsn: str, *, pool_size: int) -> AsyncIterator[Database]:
-    """Open a database whose schema is this version's."""
-    with reaching():
+async def migrated_database(settings: Settings, *, pool_size: int) -> AsyncIterator[Database]:
+    """Open the database that an operator's command is about. Its schema must be this version's."""
+    dsn = dsn_to_ask(settings)
+    with reaching(session_variable(settings)):
         async with Database(dsn, pool_size=pool_size, greet=Epochs().enter) as database:
             await require_schema(database.pool)
             yield database
 
 
 @contextmanager
-def reaching() -> Iterator[None]:
-    """Report a database that cannot be reached, and an address that makes no sense, as a fault of DATABASE_URL."""
+def reaching(variable: str = "DATABASE_URL") -> Iterator[None]:
+    """Report a database that cannot be reached, and an address that makes no sense, as a fault of a variable."""
     try:
         yield
     except asyncpg.ClientConfigurationError as error:
-        raise SettingsError(f"DATABASE_URL cannot be used ({error}); change the setting") from error
+        raise SettingsError(f"{variable} cannot be used ({error}); change the setting") from error
     except UNREACHABLE as error:
         raise SettingsError(
-            f"DATABASE_URL: the database cannot be reached ({error}); start it, or change the setting"
+            f"{variable}: the database cannot be reached ({error}); start it, or change the setting"
         ) from error

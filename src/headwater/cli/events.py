@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
 from headwater.cli.commands import Commands, command, group, position
-from headwater.cli.connection import dsn_to_ask, reaching
+from headwater.cli.connection import dsn_to_ask, reaching, session_variable
 from headwater.cli.event_lines import json_of, line_of, tree_of
 from headwater.cli.loop import complete, unless
 from headwater.cli.output import complain
@@ -98,7 +98,7 @@ async def _trail(settings: Settings, dsn: str) -> AsyncIterator[Trail]:
     )
     positions.epochs.on_change(lambda _: database.end_greeted())
     async with AsyncExitStack() as stack:
-        with reaching():
+        with reaching(session_variable(settings)):
             await stack.enter_async_context(database)
         await require_schema(database.pool)
         supervisor = await stack.enter_async_context(Supervisor())

@@ -7,7 +7,7 @@ import argparse
 from headwater.app import App
 from headwater.cli.application import app_option, load
 from headwater.cli.commands import Commands, command
-from headwater.cli.connection import dsn_of, reaching
+from headwater.cli.connection import reaching, session_dsn_of, session_variable
 from headwater.cli.loop import complete
 from headwater.cli.steps import Report, silent
 from headwater.config import Settings
@@ -23,16 +23,16 @@ def add(commands: Commands) -> None:
 
 def _migrate(chosen: argparse.Namespace, settings: Settings) -> None:
     app = load(chosen.app)
-    complete(migrated(app, dsn_of(settings)))
+    complete(migrated(app, settings, session_dsn_of(settings)))
     print("The database is up to date.")
 
 
-async def migrated(app: App, dsn: str, report: Report = silent) -> None:
+async def migrated(app: App, settings: Settings, dsn: str, report: Report = silent) -> None:
     """Migrate the database, create read-model tables, and register the app's projections, sagas and reactors.
 
     `headwater dev` does this at every start.
     """
-    with reaching():
+    with reaching(session_variable(settings)):
         report("migrating the database")
         await migrate(dsn)
         report("creating read-model tables")

@@ -109,8 +109,10 @@ async def _process(
         # The first step, so that a process that cannot listen changes nothing.
         listening = stack.enter_context(closing(listen(settings)))
         dsn = await stack.enter_async_context(database)
-        if serve and work and await unless(stop, migrated(app, dsn, report)) is STOPPED:
-            return
+        if serve and work:
+            migrating = migrated(app, settings, settings.listen_url or dsn, report)
+            if await unless(stop, migrating) is STOPPED:
+                return
         report("starting the server")
         node = await unless(stop, stack.enter_async_context(node_of(app, settings, dsn, serve=serve, work=work)))
         if node is STOPPED:

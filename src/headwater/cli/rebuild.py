@@ -33,12 +33,13 @@ def add(commands: Commands) -> None:
 
 def _rebuild(chosen: argparse.Namespace, settings: Settings) -> None:
     app = load(chosen.app)
-    position = complete(_rebuilt(app, settings, dsn_to_ask(settings), view_named(app, chosen.name)))
+    position = complete(_rebuilt(app, settings, view_named(app, chosen.name)))
     print(f"{chosen.name} is live with its new rows, from position {position:,} on.")
 
 
-async def _rebuilt(app: App, settings: Settings, dsn: str, view: View[Any]) -> int:
+async def _rebuilt(app: App, settings: Settings, view: View[Any]) -> int:
     """Register the next generation and wait until it is live. If no worker runs, this process works meanwhile."""
+    dsn = settings.database_url or dsn_to_ask(settings)
     async with AsyncExitStack() as stack:
 
         async def work() -> None:
@@ -53,7 +54,7 @@ async def _rebuilt(app: App, settings: Settings, dsn: str, view: View[Any]) -> i
             return await follow(connection, view.name, standing.number, show=show, alone=work)
 
         with _progress() as show:
-            return await connected(dsn, request_and_follow)
+            return await connected(settings, request_and_follow)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from headwater.app import App
 from headwater.cli.application import app_option, load
 from headwater.cli.commands import Commands, command, count
-from headwater.cli.connection import dsn_to_ask, migrated_database
+from headwater.cli.connection import migrated_database
 from headwater.cli.loop import complete
 from headwater.cli.output import answer, complain
 from headwater.cli.terminal import printable
@@ -61,7 +61,7 @@ def add(commands: Commands) -> None:
 def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
     app = load(chosen.app)
     wanted = _wanted(app, chosen.name, None if chosen.all else chosen.sample)
-    verified = complete(_verified(app, dsn_to_ask(settings), wanted))
+    verified = complete(_verified(app, settings, wanted))
     code = answer(_lines(verified, wanted), int(any(each.found for each in verified.reports)))
     for each in verified.left:
         code = complain(str(each))
@@ -88,10 +88,10 @@ def _lines(verified: _Verified, wanted: _Wanted) -> Iterator[str]:
         yield f"{each.name}: not checked, since it reads the whole log; use --all, or `headwater verify {each.name}`"
 
 
-async def _verified(app: App, dsn: str, wanted: _Wanted) -> _Verified:
+async def _verified(app: App, settings: Settings, wanted: _Wanted) -> _Verified:
     reports: list[VerifyReport | InvariantReport] = []
     left = []
-    async with migrated_database(dsn, pool_size=2) as database:
+    async with migrated_database(settings, pool_size=2) as database:
         log = Log(database.pool, app.domain.codec)
         for view in wanted.views:
             try:

@@ -15,7 +15,7 @@ import asyncpg
 from headwater.domain.feature import Domain
 from headwater.errors import HeadwaterError, LogError
 from headwater.postgres import queries
-from headwater.postgres.database import Connection
+from headwater.postgres.database import UNLIMITED, Connection
 
 _SQL = queries.load(__file__)
 
@@ -112,7 +112,7 @@ async def _count(pool: asyncpg.Pool, stride: int) -> bool:
 
 
 async def _count_part(connection: Connection, after: int, upto: int) -> None:
-    await connection.execute(_SQL["count"], after, upto)
+    await connection.execute(_SQL["count"], after, upto, timeout=UNLIMITED)
     await connection.execute(_SQL["move"], upto)
 
 

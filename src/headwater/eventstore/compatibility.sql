@@ -1,6 +1,8 @@
 -- name: without_timeout
--- The first count of a long log takes longer than the statement timeout of the pool.
-set local statement_timeout = 0
+-- The first count of a long log takes longer than the statement timeout of the pool. A process that is stopped meanwhile must
+-- not block others, through a pooler neither.
+set local statement_timeout = 0;
+set local idle_in_transaction_session_timeout = '10s'
 
 -- name: counted
 -- The position up to which the log is counted, and its end. The lock lets one process count at a time.

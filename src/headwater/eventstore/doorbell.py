@@ -75,7 +75,7 @@ class PostgresBell(BroadcastBackend):
 
         well: called when the listener has subscribed, so that a loss before is over.
         """
-        connection = await self._database.connect("listener")
+        connection = await self._database.connect("listener", session=True)
         lost = asyncio.get_running_loop().create_future()
 
         def lose(*_: object) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
@@ -63,6 +64,8 @@ PASSING: tuple[type[BaseException], ...] = (
 CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
+UNLIMITED = 86_400.0
+"""Seconds for one statement after `set local statement_timeout = 0`: a pooler's connection has a limit of its own."""
 
 SILENCE = {
     "TCP_KEEPIDLE": 10,  # seconds without a packet until the first probe
@@ -92,6 +95,9 @@ def _notice_silence(connection: Any) -> None:
 _NO_JIT = "set jit = off"
 """Every statement is short and repeated: compiling one costs more than it saves."""
 
+_NO_SETTING = "select 1"
+"""Instead of settings where the session is not the connection's own. A pooler's connection alone shows no server."""
+
 
 _OPEN: Any = open_connection  # the stubs want every option of asyncpg.connect by name
 
@@ -99,6 +105,47 @@ _OPEN: Any = open_connection  # the stubs want every option of asyncpg.connect b
 def _greeting(name: str) -> dict[str, str]:
     """Return the parameters of a new connection. PgBouncer rejects others; those are set afterwards."""
     return {"application_name": name, "timezone": "UTC"}
+
+
+class Shared(asyncpg.Connection):
+    """A connection to a pooler in transaction mode: each transaction may run in another session of PostgreSQL.
+
+    So it prepares no statement under a name, which another client of the session might have used, and counts the time
+    of a statement itself.
+    """
+
+    async def _get_statement(self, *call: Any, **options: Any) -> Any:
+        """Prepare the unnamed statement, for cursors and COPY, too. asyncpg sends it again with each execution."""
+        return await super()._get_statement(*call, **(options | {"named": ""}))
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> str:
+        with _out_of_time():
+            return await super().execute(query, *args, **options)
+
+    async def fetch(self, query: str, *args: Any, **options: Any) -> list[Any]:
+        with _out_of_time():
+            return await super().fetch(query, *args, **options)
+
+    async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
+        with _out_of_time():
+            return await super().fetchrow(query, *args, **options)
+
+    async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
+        with _out_of_time():
+            return await super().fetchval(query, *args, **options)
+
+
+@contextmanager
+def _out_of_time() -> Iterator[None]:
+    """Raise what PostgreSQL's own timeout does: asyncpg has cancelled the statement."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise asyncpg.QueryCanceledError("canceling statement due to statement timeout") from error
+
+
+_OWN: Mapping[str, Any] = MappingProxyType({})
+_SHARED: Mapping[str, Any] = MappingProxyType({"connection_class": Shared, "statement_cache_size": 0})
 
 
 async def _as_it_is(connection: object) -> None:
@@ -160,8 +207,8 @@ class Database:
 
     dsn: `postgresql://...`. pool_size: the largest number of connections in the pool. statement_timeout: the longest
     duration of a statement of the pool, and the longest pause between two statements of a transaction, in seconds.
-    clock: of the times in `outage`'s lines. greet: called with each new connection before it is used; it raises to
-    refuse the server.
+    session_dsn: leads past a pooler in transaction mode; then `dsn` is the pooler's. clock: of the times in `outage`'s
+    lines. greet: called with each new connection before it is used; it raises to refuse the server.
     """
 
     def __init__(
@@ -170,11 +217,14 @@ class Database:
         *,
         pool_size: int = 10,
         statement_timeout: float = 10.0,
+        session_dsn: str | None = None,
         clock: Clock | None = None,
         greet: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
     ) -> None:
         self.outage = Outage(self._probe, AWAY, clock or SystemClock())
         self._dsn = dsn
+        self._session_dsn = session_dsn
+        self._shared = session_dsn is not None
         self._pool_size = pool_size
         self._statement_timeout = statement_timeout
         self._pool: asyncpg.Pool | None = None
@@ -199,6 +249,8 @@ class Database:
             init=self._set_up_pooled,
             reset=_as_it_is,
             server_settings=_greeting("headwater"),
+            command_timeout=self._statement_timeout if self._shared else None,
+            **(_SHARED if self._shared else _OWN),
         )
         try:
             async with pool.acquire():
@@ -237,10 +289,22 @@ class Database:
         for connection in list(self._greeted):
             connection.terminate()
 
-    async def connect(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
-        """Open a connection outside the pool, with the application name `headwater <name>`. The caller closes it."""
-        connection = await open_connection(self._dsn, timeout=seconds, server_settings=_greeting(f"headwater {name}"))
-        await self._set_up(connection, _NO_JIT, seconds)
+    async def connect(
+        self, name: str, *, seconds: float = CONNECT_SECONDS, session: bool = False
+    ) -> asyncpg.Connection:
+        """Open a connection outside the pool, with the application name `headwater <name>`. The caller closes it.
+
+        session: past a pooler in transaction mode. For LISTEN, and for transactions that last long: the pooler would
+        spend one of its few sessions on each.
+        """
+        shared = self._shared and not session
+        connection = await open_connection(
+            (self._session_dsn if session else None) or self._dsn,
+            timeout=seconds,
+            server_settings=_greeting(f"headwater {name}"),
+            **(_SHARED if shared else _OWN),
+        )
+        await self._set_up(connection, _NO_SETTING if shared else _NO_JIT, seconds)
         return connection
 
     async def connect_to_write(self, name: str, *, seconds: float = CONNECT_SECONDS) -> asyncpg.Connection:
@@ -266,17 +330,18 @@ class Database:
     async def _set_up_pooled(self, connection: asyncpg.Connection) -> None:
         limit = int(self._statement_timeout * 1000)
         limits = f"set statement_timeout = {limit}; set idle_in_transaction_session_timeout = {limit}"
-        await self._set_up(connection, f"{_NO_JIT}; {limits}", CONNECT_SECONDS)
+        settings = f"{_NO_JIT}; {limits}" if not self._shared else _NO_SETTING
+        await self._set_up(connection, settings, CONNECT_SECONDS)
 
     async def _set_up(self, connection: asyncpg.Connection, settings: str, seconds: float) -> None:
         self._connections.add(connection)  # the pool does not know it yet: `cut_off` ends it by this
         try:
             _notice_silence(connection)
-            await connection.execute(settings, timeout=seconds)
-            if self._greet is not None:
-                async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds):
+                await connection.execute(settings)
+                if self._greet is not None:
                     await self._greet(connection)
-                self._greeted.add(connection)
+                    self._greeted.add(connection)
         except BaseException:
             connection.terminate()  # the pool would close it, which waits for an answer
             raise

@@ -20,6 +20,7 @@ from headwater.eventstore.positions import Positions, generation_of
 from headwater.postgres import queries
 from headwater.postgres.database import Connection
 from headwater.projections.filter import EVERYTHING, Filter, Row, to_sql
+from headwater.projections.generations import QUIET_SECONDS
 from headwater.projections.live_columns import LiveColumns, read_live_columns
 from headwater.projections.order import Order, beyond, cursor_of, parse_cursor, reverse, with_key
 from headwater.projections.tables import SCHEMA, snake_case
@@ -302,7 +303,10 @@ class Reader:
         ):
             # The lock comes before the first query, which fixes the moment that the transaction sees. A swap between
             # the two would show the new table, but only the rows that were written before that moment.
-            await connection.execute(f'lock table {SCHEMA}."{snake_case(self.view.name)}" in access share mode')
+            await connection.execute(
+                f"set local idle_in_transaction_session_timeout = '{QUIET_SECONDS}s';"
+                f'lock table {SCHEMA}."{snake_case(self.view.name)}" in access share mode'
+            )
             position, edition = await self._checkpoint(connection)
             rows = await _select(connection, statement)
             return InitialRows(live.rows(rows), position, edition, cut=len(rows) == limit, epoch=epoch)

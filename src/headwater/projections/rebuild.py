@@ -153,9 +153,9 @@ class Rebuild(Generic[M]):
         """
         name = f"{self.view.name} {generation.number}"
         with ExitStack() as opened:
-            writing = await self._database.connect(f"building {name}")
+            writing = await self._database.connect(f"building {name}", session=True)
             opened.callback(writing.terminate)
-            reading = await self._database.connect(f"building {name}, reading")
+            reading = await self._database.connect(f"building {name}, reading", session=True)
             opened.callback(reading.terminate)
             for connection in (writing, reading):
                 await take_times_by_number(connection)

@@ -75,9 +75,9 @@ class Verifier(Generic[M]):
             NotVerifiable: the rows were made by another version of this code.
         """
         with ExitStack() as opened:
-            rows = await database.connect(f"verifying {self._view.name}")
+            rows = await database.connect(f"verifying {self._view.name}", session=True)
             opened.callback(rows.terminate)
-            log = await database.connect(f"verifying {self._view.name}, log")
+            log = await database.connect(f"verifying {self._view.name}, log", session=True)
             opened.callback(log.terminate)
             for each in (rows, log):
                 await take_times_by_number(each)

@@ -104,6 +104,7 @@ class Node:
             dsn,
             pool_size=settings.pool_size,
             statement_timeout=settings.statement_timeout_seconds,
+            session_dsn=settings.listen_url,
             clock=self._clock,
             greet=self.positions.epochs.enter,
         )
@@ -113,6 +114,7 @@ class Node:
             dsn,
             pool_size=PROBES,
             statement_timeout=settings.statement_timeout_seconds,
+            session_dsn=settings.listen_url,
             greet=self.positions.epochs.enter,
         )
         self.positions.epochs.on_change(self._leave_earlier_server)
