@@ -1,4 +1,5 @@
--- A log of one-event deposits; event n is on stream n mod {streams}, which is opened by its first.
+-- A log of one-event deposits; event n is on stream n mod {streams}, which is opened by its first. The path leads to uuidv7().
+set local search_path = headwater, public;
 insert into headwater.events (position, stream_id, version, ordinal, schema_version, event_id, command_id, correlation_id,
                               recorded_at, category, type, data)
 select n, s.id, ((n - 1) / {streams}) + 1, 1, 1, uuidv7(), c.id, c.id, now(), 'account', k.type, k.data

@@ -589,9 +589,9 @@ ALTER TABLE ONLY headwater.processes
 ALTER TABLE ONLY headwater.projections
     ADD CONSTRAINT projections_pkey PRIMARY KEY (name, generation);
 ALTER TABLE ONLY headwater.sagas
-    ADD CONSTRAINT sagas_pkey PRIMARY KEY (stream_id);
+    ADD CONSTRAINT sagas_key_saga_key UNIQUE (key, saga);
 ALTER TABLE ONLY headwater.sagas
-    ADD CONSTRAINT sagas_saga_key_key UNIQUE (saga, key);
+    ADD CONSTRAINT sagas_pkey PRIMARY KEY (stream_id);
 ALTER TABLE ONLY headwater.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
 ALTER TABLE ONLY headwater.snapshots

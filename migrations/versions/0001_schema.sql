@@ -324,7 +324,7 @@ create table headwater.sagas (
   started_at timestamptz not null,
   finished_at timestamptz,
   correlation_id uuid not null,
-  unique (saga, key)
+  unique (key, saga)
 );
 comment on table headwater.sagas is
   'The state of each saga instance, for operators, and for a worker that resumes them. Derived from the instances'' streams, and '

@@ -400,7 +400,7 @@ async def test_nothing_is_committed_with_an_old_fencing_token(dsn: str, connecti
         # Another worker has claimed it, and has not written yet.
         await connection.execute(
             "with other as (insert into headwater.workers (worker_id, name, runs, lease_until) "
-            "values (uuidv4(), 'other/0', '{}', now() + interval '1 minute') returning worker_id) "
+            "values (gen_random_uuid(), 'other/0', '{}', now() + interval '1 minute') returning worker_id) "
             "update headwater.projections set owner = other.worker_id, fence = fence + 1 from other "
             "where name = 'Tally0'"
         )
@@ -454,7 +454,7 @@ async def test_a_session_with_a_long_running_statement_is_not_terminated(
 ) -> None:
     """The lease of its worker has expired, but the statement ends by itself, and the token decides about its commit."""
     await prepare_views(dsn, views[:1])
-    await connection.execute("update headwater.projections set owner = uuidv4() where name = 'Tally0'")
+    await connection.execute("update headwater.projections set owner = gen_random_uuid() where name = 'Tally0'")
     await connection.execute("create table others ()")
     await connection.execute("begin; lock table others")
     at_work = await asyncpg.connect(dsn)
@@ -479,7 +479,7 @@ async def stopped_within_a_statement(
     """
     await connection.execute(
         "with worker as (insert into headwater.workers (worker_id, name, runs, lease_until) "
-        "values (uuidv4(), 'stopped/0', '{}', now() + $1 * interval '1 second') returning worker_id) "
+        "values (gen_random_uuid(), 'stopped/0', '{}', now() + $1 * interval '1 second') returning worker_id) "
         "update headwater.projections set owner = worker.worker_id from worker where name = 'Tally0'",
         lasting,
     )

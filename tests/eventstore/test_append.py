@@ -126,16 +126,6 @@ CALLS = st.lists(
 _examples = count(1)
 
 
-@settings(
-    max_examples=120,
-    deadline=None,
-    # One database for all examples: each has its own ids and claims, and starts at the end of the log.
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(calls=CALLS)
-@example(calls=[[Draft(0, 0, claims=((True, "a"), (False, "a")))], [Draft(1, 1, claims=((True, "a"),))]])
-@example(calls=[[Draft(0, 0, expected=1)], [Draft(1, 0, expected=RIGHT)]])
-@example(calls=[[Draft(0, 0, claims=((False, "a"), (True, "a"), (False, "a"), (True, "a")))]])
 async def test_ids_of_events_sort_by_their_time(connection: asyncpg.Connection) -> None:
     """PostgreSQL makes them, or before version 18 the function of the schema."""
     await connection.execute("set search_path = headwater")
@@ -147,6 +137,16 @@ async def test_ids_of_events_sort_by_their_time(connection: asyncpg.Connection) 
     assert before <= ids[0].int >> 80 <= ids[-1].int >> 80 <= after
 
 
+@settings(
+    max_examples=120,
+    deadline=None,
+    # One database for all examples: each has its own ids and claims, and starts at the end of the log.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(calls=CALLS)
+@example(calls=[[Draft(0, 0, claims=((True, "a"), (False, "a")))], [Draft(1, 1, claims=((True, "a"),))]])
+@example(calls=[[Draft(0, 0, expected=1)], [Draft(1, 0, expected=RIGHT)]])
+@example(calls=[[Draft(0, 0, claims=((False, "a"), (True, "a"), (False, "a"), (True, "a")))]])
 async def test_verdicts_log_and_claims_equal_those_of_the_model(
     connection: asyncpg.Connection, calls: list[list[Draft]]
 ) -> None:

@@ -209,7 +209,7 @@ async def test_the_listener_reconnects_with_growing_pauses(
 
     connect, refused = Database.connect, 0
 
-    async def refuse(self: Database, name: str, **options: float) -> Any:
+    async def refuse(self: Database, name: str, **options: Any) -> Any:
         nonlocal refused
         if name == "listener" and refused < 4:
             refused += 1

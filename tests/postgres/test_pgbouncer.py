@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from decimal import Decimal
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -73,8 +74,8 @@ async def test_commands_queries_subscriptions_sagas_and_a_rebuild_run_through_it
         for node in nodes:
             answer = await ask(node, PAGE, id=str(accounts[0]))
             assert not answer.errors
-            assert answer.data is not None
-            assert answer.data["account"]["balance"] == balances[accounts[0]]
+            shown = cast("dict[str, Any]", answer.data)
+            assert shown["account"]["balance"] == balances[accounts[0]]
 
         generations = [await rebuild(connection, view) for view in (account_view, transfer_view)]
         await until(lambda: live(connection, "Account", generations[0].number))

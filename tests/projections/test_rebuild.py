@@ -315,7 +315,7 @@ class StallingConnection:
 
 
 class StallingDatabase(Database):
-    async def connect(self, name: str, **options: float) -> Any:
+    async def connect(self, name: str, **options: Any) -> Any:
         return StallingConnection(await super().connect(name, **options))
 
 
@@ -324,7 +324,7 @@ async def test_a_build_suspended_while_it_copies_rows_is_ended_and_resumed(
 ) -> None:
     await project_old(connection, dsn, Counted(thing_id=uuid4()))
     generation = await register_next(connection)
-    await connection.execute("update headwater.projections set owner = uuidv4() where state = 'building'")
+    await connection.execute("update headwater.projections set owner = gen_random_uuid() where state = 'building'")
     suspended = asyncio.create_task(build(dsn, new_view, new, generation, connecting=StallingDatabase))
     copying = (
         "select count(*) from pg_stat_activity where datname = current_database() and query like 'COPY%' "

@@ -96,7 +96,7 @@ restores: list[str] = []
 class CountingDatabase(Database):
     """Records in `restores` how often a build goes back to its checkpoint."""
 
-    async def connect(self, name: str, **options: float) -> asyncpg.Connection:
+    async def connect(self, name: str, **options: Any) -> asyncpg.Connection:
         connection = await super().connect(name, **options)
         connection.add_query_logger(self._note)
         return connection

@@ -145,7 +145,7 @@ async def test_listing_open_instances_does_not_read_ended_ones(connection: async
     plans = {
         "sagas_open": (operations._LIST[True, False], [*of, None, "parked", *nothing[2:], 50]),
         "sagas_since": (operations._LIST[False, True], [*of, *nothing, 50, *place]),
-        "sagas_saga_key_key": (operations._SQL["by_key"], [*of, uuid4()]),
+        "sagas_key_saga_key": (operations._SQL["by_key"], [*of, uuid4()]),
         "sagas_pkey": (operations._SQL["by_stream"], [*of, uuid4()]),
     }
     for index, (statement, values) in plans.items():

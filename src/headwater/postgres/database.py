@@ -110,19 +110,33 @@ def _greeting(name: str) -> dict[str, str]:
 class Shared(asyncpg.Connection):
     """A connection to a pooler in transaction mode: each transaction may run in another session of PostgreSQL.
 
-    So it prepares no statement under a name, which another client of the session might have used, and counts the time
-    of a statement itself.
+    It leaves nothing in a session: no setting, and no prepared statement with a name, which might be another client's.
     """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        # Else asyncpg sets `jit` in the session for `_introspect_types`.
+        self._server_caps = self._server_caps._replace(jit=False)  # type: ignore[has-type]  # asyncpg's stubs lack it
 
     async def _get_statement(self, *call: Any, **options: Any) -> Any:
         """Prepare the unnamed statement, for cursors and COPY, too. asyncpg sends it again with each execution."""
-        return await super()._get_statement(*call, **(options | {"named": ""}))
+        return await super()._get_statement(*call, **(options | {"named": ""}))  # type: ignore[misc]  # asyncpg's stubs lack it
+
+    async def _introspect_types(self, *call: Any) -> Any:
+        """Read types that are new to the connection, such as arrays, without compiling that one query for a second."""
+        async with self.transaction():
+            await super().execute("set local jit = off")
+            return await super()._introspect_types(*call)  # type: ignore[misc]  # asyncpg's stubs lack it
+
+
+class SharedByReads(Shared):
+    """The same in the pool: asyncpg's timeout of a statement raises what PostgreSQL's own does."""
 
     async def execute(self, query: str, *args: Any, **options: Any) -> str:
         with _out_of_time():
             return await super().execute(query, *args, **options)
 
-    async def fetch(self, query: str, *args: Any, **options: Any) -> list[Any]:
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
         with _out_of_time():
             return await super().fetch(query, *args, **options)
 
@@ -137,7 +151,6 @@ class Shared(asyncpg.Connection):
 
 @contextmanager
 def _out_of_time() -> Iterator[None]:
-    """Raise what PostgreSQL's own timeout does: asyncpg has cancelled the statement."""
     try:
         yield
     except TimeoutError as error:
@@ -146,6 +159,7 @@ def _out_of_time() -> Iterator[None]:
 
 _OWN: Mapping[str, Any] = MappingProxyType({})
 _SHARED: Mapping[str, Any] = MappingProxyType({"connection_class": Shared, "statement_cache_size": 0})
+_SHARED_BY_READS: Mapping[str, Any] = MappingProxyType({**_SHARED, "connection_class": SharedByReads})
 
 
 async def _as_it_is(connection: object) -> None:
@@ -250,7 +264,7 @@ class Database:
             reset=_as_it_is,
             server_settings=_greeting("headwater"),
             command_timeout=self._statement_timeout if self._shared else None,
-            **(_SHARED if self._shared else _OWN),
+            **(_SHARED_BY_READS if self._shared else _OWN),
         )
         try:
             async with pool.acquire():

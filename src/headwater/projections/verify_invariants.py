@@ -90,7 +90,7 @@ async def verify_invariants(
 ) -> list[InvariantReport]:
     """Check the invariants up to the end of the log, and record the result. states: see STATES_AT_ONCE."""
     with ExitStack() as opened:
-        connection = await database.connect("verifying invariants")
+        connection = await database.connect("verifying invariants", session=True)
         opened.callback(connection.terminate)
         await take_times_by_number(connection)
         upto = await log.head()
