@@ -1,6 +1,7 @@
 """graphql-transport-ws: its messages, its close codes, and the operations of a socket."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
@@ -9,6 +10,7 @@ from starlette.websockets import WebSocket
 from tests.support.sockets import PROTOCOL, Server, answer, complete, greeted, socket, soon
 
 from headwater.errors import PublicError
+from headwater.logs import HANDLED
 
 # -- 4400
 
@@ -307,6 +309,24 @@ async def test_errors_of_an_executed_operation_come_as_next() -> None:
         assert (message["type"], message["payload"]["data"]) == ("next", {"broken": None})
         assert message["payload"]["errors"][0]["message"] == "Internal error"
         assert await client.hear() == complete("1")
+
+
+async def test_the_lines_about_an_operation_have_an_id_of_its_own() -> None:
+    ids: list[object] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            ids.append(HANDLED.get()[0])
+
+    kept = Kept()
+    logging.getLogger("headwater.graphql.result").addHandler(kept)
+    async with greeted(Server()) as client:
+        for operation in ("1", "2"):
+            client.subscribe(operation, "{ broken }")
+            assert [(await client.hear())["type"], await client.hear()] == ["next", complete(operation)]
+    logging.getLogger("headwater.graphql.result").removeHandler(kept)
+    assert None not in ids
+    assert len(set(ids)) == 2
 
 
 async def test_a_source_that_fails_ends_its_operation_and_the_socket_goes_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ from headwater.graphql.interfaces import Accepted, AnyRefusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
 from headwater.ids import derived_in_time, new_id
+from headwater.logs import HANDLED
 
 
 class Mutations:
@@ -74,6 +75,7 @@ class Mutations:
             # Made here, so that an error can name it: after a lost response the client sends the command again with
             # this id. The id of a new stream is derived from it, so that a retry creates the same stream.
             command_id = command_id or new_id()
+            HANDLED.set((command_id, None))  # to the end of the request, where its errors are logged
             try:
                 return await answer(info, input, expected_version, command_id)
             except PublicError as error:
