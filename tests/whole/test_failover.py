@@ -23,6 +23,7 @@ from tests.conftest import memory
 from tests.support.folding import at_rest, folded, logged, stored
 from tests.support.money import money_is_right, transfer_ends
 from tests.support.pgbouncer import PROGRAM, pooling
+from tests.support.positions import number
 from tests.support.proxy import Proxy
 from tests.support.replica import Pair, running_pair
 from tests.support.screen import Screen, ask
@@ -35,7 +36,6 @@ from bank.users.domain import RegisterUser
 from headwater.config import Settings
 from headwater.domain.messages import Command, Refusal
 from headwater.errors import OutcomeUnknown, Unavailable
-from headwater.eventstore.epoch import parse_place
 from headwater.postgres.migrations import migrate
 from headwater.server.node import Node
 
@@ -237,14 +237,16 @@ async def test_failovers_under_load_keep_money_rows_and_subscribers_right() -> N
         for _ in range(FAILOVERS):
             await load(nodes, accounts, dice, commands=60)
             await pair.replicate()
-            kept = asyncio.create_task(load(nodes, accounts, dice, commands=40))
-            await asyncio.sleep(dice.uniform(0, 0.2))  # the fault comes at a random moment of the load
+            kept = Sent()
+            before = asyncio.create_task(load(nodes, accounts, dice, commands=40, sent=kept))
+            await kept.reach(dice.randint(1, 32))
             await pair.cut_replication()
             await load(nodes, accounts, dice, commands=40)
-            under_way = asyncio.create_task(load(nodes, accounts, dice, commands=40))
-            await asyncio.sleep(dice.uniform(0, 0.05))
+            lost = Sent()
+            under_way = asyncio.create_task(load(nodes, accounts, dice, commands=40, sent=lost))
+            await lost.reach(dice.randint(1, 32))
             await fail_over(pair, proxy)
-            await asyncio.gather(kept, under_way)
+            await asyncio.gather(before, under_way)
             await load(nodes, accounts, dice, commands=40)
             await require_right(pair.replica_dsn, nodes, screens, followers)
             await pair.replace_primary(stack, memory())
@@ -255,7 +257,26 @@ async def test_failovers_under_load_keep_money_rows_and_subscribers_right() -> N
             await follower.close()
 
 
-async def load(nodes: list[Node], accounts: list[UUID], dice: random.Random, *, commands: int) -> None:
+class Sent:
+    """Counts the commands of a load that have begun, so that a fault can come at a chosen moment of it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._more = asyncio.Event()
+
+    def one_more(self) -> None:
+        self._count += 1
+        self._more.set()
+
+    async def reach(self, count: int) -> None:
+        while self._count < count:
+            self._more.clear()
+            await self._more.wait()
+
+
+async def load(
+    nodes: list[Node], accounts: list[UUID], dice: random.Random, *, commands: int, sent: Sent | None = None
+) -> None:
     """Send commands to the nodes, a few at a time. What the log refuses, such as for missing money, is left out."""
 
     async def send(seed: float) -> None:
@@ -270,6 +291,8 @@ async def load(nodes: list[Node], accounts: list[UUID], dice: random.Random, *, 
                 RequestTransfer(transfer_id=uuid4(), from_account_id=one, to_account_id=other, amount=amount),
             ]
         )
+        if sent is not None:
+            sent.one_more()
         with suppress(Refusal):
             await run(node, command)
 
@@ -301,9 +324,3 @@ async def require_right(dsn: str, nodes: list[Node], screens: list[Screen], foll
 
 def balances(screen: Screen) -> dict[str, Decimal]:
     return {each["id"]: Decimal(each["balance"]) for each in held(screen)}
-
-
-def number(position: str) -> int:
-    place = parse_place(position)
-    assert place is not None
-    return place.position
