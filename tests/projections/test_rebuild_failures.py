@@ -44,7 +44,6 @@ from headwater.projections.generations import prepare, prepare_views, renew
 from headwater.projections.generations import rebuild as force
 from headwater.projections.rebuild import BuildLimits, BuildStopped
 from headwater.server.node import Node
-from headwater.supervisor import backoff
 
 
 async def test_a_failed_fold_parks_its_key_and_the_later_events_of_that_key(
@@ -215,15 +214,15 @@ async def test_an_operator_starts_a_failed_build_again_from_the_start_of_the_log
 
 
 async def test_a_worker_holds_the_lease_of_a_failed_build_without_retrying(
-    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    dsn: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The worker reports itself well, logs the failure once, and builds the next generation once it is registered."""
-    monkeypatch.setitem(backoff.__kwdefaults__ or {}, "first", 0.0)  # a failed task would be started again at once
     code = Mending()
     await project_old(connection, dsn, Counted(thing_id=uuid4(), by=13))
     settings = replace(QUICK, lease_seconds=60.0)  # it looks at the leases only when the doorbell rings
     for starts in (1, 2):
-        async with Node(code.app, settings, dsn, serve=False, work=True) as node:
+        # Without a pause, a failed task would be started again at once.
+        async with Node(code.app, settings, dsn, serve=False, work=True, pause=lambda failures: 0.0) as node:
 
             async def holds_build(node: Node = node) -> bool:
                 return "building Tally 2" in {unit.task for unit in node.leases.held}
