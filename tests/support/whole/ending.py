@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 from hypothesis import event
 from tests.support.folding import folded, logged, stored
-from tests.support.money import transfer_ends
+from tests.support.money import money_is_right, transfer_ends
 from tests.support.whole.app import VIEWS, app, owner_of
 from tests.support.whole.history import History
 
@@ -102,6 +102,7 @@ async def require_whole(dsn: str, connection: asyncpg.Connection, history: Histo
     if not any(name == "Account" for name, _ in dropped):
         assert await connection.fetchval("select coalesce(sum(balance), 0) from read.account") == moved
 
+    await money_is_right(connection)
     ends = await transfer_ends(connection)
     requested = {each.data.transfer_id for each in log if isinstance(each.data, TransferRequested)}
     assert ends.total() == len(requested)
