@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 
 from headwater.server.upgrade import Upgrading
@@ -63,7 +64,7 @@ class BoundedHead(Upgrading):
 
     def on_headers_complete(self) -> None:
         self._parsed = True
-        if len(self.url) + sum(len(name) + len(value) + SEPARATORS for name, value in self.headers) > LARGEST_HEAD:
+        if self._head_size() > LARGEST_HEAD:
             self._too_large = True
             raise ValueError("the head is too large")  # stops the parser; uvicorn then calls send_400_response
         super().on_headers_complete()
@@ -88,6 +89,9 @@ class BoundedHead(Upgrading):
             self._refuse_head()
         else:
             super().send_400_response(msg)
+
+    def _head_size(self) -> int:
+        return len(self.url) + SEPARATORS * len(self.headers) + sum(map(len, chain.from_iterable(self.headers)))
 
     def _start_deadline(self) -> None:
         self._cancel_deadline()

@@ -87,9 +87,12 @@ class Upgrading(Refusing):
 
     def _open_socket(self, rest: memoryview) -> None:
         if rest or any(_is_of_body(name, value) for name, value in self.scope["headers"]):
-            self.refuse(HTTPStatus.BAD_REQUEST, "BAD_UPGRADE", NOT_ALONE)
+            self._refuse_socket()
         else:
             self.handle_websocket_upgrade()
+
+    def _refuse_socket(self) -> None:
+        self.refuse(HTTPStatus.BAD_REQUEST, "BAD_UPGRADE", NOT_ALONE)
 
     def _plain_head(self) -> bytes:
         """Return the head that was set aside, without its `Upgrade`."""

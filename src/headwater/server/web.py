@@ -32,7 +32,8 @@ from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
 from headwater.graphql.websocket import GraphQLSocket
 from headwater.server.node import Node
-from headwater.server.request_head import HEAD_SECONDS, BoundedHead
+from headwater.server.pacing import Paced
+from headwater.server.request_head import HEAD_SECONDS
 from headwater.server.slow_reader import DrainedSocket
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def server_of(
     return Server(
         uvicorn.Config(
             served,
-            http=partial(BoundedHead, head_seconds=head_seconds),  # type: ignore[arg-type]  # uvicorn only calls it
+            http=partial(Paced, head_seconds=head_seconds),  # type: ignore[arg-type]  # uvicorn only calls it
             ws=DrainedSocket,
             ws_max_size=LARGEST_FRAME,
             # Compression costs 50 KiB a socket, and a small frame could become a large one.
