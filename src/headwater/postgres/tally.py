@@ -27,8 +27,9 @@ class Tally:
 
 
 def said(error: BaseException) -> str:
-    """Return an error as a line shows it: its type and its message."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """Return an error as a line shows it: its type and its message, without line breaks."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def took(began: datetime, now: datetime) -> str:
