@@ -31,6 +31,7 @@ pool_mode = transaction
 default_pool_size = {sessions}
 max_client_conn = 500
 server_round_robin = 1
+server_login_retry = 0.5
 logfile = {folder}/log
 """
 # With server_round_robin, each transaction of a client runs in another session if more than one is free.

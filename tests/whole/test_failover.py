@@ -9,16 +9,16 @@ import asyncio
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-import msgspec
 import pytest
+from msgspec.structs import replace
 from tests.conftest import memory
 from tests.support.folding import at_rest, folded, logged, stored
 from tests.support.money import money_is_right, transfer_ends
@@ -82,31 +82,10 @@ async def fail_over(pair: Pair, proxy: Proxy) -> None:
     proxy.cut()
 
 
-@asynccontextmanager
-async def directly(pair: Pair, proxy: Proxy) -> AsyncIterator[tuple[Settings, str]]:
-    yield QUICK, proxy.dsn
-
-
-@asynccontextmanager
-async def through_pgbouncer(pair: Pair, proxy: Proxy) -> AsyncIterator[tuple[Settings, str]]:
-    """Connections to PgBouncer survive the failover, and are to the other server then."""
-    if PROGRAM is None:
-        pytest.skip("the program pgbouncer is not installed")
-    async with pooling(proxy.dsn, pair.primary.cluster, sessions=6) as pooled:
-        yield msgspec.structs.replace(QUICK, listen_url=proxy.dsn), pooled
-
-
 @pytest.mark.kills
-@pytest.mark.parametrize("way", [directly, through_pgbouncer])
-async def test_nothing_rests_on_what_the_log_has_lost(
-    way: Callable[[Pair, Proxy], AbstractAsyncContextManager[tuple[Settings, str]]],
-) -> None:
+async def test_nothing_rests_on_what_the_log_has_lost() -> None:
     account, other, owner = uuid4(), uuid4(), uuid4()
-    async with (
-        failing_over() as (pair, proxy),
-        way(pair, proxy) as (settings, dsn),
-        Node(bank, settings, dsn, serve=True, work=True) as node,
-    ):
+    async with failing_over() as (pair, proxy), Node(bank, QUICK, proxy.dsn, serve=True, work=True) as node:
         await run(node, RegisterUser(user_id=owner, email="ada@example.org", name="Ada"))
         for each in (account, other):
             await run(node, OpenAccount(account_id=each, owner_id=owner, currency="EUR"))
@@ -169,6 +148,42 @@ async def test_nothing_rests_on_what_the_log_has_lost(
         await connection.close()
         for screen in screens:
             await screen.close()
+
+
+@pytest.mark.kills
+@pytest.mark.skipif(PROGRAM is None, reason="the program pgbouncer is not installed")
+async def test_a_failover_behind_pgbouncer_is_noticed_though_its_connections_survive() -> None:
+    account, owner = uuid4(), uuid4()
+    async with (
+        failing_over() as (pair, proxy),
+        pooling(proxy.dsn, pair.primary.cluster, sessions=6) as pooled,
+        Node(bank, replace(QUICK, listen_url=proxy.dsn), pooled, serve=True, work=True) as node,
+    ):
+        await run(node, RegisterUser(user_id=owner, email="ada@example.org", name="Ada"))
+        await run(node, OpenAccount(account_id=account, owner_id=owner, currency="EUR"))
+        await run(node, Deposit(account_id=account, amount=Decimal(10)))
+        await pair.replicate()
+        await pair.cut_replication()
+        lost = await run(node, Deposit(account_id=account, amount=Decimal(100)))
+        before = Screen(node, ROW, id=str(account))
+        await until(lambda: before.last and before.last["balance"] == "110")
+        await before.close()
+
+        await fail_over(pair, proxy)
+
+        await run(node, Deposit(account_id=account, amount=Decimal(1)))
+        with pytest.raises(InsufficientFunds):
+            await run(node, Withdraw(account_id=account, amount=Decimal(50)))
+        assert (await run(node, Withdraw(account_id=account, amount=Decimal(5)))).version == lost.version + 1
+        row, resumed = Screen(node, ROW, id=str(account)), Screen(node, CHANGES, after=before.last["position"])
+        await until(lambda: row.last and row.last["balance"] == "6")
+        await until(lambda: resumed.messages)
+        assert resumed.messages[0]["resetReason"] == "LOG_WENT_BACK"
+        for screen in (row, resumed):
+            await screen.close()
+        connection = await asyncpg.connect(pair.replica_dsn)
+        await money_is_right(connection)
+        await connection.close()
 
 
 def held(changes: Screen) -> list[Any]:
