@@ -92,6 +92,27 @@ async def test_commands_queries_subscriptions_sagas_and_a_rebuild_run_through_it
         assert await leftovers(pooler) == []
 
 
+async def test_copy_cursors_and_new_types_leave_nothing_in_a_session(
+    pooler: str, dsn: str, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("create type mood as enum ('sad', 'happy'); create table moods (number int, mood mood)")
+    moods = [(number, "happy") for number in range(50)]
+    async with Database(pooler, session_dsn=dsn, pool_size=1) as database:
+        clients = [await database.connect("test") for _ in range(SESSIONS)]
+
+        async def work(client: asyncpg.Connection) -> None:
+            await client.copy_records_to_table("moods", records=moods)
+            async with client.transaction():
+                found = [tuple(row) async for row in client.cursor("select * from moods limit $1", 50, prefetch=7)]
+            assert found == moods
+
+        for _ in range(3):
+            await asyncio.gather(*map(work, clients))
+        for client in clients:
+            client.terminate()
+        assert await leftovers(pooler) == []
+
+
 async def test_a_statement_that_takes_too_long_is_cancelled_as_it_is_without_a_pooler(
     pooler: str, dsn: str, connection: asyncpg.Connection
 ) -> None:
