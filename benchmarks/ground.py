@@ -100,7 +100,7 @@ async def serving(dsn: str, **settings: str) -> AsyncIterator[Serving]:
     """Run `headwater dev` on a database, in a process of its own. settings: environment variables."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "headwater", "dev", "--app", "bank.main:app", "--port", "0"),
-        env=os.environ | {"DATABASE_URL": dsn} | settings,
+        env=os.environ | {"DATABASE_URL": dsn, "HEADWATER_LOG_LEVEL": "warning"} | settings,
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from headwater.graphql.frames import CloseCode
-from headwater.server.web import LARGEST_FRAME
+from headwater.server.web import LARGEST_FRAME, PING_SECONDS
 
 # -- over a real server
 
@@ -90,6 +90,7 @@ def test_the_docs_list_every_close_code() -> None:
     too_big = 1009  # sent by uvicorn
     assert list(map(int, re.findall(r"(?m)^\| (\d{4}) \|", api))) == sorted([*ours, too_big])
     assert f"exceeds {LARGEST_FRAME // 1024} KiB" in api
+    assert f"pings each socket every {PING_SECONDS:g} seconds" in api
 
 
 async def test_a_real_client_that_stops_reading_gets_1013_when_it_reads_again() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from decimal import Decimal
@@ -115,6 +117,39 @@ async def test_a_graphql_subscription_to_one_row_sends_each_of_its_states(start:
         assert await anext(rows) == {"account": {"balance": "0", "position": text(node, 1), "owner": None}}
         await execute(node, Deposit(account_id=account, amount=Decimal("2.50")))
         assert await anext(rows) == {"account": {"balance": "2.50", "position": text(node, 2), "owner": None}}
+
+
+def last_number(data: object) -> int:
+    """Return the last number in the text of a message; 0 if it has none."""
+    return int((re.findall(r"\d+", str(data)) or ["0"])[-1])
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "subscription ($id: UUID!) { account(accountId: $id) { id owner { name } balance } }",
+        "subscription ($id: UUID!) { accountChanges(filter: { accountId: { eq: $id } }) { upserted { id balance } } }",
+        'subscription ($id: UUID!) { events(after: "0", filter: { streamId: $id }) { position data version } }',
+    ],
+    ids=["row", "changes", "events"],
+)
+async def test_a_graphql_subscription_keeps_nothing_of_the_messages_that_it_has_sent(start: Start, query: str) -> None:
+    node, account = await start(settings=RUNG), uuid4()
+    await execute(node, OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+    async with aclosing(subscribed(node, query, id=str(account))) as messages:
+
+        async def objects_at(balance: int, deposits: int) -> int:
+            for each in range(balance - deposits + 1, balance + 1):
+                await execute(node, Deposit(account_id=account, amount=Decimal(1)))
+                async with asyncio.timeout(10):
+                    while last_number(await anext(messages)) < each:  # the balance, or the version
+                        pass
+            gc.collect()
+            return len(gc.get_objects())
+
+        before = await objects_at(100, deposits=100)
+        # Timers that were cancelled are kept by the event loop for a while.
+        assert await objects_at(400, deposits=300) < before + 2 * 300
 
 
 async def test_every_read_model_has_both_graphql_subscriptions(start: Start) -> None:

@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 LARGEST_FRAME = 256 * 1024
 """Bytes of a websocket frame at most."""
 
+PING_SECONDS = 20.0
+"""Seconds between two pings of a socket, and until a ping must be answered."""
+
 BACKLOG = 2048
 
 SERVING = 0.75
@@ -157,6 +160,8 @@ def server_of(
             http=partial(Paced, head_seconds=head_seconds),  # type: ignore[arg-type]  # uvicorn only calls it
             ws=DrainedSocket,
             ws_max_size=LARGEST_FRAME,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=PING_SECONDS,
             # Compression costs 50 KiB a socket, and a small frame could become a large one.
             ws_per_message_deflate=False,
             lifespan="off",
