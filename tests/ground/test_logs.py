@@ -34,10 +34,12 @@ def logging_to(form: logging.Formatter) -> Iterator[tuple[logging.Logger, io.Str
     handler.setFormatter(form)
     logger = logging.getLogger("tests.logs")
     logger.addHandler(handler)
+    logger.propagate = False  # half a surrogate pair in a captured line would end pytest's worker
     try:
         yield logger, written
     finally:
         logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def fail(logger: logging.Logger, message: str) -> None:
