@@ -10,7 +10,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
 from tests.support.listening import LARGE, Unreading, Uvicorn, frame, listening, unreading
+from tests.support.raw import serving
 from tests.support.sockets import Server, soon
 from tests.support.waiting import until
 from websockets.frames import Close, Opcode
@@ -38,7 +41,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 async def test_a_client_that_never_reads_is_closed_with_1013_and_one_line(caplog: pytest.LogCaptureFixture) -> None:
     server = Server(send_timeout=0.05)
-    async with listening(server, **NO_PINGS) as running, unreading(running) as client:
+    async with listening(server, **NO_PINGS) as running, unreading(running.port) as client:
         await fill(client, server)
         await soon(server.source.closed)
         await until(lambda: server.endpoint.open == 0)
@@ -52,11 +55,21 @@ async def test_a_client_that_never_reads_is_closed_with_1013_and_one_line(caplog
         assert int(told[2]) > 0
 
 
+async def test_the_server_of_a_node_closes_a_client_that_never_reads(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(send_timeout=0.05)
+    app = Starlette(routes=[WebSocketRoute("/graphql", server.endpoint)])
+    async with serving(app) as node, unreading(node.port) as client:
+        await fill(client, server)
+        await soon(server.source.closed)
+        assert (await client.closed()).code == 1013
+        assert len(lines(caplog)) == 1
+
+
 async def test_a_client_that_answers_no_ping_because_it_does_not_read_is_closed_with_1013(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = Server()
-    async with listening(server, **IMPATIENT) as running, unreading(running) as client:
+    async with listening(server, **IMPATIENT) as running, unreading(running.port) as client:
         await client.subscribe("subscription { numbers }")
         await soon(server.source.closed)
         assert await client.closed() == Close(1013, "No answer to a ping")
@@ -68,7 +81,7 @@ async def test_a_client_that_answers_no_ping_while_a_message_waits_is_closed_wit
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = Server()
-    async with listening(server, **IMPATIENT) as running, unreading(running) as client:
+    async with listening(server, **IMPATIENT) as running, unreading(running.port) as client:
         await fill(client, server)
         await soon(server.source.closed)
         await until(lambda: server.endpoint.open == 0)
@@ -80,7 +93,7 @@ async def test_a_client_that_answers_no_ping_while_a_message_waits_is_closed_wit
 @pytest.mark.parametrize("pings", [NO_PINGS, IMPATIENT], ids=["send timeout", "ping timeout"])
 async def test_the_connection_of_a_client_that_never_reads_is_given_up(pings: dict[str, float]) -> None:
     server = Server(send_timeout=0.05)
-    async with listening(server, **pings, **SHORT) as running, unreading(running) as client:
+    async with listening(server, **pings, **SHORT) as running, unreading(running.port) as client:
         await fill(client, server)
         await until(lambda: not running.server_state.connections)
         assert server.source.closed.is_set()
@@ -88,7 +101,7 @@ async def test_the_connection_of_a_client_that_never_reads_is_given_up(pings: di
 
 async def test_the_connection_of_a_client_that_leaves_without_reading_is_given_up() -> None:
     server = Server()
-    async with listening(server, **NO_PINGS, **SHORT) as running, unreading(running) as client:
+    async with listening(server, **NO_PINGS, **SHORT) as running, unreading(running.port) as client:
         await fill(client, server)
         await client.send(frame(Opcode.CLOSE, Close(1000, "").serialize()))
         await until(lambda: not running.server_state.connections)
@@ -96,7 +109,7 @@ async def test_the_connection_of_a_client_that_leaves_without_reading_is_given_u
 
 async def test_close_all_does_not_wait_for_a_client_that_does_not_read() -> None:
     server = Server(close_timeout=60)
-    async with listening(server, **NO_PINGS) as running, unreading(running) as client:
+    async with listening(server, **NO_PINGS) as running, unreading(running.port) as client:
         await fill(client, server)
         await until(lambda: waiting(running))
         await server.endpoint.close_all()
@@ -105,7 +118,7 @@ async def test_close_all_does_not_wait_for_a_client_that_does_not_read() -> None
 
 async def test_pings_of_a_client_that_does_not_read_fill_no_memory() -> None:
     server = Server()
-    async with listening(server, **NO_PINGS) as running, unreading(running) as client:
+    async with listening(server, **NO_PINGS) as running, unreading(running.port) as client:
         pings = frame(Opcode.PING, b"x" * 125) * 1_000
         for _ in range(150):
             await client.send(pings)
@@ -117,7 +130,7 @@ async def test_pings_of_a_client_that_does_not_read_fill_no_memory() -> None:
 
 
 async def test_empty_fragments_fill_no_memory() -> None:
-    async with listening(Server(), **NO_PINGS) as running, unreading(running) as client:
+    async with listening(Server(), **NO_PINGS) as running, unreading(running.port) as client:
         await client.send(frame(Opcode.TEXT, b'{"type":', fin=False))
         await client.send(frame(Opcode.CONT, fin=False) * 100_000)
         await client.send(frame(Opcode.PING, b"barrier"))
@@ -140,11 +153,11 @@ async def test_a_response_that_its_client_does_not_read_is_given_up(caplog: pyte
 
 
 async def test_a_response_that_its_client_reads_slowly_is_not_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    http = partial(BoundedHead, read_seconds=0.3)
+    http = partial(BoundedHead, read_seconds=0.5)
     async with listening(Server(), http=http) as running, asking(running, "/large") as client:
-        end = time.monotonic() + 1.0
+        end = time.monotonic() + 1.6
         while time.monotonic() < end:
-            await client.read(64 * KIB)
+            await client.read(128 * KIB)
             await asyncio.sleep(0.01)  # the pace of the client
         assert not lines(caplog)
         assert len(running.server_state.connections) == 1

@@ -163,11 +163,11 @@ class Unreading:
 
 
 @asynccontextmanager
-async def unreading(running: Uvicorn) -> AsyncIterator[Unreading]:
+async def unreading(port: int) -> AsyncIterator[Unreading]:
     """Open a socket of a client that does not read; it is admitted."""
     client = Unreading()
     try:
-        await client.open(running.port)
+        await client.open(port)
         await client.say(type="connection_init")
         yield client
     finally:

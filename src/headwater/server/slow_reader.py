@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from fcntl import ioctl
+from termios import TIOCOUTQ
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected, get_client_addr
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_INTEGER = struct.Struct("i")
+
 NO_PONG = "No answer to a ping"
 
 CLOSE_SECONDS = 10.0
@@ -32,6 +37,17 @@ CLOSE_SECONDS = 10.0
 
 READ_SECONDS = 30.0
 """Seconds in which a client must read a part of what waits for it, after HTTP requests."""
+
+
+def waiting_bytes(transport: asyncio.Transport) -> int:
+    """Return the bytes that a client has not received: those in this process and, on Linux, those in the kernel.
+
+    Only both together show that a slow client reads: the kernel takes no more until a third of its buffer is free.
+    """
+    queued = 0
+    with suppress(OSError, ValueError):  # another system, or closed already
+        queued = _INTEGER.unpack(ioctl(transport.get_extra_info("socket"), TIOCOUTQ, bytes(_INTEGER.size)))[0]
+    return queued + transport.get_write_buffer_size()
 
 
 class DrainedSocket(WebSocketsSansIOProtocol):
@@ -47,6 +63,10 @@ class DrainedSocket(WebSocketsSansIOProtocol):
         self._is_full = False
         self._late_pong = b""
         self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).set_write_buffer_limits()  # as usual, contrary to `DrainedHTTP`
+        super().connection_made(transport)
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
@@ -82,7 +102,7 @@ class DrainedSocket(WebSocketsSansIOProtocol):
         return self.handshake_complete and not (self.close_sent or self.disconnected or self.transport.is_closing())
 
     def _report(self, how: str) -> None:
-        waiting = self.transport.get_write_buffer_size()
+        waiting = waiting_bytes(self.transport)
         logger.warning(
             "closed the socket of %s %s: %d bytes wait to be read", get_client_addr(self.scope), how, waiting
         )
@@ -150,7 +170,7 @@ class DrainedHTTP(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _expect_reading(self) -> None:
-        self._waiting = self.transport.get_write_buffer_size()
+        self._waiting = waiting_bytes(self.transport)
         self._read_deadline = self.loop.call_later(self._read_seconds, self._check)
 
     def _stop_expecting(self) -> None:
@@ -159,7 +179,7 @@ class DrainedHTTP(HttpToolsProtocol):
             self._read_deadline = None
 
     def _check(self) -> None:
-        waiting = self.transport.get_write_buffer_size()
+        waiting = waiting_bytes(self.transport)
         if waiting < self._waiting:
             self._expect_reading()
         else:
