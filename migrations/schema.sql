@@ -1,5 +1,4 @@
 CREATE SCHEMA headwater;
-COMMENT ON SCHEMA headwater IS 'Headwater''s own tables: the log, and everything that is derived from it.';
 CREATE FUNCTION headwater.append(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], of_epoch integer, OUT verdicts "char"[], OUT versions integer[], OUT positions bigint[], OUT streams uuid[], OUT blockers integer[]) RETURNS record
     LANGUAGE plpgsql
     SET jit TO 'off'
@@ -266,6 +265,7 @@ CREATE FUNCTION headwater.enter_epoch(tag text, "position" bigint, command_id uu
 declare
   current epochs;
   here text;
+  beyond boolean := false;
 begin
   select e.* into strict current from head h join epochs e on e.epoch = h.epoch;
   if not pg_is_in_recovery() and not current_setting('transaction_read_only')::boolean then
@@ -280,13 +280,45 @@ begin
     elsif current.tag = enter_epoch.tag and enter_epoch.position is not null
           and not exists (select from events e where e.position = enter_epoch.position and e.command_id = enter_epoch.command_id) then
       perform begin_epoch(current.epoch, format('position %s was known and is gone', enter_epoch.position));
-    elsif exists (select from projections p, head h where p.position > h.position and p.rewind_to is null) then
-      perform begin_epoch(current.epoch, 'a checkpoint was beyond the end of the log');
+    else
+      begin
+        -- Not waited for: a lock on the checkpoints must not keep a process from connecting. A later connection looks again.
+        lock table projections in access share mode nowait;
+        beyond := exists (select from projections p, head h where p.position > h.position and p.rewind_to is null);
+      exception
+        when lock_not_available then null;
+      end;
+      if beyond then
+        perform begin_epoch(current.epoch, 'a checkpoint was beyond the end of the log');
+      end if;
     end if;
   end if;
   return query select * from epochs e order by e.epoch;
 end $$;
 COMMENT ON FUNCTION headwater.enter_epoch(tag text, "position" bigint, command_id uuid) IS 'Begins a new epoch if the log may have lost its end, and returns all epochs, the current one last.';
+CREATE FUNCTION headwater.probe_append(of_epoch integer, OUT free boolean, OUT "position" bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'headwater', 'pg_temp'
+    AS $$
+declare
+  passed boolean;
+begin
+  begin
+    lock table head, events, commands, claims in row exclusive mode nowait;
+    select epoch <> of_epoch or timeline <> timeline_now() into strict passed from head for update nowait;
+    raise exception 'the locks are given back' using errcode = 'HW002';
+  exception
+    when sqlstate 'HW002' then free := true;
+    when lock_not_available then free := false;
+  end;
+  if passed then
+    perform refuse_epoch();
+  end if;
+  if not free then
+    select h.position into probe_append.position from head h;
+  end if;
+end $$;
+COMMENT ON FUNCTION headwater.probe_append(of_epoch integer, OUT free boolean, OUT "position" bigint) IS 'Says whether an append could be written now. Writes no event, waits for no lock and keeps none.';
 CREATE FUNCTION headwater.refuse_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -518,6 +550,9 @@ COMMENT ON COLUMN headwater.schedules.begun_at IS 'When a worker first saw the s
 COMMENT ON COLUMN headwater.schedules.fired_at IS 'The last due moment that was fired; not the time at which it was fired.';
 COMMENT ON COLUMN headwater.schedules.outcome IS 'Its result: accepted, the code of a refusal, or the error that the schedule''s code raised.';
 COMMENT ON COLUMN headwater.schedules.finished_at IS 'When the outcome was known.';
+CREATE TABLE headwater.schema_version (
+    version_num character varying(32) NOT NULL
+);
 CREATE TABLE headwater.snapshots (
     stream_id uuid NOT NULL,
     fold_version integer NOT NULL,
@@ -594,6 +629,8 @@ ALTER TABLE ONLY headwater.sagas
     ADD CONSTRAINT sagas_pkey PRIMARY KEY (stream_id);
 ALTER TABLE ONLY headwater.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
+ALTER TABLE ONLY headwater.schema_version
+    ADD CONSTRAINT schema_version_pkc PRIMARY KEY (version_num);
 ALTER TABLE ONLY headwater.snapshots
     ADD CONSTRAINT snapshots_pkey PRIMARY KEY (stream_id, fold_version);
 ALTER TABLE ONLY headwater.timers

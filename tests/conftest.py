@@ -24,6 +24,7 @@ from headwater.postgres import embedded
 from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.postgres.migrations import migrate
 from headwater.projections.generations import prepare_views
+from headwater.server.health import GRACE_SECONDS
 from headwater.server.node import Node
 
 _names = itertools.count(1)
@@ -123,8 +124,18 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
             work: bool = True,
             clock: Clock | None = None,
             pause: Callable[[int], float] | None = None,
+            grace: float = GRACE_SECONDS,
         ) -> Node:
-            node = Node(app, settings or Settings(), dsn, serve=serve, work=work, clock=clock, pause=pause)
+            node = Node(
+                app,
+                settings or Settings(),
+                dsn,
+                serve=serve,
+                work=work,
+                clock=clock,
+                pause=pause,
+                grace_seconds=grace,
+            )
             return await stack.enter_async_context(node)
 
         yield start

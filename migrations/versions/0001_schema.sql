@@ -1,9 +1,7 @@
 -- The schema of Headwater: the log, then everything that is derived from it. Requires PostgreSQL 15.
 -- Tables first, functions at the end. Names that are compared or indexed are collated "C": by bytes, and faster.
 
-create schema headwater;
-comment on schema headwater is 'Headwater''s own tables: the log, and everything that is derived from it.';
-
+-- The schema `headwater` exists by then, since it holds the version of the schema, too: see `postgres.migrations`.
 
 -- ============================================================================================================ the log
 
@@ -452,6 +450,7 @@ as $$
 declare
   current epochs;
   here text;
+  beyond boolean := false;
 begin
   select e.* into strict current from head h join epochs e on e.epoch = h.epoch;
   if not pg_is_in_recovery() and not current_setting('transaction_read_only')::boolean then
@@ -466,8 +465,17 @@ begin
     elsif current.tag = enter_epoch.tag and enter_epoch.position is not null
           and not exists (select from events e where e.position = enter_epoch.position and e.command_id = enter_epoch.command_id) then
       perform begin_epoch(current.epoch, format('position %s was known and is gone', enter_epoch.position));
-    elsif exists (select from projections p, head h where p.position > h.position and p.rewind_to is null) then
-      perform begin_epoch(current.epoch, 'a checkpoint was beyond the end of the log');
+    else
+      begin
+        -- Not waited for: a lock on the checkpoints must not keep a process from connecting. A later connection looks again.
+        lock table projections in access share mode nowait;
+        beyond := exists (select from projections p, head h where p.position > h.position and p.rewind_to is null);
+      exception
+        when lock_not_available then null;
+      end;
+      if beyond then
+        perform begin_epoch(current.epoch, 'a checkpoint was beyond the end of the log');
+      end if;
     end if;
   end if;
   return query select * from epochs e order by e.epoch;
@@ -772,3 +780,33 @@ comment on function headwater.append_plain(
   text[], integer
 ) is
   'Appends a batch of one-event commands as a whole, or nothing of it; append() judges all other batches.';
+
+
+-- probe_append: could a call of append() be written now? It takes the locks that an append takes, waits for none of them, and
+-- gives them back before it returns: an append that runs at the same time waits for some microseconds at most. It writes no
+-- event, but its commit is flushed, and confirmed by a synchronous standby, as that of an append.
+--
+-- free: no other session holds one of the locks. position: the end of the log, if one does: it moves while others append.
+create function headwater.probe_append(of_epoch integer, out free boolean, out "position" bigint) language plpgsql volatile
+  set search_path = headwater, pg_temp
+as $$
+declare
+  passed boolean;
+begin
+  begin
+    lock table head, events, commands, claims in row exclusive mode nowait;
+    select epoch <> of_epoch or timeline <> timeline_now() into strict passed from head for update nowait;
+    raise exception 'the locks are given back' using errcode = 'HW002';
+  exception
+    when sqlstate 'HW002' then free := true;
+    when lock_not_available then free := false;
+  end;
+  if passed then
+    perform refuse_epoch();
+  end if;
+  if not free then
+    select h.position into probe_append.position from head h;
+  end if;
+end $$;
+comment on function headwater.probe_append(integer) is
+  'Says whether an append could be written now. Writes no event, waits for no lock and keeps none.';

@@ -104,12 +104,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ready_lag_seconds: Annotated[
         float,
         Meta(
-            gt=0,
+            ge=0,
             le=1_000_000,
-            description="Seconds that a projection may be behind before `/health/ready` reports the process as not"
-            " ready.",
+            description="Seconds that a projection may be behind before `/health/ready` of a serving process answers"
+            " 503. 0: lag does not count, since it affects all processes alike, and any client can cause it.",
         ),
-    ] = 30.0
+    ] = 0.0
     shutdown_seconds: Annotated[
         float, Meta(gt=0, le=300, description="Seconds that running work has to end after Ctrl-C or SIGTERM.")
     ] = 4.0

@@ -42,13 +42,18 @@ class Supervisor:
         self._pause = pause
         self._steady_seconds = steady_seconds
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._troubles: dict[str, str] = {}
+        self._troubles: dict[str, tuple[str, BaseException | None]] = {}
         self._over_at: float | None = None
 
     @property
     def troubles(self) -> dict[str, str]:
         """The tasks that are in trouble, by name, with the last error of each. Empty if all are well."""
-        return dict(self._troubles)
+        return {name: why for name, (why, _) in self._troubles.items()}
+
+    @property
+    def errors(self) -> dict[str, BaseException | None]:
+        """The last error of each task in trouble, by name. None for one that reported its trouble itself."""
+        return {name: error for name, (_, error) in self._troubles.items()}
 
     def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Start a task that should never end by itself. It is started again when it raises or returns."""
@@ -60,7 +65,7 @@ class Supervisor:
 
     def unwell(self, name: str, why: str) -> None:
         """Record the trouble of a task that retries by itself. The task calls this."""
-        self._troubles[name] = why
+        self._troubles[name] = (why, None)
 
     async def stop(self, *names: str) -> None:
         """Cancel tasks, all at the same time, and wait until they have ended."""
@@ -112,7 +117,7 @@ class Supervisor:
                     return
                 failures = 1 if loop.time() - started > self._steady_seconds else failures + 1
                 pause = (self._pause or backoff)(failures)
-                self._troubles[name] = f"{type(error).__name__}: {error}"
+                self._troubles[name] = (f"{type(error).__name__}: {error}", error)
                 if not self._is_logged(name, error):
                     logger.exception("%s died; it starts again in %.1f s (failure %d)", name, pause, failures)
             finally:

@@ -160,5 +160,5 @@ async def test_dev_announces_its_addresses_and_that_there_are_no_permissions(
     assert "  Data           the database of DATABASE_URL\n" in printed
     assert "  It listens on this machine only, since there are no permissions yet.\n" in printed
     assert (await dev.get("/health/live")).json() == {"status": "live"}
-    assert (await dev.get("/health/ready")).json() == {"status": "ready"}
+    assert (await dev.get("/health/ready")).json() == {"status": "ready", "readable": True, "writable": True}
     assert (await dev.get("/")).headers["location"] == "/graphql"

@@ -106,8 +106,8 @@ async def test_a_server_and_a_worker_each_report_their_own_numbers(
     assert 0 < pace.to_row.median <= pace.to_row.p99 < 60
 
     text = [line.split() for line in now.as_text().splitlines()]
-    (sent,) = [line for line in text if line[:1] == [server.name] and "yes" in line]
-    assert sent[1:2] + sent[5:] == ["yes", f"{server.report.to_client.median * 1000:,.1f}", "ms", sent[7], "ms"]
+    (sent,) = [line for line in text if line[:2] == [server.name, "yes"]]
+    assert sent[1:3] + sent[6:] == ["yes", "yes", f"{server.report.to_client.median * 1000:,.1f}", "ms", sent[8], "ms"]
     (appends,) = [line for line in text if line[1:] == [f"{server.report.appends.commands_per_append}", "55", *"1000"]]
     assert appends[0] == server.name
     assert f"{pace.to_row.median * 1000:,.1f} ms" in now.as_text()
@@ -151,6 +151,7 @@ async def test_a_process_that_cannot_write_its_report_stays_ready_and_logs_it_on
         Measures({}, None, node.telemetry.sent),
         node.telemetry,
         node.supervisor,
+        troubles=list,
         process_id=uuid4(),
         serves=True,
         every=0.1,

@@ -116,7 +116,7 @@ async def test_an_event_whose_order_is_invalid_stops_the_reactor_before_it(
     start: Start, connection: asyncpg.Connection, note: str, said: str
 ) -> None:
     outside, box = Outside(), uuid4()
-    node = await start(app_of(outside.reactor(order=no_order)), settings=QUICK)
+    node = await start(app_of(outside.reactor(order=no_order)), settings=QUICK, serve=False)
     await write(connection, Read(box_id=box), posted(box, "0"), Read(box_id=box), posted(box, note), posted(box, "1"))
     await until(lambda: UNIT in node.supervisor.troubles)
     why = f"KeyUnknown: the key of Posted at position 4 is not known: {said}"
@@ -307,7 +307,7 @@ async def test_retries_are_cancelled_when_the_lease_is_lost(start: Start, connec
 async def test_a_slow_receiver_does_not_affect_readiness(start: Start, connection: asyncpg.Connection) -> None:
     outside = Outside(held={"slow"})
     settings = replace(QUICK, ready_lag_seconds=0.001)
-    node: Node = await start(app_of(outside.reactor()), settings=settings, serve=False)
+    node: Node = await start(app_of(outside.reactor()), settings=settings)
     await write(connection, posted(uuid4(), "slow"))
 
     async def only_it_is_late() -> bool:

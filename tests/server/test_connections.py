@@ -23,9 +23,10 @@ Start: TypeAlias = Callable[..., Awaitable[Node]]
 PAGE = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text(encoding="utf-8")
 FIXED = dict(re.findall(r"^\| `headwater (\w+)` \| `HEADWATER_POOL_SIZE` \+ (\d+)", PAGE, re.MULTILINE))
 POOL = 3
+HEALTH = 1
 UNITS = Counter({"headwater projection User": 1, "headwater projection Account": 1, "headwater projection Transfer": 1})
 UNITS += Counter({"headwater saga Transfer": 1, "headwater reactor statements": 1})
-ALWAYS = Counter({"headwater": POOL + PROBES, "headwater listener": 1, "headwater appender": 1})
+ALWAYS = Counter({"headwater": POOL + PROBES + HEALTH, "headwater listener": 1, "headwater appender": 1})
 WORKING = Counter({"headwater leases": 1}) + UNITS
 SHORT = {"serve": {"probe"}, "work": {"probe", "tombstones", "retired tables"}}
 """Connections that are open only while they are used."""

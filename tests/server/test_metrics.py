@@ -70,6 +70,15 @@ async def get(app: Starlette, path: str) -> httpx.Response:
         return await client.get(path)
 
 
+READY = {"status": "ready", "readable": True, "writable": True}
+
+
+async def asked(node: Node) -> httpx.Response:
+    """Return the answer of `/health/ready` after the process has looked at itself."""
+    await node.health.begin()
+    return await get(Web(node).app, "/health/ready")
+
+
 async def scrape(app: Starlette) -> Scraped:
     response = await get(app, "/metrics")
     assert response.status_code == 200
@@ -330,29 +339,30 @@ async def test_lag_is_the_age_of_the_first_event_after_the_checkpoint(
     assert metrics.of_projection("parked_keys", "Account") == 0
 
 
-async def test_a_process_is_unready_when_a_projection_is_later_than_tolerated(start: Start) -> None:
+async def test_a_serving_process_is_unready_when_a_projection_is_later_than_a_setting_tolerates(start: Start) -> None:
     strict = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.2))
     patient = await start(work=False)
-    web = Web(strict)
-    assert (await get(web.app, "/health/ready")).json() == {"status": "ready"}
+    assert (await asked(strict)).json() == READY
 
     await strict.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
 
     late = {
         "status": "not ready",
+        "readable": True,
+        "writable": True,
         "troubles": ["projection Account", "projection Transfer", "projection User", "projection saga Transfer"],
     }
 
     async def is_not_ready() -> bool:
-        answer = await get(web.app, "/health/ready")
-        assert (answer.status_code, answer.json()) in ((200, {"status": "ready"}), (503, late))
+        answer = await asked(strict)
+        assert (answer.status_code, answer.json()) in ((200, READY), (503, late))
         return answer.status_code == 503
 
     async def is_ready() -> bool:
-        return (await get(web.app, "/health/ready")).status_code == 200
+        return (await asked(strict)).status_code == 200
 
     await until(is_not_ready)
-    assert (await get(Web(patient).app, "/health/ready")).json() == {"status": "ready"}
+    assert (await asked(patient)).json() == READY
 
     await start(serve=False)
     await until(is_ready)
@@ -360,7 +370,7 @@ async def test_a_process_is_unready_when_a_projection_is_later_than_tolerated(st
 
 async def test_lag_is_reported_after_the_clock_was_set_back(start: Start, connection: asyncpg.Connection) -> None:
     """Times of the log never fall, so newer events carry a time in the future of the clock."""
-    node = await start(work=False)
+    node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=30))
 
     async def lags() -> dict[str, float]:
         return {each.name: each.lag_seconds for each in (await read_standings(node.database.pool)).projections}
@@ -376,7 +386,7 @@ async def test_lag_is_reported_after_the_clock_was_set_back(start: Start, connec
     found = await lags()
     assert 100 <= found.pop("User") < 160
     assert (found["Account"], found["Transfer"]) == (0, 0)
-    assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == ["projection User"]
+    assert (await asked(node)).json()["troubles"] == ["projection User"]
 
 
 async def building(start: Start, connection: asyncpg.Connection, *, failure: str | None = None) -> Node:
@@ -396,7 +406,7 @@ async def test_a_generation_that_is_being_built_does_not_make_a_process_unready(
 ) -> None:
     node = await building(start, connection)
     await connection.execute("update headwater.projections set position = 1 where state = 'live'")
-    assert (await get(Web(node).app, "/health/ready")).status_code == 200
+    assert (await asked(node)).status_code == 200
     assert [each.lag_events for each in (await read_standings(node.database.pool)).projections] == [0, 0, 0, 1, 0, 0]
 
 
@@ -404,7 +414,7 @@ async def test_a_projection_whose_next_generation_is_being_built_is_not_late(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     node = await building(start, connection)
-    assert (await get(Web(node).app, "/health/ready")).json()["troubles"] == [
+    assert (await asked(node)).json()["troubles"] == [
         "projection Account",
         "projection Transfer",
         "projection saga Transfer",
@@ -416,7 +426,7 @@ async def test_a_projection_whose_next_generation_has_failed_is_late(
 ) -> None:
     """A failed build does not continue by itself, so there is nothing to wait for."""
     node = await building(start, connection, failure="its sample")
-    assert "projection User" in (await get(Web(node).app, "/health/ready")).json()["troubles"]
+    assert "projection User" in (await asked(node)).json()["troubles"]
 
 
 async def test_differences_that_verify_found_are_shown(start: Start, dsn: str, connection: asyncpg.Connection) -> None:
@@ -564,6 +574,7 @@ LABELS = {
     "graphql_operation_seconds": "kind, outcome",
     "sent_messages": "to",
     "schedule_moments": "outcome",
+    "trouble_since_seconds": "trouble, unready",
     "projection_differences": "generation, projection, state",
     "invariant_violations": "invariant",
     "sagas": "saga, status",
@@ -579,12 +590,12 @@ def labels_of(family: Metric) -> str:
 
 
 async def test_slow_queries_that_use_the_whole_pool_do_not_make_a_process_unready(start: Start) -> None:
-    """Readiness has connections of its own, so it does not wait for the pool."""
+    """Health checks and scrapes have connections of their own, so they do not wait for the pool."""
     node = await start(settings=msgspec.structs.replace(Settings(), pool_size=2))
     web = Web(node)
     async with node.database.pool.acquire(), node.database.pool.acquire():
-        answers = await asyncio.gather(*(get(web.app, "/health/ready") for _ in range(5)))
-        assert [(each.status_code, each.json()) for each in answers] == [(200, {"status": "ready"})] * 5
+        answers = await asyncio.gather(*(asked(node) for _ in range(5)))
+        assert [(each.status_code, each.json()) for each in answers] == [(200, READY)] * 5
         assert "headwater_database_up 1.0" in (await get(web.app, "/metrics")).text
 
 

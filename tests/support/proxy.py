@@ -11,8 +11,9 @@ class Proxy:
     """A proxy on a Unix socket in front of PostgreSQL that fails on request.
 
     silent: it forwards nothing. silent_from: bytes at which it falls silent. ignored: the number of chunks that it has
-    not forwarded. greetings: the first chunk of each connection. swallow_replies: it drops the next reply and closes
-    the connection; then `swallowed` is set.
+    not forwarded. greetings: the first chunk of each connection. replaced: what is put in the place
+    of some bytes of the replies. swallow_replies: it drops the next reply and closes the connection; then `swallowed`
+    is set.
     """
 
     def __init__(self, dsn: str, folder: Path) -> None:
@@ -27,6 +28,7 @@ class Proxy:
         self.silent_from: bytes | None = None
         self.ignored = 0
         self.greetings: list[bytes] = []
+        self.replaced: dict[bytes, bytes] = {}
         self.swallow_replies = False
         self.swallowed = asyncio.Event()
 
@@ -85,6 +87,9 @@ class Proxy:
                     self.swallow_replies = False
                     self.swallowed.set()
                     break
+                if is_reply:
+                    for old, new in self.replaced.items():
+                        data = data.replace(old, new)
                 target.write(data)
                 await target.drain()
         except OSError:

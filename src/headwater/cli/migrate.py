@@ -13,7 +13,8 @@ from headwater.cli.steps import Report, silent
 from headwater.config import Settings
 from headwater.postgres.database import Database
 from headwater.postgres.migrations import migrate
-from headwater.projections.generations import prepare_views
+from headwater.postgres.requirements import checked, require_to_migrate
+from headwater.projections.generations import prepare_views, schemas_of
 from headwater.server.worker import register_units
 
 
@@ -34,6 +35,8 @@ async def migrated(app: App, settings: Settings, dsn: str, report: Report = sile
     """
     with reaching(session_variable(settings)):
         report("migrating the database")
+        async with checked(dsn) as connection:
+            await require_to_migrate(connection, ["headwater", *schemas_of(app.domain.views)])
         await migrate(dsn)
         report("creating read-model tables")
         await prepare_views(dsn, app.domain.views)

@@ -23,9 +23,12 @@ _HEADINGS = (
     *("EVENTS/S", "BATCH", "TO ROW", "99 %", "RETRIES", "PARKED KEYS"),
 )
 _SAGA_HEADINGS = ("SAGA", "RUNNING", "UNDOING", "PARKED", "STUCK")
-_PROCESS_HEADINGS = ("PROCESS", "SERVES", "KEEPS", "STARTED", "TO CLIENT", "99 %")
+_PROCESS_HEADINGS = ("PROCESS", "SERVES", "KEEPS", "READY", "STARTED", "TO CLIENT", "99 %")
 _VERDICTS = tuple(verdict.name.lower() for verdict in Verdict)
 _APPEND_HEADINGS = ("APPENDS OF", "COMMANDS EACH", *(verdict.upper() for verdict in _VERDICTS))
+
+LATE_SECONDS = 30
+"""The lag from which on a projection is late. docs/metrics.md has an alert for the same."""
 
 APPENDED_SECONDS = 10
 """The time over which the rate of the log is measured."""
@@ -94,6 +97,8 @@ class Status:
             yield from _troubles(each)
         for checked in self.invariants:
             yield from _violations(checked)
+        for process in self.processes:
+            yield from _process_troubles(process)
         if all(each.units is None for each in self.processes):
             yield "No worker is running."
 
@@ -131,8 +136,15 @@ def _saga(count: SagaCount) -> tuple[object, ...]:
 
 def _process(process: ProcessStatus) -> tuple[object, ...]:
     serves, keeps = "yes" if process.serves else "no", "" if process.units is None else f"{process.units}"
-    started = process.started_at.strftime("%Y-%m-%d %H:%M:%S UTC")
-    return process.name, serves, keeps, started, *_spread(process.report.to_client)
+    ready = "yes" if process.report.ready else "no"
+    return process.name, serves, keeps, ready, _time(process.started_at), *_spread(process.report.to_client)
+
+
+def _process_troubles(process: ProcessStatus) -> Iterator[str]:
+    """Yield a sentence for each trouble that a process has reported."""
+    for each in process.report.troubles:
+        what = "is not ready" if each.unready else "is ready, but has a trouble"
+        yield printable(f"{process.name} {what} since {_time(each.since)}: {each.name}: {each.why}")
 
 
 def _appends(process: ProcessStatus) -> Iterator[tuple[object, ...]]:
@@ -153,6 +165,9 @@ def _duration(seconds: float) -> str:
 def _troubles(standing: ProjectionStanding) -> Iterator[str]:
     """Yield a sentence for each thing that is wrong with a generation."""
     name = f"{standing.name} {standing.generation}"
+    if standing.state == "live" and standing.lag_seconds > LATE_SECONDS:
+        keeper = "no worker runs it" if standing.worker is None else f"{standing.worker} runs it"
+        yield f"{name} is {_age(standing.lag_seconds)} behind the log; {keeper}."
     if standing.failure is not None:
         yield printable(f"{name} is not built: {standing.failure}")
     if standing.hindrance is not None:
@@ -167,6 +182,10 @@ def _violations(checked: CheckedInvariant) -> Iterator[str]:
         keys = "key" if checked.violations == 1 else "keys"
         events = f"the events of {checked.violations:,} {keys} contradict it"
         yield f"Invariant {checked.name}: {events}, as the last `headwater verify` found."
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _age(seconds: float) -> str:

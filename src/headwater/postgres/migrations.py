@@ -41,6 +41,7 @@ async def migrate(dsn: str, folder: Path | None = None) -> None:
     try:
         async with engine.begin() as connection:
             await connection.execute(_LOCK)
+            await connection.run_sync(_make_schema)
             await connection.run_sync(_upgrade, folder or scripts())
     finally:
         await engine.dispose()
@@ -51,6 +52,12 @@ def run_script(migration: str) -> None:
     script = Path(migration).with_suffix(".sql").read_text(encoding="utf-8")
     # The driver's own execute, because a prepared statement holds one statement only.
     op.get_bind().connection.dbapi_connection.run_async(lambda connection: connection.execute(script))  # type: ignore[union-attr]  # asyncpg's adapter
+
+
+def _make_schema(connection: Connection) -> None:
+    """Create the schema if it is missing: the version is stored in it before the first script runs."""
+    if connection.scalar(text("select to_regnamespace('headwater') is null")):
+        connection.execute(text("create schema headwater"))
 
 
 def _upgrade(connection: Connection, folder: Path) -> None:
@@ -70,8 +77,8 @@ async def require_schema(pool: asyncpg.Pool, folder: Path | None = None) -> None
         SchemaMissing: there is no schema, or an older one.
     """
     found = None
-    if not await pool.fetchval("select to_regclass('public.schema_version') is null"):
-        found = await pool.fetchval("select version_num from public.schema_version")
+    if not await pool.fetchval("select to_regclass('headwater.schema_version') is null"):
+        found = await pool.fetchval("select version_num from headwater.schema_version")
     needed = _newest(folder or scripts())
     if found is None:
         raise SchemaMissing("The database has no Headwater schema: run `headwater migrate`.")

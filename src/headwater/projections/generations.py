@@ -24,6 +24,7 @@ from headwater.errors import HeadwaterError
 from headwater.postgres import queries
 from headwater.postgres.database import Connection, make_schema
 from headwater.postgres.hosts import open_connection
+from headwater.projections import row_events
 from headwater.projections.tables import (
     SCHEMA,
     add_indexes,
@@ -78,6 +79,11 @@ def _enums(view: AnyView) -> dict[str, list[str]]:
 
 
 # -------------------------------------------------------------------------------------------------------- registering
+
+
+def schemas_of(views: Sequence[AnyView]) -> list[str]:
+    """Return the schemas that hold the tables of read models."""
+    return [*([SCHEMA] if views else []), *([row_events.SCHEMA] if any(view.history for view in views) else [])]
 
 
 async def prepare_views(dsn: str, views: Sequence[AnyView]) -> None:

@@ -22,8 +22,6 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
-
 from headwater.app import App
 from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher
@@ -42,13 +40,16 @@ from headwater.eventstore.snapshots import SnapshotStore
 from headwater.graphql.scope import ClientLimits, Serving
 from headwater.live.feed import Feed
 from headwater.logs import node_name
-from headwater.postgres.database import UNREACHABLE, Database
+from headwater.postgres.database import FAILING, Database
 from headwater.postgres.migrations import require_schema
-from headwater.projections.generations import adopt, prepare, renew
+from headwater.postgres.requirements import checked, require_rights
+from headwater.projections.generations import adopt, prepare, renew, schemas_of
 from headwater.projections.history import History
 from headwater.projections.reader import Reader
 from headwater.projections.retire import RetiredTables
+from headwater.projections.tables import snake_case
 from headwater.projections.tombstones import Tombstones
+from headwater.server.health import GRACE_SECONDS, HEALTH, Health
 from headwater.server.self_report import Measures, SelfReports
 from headwater.server.worker import Worker, register_units
 from headwater.supervisor import Supervisor, within
@@ -57,9 +58,6 @@ from headwater.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 PROBES = 2
-
-NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError)
-"""The errors of a health check when the database does not answer."""
 
 DRAINING = 0.6
 """The part of the shutdown time that commands may take to finish.
@@ -75,10 +73,12 @@ class Node:
     """A process of an app: `async with Node(app, settings, dsn, serve=True, work=True) as node`.
 
     clock: used by sagas and schedules.
-    probe_seconds: the time that the database has to answer a health check or a scrape. pause: the seconds before the
-    restart of a task, by the number of its failures; by default a growing backoff.
+    probe_seconds: the time that the database has to answer a health check or a scrape. grace_seconds: how long a
+    trouble has to last before the process is not ready. pause: the seconds before the restart of a task, by the number
+    of its failures; by default a growing backoff.
 
     Raises, on entering:
+        Unsuitable: the server, or a right of the role, is not what Headwater needs.
         SchemaMissing: the database is not migrated.
         LogUnreadable: the log holds events that this app cannot read.
     """
@@ -93,6 +93,7 @@ class Node:
         work: bool,
         clock: Clock | None = None,
         probe_seconds: float = 2.0,
+        grace_seconds: float = GRACE_SECONDS,
         pause: Callable[[int], float] | None = None,
     ) -> None:
         self.app = app
@@ -109,7 +110,7 @@ class Node:
             greet=self.positions.epochs.enter,
         )
         self.supervisor = Supervisor(self.database.outage.covers, pause=pause)
-        # Connections of its own, so that slow queries that occupy the whole pool do not make the process unready.
+        # Connections of its own, so that scrapes do not wait for slow queries that occupy the whole pool.
         self.probe = Database(
             dsn,
             pool_size=PROBES,
@@ -117,8 +118,18 @@ class Node:
             session_dsn=settings.listen_url,
             greet=self.positions.epochs.enter,
         )
+        # One more for the health checks: a scrape may wait for a lock that says nothing about this process.
+        self._pulse = Database(
+            dsn,
+            pool_size=1,
+            statement_timeout=probe_seconds / 2,
+            session_dsn=settings.listen_url,
+            greet=self.positions.epochs.enter,
+        )
         self.positions.epochs.on_change(self._leave_earlier_server)
         self.probe_seconds = probe_seconds
+        self._grace_seconds = grace_seconds
+        self._dsn = dsn
         self._serve = serve
         self._work = work
         self._stack = AsyncExitStack()
@@ -126,8 +137,8 @@ class Node:
 
     def _leave_earlier_server(self, epoch: Epoch) -> None:
         """End every other connection: it may be to a server of the epoch that has ended."""
-        self.database.end_greeted()
-        self.probe.end_greeted()
+        for each in self._databases:
+            each.end_greeted()
 
     async def __aenter__(self) -> Node:
         try:
@@ -150,7 +161,7 @@ class Node:
         What still waits for the database at the deadline is cut off.
         """
         left = self._left(1)
-        cut = [asyncio.get_running_loop().call_later(left, each.cut_off) for each in (self.database, self.probe)]
+        cut = [asyncio.get_running_loop().call_later(left, each.cut_off) for each in self._databases]
         self.supervisor.over_within(left)
         try:
             await self.supervisor.stop_all()
@@ -181,8 +192,9 @@ class Node:
         return max(LEAST_SECONDS, self._ending_since + self.settings.shutdown_seconds * part - now)
 
     async def _open(self) -> None:
-        await self._stack.enter_async_context(self.database)
-        await self._stack.enter_async_context(self.probe)
+        await self._require()
+        for each in self._databases:
+            await self._stack.enter_async_context(each)
         await require_schema(self.database.pool)
         await require_readable(self.database.pool, self.app.domain)
         await self._prepare()
@@ -198,7 +210,19 @@ class Node:
             self._start_serving()
         if self._work:
             await self._start_working()
+        await self._start_health()
         await self._start_reporting()
+
+    async def _require(self) -> None:
+        """Check the server and the role's rights before anything relies on them."""
+        async with checked(self._dsn, self.settings.listen_url) as connection:
+            await require_rights(
+                connection,
+                decides=self.decides,
+                works=self._work,
+                shown=[snake_case(view.name) for view in self.app.domain.views],
+                schemas=schemas_of(self.app.domain.views),
+            )
 
     async def _prepare(self) -> None:
         """Create the tables of the read models, and register every unit, before anything reads them."""
@@ -296,6 +320,44 @@ class Node:
     async def _run_unit(self, unit: Unit) -> None:
         await self.worker.run(unit, partial(self.supervisor.well, unit.task))
 
+    async def _start_health(self) -> None:
+        self.health = Health(
+            self._pulse,
+            self.positions.epochs,
+            self.supervisor,
+            appender=self.appender if self.decides else None,
+            housekeeping=self._housekeeping,
+            late=self._late,
+            clock=self._clock,
+            seconds=self.probe_seconds,
+            grace=self._grace_seconds,
+            is_logged=self.database.outage.covers,
+        )
+        await self.health.begin()
+        self.supervisor.start(HEALTH, self.health.run)
+
+    def _housekeeping(self) -> set[str]:
+        """Return the tasks whose failure leaves this process ready: if it serves, those that are a worker's."""
+        if not (self.serves and self.works):
+            return set()
+        return {"leases", "retired", "tombstones", *(unit.task for unit in self.leases.held)}
+
+    async def _late(self) -> dict[str, str]:
+        """Return the projections that are later than the settings tolerate, with the reason of each."""
+        tolerance = self.settings.ready_lag_seconds
+        if not (self.serves and tolerance):
+            return {}
+        try:
+            standings = await within(self.probe_seconds, read_standings(self.probe.pool))
+        except FAILING:
+            return {}  # nothing is known of them, and they are no part of this process
+        # Not reactors: a slow outside service is no reason to send clients elsewhere. And not units that this code does
+        # not have: they stand still on purpose.
+        domain = self.app.domain
+        ours = {view.name for view in domain.views} | {saga.category for saga in domain.sagas}
+        late = ours.intersection(standings.late(tolerance))
+        return {f"projection {name}": f"it is more than {tolerance:g} s behind the log" for name in late}
+
     async def _start_reporting(self) -> None:
         measures = Measures(
             self.worker.progress if self.works else {},
@@ -309,6 +371,7 @@ class Node:
                 measures,
                 self.telemetry,
                 self.supervisor,
+                troubles=lambda: self.health.troubles,
                 is_logged=self.database.outage.covers,
                 process_id=process_id,
                 serves=self.serves,
@@ -327,21 +390,12 @@ class Node:
         return self._work
 
     async def troubles(self) -> dict[str, str]:
-        """Return why the process is not ready, by the name of a task, `database` or a late projection.
+        """Look now. Returns what makes the process unready if it lasts, by the name of a task or of what does not work.
 
-        Empty when ready.
+        `health` has what has lasted.
         """
-        troubles = self.supervisor.troubles
-        tolerance = self.settings.ready_lag_seconds
-        try:
-            standings = await within(self.probe_seconds, read_standings(self.probe.pool))
-        except NO_ANSWER as error:
-            troubles["database"] = f"{type(error).__name__}: {error}"
-        else:
-            # Not reactors: a slow outside service is no reason to send clients elsewhere. And not units that this code
-            # does not have: they stand still on purpose.
-            domain = self.app.domain
-            ours = {view.name for view in domain.views} | {saga.category for saga in domain.sagas}
-            for name in ours.intersection(standings.late(tolerance)):
-                troubles.setdefault(f"projection {name}", f"it is more than {tolerance:g} s behind the log")
-        return troubles
+        return await self.health.look()
+
+    @property
+    def _databases(self) -> tuple[Database, ...]:
+        return self.database, self.probe, self._pulse

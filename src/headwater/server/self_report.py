@@ -22,6 +22,7 @@ from headwater.eventstore.appender import AppendCounts
 from headwater.logs import node_name
 from headwater.postgres import queries
 from headwater.postgres.database import FAILING
+from headwater.server.health import Trouble
 from headwater.supervisor import Supervisor, backoff, within
 from headwater.telemetry import Distribution, Progress, Telemetry
 
@@ -66,12 +67,18 @@ class ProcessReport(msgspec.Struct, frozen=True):
 
     paces: of the consumers that it has run since it started, by the name of the unit. appends: None when it has sent
     nothing to the log. to_client: time from the recording of an event to the hand-over of its change to a subscriber,
-    of the last report that had any; None when it has sent no change.
+    of the last report that had any; None when it has sent no change. troubles: what is wrong with it, since when.
     """
 
     paces: dict[str, Pace] = {}
     appends: Appends | None = None
     to_client: Spread | None = None
+    troubles: list[Trouble] = []
+
+    @property
+    def ready(self) -> bool:
+        """True if nothing that is wrong makes the process unready."""
+        return not any(each.unready for each in self.troubles)
 
 
 class _Recent:
@@ -159,8 +166,9 @@ async def settle_ages(pool: asyncpg.Pool, telemetry: Telemetry) -> None:
 class SelfReports:
     """Writes the reports of a process: `async with SelfReports(...)`. Leaving removes its row.
 
-    pool: one that clients' queries do not use. process_id: the worker_id of its leases, where it has some. every:
-    seconds between two reports. pause: returns the seconds to wait after a number of failures in a row.
+    pool: one that clients' queries do not use. troubles: returns what is wrong with the process. process_id: the
+    worker_id of its leases, where it has some. every: seconds between two reports. pause: returns the seconds to wait
+    after a number of failures in a row.
     """
 
     def __init__(
@@ -170,6 +178,7 @@ class SelfReports:
         telemetry: Telemetry,
         supervisor: Supervisor,
         *,
+        troubles: Callable[[], list[Trouble]],
         is_logged: Callable[[str, BaseException], bool] = lambda part, error: False,
         process_id: UUID,
         serves: bool,
@@ -181,6 +190,7 @@ class SelfReports:
         self._is_logged = is_logged
         self._measures = measures
         self._telemetry = telemetry
+        self._troubles = troubles
         self._process_id = process_id
         self._serves = serves
         self._every = every
@@ -228,7 +238,6 @@ class SelfReports:
 
     async def _write(self) -> None:
         await settle_ages(self._pool, self._telemetry)
-        report = msgspec.json.encode(self._measures.report()).decode()
-        await self._pool.execute(
-            _SQL["write"], self._process_id, node_name(), self._serves, MISSED * self._every, report
-        )
+        report = msgspec.structs.replace(self._measures.report(), troubles=self._troubles())
+        text = msgspec.json.encode(report).decode()
+        await self._pool.execute(_SQL["write"], self._process_id, node_name(), self._serves, MISSED * self._every, text)

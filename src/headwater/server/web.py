@@ -53,19 +53,22 @@ SERVING = 0.75
 def health_routes(node: Node) -> list[BaseRoute]:
     """Return the routes of the health checks.
 
-    `/health/live`: the process runs. `/health/ready`: the database answers, every task runs without errors, and no
-    projection lags behind by more than the settings tolerate.
+    `/health/live`: the process runs. `/health/ready`: it can answer, and it can write the log. Neither asks the
+    database: see `headwater.server.health`.
     """
 
     async def live(request: Request) -> Response:
         return JSONResponse({"status": "live"})
 
     async def ready(request: Request) -> Response:
-        troubles = await node.troubles()
-        # Only names go over the network; the log says what is wrong with them.
-        if troubles:
-            return JSONResponse({"status": "not ready", "troubles": sorted(troubles)}, status_code=503)
-        return JSONResponse({"status": "ready"})
+        health = node.health
+        can: dict[str, object] = {"readable": health.readable}
+        if health.decides:
+            can["writable"] = health.writable
+        # Only names go over the network; `headwater status` and the log say what is wrong with them.
+        if unready := health.unready:
+            return JSONResponse({"status": "not ready", **can, "troubles": sorted(unready)}, status_code=503)
+        return JSONResponse({"status": "ready", **can})
 
     return [Route("/health/live", live), Route("/health/ready", ready)]
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
+import asyncpg
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -25,16 +26,21 @@ from headwater.consumers.standings import Standings, read_standings
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Verdict
 from headwater.eventstore.snapshots import SnapshotCounts
+from headwater.postgres.database import UNREACHABLE
 from headwater.projections.verify_invariants import CheckedInvariant, checked_invariants
 from headwater.sagas.operations import OPEN, SagaCount, counted, limits_of
 from headwater.sagas.steps import SagaCounts
 from headwater.server.exporters.process import process_metrics
-from headwater.server.node import NO_ANSWER, Node
+from headwater.server.health import Trouble
+from headwater.server.node import Node
 from headwater.server.self_report import settle_ages
 from headwater.supervisor import within
 from headwater.telemetry import Distribution, Progress, Telemetry
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+NO_ANSWER: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.QueryCanceledError)
+"""The errors of a scrape when the database does not answer."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,12 @@ class _ServingClients:
 class Scrape:
     """Everything that one scrape shows.
 
-    database: None when the database is away. deciding: None in a process that decides no commands. serving: None in a
-    process that does not serve.
+    database: None when the database is away. troubles: what is wrong with the process. deciding: None in a process that
+    decides no commands. serving: None in a process that does not serve.
     """
 
     database: _InDatabase | None
+    troubles: Sequence[Trouble]
     working: _Working
     deciding: _Deciding | None
     serving: _ServingClients | None
@@ -94,6 +101,7 @@ async def text_of(node: Node, sockets: int | None) -> bytes:
 async def _scrape(node: Node, sockets: int | None) -> Scrape:
     return Scrape(
         await _in_database(node),
+        node.health.troubles,
         _working(node),
         _Deciding(node.appender, node.snapshots.counts) if node.decides else None,
         _ServingClients(node.telemetry, _subscriptions(node), sockets or 0) if node.serves else None,
@@ -141,6 +149,7 @@ class _Collector(Collector):
             yield from _database(database.standings)
             yield from _sagas(database.sagas)
             yield _invariants(database.invariants)
+        yield from _health(self._scrape.troubles)
         yield from _projecting(working.progress)
         yield from _conducting(working.sagas)
         if deciding is not None:
@@ -180,6 +189,14 @@ def _invariants(checked: Sequence[CheckedInvariant]) -> Metric:
     text = "Keys whose events the last headwater verify found to contradict the invariant; absent before the first."
     values = [([each.name], float(each.violations)) for each in checked]
     return _gauge("invariant_violations", text, values, ["invariant"])
+
+
+def _health(troubles: Sequence[Trouble]) -> Iterator[Metric]:
+    ready = not any(each.unready for each in troubles)
+    yield _gauge("ready", "1 if the process can answer, and write the log: /health/ready answers 200.", [([], ready)])
+    since = [([each.name, str(each.unready).lower()], each.since.timestamp()) for each in troubles]
+    text = "Since when the process has a trouble, in Unix time; unready: whether it makes the process not ready."
+    yield _gauge("trouble_since_seconds", text, since, ["trouble", "unready"])
 
 
 def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:
