@@ -19,7 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 from tests.support.sockets import PATIENCE, PROTOCOL, Server, soon
 from websockets.frames import Close, Frame, Opcode
 
-from headwater.server.request_head import BoundedHead
+from headwater.server.pacing import Paced
 from headwater.server.slow_reader import DrainedSocket
 from headwater.server.web import LARGEST_FRAME
 
@@ -37,7 +37,7 @@ class Uvicorn(uvicorn.Server):
     def __init__(self, server: Server, **options: Any) -> None:
         app = Starlette(routes=[WebSocketRoute("/graphql", server.endpoint), Route("/large", large)])
         defaults: dict[str, Any] = {
-            "http": BoundedHead,
+            "http": Paced,
             "ws": DrainedSocket,
             "ws_max_size": LARGEST_FRAME,
             "ws_per_message_deflate": False,
