@@ -12,7 +12,7 @@ from typing import Any
 
 from headwater.app import App
 from headwater.cli.app_import import import_app
-from headwater.cli.connection import reaching
+from headwater.cli.connection import reaching, session_variable
 from headwater.config import Settings
 from headwater.domain.read_model import View
 from headwater.errors import SettingsError
@@ -88,7 +88,7 @@ async def node_of(app: App, settings: Settings, dsn: str, *, serve: bool, work: 
     as the process: scanning them again and again took a quarter of its time.
     """
     async with AsyncExitStack() as stack:
-        with reaching():
+        with reaching(" or ".join(sorted({"DATABASE_URL", session_variable(settings)}))):
             node = await stack.enter_async_context(Node(app, settings, dsn, serve=serve, work=work))
         gc.collect()
         gc.freeze()
