@@ -37,6 +37,7 @@ from headwater.postgres.requirements import (
     require_to_migrate,
     require_version,
 )
+from headwater.server.exporters import prometheus
 from headwater.server.node import Node
 
 ROOT = Path(__file__).parents[2]
@@ -241,6 +242,7 @@ async def test_the_statements_of_the_refusal_give_every_right_that_a_process_nee
     ):
         await register(other if works else one, "ada")
         assert await one.troubles() == {}
+        assert b"headwater_database_up 1.0" in await prometheus.text_of(one, 0)
 
 
 async def test_each_right_that_is_missing_is_named(connection: asyncpg.Connection, role: MakeRole) -> None:
@@ -268,3 +270,14 @@ async def test_each_right_that_is_missing_is_named(connection: asyncpg.Connectio
         await connection.execute(statement)
     await connection.execute("revoke execute on all functions in schema headwater from public")
     assert "grant execute on function headwater.append(" in await refusal()
+
+
+async def test_the_rights_on_every_table_are_known(connection: asyncpg.Connection, role: MakeRole) -> None:
+    """A new table has to be added to what a process needs."""
+    name = await role()
+    await connection.execute(f"set role {name}")
+    with pytest.raises(Unsuitable) as refused:
+        await require_rights(connection, decides=True, works=True, shown=[], schemas=[])
+    await connection.execute("reset role")
+    tables = await connection.fetch("select tablename from pg_tables where schemaname = 'headwater'")
+    assert set(re.findall(r"on headwater\.(\w+) to", str(refused.value))) == {row[0] for row in tables}

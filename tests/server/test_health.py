@@ -306,7 +306,7 @@ async def test_a_lock_on_a_read_model_leaves_a_process_ready(start: Start, dsn: 
         await looks(node)
 
 
-async def test_a_projection_that_stopped_makes_its_worker_unready_and_a_serving_process_not(
+async def test_a_projection_that_stopped_leaves_a_process_that_also_serves_ready(
     start: Start, connection: asyncpg.Connection
 ) -> None:
     both = await start(fragile_app, settings=QUICK, grace=0)

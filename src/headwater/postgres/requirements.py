@@ -35,6 +35,7 @@ _EVERY_PROCESS = {
     "workers": "select",
     "projections": "select, insert, update",
     "dead_letters": "select",
+    "invariants": "select",
     "tombstones": "select",
     "sagas": "select",
     "processes": "select, insert, update, delete",
