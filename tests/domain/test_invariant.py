@@ -153,7 +153,7 @@ async def later(before: int | None, event: Recorded[Counted]) -> int:
         ({"holds": untyped}, r"untyped: its second parameter must be annotated Recorded\[...\]"),
         ({"holds": later}, r"later must be a plain function, not an async one"),
     ],
-    ids=str,
+    ids=["words", "number", "nothing", "none", "command", "another", "bare", "untyped", "async"],
 )
 def test_a_mistake_is_named(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DefinitionError, match=sentence):
