@@ -119,7 +119,7 @@ async def test_the_installed_commands_work_with_an_app_outside_the_repository(
     assert await installed.headwater("check", "--app", "mine:app", DATABASE_URL=blank_dsn)
     connection = await asyncpg.connect(blank_dsn)
     last = max(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("*.sql"))
-    assert await connection.fetchval("select version_num from schema_version") == last
+    assert await connection.fetchval("select version_num from headwater.schema_version") == last
     assert await connection.fetchval("select array_agg(name) from headwater.projections") == ["Note"]
     await connection.close()
 

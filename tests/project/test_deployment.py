@@ -7,7 +7,6 @@ other.
 import re
 import shutil
 import subprocess
-import sys
 from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
@@ -260,6 +259,6 @@ def test_systemd_waits_longer_for_the_end_than_the_process_takes(name: str) -> N
 @pytest.mark.parametrize("file", UNITS, ids=lambda file: file.name)
 def test_systemd_accepts_each_unit(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / file.name.replace("@", "@8000")
-    copy.write_text(re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", file.read_text(), flags=re.MULTILINE))
+    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", file.read_text(), flags=re.MULTILINE))
     done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -121,7 +121,7 @@ _names = itertools.count(1)
 )
 @given(histories)
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],  # shrinking a failure to a shorter history would take minutes

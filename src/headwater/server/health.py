@@ -151,7 +151,8 @@ class Health:
     def _pause(self) -> float:
         if self._is_pending:
             return EVERY_SECONDS_PENDING
-        return EVERY_SECONDS_UNREADY if self.unready else EVERY_SECONDS
+        # No more seldom than a trouble has to last.
+        return min(self._grace, EVERY_SECONDS_UNREADY if self.unready else EVERY_SECONDS)
 
     async def _look(self) -> _Found:
         self._covered = set()
