@@ -151,8 +151,8 @@ class Health:
     def _pause(self) -> float:
         if self._is_pending:
             return EVERY_SECONDS_PENDING
-        # No more seldom than a trouble has to last.
-        return min(self._grace, EVERY_SECONDS_UNREADY if self.unready else EVERY_SECONDS)
+        every = EVERY_SECONDS_UNREADY if self.unready else EVERY_SECONDS
+        return min(every, self._grace or every)  # not more seldom than a trouble has to last
 
     async def _look(self) -> _Found:
         self._covered = set()
