@@ -101,6 +101,7 @@ async def _workers(dsn: str) -> AsyncIterator[None]:
                 *(sys.executable, "-m", "headwater", "work", "--app", "bank.main:app", "--port", "0"),
                 env=os.environ | {"DATABASE_URL": dsn},
                 stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
             )
             stack.push_async_callback(process.wait)
             stack.callback(process.terminate)
