@@ -94,7 +94,7 @@ async def _settle(server: Serving, files: int) -> None:
     """Wait until the server has closed what its clients have left, at most for some seconds."""
     end = asyncio.get_running_loop().time() + SETTLING_SECONDS
     while server.files() > files and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - no signal comes
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # files of another process are counted, which send no signal
 
 
 async def _each(count: int, call: Callable[[int], Awaitable[object]]) -> None:

@@ -33,7 +33,8 @@ Handled: TypeAlias = tuple[UUID | None, str | None]
 """The correlation id of the request or command that is handled, and the actor that caused it; None where unknown."""
 
 HANDLED: ContextVar[Handled] = ContextVar("handled", default=(None, None))
-"""What this task is handling. Set by `handling`; set directly where a context manager costs too much."""
+"""The command or request that this task handles. Set by `handling`, or directly where a context manager costs too
+much."""
 
 
 @contextmanager

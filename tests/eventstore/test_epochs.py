@@ -178,4 +178,4 @@ async def again(call: Callable[[], Awaitable[Any]]) -> Any:
             try:
                 return await call()
             except (Unavailable, OutcomeUnknown):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # a client that sends a command again; the outage's end sends no signal

@@ -61,7 +61,7 @@ async def run(node: Node, command: Command, *, command_id: UUID | None = None) -
             try:
                 return await node.dispatcher.execute(command, command_id=command_id)
             except (OutcomeUnknown, Unavailable):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # a client that sends a command again; the outage's end sends no signal
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from headwater import Command, Consulted, Decider, Event, Refusal, Seen
 
 
 class TransferStatus(Enum):
-    """How far a transfer has come. COMPLETED, REFUSED (no money moved) and REFUNDED (it came back) are final."""
+    """The progress of a transfer. COMPLETED, REFUSED (no money moved) and REFUNDED (it came back) are final."""
 
     REQUESTED = "REQUESTED"
     WITHDRAWN = "WITHDRAWN"

@@ -25,7 +25,7 @@ from headwater.projections.verify_report import InvariantReport, VerifyReport
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What to verify. sample: rows of each read model; None for all. skipped: invariants that are not checked."""
+    """The chosen checks. sample: rows of each read model; None for all. skipped: invariants that are not checked."""
 
     views: Sequence[AnyView]
     invariants: Sequence[AnyInvariant]

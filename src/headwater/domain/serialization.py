@@ -59,7 +59,7 @@ def stored_form(event: Event) -> tuple[str, int, str]:
 
 
 class _Reading(NamedTuple):
-    """How an event type is read back and checked.
+    """The decoder of an event type, and the checks of its events.
 
     rules: of the fields that are neither text nor lists. lists: there are lists whose elements have rules. Text breaks
     its rule only if the JSON text has an escaped NUL character: other text that cannot be stored cannot be encoded.

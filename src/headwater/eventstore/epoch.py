@@ -128,8 +128,8 @@ class Commands(NamedTuple):
 
 
 Batch: TypeAlias = Commands | Sequence[Known] | Sequence[Recorded[Event]]
-"""What the log held: commands that were accepted, or events that were read. Kept as it is, since there are many and few
-are ever looked at."""
+"""Evidence of what the log held: commands that were accepted, or events that were read. Kept as it
+is, since there are many and few are ever looked at."""
 
 
 def _known_of(batch: Batch) -> list[Known]:

@@ -1,4 +1,4 @@
-"""What Headwater needs of PostgreSQL. Each start checks it, so that what is missing is named at once.
+"""The requirements on PostgreSQL. Each start checks them, so that a missing one is named at once.
 
 `checked` connects and checks the server: its version, and that no pooler hands each transaction to another session.
 `require_to_migrate` and `require_rights` check what the role may do.
@@ -23,7 +23,7 @@ MINIMUM = 15
 """The oldest version of PostgreSQL that Headwater runs on."""
 
 ROUNDS = 3
-"""How often two connections are compared. A pooler with many idle sessions may hand out the same two by chance."""
+"""Comparisons of two connections. A pooler with many idle sessions may hand out the same two by chance."""
 
 _EVERY_PROCESS = {
     "head": "select, update",

@@ -1,4 +1,4 @@
-"""What the lines about an outage have in common: which parts failed and how often, the reason, and the time."""
+"""The common part of the log lines about an outage: which parts failed and how often, the reason, and the time."""
 
 from __future__ import annotations
 

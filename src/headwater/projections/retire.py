@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _SQL = queries.load(__file__)
 
 LOCK_SECONDS = 5.0
-"""How long retiring or dropping waits for each lock. Queries that arrive meanwhile wait behind it."""
+"""The longest wait for each lock of retiring or dropping, in seconds. Queries that arrive meanwhile wait behind it."""
 
 
 class NotRetired(HeadwaterError):

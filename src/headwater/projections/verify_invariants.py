@@ -31,7 +31,7 @@ STATES_AT_ONCE = 200_000
 
 
 class KeyState(msgspec.Struct):
-    """What an invariant returned for the last event of a key. found: the violation, after which the key is skipped."""
+    """The result of an invariant for the last event of a key. found: the violation, after which the key is skipped."""
 
     state: Any = None
     found: FoundViolation | None = None

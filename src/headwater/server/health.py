@@ -42,7 +42,7 @@ GRACE_SECONDS = 3.0
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """What is wrong with a process.
+    """A fault of a process, as its health check found it.
 
     name: of a task, or of what the process cannot do. since: when it was first found. unready: it makes the process not
     ready; the others only slow it down, or concern work that another process can take over.

@@ -52,7 +52,7 @@ class _InDatabase:
 
 @dataclass(frozen=True)
 class _Working:
-    """What the consumers of a process did, by the name of a unit or a saga. schedules: None if it fires none."""
+    """The work of the consumers of a process, by the name of a unit or a saga. schedules: None if it fires none."""
 
     progress: Mapping[str, Progress]
     sagas: Mapping[str, SagaCounts]
