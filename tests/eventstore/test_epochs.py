@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 from tests.support.log import lose_after
-from tests.support.waiting import until
+from tests.support.waiting import answered, until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
 from bank.main import app as bank
 from headwater.config import Settings
-from headwater.errors import LogWentBack, OutcomeUnknown, Unavailable
+from headwater.errors import LogWentBack
 from headwater.eventstore.epoch import EarlierServer, EpochEnded, Epochs, Known, Place
 from headwater.eventstore.log import Append, append
 from headwater.server.node import Node
@@ -142,7 +141,7 @@ async def test_a_process_that_lost_its_end_of_the_log_says_so_and_forgets_it(
     )
     await until(lambda: node.positions.epochs.current.number == 2)
     with pytest.raises(InsufficientFunds):
-        await again(lambda: node.dispatcher.execute(Withdraw(account_id=account, amount=Decimal(1))))
+        await answered(lambda: node.dispatcher.execute(Withdraw(account_id=account, amount=Decimal(1))))
     await until(lambda: connection.fetchval("select balance = 0 from read.account where account_id = $1", account))
     lost = await until(lambda: connection.fetch("select position, type, command_id from headwater.lost"))
     assert {row["command_id"] for row in lost} <= {lost_id}
@@ -169,13 +168,3 @@ async def test_what_is_lost_is_named(connection: asyncpg.Connection, dsn: str) -
     reporting.cancel()
     await asyncio.wait([reporting])
     await pool.close()
-
-
-async def again(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Call until the log answers."""
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                return await call()
-            except (Unavailable, OutcomeUnknown):
-                await asyncio.sleep(0.02)  # a client that sends a command again; the outage's end sends no signal

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
+from headwater.errors import OutcomeUnknown, Unavailable
 from headwater.eventstore.positions import Positions
+
+T = TypeVar("T")
 
 LOOK_AGAIN_SECONDS = 0.01
 
@@ -47,3 +50,13 @@ def _source(condition: Callable[[], Any]) -> str:
         return inspect.getsource(condition).strip()
     except (OSError, TypeError):  # a partial has none
         return repr(condition)
+
+
+async def answered(call: Callable[[], Awaitable[T]], seconds: float = 30) -> T:
+    """Call as a client that sends a command again does, until the log answers. Returns the result."""
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                return await call()
+            except (Unavailable, OutcomeUnknown):
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)  # the end of an outage sends a client no signal

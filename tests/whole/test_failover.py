@@ -27,7 +27,7 @@ from tests.support.positions import number
 from tests.support.proxy import Proxy
 from tests.support.replica import Pair, running_pair
 from tests.support.screen import Screen, ask
-from tests.support.waiting import until
+from tests.support.waiting import answered, until
 
 from bank.accounts.domain import Deposit, InsufficientFunds, OpenAccount, Withdraw
 from bank.main import app as bank
@@ -35,7 +35,6 @@ from bank.transfers.domain import RequestTransfer
 from bank.users.domain import RegisterUser
 from headwater.config import Settings
 from headwater.domain.messages import Command, Refusal
-from headwater.errors import OutcomeUnknown, Unavailable
 from headwater.postgres.migrations import migrate
 from headwater.server.node import Node
 
@@ -55,13 +54,8 @@ PAST = "query ($id: UUID!, $at: Position!) { account(accountId: $id, asOf: { pos
 
 async def run(node: Node, command: Command, *, command_id: UUID | None = None) -> Any:
     """Execute a command; again under its id while the log is away."""
-    command_id = command_id or uuid4()
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                return await node.dispatcher.execute(command, command_id=command_id)
-            except (OutcomeUnknown, Unavailable):
-                await asyncio.sleep(0.05)  # a client that sends a command again; the outage's end sends no signal
+    chosen = command_id or uuid4()
+    return await answered(lambda: node.dispatcher.execute(command, command_id=chosen))
 
 
 @asynccontextmanager
