@@ -17,7 +17,8 @@ declare
   appended integer;
 begin
   -- Appends take turns at this lock, so everything below sees the result of every earlier append.
-  select position, greatest(recorded_at, clock_timestamp()), epoch <> of_epoch or timeline <> timeline_now()
+  select position, greatest(recorded_at, clock_timestamp()),
+         epoch <> of_epoch or timeline <> timeline_now() or made_as <> tableoid
     into strict base, moment, passed from head for update;
   if passed then
     perform refuse_epoch();
@@ -188,7 +189,7 @@ declare
 begin
   -- Appends take turns at this lock, so everything below sees the result of every earlier append.
   update head set position = position + size, recorded_at = greatest(recorded_at, clock_timestamp())
-    returning position - size, recorded_at, epoch <> of_epoch or timeline <> timeline_now(),
+    returning position - size, recorded_at, epoch <> of_epoch or timeline <> timeline_now() or made_as <> tableoid,
               pg_notify('headwater', 'log:' || position)
     into strict base, moment, passed;
   if passed then
@@ -221,7 +222,7 @@ exception
     return null;
 end $$;
 COMMENT ON FUNCTION headwater.append_plain(command_ids uuid[], names text[], stream_ids uuid[], expected integer[], behind boolean[], kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[], correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[], of_epoch integer) IS 'Appends a batch of one-event commands as a whole, or nothing of it; append() judges all other batches.';
-CREATE FUNCTION headwater.begin_epoch(known integer, why text) RETURNS void
+CREATE FUNCTION headwater.begin_epoch(known integer, why text, kept bigint DEFAULT NULL::bigint) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'headwater', 'pg_temp'
     AS $$
@@ -235,15 +236,15 @@ begin
     return;
   end if;
   insert into epochs (epoch, tag, server, position, reason)
-  values (known + 1, left(gen_random_uuid()::text, 8), here, ended, why);
-  update head set epoch = known + 1, timeline = split_part(here, '/', 2);
+  values (known + 1, left(gen_random_uuid()::text, 8), here, least(kept, ended), why);
+  update head set epoch = known + 1, timeline = split_part(here, '/', 2), made_as = tableoid;
   -- Every lease ends, and no fencing token of the lost time is valid again.
   update projections
      set owner = null, fence = fence + (1::bigint << 32),
          rewind_to = case when position > ended then least(rewind_to, ended) else rewind_to end;
   perform pg_notify('headwater', 'epoch:' || known + 1);
 end $$;
-COMMENT ON FUNCTION headwater.begin_epoch(known integer, why text) IS 'Ends the known epoch, unless it has ended already.';
+COMMENT ON FUNCTION headwater.begin_epoch(known integer, why text, kept bigint) IS 'Ends the known epoch, unless it has ended already.';
 CREATE TABLE headwater.epochs (
     epoch integer NOT NULL,
     tag text NOT NULL COLLATE pg_catalog."C",
@@ -256,15 +257,16 @@ CREATE TABLE headwater.epochs (
 );
 COMMENT ON TABLE headwater.epochs IS 'A position is a number of one epoch. A new epoch begins when the log may have lost its end: a replica was promoted, or a backup restored. What processes and clients know of later positions of an earlier epoch is then void.';
 COMMENT ON COLUMN headwater.epochs.tag IS 'Random: two copies of a database that both go on begin different epochs, though with the same number.';
-COMMENT ON COLUMN headwater.epochs.server IS 'The cluster''s system identifier, its timeline, and the oid of the database. Another value means a new epoch. Null until the first process connects.';
-COMMENT ON COLUMN headwater.epochs."position" IS 'The end of the log when the epoch began. Up to here, positions mean the same in this epoch and in the one before.';
-CREATE FUNCTION headwater.enter_epoch(tag text, "position" bigint, command_id uuid) RETURNS SETOF headwater.epochs
+COMMENT ON COLUMN headwater.epochs.server IS 'The cluster''s system identifier, its timeline, the oid of the database, and the oid of the table headwater.head, which a restored dump makes anew. Another value means a new epoch. Null until the first process connects.';
+COMMENT ON COLUMN headwater.epochs."position" IS 'Up to here, positions mean the same in this epoch and in the one before: the end of the log when the epoch began, or less if others had gone on by then on a log that lacked a command.';
+CREATE FUNCTION headwater.enter_epoch(tag text, positions bigint[], command_ids uuid[], all_known boolean) RETURNS SETOF headwater.epochs
     LANGUAGE plpgsql
     SET search_path TO 'headwater', 'pg_temp'
     AS $$
 declare
   current epochs;
   here text;
+  kept bigint;
   beyond boolean := false;
 begin
   select e.* into strict current from head h join epochs e on e.epoch = h.epoch;
@@ -274,12 +276,18 @@ begin
       perform from head for update;
       update epochs e set server = here, tag = left(gen_random_uuid()::text, 8), began_at = clock_timestamp()
        where e.epoch = current.epoch and e.server is null;
-      update head set timeline = split_part(here, '/', 2) where timeline is null;
+      update head set timeline = split_part(here, '/', 2), made_as = tableoid where timeline is null;
     elsif current.server <> here then
       perform begin_epoch(current.epoch, format('the server is %s, was %s', here, current.server));
-    elsif current.tag = enter_epoch.tag and enter_epoch.position is not null
-          and not exists (select from events e where e.position = enter_epoch.position and e.command_id = enter_epoch.command_id) then
-      perform begin_epoch(current.epoch, format('position %s was known and is gone', enter_epoch.position));
+    elsif current.tag = enter_epoch.tag and cardinality(positions) > 0
+          and not exists (select from events e where e.position = positions[1] and e.command_id = command_ids[1]) then
+      if not all_known then
+        return;
+      end if;
+      select coalesce(max(k.position), 0) into kept
+        from unnest(positions, command_ids) as k(position, command_id)
+        join events e on e.position = k.position and e.command_id = k.command_id;
+      perform begin_epoch(current.epoch, format('position %s was known and is gone', positions[1]), kept);
     else
       begin
         -- Not waited for: a lock on the checkpoints must not keep a process from connecting. A later connection looks again.
@@ -295,7 +303,7 @@ begin
   end if;
   return query select * from epochs e order by e.epoch;
 end $$;
-COMMENT ON FUNCTION headwater.enter_epoch(tag text, "position" bigint, command_id uuid) IS 'Begins a new epoch if the log may have lost its end, and returns all epochs, the current one last.';
+COMMENT ON FUNCTION headwater.enter_epoch(tag text, positions bigint[], command_ids uuid[], all_known boolean) IS 'Begins a new epoch if the log may have lost its end, and returns all epochs, the current one last.';
 CREATE FUNCTION headwater.probe_append(of_epoch integer, OUT free boolean, OUT "position" bigint) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'headwater', 'pg_temp'
@@ -305,7 +313,7 @@ declare
 begin
   begin
     lock table head, events, commands, claims in row exclusive mode nowait;
-    select epoch <> of_epoch or timeline <> timeline_now() into strict passed from head for update nowait;
+    select epoch <> of_epoch or timeline <> timeline_now() or made_as <> tableoid into strict passed from head for update nowait;
     raise exception 'the locks are given back' using errcode = 'HW002';
   exception
     when sqlstate 'HW002' then free := true;
@@ -338,11 +346,12 @@ CREATE FUNCTION headwater.server() RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-  select format('%s/%s/%s', (select system_identifier from pg_control_system()),
+  select format('%s/%s/%s/%s', (select system_identifier from pg_control_system()),
                 headwater.timeline_now(),
-                (select oid from pg_database where datname = current_database()))
+                (select oid from pg_database where datname = current_database()),
+                (select tableoid from headwater.head))
 $$;
-COMMENT ON FUNCTION headwater.server() IS 'The cluster''s system identifier, its timeline, and the oid of the database: what differs after a promotion or a restore.';
+COMMENT ON FUNCTION headwater.server() IS 'The cluster''s system identifier, its timeline, and the oids of the database and of the table headwater.head: what differs after a promotion or a restore.';
 CREATE FUNCTION headwater.timeline_now() RETURNS text
     LANGUAGE sql
     AS $$
@@ -422,6 +431,7 @@ CREATE TABLE headwater.head (
     recorded_at timestamp with time zone NOT NULL,
     epoch integer DEFAULT 1 NOT NULL,
     timeline text COLLATE pg_catalog."C",
+    made_as oid,
     CONSTRAINT head_position_check CHECK (("position" >= 0)),
     CONSTRAINT head_singleton_check CHECK (singleton)
 );
@@ -429,6 +439,7 @@ COMMENT ON TABLE headwater.head IS 'One row: the end of the log. append() holds 
 COMMENT ON COLUMN headwater.head.recorded_at IS 'When the last event was recorded. It never decreases from one position to the next, even when the clock is set back.';
 COMMENT ON COLUMN headwater.head.epoch IS 'The current epoch: see headwater.epochs.';
 COMMENT ON COLUMN headwater.head.timeline IS 'The timeline of PostgreSQL on which the epoch began. On another one, append() refuses to write until a new epoch has begun. Null until the first process connects.';
+COMMENT ON COLUMN headwater.head.made_as IS 'The oid of this table when the epoch began. A restored dump has another: then append() refuses in the same way.';
 CREATE TABLE headwater.invariants (
     name text NOT NULL COLLATE pg_catalog."C",
     "position" bigint NOT NULL,

@@ -10,7 +10,8 @@ create table headwater.head (
   position bigint not null check (position >= 0),
   recorded_at timestamptz not null,
   epoch integer not null default 1,
-  timeline text collate "C"
+  timeline text collate "C",
+  made_as oid
 );
 comment on table headwater.head is
   'One row: the end of the log. append() holds the lock of this row until it commits, so positions become visible in their '
@@ -22,6 +23,8 @@ comment on column headwater.head.epoch is 'The current epoch: see headwater.epoc
 comment on column headwater.head.timeline is
   'The timeline of PostgreSQL on which the epoch began. On another one, append() refuses to write until a new epoch has begun. '
   'Null until the first process connects.';
+comment on column headwater.head.made_as is
+  'The oid of this table when the epoch began. A restored dump has another: then append() refuses in the same way.';
 
 insert into headwater.head (singleton, position, recorded_at) values (true, 0, '-infinity');
 
@@ -40,10 +43,11 @@ comment on table headwater.epochs is
 comment on column headwater.epochs.tag is
   'Random: two copies of a database that both go on begin different epochs, though with the same number.';
 comment on column headwater.epochs.server is
-  'The cluster''s system identifier, its timeline, and the oid of the database. Another value means a new epoch. Null until the '
-  'first process connects.';
+  'The cluster''s system identifier, its timeline, the oid of the database, and the oid of the table headwater.head, which a '
+  'restored dump makes anew. Another value means a new epoch. Null until the first process connects.';
 comment on column headwater.epochs.position is
-  'The end of the log when the epoch began. Up to here, positions mean the same in this epoch and in the one before.';
+  'Up to here, positions mean the same in this epoch and in the one before: the end of the log when the epoch began, or less if '
+  'others had gone on by then on a log that lacked a command.';
 
 insert into headwater.epochs (epoch, tag, position, reason)
 values (1, left(gen_random_uuid()::text, 8), 0, 'the log was created');
@@ -432,24 +436,30 @@ comment on function headwater.refuse_epoch() is 'Fails the append of a process t
 create function headwater.server() returns text language sql stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select format('%s/%s/%s', (select system_identifier from pg_control_system()),
+  select format('%s/%s/%s/%s', (select system_identifier from pg_control_system()),
                 headwater.timeline_now(),
-                (select oid from pg_database where datname = current_database()))
+                (select oid from pg_database where datname = current_database()),
+                (select tableoid from headwater.head))
 $$;
 comment on function headwater.server() is
-  'The cluster''s system identifier, its timeline, and the oid of the database: what differs after a promotion or a restore.';
+  'The cluster''s system identifier, its timeline, and the oids of the database and of the table headwater.head: what differs '
+  'after a promotion or a restore.';
 
 
--- Called on each new connection. tag, position, command_id: the epoch that the caller knows, and a command of it that was
--- accepted at this position. A copy of the files of the same cluster has the same server; that its log is another one shows
--- only because it lacks such a command.
-create function headwater.enter_epoch(tag text, "position" bigint, command_id uuid)
+-- Called on each new connection. tag, positions, command_ids: the epoch that the caller knows, and commands of it that were
+-- accepted at these positions, the latest first. A copy of the files of the same cluster has the same server; that its log is
+-- another one shows only because it lacks such a command.
+--
+-- A call names the latest command only. If it is gone, the call returns nothing, and the caller calls again with all that it
+-- knows (all_known): others may have written since, so the new epoch begins after the latest one that is still there.
+create function headwater.enter_epoch(tag text, positions bigint[], command_ids uuid[], all_known boolean)
 returns setof headwater.epochs language plpgsql volatile
   set search_path = headwater, pg_temp
 as $$
 declare
   current epochs;
   here text;
+  kept bigint;
   beyond boolean := false;
 begin
   select e.* into strict current from head h join epochs e on e.epoch = h.epoch;
@@ -459,12 +469,18 @@ begin
       perform from head for update;
       update epochs e set server = here, tag = left(gen_random_uuid()::text, 8), began_at = clock_timestamp()
        where e.epoch = current.epoch and e.server is null;
-      update head set timeline = split_part(here, '/', 2) where timeline is null;
+      update head set timeline = split_part(here, '/', 2), made_as = tableoid where timeline is null;
     elsif current.server <> here then
       perform begin_epoch(current.epoch, format('the server is %s, was %s', here, current.server));
-    elsif current.tag = enter_epoch.tag and enter_epoch.position is not null
-          and not exists (select from events e where e.position = enter_epoch.position and e.command_id = enter_epoch.command_id) then
-      perform begin_epoch(current.epoch, format('position %s was known and is gone', enter_epoch.position));
+    elsif current.tag = enter_epoch.tag and cardinality(positions) > 0
+          and not exists (select from events e where e.position = positions[1] and e.command_id = command_ids[1]) then
+      if not all_known then
+        return;
+      end if;
+      select coalesce(max(k.position), 0) into kept
+        from unnest(positions, command_ids) as k(position, command_id)
+        join events e on e.position = k.position and e.command_id = k.command_id;
+      perform begin_epoch(current.epoch, format('position %s was known and is gone', positions[1]), kept);
     else
       begin
         -- Not waited for: a lock on the checkpoints must not keep a process from connecting. A later connection looks again.
@@ -480,11 +496,12 @@ begin
   end if;
   return query select * from epochs e order by e.epoch;
 end $$;
-comment on function headwater.enter_epoch(text, bigint, uuid) is
+comment on function headwater.enter_epoch(text, bigint[], uuid[], boolean) is
   'Begins a new epoch if the log may have lost its end, and returns all epochs, the current one last.';
 
 
-create function headwater.begin_epoch(known integer, why text) returns void language plpgsql volatile
+-- kept: up to there, the log is still that of the known epoch. Null: up to its end.
+create function headwater.begin_epoch(known integer, why text, kept bigint default null) returns void language plpgsql volatile
   set search_path = headwater, pg_temp
 as $$
 declare
@@ -497,15 +514,15 @@ begin
     return;
   end if;
   insert into epochs (epoch, tag, server, position, reason)
-  values (known + 1, left(gen_random_uuid()::text, 8), here, ended, why);
-  update head set epoch = known + 1, timeline = split_part(here, '/', 2);
+  values (known + 1, left(gen_random_uuid()::text, 8), here, least(kept, ended), why);
+  update head set epoch = known + 1, timeline = split_part(here, '/', 2), made_as = tableoid;
   -- Every lease ends, and no fencing token of the lost time is valid again.
   update projections
      set owner = null, fence = fence + (1::bigint << 32),
          rewind_to = case when position > ended then least(rewind_to, ended) else rewind_to end;
   perform pg_notify('headwater', 'epoch:' || known + 1);
 end $$;
-comment on function headwater.begin_epoch(integer, text) is
+comment on function headwater.begin_epoch(integer, text, bigint) is
   'Ends the known epoch, unless it has ended already.';
 
 
@@ -521,8 +538,8 @@ comment on function headwater.begin_epoch(integer, text) is
 -- A command is judged as if the earlier commands on its stream were accepted, and falls with the first that is not. So a
 -- command that loses costs its neighbours nothing and takes no position.
 --
--- of_epoch: the epoch that the commands were decided in. If it has ended, or PostgreSQL writes on another timeline than it
--- began on, the call fails with the SQLSTATE HW001. Null: not checked.
+-- of_epoch: the epoch that the commands were decided in. If it has ended, or PostgreSQL writes on another timeline or to
+-- another table than when it began, the call fails with the SQLSTATE HW001. Null: not checked.
 --
 -- Arrays whose elements are all alike are null, because each element costs both sides: counts when every command has one
 -- event, kinds when every event is of the first kind, metadata that no command has. The kind_ arrays hold each distinct
@@ -551,7 +568,8 @@ declare
   appended integer;
 begin
   -- Appends take turns at this lock, so everything below sees the result of every earlier append.
-  select position, greatest(recorded_at, clock_timestamp()), epoch <> of_epoch or timeline <> timeline_now()
+  select position, greatest(recorded_at, clock_timestamp()),
+         epoch <> of_epoch or timeline <> timeline_now() or made_as <> tableoid
     into strict base, moment, passed from head for update;
   if passed then
     perform refuse_epoch();
@@ -742,7 +760,7 @@ declare
 begin
   -- Appends take turns at this lock, so everything below sees the result of every earlier append.
   update head set position = position + size, recorded_at = greatest(recorded_at, clock_timestamp())
-    returning position - size, recorded_at, epoch <> of_epoch or timeline <> timeline_now(),
+    returning position - size, recorded_at, epoch <> of_epoch or timeline <> timeline_now() or made_as <> tableoid,
               pg_notify('headwater', 'log:' || position)
     into strict base, moment, passed;
   if passed then
@@ -795,7 +813,7 @@ declare
 begin
   begin
     lock table head, events, commands, claims in row exclusive mode nowait;
-    select epoch <> of_epoch or timeline <> timeline_now() into strict passed from head for update nowait;
+    select epoch <> of_epoch or timeline <> timeline_now() or made_as <> tableoid into strict passed from head for update nowait;
     raise exception 'the locks are given back' using errcode = 'HW002';
   exception
     when sqlstate 'HW002' then free := true;

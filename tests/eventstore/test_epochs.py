@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -18,6 +19,7 @@ from headwater.config import Settings
 from headwater.errors import LogWentBack
 from headwater.eventstore.epoch import EarlierServer, EpochEnded, Epochs, Known, Place
 from headwater.eventstore.log import Append, append
+from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.server.node import Node
 
 QUICK = Settings(poll_seconds=0.2, lease_seconds=1.0)
@@ -32,6 +34,14 @@ async def entered(connection: asyncpg.Connection) -> Epochs:
     epochs = Epochs()
     await epochs.enter(connection)
     return epochs
+
+
+async def postgres_program(postgres: EmbeddedPostgres, program: str, *arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        postgres.binaries / program, *arguments, stderr=asyncio.subprocess.PIPE
+    )
+    _, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (0, "")
 
 
 async def test_the_first_process_adopts_the_server_and_later_ones_find_the_same_epoch(
@@ -80,20 +90,52 @@ async def test_an_append_on_another_timeline_writes_nothing(connection: asyncpg.
 async def test_a_server_that_lacks_a_known_command_begins_a_new_epoch(connection: asyncpg.Connection) -> None:
     """The files of an earlier time were restored: server, timeline and database are the same."""
     epochs = await entered(connection)
-    written = [marked(uuid4(), 0, 1) for _ in range(3)]
+    written = [marked(uuid4(), 0, 1) for _ in range(4)]
     await append(connection, written)
     heard: list[int] = []
     epochs.on_change(lambda epoch: heard.append(epoch.number))
     known = [Known(at, each.stream_id, 1, each.command_id, None) for at, each in enumerate(written, 1)]
-    epochs.remember(known, epochs.current)
+    for each in known:
+        epochs.remember([each], epochs.current)
+    first = epochs.current
     await epochs.enter(connection)
-    assert (heard, epochs.current.number) == ([], 1), "it is there"
-    await lose_after(connection, 1)
-    await append(connection, [marked(uuid4(), 0, 1) for _ in range(4)])  # others have gone on
+    assert (heard, epochs.current) == ([], first), "it is there"
+    await lose_after(connection, 2)
+    await append(connection, [marked(uuid4(), 0, 1) for _ in range(4)])  # others have gone on, beyond what was known
     await epochs.enter(connection)
     assert heard == [2]
-    [lost] = await connection.fetch("select count(*) from headwater.epochs where position = 5")
-    assert lost["count"] == 1
+    # Positions 3 and 4 are now of other events, though the log ends at 6.
+    assert (epochs.current.start, epochs.limit(first.tag)) == (2, 2)
+
+
+async def test_nothing_of_a_log_stays_valid_in_which_nothing_known_is_left(connection: asyncpg.Connection) -> None:
+    epochs = await entered(connection)
+    written = [marked(uuid4(), 0, 1) for _ in range(2)]
+    await append(connection, written)
+    epochs.remember([Known(2, written[1].stream_id, 1, written[1].command_id, None)], epochs.current)
+    await lose_after(connection, 1)
+    await append(connection, [marked(uuid4(), 0, 1) for _ in range(2)])
+    await epochs.enter(connection)
+    assert (epochs.current.number, epochs.current.start) == (2, 0)
+
+
+async def test_a_dump_that_replaces_the_log_in_its_own_database_begins_a_new_epoch(
+    dsn: str, connection: asyncpg.Connection, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Server, timeline and database are the same, and no process remembers anything."""
+    first = (await entered(connection)).current
+    await append(connection, [marked(uuid4(), 0, 1)])
+    dump = str(tmp_path / "dump")
+    await postgres_program(postgres, "pg_dump", "--format=custom", f"--file={dump}", dsn)
+    await append(connection, [marked(uuid4(), 0, 1)])
+    await postgres_program(postgres, "pg_restore", "--clean", "--exit-on-error", f"--dbname={dsn}", dump)
+    for plain in (True, False):  # of a process that did not notice, since its connection is still open
+        with pytest.raises(EpochEnded):
+            await append(connection, [marked(uuid4(), 0 if plain else None, 1)])
+    epochs = await entered(connection)
+    assert (epochs.current.number, epochs.current.start, epochs.limit(first.tag)) == (2, 1, 1)
+    assert (await append(connection, [marked(uuid4(), 0, 2)]))[0].position == 2
+    assert (await entered(connection)).current == epochs.current
 
 
 async def test_a_server_whose_epoch_has_ended_is_refused(connection: asyncpg.Connection) -> None:

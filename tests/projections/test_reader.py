@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.support.waiting import until
 
 from headwater import Event, ReadModel, Recorded, View
-from headwater.errors import BadUserInput, ProjectionBehind
+from headwater.errors import BadUserInput, LogWentBack, ProjectionBehind
 from headwater.eventstore.positions import Positions
 from headwater.projections.filter import EVERYTHING, Compare, Filter, to_predicate
 from headwater.projections.generations import prepare
@@ -508,3 +508,18 @@ async def test_reach_fails_when_its_patience_is_over(table: Table) -> None:
     with pytest.raises(ProjectionBehind) as behind:
         await reads.reach(5)
     assert str(behind.value) == "Sample has reached position 3, not 5, in 0.05 s; ask again."
+
+
+async def test_reach_fails_when_the_log_loses_its_position_meanwhile(table: Table) -> None:
+    """In the new epoch, the position of that number is another one."""
+    positions = Watched()
+    async with table.pool.acquire() as connection:
+        await positions.epochs.enter(connection)
+    reads = Reader(table.pool, view, positions, patience=20, poll=20)
+    waiting = asyncio.create_task(reads.reach(5))
+    await until(lambda: positions.waits)
+    await table.pool.execute("select headwater.begin_epoch(1, 'a test')")
+    await positions.epochs.refresh(table.pool)
+    positions.report("Sample", 5)
+    with pytest.raises(LogWentBack):
+        await asyncio.wait_for(waiting, 5)

@@ -20,6 +20,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -93,8 +94,8 @@ def _length(digits: str) -> str:
 class Epoch:
     """An epoch.
 
-    number: 1 for the first. tag: random, so that copies of a database differ. start: the end of the log when it began;
-    up to there, positions are those of the epoch before.
+    number: 1 for the first. tag: random, so that copies of a database differ. start: up to there, positions are those
+    of the epoch before: the end of the log when it began, or less if others had gone on by then.
     """
 
     number: int
@@ -179,15 +180,18 @@ class Epochs:
         Raises:
             EarlierServer: its epoch has ended.
         """
-        witness = next(self._known(), None)
-        position, command_id = (None, None) if witness is None else (witness.position, witness.command_id)
         try:
-            rows = await connection.fetch(_SQL["enter"], self.current.tag, position, command_id)
+            latest = list(islice(self._known(), 1))
+            rows = await self._enter(connection, latest) or await self._enter(connection, [*self._known()], whole=True)
         except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
             return  # not migrated: `require_schema` reports it
         except asyncpg.InsufficientPrivilegeError:  # of a role that only reads
             rows = await connection.fetch(_SQL["epochs"])
         self._take(rows)
+
+    async def _enter(self, connection: Connection, known: list[Known], *, whole: bool = False) -> list[asyncpg.Record]:
+        places, commands = [each.position for each in known], [each.command_id for each in known]
+        return await connection.fetch(_SQL["enter"], self.current.tag, places, commands, whole)
 
     async def refresh(self, connection: Connection | asyncpg.Pool) -> None:
         """Read the epochs again: a client knows one that this process does not."""

@@ -1,7 +1,8 @@
 -- name: enter
 -- All epochs, the current one last. Begins one first if the log may have lost its end. $1: the tag of the epoch that the
--- process knows; $2, $3: a position of it and the command that was accepted there.
-select epoch, tag, position from headwater.enter_epoch($1, $2, $3)
+-- process knows; $2, $3: positions of it, and the commands that were accepted there; $4: they are all that it knows. Nothing
+-- is returned if the first command is gone and there may be more.
+select epoch, tag, position from headwater.enter_epoch($1, $2, $3, $4)
 
 -- name: epochs
 -- All epochs, the current one last.

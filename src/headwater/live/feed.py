@@ -91,7 +91,7 @@ class Feed:
         A promoted replica may have lost the last rows of events that it has. Until they are written again, a client
         would see a state that is older than what it holds.
         """
-        with suppress(ProjectionBehind):
+        with suppress(ProjectionBehind, LogWentBack):
             await self.reader.reach(self._epochs.current.start)
 
     async def is_valid(self, place: Place) -> bool:

@@ -177,8 +177,11 @@ class Reader:
 
         Raises:
             ProjectionBehind: they are not after `patience` seconds.
+            LogWentBack: the log lost the position meanwhile.
         """
         name, loop = self.view.name, asyncio.get_running_loop()
+        epochs = self._positions.epochs
+        epoch = epochs.current
         deadline = loop.time() + self._patience
         while self._positions.known(name) < position:
             reached = await self.checkpoint()
@@ -191,6 +194,8 @@ class Reader:
                     f"{name} has reached position {reached}, not {position}, in {self._patience:g} s; ask again."
                 )
             await self._positions.moved(name, max(position - 1, reached), min(left, self._poll))
+            if epochs.current is not epoch:
+                epochs.require(epoch.place(position))
 
     async def row(self, key: UUID) -> tuple[Row | None, int]:
         """Return the row of a key, or None, and the checkpoint of that moment."""
