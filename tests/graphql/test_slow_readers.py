@@ -18,13 +18,14 @@ from tests.support.sockets import Server, soon
 from tests.support.waiting import until
 from websockets.frames import Close, Opcode
 
+from headwater.server.client_faults import ClientFaults
 from headwater.server.pacing import Paced
 from headwater.server.slow_reader import DrainedSocket
 
 KIB = 1024
 NO_PINGS = {"ws_ping_interval": None}
 IMPATIENT = {"ws_ping_interval": 0.05, "ws_ping_timeout": 0.05}
-SHORT = {"ws": partial(DrainedSocket, close_seconds=0.05)}
+SHORT = {"ws": partial(DrainedSocket, faults=ClientFaults(), close_seconds=0.05)}
 
 
 async def fill(client: Unreading, server: Server) -> None:
@@ -143,7 +144,7 @@ async def test_empty_fragments_fill_no_memory() -> None:
 
 
 async def test_a_response_that_its_client_does_not_read_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    http = partial(Paced, read_seconds=0.05)
+    http = partial(Paced, faults=ClientFaults(), read_seconds=0.05)
     async with listening(Server(), http=http) as running, asking(running, "/large") as client:
         await until(lambda: lines(caplog))
         await until(lambda: not running.server_state.connections)
@@ -153,7 +154,7 @@ async def test_a_response_that_its_client_does_not_read_is_given_up(caplog: pyte
 
 
 async def test_a_response_that_its_client_reads_slowly_is_not_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    http = partial(Paced, read_seconds=0.5)
+    http = partial(Paced, faults=ClientFaults(), read_seconds=0.5)
     async with listening(Server(), http=http) as running, asking(running, "/large") as client:
         end = time.monotonic() + 1.6
         while time.monotonic() < end:

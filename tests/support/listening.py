@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -19,6 +20,7 @@ from starlette.routing import Route, WebSocketRoute
 from tests.support.sockets import PATIENCE, PROTOCOL, Server, soon
 from websockets.frames import Close, Frame, Opcode
 
+from headwater.server.client_faults import ClientFaults
 from headwater.server.pacing import Paced
 from headwater.server.slow_reader import DrainedSocket
 from headwater.server.web import LARGEST_FRAME
@@ -37,8 +39,8 @@ class Uvicorn(uvicorn.Server):
     def __init__(self, server: Server, **options: Any) -> None:
         app = Starlette(routes=[WebSocketRoute("/graphql", server.endpoint), Route("/large", large)])
         defaults: dict[str, Any] = {
-            "http": Paced,
-            "ws": DrainedSocket,
+            "http": partial(Paced, faults=ClientFaults()),
+            "ws": partial(DrainedSocket, faults=ClientFaults()),
             "ws_max_size": LARGEST_FRAME,
             "ws_per_message_deflate": False,
         }

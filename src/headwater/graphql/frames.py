@@ -13,6 +13,7 @@ class CloseCode:
     """Close codes of sockets. graphql-ws clients reconnect after 1001, 1013, 4403 and 4408."""
 
     GOING_AWAY = 1001
+    NOT_UTF8 = 1007
     INTERNAL_ERROR = 1011
     SLOW_CONSUMER = 1013
     BAD_REQUEST = 4400

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from fcntl import ioctl
 from termios import TIOCOUTQ
@@ -21,6 +22,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.protocol import OPEN
 
 from headwater.graphql.frames import CloseCode
+from headwater.server.client_faults import ClientFaults
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 _INTEGER = struct.Struct("i")
 
 NO_PONG = "No answer to a ping"
+
+NOT_UTF8 = "A text message of a socket is not UTF-8."
 
 CLOSE_SECONDS = 10.0
 """Seconds in which a client must read the rest after its socket has ended."""
@@ -50,6 +54,14 @@ def waiting_bytes(transport: asyncio.Transport) -> int:
     return queued + transport.get_write_buffer_size()
 
 
+def _is_utf8(frames: Sequence[bytes]) -> bool:
+    try:
+        b"".join(frames).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class DrainedSocket(WebSocketsSansIOProtocol):
     """The websocket protocol of one client, which must read.
 
@@ -57,8 +69,11 @@ class DrainedSocket(WebSocketsSansIOProtocol):
       closing -> closed: the client has read everything, or `close_seconds` have passed
     """
 
-    def __init__(self, *arguments: Any, close_seconds: float = CLOSE_SECONDS, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, faults: ClientFaults, close_seconds: float = CLOSE_SECONDS, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
+        self._faults = faults
         self._close_seconds = close_seconds
         self._is_full = False
         self._late_pong = b""
@@ -121,6 +136,15 @@ class DrainedSocket(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Frame) -> None:
         if event.data or event.fin:
             super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(self.frames):
+            self._faults.log(self.logger, NOT_UTF8)  # uvicorn logs a traceback for each of them
+            self.frames = []
+            self.conn.send_close(CloseCode.NOT_UTF8)
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
 
     def pause_writing(self) -> None:
         self._is_full = True

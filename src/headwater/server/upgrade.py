@@ -13,6 +13,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from headwater.server.client_faults import ClientFaults
 from headwater.server.refusal import Refusing, error_of
 
 INVALID = "Invalid HTTP request received."
@@ -30,8 +31,9 @@ class Upgrading(Refusing):
        \\-> otherwise: parsed again without its `Upgrade`, which a server may ignore (RFC 9110, 7.8), and with its body
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, faults: ClientFaults, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._faults = faults
         self._socket: WebSocketsSansIOProtocol | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -101,7 +103,7 @@ class Upgrading(Refusing):
         return start + b"".join(kept) + b"\r\n"
 
     def _invalid(self) -> None:
-        self.logger.warning(INVALID)
+        self._faults.log(self.logger, INVALID)
         self.send_400_response(INVALID)
 
 

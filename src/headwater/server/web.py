@@ -31,6 +31,7 @@ from headwater.graphql.host import LoopbackOnly, is_loopback
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
 from headwater.graphql.websocket import GraphQLSocket
+from headwater.server.client_faults import ClientFaults
 from headwater.server.node import Node
 from headwater.server.pacing import Paced
 from headwater.server.request_head import HEAD_SECONDS
@@ -156,12 +157,13 @@ def server_of(
 
     If only this machine can reach it, it answers only requests whose Host names this machine.
     """
+    faults = ClientFaults()
     served = LoopbackOnly(app, settings.host, settings.allowed_origins) if is_local(listening) else app
     return Server(
         uvicorn.Config(
             served,
-            http=partial(Paced, head_seconds=head_seconds),  # type: ignore[arg-type]  # uvicorn only calls it
-            ws=DrainedSocket,
+            http=partial(Paced, head_seconds=head_seconds, faults=faults),  # type: ignore[arg-type]  # uvicorn only calls it
+            ws=partial(DrainedSocket, faults=faults),  # type: ignore[arg-type]  # the same
             ws_max_size=LARGEST_FRAME,
             ws_ping_interval=PING_SECONDS,
             ws_ping_timeout=PING_SECONDS,
