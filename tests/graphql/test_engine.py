@@ -18,7 +18,7 @@ from strawberry.scalars import JSON
 from strawberry.schema.config import StrawberryConfig
 
 from headwater.errors import PublicError
-from headwater.graphql.documents import Documents, Limits
+from headwater.graphql.documents import Document, Documents, Limits
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import BadRequest, GraphQLRequest, decode_json
 from headwater.graphql.result import Result
@@ -331,6 +331,18 @@ async def test_a_document_over_a_limit_of_length_or_tokens_is_refused(limits: di
     result = await Engine(schema, **limits).execute(request(query), None)  # type: ignore[arg-type]
     assert _json(result)["errors"][0]["extensions"]["code"] == "GRAPHQL_PARSE_FAILED"
     assert _json(await Engine(schema).execute(request(query), None)).keys() == {"data"}
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n"])
+def test_a_document_of_the_most_lines_passes_and_of_one_more_is_refused(line_break: str) -> None:
+    """The location of each of a hundred errors is found by counting the lines from the start."""
+    cache = documents(lines=4)
+    assert isinstance(cache.get(line_break * 3 + "{ hello }"), Document)
+    refused = cache.get(line_break * 4 + "{ hello }")
+    assert isinstance(refused, Result)
+    assert refused.errors == (
+        {"message": "A document may have 4 lines at most.", "extensions": {"code": "GRAPHQL_PARSE_FAILED"}},
+    )
 
 
 async def test_no_rule_runs_after_a_guard_returned_an_error() -> None:

@@ -151,6 +151,16 @@ def _described_to_tools(schema: GraphQLSchema, limits: CostLimits) -> int:
     return sum(costs.of_definition(each).described for each in operations)
 
 
+def _bounded(digits: str, most: int) -> int:
+    """Return the number of a literal, from 0 to `most`. Execution refuses a page of another size.
+
+    A negative number must not reduce the cost of the rest, and Python converts no literal of over 4300 digits.
+    """
+    if digits.startswith("-"):
+        return 0
+    return most if len(digits) > len(str(most)) else min(int(digits), most)
+
+
 def _number(found: int) -> str:
     # After a hundred doublings the number would have thirty digits.
     return str(found) if found < 10**9 else "more than a billion"
@@ -238,5 +248,5 @@ class Costs:
         for each in node.arguments or ():
             if each.name.value in ("first", "last"):
                 most = self._limits.max_page
-                return min(int(each.value.value), most) if isinstance(each.value, IntValueNode) else most
+                return _bounded(each.value.value, most) if isinstance(each.value, IntValueNode) else most
         return self._limits.default_page

@@ -29,13 +29,15 @@ class Limits:
     """Limits of documents.
 
     source_length: characters. tokens: tokens, comments included. documents: cache entries. characters: of all cached
-    texts together; a parsed document takes up to 280 bytes for each, so the cache takes about 70 MB at worst.
+    texts together; a parsed document takes up to 280 bytes for each, so the cache takes about 70 MB at worst. lines:
+    of one document; graphql-core counts them from the start for the location of each error.
     """
 
     source_length: int
     tokens: int
     documents: int
     characters: int = 256 * 1024
+    lines: int = 5_000
 
 
 class Documents:
@@ -76,6 +78,8 @@ class Documents:
         return Document(node, tuple(each for each in node.definitions if isinstance(each, OperationDefinitionNode)))
 
     def _parse(self, source: str) -> DocumentNode:
+        if len(source) <= self._limits.source_length and _breaks(source) >= self._limits.lines:
+            raise GraphQLError(f"A document may have {self._limits.lines} lines at most.")
         return parse(
             source,
             max_source_length=self._limits.source_length,
@@ -92,3 +96,7 @@ class Documents:
         while len(self._known) > self._limits.documents or self._characters > self._limits.characters:
             forgotten, _ = self._known.popitem(last=False)
             self._characters -= len(forgotten)
+
+
+def _breaks(source: str) -> int:
+    return source.count("\n") + source.count("\r") - source.count("\r\n")
