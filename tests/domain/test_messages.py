@@ -240,7 +240,7 @@ def test_class_keywords_of_a_command_are_kept_in_its_declaration() -> None:
     [
         (Event, {"colour": "red"}, "the class keyword `colour` is unknown; the known ones are name, version"),
         (Event, {"frozen": False}, "the class keyword `frozen` is unknown; the known ones are name, version"),
-        (Event, {"name": 3}, "name=3 must be text"),
+        (Event, {"name": 3}, "its name has 1 to 200 characters that can be printed on one line, not 3"),
         (Event, {"version": "2"}, "version='2' must be a whole number from 1 to 32767"),
         (Event, {"version": 0}, "version=0 must be a whole number from 1 to 32767"),
         (Event, {"version": 32_768}, "version=32768 must be a whole number from 1 to 32767"),

@@ -66,7 +66,9 @@ def in_berlin(cron: str, day: str) -> list[str]:
         ({"cron": "0 3 * * *", "at": utc("2026-01-01")}, "give exactly one of every=, cron= and at="),
         ({"every": timedelta(0)}, "every=datetime.timedelta(0) must be longer than zero"),
         ({"every": timedelta(hours=-1)}, "must be longer than zero"),
-        ({"at": datetime(2026, 1, 1)}, "at=datetime.datetime(2026, 1, 1, 0, 0) needs a time zone"),  # noqa: DTZ001
+        ({"at": datetime(2026, 1, 1)}, "at=datetime.datetime(2026, 1, 1, 0, 0): Expected a time with a time zone"),  # noqa: DTZ001
+        ({"at": datetime.max.replace(tzinfo=UTC)}, "tzinfo=datetime.timezone.utc): Expected a time after 0001-01-01"),
+        ({"every": timedelta.max}, "86399, microseconds=999999) must be 36500 days at most"),
         ({"cron": "61 * * * *"}, "cron='61 * * * *' is not a cron expression: Bad minute"),
         ({"cron": "0 0 30 2 *"}, "cron='0 0 30 2 *' is not a cron expression: Bad day-of-month"),
         ({"cron": "0 0 */28 * MON#2"}, "cron='0 0 */28 * MON#2' is never due"),
@@ -89,7 +91,7 @@ def test_the_error_for_an_invalid_declaration_names_the_schedule_and_the_problem
 
 @pytest.mark.parametrize("name", ["", " "])
 def test_a_schedule_without_a_name_is_rejected(name: str) -> None:
-    with pytest.raises(DefinitionError, match="A schedule needs a name"):
+    with pytest.raises(DefinitionError, match="A schedule's name has 1 to 200 characters"):
         Schedule(name, ring, every=timedelta(hours=1))
 
 

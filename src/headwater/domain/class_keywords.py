@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, TypeVar
 
 import msgspec
 
+from headwater.domain.stored_names import require_stored_name
 from headwater.errors import DefinitionError
 
 
@@ -32,15 +33,19 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_list(value: object) -> bool:
+def is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """True for a list or a tuple; a text would be a sequence of its characters."""
     return isinstance(value, list | tuple)
 
 
-def require_name(cls: type, name: object) -> None:
-    """Raise DefinitionError if the keyword `name` is no text."""
-    if not isinstance(name, str | None):
-        raise DefinitionError(f"{cls.__name__}: name={name!r} must be text")
+def name_given(cls: type, name: object) -> str:
+    """Return the keyword `name`, or the name of the class if it was left out.
+
+    Raises:
+        DefinitionError: it is no text, or a name that cannot be stored.
+    """
+    chosen = cls.__name__ if name is None else name
+    return require_stored_name(f"{cls.__name__}: its name", chosen)
 
 
 def require_flag(cls: type, keyword: str, value: object) -> None:

@@ -13,6 +13,7 @@ from uuid import UUID
 from headwater.domain.fields import fields_of, require_sync, union_arms
 from headwater.domain.messages import Command, Event, InvalidInput, Refusal
 from headwater.domain.serialization import StateCodec
+from headwater.domain.stored_names import require_stored_name
 from headwater.errors import DefinitionError, MisplacedEvent
 
 C = TypeVar("C", bound=Command)
@@ -169,6 +170,7 @@ class Decider(Generic[C, S, E]):
         def __init__(self, *args: object, **keywords: object) -> None: ...
 
     def __post_init__(self) -> None:
+        require_stored_name("A category's name", self.category)
         require_sync(self.decide, self.evolve, self.claims, self.consults)
         commands, decided = self._read_decide()
         events = self._read_evolve()

@@ -6,19 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headwater.domain.decider import AnyDecider
+from headwater.domain.class_keywords import is_list
+from headwater.domain.decider import AnyDecider, Decider
 from headwater.domain.fields import fields_of
 from headwater.domain.graphql_names import check_names
-from headwater.domain.invariant import AnyInvariant
+from headwater.domain.invariant import AnyInvariant, Invariant
 from headwater.domain.messages import Command, Event
 from headwater.domain.reactor import Reactor
-from headwater.domain.read_model import AnyView
+from headwater.domain.read_model import AnyView, View
 from headwater.domain.saga import SAGA_PREFIX, Saga
 from headwater.domain.saga_records import RECORDS
 from headwater.domain.schedule import Schedule
 from headwater.domain.serialization import Codec, require_readable
 from headwater.domain.table_names import check_relations
 from headwater.domain.upcasting import Upcaster
+from headwater.domain.value_rules import shortened
 from headwater.errors import DefinitionError, LogError
 
 _RECORD_NAMES = frozenset(record.__declared__.name for record in RECORDS)
@@ -36,6 +38,23 @@ class Feature:
     reactors: Sequence[Reactor] = ()
     invariants: Sequence[AnyInvariant] = ()
 
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            given = getattr(self, name)
+            if not is_list(given) or not all(isinstance(each, kind) for each in given):
+                raise DefinitionError(f"Feature: {name}={shortened(given)} must be a list of {kind.__name__}s")
+
+
+_KINDS: dict[str, type[object]] = {
+    "deciders": Decider,
+    "views": View,
+    "upcasters": Upcaster,
+    "sagas": Saga,
+    "schedules": Schedule,
+    "reactors": Reactor,
+    "invariants": Invariant,
+}
+
 
 class Domain:
     """All declarations of an app's features, checked against each other.
@@ -46,6 +65,9 @@ class Domain:
 
     def __init__(self, features: Iterable[Feature]) -> None:
         features = tuple(features)
+        for each in features:
+            if not isinstance(each, Feature):
+                raise DefinitionError(f"App: features={shortened(features)} must be a list of Features")
         self.deciders = tuple(decider for feature in features for decider in feature.deciders)
         self.views = tuple(view for feature in features for view in feature.views)
         self.decider_named = {decider.category: decider for decider in self.deciders}

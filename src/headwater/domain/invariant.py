@@ -21,6 +21,7 @@ from typing_extensions import TypeVar
 from headwater.domain.class_keywords import is_list
 from headwater.domain.fields import hints_of, name_of, recorded_events, require_sync, union_arms
 from headwater.domain.messages import Event, Recorded
+from headwater.domain.stored_names import require_word
 from headwater.errors import DefinitionError, HeadwaterError
 
 S = TypeVar("S", default=Any)
@@ -53,8 +54,7 @@ class Invariant(Generic[S, E]):
     events: tuple[type[Event], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not str(self.name).isidentifier():
-            raise DefinitionError(f"An invariant's name is letters, digits and underscores, not {self.name!r}")
+        require_word("An invariant's name", self.name)
         require_sync(self.holds, self.key)
         object.__setattr__(self, "events", self._events())
         self._check_holds()

@@ -23,8 +23,8 @@ from headwater.domain.class_keywords import (
     KeywordStruct,
     is_list,
     is_whole,
+    name_given,
     require_flag,
-    require_name,
     require_no_dunder,
 )
 from headwater.errors import DefinitionError
@@ -180,12 +180,11 @@ class Event(KeywordStruct):
 
     @classmethod
     def __declare__(cls, *, name: str | None = None, version: int = 1) -> None:
-        require_name(cls, name)
         if not is_whole(version) or not 1 <= version <= MAX_EVENT_VERSION:
             raise DefinitionError(
                 f"{cls.__name__}: version={version!r} must be a whole number from 1 to {MAX_EVENT_VERSION}"
             )
-        cls.__declared__ = EventDeclaration(name or cls.__name__, version)
+        cls.__declared__ = EventDeclaration(name_given(cls, name), version)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
@@ -219,12 +218,11 @@ class Command(KeywordStruct):
         creates: bool = False,
         internal: bool = False,
     ) -> None:
-        require_name(cls, name)
         require_flag(cls, "creates", creates)
         require_flag(cls, "internal", internal)
         if not is_list(refuses) or not all(map(_is_refusal, refuses)):
             raise DefinitionError(f"{cls.__name__}: refuses={refuses!r} must be a list of subclasses of Refusal")
-        cls.__declared__ = CommandDeclaration(name or cls.__name__, tuple(refuses), creates=creates, internal=internal)
+        cls.__declared__ = CommandDeclaration(name_given(cls, name), tuple(refuses), creates=creates, internal=internal)
 
 
 class Recorded(msgspec.Struct, Generic[E_co], frozen=True, gc=False):

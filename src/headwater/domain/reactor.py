@@ -20,6 +20,7 @@ from typing_extensions import TypeVar
 from headwater.domain.failure_policy import Park, Retry, Stop, policy_of
 from headwater.domain.fields import hints_of, recorded_events, require_sync
 from headwater.domain.messages import Event, Recorded
+from headwater.domain.stored_names import require_word
 from headwater.errors import DefinitionError
 from headwater.ids import derived_id
 
@@ -51,8 +52,7 @@ class Reactor(Generic[E]):
     events: tuple[type[Event], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise DefinitionError(f"A reactor's name is letters, digits and underscores, not {self.name!r}")
+        require_word("A reactor's name", self.name)
         object.__setattr__(self, "events", _events_of(self.react))
         require_sync(self.order)
         if isinstance(policy_of(self.on_failure).then, Stop):

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 from typing_extensions import TypeVar, dataclass_transform
 
-from headwater.domain.class_keywords import KeywordStruct, is_list, is_whole, require_name
+from headwater.domain.class_keywords import KeywordStruct, is_list, is_whole, name_given
 from headwater.domain.failure_policy import DEFAULT_POLICY, OnFailure
 from headwater.domain.fields import Field, Kind, fields_of, hints_of, recorded_events, require_sync
 from headwater.domain.messages import Event, Recorded
@@ -80,7 +80,6 @@ class ReadModel(KeywordStruct):
         version: int = 1,
         indexes: Sequence[str | tuple[str, ...]] = (),
     ) -> None:
-        require_name(cls, name)
         if not key:
             raise DefinitionError(
                 f"{cls.__name__}: its key is missing; name the field that identifies a row: "
@@ -93,7 +92,7 @@ class ReadModel(KeywordStruct):
                 f"{cls.__name__}: indexes={indexes!r} must be a list of names of fields, or of tuples of them"
             )
         columns = tuple((index,) if isinstance(index, str) else tuple(index) for index in indexes)
-        cls.__declared__ = ReadModelDeclaration(name or cls.__name__, key, version, columns)
+        cls.__declared__ = ReadModelDeclaration(name_given(cls, name), key, version, columns)
 
 
 def _is_index(index: str | tuple[str, ...]) -> bool:

@@ -25,6 +25,7 @@ import msgspec
 from headwater.domain.failure_policy import Park, Retry, Stop
 from headwater.domain.fields import fields_of, require_sync, union_arms
 from headwater.domain.messages import Command, Event
+from headwater.domain.stored_names import require_word
 from headwater.errors import DefinitionError
 from headwater.ids import derived_id
 
@@ -188,8 +189,7 @@ class Saga(Generic[S, I]):
     evolves: frozenset[type[SagaInput]] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise DefinitionError(f"A saga's name is letters, digits and underscores, not {self.name!r}")
+        require_word("A saga's name", self.name)
         require_sync(self.react, self.evolve, None if isinstance(self.route, str) else self.route)
         inputs = _inputs(self.react, returns_reactions=True)
         evolves = _inputs(self.evolve, returns_reactions=False)

@@ -16,10 +16,15 @@ from cronsim import CronSim, CronSimError
 
 from headwater.domain.fields import require_sync
 from headwater.domain.messages import Command
+from headwater.domain.stored_names import require_stored_name
+from headwater.domain.value_rules import complaint_about_time
 from headwater.errors import DefinitionError
 
 EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
 """The origin of `every`: midnight UTC of a Monday, so that days begin at midnight and weeks on Mondays."""
+
+LONGEST_INTERVAL = timedelta(days=36_500)
+"""A century. With an interval of thousands of years, the next moment would be after the last one of `datetime`."""
 
 _TICK = timedelta(microseconds=1)
 _CRON_FIELDS = 5
@@ -83,8 +88,7 @@ class Schedule:
     _zone: tzinfo = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise DefinitionError("A schedule needs a name: the database records under it which moments were fired")
+        require_stored_name("A schedule's name", self.name)
         if not callable(self.command):
             raise self._wrong(f"command={self.command!r} must be a function from the due moment to a command")
         require_sync(self.command)
@@ -92,8 +96,10 @@ class Schedule:
             raise self._wrong("give exactly one of every=, cron= and at=")
         if self.every is not None and self.every <= timedelta(0):
             raise self._wrong(f"every={self.every!r} must be longer than zero")
-        if self.at is not None and self.at.utcoffset() is None:
-            raise self._wrong(f"at={self.at!r} needs a time zone, such as tzinfo=UTC")
+        if self.every is not None and self.every > LONGEST_INTERVAL:
+            raise self._wrong(f"every={self.every!r} must be {LONGEST_INTERVAL.days} days at most")
+        if self.at is not None and (complaint := complaint_about_time(self.at)) is not None:
+            raise self._wrong(f"at={self.at!r}: {complaint}")
         if self.cron is None and self.timezone != "UTC":
             raise self._wrong("timezone= goes with cron= only: every= counts in UTC, and at= has its own time zone")
         object.__setattr__(self, "_zone", self._read_zone())

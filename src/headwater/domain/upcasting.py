@@ -20,8 +20,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from headwater.domain.class_keywords import is_list
 from headwater.domain.fields import require_sync
 from headwater.domain.messages import MAX_EVENT_VERSION
+from headwater.domain.stored_names import require_stored_name
 from headwater.domain.value_rules import shortened
 from headwater.errors import DefinitionError, LogError
 
@@ -54,6 +56,9 @@ class Upcaster:
 
     def __post_init__(self) -> None:
         require_sync(self.to)
+        renamed = self.to_type if is_list(self.to_type) else [self.type if self.to_type is None else self.to_type]
+        for name in (self.type, *renamed):
+            require_stored_name("The name of an event's type", name)
         for version in (self.from_version, self.to_version):
             if not 1 <= version <= MAX_EVENT_VERSION:
                 raise DefinitionError(f"{self}: a version is from 1 to {MAX_EVENT_VERSION}, not {version}")

@@ -127,7 +127,8 @@ def _decimal(value: object) -> str | None:
     return None
 
 
-def _time(value: object) -> str | None:
+def complaint_about_time(value: object) -> str | None:
+    """Return a sentence for clients about a time that breaks the rule, or None."""
     # Without a time zone, the stored moment would depend on the machine. asyncpg stores the first and the last moment
     # of `datetime` as PostgreSQL's infinities, which it does not read back as they were.
     if not isinstance(value, datetime):
@@ -150,5 +151,5 @@ _RULES: dict[Kind, Rule] = {
     Kind.INT: _whole,
     Kind.FLOAT: _float,
     Kind.DECIMAL: _decimal,
-    Kind.TIME: _time,
+    Kind.TIME: complaint_about_time,
 }
