@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.proxy import Proxy
 from tests.support.waiting import reached, until
 
 from bank.accounts.domain import Deposit, OpenAccount
@@ -21,11 +22,10 @@ from bank.accounts.views import AccountView
 from headwater.config import Settings
 from headwater.errors import ProjectionBehind
 from headwater.eventstore.audit_trail import Wanted
-from headwater.eventstore.doorbell import Doorbell, PostgresBell
+from headwater.eventstore.doorbell import PostgresBell
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import LOG, Positions
 from headwater.live.subscriptions import Message, watch_changes
-from headwater.postgres.database import Database
 from headwater.projections.reader import Reader
 from headwater.server.node import Node
 from headwater.supervisor import backoff
@@ -164,29 +164,29 @@ async def test_no_change_is_lost_while_listeners_are_killed(
 
 
 async def test_polling_finds_changes_whose_rings_were_not_heard(
-    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    start: Start, connection: asyncpg.Connection, proxy: Proxy
 ) -> None:
-    settings = replace(Settings(), poll_seconds=0.05)
+    settings = replace(Settings(), poll_seconds=0.05, listen_url=proxy.dsn)
     serves, _ = await start(settings=settings, work=False), await start(settings=settings, serve=False)
     await listening(connection, 2)
-    deaf = []
-    monkeypatch.setattr(Doorbell, "hear", lambda self, message: deaf.append(message))
+    known, proxy.silent = serves.positions.known("Account"), True
     async with aclosing(Subscriber(serves)) as subscriber:
         account = await opened(serves)
         for entries in range(1, 6):
             await subscriber.reach(await deposit(serves, account))
             assert subscriber.entries == {account: entries}
-    assert serves.positions.known("Account") == 0
-    assert deaf, "the doorbell rang"
+    assert serves.positions.known("Account") == known
+    assert proxy.ignored, "the doorbell rang"
 
 
 async def test_without_ring_and_poll_no_change_is_found(
-    nodes: tuple[Node, Node], connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    start: Start, connection: asyncpg.Connection, proxy: Proxy
 ) -> None:
     """The control of the tests above: without a ring and a poll they fail."""
-    serves, _ = nodes
+    settings = replace(RUNG, listen_url=proxy.dsn)
+    serves, _ = await start(settings=settings, work=False), await start(settings=settings, serve=False)
     await listening(connection, 2)
-    monkeypatch.setattr(Doorbell, "hear", lambda self, message: None)
+    proxy.silent = True
     async with aclosing(Subscriber(serves)) as subscriber:
         await opened(serves)
         with pytest.raises(TimeoutError):
@@ -197,7 +197,7 @@ async def test_without_ring_and_poll_no_change_is_found(
 
 
 async def test_the_listener_reconnects_with_growing_pauses(
-    start: Start, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Start, connection: asyncpg.Connection, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
 
@@ -205,23 +205,13 @@ async def test_the_listener_reconnects_with_growing_pauses(
         pauses.append(backoff(failures))
         return 0.001
 
-    node = await start(settings=RUNG, pause=pause)
-
-    connect, refused = Database.connect, 0
-
-    async def refuse(self: Database, name: str, **options: Any) -> Any:
-        nonlocal refused
-        if name == "listener" and refused < 4:
-            refused += 1
-            raise ConnectionRefusedError("no")
-        return await connect(self, name, **options)
-
+    node = await start(settings=replace(RUNG, listen_url=proxy.dsn), pause=pause)
     await listening(connection, 1)
-    monkeypatch.setattr(Database, "connect", refuse)
-    assert await kill_listeners(connection) == 1
-    await until(lambda: refused == 4 and not node.supervisor.troubles)
-    assert len(pauses) == 5
-    assert all(0.05 * 2**n <= pause <= 0.1 * 2**n for n, pause in enumerate(pauses))
+    await proxy.go_away()
+    await until(lambda: len(pauses) >= 5)
+    await proxy.listen()
+    await until(lambda: not node.supervisor.troubles)
+    assert all(0.05 * 2**n <= pause <= 0.1 * 2**n for n, pause in enumerate(pauses[:5]))
     logged = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
     assert [line.partition(":")[0] for line in logged] == ["listener failed, though PostgreSQL answers"]
     async with aclosing(Subscriber(node)) as subscriber:

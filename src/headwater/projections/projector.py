@@ -130,16 +130,16 @@ class Projector(Generic[M]):
         """The time of the event loop at which parked keys are looked at again."""
         self.progress = Progress()
 
-    async def run(self, generation: Generation, recovered: Callable[[], None] = lambda: None) -> None:
+    async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Follow the log until cancelled, or until the lease is lost. Runs under a supervisor.
 
-        recovered: called when the loop is past a failure.
+        well: called when the loop is past a failure.
         """
         connection = await self._database.connect(f"projection {self._view.name}")
         try:
             while (position := await self._hold(connection, generation)) is not None:
                 try:
-                    await self._follow(position, recovered)
+                    await self._follow(position, well)
                 except CheckpointMoved:
                     self.progress.displaced += 1
         finally:
@@ -183,7 +183,7 @@ class Projector(Generic[M]):
 
     # ---------------------------------------------------------------------------------------------------- catching up
 
-    async def _follow(self, position: int, recovered: Callable[[], None]) -> None:
+    async def _follow(self, position: int, well: Callable[[], None]) -> None:
         attempts = 0
         while True:
             alarms = self.positions.alarms
@@ -193,14 +193,14 @@ class Projector(Generic[M]):
             events, reached = await self._log.read_on(position, types=self._folder.types, limit=self._settings.batch)
             if reached <= position:
                 self.positions.correct(LOG, known, reached)
-                recovered()
+                well()
                 await self._wait(position, alarms)
                 continue
             try:
                 position = await self._advance(position, events, reached)
                 self.positions.epochs.remember(events[-WITNESSES:], epoch)
                 attempts = 0
-                recovered()  # now: a log that keeps growing may not let the loop catch up for long
+                well()  # now: a log that keeps growing may not let the loop catch up for long
             except FoldFailed as failure:
                 if failure.position - 1 > position:  # what comes before the failure is committed
                     before = [event for event in events if event.position < failure.position]
