@@ -41,6 +41,10 @@ check: venv ## Lint, format, types, import contracts, and drift of the generated
 	.venv/bin/headwater schema --check
 	.venv/bin/python -m pytest -q tests/postgres/test_migrations.py
 
+.PHONY: docs
+docs: venv ## Build the documentation into build/docs; a dead link or an unresolved reference is an error.
+	@.venv/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -d build/.doctrees docs build/docs
+
 .PHONY: bench
 bench: venv ## Measure, and print each figure beside its floor. ARGS=appending selects.
 	@.venv/bin/python -m benchmarks $(ARGS)

@@ -8,13 +8,13 @@ from headwater.domain.decider import Consulted, Decider, Release, Seen, Take
 from headwater.domain.failure_policy import Park, Retry, Stop
 from headwater.domain.feature import Feature
 from headwater.domain.invariant import Invariant, Violation
-from headwater.domain.messages import Command, Event, Exact, Recorded, Refusal
+from headwater.domain.messages import Command, Event, Exact, InvalidInput, Recorded, Refusal, VersionConflict
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import Link, ReadModel, View
 from headwater.domain.saga import After, Cancel, Confirmed, Do, Done, Refused, Saga, TimedOut, Undo
 from headwater.domain.schedule import Schedule
 from headwater.domain.upcasting import Upcaster
-from headwater.errors import HeadwaterError, PublicError
+from headwater.errors import DefinitionError, HeadwaterError, PublicError
 
 if TYPE_CHECKING:
     from headwater.app import App
@@ -28,6 +28,7 @@ __all__ = [
     "Confirmed",
     "Consulted",
     "Decider",
+    "DefinitionError",
     "Do",
     "Done",
     "Event",
@@ -35,6 +36,7 @@ __all__ = [
     "Example",
     "Feature",
     "HeadwaterError",
+    "InvalidInput",
     "Invariant",
     "Link",
     "Park",
@@ -54,6 +56,7 @@ __all__ = [
     "TimedOut",
     "Undo",
     "Upcaster",
+    "VersionConflict",
     "View",
     "Violation",
     "replace",
