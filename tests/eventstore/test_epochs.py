@@ -190,6 +190,21 @@ async def test_a_process_that_lost_its_end_of_the_log_says_so_and_forgets_it(
     assert {row["position"] for row in lost} <= {2}
 
 
+async def test_a_new_epoch_is_one_line_in_the_log(
+    start: Callable[..., Awaitable[Node]], connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process ends its connections itself: that is no failure of its parts."""
+    node = await start(bank, settings=QUICK)
+    account = uuid4()
+    await node.dispatcher.execute(OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+    await until(lambda: node.positions.known("Account") == 1)
+    await connection.execute("select headwater.begin_epoch(1, 'a test')")
+    await answered(lambda: node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(100))))
+    await until(lambda: node.positions.known("Account") == 2)  # by a lease that was claimed again
+    (line,) = [each.getMessage() for each in caplog.records if each.levelname != "INFO"]
+    assert line.startswith("the log went back: epoch 2 begins after position 1")
+
+
 async def test_what_is_lost_is_named(connection: asyncpg.Connection, dsn: str) -> None:
     epochs = await entered(connection)
     first, known = epochs.current, Known(5, uuid4(), 2, uuid4(), "Deposit")

@@ -300,6 +300,7 @@ class Database:
 
     def end_greeted(self) -> None:
         """End every connection that `greet` has let pass, in the pool and outside it. Their users connect again."""
+        self.outage.expect_ended()
         for connection in list(self._greeted):
             connection.terminate()
 

@@ -38,8 +38,9 @@ DRIVER = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 server or the network has ended says nothing."""
 
 AFTERMATH_SECONDS = 30.0
-"""For so long after an outage, a part may still find that the outage ended its connection. The longest backoff of the
-supervisor and the time until a silent connection counts as lost are shorter."""
+"""For so long after an outage, or after the process has ended its connections itself, a part may still find that its
+connection has ended. The longest backoff of the supervisor and the time until a silent connection counts as lost are
+shorter."""
 
 
 class Outage:
@@ -103,6 +104,10 @@ class Outage:
             self._shortage.tally.numbers[what] += number
         return self._away or self._shortage.lasts
 
+    def expect_ended(self) -> None:
+        """Take in that the process has ended its connections itself. What fails by that is not logged."""
+        self._over_at = asyncio.get_running_loop().time()
+
     async def run(self) -> None:
         """Look into what is reported, until cancelled. Runs under a supervisor."""
         self._running = True
@@ -163,7 +168,7 @@ class Outage:
     def _log_single_failures(self) -> None:
         """PostgreSQL answers: log each failure as one of its own, at most once a minute for each part.
 
-        Failures that follow from the last outage are not logged.
+        Failures that follow from the last outage, or from ends that were expected, are not logged.
         """
         if self._is_aftermath():
             return
