@@ -125,6 +125,7 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
             clock: Clock | None = None,
             pause: Callable[[int], float] | None = None,
             grace: float = GRACE_SECONDS,
+            probe_seconds: float = 2.0,
         ) -> Node:
             node = Node(
                 app,
@@ -135,6 +136,7 @@ async def start(dsn: str) -> AsyncIterator[Callable[..., object]]:
                 clock=clock,
                 pause=pause,
                 grace_seconds=grace,
+                probe_seconds=probe_seconds,
             )
             return await stack.enter_async_context(node)
 

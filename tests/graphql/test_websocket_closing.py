@@ -1,10 +1,14 @@
 """Sockets whose client leaves or does not read, and sockets that the server closes."""
 
 import asyncio
+import gc
 from unittest.mock import Mock
 
 import pytest
 from tests.support.sockets import PATIENCE, PROTOCOL, Client, Server, answer, greeted, socket, soon
+from tests.support.waiting import until
+
+from headwater.graphql.socket import Operation, Socket
 
 # -- leaving, and clients that do not drain
 
@@ -18,6 +22,20 @@ async def test_the_operations_of_a_client_that_leaves_end() -> None:
         await soon(server.sources["other"].opened)
     assert server.source.closed.is_set()
     assert server.sources["other"].closed.is_set()
+
+
+async def test_a_socket_that_has_ended_is_freed_without_the_garbage_collector() -> None:
+    """The collector comes seldom, and the sockets of minutes would wait for it."""
+    server = Server()
+    gc.collect()
+    gc.disable()
+    try:
+        async with greeted(server) as client:
+            client.subscribe("1")
+            await soon(server.source.opened)
+        await until(lambda: not [each for each in gc.get_objects() if isinstance(each, Socket | Operation)])
+    finally:
+        gc.enable()
 
 
 async def test_a_client_that_does_not_read_delays_its_operation_but_its_messages_are_still_handled() -> None:

@@ -129,7 +129,7 @@ async def test_twenty_thousand_pending_transfers_leave_a_process_ready(
     await node.health.begin()
     assert await answer(node) == READY
     shown = (await status(connection, {})).as_text()
-    assert "Account 1 is 1:00:0" in shown
+    assert "Account 1 is 1:0" in shown
     assert "behind the log; no worker runs it." in shown
 
 
@@ -230,7 +230,7 @@ async def test_a_lock_that_is_held_for_a_moment_is_no_trouble(start: Start, dsn:
     node = await start(work=False, grace=60)
     async with locked(dsn, "select from headwater.head for update"):
         assert list(await node.troubles()) == ["log write"], "what is found"
-        node.health._note(await node.health._look(), 60)
+        await node.health._look_and_note(60)
         assert await answer(node) == READY, "until it has lasted for the grace"
     await looks(node)
 
@@ -362,6 +362,18 @@ async def test_a_process_that_starts_while_the_log_is_locked_is_not_ready_at_onc
     async with locked(dsn, "select from headwater.head for update"):
         node = await start(work=False, grace=60)
         assert await answer(node) == not_ready("log write", readable=True, writable=False)
+
+
+async def test_a_trouble_has_lasted_since_the_look_that_found_it_began(start: Start, dsn: str) -> None:
+    """Each question of a look waits for a lock on the end of the log, one after the other."""
+    node = await start(work=False, probe_seconds=0.5)
+    async with locked(dsn, "lock table headwater.head in access exclusive mode"):
+        before = datetime.now(UTC)
+        await node.health.begin()
+        took = datetime.now(UTC) - before
+        since = {each.name: each.since - before for each in node.health.troubles}
+    assert since.keys() == {"log read", "log write"}
+    assert max(since.values()) < timedelta(seconds=0.5) < took
 
 
 async def test_a_failing_task_counts_when_its_code_is_at_fault(start: Start) -> None:

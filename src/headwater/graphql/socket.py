@@ -131,6 +131,7 @@ class Socket:
     async def _end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None  # it leads back to this socket
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
@@ -270,6 +271,7 @@ class Socket:
         finally:
             if self._is_current(operation):
                 del self._active[operation.id]
+            operation.task = None  # its traceback leads back to the operation, a cycle for the garbage collector
 
     async def _begin(self, request: GraphQLRequest) -> AsyncGenerator[Result, None] | Result:
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -135,13 +135,13 @@ class Health:
 
     async def begin(self) -> None:
         """Look for the first time. Without a grace: a process that starts is not ready before it can do its work."""
-        self._note(await self._look(), grace=0)
+        await self._look_and_note(grace=0)
 
     async def run(self) -> None:
         """Look again and again, until cancelled. Runs under a supervisor."""
         while True:
             await asyncio.sleep(self._pause())
-            self._note(await self._look(), self._grace)
+            await self._look_and_note(self._grace)
             self._supervisor.well(HEALTH)
 
     async def look(self) -> dict[str, str]:
@@ -215,14 +215,19 @@ class Health:
             return None
         return "another session has locked the log, and does not write"
 
-    def _note(self, found: _Found, grace: float) -> None:
-        """Remember what was found; what has lasted for the grace becomes a trouble."""
+    async def _look_and_note(self, grace: float) -> None:
+        # A lock makes each question of a look wait. What it finds has lasted since it began.
+        noted = _Noted(asyncio.get_running_loop().time(), self._clock.now())
+        self._note(await self._look(), grace, noted)
+
+    def _note(self, found: _Found, grace: float, noted: _Noted) -> None:
+        """Remember what was found; what has lasted for the grace becomes a trouble. noted: when the look began."""
         now = asyncio.get_running_loop().time()
         whys = {**found.others, **found.unready}
         for name in self._noted.keys() - whys.keys():
             self._log_end(name, self._noted.pop(name))
         for name in whys.keys() - self._noted.keys():
-            self._noted[name] = _Noted(now, self._clock.now())
+            self._noted[name] = replace(noted)
         self._troubles = tuple(
             Trouble(name, why, self._noted[name].since, name in found.unready)
             for name, why in sorted(whys.items())
