@@ -25,7 +25,7 @@ from headwater.postgres.database import Database
 from headwater.projections.generations import prepare, rebuild
 from headwater.projections.history import History
 from headwater.projections.projector import Projector
-from headwater.projections.rebuild import BuildLimits, Rebuild
+from headwater.projections.rebuild import BuildSettings, Rebuild
 from headwater.projections.verify import Verifier
 from headwater.testing import folded, recorded
 
@@ -154,7 +154,9 @@ async def projected(database: Database, connection: asyncpg.Connection, cache: i
 async def built(database: Database, connection: asyncpg.Connection, cache: int) -> None:
     """Build the next generation, and write after each event."""
     log = Log(database.pool, app.domain.codec, page=1)
-    await Rebuild(database, log, view, limits=BuildLimits(cache=cache, events=1)).build(await rebuild(connection, view))
+    await Rebuild(database, log, view, settings=BuildSettings(cache=cache, events=1)).build(
+        await rebuild(connection, view)
+    )
 
 
 async def rows(connection: asyncpg.Connection) -> dict[UUID, str]:

@@ -23,7 +23,7 @@ from headwater.graphql.scope import Scope
 from headwater.postgres.database import Database
 from headwater.projections.generations import prepare, rebuild, renew
 from headwater.projections.history import History
-from headwater.projections.rebuild import BuildLimits, Rebuild
+from headwater.projections.rebuild import BuildSettings, Rebuild
 from headwater.projections.retire import RetiredTables
 from headwater.projections.verify import Verifier
 from headwater.server.node import Node
@@ -257,12 +257,12 @@ async def test_graphql_reads_a_row_and_its_links_as_of_a_position(dsn: str, conn
 
 
 @pytest.mark.parametrize(
-    "limits",
-    [BuildLimits(), BuildLimits(events=5), BuildLimits(events=5, cache=1), BuildLimits(rows=1)],
+    "settings",
+    [BuildSettings(), BuildSettings(events=5), BuildSettings(events=5, cache=1), BuildSettings(rows=1)],
     ids=["default", "events", "cache", "rows"],
 )
 async def test_a_rebuild_records_the_same_history(
-    dsn: str, connection: asyncpg.Connection, limits: BuildLimits
+    dsn: str, connection: asyncpg.Connection, settings: BuildSettings
 ) -> None:
     events = anything(50)
     await prepare(connection, board_view)
@@ -270,7 +270,7 @@ async def test_a_rebuild_records_the_same_history(
     async with Database(dsn, pool_size=2) as database:
         log = Log(database.pool, app.domain.codec, page=3)  # rows are written only between pages
         standing = await rebuild(connection, board_view)
-        await Rebuild(database, log, board_view, limits=limits).build(standing)
+        await Rebuild(database, log, board_view, settings=settings).build(standing)
         await require_routed(connection, standing.table, events)
         await require_past(History(app.domain, board_view, log, database.pool), events)
         first, built = [await indexes(connection, f"board_{generation}") for generation in (1, 2)]
@@ -289,7 +289,7 @@ async def test_a_rebuild_that_starts_again_records_no_event_twice(dsn: str, conn
     async with Database(dsn, pool_size=2) as database:
         log = Log(database.pool, app.domain.codec)
         standing = await rebuild(connection, indexed_view)
-        await Rebuild(database, log, indexed_view, limits=BuildLimits(events=5)).build(standing)
+        await Rebuild(database, log, indexed_view, settings=BuildSettings(events=5)).build(standing)
         await require_routed(connection, standing.table, events)
     assert await connection.fetchval("select count(*) from headwater.dead_letters") == len(BOARDS)
 

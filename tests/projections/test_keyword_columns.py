@@ -25,7 +25,7 @@ from headwater.projections.history import History
 from headwater.projections.order import Order
 from headwater.projections.projector import Projector
 from headwater.projections.reader import Reader
-from headwater.projections.rebuild import BuildLimits, Rebuild
+from headwater.projections.rebuild import BuildSettings, Rebuild
 from headwater.projections.verify import Verifier
 
 COLUMNS_PER_TABLE = 50
@@ -111,7 +111,7 @@ async def test_every_keyword_of_postgresql_can_be_a_column(
         past: Any = await History(app.domain, view, log, database.pool).row(first, 1)
         assert {past[each.name] for each in view.fields if each.name != view.key} == {"b"}
         # Rows that a rebuild has stored before are updated by another statement than new ones.
-        await Rebuild(database, log, view, limits=BuildLimits(events=1)).build(await rebuild(connection, view))
+        await Rebuild(database, log, view, settings=BuildSettings(events=1)).build(await rebuild(connection, view))
         await require_readable(database, view, first, second)
         report = await Verifier(log, view).live(database, None)
         assert (report.checked, report.differences) == (2, [])

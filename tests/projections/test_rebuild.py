@@ -50,7 +50,7 @@ from headwater.consumers.leases import end_stalled_sessions
 from headwater.postgres.database import Database
 from headwater.projections.generations import prepare
 from headwater.projections.generations import rebuild as force
-from headwater.projections.rebuild import BuildLimits
+from headwater.projections.rebuild import BuildSettings
 from headwater.server.node import Node
 
 BUILDER = Path(__file__).parents[1] / "support" / "builder.py"
@@ -89,19 +89,19 @@ async def test_a_worker_of_new_code_builds_and_then_maintains_the_new_generation
 
 
 @pytest.mark.parametrize(
-    "limits, by_stream",
+    "settings, by_stream",
     [
-        (BuildLimits(), False),
-        (BuildLimits(), True),
-        (BuildLimits(rows=7), False),
-        (BuildLimits(events=50), False),
-        (BuildLimits(cache=3, rows=5), False),
-        (BuildLimits(cache=0, events=9), False),
+        (BuildSettings(), False),
+        (BuildSettings(), True),
+        (BuildSettings(rows=7), False),
+        (BuildSettings(events=50), False),
+        (BuildSettings(cache=3, rows=5), False),
+        (BuildSettings(cache=0, events=9), False),
     ],
     ids=["default", "sample by stream", "few rows", "few events", "small cache", "no cache"],
 )
 async def test_rebuilt_rows_equal_a_fold_of_the_log_with_any_limits(
-    dsn: str, connection: asyncpg.Connection, limits: BuildLimits, by_stream: bool
+    dsn: str, connection: asyncpg.Connection, settings: BuildSettings, by_stream: bool
 ) -> None:
     dice, keys = random.Random(7), [uuid4() for _ in range(30)]
     events = [
@@ -110,7 +110,7 @@ async def test_rebuilt_rows_equal_a_fold_of_the_log_with_any_limits(
     ]
     await prepare(connection, old_view)
     await write(connection, *events)
-    await build(dsn, new_view, new, await register_next(connection), page=16, limits=limits, by_stream=by_stream)
+    await build(dsn, new_view, new, await register_next(connection), page=16, settings=settings, by_stream=by_stream)
     assert await stored(connection, new_view) == await fold_of_log(connection, new, new_view)
     assert await connection.fetch("select from headwater.tombstones where generation = 2") == []
 
@@ -132,18 +132,18 @@ create trigger updated after update on read.tally_2
 
 
 @pytest.mark.parametrize(
-    "limits, expected",
+    "settings, expected",
     [
-        (BuildLimits(sample=0), [("copy", 20, 0)]),
-        (BuildLimits(events=250, sample=0), [("copy", 20, 0)] + [("update", 20, 0)] * 3),
-        (BuildLimits(events=250, cache=10, sample=0), [("copy", 20, 0)] + [("update", 20, 1)] * 3),
+        (BuildSettings(sample=0), [("copy", 20, 0)]),
+        (BuildSettings(events=250, sample=0), [("copy", 20, 0)] + [("update", 20, 0)] * 3),
+        (BuildSettings(events=250, cache=10, sample=0), [("copy", 20, 0)] + [("update", 20, 1)] * 3),
     ],
     ids=["one batch", "four batches", "small cache"],
 )
 async def test_rows_are_written_once_a_batch_into_a_table_without_indexes(
     dsn: str,
     connection: asyncpg.Connection,
-    limits: BuildLimits,
+    settings: BuildSettings,
     expected: list[tuple[str, int, int]],
 ) -> None:
     """The log is read once, in order. Only if the cache is too small for all rows, there is an index on the key."""
@@ -151,7 +151,7 @@ async def test_rows_are_written_once_a_batch_into_a_table_without_indexes(
     await write(connection, *(Counted(thing_id=keys[n % 20], by=n % 7) for n in range(1000)))
     generation = await force(connection, new_view)
     await connection.execute(WRITES)
-    async with building(dsn, limits=limits, page=50) as builder:
+    async with building(dsn, settings=settings, page=50) as builder:
         await builder.run(generation)
     assert builder.log.folded == list(range(1, 1001))
     writes = await connection.fetch("select kind, rows, indexes from writes order by place")
@@ -184,7 +184,7 @@ async def test_a_slow_fold_yields_to_the_event_loop(dsn: str, connection: asyncp
     await write(connection, *(Counted(thing_id=uuid4()) for _ in range(50)))
     view = View(Wider, counting)
     other = asyncio.create_task(take_turns())
-    await build(dsn, view, app_with(view), await register_next(connection), slice_seconds=-1.0)
+    await build(dsn, view, app_with(view), await register_next(connection), settings=BuildSettings(slice_seconds=-1.0))
     other.cancel()
     assert len(set(seen[:50])) == 50, "another task ran between each two folds"
 
@@ -196,7 +196,7 @@ async def test_events_appended_during_a_build_are_included(dsn: str, connection:
     async with Node(old, QUICK, dsn, serve=False, work=True) as node:
         await until(is_live(connection, 1, 200))
         generation = await register_next(connection)
-        task = asyncio.create_task(build(dsn, new_view, new, generation, limits=BuildLimits(events=20), pause=0.01))
+        task = asyncio.create_task(build(dsn, new_view, new, generation, settings=BuildSettings(events=20, pause=0.01)))
         head = 0
         for _ in range(30):
             head = await write(connection, *(Counted(thing_id=key) for key in keys))
@@ -216,7 +216,7 @@ async def test_a_worker_builds_with_its_settings(dsn: str) -> None:
     chosen = replace(QUICK, rebuild_pause_seconds=0.25, projection_cache=7, lease_seconds=3.0)
     async with Node(new, chosen, dsn, serve=False, work=True) as node:
         builder = node.worker.rebuild_of(new_view)
-    assert (builder.pause, builder.limits.cache, builder.poll, builder.lease_seconds) == (0.25, 7, 0.2, 3.0)
+    assert builder.settings == BuildSettings(pause=0.25, cache=7, poll=0.2, lease=3.0)
 
 
 async def test_the_live_projection_goes_on_while_a_build_pauses(dsn: str, connection: asyncpg.Connection) -> None:
@@ -228,10 +228,10 @@ async def test_the_live_projection_goes_on_while_a_build_pauses(dsn: str, connec
         paused.set()
         await asyncio.Event().wait()
 
-    limits = BuildLimits(events=50, near=10)
+    settings = BuildSettings(events=50, near=10, pause=60.0)
     async with (
         Node(old, QUICK, dsn, serve=False, work=True) as node,
-        building(dsn, limits=limits, page=50, pause=60.0, sleep=pause) as builder,
+        building(dsn, settings=settings, page=50, sleep=pause) as builder,
     ):
         task = asyncio.create_task(builder.run(generation))
         await asyncio.wait_for(paused.wait(), 20)

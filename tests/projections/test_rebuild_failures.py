@@ -42,7 +42,7 @@ from headwater.consumers.checkpoint import Generation
 from headwater.consumers.dead_letters import LetterFilter, retry
 from headwater.projections.generations import prepare, prepare_views, renew
 from headwater.projections.generations import rebuild as force
-from headwater.projections.rebuild import BuildLimits, BuildStopped
+from headwater.projections.rebuild import BuildSettings, BuildStopped
 from headwater.server.node import Node
 
 
@@ -96,9 +96,11 @@ async def test_a_resumed_build_keeps_its_parked_keys(dsn: str, connection: async
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await build(dsn, view, app, generation, limits=BuildLimits(events=2, near=0), page=2, pause=1.0, sleep=killed)
+        await build(
+            dsn, view, app, generation, settings=BuildSettings(events=2, near=0, pause=1.0), page=2, sleep=killed
+        )
     assert await letters_of(connection, 2) == [(key, 2, 1, False)]
-    await build(dsn, view, app, generation, limits=BuildLimits(near=0), page=2)
+    await build(dsn, view, app, generation, settings=BuildSettings(near=0), page=2)
     assert await letters_of(connection, 2) == [(key, 2, 1, False), (key, 4, 0, True), (key, 5, 0, True)]
     rows = {each: (row.count, position) for each, (row, position) in (await stored(connection, view)).items()}
     assert rows == {key: (1, 1), other: (1, 3)}
@@ -175,7 +177,7 @@ async def failed_build(dsn: str, connection: asyncpg.Connection, code: Mending) 
     await project_old(connection, dsn, *(Counted(thing_id=key, by=by) for by in (1, 2, 3, 4, 13, 5)))
     generation = await register_next(connection, code.view)
     with pytest.raises(BuildStopped):
-        await build(dsn, code.view, code.app, generation, limits=BuildLimits(events=2), page=2)
+        await build(dsn, code.view, code.app, generation, settings=BuildSettings(events=2), page=2)
     assert await connection.fetchval("select count from read.tally_2") == 400
     assert "a bug in the fold" in str(await failure_of(connection, 2))
     return generation

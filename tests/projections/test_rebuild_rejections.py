@@ -28,7 +28,7 @@ from tests.support.waiting import until
 from headwater import Park, Stop
 from headwater.projections.generations import prepare
 from headwater.projections.generations import rebuild as force
-from headwater.projections.rebuild import BuildLimits, BuildStopped
+from headwater.projections.rebuild import BuildSettings, BuildStopped
 from headwater.server.node import Node
 
 LIMITED = """
@@ -48,12 +48,12 @@ async def limit_writes(connection: asyncpg.Connection, generation: int) -> None:
 
 
 @pytest.mark.parametrize("fields", REJECTED.values(), ids=REJECTED)
-@pytest.mark.parametrize("limits", [BuildLimits(), BuildLimits(events=4, cache=2)], ids=["default", "small"])
+@pytest.mark.parametrize("settings", [BuildSettings(), BuildSettings(events=4, cache=2)], ids=["default", "small"])
 async def test_a_rejected_row_is_parked_like_in_the_live_projection(
     dsn: str,
     connection: asyncpg.Connection,
     fields: dict[str, Any],
-    limits: BuildLimits,
+    settings: BuildSettings,
 ) -> None:
     view, app = rejecting(fields, Park())
     one, two, three, good = keys = [uuid4() for _ in range(4)]
@@ -71,7 +71,7 @@ async def test_a_rejected_row_is_parked_like_in_the_live_projection(
 
     generation = await force(connection, view)
     await limit_writes(connection, 2)
-    await build(dsn, view, app, generation, limits=limits, page=2)
+    await build(dsn, view, app, generation, settings=settings, page=2)
     assert await stored(connection, view) == rows
     assert await letters_of(connection, 2) == letters
     assert await generations(connection) == [(1, "retired"), (2, "live")]

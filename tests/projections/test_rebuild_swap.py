@@ -40,7 +40,7 @@ from tests.support.waiting import until
 from headwater import Park, ReadModel, Recorded, View
 from headwater.postgres.database import LOST, Database
 from headwater.projections.generations import prepare
-from headwater.projections.rebuild import BuildLimits, BuildStopped
+from headwater.projections.rebuild import BuildSettings, BuildStopped
 from headwater.server.node import Node
 
 
@@ -55,7 +55,7 @@ async def test_the_swap_is_repeated_until_a_long_query_has_ended(dsn: str, conne
     other = await asyncpg.connect(dsn)
     async with other.transaction():
         await other.fetch("select * from read.tally")
-        task = asyncio.create_task(build(dsn, new_view, new, generation, limits=BuildLimits(swap_seconds=0.05)))
+        task = asyncio.create_task(build(dsn, new_view, new, generation, settings=BuildSettings(swap_seconds=0.05)))
         waits = "select count(*) from pg_locks where not granted and relation = 'read.tally'::regclass"
         for _ in range(2):  # the swap gives up its locks and tries again
             await until(lambda: equals(connection, waits, 1))
@@ -118,7 +118,7 @@ async def test_rows_are_verified_once_even_if_the_log_grows_before_the_swap(
 
     restores.clear()
     async with building(
-        dsn, limits=BuildLimits(near=5), verified=grow, before_swap=grow, connecting=CountingDatabase
+        dsn, settings=BuildSettings(near=5), verified=grow, before_swap=grow, connecting=CountingDatabase
     ) as builder:
         await builder.run(generation)
     assert (builder.verifier.samples, len(restores)) == ([20], 1)
@@ -132,7 +132,7 @@ async def test_events_folded_in_a_failed_swap_are_folded_again(dsn: str, connect
     generation = await register_next(connection)
     async with building(
         dsn,
-        limits=BuildLimits(swap_seconds=0.05),
+        settings=BuildSettings(swap_seconds=0.05),
         before_swap=lambda: move_live(connection, *three()),
     ) as builder:
         other = await asyncpg.connect(dsn)
@@ -160,8 +160,8 @@ async def test_a_build_pauses_between_writes_but_never_in_the_swap(dsn: str, con
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    limits = BuildLimits(events=10, near=40)
-    async with building(dsn, limits=limits, page=10, before_swap=grow, pause=60.0, sleep=sleep) as builder:
+    settings = BuildSettings(events=10, near=40, pause=60.0)
+    async with building(dsn, settings=settings, page=10, before_swap=grow, sleep=sleep) as builder:
         await builder.run(generation)
     assert builder.verifier.samples == [50]
     assert pauses == [60.0] * 4, "between five writes, and not after the last"
@@ -212,7 +212,7 @@ async def test_a_build_suspended_in_the_swap_does_not_block_the_live_projection(
         freed.append(True)
 
     async with building(
-        dsn, before_swap=lambda: move_live(connection, *three()), in_swap=suspended, lease=0.3
+        dsn, before_swap=lambda: move_live(connection, *three()), in_swap=suspended, settings=BuildSettings(lease=0.3)
     ) as builder:  # fmt: skip
         with pytest.raises(LOST):
             await builder.run(generation)

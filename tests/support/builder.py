@@ -13,9 +13,9 @@ from bank.main import app
 from headwater.eventstore.log import Log
 from headwater.postgres.database import Database
 from headwater.projections.generations import rebuild as force
-from headwater.projections.rebuild import BuildLimits, Rebuild
+from headwater.projections.rebuild import BuildSettings, Rebuild
 
-LIMITS = BuildLimits(events=100, near=0)
+SETTINGS = BuildSettings(events=100, near=0, pause=0.1)
 """With the default `near`, it would not rest in a log as short as a test's."""
 
 
@@ -24,7 +24,7 @@ async def build(dsn: str) -> None:
         async with database.pool.acquire() as connection:
             standing = await force(connection, account_view)
         log = Log(database.pool, app.domain.codec)
-        await Rebuild(database, log, account_view, limits=LIMITS, pause=0.1).build(standing)
+        await Rebuild(database, log, account_view, settings=SETTINGS).build(standing)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -20,7 +20,7 @@ from headwater.domain.serialization import Codec, stored_form
 from headwater.eventstore.log import STREAM_PAGE, Append, Log, append
 from headwater.postgres.database import Database
 from headwater.projections.generations import renew
-from headwater.projections.rebuild import BuildLimits, Rebuild
+from headwater.projections.rebuild import BuildSettings, Rebuild
 from headwater.projections.verify import Verifier
 from headwater.projections.verify_report import VerifyReport
 from headwater.server.node import Node
@@ -28,7 +28,7 @@ from headwater.server.node import Node
 FILL = (Path(__file__).parents[2] / "benchmarks" / "fill.sql").read_text()
 """SQL that appends events of the bank's accounts; format it with `events` and `streams`."""
 
-LIMITS = BuildLimits()
+SETTINGS = BuildSettings()
 
 Hook: TypeAlias = Callable[[], Awaitable[object]]
 
@@ -194,7 +194,7 @@ async def building(
     view: View[Any] = new_view,
     app: App = new,
     *,
-    limits: BuildLimits = LIMITS,
+    settings: BuildSettings = SETTINGS,
     page: int = STREAM_PAGE,
     by_stream: bool = False,
     verified: Hook | None = None,
@@ -207,10 +207,11 @@ async def building(
 
     page: positions in a page of the log. verified: called after the sample was verified. before_swap: called after the
     build has read the end of the log for the last time before its swap. in_swap: called when the swap reads the log.
-    connecting: the class of the database. options: others of `Rebuild`.
+    connecting: the class of the database. settings: those of the build; its poll is short. options: others of `Rebuild`.
     """
     async with connecting(dsn, pool_size=3) as database:
         log = WatchedLog(database.pool, app.domain.codec, page=page)
+        quick = replace(settings, poll=0.05)
         verifier = WatchedVerifier(log, view, verified, by_stream=by_stream)
         swapping, last = False, 0
 
@@ -227,7 +228,7 @@ async def building(
                 await in_swap()
 
         log.on_head, log.on_stream = on_head, on_stream
-        rebuild = Rebuild(database, log, view, verifier=verifier, limits=limits, poll=0.05, **options)
+        rebuild = Rebuild(database, log, view, verifier=verifier, settings=quick, **options)
         yield WatchedBuild(rebuild, log, verifier)
 
 

@@ -13,13 +13,15 @@ from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, isroutine
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import msgspec
 
 from headwater.domain.messages import Exact, Recorded
 from headwater.errors import DefinitionError
+
+E = TypeVar("E")
 
 _META_BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", "max_length", "tz")
 
@@ -181,6 +183,18 @@ def name_of(function: object) -> str:
     """Return a function's module and qualified name, as error messages show it."""
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def key_from(function: Callable[[E], UUID], event: E) -> UUID:
+    """Return the key that a user's function finds for an event.
+
+    Raises:
+        TypeError: it returned something else than a UUID.
+    """
+    key = function(event)
+    if not isinstance(key, UUID):
+        raise TypeError(f"{name_of(function)} returned {key!r}, not a UUID")
+    return key
 
 
 def hints_of(function: Callable[..., object]) -> dict[str, object]:

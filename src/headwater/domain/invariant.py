@@ -19,7 +19,7 @@ from uuid import UUID
 from typing_extensions import TypeVar
 
 from headwater.domain.class_keywords import is_list
-from headwater.domain.fields import hints_of, name_of, recorded_events, require_sync, union_arms
+from headwater.domain.fields import hints_of, key_from, name_of, recorded_events, require_sync, union_arms
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.stored_names import require_word
 from headwater.errors import DefinitionError, HeadwaterError
@@ -67,10 +67,7 @@ class Invariant(Generic[S, E]):
         """
         if self.key is None:
             return event.stream_id
-        key = self.key(event.data)
-        if not isinstance(key, UUID):
-            raise TypeError(f"{name_of(self.key)} returned {key!r}, which is no UUID")
-        return key
+        return key_from(self.key, event.data)
 
     def _events(self) -> tuple[type[Event], ...]:
         over: Any = self.over

@@ -18,7 +18,7 @@ from uuid import UUID
 from typing_extensions import TypeVar
 
 from headwater.domain.failure_policy import Park, Retry, Stop, policy_of
-from headwater.domain.fields import hints_of, recorded_events, require_sync
+from headwater.domain.fields import hints_of, key_from, recorded_events, require_sync
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.stored_names import require_word
 from headwater.errors import DefinitionError
@@ -73,10 +73,7 @@ class Reactor(Generic[E]):
         """
         if self.order is None:
             return event.stream_id
-        key = self.order(event.data)
-        if not isinstance(key, UUID):
-            raise TypeError(f"{self.order.__module__}.{self.order.__qualname__} returned {key!r}, which is no UUID")
-        return key
+        return key_from(self.order, event.data)
 
     def key_for(self, event: Recorded[Event]) -> str:
         """Return the idempotency key of an event: the same for each delivery, another one for each reactor."""

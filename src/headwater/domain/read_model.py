@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
 from uuid import UUID
@@ -17,7 +18,7 @@ from typing_extensions import TypeVar, dataclass_transform
 
 from headwater.domain.class_keywords import KeywordStruct, is_list, is_whole, name_given
 from headwater.domain.failure_policy import DEFAULT_POLICY, OnFailure
-from headwater.domain.fields import Field, Kind, fields_of, hints_of, recorded_events, require_sync
+from headwater.domain.fields import Field, Kind, fields_of, hints_of, key_from, recorded_events, require_sync
 from headwater.domain.messages import Event, Recorded
 from headwater.errors import DefinitionError
 
@@ -139,7 +140,7 @@ class View(Generic[M, E]):
     def route_of(self, event: type[Event]) -> Callable[[Any], UUID]:
         """Return the function from an event of this type to its row's key. It raises TypeError if that is no UUID."""
         if self.route is not None:
-            return _checked(self.route)
+            return partial(key_from, self.route)
         return attrgetter(self.key)  # `_check` ensures that it is a UUID field
 
     def _check(self) -> None:
@@ -171,16 +172,6 @@ class View(Generic[M, E]):
 
 AnyView: TypeAlias = View[Any]
 """Any view, whatever its rows and its events."""
-
-
-def _checked(given: Callable[[E], UUID]) -> Callable[[E], UUID]:
-    def route(event: E) -> UUID:
-        key = given(event)
-        if not isinstance(key, UUID):
-            raise TypeError(f"{given.__module__}.{given.__qualname__} returned {key!r}, not a UUID")
-        return key
-
-    return route
 
 
 def _events_of(fold: Callable[..., object]) -> tuple[type[Event], ...]:

@@ -62,12 +62,16 @@ WHY_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class BuildLimits:
-    """The bounds of a build.
+class BuildSettings:
+    """The settings of a build.
 
     rows, events: changed rows and events between two writes, at most. cache: rows kept in memory, at most. near: events
     that the swap may fold, at most; the live projection waits meanwhile. swap_seconds: how long a swap waits for
     running queries; queries that arrive meanwhile wait behind it. sample: rows that are verified before the swap.
+
+    pause: seconds of rest after a write, for the sake of other work in the database. poll: seconds until a swap that
+    waits is tried again. lease: seconds of this process's lease; PostgreSQL ends a transaction that is silent for so
+    long. slice_seconds: folds yield to the event loop after this long.
     """
 
     rows: int = 100_000
@@ -76,6 +80,10 @@ class BuildLimits:
     near: int = 10_000
     swap_seconds: float = 2.0
     sample: int = 100
+    pause: float = 0.0
+    poll: float = 1.0
+    lease: float = 6.0
+    slice_seconds: float = SLICE_SECONDS
 
 
 class BuildStopped(HeadwaterError):
@@ -98,9 +106,7 @@ class _RowsRejected(Exception):
 class Rebuild(Generic[M]):
     """Builds generations of one read model.
 
-    verifier: compares the sample; default: one that reads the whole log. pause: seconds of rest after a write, for the
-    sake of other work in the database. lease: seconds of this process's lease; PostgreSQL ends a transaction that is
-    silent for so long. slice_seconds: folds yield to the event loop after this long.
+    verifier: compares the sample; default: one that reads the whole log. sleep: waits between two writes.
     """
 
     def __init__(
@@ -110,22 +116,15 @@ class Rebuild(Generic[M]):
         view: View[M],
         *,
         verifier: Verifier[M] | None = None,
-        limits: BuildLimits = BuildLimits(),
-        pause: float = 0.0,
-        poll: float = 1.0,
-        lease: float = 6.0,
-        slice_seconds: float = SLICE_SECONDS,
+        settings: BuildSettings = BuildSettings(),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
-        self.lease_seconds = lease
         self.log = log
         self.view = view
-        self.limits = limits
-        self.pause = pause
-        self.poll = poll
+        self.settings = settings
         self.sleep = sleep
-        self.folder = RowFolder(log, view, slice_seconds=slice_seconds)
+        self.folder = RowFolder(log, view, slice_seconds=settings.slice_seconds)
         self.verifier = verifier or Verifier(log, view)
 
     async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
@@ -177,18 +176,18 @@ class _Build(Generic[M]):
         self, rebuild: Rebuild[M], generation: Generation, writing: asyncpg.Connection, reading: asyncpg.Connection
     ) -> None:
         self._of = rebuild
-        self._limits = rebuild.limits
+        self._settings = rebuild.settings
         self._view = view = rebuild.view
         self._log = rebuild.log
         self._writing = writing
         self._reading = reading
         self._generation = generation
-        self._table = BuildingTable(writing, view, generation, rebuild.folder.codec, rebuild.lease_seconds)
+        self._table = BuildingTable(writing, view, generation, rebuild.folder.codec, rebuild.settings.lease)
         self.lease = self._table.lease
         self._checkpoint = Checkpoint(writing, view.name, generation, state="building")
         self._letters = DeadLetters(view.name, generation.number)
         self._folder = rebuild.folder
-        self._cache = RowCache(self._folder, rebuild.limits.cache)
+        self._cache = RowCache(self._folder, rebuild.settings.cache)
         self._complete = True
         """True while memory holds every row: then a key that is not there has no row."""
         self._changed: list[FoldedRow[M]] = []
@@ -215,7 +214,7 @@ class _Build(Generic[M]):
             await self._finish()
         await self._come_near(well)
         while not await self._swap():
-            await asyncio.sleep(self._of.poll)  # no doorbell rings when the blocking query ends
+            await asyncio.sleep(self._settings.poll)  # no doorbell rings when the blocking query ends
             await self._come_near(well)
 
     # ----------------------------------------------------------------------------------------------------- restoring
@@ -234,7 +233,7 @@ class _Build(Generic[M]):
         self._aside.clear()
         self._taken.clear()
         self._parked = await self._letters.parked(self._writing)
-        self._complete = not await self._table.has_more_than(self._limits.cache)
+        self._complete = not await self._table.has_more_than(self._settings.cache)
         if not self._complete:
             await self._table.add_key()
             return
@@ -272,8 +271,8 @@ class _Build(Generic[M]):
 
     async def _come_near(self, well: Callable[[], None]) -> None:
         """Fold up to the end of the log, or to within `near` events of it."""
-        while (head := await self._log.head()) - self._position > self._limits.near:
-            await self._catch_up(head, self._of.pause)
+        while (head := await self._log.head()) - self._position > self._settings.near:
+            await self._catch_up(head, self._settings.pause)
             well()
         await self._catch_up(head)
         well()
@@ -301,7 +300,7 @@ class _Build(Generic[M]):
                         await self._of.sleep(pause)
 
     def _is_enough(self, reached: int) -> bool:
-        return reached - self._position >= self._limits.events or len(self._changed) >= self._limits.rows
+        return reached - self._position >= self._settings.events or len(self._changed) >= self._settings.rows
 
     async def _fold(self, events: Iterator[Recorded[Event]]) -> None:
         try:
@@ -414,7 +413,7 @@ class _Build(Generic[M]):
 
     async def _verify(self) -> None:
         generation = replace(self._generation, position=self._position)
-        report = await self._of.verifier.sample(self._reading, self._reading, generation, self._limits.sample)
+        report = await self._of.verifier.sample(self._reading, self._reading, generation, self._settings.sample)
         if report.found:
             self._stop(
                 f"of {report.checked} sampled rows, {report.found} are not what the log says, "
@@ -428,7 +427,7 @@ class _Build(Generic[M]):
         """
         before = self._position
         try:
-            async with table_lock(self._writing, self._view.name, seconds=self._limits.swap_seconds):
+            async with table_lock(self._writing, self._view.name, seconds=self._settings.swap_seconds):
                 return await self._take_its_place()
         except (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError) as error:
             logger.info("the swap of %s waits for running queries (%s)", self._view.name, error)
@@ -445,14 +444,14 @@ class _Build(Generic[M]):
         if await self._writing.fetch(_SQL["hinder"], *self.lease, storable(what, WHY_BYTES)):
             logger.warning("the swap of %s waits: %s", self._view.name, what)
         # The live projection waits for each attempt, and an operator needs time.
-        await asyncio.sleep(HELD_UP_POLLS * self._of.poll)
+        await asyncio.sleep(HELD_UP_POLLS * self._settings.poll)
 
     async def _take_its_place(self) -> bool:
         name, generation, _ = self.lease
         await self._table.limit()
         live = await self._writing.fetchrow(_SQL["hold_live"], name)
         if live is not None:
-            if live["position"] - self._position > self._limits.near:
+            if live["position"] - self._position > self._settings.near:
                 return False
             if live["position"] > self._position:
                 await self._fold_on(live["position"])

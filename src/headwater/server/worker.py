@@ -19,7 +19,7 @@ from headwater.domain.saga import Saga
 from headwater.postgres.database import Connection
 from headwater.projections.generations import fingerprint, kinds_of
 from headwater.projections.projector import Projector
-from headwater.projections.rebuild import BuildLimits, Rebuild
+from headwater.projections.rebuild import BuildSettings, Rebuild
 from headwater.projections.verify import Verifier
 from headwater.sagas.conductor import Conductor
 from headwater.telemetry import Progress
@@ -130,10 +130,12 @@ class Worker:
             self._ports.log,
             view,
             verifier=Verifier(self._ports.log, view, by_stream=self._domain.by_stream(view)),
-            limits=BuildLimits(cache=self._settings.projection_cache),
-            pause=self._settings.rebuild_pause_seconds,
-            poll=self._settings.poll_seconds,
-            lease=self._settings.lease_seconds,
+            settings=BuildSettings(
+                cache=self._settings.projection_cache,
+                pause=self._settings.rebuild_pause_seconds,
+                poll=self._settings.poll_seconds,
+                lease=self._settings.lease_seconds,
+            ),
         )
 
     def _conductor(self, saga: Saga[Any, Any], commands: CommandPath) -> Conductor:
