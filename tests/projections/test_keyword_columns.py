@@ -30,6 +30,9 @@ from headwater.projections.verify import Verifier
 
 COLUMNS_PER_TABLE = 50
 
+TABLES = ["Select", "Default", "Table", "Collation", "Lateral", "Limit", "Offset", "Group", "Order", "Tablesample"]
+"""Names of read models that are keywords, too. The view of `Select` is `read.select`."""
+
 NOT_FIELDS = {*keyword.kwlist, "position"}
 """Keywords of PostgreSQL that no field can have: Python's own, and the column that Headwater adds."""
 
@@ -56,7 +59,7 @@ def read_model(number: int, words: Sequence[str]) -> View[Any]:
     key, *texts = words
     annotations = {key: "UUID"} | dict.fromkeys(texts, "str")
     members = {"__module__": __name__, "__annotations__": annotations}
-    name, declared = f"Words{number}", {"key": key, "indexes": texts}
+    name, declared = TABLES[number], {"key": key, "indexes": texts}
     model: Any = new_class(name, (ReadModel,), declared, lambda body: body.update(members))
 
     def fold(row: Any, event: Recorded[Said]) -> Any:
@@ -71,6 +74,7 @@ async def views(connection: asyncpg.Connection) -> list[View[Any]]:
     words = [row["word"] for row in rows if row["word"] not in NOT_FIELDS]
     assert {"collation", "lateral", "concurrently", "tablesample", "user", "select"} <= set(words)
     parts = [words[start : start + COLUMNS_PER_TABLE] for start in range(0, len(words), COLUMNS_PER_TABLE)]
+    assert len(parts) <= len(TABLES)
     return [read_model(number, part) for number, part in enumerate(parts)]
 
 

@@ -207,7 +207,7 @@ async def building(
 
     page: positions in a page of the log. verified: called after the sample was verified. before_swap: called after the
     build has read the end of the log for the last time before its swap. in_swap: called when the swap reads the log.
-    connecting: the class of the database. settings: those of the build; its poll is short. options: others of `Rebuild`.
+    connecting: the class of the database. settings: of the build, with a short poll. options: others of `Rebuild`.
     """
     async with connecting(dsn, pool_size=3) as database:
         log = WatchedLog(database.pool, app.domain.codec, page=page)
