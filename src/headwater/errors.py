@@ -11,11 +11,19 @@ from uuid import UUID
 
 
 class HeadwaterError(Exception):
-    """The root of every error that Headwater raises."""
+    """The root of every error that Headwater raises. A refusal is not an error.
+
+        except HeadwaterError as error:
+            sys.exit(str(error))    # a sentence that says what is wrong and what to change
+    """
 
 
 class DefinitionError(HeadwaterError):
-    """The app's own declarations are wrong; the message names the class and the field."""
+    """The app's own declarations are wrong; the message names the class and the field.
+
+        with pytest.raises(DefinitionError, match="Deposit.amount"):
+            App([accounts])
+    """
 
 
 class SettingsError(HeadwaterError):
@@ -51,7 +59,11 @@ class ReactionFailed(CodeFailed):
 
 class PublicError(HeadwaterError):
     """An error that a client may read: `code` is stable and in CONSTANT_CASE, the message is a sentence. `facts` are
-    JSON values by name, which the client gets beside the code."""
+    JSON values by name, which the client gets beside the code.
+
+        except PublicError as error:
+            print(error.code, error)    # OVERLOADED The server has as many commands waiting as it accepts; ...
+    """
 
     code = "ERROR"
     facts: Mapping[str, object] = MappingProxyType({})

@@ -19,22 +19,33 @@ from headwater.errors import DefinitionError
 @dataclass(frozen=True)
 class Park:
     """Set the event aside as a dead letter until an operator acts. Later events of its key wait behind it, in order.
-    All other keys go on."""
+    All other keys go on.
+
+        View(AccountView, fold, on_failure=Park())    # no retry
+    """
 
 
 @dataclass(frozen=True)
 class Stop:
     """Stop the whole projection before the event, and go on once the fold succeeds. Readiness reports the projection as
-    late meanwhile. For read models in which no key may overtake another."""
+    late meanwhile. For read models in which no key may overtake another.
+
+        View(LedgerView, fold, on_failure=Retry(times=5, then=Stop()))
+    """
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Retry `times` times with exponential backoff, then park or stop.
+    """Retry with exponential backoff, then park or stop.
 
-    The first pause is `first` seconds, and each next one is twice as long, up to `longest`. Jitter shortens each pause
-    by up to half, so that keys that failed together are not retried together. With `then=Park()` the key is set aside
-    between the attempts, and all other keys go on. With `then=Stop()` everything waits.
+        Reactor("mail", send, on_failure=Retry(times=20, first=1.0, longest=600.0))
+
+    times: the retries after the first failure. first: the first pause, in seconds; each next one is twice as long.
+    longest: the longest pause, in seconds. Jitter shortens each pause by up to half, so that keys that failed together
+    are not retried together.
+
+    then: what follows the last retry. With `Park()` the key is set aside between the attempts too, and all other keys
+    go on. With `Stop()` everything waits.
 
     Raises:
         DefinitionError: a number is out of range.

@@ -28,7 +28,12 @@ _RECORD_NAMES = frozenset(record.__declared__.name for record in RECORDS)
 
 @dataclass(frozen=True)
 class Feature:
-    """The declarations of one part of a domain."""
+    """What one folder of a domain declares; an `App` is a list of these.
+
+        accounts = Feature(deciders=[account_decider], views=[account_view], reactors=[statements])
+
+    A feature is only a list: nothing is registered by an import, and nothing is checked before the app is made.
+    """
 
     deciders: Sequence[AnyDecider] = ()
     views: Sequence[AnyView] = ()

@@ -29,12 +29,17 @@ E = TypeVar("E", bound=Event, default=Any)
 
 
 class Violation(HeadwaterError):
-    """Events contradict an invariant. Its text is the sentence in the report of `headwater verify`."""
+    """Events contradict an invariant. Its text is the sentence in the report of `headwater verify`.
+
+        raise Violation(f"the balance would be {balance}")
+    """
 
 
 @dataclass(frozen=True)
 class Invariant(Generic[S, E]):
-    """A condition on events: `Invariant("balance", over=AccountEvent, holds=adds_up)`.
+    """A condition on events, which `headwater verify --all` checks on the whole log.
+
+        Invariant("balance", over=AccountEvent, holds=adds_up)
 
     name: in reports, and as an argument of `headwater verify`; no read model may have it.
     over: the events that it looks at: a class, a union of classes, or a list.

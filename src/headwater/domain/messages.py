@@ -226,7 +226,16 @@ class Command(KeywordStruct):
 
 
 class Recorded(msgspec.Struct, Generic[E_co], frozen=True, gc=False):
-    """An event as the log holds it. position: its place in the log. version: its place in its stream."""
+    """An event as the log holds it.
+
+        def fold(row: AccountView | None, event: Recorded[MoneyDeposited]) -> AccountView:
+            return AccountView(account_id=event.stream_id, balance=event.data.balance, updated_at=event.recorded_at)
+
+    data: the event. position: its place in the log, from 1. stream_id, version: its stream, and its place in it,
+    from 1. recorded_at: when it was appended, in UTC. command_id: of the command that caused it. correlation_id: of the
+    request that everything began with. causation_id: of the event or command that caused the command. actor: who
+    issued the command, if that is known.
+    """
 
     data: E_co
     position: int

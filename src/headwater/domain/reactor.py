@@ -31,7 +31,10 @@ _UNIT = "reactor "
 
 @dataclass(frozen=True)
 class Reactor(Generic[E]):
-    """A side effect outside of the log.
+    """A side effect outside of the log, at least once for each event.
+
+        async def tell(event: Recorded[MoneyDeposited], key: str) -> None: ...
+        Reactor("ledger", tell, order=lambda event: event.owner_id)
 
     name: identifies the reactor; under another name it is a new one.
     react: the function, see the module. Its annotation names the events that it takes. Any exception is a failure.

@@ -45,6 +45,8 @@ I = TypeVar("I")  # noqa: E741  # an input: an event, a message of a timer, or t
 class Do:
     """A step: issue the command, and go on when it is accepted.
 
+        Do(SendTransfer(account_id=source, amount=amount), undo=ReturnTransfer(account_id=source, amount=amount))
+
     undo: the command that compensates, issued if a later step fails.
     within: the timeout, counted from when the step is issued. A command that is not accepted by then is never accepted.
     optional: a failure of this step does not fail the saga.
@@ -74,8 +76,13 @@ class Do:
 
 @dataclass(frozen=True)
 class Undo:
-    """Without a command: give up. Drop the steps that were not issued, and undo the accepted ones, the last one first.
-    After a pivot was accepted it does nothing.
+    """Give up, or issue one undo.
+
+        Undo()                                               # give up
+        Undo(ReleaseSeat(seat_id=event.seat_id))             # one command more that undoes something
+
+    Without a command: drop the steps that were not issued, and undo the accepted ones, the last one first. After a
+    pivot was accepted it does nothing.
 
     With a command: issue that command as an undo. If it is refused, the instance is parked until an operator acts.
     """
@@ -87,7 +94,10 @@ class Undo:
 class After:
     """Set a timer: deliver a message to this instance after a delay, also if no process runs in between.
 
-    A second timer of the same message type replaces the first.
+        After(timedelta(hours=24), PaymentOverdue(order_id=event.order_id))
+
+    message: an event of the saga's own, which no decider has; `react` receives it. A second timer of the same message
+    type replaces the first.
 
     Raises:
         DefinitionError: the delay is longer than a hundred years.
@@ -105,14 +115,22 @@ class After:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Cancel the timer of a message type; without a type, cancel all timers of the instance."""
+    """Cancel the timer of a message type; without a type, cancel all timers of the instance.
+
+        Cancel(PaymentOverdue)
+
+    Nothing happens if there is no such timer.
+    """
 
     message: type[Event] | None = None
 
 
 @dataclass(frozen=True)
 class Done:
-    """End the instance when the steps before this are concluded: it handles no event any more, and has no timers."""
+    """End the instance when the steps before this are concluded: it handles no event any more, and has no timers.
+
+        return [Do(ShipOrder(order_id=state.order_id)), Done()]
+    """
 
 
 Reaction: TypeAlias = Do | Undo | After | Cancel | Done
@@ -121,7 +139,12 @@ Reaction: TypeAlias = Do | Undo | After | Cancel | Done
 
 
 class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
-    """The command of a step was accepted. command: its name. version: of its stream. position: of the log, after it."""
+    """The command of a step was accepted.
+
+        def react(state: Order, event: OrderPlaced | Confirmed) -> list[Do | Done]: ...
+
+    command: its name. version: of its stream, after it. position: of the last event in the log, after it.
+    """
 
     command: str
     version: int
@@ -129,7 +152,13 @@ class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
-    """The command of a step was refused. command: its name. facts: the fields of the refusal, as JSON values."""
+    """The command of a step was refused.
+
+        case Refused(command="ReserveStock", code="OUT_OF_STOCK"):
+            return [Do(RejectOrder(order_id=state.order_id)), Done()]
+
+    command: its name. code, message: of the refusal. facts: the fields of the refusal, as JSON values.
+    """
 
     command: str
     code: str
@@ -138,7 +167,13 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TimedOut(msgspec.Struct, frozen=True, kw_only=True):
-    """The command of a step was not accepted in time, and never will be. command: its name."""
+    """The command of a step was not accepted within its `Do.within`, and never will be.
+
+        case TimedOut(command="Charge"):
+            return [Undo(), Done()]
+
+    command: its name.
+    """
 
     command: str
     code: str = "TIMED_OUT"
@@ -156,7 +191,9 @@ SagaInput: TypeAlias = Event | StepOutcome
 
 @dataclass(frozen=True)
 class Saga(Generic[S, I]):
-    """A saga. It has one instance for each key.
+    """Work that spans streams. A saga has one instance for each key.
+
+        Saga("MoveMoney", route="transfer_id", initial=None, react=react, evolve=evolve)
 
     name: the name that the log stores and operators read.
     route: the key of the instance that an event belongs to: the name of a UUID field of the event, or a function that

@@ -62,6 +62,8 @@ class _Cron(CronSim):
 class Schedule:
     """A command that is sent once for each due moment, however many workers run.
 
+        Schedule("interest", interest_due, cron="0 3 1 * *", timezone="Europe/Berlin")
+
     name: identifies the schedule in the database and as an actor in the log. A schedule with another name is another
     schedule.
     command: returns the command for a due moment, in UTC. It must be pure: the same moment gives the same command with

@@ -38,6 +38,8 @@ Fields: TypeAlias = dict[str, Any]
 class Upcaster:
     """One step from a stored type and version to the next.
 
+        Upcaster("MoneyWithdrawn", from_version=1, defaults={"balance": None})
+
     type, from_version: the stored ones. to: from the stored fields to the newer ones; by default they stay. If there
     are several `to_type`s, it returns `(type, fields)` with the one that the event becomes. defaults: JSON values of
     fields that are missing after `to`. to_type: the new name, or several names; by default the name stays and the

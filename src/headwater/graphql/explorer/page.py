@@ -37,7 +37,12 @@ NOT_BUILT = "The explorer has not been built. Run `make explorer` in the source 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An operation that the explorer opens as a tab on the first visit. `variables` is JSON text."""
+    """An operation that the explorer opens as a tab on the first visit.
+
+        App(features, examples=[Example("Watch", "subscription { noteChanges { upserted { text } } }")])
+
+    name: the title of the tab. query: a GraphQL document. variables: JSON text.
+    """
 
     name: str
     query: str
