@@ -30,6 +30,7 @@ from headwater.cli.status_report import Status, status
 from headwater.clock import VirtualClock
 from headwater.config import Settings
 from headwater.consumers.standings import read_standings
+from headwater.errors import Unavailable
 from headwater.eventstore.epoch import Epochs
 from headwater.server.node import Node
 from headwater.server.web import health_routes, metrics_route
@@ -355,6 +356,27 @@ async def test_status_and_metrics_say_since_when_and_why(
         await reported(lambda now: now.processes[0].report.ready)
     lines = [record.getMessage() for record in caplog.records if record.name == "headwater.server.health"]
     assert lines == [f"this process is not ready: {why}", "log write works again after 300.0 s"]
+
+
+async def test_a_full_disk_leaves_a_process_ready_that_says_that_it_cannot_write(
+    start: Start, connection: asyncpg.Connection
+) -> None:
+    node = await start(work=False, grace=GRACE)
+    await node.dispatcher.execute(opened())
+    await connection.execute("""
+        create function public.full_disk() returns trigger language plpgsql as
+        $$ begin raise exception 'No space left on device' using errcode = '53100'; end $$;
+        create trigger full_disk before insert on headwater.events
+           for each statement execute function public.full_disk()
+    """)
+    with pytest.raises(Unavailable):
+        await node.dispatcher.execute(opened())
+    await answers(node, (200, {"status": "ready", "readable": True, "writable": False}))
+    (trouble,) = node.health.troubles
+    assert (trouble.name, trouble.why) == ("log write", "DiskFullError: No space left on device")
+    await connection.execute("drop function public.full_disk() cascade")
+    await node.dispatcher.execute(opened())
+    await answers(node, READY)
 
 
 async def test_a_process_that_starts_while_the_log_is_locked_is_not_ready_at_once(start: Start, dsn: str) -> None:

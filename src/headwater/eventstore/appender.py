@@ -27,6 +27,7 @@ from headwater.eventstore.epoch import Commands, EpochEnded
 from headwater.eventstore.log import Append, Appended, Verdict, append
 from headwater.eventstore.positions import LOG, Positions
 from headwater.postgres.database import AWAY, CONNECT_SECONDS, LOST, Database
+from headwater.postgres.tally import said
 from headwater.supervisor import backoff
 from headwater.telemetry import SECONDS, SIZES, Distribution
 
@@ -42,6 +43,9 @@ NOT_NOW: tuple[type[BaseException], ...] = (
     asyncpg.TransactionRollbackError,
 )
 """Errors of a call that PostgreSQL rejects for now, for no fault of the call: it is rolled back."""
+
+SHORTAGE_SECONDS = 60.0
+"""The seconds for which a rejected append says that there is no room."""
 
 AT_FAULT = (asyncpg.PostgresError, ValueError, TypeError, OverflowError)
 """Errors of a call that holds a value which PostgreSQL rejects, or which the driver cannot send."""
@@ -111,6 +115,7 @@ class Appender:
         self._closing = False
         self._away_since: float | None = None
         self.counts = AppendCounts()
+        self._shortage: tuple[float, str] | None = None
 
     @property
     def waiting(self) -> int:
@@ -121,6 +126,16 @@ class Appender:
     def writing(self) -> int:
         """Commands of the append in progress."""
         return len(self._writing)
+
+    @property
+    def shortage(self) -> str | None:
+        """Why PostgreSQL had no room for the latest append, as with a full disk.
+
+        None if it had, or if that append was longer ago than SHORTAGE_SECONDS: then nothing is known.
+        """
+        if self._shortage is None or time.monotonic() - self._shortage[0] > SHORTAGE_SECONDS:
+            return None
+        return self._shortage[1]
 
     def submit(self, command: Append, chain: Chain) -> asyncio.Future[Appended]:
         """Queue a command for the next append.
@@ -289,6 +304,8 @@ class Appender:
 
     def _note_rejection(self, error: BaseException, commands: int) -> None:
         """Log that an append was rejected for now. A full disk rejects every one: the outage's lines count them."""
+        if isinstance(error, asyncpg.InsufficientResourcesError):
+            self._shortage = time.monotonic(), said(error)
         if self._database.outage.covers("appender", error):
             self._database.outage.count("commands not written", commands)
         else:
@@ -322,6 +339,7 @@ class Appender:
             self._writing = others  # not earlier: drain() and _give_up() need the first one until then
 
     def _settle_batch(self, batch: list[_Waiting], answers: list[Appended]) -> None:
+        self._shortage = None
         counts = self.counts
         counts.batches += 1
         counts.commands += len(batch)

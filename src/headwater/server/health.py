@@ -130,8 +130,8 @@ class Health:
 
     @property
     def writable(self) -> bool:
-        """True if the log can be written by this process."""
-        return not self.unready.keys() & {DATABASE, WRITE, APPENDER}
+        """True if the log can be written by this process. False also in a shortage, which leaves it ready."""
+        return not {each.name for each in self.troubles} & {DATABASE, WRITE, APPENDER}
 
     async def begin(self) -> None:
         """Look for the first time. Without a grace: a process that starts is not ready before it can do its work."""
@@ -163,6 +163,9 @@ class Health:
         for name, question in asked.items():
             if (why := await self._asked(name, question)) is not None:
                 unready[name] = why
+        if self._appender is not None and self._appender.shortage is not None:
+            # Not unready: the log can be read, each append is tried, and only an append shows that there is room again.
+            others[WRITE] = self._appender.shortage
         return _Found({**await self._late(), **unready}, others)
 
     def _tasks(self) -> tuple[dict[str, str], dict[str, str]]:
