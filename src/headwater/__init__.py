@@ -3,8 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from headwater.domain.claims import Release, Take
 from headwater.domain.class_keywords import replace
-from headwater.domain.decider import Consulted, Decider, Release, Seen, Take
+from headwater.domain.context import Consult, Context, Seen
+from headwater.domain.decider import Decider
 from headwater.domain.failure_policy import Park, Retry, Stop
 from headwater.domain.feature import Feature
 from headwater.domain.invariant import Invariant, Violation
@@ -26,7 +28,8 @@ __all__ = [
     "Cancel",
     "Command",
     "Confirmed",
-    "Consulted",
+    "Consult",
+    "Context",
     "Decider",
     "DefinitionError",
     "Do",

@@ -1,6 +1,6 @@
 """The errors of Headwater. A class's docstring is what the reader of the error sees; its fields are the facts.
 
-A *refusal* (`headwater.Refusal`) is data: the rules of the business say no. An *error* is a fault or a mistake.
+A *refusal* (`headwater.Refusal`) is a value: the rules of the business say no. An *error* is a fault or a mistake.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class UnreadableEvent(HeadwaterError):
 class MisplacedEvent(HeadwaterError):
     """A decision gave an event whose key is the id of another stream; nothing was written. The fault is in the domain's
     code: the sentence names the event's class and the field."""
+
+
+class UndeclaredAnswer(HeadwaterError):
+    """A decide function returned something that the annotation of its result does not name; nothing was written. The
+    fault is in the domain's code: the sentence names the function and what it returned."""
 
 
 class CodeFailed(HeadwaterError):

@@ -1,7 +1,7 @@
 """Given, when, then: tests of deciders, sagas and read models in the domain's own words, without a database.
 
     given(accounts, [AccountOpened(...)]).when(Deposit(...)).then([MoneyDeposited(...)])
-    given(accounts, [AccountOpened(...)]).when(Withdraw(...)).refused(InsufficientFunds, balance=Decimal(0))
+    given(accounts, [AccountOpened(...)]).when(Withdraw(...)).refused(InsufficientFunds(balance=Decimal(0)))
 
 Consulted streams are given in the same way: `.when(command, seeing={A: given(accounts, [AccountOpened(...)])})`.
 
@@ -23,11 +23,12 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, overload
 from uuid import UUID, uuid4
 
-from headwater.domain.decider import Decider, Seen
+from headwater.domain.context import Context, Seen
+from headwater.domain.decider import Decider
 from headwater.domain.invariant import AnyInvariant, Violation
 from headwater.domain.messages import Command, Event, Recorded, Refusal
 from headwater.domain.read_model import ReadModel, View
-from headwater.domain.refusals import fault_of_refusal
+from headwater.domain.refusals import CommandRefused
 from headwater.domain.row_fold import fold_of
 from headwater.domain.saga import Do, Reaction, Saga, SagaInput, Undo
 from headwater.projections.row_codec import RowCodec
@@ -43,38 +44,51 @@ _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 class Given(Generic[S]):
     """A stream with a history."""
 
-    decider: Decider[Any, S, Any]
+    decider: Decider[S]
     state: S
 
-    def when(self, command: Command, *, seeing: Mapping[UUID, Given[Any]] | None = None) -> Outcome:
+    def when(
+        self,
+        command: Command,
+        *,
+        seeing: Mapping[UUID, Given[Any]] | None = None,
+        now: datetime = _EPOCH,
+        actor: str | None = None,
+    ) -> Outcome:
         """Decide a command on the stream.
 
-        seeing: the consulted streams that have events, by their ids.
+        seeing: the consulted streams that have events, by their ids. now, actor: of the decision's context.
 
         Raises:
-            AssertionError: the refusal could not be sent to a client, or `seeing` has a stream that is not consulted.
+            AssertionError: `seeing` has a stream that is not consulted.
+            UndeclaredAnswer: the annotation of the decide function does not name what it returned.
         """
+        decider, command_id = self.decider, uuid4()
+        context = Context(
+            now=now,
+            actor=actor,
+            command_id=command_id,
+            correlation_id=command_id,
+            seen=self._seen(command, seeing or {}),
+        )
         try:
-            events = self._decide(command, seeing or {})
-        except Refusal as refusal:
-            if (fault := fault_of_refusal(refusal, command)) is not None:
-                raise AssertionError(fault) from refusal
-            return Outcome([], refusal)
-        state = self.state
-        for event in events:  # as in production: a misplaced event or a failing evolve fails the command
-            self.decider.require_own(event, getattr(command, self.decider.key))
-            state = self.decider.evolve(state, event)
+            events = decider.decided(command, self.state, context)
+            if isinstance(events, Refusal):
+                return Outcome([], events)
+            state = self.state
+            for event in events:  # as in production: a misplaced event or a failing evolve fails the command
+                decider.require_own(event, getattr(command, decider.key))
+                decider.claimed(command, state, event)
+                state = decider.evolved(state, event)
+        except CommandRefused as refused:
+            return Outcome([], refused.refusal)
         return Outcome(list(events), None)
 
-    def _decide(self, command: Command, seeing: Mapping[UUID, Given[Any]]) -> Sequence[Event]:
-        decider = self.decider
-        if decider.consults is None:
-            assert not seeing, f"{decider.category} consults no other streams"
-            return decider.decided(command, self.state)
-        states = {(other.category, stream_id): other.initial for other, stream_id in decider.consults(command)}
+    def _seen(self, command: Command, seeing: Mapping[UUID, Given[Any]]) -> Seen:
+        states = {(each.decider.category, each.key): each.decider.initial for each in self.decider.consulted(command)}
         given = {(each.decider.category, stream_id): each.state for stream_id, each in seeing.items()}
         assert given.keys() <= states.keys(), f"{command.__declared__.name} does not consult all of {sorted(given)}"
-        return decider.decided(command, self.state, Seen(states | given))
+        return Seen(states | given)
 
 
 @dataclass(frozen=True)
@@ -90,10 +104,9 @@ class Outcome:
             raise AssertionError(f"refused with {self.refusal!r}; expected {list(events)!r}")
         assert list(self.events) == list(events), f"returned {self.events!r}; expected {list(events)!r}"
 
-    def refused(self, refusal: type[Refusal], **facts: object) -> None:
-        """Assert that the decision was refused, with exactly these facts."""
-        assert type(self.refusal) is refusal, f"expected {refusal.__name__}; got {self.refusal or self.events!r}"
-        assert self.refusal.facts == facts, f"refused with {self.refusal.facts!r}; expected {facts!r}"
+    def refused(self, refusal: Refusal) -> None:
+        """Assert that the decision was refused, with this class and these facts."""
+        assert self.refusal == refusal, f"expected {refusal!r}; got {self.refusal or self.events!r}"
 
 
 @dataclass(frozen=True)
@@ -134,10 +147,10 @@ class Followed(Generic[S]):
 
 
 @overload
-def given(subject: Decider[Any, S, Any], history: Iterable[Event] = ()) -> Given[S]: ...
+def given(subject: Decider[S], history: Iterable[Event] = ()) -> Given[S]: ...
 @overload
 def given(subject: Saga[S, Any], history: Iterable[SagaInput] = ()) -> GivenSaga[S]: ...
-def given(subject: Decider[Any, S, Any] | Saga[S, Any], history: Iterable[Any] = ()) -> Given[S] | GivenSaga[S]:
+def given(subject: Decider[S] | Saga[S, Any], history: Iterable[Any] = ()) -> Given[S] | GivenSaga[S]:
     """Return a stream of a decider, or an instance of a saga, with this history."""
     state = subject.initial
     if isinstance(subject, Saga):
@@ -145,7 +158,7 @@ def given(subject: Decider[Any, S, Any] | Saga[S, Any], history: Iterable[Any] =
             state = subject.evolved(state, each)
         return GivenSaga(subject, state)
     for event in history:
-        state = subject.evolve(state, event)
+        state = subject.evolved(state, event)
     return Given(subject, state)
 
 

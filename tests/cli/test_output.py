@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 from tests.support.commands import ROOT, clean_environ
+from tests.support.executing import accepted
 
 from bank.users.domain import RegisterUser
 
@@ -128,7 +129,7 @@ def test_a_document_is_utf8_in_a_pipe_of_any_encoding(encoding: str) -> None:
 async def test_events_and_their_tree_are_printed_to_an_ascii_terminal(start: Callable[..., Any], dsn: str) -> None:
     node, command_id = await start(work=False), uuid4()
     command = RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada 😀")
-    await node.dispatcher.execute(command, command_id=command_id)
+    await accepted(node, command, command_id=command_id)
     streams = clean_environ() | {"DATABASE_URL": dsn, "PYTHONIOENCODING": "ascii:strict", "LANG": "C"}
     for arguments in (["tail"], ["trace", str(command_id)]):
         code, out, err = await asyncio.to_thread(_headwater, "events", *arguments, environ=streams)

@@ -12,11 +12,13 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.dispatching import Process, Start, deposit, opened, refusal_of, state, withdraw
+from tests.support.dispatching import Process, Start, deposit, opened, state, withdraw
+from tests.support.executing import unrefused
 
 from bank.accounts.domain import (
     Account,
     AccountNotFound,
+    AccountNotOpen,
     AccountStatus,
     CloseAccount,
     FreezeAccount,
@@ -36,22 +38,19 @@ async def test_a_wrong_expected_version_is_answered_with_the_actual_one(bank: Pr
     account_id = await opened(bank, 5)
     assert (await bank(deposit(account_id, 1), expected_version=2)).version == 3
     for expected in (0, 2, 4):
-        assert await refusal_of(bank(deposit(account_id, 1), expected_version=expected)) == (
-            VersionConflict,
-            {"expected_version": expected, "actual_version": 3},
+        assert await bank.ask(deposit(account_id, 1), expected_version=expected) == VersionConflict(
+            expected_version=expected, actual_version=3
         )
-    assert await refusal_of(bank(deposit(new_id(), 1), expected_version=1)) == (
-        VersionConflict,
-        {"expected_version": 1, "actual_version": 0},
+    assert await bank.ask(deposit(new_id(), 1), expected_version=1) == VersionConflict(
+        expected_version=1, actual_version=0
     )
 
 
 async def test_an_expected_version_is_compared_with_the_log_not_with_the_cache(bank: Process, other: Process) -> None:
     account_id = await opened(bank)
     await other(deposit(account_id, 5))
-    assert await refusal_of(bank(deposit(account_id, 1), expected_version=1)) == (
-        VersionConflict,
-        {"expected_version": 1, "actual_version": 2},
+    assert await bank.ask(deposit(account_id, 1), expected_version=1) == VersionConflict(
+        expected_version=1, actual_version=2
     )
     await other(deposit(account_id, 5))
     assert (await bank(deposit(account_id, 1), expected_version=3)).version == 4
@@ -60,8 +59,7 @@ async def test_an_expected_version_is_compared_with_the_log_not_with_the_cache(b
 async def test_one_of_many_commands_with_the_same_expected_version_is_accepted(bank: Process, other: Process) -> None:
     account_id = await opened(bank)
     answers = await asyncio.gather(
-        *(each(deposit(account_id, 1), expected_version=1) for each in (bank, other) for _ in range(10)),
-        return_exceptions=True,
+        *(each.ask(deposit(account_id, 1), expected_version=1) for each in (bank, other) for _ in range(10))
     )
     assert sum(isinstance(answer, Accepted) for answer in answers) == 1
     losers = [answer for answer in answers if isinstance(answer, VersionConflict)]
@@ -75,12 +73,12 @@ async def test_after_a_conflict_a_command_is_decided_again_on_the_new_events(ban
     assert (await bank(withdraw(account_id, 12))).version == 4
     assert await state(bank, account_id) == Account(AccountStatus.OPEN, Decimal(3), "EUR")
     # A refusal after a conflict has the facts of the log.
-    assert await refusal_of(other(withdraw(account_id, 12))) == (InsufficientFunds, {"balance": Decimal(3)})
+    assert await other.ask(withdraw(account_id, 12)) == InsufficientFunds(balance=Decimal(3))
 
 
 async def test_a_refusal_never_rests_on_an_outdated_cache(bank: Process, other: Process) -> None:
     account_id, missing = await opened(bank), new_id()
-    assert await refusal_of(bank(deposit(missing, 1))) == (AccountNotFound, {"account_id": missing})
+    assert await bank.ask(deposit(missing, 1)) == AccountNotFound(account_id=missing)
     await other(OpenAccount(account_id=missing, owner_id=new_id(), currency="EUR"))
     assert (await bank(deposit(missing, 1))).version == 2
     await other(deposit(account_id, 10))
@@ -88,13 +86,13 @@ async def test_a_refusal_never_rests_on_an_outdated_cache(bank: Process, other: 
     await other(FreezeAccount(account_id=account_id))
     await other(UnfreezeAccount(account_id=account_id))
     await other(CloseAccount(account_id=account_id))
-    assert (await refusal_of(bank(deposit(account_id, 1))))[1] == {"status": AccountStatus.CLOSED}
+    assert await bank.ask(deposit(account_id, 1)) == AccountNotOpen(status=AccountStatus.CLOSED)
 
 
 async def test_a_refusal_waits_for_the_earlier_commands_in_flight(bank: Process) -> None:
     """Of ten concurrent withdrawals of 30 from 100, three are accepted. The other seven see the balance after those."""
     account_id = await opened(bank, 100)
-    answers = await asyncio.gather(*(bank(withdraw(account_id, 30)) for _ in range(10)), return_exceptions=True)
+    answers = await asyncio.gather(*(bank.ask(withdraw(account_id, 30)) for _ in range(10)))
     assert sum(isinstance(answer, Accepted) for answer in answers) == 3
     refusals = [answer for answer in answers if isinstance(answer, InsufficientFunds)]
     assert len(refusals) == 7
@@ -134,7 +132,7 @@ async def test_a_refusal_is_checked_against_the_log_though_an_earlier_command_wa
 async def test_concurrent_refusals_share_one_read_of_the_log(bank: Process, other: Process) -> None:
     account_id = await opened(bank)
     for process in (bank, other):  # one has the account in its cache, the other does not
-        answers = await asyncio.gather(*(process(withdraw(account_id, 1)) for _ in range(300)), return_exceptions=True)
+        answers = await asyncio.gather(*(process.ask(withdraw(account_id, 1)) for _ in range(300)))
         assert Counter(type(answer) for answer in answers) == {InsufficientFunds: 300}
         assert process.log.reads[account_id] <= 3
 
@@ -211,11 +209,13 @@ async def test_the_log_agrees_with_every_answer_of_two_processes(
         for process, account, amount, place in actions:
             command = deposit(ids[account], amount) if amount > 0 else withdraw(ids[account], -amount)
             try:
-                accepted.append(await (bank, other)[process](command, command_id=commands[place]))
-            except InsufficientFunds as refusal:
-                refused.append((refusal.balance, Decimal(-amount)))
+                answer = await (bank, other)[process].ask(command, command_id=commands[place])
             except CommandIdReused:
-                pass  # the id was used for another account
+                continue  # the id was used for another account
+            if isinstance(answer, InsufficientFunds):
+                refused.append((answer.balance, Decimal(-amount)))
+            else:
+                accepted.append(unrefused(answer))
 
     await asyncio.gather(*(call(actions) for actions in callers))
     rows = await connection.fetch(

@@ -9,12 +9,12 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
-from tests.support.dispatching import Process, Start, deposit, opened, refusal_of, register, state, stream, withdraw
+from tests.support.dispatching import Process, Start, deposit, opened, register, state, stream, withdraw
 
 from bank.accounts.domain import Account, AccountNotFound, AccountStatus, OpenAccount
 from bank.transfers.domain import RequestTransfer, TransferRequested
 from bank.users.domain import AlreadyExists, ChangeEmail
-from headwater import Command, Consulted, Decider, Event, Feature, Refusal, Seen
+from headwater import Command, Consult, Context, Decider, Event, Feature, Refusal
 from headwater.commands.dispatcher import Accepted
 from headwater.domain.feature import Domain
 from headwater.domain.messages import InvalidInput
@@ -45,7 +45,7 @@ class GateSet(Event):
     shut: bool
 
 
-class Enter(Command, refuses=[Shut]):
+class Enter(Command):
     visit_id: UUID
     gate_id: UUID
 
@@ -54,27 +54,27 @@ class Entered(Event):
     visit_id: UUID
 
 
-def decide_gate(command: SetGate, shut: list[bool]) -> list[GateSet]:
-    return [GateSet(gate_id=command.gate_id, shut=command.shut)]
+def decide_gate(command: SetGate, shut: list[bool]) -> GateSet:
+    return GateSet(gate_id=command.gate_id, shut=command.shut)
 
 
 def evolve_gate(shut: list[bool], event: GateSet) -> list[bool]:
     return [*shut, event.shut]
 
 
-def decide_visit(command: Enter, state: int, seen: Seen) -> list[Entered]:
-    history = seen.of(gates, command.gate_id)
+def decide_visit(command: Enter, state: int, context: Context) -> Entered | Shut:
+    history = context.seen.of(gates, command.gate_id)
     if history and history[-1]:
-        raise Shut(sum(history))
-    return [Entered(visit_id=command.visit_id)]
+        return Shut(times=sum(history))
+    return Entered(visit_id=command.visit_id)
 
 
 def evolve_visit(state: int, event: Entered) -> int:
     return state + 1
 
 
-def consults_gate(command: Enter) -> Sequence[Consulted]:
-    return [(gates, command.gate_id)]
+def consults_gate(command: Enter) -> Sequence[Consult]:
+    return [Consult(gates, command.gate_id)]
 
 
 gates = Decider("gate", "gate_id", list[bool](), decide_gate, evolve_gate)
@@ -89,7 +89,7 @@ def enter(gate_id: UUID, visit_id: UUID | None = None) -> Enter:
 @pytest.mark.parametrize("cache", [1000, 1], ids=["cached", "evicted"])
 async def test_a_refusal_never_rests_on_an_outdated_consulted_state(process: Start, other: Process, cache: int) -> None:
     bank, account_id, transfer_id = await process(cache=cache), new_id(), new_id()
-    assert await refusal_of(bank(request(account_id))) == (AccountNotFound, {"account_id": account_id})
+    assert await bank.ask(request(account_id)) == AccountNotFound(account_id=account_id)
     await other(OpenAccount(account_id=account_id, owner_id=new_id(), currency="USD"))
     assert (await bank(request(account_id, transfer_id))).version == 1
     (requested,) = await stream(bank, transfer_id)
@@ -101,7 +101,7 @@ async def test_a_consulted_state_is_read_again_before_a_refusal_but_not_before_a
     park, beside, gate_id, visit_id = await process(PARK), await process(PARK), new_id(), new_id()
     await park(SetGate(gate_id=gate_id, shut=True))
     await beside(SetGate(gate_id=gate_id, shut=True))
-    assert await refusal_of(park(enter(gate_id))) == (Shut, {"times": 2})  # both events of the gate
+    assert await park.ask(enter(gate_id)) == Shut(times=2)  # both events of the gate
     await beside(SetGate(gate_id=gate_id, shut=False))
     assert (await park(enter(gate_id, visit_id))).version == 1
     # An acceptance may rest on the cached state, and reads nothing.
@@ -110,7 +110,7 @@ async def test_a_consulted_state_is_read_again_before_a_refusal_but_not_before_a
     assert (await park(enter(gate_id, visit_id))).version == 2
     assert park.log.reads[gate_id] == reads
     await park(SetGate(gate_id=gate_id, shut=True))
-    assert await refusal_of(park(enter(gate_id, visit_id))) == (Shut, {"times": 4})
+    assert await park.ask(enter(gate_id, visit_id)) == Shut(times=4)
 
 
 async def test_concurrent_commands_share_one_read_of_a_consulted_stream(bank: Process, other: Process) -> None:
@@ -118,7 +118,7 @@ async def test_concurrent_commands_share_one_read_of_a_consulted_stream(bank: Pr
     await asyncio.gather(*(other(request(account_id)) for _ in range(20)))
     assert other.log.reads[account_id] == 1
     # The stream was read for this very command, so the refusal needs no second read.
-    assert await refusal_of(other(request(missing))) == (AccountNotFound, {"account_id": missing})
+    assert await other.ask(request(missing)) == AccountNotFound(account_id=missing)
     assert other.log.reads[missing] == 1
 
 
@@ -127,15 +127,14 @@ async def test_consulting_a_busy_stream_makes_no_command_on_it_decide_again(bank
     await bank(request(account_id, transfer_id))
     answers = await asyncio.gather(
         *(
-            bank(command)
+            bank.ask(command)
             for place in range(100)
             for command in (
                 deposit(account_id, 1),
                 request(account_id),
                 *([request(account_id, transfer_id)] if place % 10 == 0 else []),
             )
-        ),
-        return_exceptions=True,
+        )
     )
     assert Counter(type(answer) for answer in answers) == {Accepted: 200, AlreadyExists: 10}
     assert 0 < bank.log.reads[account_id] <= 10, "only refusals read it, and concurrent refusals share a read"
@@ -148,14 +147,14 @@ async def test_a_repeated_command_that_consults_returns_its_first_result(bank: P
     command = request(account_id)
     first = await bank(command, command_id=command_id)
     assert [await each(command, command_id=command_id) for each in (bank, other)] == [first, first]
-    assert await refusal_of(other(command)) == (AlreadyExists, {})
+    assert await other.ask(command) == AlreadyExists()
 
 
 async def test_a_consulted_id_of_another_category_is_invalid_input_of_the_field_that_names_it(bank: Process) -> None:
     user_id = new_id()
     await bank(register("ada@example.org", user_id))
-    refusal, facts = await refusal_of(bank(request(user_id)))
-    assert (refusal, facts["path"]) == (InvalidInput, ["from_account_id"])
+    complaint = f"{user_id} is the id of a stream of user, not of account"
+    assert await bank.ask(request(user_id)) == InvalidInput(path=["from_account_id"], complaint=complaint)
     await bank(ChangeEmail(user_id=user_id, email="b@example.org"))
 
 

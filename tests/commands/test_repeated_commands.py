@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from tests.support.dispatching import Process, deposit, opened, refusal_of, register, state, withdraw
+from tests.support.dispatching import Process, deposit, opened, register, state, withdraw
 
 from bank.accounts.domain import Account, AccountStatus, FreezeAccount, MoneyDeposited, OpenAccount, UnfreezeAccount
 from bank.users.domain import AlreadyExists
@@ -35,8 +35,8 @@ async def test_a_repeated_creation_is_not_refused_because_of_its_own_first_run(b
     first = await bank(command, command_id=command_id)
     assert await bank(command, command_id=command_id) == first
     assert await other(command, command_id=command_id, expected_version=0) == first
-    assert await refusal_of(bank(command, command_id=new_id())) == (AlreadyExists, {})
-    assert await refusal_of(bank(command)) == (AlreadyExists, {})
+    assert await bank.ask(command, command_id=new_id()) == AlreadyExists()
+    assert await bank.ask(command) == AlreadyExists()
 
 
 async def test_a_repeated_command_without_events_returns_its_first_result(

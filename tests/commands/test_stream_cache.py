@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from decimal import Decimal
 
-from tests.support.dispatching import Process, Start, deposit, opened, refusal_of, state
+from tests.support.dispatching import Process, Start, deposit, opened, state
 
 from bank.accounts.domain import Account, AccountStatus, OpenAccount, accounts
 from bank.users.domain import AlreadyExists
@@ -31,7 +31,7 @@ async def test_a_cached_stream_is_read_only_once(process: Start) -> None:
 async def test_a_creation_finds_a_stream_that_exists_without_reading_it_first(bank: Process, other: Process) -> None:
     account_id = await opened(bank)
     command = OpenAccount(account_id=account_id, owner_id=new_id(), currency="EUR")
-    assert await refusal_of(other(command)) == (AlreadyExists, {})
+    assert await other.ask(command) == AlreadyExists()
     assert (await other(deposit(account_id, 1))).version == 2
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -17,6 +18,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.support import posts
+from tests.support.executing import accepted
 from tests.support.posts import QUICK, Outside, Read, app_of, posted, view, write
 from tests.support.waiting import until
 
@@ -407,7 +409,7 @@ async def test_the_banks_statement_has_each_movement_once(
     account = new_id()
     file, unit = tmp_path / f"{account}.csv", statements.unit
     async with Node(bank, QUICK, dsn, serve=True, work=True) as node:
-        execute = node.dispatcher.execute
+        execute = partial(accepted, node)
         await execute(OpenAccount(account_id=account, owner_id=new_id(), currency="EUR"))
         await execute(Deposit(account_id=account, amount=Decimal("5.00")))
         await execute(Withdraw(account_id=account, amount=Decimal("1.50")))
@@ -430,7 +432,7 @@ async def test_the_banks_statement_has_each_movement_once(
     async with Node(bank, QUICK, dsn, serve=True, work=True) as node:
         await until(lambda: node.worker.progress[unit].position >= done.position)
         assert file.read_text() == once
-        done = await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(2)))
+        done = await accepted(node, Deposit(account_id=account, amount=Decimal(2)))
         await until(lambda: node.worker.progress[unit].position >= done.position)
     assert file.read_text().startswith(once)
     assert file.read_text().count("\n") == 6
@@ -447,8 +449,8 @@ async def test_the_bank_writes_no_statements_without_a_folder(
     monkeypatch.chdir(tmp_path)
     account = new_id()
     async with Node(bank, QUICK, dsn, serve=True, work=True) as node:
-        await node.dispatcher.execute(OpenAccount(account_id=account, owner_id=new_id(), currency="EUR"))
-        done = await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(5)))
+        await accepted(node, OpenAccount(account_id=account, owner_id=new_id(), currency="EUR"))
+        done = await accepted(node, Deposit(account_id=account, amount=Decimal(5)))
         await until(lambda: node.worker.progress[statements.unit].position >= done.position)
         assert await node.troubles() == {}
     assert contents(tmp_path) == []

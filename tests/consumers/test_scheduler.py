@@ -40,7 +40,7 @@ class Broken(Refusal):
     """The bell is broken."""
 
 
-class Ring(Command, refuses=[Broken]):
+class Ring(Command):
     bell_id: UUID
     due: datetime
 
@@ -50,12 +50,12 @@ class Rung(Event):
     due: datetime
 
 
-def decide(command: Ring, state: None) -> list[Rung]:
+def decide(command: Ring, state: None) -> Rung | Broken:
     if command.bell_id == bell("broken"):
-        raise Broken
+        return Broken()
     if command.bell_id == bell("zone"):
         raise IsADirectoryError("as ZoneInfo raises")
-    return [Rung(bell_id=command.bell_id, due=command.due)]
+    return Rung(bell_id=command.bell_id, due=command.due)
 
 
 def evolve(state: None, event: Rung) -> None:
@@ -121,15 +121,15 @@ class FaultyDispatcher(Dispatcher):
         self.sent, self.go = asyncio.Event(), asyncio.Event()
         self.go.set()
 
-    async def issue(self, command: Command, **options: Any) -> Accepted:
+    async def issue(self, command: Command, **options: Any) -> Accepted | Refusal:
         self.sent.set()
         await self.go.wait()
         if self.faults:
             raise self.faults.pop(0)
-        accepted = await super().issue(command, **options)
+        answer = await super().issue(command, **options)
         if self.dies:
             raise Died
-        return accepted
+        return answer
 
 
 class Worker:

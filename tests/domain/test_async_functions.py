@@ -12,6 +12,8 @@ import pytest
 
 from headwater import (
     Command,
+    Consult,
+    Context,
     Decider,
     Do,
     Event,
@@ -21,7 +23,6 @@ from headwater import (
     Release,
     Saga,
     Schedule,
-    Seen,
     Take,
     Upcaster,
     View,
@@ -45,7 +46,7 @@ def decide(command: Add, state: None) -> list[Added]:
     return []
 
 
-def decide_seeing(command: Add, state: None, seen: Seen) -> list[Added]:
+def decide_seeing(command: Add, state: None, context: Context) -> list[Added]:
     return []
 
 
@@ -65,7 +66,7 @@ async def async_claims(state: None, event: Added) -> Sequence[Take | Release]:
     return []
 
 
-async def async_consults(command: Add) -> Sequence[tuple[Any, UUID]]:
+async def async_consults(command: Add) -> Sequence[Consult]:
     return []
 
 

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Union, cast
 from uuid import UUID
 
 import pytest
@@ -17,7 +17,7 @@ from msgspec import Meta
 from bank.accounts.feature import accounts
 from bank.transfers.feature import transfers
 from bank.users.feature import users
-from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refusal, Seen, View
+from headwater import Command, Decider, Event, Exact, Feature, Link, ReadModel, Recorded, Refusal, View
 from headwater.consumers.leases import LEASES
 from headwater.consumers.scheduler import SCHEDULES
 from headwater.domain.decider import AnyDecider
@@ -98,128 +98,7 @@ def test_valid_declarations_are_accepted() -> None:
     assert made.view_of.keys() == {Thing}
 
 
-# ------------------------------------------------------------------------------------------------------------- deciders
-
-
-def test_a_decided_event_must_be_taken_by_evolve() -> None:
-    def decide(command: Open, state: State) -> list[Opened | Closed]:
-        return []
-
-    with says(
-        "...evolve does not take Closed, which ...decide returns; add it to the annotation of its event and to its"
-        " match"
-    ):
-        decider(decide)
-
-
-def test_each_message_must_have_the_deciders_key() -> None:
-    class Rename(Command):
-        name: str
-
-    class Renamed(Event):
-        thing_id: UUID | None
-
-    def decide_rename(command: Open | Rename, state: State) -> list[Opened]:
-        return []
-
-    def evolve_renamed(state: State, event: Opened | Renamed) -> State:
-        return state
-
-    with says("Rename needs a field `thing_id: UUID`, the key of thing streams"):
-        decider(decide_rename)
-    with says("Renamed needs a field `thing_id: UUID`, the key of thing streams"):
-        decider(evolve=evolve_renamed)
-    with says("Open needs a field `id: UUID`, the key of thing streams"):
-        decider(key="id")
-
-
-def test_decide_and_evolve_must_be_annotated() -> None:
-    def bare(command, state):  # type: ignore[no-untyped-def]
-        return []
-
-    def half(command: Open, state) -> list[Opened]:  # type: ignore[no-untyped-def]
-        return []
-
-    def unsaid(command: Open, state: State):  # type: ignore[no-untyped-def]
-        return []
-
-    for function in (bare, half, unsaid):
-        with says("... must have 2 parameters, each annotated, and an annotated result"):
-            decider(function)
-        with says("... must have 2 parameters, each annotated, and an annotated result"):
-            decider(evolve=function)
-
-
-def test_decide_must_take_seen_exactly_if_its_decider_consults() -> None:
-    def seeing(command: Open, state: State, seen: Seen) -> list[Opened]:
-        return decide(command, state)
-
-    def swapped(command: Open, seen: Seen, state: State) -> list[Opened]:
-        return decide(command, state)
-
-    def three(command: Open, state: State, more: State) -> list[Opened]:
-        return decide(command, state)
-
-    def consulting(decide: Callable[..., Any]) -> AnyDecider:
-        return Decider("thing", "thing_id", State(), decide, evolve, consults=lambda command: [])
-
-    for function in (seeing, swapped):
-        with says(
-            f"...{function.__name__} takes Seen, but its decider consults no streams; give the Decider a `consults=`"
-        ):
-            decider(function)
-    with says("...three must have 2 parameters, each annotated, and an annotated result"):
-        decider(three)
-    for unseeing in (decide, swapped, three):
-        with says(
-            f"...{unseeing.__name__} must have a third parameter annotated Seen, because its decider has `consults=`"
-        ):
-            consulting(unseeing)
-    assert consulting(seeing).commands == (Open,)
-
-
-def test_decide_must_be_annotated_to_return_a_list_of_events() -> None:
-    def one(command: Open, state: State) -> Opened:
-        raise AssertionError("it is never called")
-
-    def nothing(command: Open, state: State) -> None:
-        return None
-
-    def by_name(command: Open, state: State) -> dict[str, Opened]:
-        return {}
-
-    for function in (one, nothing, by_name):
-        with says(f"...{function.__name__} must have the annotated result list[...], with its events"):
-            decider(function)
-
-    def unknown(command: "Nowhere", state: State) -> list[Opened]:  # type: ignore[name-defined]  # noqa: F821
-        return []
-
-    with says("...unknown: an annotation cannot be resolved: name 'Nowhere' is not defined"):
-        decider(unknown)
-
-
-def test_annotated_messages_must_be_commands_and_events() -> None:
-    def text(command: str, state: State) -> list[Opened]:
-        return []
-
-    def swapped(command: Opened, state: State) -> list[Opened]:
-        return []
-
-    def numbers(command: Open, state: State) -> list[Opened | int]:
-        return []
-
-    def evolve_commands(state: State, event: Opened | Open) -> State:
-        return state
-
-    with says("...text: <class 'str'> must be a subclass of Command"):
-        decider(text)
-    with says("...swapped: <class '...Opened'> must be a subclass of Command"):
-        decider(swapped)
-    with says("...numbers: <class 'int'> must be a subclass of Event"):
-        decider(numbers)
-    with says("...evolve_commands: <class '...Open'> must be a subclass of Event"):
-        decider(evolve=evolve_commands)
+# -------------------------------------------------------------------------------------------------------------- classes
 
 
 @pytest.mark.parametrize("version", [0, -1, 40_000])
@@ -275,7 +154,7 @@ def test_the_types_of_fields_are_checked_in_commands_refusals_and_read_models() 
     class NotSo(Refusal):
         value: bytes
 
-    class Close(Command, refuses=[NotSo]):
+    class Close(Command):
         thing_id: UUID
 
     class OddThing(ReadModel, key="thing_id"):
@@ -285,7 +164,7 @@ def test_the_types_of_fields_are_checked_in_commands_refusals_and_read_models() 
     def decide_odd(command: Odd, state: State) -> list[Opened]:
         return []
 
-    def decide_close(command: Close, state: State) -> list[Opened]:
+    def decide_close(command: Close, state: State) -> list[Opened] | NotSo:
         return []
 
     with says(f"Odd.value: bytes{WORDS}"):
@@ -369,13 +248,6 @@ def test_a_bound_must_fit_the_type_of_its_field() -> None:
 
     with pytest.raises(DefinitionError, match=r"^Odd\.text cannot be read from input: Can only set `gt` on a numeric"):
         domain(decider(decide_odd))
-
-
-@pytest.mark.parametrize("name", ["code", "message", "facts", "args"])
-def test_a_refusals_field_cannot_have_the_name_of_an_attribute_of_every_refusal(name: str) -> None:
-    namespace = {"__annotations__": {name: str}, "__module__": __name__}
-    with says(f"Odd.{name}: every refusal has a `{name}` of its own; rename it"):
-        types.new_class("Odd", (Refusal,), {}, lambda body: body.update(namespace))
 
 
 def test_an_annotation_of_a_field_must_be_resolvable() -> None:
@@ -465,15 +337,19 @@ def test_two_declarations_of_one_kind_cannot_have_one_name() -> None:
 # --------------------------------------------------------------------------------------------------- names in GraphQL
 
 
-def deciders_of(*commands: type[Command]) -> list[AnyDecider]:
-    """Return a decider for each command."""
+def deciders_of(*commands: type[Command], **refuses: list[type[Refusal]]) -> list[AnyDecider]:
+    """Return a decider for each command. refuses: the refusals of a command, by its name."""
 
     def one(command: type[Command]) -> AnyDecider:
+        refusals = refuses.get(command.__declared__.name, [])
+
         class Happened(Event, name=f"{command.__name__}Happened"):
             thing_id: UUID
 
         def decide_one(given: command, state: State) -> list[Happened]:  # type: ignore[valid-type]  # at run time
             return []
+
+        decide_one.__annotations__["return"] = Union.__getitem__((list[Happened], *refusals))
 
         def evolve_one(state: State, event: Happened) -> State:
             return state
@@ -496,27 +372,27 @@ NO_NAME = "is not a valid name in GraphQL; use the letters A to Z, digits and un
 
 
 def test_two_refusals_cannot_have_one_name() -> None:
-    class Do(Command, refuses=[refusal("No")]):
+    class Do(Command):
         thing_id: UUID
 
-    class Redo(Command, internal=True, refuses=[refusal("No")]):
+    class Redo(Command, internal=True):
         thing_id: UUID
 
-    class Undo(Command, refuses=[refusal("VersionConflict")]):
+    class Undo(Command):
         thing_id: UUID
 
     with says(f"the refusal ...No and the refusal ...No {BOTH.format('No')}"):
-        domain(*deciders_of(Do, Redo))
+        domain(*deciders_of(Do, Redo, Do=[refusal("No")], Redo=[refusal("No")]))
     with says(f"the refusal ...VersionConflict and the refusal ...VersionConflict {BOTH.format('VersionConflict')}"):
-        domain(*deciders_of(Undo))
+        domain(*deciders_of(Undo, Undo=[refusal("VersionConflict")]))
 
 
 def test_two_refusals_cannot_have_one_code() -> None:
-    class Do(Command, refuses=[refusal("NotOpen"), refusal("Not_Open")]):
+    class Do(Command):
         thing_id: UUID
 
     with says(f"the refusal ...NotOpen and the refusal ...Not_Open {BOTH.format('NOT_OPEN')}"):
-        domain(*deciders_of(Do))
+        domain(*deciders_of(Do, Do=[refusal("NotOpen"), refusal("Not_Open")]))
 
 
 def test_two_enums_cannot_have_one_name() -> None:
@@ -541,7 +417,7 @@ def test_two_fields_cannot_have_one_name_in_graphql() -> None:
         what_for: str
         whatFor: str  # noqa: N815 - the mistake
 
-    class Redo(Command, refuses=[No]):
+    class Redo(Command):
         thing_id: UUID
 
     class Linked(ReadModel, key="thing_id"):
@@ -552,7 +428,7 @@ def test_two_fields_cannot_have_one_name_in_graphql() -> None:
     with says(f"Do.thing_id and Do.thingId {BOTH.format('thingId')}"):
         domain(*deciders_of(Do))
     with says(f"No.what_for and No.whatFor {BOTH.format('whatFor')}"):
-        domain(*deciders_of(Redo))
+        domain(*deciders_of(Redo, Redo=[No]))
     with says(f"Linked.otherThing and Linked.other_thing {BOTH.format('otherThing')}"):
         domain(decider(), views=[View(Thing, fold), View(Linked, fold)])
 
@@ -627,7 +503,7 @@ def test_headwater_and_strawberry_give_a_field_the_same_name() -> None:
 
 
 def test_a_name_cannot_clash_with_a_generated_name() -> None:
-    class Do(Command, refuses=[refusal("DoAccepted")]):
+    class Do(Command):
         thing_id: UUID
 
     class DoIt(Command):
@@ -646,7 +522,7 @@ def test_a_name_cannot_clash_with_a_generated_name() -> None:
         thing_id: UUID
 
     with says(f"the refusal ...DoAccepted and the accepted type of the command ...Do {BOTH.format('DoAccepted')}"):
-        domain(*deciders_of(Do))
+        domain(*deciders_of(Do, Do=[refusal("DoAccepted")]))
     with says(f"the command ...DoIt and the command ...Redo {BOTH.format('doIt')}"):
         domain(*deciders_of(DoIt, Redo))
     with says(f"OpenAccepted.version and the read model ...Version {BOTH.format('version')}"):
@@ -688,10 +564,10 @@ def test_the_reserved_names_are_those_of_the_units_and_positions() -> None:
 
 
 def test_the_name_of_an_internal_command_is_not_checked_for_graphql() -> None:
-    class Do(Command, name="do it", internal=True, refuses=[refusal("RedoInput")]):
+    class Do(Command, name="do it", internal=True):
         thing_id: UUID
 
-    assert domain(*deciders_of(Do)).decider_of.keys() == {Do}
+    assert domain(*deciders_of(Do, **{"do it": [refusal("RedoInput")]})).decider_of.keys() == {Do}
 
 
 def test_the_reserved_types_are_those_that_headwater_adds_to_a_schema() -> None:
@@ -712,7 +588,7 @@ def test_the_reserved_types_are_those_that_headwater_adds_to_a_schema() -> None:
         + [
             refused.__name__
             for command in domain.decider_of
-            for refused in (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)
+            for refused in (*domain.decider_of[command].decide_of[command].refusals, *EVERY_COMMAND_REFUSES)
         ]
         + [view.name for view in domain.views]
         + [each.enum.__name__ for view in domain.views for each in view.fields if each.enum is not None]

@@ -23,7 +23,6 @@ from headwater import (
     Saga,
     View,
 )
-from headwater.domain.decider import no_claims
 from headwater.domain.messages import CommandDeclaration, EventDeclaration
 from headwater.domain.read_model import ReadModelDeclaration
 from headwater.errors import DefinitionError
@@ -35,7 +34,7 @@ from headwater.server.node import Node
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 
-KEYWORDS = ["internal", "creates", "refuses", "name", "key", "version", "indexes"]
+KEYWORDS = ["internal", "creates", "name", "key", "version", "indexes"]
 FORMER_ATTRIBUTES = [
     *("event_name", "event_version", "command_name", "model_key", "model_name", "model_version", "model_indexes"),
     *("data", "stream_id", "recorded_at", "event_id", "command_id", "correlation_id", "causation_id", "actor"),
@@ -44,8 +43,8 @@ PYTHON = ["self", "cls", "args", "kwargs", "type", "tag", "mcls", "bases", "name
 RESOLVERS = ["root", "info", "input", "values", "row", "where", "first", "after", "order", "filter", "message", "code"]
 SQL = ["generation", "state", "user", "table", "select", "sequence", "payload", "rows", "value", "keys", "shown_as"]
 NAMES = [*KEYWORDS, *FORMER_ATTRIBUTES, *PYTHON, *RESOLVERS, *SQL]
-IN_COMMANDS_AND_EVENTS = [*NAMES, "id", "position", "facts", "with_traceback", "add_note", "expected_version"]
-NOT_IN_REFUSALS = {"code", "message", "args"}
+IN_COMMANDS_AND_EVENTS = [*NAMES, "id", "position", "facts", "expected_version"]
+NOT_IN_REFUSALS = {"code", "message"}
 
 
 def message(kind: type[Any], name: str, fields: list[str], **keywords: Any) -> Any:
@@ -68,16 +67,16 @@ Odd: Any = type(
         "__doc__": "It is odd.",
     },
 )
-Make: Any = message(Command, "Make", IN_COMMANDS_AND_EVENTS, creates=True, refuses=[Taken, Odd])
+Make: Any = message(Command, "Make", IN_COMMANDS_AND_EVENTS, creates=True)
 Made: Any = message(Event, "Made", IN_COMMANDS_AND_EVENTS, version=3)
 Thing: Any = message(ReadModel, "Thing", NAMES, key="thing_id", indexes=["name", "key"])
 
 
-def decide(command: Make, state: Made | None) -> list[Made]:
+def decide(command: Make, state: Made | None) -> Made | Taken | Odd:
     values = {name: getattr(command, name) for name in ("thing_id", *IN_COMMANDS_AND_EVENTS)}
     if command.internal == "odd":
-        raise Odd(**{name: values[name] for name in NAMES if name not in NOT_IN_REFUSALS})
-    return [Made(**values)]
+        return Odd(**{name: values[name] for name in NAMES if name not in NOT_IN_REFUSALS})
+    return Made(**values)
 
 
 def evolve(state: Made | None, event: Made) -> Made | None:
@@ -92,7 +91,7 @@ def react(state: Made | None, event: Made) -> list[Done]:
     return []
 
 
-things = Decider("thing", "thing_id", None, decide, evolve, no_claims, snapshot_every=1)
+things = Decider("thing", "thing_id", None, decide, evolve, snapshot_every=1)
 thing_view = View(Thing, fold, history=False)
 noting: Any = Saga("Noting", route="thing_id", initial=None, react=react, evolve=evolve)
 app = App([Feature([things], [thing_view], sagas=[noting])])
@@ -110,7 +109,7 @@ async def ask(node: Node, query: str) -> Any:
 
 
 def test_fields_with_the_names_of_class_keywords_do_not_change_the_declaration() -> None:
-    assert Make.__declared__ == CommandDeclaration("Make", (Taken, Odd), creates=True, internal=False)
+    assert Make.__declared__ == CommandDeclaration("Make", creates=True, internal=False)
     assert Made.__declared__ == EventDeclaration("Made", 3)
     assert Thing.__declared__ == ReadModelDeclaration("Thing", "thing_id", 1, (("name",), ("key",)))
 
@@ -153,7 +152,7 @@ async def test_facts_with_names_of_the_framework_reach_the_client(start: Start) 
     assert answer == {"make": {"code": "ODD", "message": "It is odd.", **facts}}
 
 
-@pytest.mark.parametrize("name", ["args", "code", "facts", "message", "with_traceback", "add_note"])
+@pytest.mark.parametrize("name", ["code", "facts", "message"])
 def test_a_refusal_cannot_have_a_field_that_every_refusal_has(name: str) -> None:
     with pytest.raises(DefinitionError, match=f"^Full.{name}: every refusal has a `{name}` of its own; rename it"):
         type("Full", (Refusal,), {"__annotations__": {name: str}, "__module__": __name__})

@@ -339,7 +339,7 @@ def test_a_withdrawal_of_version_1_has_no_balance() -> None:
 def test_the_decider_subtracts_withdrawals_of_both_versions() -> None:
     before = Account(status=AccountStatus.OPEN, balance=Decimal(10))
     for event in (stored_withdrawal(1), stored_withdrawal(2, balance="7.50")):
-        after = accounts.evolve(before, event)  # type: ignore[arg-type]  # it is a withdrawal
+        after = accounts.evolved(before, event)
         assert after == Account(status=AccountStatus.OPEN, balance=Decimal("7.50"))
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from headwater.domain.decider import Release, Take
+from headwater.domain.claims import Release, Take
 from headwater.domain.messages import Refusal
 from headwater.eventstore.log import NEW, Append, Verdict, append
 from headwater.ids import new_id

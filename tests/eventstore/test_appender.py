@@ -14,7 +14,7 @@ import pytest
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
-from headwater.domain.decider import Take
+from headwater.domain.claims import Take
 from headwater.domain.messages import Refusal
 from headwater.errors import OutcomeUnknown, Overloaded, Unavailable
 from headwater.eventstore.appender import SMALL_BATCH, Appender, Chain

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.executing import accepted
 from tests.support.proxy import Proxy
 from tests.support.waiting import reached, until
 
@@ -38,12 +39,12 @@ RUNG = replace(Settings(), poll_seconds=3600)
 
 async def opened(node: Node) -> UUID:
     account = uuid4()
-    await node.dispatcher.execute(OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+    await accepted(node, OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
     return account
 
 
 async def deposit(node: Node, account: UUID) -> int:
-    return (await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)))).position
+    return (await accepted(node, Deposit(account_id=account, amount=Decimal(1)))).position
 
 
 LISTENING = """

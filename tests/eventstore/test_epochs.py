@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from tests.support.executing import accepted
 from tests.support.log import lose_after
 from tests.support.waiting import answered, until
 
@@ -172,9 +173,9 @@ async def test_a_process_that_lost_its_end_of_the_log_says_so_and_forgets_it(
     """The files of an earlier time were restored under a running process."""
     node = await start(bank, settings=QUICK)
     account = uuid4()
-    await node.dispatcher.execute(OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+    await accepted(node, OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
     lost_id = uuid4()
-    await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(100)), command_id=lost_id)
+    await accepted(node, Deposit(account_id=account, amount=Decimal(100)), command_id=lost_id)
     await until(lambda: node.positions.known("Account") == 2)
     await lose_after(connection, 1)
     await connection.execute(
@@ -182,8 +183,8 @@ async def test_a_process_that_lost_its_end_of_the_log_says_so_and_forgets_it(
         " where pid <> pg_backend_pid() and datname = current_database()"
     )
     await until(lambda: node.positions.epochs.current.number == 2)
-    with pytest.raises(InsufficientFunds):
-        await answered(lambda: node.dispatcher.execute(Withdraw(account_id=account, amount=Decimal(1))))
+    answer = await answered(lambda: node.dispatcher.execute(Withdraw(account_id=account, amount=Decimal(1))))
+    assert answer == InsufficientFunds(balance=Decimal(0))
     await until(lambda: connection.fetchval("select balance = 0 from read.account where account_id = $1", account))
     lost = await until(lambda: connection.fetch("select position, type, command_id from headwater.lost"))
     assert {row["command_id"] for row in lost} <= {lost_id}

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.executing import accepted
 from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, Recorded
@@ -24,7 +25,7 @@ from headwater.commands.stream_cache import Streams
 from headwater.config import Settings
 from headwater.domain.decider import AnyDecider
 from headwater.domain.feature import Domain
-from headwater.domain.messages import InvalidInput, Refusal
+from headwater.domain.messages import InvalidInput
 from headwater.domain.serialization import StateCodec
 from headwater.errors import DefinitionError
 from headwater.eventstore.appender import Appender
@@ -105,13 +106,13 @@ class Process:
 
     async def execute(self, counter_id: UUID, amount: Any) -> Accepted:
         """Count an amount."""
-        return await self.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(amount)))
+        return await accepted(self, Count(counter_id=counter_id, amount=Decimal(amount)))
 
     async def count(self, counter_id: UUID, amounts: Sequence[Any]) -> list[Accepted]:
         """Count amounts, and wait until the offered snapshots are stored."""
-        accepted = await asyncio.gather(*(self.execute(counter_id, each) for each in amounts))
+        counted = await asyncio.gather(*(self.execute(counter_id, each) for each in amounts))
         await asyncio.wait_for(self.snapshots.settled(), 10)
-        return accepted
+        return counted
 
     async def state(self, counter_id: UUID) -> tuple[int, Any]:
         """Return the stream's version and state, read without the cache of the process."""
@@ -177,8 +178,8 @@ async def test_a_long_stream_is_read_from_its_snapshot_on(process: Start, connec
     assert other.log.read_versions == [*range(1, EVERY + 1), *range(21, 26)]
     assert other.snapshots.counts == SnapshotCounts(used=1)
 
-    accepted = await other.count(counter_id, [7])
-    assert accepted[0].version == 26
+    places = await other.count(counter_id, [7])
+    assert places[0].version == 26
     assert await one.state(counter_id) == counted([*amounts, 7])
 
 
@@ -359,8 +360,9 @@ async def test_a_snapshot_of_another_category_is_not_used(process: Start, connec
         category="stranger", key="counter_id", initial=Counter(), decide=decide, evolve=evolve, snapshot_every=EVERY
     )
     other = await process(strangers)
-    with pytest.raises(InvalidInput, match="is the id of a stream of counter, not of stranger"):
-        await other.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(1)))
+    complaint = f"{counter_id} is the id of a stream of counter, not of stranger"
+    answer = await other.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(1)))
+    assert answer == InvalidInput(path=["counter_id"], complaint=complaint)
     assert await other.snapshots.load(strangers, counter_id) is None
     assert other.snapshots.counts == SnapshotCounts(unusable=1)
 
@@ -382,8 +384,8 @@ async def test_of_the_snapshots_of_two_processes_the_greater_version_is_kept(
     process: Start, connection: asyncpg.Connection
 ) -> None:
     one, other, counter_id = await process(), await process(), new_id()
-    accepted = await one.count(counter_id, range(9))
-    points = [Point(each.version, each.position, counted(range(each.version))[1]) for each in accepted]
+    places = await one.count(counter_id, range(9))
+    points = [Point(each.version, each.position, counted(range(each.version))[1]) for each in places]
     for ahead, behind in ((points[7], points[3]), (points[8], points[0])):
         for offering, point in ((one, ahead), (other, behind)):
             offering.snapshots.offer(COUNTERS, counter_id, point)
@@ -396,8 +398,8 @@ async def test_only_the_latest_of_a_streams_waiting_snapshots_is_stored(
     process: Start, connection: asyncpg.Connection
 ) -> None:
     one, counter_id = await process(), new_id()
-    accepted = await one.count(counter_id, range(9))
-    for each in accepted:
+    places = await one.count(counter_id, range(9))
+    for each in places:
         one.snapshots.offer(COUNTERS, counter_id, Point(each.version, each.position, counted(range(each.version))[1]))
     await one.snapshots.settled()
     assert await stored(connection) == [(1, 9)]
@@ -445,7 +447,7 @@ async def test_a_locked_snapshot_table_does_not_delay_the_shutdown(dsn: str, con
         await connection.execute("lock table headwater.snapshots in share mode")
         async with asyncio.timeout(20), Node(app, patient, dsn, serve=True, work=False) as node:
             for each in range(EVERY):
-                await node.dispatcher.execute(Count(counter_id=counter_id, amount=Decimal(each)))
+                await accepted(node, Count(counter_id=counter_id, amount=Decimal(each)))
             await until(lambda: waits_for_a_lock(connection))
     assert node.snapshots.counts == SnapshotCounts()
 
@@ -499,8 +501,8 @@ class Plain:
     """A state that is neither a dataclass nor a struct."""
 
 
-def decide_plain(command: Count, counter: Plain) -> list[Counted]:
-    raise Refusal
+def decide_plain(command: Count, counter: Plain) -> Counted:
+    raise NotImplementedError
 
 
 def evolve_plain(counter: Plain, event: Counted) -> Plain:

@@ -14,10 +14,11 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from tests.support.bank_api import QUICK, SCHEMA, Api, app, members, written
+from tests.support.executing import accepted
 from tests.support.positions import text
 from tests.support.waiting import until
 
-from headwater import Command
+from headwater import Command, Refusal
 from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.errors import OutcomeUnknown, Unavailable
 from headwater.graphql.engine import Engine
@@ -251,10 +252,8 @@ class LosesAnswers:
 
     async def execute(
         self, command: Command, *, command_id: UUID | None = None, expected_version: int | None = None
-    ) -> Accepted:
-        self.done.append(
-            await self.dispatcher.execute(command, command_id=command_id, expected_version=expected_version)
-        )
+    ) -> Accepted | Refusal:
+        self.done.append(await accepted(self, command, command_id=command_id, expected_version=expected_version))
         raise OutcomeUnknown(OutcomeUnknown.__doc__)
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import pytest
+from tests.support.executing import accepted
 
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, Refusal, View
 from headwater.graphql.engine import Engine
@@ -24,7 +25,7 @@ class Full(Refusal):
     size: int
 
 
-class Add(Command, creates=True, refuses=[Full]):
+class Add(Command, creates=True):
     sum_id: UUID
     number: int
 
@@ -34,10 +35,10 @@ class Added(Event):
     number: int
 
 
-def decide(command: Add, state: None) -> list[Added]:
+def decide(command: Add, state: None) -> Added | Full:
     if command.number == 0:
-        raise Full(size=2**31)
-    return [Added(sum_id=command.sum_id, number=command.number)]
+        return Full(size=2**31)
+    return Added(sum_id=command.sum_id, number=command.number)
 
 
 def evolve(state: None, event: Added) -> None:
@@ -81,7 +82,7 @@ async def test_a_number_beyond_32_bits_is_an_error_that_names_the_field(
     start: Start, caplog: pytest.LogCaptureFixture, field: str, says: str, number: int
 ) -> None:
     node, key = await start(app), uuid4()
-    position = (await node.dispatcher.execute(Add(sum_id=key, number=number))).position
+    position = (await accepted(node, Add(sum_id=key, number=number))).position
     data, errors = await ask(node, f'{{ sum(sumId: "{key}", atLeast: "{position}") {{ sumId {field} }} }}')
     assert errors == [(["sum", field], says, {"code": "NUMBER_OUT_OF_RANGE"})]
     assert data == {"sum": {"sumId": str(key), "either": None} if field == "either" else None}

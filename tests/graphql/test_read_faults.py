@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.executing import accepted
 from tests.support.waiting import reached, until
 
 from bank.accounts.domain import OpenAccount
@@ -103,8 +104,8 @@ WAITING = "select pid from pg_locks where relation = 'read.user_1'::regclass and
 async def test_links_that_lose_the_database_return_unavailable(start: Start, connection: asyncpg.Connection) -> None:
     """The connection is lost while the linked rows are read, after the first part of the response."""
     node, owner = await start(), uuid4()
-    await node.dispatcher.execute(RegisterUser(user_id=owner, email="a@example.com", name="Ada"))
-    opened = await node.dispatcher.execute(OpenAccount(account_id=uuid4(), owner_id=owner, currency="EUR"))
+    await accepted(node, RegisterUser(user_id=owner, email="a@example.com", name="Ada"))
+    opened = await accepted(node, OpenAccount(account_id=uuid4(), owner_id=owner, currency="EUR"))
     await reached(node.positions, user_view.name, opened.position)
     query = f'{{ accounts(atLeast: "{opened.position}") {{ nodes {{ owner {{ name }} }} }} }}'
     async with connection.transaction():

@@ -11,6 +11,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from tests.conftest import INSTALLED
+from tests.support.executing import accepted
 
 from bank.main import app as bank
 from bank.users.domain import RegisterUser
@@ -74,12 +75,12 @@ async def test_older_code_goes_on_while_and_after_the_database_is_migrated(blank
     await migrate(blank_dsn)
     await prepare_views(blank_dsn, bank.domain.views)
     async with Node(bank, Settings(), blank_dsn, serve=True, work=True) as running:
-        first = await running.dispatcher.execute(_register("ada"))
+        first = await accepted(running, _register("ada"))
         await migrate(blank_dsn, later)
-        second = await running.dispatcher.execute(_register("grace"))
+        second = await accepted(running, _register("grace"))
         assert second.position == first.position + 1
     async with Node(bank, Settings(), blank_dsn, serve=True, work=True) as restarted:
-        third = await restarted.dispatcher.execute(_register("edsger"))
+        third = await accepted(restarted, _register("edsger"))
         assert third.position == second.position + 1
 
 

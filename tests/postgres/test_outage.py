@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from tests.support.executing import accepted
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
@@ -43,7 +44,7 @@ async def ask(node: Node, engine: Engine, over: asyncio.Event) -> None:
         with suppress(PublicError, TimeoutError):
             opened = OpenAccount(account_id=uuid4(), owner_id=uuid4(), currency="EUR")
             async with asyncio.timeout(0.2):
-                await node.dispatcher.execute(opened)
+                await accepted(node, opened)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from tests.support.executing import accepted
 from tests.support.folding import at_rest, folded, logged, stored
 from tests.support.money import money_is_right, transfer_ends
 from tests.support.pgbouncer import PROGRAM, pooling
@@ -126,7 +127,7 @@ async def test_a_statement_that_takes_too_long_is_cancelled_as_it_is_without_a_p
 
 
 async def execute(node: Node, command: Command) -> None:
-    await node.dispatcher.execute(command)
+    await accepted(node, command)
 
 
 async def pay_in(node: Node, account: UUID) -> None:

@@ -16,6 +16,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from tests.support.commands import run_command
+from tests.support.executing import accepted
 from tests.support.pgbouncer import PROGRAM, pooling
 from tests.support.pooler import Pooler
 from tests.support.proxy import Proxy
@@ -155,7 +156,7 @@ async def test_pgbouncer_in_transaction_mode_needs_a_url_past_it(
 async def register(node: Node, name: str) -> None:
     """Register a user, and wait for the row as a client does."""
     user = uuid4()
-    done = await node.dispatcher.execute(RegisterUser(user_id=user, email=f"{name}@example.org", name=name))
+    done = await accepted(node, RegisterUser(user_id=user, email=f"{name}@example.org", name=name))
     await node.serving.feeds[UserView].reader.reach(done.position)
     query = f'{{ user(userId: "{user}") {{ name }} }}'
     answer = await Engine(bank.schema).execute(GraphQLRequest(query), Scope(node.serving))

@@ -20,8 +20,8 @@ SKETCH_IMPORTS = """
 from decimal import Decimal
 from typing import Annotated
 from uuid import UUID
-from bank.accounts.domain import Account, AccountNotFound, AccountNotOpen
-from headwater import App, Command, Decider, Event, Exact, Feature, ReadModel, Recorded, View
+from bank.accounts.domain import Account
+from headwater import App, Command, Decider, Event, Exact, Feature, ReadModel, Recorded, Refusal, View
 """
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

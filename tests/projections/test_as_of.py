@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from tests.support.executing import accepted
 from tests.support.folding import at_rest, folded, logged
 from tests.support.positions import text
 from tests.support.waiting import until
@@ -301,7 +302,7 @@ async def bank(start: Start) -> tuple[Node, UUID, list[datetime]]:
         Deposit(account_id=account, amount=Decimal("7.50")),
         ChangeEmail(user_id=user, email="new@example.org"),
     ):
-        await node.dispatcher.execute(command)
+        await accepted(node, command)
     return node, account, [each.recorded_at for each in await node.log.read(0, 4)]
 
 
@@ -373,11 +374,11 @@ async def test_a_transfer_can_be_read_as_of_each_position_and_time(
     """Several events may have the same time."""
     node, accounts = await start(), [uuid4(), uuid4()]
     for each in accounts:
-        await node.dispatcher.execute(OpenAccount(account_id=each, owner_id=uuid4(), currency="EUR"))
-    await node.dispatcher.execute(Deposit(account_id=accounts[0], amount=Decimal(10)))
+        await accepted(node, OpenAccount(account_id=each, owner_id=uuid4(), currency="EUR"))
+    await accepted(node, Deposit(account_id=accounts[0], amount=Decimal(10)))
     requests = [request_transfer(*accounts), request_transfer(accounts[1], uuid4()), request_transfer(*accounts)]
     for request in requests:
-        await node.dispatcher.execute(request)
+        await accepted(node, request)
         await until(lambda: at_rest(connection))
     log = await logged(connection, node.app.domain.codec)
     keys = [each.transfer_id for each in requests]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
+from tests.support.executing import accepted
 from tests.support.positions import text
 
 from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, View
@@ -94,7 +95,7 @@ async def test_a_row_shows_exactly_its_own_fields(start: Start) -> None:
     asked = " ".join(NAMES)
     rows = f"seat {{ {asked} }} neighbour {{ row other {{ row }} }}"
     shown = {"seat": dict.fromkeys(NAMES, "F"), "neighbour": {"row": "F", "other": {"row": "E"}}}
-    await node.dispatcher.execute(Book(seat_id=other, row="E", other_id=None))
+    await accepted(node, Book(seat_id=other, row="E", other_id=None))
 
     book = f'book(input: {{ seatId: "{seat}", row: "F", otherId: "{other}" }})'
     data = await ask(node, f"mutation {{ {book} {{ ... on BookAccepted {{ position {rows} }} }} }}")

@@ -16,6 +16,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.executing import accepted
 from tests.support.folding import fold_of_log, stored
 from tests.support.loading import Load
 from tests.support.projecting import (
@@ -45,7 +46,7 @@ from headwater.server.node import Node
 
 async def register_user(node: Node) -> None:
     user = uuid4()
-    await node.dispatcher.execute(RegisterUser(user_id=user, email=f"{user}@example.com", name="Ada"))
+    await accepted(node, RegisterUser(user_id=user, email=f"{user}@example.com", name="Ada"))
 
 
 async def test_rows_equal_a_fold_of_the_log(start: Start, connection: asyncpg.Connection) -> None:
@@ -83,7 +84,7 @@ async def test_rows_are_right_if_the_cache_is_smaller_than_the_number_of_keys(
 async def test_events_that_are_not_folded_move_the_checkpoint(start: Start, connection: asyncpg.Connection) -> None:
     node = await start(settings=QUICK)
     for n in range(3):
-        await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email=f"{n}@example.com", name="Ada"))
+        await accepted(node, RegisterUser(user_id=uuid4(), email=f"{n}@example.com", name="Ada"))
     await reached(node.positions, account_view.name, 3)
     assert await checkpoint(connection, account_view) == await node.log.head() == 3
     assert await stored(connection, account_view) == {}

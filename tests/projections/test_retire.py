@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 from tests.support import posts, works
 from tests.support.commands import clean_environ, run_command
+from tests.support.executing import accepted
 from tests.support.posts import Outside, app_of, posted, write
 from tests.support.waiting import until
 from tests.support.works import PlaceOrder
@@ -97,7 +98,7 @@ async def orders(dsn: str, connection: asyncpg.Connection, *plans: str) -> None:
     """Place an order for each plan, and wait until each saga instance is done or waits."""
     async with Node(works.app, QUICK, dsn, serve=True, work=True) as node:
         for plan in plans:
-            await node.dispatcher.execute(PlaceOrder(order_id=new_id(), plan=[plan]))
+            await accepted(node, PlaceOrder(order_id=new_id(), plan=[plan]))
         settled = "select count(*) from headwater.sagas where status = 'done' or waiting_for in ('events', 'a person')"
         await until(lambda: _are(connection, settled, len(plans)))
 

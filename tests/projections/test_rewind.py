@@ -8,6 +8,7 @@ from decimal import Decimal
 from uuid import uuid4
 
 import asyncpg
+from tests.support.executing import accepted
 from tests.support.folding import at_rest, folded, logged, stored
 from tests.support.log import lose_after
 from tests.support.money import money_is_right, transfer_ends
@@ -30,15 +31,15 @@ async def some(node: Node, dice: random.Random) -> None:
     """Open accounts, close one of them, pay in, and move money."""
     accounts = [uuid4() for _ in range(4)]
     for account in accounts:
-        await node.dispatcher.execute(OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
-        await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(100)))
+        await accepted(node, OpenAccount(account_id=account, owner_id=uuid4(), currency="EUR"))
+        await accepted(node, Deposit(account_id=account, amount=Decimal(100)))
     gone = uuid4()
-    await node.dispatcher.execute(OpenAccount(account_id=gone, owner_id=uuid4(), currency="EUR"))
-    await node.dispatcher.execute(CloseAccount(account_id=gone))
+    await accepted(node, OpenAccount(account_id=gone, owner_id=uuid4(), currency="EUR"))
+    await accepted(node, CloseAccount(account_id=gone))
     for _ in range(6):
         one, other = dice.sample(accounts, 2)
-        await node.dispatcher.execute(
-            RequestTransfer(transfer_id=uuid4(), from_account_id=one, to_account_id=other, amount=Decimal(10))
+        await accepted(
+            node, RequestTransfer(transfer_id=uuid4(), from_account_id=one, to_account_id=other, amount=Decimal(10))
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.works import Work, weather
 
+from headwater import Refusal
 from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.domain.messages import Command
 from headwater.errors import Unavailable
@@ -26,7 +27,7 @@ def no_answer_to_late_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     issue = Dispatcher.issue
 
-    async def issued(self: Dispatcher, command: Command, **options: Any) -> Accepted:
+    async def issued(self: Dispatcher, command: Command, **options: Any) -> Accepted | Refusal:
         if isinstance(command, Work) and command.name.startswith("late ") and not weather.forgiving:
             raise Unavailable("the log does not answer")
         return await issue(self, command, **options)

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 from tests.support import works
+from tests.support.executing import accepted
 from tests.support.orders import change, letters, place, records_by, seen
 from tests.support.waiting import until
 from tests.support.works import Input, Known, OrderPlaced, PlaceOrder, app, fulfilment
@@ -99,8 +100,8 @@ async def test_a_stream_of_another_category_in_its_place_delays_no_other_instanc
 ) -> None:
     """A client chooses the id of the stream that it creates, and can derive the id of a future instance."""
     node, order = await start(app, settings=QUICK), new_id()
-    await node.dispatcher.execute(PlaceOrder(order_id=fulfilment.stream_of(order), plan=[]))
-    await node.dispatcher.execute(PlaceOrder(order_id=order, plan=["a"]))
+    await accepted(node, PlaceOrder(order_id=fulfilment.stream_of(order), plan=[]))
+    await accepted(node, PlaceOrder(order_id=order, plan=["a"]))
     await until(lambda: _letters_of(connection, order, 1))
     error = await connection.fetchval("select error from headwater.dead_letters where key = $1", order)
     assert error.startswith(f"LogError: stream {fulfilment.stream_of(order)} belongs to category order, not to saga")

@@ -17,6 +17,7 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
+from tests.support.executing import accepted
 from tests.support.projecting import QUICK, Counted, Poisoned, fragile_app, write
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
@@ -112,12 +113,12 @@ async def test_twenty_thousand_pending_transfers_leave_a_process_ready(
 ) -> None:
     node = await start(work=False, grace=0)
     one, other = opened(), opened()
-    await node.dispatcher.execute(one)
-    await node.dispatcher.execute(other)
+    await accepted(node, one)
+    await accepted(node, other)
 
     async def transfer() -> None:
         ids = {"from_account_id": one.account_id, "to_account_id": other.account_id}
-        await node.dispatcher.execute(RequestTransfer(transfer_id=uuid4(), amount=Decimal(1), **ids))
+        await accepted(node, RequestTransfer(transfer_id=uuid4(), amount=Decimal(1), **ids))
 
     for _ in range(10):
         await asyncio.gather(*(transfer() for _ in range(2_000)))
@@ -158,7 +159,7 @@ async def test_a_log_that_is_locked_for_good_makes_a_process_unready_until_the_l
             await node.troubles()
             assert await answer(node) != READY
     await answers(node, READY)
-    await node.dispatcher.execute(opened())
+    await accepted(node, opened())
 
 
 async def test_a_log_that_cannot_be_read_is_another_line(start: Start, dsn: str) -> None:
@@ -221,7 +222,7 @@ async def test_a_look_waits_for_no_lock_keeps_none_and_writes_nothing(
 async def test_a_process_that_has_just_written_does_not_ask(start: Start, dsn: str) -> None:
     node = await start(work=False, grace=0)
     await node.troubles()
-    await node.dispatcher.execute(opened())
+    await accepted(node, opened())
     async with locked(dsn, "select from headwater.head for update"):
         assert await node.troubles() == {}
         assert list(await node.troubles()) == ["log write"]
@@ -297,13 +298,13 @@ async def test_a_process_can_connect_while_the_checkpoints_are_locked(start: Sta
     node = await start(work=False, grace=0)
     async with locked(dsn, "lock table headwater.projections in access exclusive mode"):
         node.database.end_greeted()
-        await node.dispatcher.execute(opened())
+        await accepted(node, opened())
 
 
 async def test_a_lock_on_a_read_model_leaves_a_process_ready(start: Start, dsn: str) -> None:
     node = await start(settings=OFTEN, grace=0)
     async with locked(dsn, "lock table read.account_1 in access exclusive mode"):
-        await node.dispatcher.execute(opened())
+        await accepted(node, opened())
         await looks(node)
 
 
@@ -431,7 +432,7 @@ async def test_commands_are_written_while_the_process_looks(start: Start) -> Non
 
     looking = asyncio.create_task(look())
     for number in range(50):
-        done = await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email=f"{number}@example.org", name="Ada"))
+        done = await accepted(node, RegisterUser(user_id=uuid4(), email=f"{number}@example.org", name="Ada"))
         assert done.position == number + 1
     assert node.health.unready == {}
     looking.cancel()

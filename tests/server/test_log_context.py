@@ -13,6 +13,7 @@ import asyncpg
 import httpx
 import pytest
 from tests.support import posts
+from tests.support.executing import accepted
 from tests.support.orders import place, seen
 from tests.support.waiting import until
 from tests.support.works import app as works
@@ -88,7 +89,7 @@ async def post(node: Node, query: str) -> Any:
 
 async def test_a_command_is_named_by_its_correlation_id_and_actor(start: Start, kept: Kept) -> None:
     node, correlation = await start(app_with(), work=False), uuid4()
-    await node.dispatcher.execute(Jot(jot_id=uuid4(), text="x"), origin=Origin(correlation, actor="ada"))
+    await accepted(node, Jot(jot_id=uuid4(), text="x"), origin=Origin(correlation, actor="ada"))
     logger.warning("afterwards")
     assert kept.about("deciding") == [("ada", str(correlation))]
     assert kept.about("afterwards") == [(None, None)]

@@ -21,6 +21,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from tests.support.commands import clean_environ, run_command
+from tests.support.executing import accepted
 from tests.support.log import append_undecided
 from tests.support.waiting import until
 
@@ -109,11 +110,11 @@ async def bank_with(node: Node, deposits: int) -> UUID:
 async def test_commands_batches_and_rows_are_counted(start: Start) -> None:
     node = await start()
     account, web = await bank_with(node, 300), Web(node)
-    with pytest.raises(InsufficientFunds):
-        await node.dispatcher.execute(Withdraw(account_id=account, amount=Decimal(1000)))
+    answer = await node.dispatcher.execute(Withdraw(account_id=account, amount=Decimal(1000)))
+    assert isinstance(answer, InsufficientFunds)
     again = uuid4()
     for _ in range(2):
-        await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)), command_id=again)
+        await accepted(node, Deposit(account_id=account, amount=Decimal(1)), command_id=again)
     for feed in node.serving.feeds.values():
         await feed.reader.reach(303)
 
@@ -159,9 +160,7 @@ async def test_retries_parked_keys_and_displaced_batches_are_counted(
 
     async def register(name: str) -> int:
         user = uuid4()
-        return (
-            await node.dispatcher.execute(RegisterUser(user_id=user, email=f"{user}@example.org", name=name))
-        ).position
+        return (await accepted(node, RegisterUser(user_id=user, email=f"{user}@example.org", name=name))).position
 
     users = node.serving.feeds[UserView].reader
     await users.reach(await register("Ada"))
@@ -244,7 +243,7 @@ async def test_operations_subscriptions_and_sent_changes_are_measured(start: Sta
     for stream in streams[:2]:
         await anext(stream)  # the initial rows are not counted as a change
     for _ in (4, 5):
-        await node.dispatcher.execute(Deposit(account_id=account, amount=Decimal(1)))
+        await accepted(node, Deposit(account_id=account, amount=Decimal(1)))
         for stream in streams:
             assert not (await asyncio.wait_for(anext(stream), 10)).errors
 
@@ -344,7 +343,7 @@ async def test_a_serving_process_is_unready_when_a_projection_is_later_than_a_se
     patient = await start(work=False)
     assert (await asked(strict)).json() == READY
 
-    await strict.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    await accepted(strict, RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
 
     late = {
         "status": "not ready",
@@ -376,7 +375,7 @@ async def test_lag_is_reported_after_the_clock_was_set_back(start: Start, connec
         return {each.name: each.lag_seconds for each in (await read_standings(node.database.pool)).projections}
 
     await connection.execute("update headwater.head set recorded_at = clock_timestamp() + interval '1 hour'")
-    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    await accepted(node, RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
     moved = (
         "update headwater.projections set position = $2, updated_at = now() + $3 * interval '1 second' where name = $1"
     )
@@ -392,7 +391,7 @@ async def test_lag_is_reported_after_the_clock_was_set_back(start: Start, connec
 async def building(start: Start, connection: asyncpg.Connection, *, failure: str | None = None) -> Node:
     """Start a node that tolerates no lag, with one unread event and a generation of `User` that is being built."""
     node = await start(work=False, settings=msgspec.structs.replace(Settings(), ready_lag_seconds=0.001))
-    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    await accepted(node, RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
     await connection.execute(
         "insert into headwater.projections (name, generation, version, fingerprint, table_name, state, failure) "
         "values ('User', 7, 2, 'new', 'user_7', 'building', $1)",
@@ -467,7 +466,7 @@ async def test_metrics_of_the_process_are_served_without_a_database(
 
 
 async def bank_without_rows(node: Node) -> None:
-    await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
+    await accepted(node, RegisterUser(user_id=uuid4(), email="ada@example.org", name="Ada"))
 
 
 # The numbers ---------------------------------------------------------------------------------------------------------
@@ -534,7 +533,7 @@ async def test_snapshots_and_schedules_are_counted(start: Start, connection: asy
     assert metrics("snapshots_total", outcome="failed") == 0
 
     await connection.execute("alter table headwater.snapshots rename to gone")
-    await node.dispatcher.execute(ChangeEmail(user_id=user, email="ada@example.com"))
+    await accepted(node, ChangeEmail(user_id=user, email="ada@example.com"))
     await node.snapshots.settled()
     assert (await scrape(Web(node).app))("snapshots_total", outcome="failed") == 1
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.executing import accepted
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
 
@@ -21,7 +22,7 @@ from headwater.server.node import Node
 
 
 async def register(node: Node, email: str) -> Accepted:
-    return await node.dispatcher.execute(RegisterUser(user_id=uuid4(), email=email, name="Ada"))
+    return await accepted(node, RegisterUser(user_id=uuid4(), email=email, name="Ada"))
 
 
 @pytest.mark.parametrize("serve, work", [(True, False), (False, True), (True, True)])

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 from uuid import UUID
 
 import asyncpg
-import pytest
+from tests.support.executing import unrefused
 
 from bank.accounts.domain import Account, Deposit, OpenAccount, Withdraw, accounts
 from bank.users.domain import RegisterUser
@@ -50,7 +50,10 @@ class CountingLog(Log):
 
 @dataclass
 class Process:
-    """The dispatcher, appender and log that one process of an app has of its own. Calling it executes a command."""
+    """The dispatcher, appender and log that one process of an app has of its own.
+
+    Calling it executes a command that must be accepted. `ask` executes one that may be refused.
+    """
 
     dispatcher: Dispatcher
     appender: Appender
@@ -64,6 +67,18 @@ class Process:
         expected_version: int | None = None,
         origin: Origin = _NO_ORIGIN,
     ) -> Accepted:
+        return unrefused(
+            await self.ask(command, command_id=command_id, expected_version=expected_version, origin=origin)
+        )
+
+    async def ask(
+        self,
+        command: Command,
+        *,
+        command_id: UUID | None = None,
+        expected_version: int | None = None,
+        origin: Origin = _NO_ORIGIN,
+    ) -> Accepted | Refusal:
         return await self.dispatcher.execute(
             command, command_id=command_id, expected_version=expected_version, origin=origin
         )
@@ -115,13 +130,6 @@ async def state(bank: Process, account_id: UUID) -> Account:
     """Return the state of an account, after checking that no balance was ever below zero."""
     account: Account = accounts.initial
     for event in await stream(bank, account_id):
-        account = accounts.evolve(account, event)  # type: ignore[arg-type]  # an account's stream
+        account = accounts.evolved(account, event)
         assert account.balance >= 0
     return account
-
-
-async def refusal_of(answer: Awaitable[Accepted]) -> tuple[type[Refusal], dict[str, object]]:
-    """Return the class and the facts of the refusal that answers a command."""
-    with pytest.raises(Refusal) as caught:
-        await answer
-    return type(caught.value), caught.value.facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import asyncpg
+from tests.support.executing import accepted
 from tests.support.waiting import until
 from tests.support.works import ChangeOrder, PlaceOrder, app, fulfilment
 
@@ -19,13 +20,13 @@ LIMITS = limits_of(app.domain)
 async def place(node: Node, *plan: str, patience: int = 0) -> UUID:
     """Place an order for these works, and return its id."""
     order = new_id()
-    await node.dispatcher.execute(PlaceOrder(order_id=order, plan=list(plan), patience=patience))
+    await accepted(node, PlaceOrder(order_id=order, plan=list(plan), patience=patience))
     return order
 
 
 async def change(node: Node, order: UUID, what: str) -> int:
     """Change an order, and return the position of the event."""
-    return (await node.dispatcher.execute(ChangeOrder(order_id=order, what=what))).position
+    return (await accepted(node, ChangeOrder(order_id=order, what=what))).position
 
 
 async def seen(connection: asyncpg.Connection, order: UUID, status: str, waiting_for: str | None = None) -> Instance:

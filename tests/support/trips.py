@@ -25,9 +25,9 @@ class SeatTaken(Event):
     seat: str
 
 
-def decide(command: Book, seat: str) -> list[SeatTaken]:
+def decide(command: Book, seat: str) -> list[SeatTaken] | Full:
     if not command.seats:
-        raise Full()
+        return Full()
     return [SeatTaken(trip_id=command.trip_id, seat=seat) for seat in command.seats]
 
 

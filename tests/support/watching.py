@@ -9,6 +9,7 @@ from typing import Any, assert_never
 from uuid import UUID
 
 import asyncpg
+from tests.support.executing import accepted
 from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
@@ -159,7 +160,7 @@ async def following(client: Client, source: AsyncGenerator[Message, None]) -> As
 
 async def execute(node: Node, *commands: Command) -> int:
     """Execute commands in order. Returns the position after the last."""
-    done = [await node.dispatcher.execute(command) for command in commands]
+    done = [await accepted(node, command) for command in commands]
     return done[-1].position
 
 

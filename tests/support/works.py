@@ -42,7 +42,7 @@ class WillNot(Refusal):
 # -------------------------------------------------------------------------------------------------------------- orders
 
 
-class PlaceOrder(Command, creates=True, refuses=[Exists]):
+class PlaceOrder(Command, creates=True):
     """Place an order.
 
     plan: works by name, in order. The names say how the works behave: `no ...` is refused, `bug ...` raises, `zone ...`
@@ -86,39 +86,39 @@ class OrderClosed(Event):
     how: str
 
 
-def decide_order(
-    command: PlaceOrder | ChangeOrder | CloseOrder, placed: bool
-) -> list[OrderPlaced | OrderChanged | OrderClosed]:
-    match command:
-        case PlaceOrder():
-            if placed:
-                raise Exists()
-            return [OrderPlaced(order_id=command.order_id, plan=command.plan, patience=command.patience)]
-        case ChangeOrder():
-            return [OrderChanged(order_id=command.order_id, what=command.what)]
-        case CloseOrder():
-            return [OrderClosed(order_id=command.order_id, how=command.how)]
-        case _:
-            assert_never(command)
+def place_order(command: PlaceOrder, placed: bool) -> OrderPlaced | Exists:
+    if placed:
+        return Exists()
+    return OrderPlaced(order_id=command.order_id, plan=command.plan, patience=command.patience)
+
+
+def change_order(command: ChangeOrder, placed: bool) -> OrderChanged:
+    return OrderChanged(order_id=command.order_id, what=command.what)
+
+
+def close_order(command: CloseOrder, placed: bool) -> OrderClosed:
+    return OrderClosed(order_id=command.order_id, how=command.how)
 
 
 def evolve_order(placed: bool, event: OrderPlaced | OrderChanged | OrderClosed) -> bool:
     return True
 
 
-orders = Decider(category="order", key="order_id", initial=False, decide=decide_order, evolve=evolve_order)
+orders = Decider(
+    "order", key="order_id", initial=False, decide=[place_order, change_order, close_order], evolve=evolve_order
+)
 
 # --------------------------------------------------------------------------------------------------------------- works
 
 
-class Work(Command, refuses=[WillNot]):
+class Work(Command):
     """Do it."""
 
     work_id: UUID
     name: str
 
 
-class Unwork(Command, refuses=[WillNot]):
+class Unwork(Command):
     """Take it back."""
 
     work_id: UUID
@@ -145,29 +145,27 @@ class Weather:
 weather = Weather()
 
 
-def decide_work(command: Work | Unwork, done: int) -> list[Worked | Unworked]:
-    match command:
-        case Work():
-            if command.name.startswith("no "):
-                raise WillNot(why=command.name)
-            if command.name.startswith("bug ") and not weather.forgiving:
-                raise RuntimeError(f"a bug in {command.name}")
-            if command.name.startswith("zone ") and not weather.forgiving:
-                raise IsADirectoryError(command.name)
-            return [Worked(work_id=command.work_id, name=command.name)]
-        case Unwork():
-            if command.name.endswith(" no undo") and not weather.forgiving:
-                raise WillNot(why=command.name)
-            return [Unworked(work_id=command.work_id, name=command.name)]
-        case _:
-            assert_never(command)
+def work(command: Work, done: int) -> Worked | WillNot:
+    if command.name.startswith("no "):
+        return WillNot(why=command.name)
+    if command.name.startswith("bug ") and not weather.forgiving:
+        raise RuntimeError(f"a bug in {command.name}")
+    if command.name.startswith("zone ") and not weather.forgiving:
+        raise IsADirectoryError(command.name)
+    return Worked(work_id=command.work_id, name=command.name)
+
+
+def unwork(command: Unwork, done: int) -> Unworked | WillNot:
+    if command.name.endswith(" no undo") and not weather.forgiving:
+        return WillNot(why=command.name)
+    return Unworked(work_id=command.work_id, name=command.name)
 
 
 def evolve_work(done: int, event: Worked | Unworked) -> int:
     return done + 1
 
 
-works = Decider(category="work", key="work_id", initial=0, decide=decide_work, evolve=evolve_work)
+works = Decider("work", key="work_id", initial=0, decide=[work, unwork], evolve=evolve_work)
 
 # ---------------------------------------------------------------------------------------------------------------- saga
 

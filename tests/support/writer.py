@@ -13,8 +13,11 @@ from decimal import Decimal
 from itertools import count
 from uuid import UUID
 
+from tests.support.executing import unrefused
+
 from bank.accounts.domain import Deposit, OpenAccount
 from bank.main import app
+from headwater import Refusal
 from headwater.commands.dispatcher import Accepted, Dispatcher
 from headwater.eventstore.appender import Appender
 from headwater.eventstore.log import Log
@@ -26,8 +29,9 @@ from headwater.supervisor import Supervisor
 CALLERS = 8
 
 
-def say(accepted: Accepted) -> None:
+def say(answer: Accepted | Refusal) -> None:
     """Print a result and flush it, so that a killed process has reported every result that it received."""
+    accepted = unrefused(answer)
     sys.stdout.write(f"{accepted.command_id} {accepted.position}\n")
     sys.stdout.flush()
 

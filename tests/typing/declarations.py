@@ -11,7 +11,8 @@ from uuid import UUID
 from headwater import (
     After,
     Command,
-    Consulted,
+    Consult,
+    Context,
     Decider,
     Do,
     Done,
@@ -29,7 +30,6 @@ from headwater import (
     Release,
     Saga,
     Schedule,
-    Seen,
     Take,
     Upcaster,
     View,
@@ -45,7 +45,7 @@ class Full(Refusal):
     size: int
 
 
-class Fill(Command, creates=True, refuses=[Full]):
+class Fill(Command, creates=True):
     box_id: UUID
     amount: Annotated[Decimal, Exact(above=0)]
 
@@ -71,39 +71,72 @@ BoxCommand: TypeAlias = Fill | Empty
 BoxEvent: TypeAlias = Filled | Emptied
 
 
-def decide(command: BoxCommand, state: Decimal) -> list[BoxEvent]:
+def decide(command: BoxCommand, state: Decimal) -> list[Filled] | Emptied | Full | None:
     match command:
+        case Fill() if state:
+            return Full(size=1)
         case Fill():
-            if state:
-                raise Full(size=1)
             return [Filled(box_id=command.box_id, amount=command.amount)]
         case Empty():
-            return [Emptied(box_id=command.box_id)]
+            return Emptied(box_id=command.box_id) if state else None
 
 
 def evolve(state: Decimal, event: BoxEvent) -> Decimal:
     return event.amount if isinstance(event, Filled) else Decimal(0)
 
 
-def claims(state: Decimal, event: BoxEvent) -> Sequence[Take | Release]:
+def claims(state: Decimal, event: Filled) -> Sequence[Take | Release]:
     return [Take("box", "one", otherwise=Full(size=1))]
 
 
-boxes = Decider("box", "box_id", Decimal(0), decide, evolve, claims, snapshot_every=10)
-assert_type(boxes, Decider[BoxCommand, Decimal, BoxEvent])
+boxes = Decider("box", key="box_id", initial=Decimal(0), decide=decide, evolve=evolve, claims=claims, snapshot_every=10)
+assert_type(boxes, Decider[Decimal])
 
 
-def decide_seeing(command: BoxCommand, state: Decimal, seen: Seen) -> list[BoxEvent]:
-    assert_type(seen.of(boxes, command.box_id), Decimal)
-    return []
+def fill_seeing(command: Fill, state: Decimal, context: Context) -> Filled | Full:
+    assert_type(context.seen.of(boxes, command.box_id), Decimal)
+    assert_type(context.now, datetime)
+    return Filled(box_id=command.box_id, amount=command.amount)
 
 
-def consults(command: BoxCommand) -> Sequence[Consulted]:
-    return [(boxes, command.box_id)]
+def empty(command: Empty, state: Decimal) -> tuple[Emptied, Filled]:
+    return Emptied(box_id=command.box_id), Filled(box_id=command.box_id, amount=state)
 
 
-others = Decider("other", "box_id", Decimal(0), decide_seeing, evolve, consults=consults)
-assert_type(others, Decider[BoxCommand, Decimal, BoxEvent])
+def evolve_filled(state: Decimal, event: Filled) -> Decimal:
+    return event.amount
+
+
+def evolve_emptied(state: Decimal, event: Emptied) -> Decimal:
+    return Decimal(0)
+
+
+def consults(command: Fill) -> list[Consult]:
+    return [Consult(boxes, command.box_id)]
+
+
+others = Decider(
+    "other",
+    key="box_id",
+    initial=Decimal(0),
+    decide=[fill_seeing, empty],
+    evolve=[evolve_filled, evolve_emptied],
+    consults=consults,
+)
+assert_type(others, Decider[Decimal])
+
+
+def fill_first(command: Fill, state: Filled | None) -> Filled | None:
+    return None
+
+
+def evolve_first(state: Filled | None, event: Filled) -> Filled | None:
+    return event
+
+
+assert_type(
+    Decider("first", key="box_id", initial=None, decide=fill_first, evolve=evolve_first), Decider[Filled | None]
+)
 
 
 class Box(ReadModel, key="box_id", indexes=["amount"]):
@@ -187,6 +220,6 @@ also = Feature(reactors=[reactor], invariants=[filled_once])
 
 A = UUID(int=1)
 given(boxes, [Filled(box_id=A, amount=Decimal(1))]).when(Empty(box_id=A)).then([Emptied(box_id=A)])
-given(boxes).when(Fill(box_id=A, amount=Decimal(1))).refused(Full, size=1)
+given(boxes).when(Fill(box_id=A, amount=Decimal(1))).refused(Full(size=1))
 assert_type(violations(filled_once, [recorded(Emptied(box_id=A))]), list[str])
 assert_type(folded(view, [recorded(Emptied(box_id=A))]), Box | None)

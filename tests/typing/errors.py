@@ -12,7 +12,8 @@ from uuid import UUID
 
 from headwater import (
     Command,
-    Consulted,
+    Consult,
+    Context,
     Decider,
     Event,
     Invariant,
@@ -20,7 +21,6 @@ from headwater import (
     ReadModel,
     Recorded,
     Refusal,
-    Seen,
     Upcaster,
     View,
     replace,
@@ -64,11 +64,7 @@ class Versioned(Command, version=2):  # error: a command has no version
     box_id: UUID
 
 
-class RefusesOne(Command, refuses=Full):  # error: a list of refusals
-    box_id: UUID
-
-
-class RefusesError(Command, refuses=[ValueError]):  # error: ValueError is no refusal
+class Coded(Refusal, code="CODED"):  # error: no keyword of a refusal
     box_id: UUID
 
 
@@ -104,13 +100,30 @@ def decide(command: Fill, state: int) -> list[Filled]:
     return []
 
 
-def decide_other(command: Fill, state: int) -> list[Other]:
+def decide_seeing(command: Fill, state: int, context: Context) -> Filled | None:
+    state_of_it: str = context.seen.of(boxes, command.box_id)  # error: the state is an int
+    context.actor = state_of_it  # error: a context is frozen
+    return Full(size=1)  # error: a refusal that the annotation does not name
+
+
+def decide_text(command: Fill, state: str) -> Filled:
+    raise NotImplementedError
+
+
+def decide_to_text(command: Fill, state: int) -> str:
+    return ""
+
+
+def decide_to_texts(command: Fill, state: int) -> list[str]:
     return []
 
 
-def decide_seeing(command: Fill, state: int, seen: Seen) -> list[Filled]:
-    state_of_it: str = seen.of(boxes, command.box_id)  # error: the state is an int
-    raise ValueError(state_of_it)
+def decide_four(command: Fill, state: int, context: Context, more: int) -> None:
+    return None
+
+
+async def async_decide(command: Fill, state: int) -> Filled:
+    raise NotImplementedError
 
 
 def evolve(state: int, event: Filled) -> int:
@@ -125,17 +138,22 @@ async def async_evolve(state: int, event: Filled) -> int:
     return state
 
 
-def consults(command: Fill) -> Sequence[Consulted]:
+def consults_pairs(command: Fill) -> Sequence[tuple[object, UUID]]:
     return []
 
 
 boxes = Decider("box", "box_id", 0, decide, evolve)
 Decider("box", "box_id", "0", decide, evolve)  # error: the initial state is no int
+Decider("box", "box_id", 0, [decide, decide_text], evolve)  # error: one decides another state
+Decider("box", "box_id", 0, decide_text, evolve)  # error: it decides another state
+Decider("box", "box_id", 0, decide_to_text, evolve)  # error: a text is neither an event nor a refusal
+Decider("box", "box_id", 0, [decide_to_texts], evolve)  # error: texts are no events
+Decider("box", "box_id", 0, decide_four, evolve)  # error: nothing follows the context
+Decider("box", "box_id", 0, async_decide, evolve)  # error: decide is async
 Decider("box", "box_id", 0, decide, evolve_to_text)  # error: evolve returns another state
-Decider("box", "box_id", 0, decide, async_evolve)  # error: evolve is async
-Decider("box", "box_id", 0, decide_other, evolve)  # error: evolve does not take the decided event
-Decider("box", "box_id", 0, decide_seeing, evolve)  # error: decide takes seen, and nothing is consulted
-Decider("box", "box_id", 0, decide, evolve, consults=consults)  # error: decide does not take seen
+Decider("box", "box_id", 0, decide, [evolve, async_evolve])  # error: evolve is async
+Decider("box", "box_id", 0, decide, evolve, consults=consults_pairs)  # error: a pair is no Consult
+Consult(boxes, "1")  # error: the key is a UUID
 
 
 def fold(row: Box | None, event: Recorded[Filled]) -> Box | None:

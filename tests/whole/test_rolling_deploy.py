@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.executing import accepted
 from tests.support.waiting import until
 
 from headwater import (
@@ -143,11 +144,11 @@ async def test_an_old_worker_skips_no_event_of_a_newer_version_and_gives_its_uni
 ) -> None:
     note = uuid4()
     async with Node(before, QUICK, dsn, serve=True, work=True) as old:
-        await old.dispatcher.execute(Note(note_id=note))
+        await accepted(old, Note(note_id=note))
         await until(lambda: stands_at(connection, 1, 2))  # position 2 is the record in the saga's stream
         async with Node(today, QUICK, dsn, serve=True, work=False) as serving:
-            await serving.dispatcher.execute(Stamp(note_id=note))
-            await serving.dispatcher.execute(Note(note_id=uuid4()))
+            await accepted(serving, Stamp(note_id=note))
+            await accepted(serving, Note(note_id=uuid4()))
             await until(lambda: old.leases.held == [])
             assert await stands_at(connection, 1, 2), (
                 "the old worker must not advance them, and no new worker is running yet"

@@ -44,6 +44,9 @@ class InsufficientFunds(Refusal):
     balance: Decimal
 
 
+Unusable: TypeAlias = AccountNotFound | AccountNotOpen
+
+
 class AccountNotEmpty(Refusal):
     """Only an empty account can be closed. Money on its way out counts until it has arrived: it may come back."""
 
@@ -57,7 +60,7 @@ class CurrencyMismatch(Refusal):
     actual: str
 
 
-class OpenAccount(Command, creates=True, refuses=[AlreadyExists]):
+class OpenAccount(Command, creates=True):
     """Open an account for an owner in one currency, with nothing in it."""
 
     account_id: UUID
@@ -65,39 +68,39 @@ class OpenAccount(Command, creates=True, refuses=[AlreadyExists]):
     currency: Currency
 
 
-class Deposit(Command, refuses=[AccountNotFound, AccountNotOpen]):
+class Deposit(Command):
     """Put money into an account."""
 
     account_id: UUID
     amount: Money
 
 
-class Withdraw(Command, refuses=[AccountNotFound, AccountNotOpen, InsufficientFunds]):
+class Withdraw(Command):
     """Take money out of an account."""
 
     account_id: UUID
     amount: Money
 
 
-class FreezeAccount(Command, refuses=[AccountNotFound, AccountNotOpen]):
+class FreezeAccount(Command):
     """Let no money move on an account until it is unfrozen."""
 
     account_id: UUID
 
 
-class UnfreezeAccount(Command, refuses=[AccountNotFound, AccountNotOpen]):
+class UnfreezeAccount(Command):
     """Let money move on a frozen account again."""
 
     account_id: UUID
 
 
-class CloseAccount(Command, refuses=[AccountNotFound, AccountNotOpen, AccountNotEmpty]):
+class CloseAccount(Command):
     """Close an empty account for good. It is not empty while a transfer out of it is under way."""
 
     account_id: UUID
 
 
-class SendTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, InsufficientFunds]):
+class SendTransfer(Command, internal=True):
     """Take the money of a transfer out of its source account.
 
     The account cannot be closed until SettleTransfer or ReturnTransfer follows.
@@ -108,14 +111,14 @@ class SendTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotO
     amount: Money
 
 
-class SettleTransfer(Command, internal=True, refuses=[AccountNotFound]):
+class SettleTransfer(Command, internal=True):
     """Note that the money of a transfer has arrived at its target, and will not come back."""
 
     account_id: UUID
     transfer_id: UUID
 
 
-class ReceiveTransfer(Command, internal=True, refuses=[AccountNotFound, AccountNotOpen, CurrencyMismatch]):
+class ReceiveTransfer(Command, internal=True):
     """Put the money of a transfer into its target account."""
 
     account_id: UUID
@@ -124,7 +127,7 @@ class ReceiveTransfer(Command, internal=True, refuses=[AccountNotFound, AccountN
     currency: Currency
 
 
-class ReturnTransfer(Command, internal=True, refuses=[AccountNotFound]):
+class ReturnTransfer(Command, internal=True):
     """Put the money of a failed transfer back into its source account, in whatever status the account is.
 
     An undo must not be refused: the money would be nowhere.
@@ -133,20 +136,6 @@ class ReturnTransfer(Command, internal=True, refuses=[AccountNotFound]):
     account_id: UUID
     transfer_id: UUID
     amount: Money
-
-
-AccountCommand: TypeAlias = (
-    OpenAccount
-    | Deposit
-    | Withdraw
-    | FreezeAccount
-    | UnfreezeAccount
-    | CloseAccount
-    | SendTransfer
-    | SettleTransfer
-    | ReceiveTransfer
-    | ReturnTransfer
-)
 
 
 class AccountOpened(Event):
@@ -227,81 +216,97 @@ class Account:
     held: Mapping[UUID, Decimal] = field(default_factory=dict[UUID, Decimal])
 
 
-def decide(command: AccountCommand, account: Account) -> list[AccountEvent]:
-    match command:
-        case OpenAccount():
-            if account.status is not None:
-                raise AlreadyExists()
-            return [AccountOpened(account_id=command.account_id, owner_id=command.owner_id, currency=command.currency)]
-        case Deposit():
-            _require(account, command.account_id, AccountStatus.OPEN)
-            balance = account.balance + command.amount
-            return [MoneyDeposited(account_id=command.account_id, amount=command.amount, balance=balance)]
-        case Withdraw():
-            _require(account, command.account_id, AccountStatus.OPEN)
-            if command.amount > account.balance:
-                raise InsufficientFunds(balance=account.balance)
-            balance = account.balance - command.amount
-            return [MoneyWithdrawn(account_id=command.account_id, amount=command.amount, balance=balance)]
-        case FreezeAccount():
-            _require(account, command.account_id, AccountStatus.OPEN)
-            return [AccountFrozen(account_id=command.account_id)]
-        case UnfreezeAccount():
-            _require(account, command.account_id, AccountStatus.OPEN, AccountStatus.FROZEN)
-            if account.status is AccountStatus.OPEN:
-                return []
-            return [AccountUnfrozen(account_id=command.account_id)]
-        case CloseAccount():
-            _require(account, command.account_id, AccountStatus.OPEN)
-            if account.balance or account.held:
-                raise AccountNotEmpty(balance=account.balance + sum(account.held.values()))
-            return [AccountClosed(account_id=command.account_id)]
-        case SendTransfer(account_id=key, transfer_id=transfer, amount=amount):
-            _require(account, key, AccountStatus.OPEN)
-            if amount > account.balance:
-                raise InsufficientFunds(balance=account.balance)
-            balance = account.balance - amount
-            return [TransferSent(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
-        case SettleTransfer(account_id=key, transfer_id=transfer):
-            _require(account, key, *AccountStatus)
-            if transfer not in account.held:
-                return []
-            return [TransferSettled(account_id=key, transfer_id=transfer)]
-        case ReceiveTransfer(account_id=key, transfer_id=transfer, amount=amount):
-            _require(account, key, AccountStatus.OPEN)
-            if command.currency != account.currency:
-                raise CurrencyMismatch(expected=account.currency, actual=command.currency)
-            balance = account.balance + amount
-            return [TransferReceived(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
-        case ReturnTransfer(account_id=key, transfer_id=transfer, amount=amount):
-            _require(account, key, *AccountStatus)
-            balance = account.balance + amount
-            return [TransferReturned(account_id=key, transfer_id=transfer, amount=amount, balance=balance)]
-        case _:
-            assert_never(command)
+def open_account(command: OpenAccount, account: Account) -> AccountOpened | AlreadyExists:
+    if account.status is not None:
+        return AlreadyExists()
+    return AccountOpened(account_id=command.account_id, owner_id=command.owner_id, currency=command.currency)
 
 
-def _require(account: Account, account_id: UUID, *wanted: AccountStatus) -> None:
+def deposit(command: Deposit, account: Account) -> MoneyDeposited | Unusable:
+    if account.status is not AccountStatus.OPEN:
+        return _unusable(account, command.account_id)
+    balance = account.balance + command.amount
+    return MoneyDeposited(account_id=command.account_id, amount=command.amount, balance=balance)
+
+
+def withdraw(command: Withdraw, account: Account) -> MoneyWithdrawn | Unusable | InsufficientFunds:
+    if account.status is not AccountStatus.OPEN:
+        return _unusable(account, command.account_id)
+    if command.amount > account.balance:
+        return InsufficientFunds(balance=account.balance)
+    balance = account.balance - command.amount
+    return MoneyWithdrawn(account_id=command.account_id, amount=command.amount, balance=balance)
+
+
+def freeze(command: FreezeAccount, account: Account) -> AccountFrozen | Unusable:
+    if account.status is not AccountStatus.OPEN:
+        return _unusable(account, command.account_id)
+    return AccountFrozen(account_id=command.account_id)
+
+
+def unfreeze(command: UnfreezeAccount, account: Account) -> AccountUnfrozen | Unusable | None:
+    if account.status is AccountStatus.OPEN:
+        return None
+    if account.status is not AccountStatus.FROZEN:
+        return _unusable(account, command.account_id)
+    return AccountUnfrozen(account_id=command.account_id)
+
+
+def close(command: CloseAccount, account: Account) -> AccountClosed | Unusable | AccountNotEmpty:
+    if account.status is not AccountStatus.OPEN:
+        return _unusable(account, command.account_id)
+    if account.balance or account.held:
+        return AccountNotEmpty(balance=account.balance + sum(account.held.values()))
+    return AccountClosed(account_id=command.account_id)
+
+
+def send(command: SendTransfer, account: Account) -> TransferSent | Unusable | InsufficientFunds:
+    if account.status is not AccountStatus.OPEN:
+        return _unusable(account, command.account_id)
+    if command.amount > account.balance:
+        return InsufficientFunds(balance=account.balance)
+    balance = account.balance - command.amount
+    return TransferSent(
+        account_id=command.account_id, transfer_id=command.transfer_id, amount=command.amount, balance=balance
+    )
+
+
+def settle(command: SettleTransfer, account: Account) -> TransferSettled | AccountNotFound | None:
     if account.status is None:
-        raise AccountNotFound(account_id=account_id)
-    if account.status not in wanted:
-        raise AccountNotOpen(status=account.status)
+        return AccountNotFound(account_id=command.account_id)
+    if command.transfer_id not in account.held:
+        return None
+    return TransferSettled(account_id=command.account_id, transfer_id=command.transfer_id)
 
 
-def evolve(account: Account, event: AccountEvent) -> Account:
+def receive(command: ReceiveTransfer, account: Account) -> TransferReceived | Unusable | CurrencyMismatch:
+    if account.status is not AccountStatus.OPEN:
+        return _unusable(account, command.account_id)
+    if command.currency != account.currency:
+        return CurrencyMismatch(expected=account.currency, actual=command.currency)
+    balance = account.balance + command.amount
+    return TransferReceived(
+        account_id=command.account_id, transfer_id=command.transfer_id, amount=command.amount, balance=balance
+    )
+
+
+def give_back(command: ReturnTransfer, account: Account) -> TransferReturned | AccountNotFound:
+    if account.status is None:
+        return AccountNotFound(account_id=command.account_id)
+    balance = account.balance + command.amount
+    return TransferReturned(
+        account_id=command.account_id, transfer_id=command.transfer_id, amount=command.amount, balance=balance
+    )
+
+
+def _unusable(account: Account, account_id: UUID) -> Unusable:
+    return AccountNotFound(account_id=account_id) if account.status is None else AccountNotOpen(status=account.status)
+
+
+def evolve_status(account: Account, event: AccountOpened | AccountFrozen | AccountUnfrozen | AccountClosed) -> Account:
     match event:
         case AccountOpened():
             return Account(status=AccountStatus.OPEN, currency=event.currency)
-        case TransferSent():
-            held = {**account.held, event.transfer_id: event.amount}
-            return replace(account, balance=balance_after(account.balance, event), held=held)
-        case TransferReturned():
-            held = _without(account.held, event.transfer_id)
-            return replace(account, balance=balance_after(account.balance, event), held=held)
-        case TransferSettled():
-            return replace(account, held=_without(account.held, event.transfer_id))
-        case MoneyDeposited() | MoneyWithdrawn() | TransferReceived():
-            return replace(account, balance=balance_after(account.balance, event))
         case AccountFrozen():
             return replace(account, status=AccountStatus.FROZEN)
         case AccountUnfrozen():
@@ -310,6 +315,19 @@ def evolve(account: Account, event: AccountEvent) -> Account:
             return replace(account, status=AccountStatus.CLOSED)
         case _:
             assert_never(event)
+
+
+def evolve_balance(account: Account, event: Movement) -> Account:
+    held = account.held
+    if isinstance(event, TransferSent):
+        held = {**held, event.transfer_id: event.amount}
+    elif isinstance(event, TransferReturned):
+        held = _without(held, event.transfer_id)
+    return replace(account, balance=balance_after(account.balance, event), held=held)
+
+
+def evolve_settled(account: Account, event: TransferSettled) -> Account:
+    return replace(account, held=_without(account.held, event.transfer_id))
 
 
 def _without(held: Mapping[UUID, Decimal], transfer_id: UUID) -> dict[UUID, Decimal]:
@@ -321,4 +339,10 @@ def balance_after(balance: Decimal, event: Movement) -> Decimal:
     return balance - event.amount if event.balance is None else event.balance
 
 
-accounts = Decider(category="account", key="account_id", initial=Account(), decide=decide, evolve=evolve)
+accounts = Decider(
+    "account",
+    key="account_id",
+    initial=Account(),
+    decide=[open_account, deposit, withdraw, freeze, unfreeze, close, send, settle, receive, give_back],
+    evolve=[evolve_status, evolve_balance, evolve_settled],
+)

@@ -9,7 +9,6 @@ A transfer records its own progress and moves no money. The saga moves it, with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
@@ -18,7 +17,7 @@ from uuid import UUID
 
 from bank.accounts.domain import AccountNotFound, Money, accounts
 from bank.users.domain import AlreadyExists
-from headwater import Command, Consulted, Decider, Event, Refusal, Seen
+from headwater import Command, Consult, Context, Decider, Event, Refusal
 
 
 class TransferStatus(Enum):
@@ -47,7 +46,10 @@ class TransferCannotMove(Refusal):
     status: TransferStatus
 
 
-class RequestTransfer(Command, creates=True, refuses=[AlreadyExists, SameAccount, AccountNotFound]):
+Immovable: TypeAlias = TransferNotFound | TransferCannotMove
+
+
+class RequestTransfer(Command, creates=True):
     """Request a transfer from one account to another, in the currency of the first. Its status shows how it ends."""
 
     transfer_id: UUID
@@ -56,33 +58,30 @@ class RequestTransfer(Command, creates=True, refuses=[AlreadyExists, SameAccount
     amount: Money
 
 
-class NoteWithdrawn(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
+class NoteWithdrawn(Command, internal=True):
     """Note that the money has left the source account."""
 
     transfer_id: UUID
 
 
-class CompleteTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
+class CompleteTransfer(Command, internal=True):
     """Note that the money has arrived at the target account."""
 
     transfer_id: UUID
 
 
-class RefuseTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
+class RefuseTransfer(Command, internal=True):
     """End the transfer: the money never left the source account. reason: the code of the refusal or timeout."""
 
     transfer_id: UUID
     reason: str
 
 
-class RefundTransfer(Command, internal=True, refuses=[TransferNotFound, TransferCannotMove]):
+class RefundTransfer(Command, internal=True):
     """End the transfer: the money is back in the source account. reason: the code of the refusal or timeout."""
 
     transfer_id: UUID
     reason: str
-
-
-TransferCommand: TypeAlias = RequestTransfer | NoteWithdrawn | CompleteTransfer | RefuseTransfer | RefundTransfer
 
 
 class TransferRequested(Event):
@@ -123,44 +122,21 @@ class Transfer:
     status: TransferStatus | None = None
 
 
-def consults(command: TransferCommand) -> Sequence[Consulted]:
+def consults(command: RequestTransfer) -> list[Consult]:
     """Return the source account, whose currency the transfer takes. Its balance is checked when the money leaves it."""
-    return [(accounts, command.from_account_id)] if isinstance(command, RequestTransfer) else []
+    return [Consult(accounts, command.from_account_id)]
 
 
-def decide(command: TransferCommand, transfer: Transfer, seen: Seen) -> list[TransferEvent]:
-    match command:
-        case RequestTransfer():
-            return [_requested(command, transfer, seen)]
-        case NoteWithdrawn():
-            if _has_reached(transfer, command, TransferStatus.WITHDRAWN, TransferStatus.REQUESTED):
-                return []
-            return [TransferWithdrawn(transfer_id=command.transfer_id)]
-        case CompleteTransfer():
-            if _has_reached(transfer, command, TransferStatus.COMPLETED, TransferStatus.WITHDRAWN):
-                return []
-            return [TransferCompleted(transfer_id=command.transfer_id)]
-        case RefuseTransfer():
-            if _has_reached(transfer, command, TransferStatus.REFUSED, TransferStatus.REQUESTED):
-                return []
-            return [TransferRefused(transfer_id=command.transfer_id, reason=command.reason)]
-        case RefundTransfer():
-            either = TransferStatus.REQUESTED, TransferStatus.WITHDRAWN
-            if _has_reached(transfer, command, TransferStatus.REFUNDED, *either):
-                return []
-            return [TransferRefunded(transfer_id=command.transfer_id, reason=command.reason)]
-        case _:
-            assert_never(command)
-
-
-def _requested(command: RequestTransfer, transfer: Transfer, seen: Seen) -> TransferRequested:
+def request(
+    command: RequestTransfer, transfer: Transfer, context: Context
+) -> TransferRequested | AlreadyExists | SameAccount | AccountNotFound:
     if transfer.status is not None:
-        raise AlreadyExists()
+        return AlreadyExists()
     if command.from_account_id == command.to_account_id:
-        raise SameAccount()
-    source = seen.of(accounts, command.from_account_id)
+        return SameAccount()
+    source = context.seen.of(accounts, command.from_account_id)
     if source.status is None:
-        raise AccountNotFound(account_id=command.from_account_id)
+        return AccountNotFound(account_id=command.from_account_id)
     return TransferRequested(
         transfer_id=command.transfer_id,
         from_account_id=command.from_account_id,
@@ -170,18 +146,35 @@ def _requested(command: RequestTransfer, transfer: Transfer, seen: Seen) -> Tran
     )
 
 
-def _has_reached(transfer: Transfer, command: TransferCommand, wanted: TransferStatus, *before: TransferStatus) -> bool:
-    """Return True if the transfer has the wanted status, and False if it has a status from which it can reach it.
+def note_withdrawn(command: NoteWithdrawn, transfer: Transfer) -> TransferWithdrawn | Immovable | None:
+    if transfer.status is TransferStatus.REQUESTED:
+        return TransferWithdrawn(transfer_id=command.transfer_id)
+    return _unless(TransferStatus.WITHDRAWN, transfer, command.transfer_id)
 
-    Raises:
-        TransferNotFound: the transfer was not requested.
-        TransferCannotMove: it has another status.
-    """
+
+def complete(command: CompleteTransfer, transfer: Transfer) -> TransferCompleted | Immovable | None:
+    if transfer.status is TransferStatus.WITHDRAWN:
+        return TransferCompleted(transfer_id=command.transfer_id)
+    return _unless(TransferStatus.COMPLETED, transfer, command.transfer_id)
+
+
+def refuse(command: RefuseTransfer, transfer: Transfer) -> TransferRefused | Immovable | None:
+    if transfer.status is TransferStatus.REQUESTED:
+        return TransferRefused(transfer_id=command.transfer_id, reason=command.reason)
+    return _unless(TransferStatus.REFUSED, transfer, command.transfer_id)
+
+
+def refund(command: RefundTransfer, transfer: Transfer) -> TransferRefunded | Immovable | None:
+    if transfer.status in (TransferStatus.REQUESTED, TransferStatus.WITHDRAWN):
+        return TransferRefunded(transfer_id=command.transfer_id, reason=command.reason)
+    return _unless(TransferStatus.REFUNDED, transfer, command.transfer_id)
+
+
+def _unless(reached: TransferStatus, transfer: Transfer, transfer_id: UUID) -> Immovable | None:
+    """Return why a transfer cannot move to a status; None if it has that status already."""
     if transfer.status is None:
-        raise TransferNotFound(transfer_id=command.transfer_id)
-    if transfer.status is not wanted and transfer.status not in before:
-        raise TransferCannotMove(status=transfer.status)
-    return transfer.status is wanted
+        return TransferNotFound(transfer_id=transfer_id)
+    return None if transfer.status is reached else TransferCannotMove(status=transfer.status)
 
 
 def evolve(transfer: Transfer, event: TransferEvent) -> Transfer:
@@ -201,5 +194,10 @@ def evolve(transfer: Transfer, event: TransferEvent) -> Transfer:
 
 
 transfers = Decider(
-    category="transfer", key="transfer_id", initial=Transfer(), decide=decide, evolve=evolve, consults=consults
+    "transfer",
+    key="transfer_id",
+    initial=Transfer(),
+    decide=[request, note_withdrawn, complete, refuse, refund],
+    evolve=evolve,
+    consults=consults,
 )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, TypeAlias, assert_never
+from typing import Annotated, TypeAlias
 from unicodedata import category, normalize
 from uuid import UUID
 
 from msgspec import Meta
 
-from headwater import Command, Decider, Event, Refusal, Release, Take
-from headwater.domain.messages import InvalidInput
+from headwater import Command, Decider, Event, InvalidInput, Refusal, Release, Take
 
 Email: TypeAlias = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\Z")]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
@@ -33,7 +32,7 @@ class AlreadyExists(Refusal):
     """There already is something with this id."""
 
 
-class RegisterUser(Command, creates=True, refuses=[EmailTaken, AlreadyExists]):
+class RegisterUser(Command, creates=True):
     """Register a user under an e-mail address that no other user has."""
 
     user_id: UUID
@@ -41,14 +40,11 @@ class RegisterUser(Command, creates=True, refuses=[EmailTaken, AlreadyExists]):
     name: Name
 
 
-class ChangeEmail(Command, refuses=[UserNotFound, EmailTaken]):
+class ChangeEmail(Command):
     """Give a user another e-mail address that no other user has."""
 
     user_id: UUID
     email: Email
-
-
-UserCommand: TypeAlias = RegisterUser | ChangeEmail
 
 
 class UserRegistered(Event):
@@ -71,35 +67,25 @@ class User:
 
     email: str | None = None
 
-    @property
-    def registered(self) -> bool:
-        return self.email is not None
+
+def register(command: RegisterUser, user: User) -> UserRegistered | EmailTaken | AlreadyExists | InvalidInput:
+    if user.email is not None:
+        return AlreadyExists()
+    if not any(map(_is_visible, command.name)):
+        return InvalidInput(path=["name"], complaint="Expected a name that can be seen")
+    return UserRegistered(user_id=command.user_id, email=command.email, name=command.name)
 
 
-def decide(command: UserCommand, user: User) -> list[UserEvent]:
-    match command:
-        case RegisterUser():
-            if user.registered:
-                raise AlreadyExists()
-            if not any(map(_is_visible, command.name)):
-                raise InvalidInput(["name"], "Expected a name that can be seen")
-            return [UserRegistered(user_id=command.user_id, email=command.email, name=command.name)]
-        case ChangeEmail():
-            if not user.registered:
-                raise UserNotFound(user_id=command.user_id)
-            if command.email == user.email:
-                return []
-            return [EmailChanged(user_id=command.user_id, email=command.email)]
-        case _:
-            assert_never(command)
+def change_email(command: ChangeEmail, user: User) -> EmailChanged | UserNotFound | EmailTaken | None:
+    if user.email is None:
+        return UserNotFound(user_id=command.user_id)
+    if command.email == user.email:
+        return None
+    return EmailChanged(user_id=command.user_id, email=command.email)
 
 
 def evolve(user: User, event: UserEvent) -> User:
-    match event:
-        case UserRegistered() | EmailChanged():
-            return replace(user, email=event.email)
-        case _:
-            assert_never(event)
+    return replace(user, email=event.email)
 
 
 def claims(user: User, event: UserEvent) -> Sequence[Take | Release]:
@@ -121,4 +107,4 @@ def _is_visible(character: str) -> bool:
     return category(character) not in ("Zs", "Zl", "Zp", "Cc", "Cf")
 
 
-users = Decider(category="user", key="user_id", initial=User(), decide=decide, evolve=evolve, claims=claims)
+users = Decider("user", key="user_id", initial=User(), decide=[register, change_email], evolve=evolve, claims=claims)

@@ -15,16 +15,20 @@ import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
 import msgspec
 
+from headwater.clock import Clock, SystemClock
 from headwater.commands.stream_cache import Stream, Streams, accepted, reading_the_log
-from headwater.domain.decider import AnyDecider, Consulted, Release, Seen, Take
+from headwater.domain.claims import Release, Take
+from headwater.domain.context import NOTHING_SEEN, Consult, Context, Seen
+from headwater.domain.decider import AnyDecider
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Command, Event, InvalidInput, Refusal, VersionConflict
-from headwater.domain.refusals import fault_of_refusal
+from headwater.domain.refusals import CommandRefused
 from headwater.domain.serialization import stored_form
 from headwater.errors import CodeFailed, CommandIdReused, Contended, DefinitionError, OutcomeUnknown
 from headwater.eventstore.appender import Appender
@@ -76,7 +80,7 @@ class Origin:
     traceparent: str | None = None
 
 
-_Decision: TypeAlias = tuple[Sequence[Event], list[Take | Release], object]
+_Accepted: TypeAlias = tuple[Sequence[Event], list[Take | Release], object]
 """Events, their claims, and the state after them."""
 
 
@@ -85,7 +89,8 @@ class _Pending(msgspec.Struct, gc=False):
 
     arrived: the tick of its arrival; see `stream_cache`. own: Headwater itself issues it. Then an earlier command with
     its id counts as its first run only if both have the same origin. epoch: the only epoch of the log in which it may
-    be decided; None for any.
+    be decided; None for any. seen: the states of the streams that it consults. certain: a refusal that rests on them
+    holds for the log.
     """
 
     decider: AnyDecider
@@ -97,49 +102,64 @@ class _Pending(msgspec.Struct, gc=False):
     arrived: int
     own: bool
     epoch: int | None = None
+    seen: Seen = NOTHING_SEEN
+    certain: bool = True
 
-    def decide(self, version: int, state: object, seen: Seen | None) -> _Decision:
+    def decide(self, version: int, state: object, now: datetime) -> _Accepted | Refusal:
         """Decide on a stream of this version and state.
 
         Raises:
-            Refusal: the decision.
+            UndeclaredAnswer: the annotation of the decide function does not name what it returned.
             MisplacedEvent: an event names another stream.
             CodeFailed: a function of the domain raised an error that looks like a fault of the database.
         """
         if self.expected_version is not None and self.expected_version != version:
-            raise VersionConflict(self.expected_version, version)
+            return VersionConflict(expected_version=self.expected_version, actual_version=version)
         try:
-            return self._decided(state, seen)
+            return self._decided(state, now)
+        except CommandRefused as refused:
+            return refused.refusal
         except PASSING as error:
             raise CodeFailed(error) from error
 
-    def _decided(self, state: object, seen: Seen | None) -> _Decision:
-        decider = self.decider
-        events = decider.decided(self.command, state, seen)
+    def _decided(self, state: object, now: datetime) -> _Accepted | Refusal:
+        decider, origin = self.decider, self.origin
+        context = Context(
+            now=now,
+            actor=origin.actor,
+            command_id=self.command_id,
+            correlation_id=origin.correlation_id or self.command_id,
+            seen=self.seen,
+        )
+        events = decider.decided(self.command, state, context)
+        if isinstance(events, Refusal):
+            return events
         claims: list[Take | Release] = []
         for event in events:
             decider.require_own(event, self.stream_id)
-            claims.extend(decider.claims(state, event))
-            state = decider.evolve(state, event)
+            claims.extend(decider.claimed(self.command, state, event))
+            state = decider.evolved(state, event)
         return events, claims, state
 
-    def refuse(self, appended: Appended, version: int) -> None:
-        """Raise the refusal that follows from a verdict, if there is one. Else the command has to be decided again.
+    def refused(self, appended: Appended, version: int) -> Refusal | None:
+        """Return the refusal that follows from a verdict; None if the command has to be decided again.
 
         version: of the stream on which the command was decided.
         """
         if appended.verdict is Verdict.TAKEN:
             assert appended.blocker is not None
-            raise appended.blocker.otherwise
+            return appended.blocker.otherwise
         if appended.verdict is Verdict.CONFLICT and self.expected_version is not None:
-            raise VersionConflict(version, appended.version)
+            return VersionConflict(expected_version=version, actual_version=appended.version)
+        return None
 
 
 class Dispatcher:
     """Decides commands; one for each process.
 
     cache: the most streams whose state is kept in memory. snapshots: of long streams; without them each stream is read
-    from its start. attempts: the most decisions of one command. sleep: waits between two of them.
+    from its start. attempts: the most decisions of one command. sleep: waits between two of them. clock: the time of
+    decisions; that of the machine by default.
     """
 
     def __init__(
@@ -152,7 +172,9 @@ class Dispatcher:
         cache: int = 100_000,
         attempts: int = ATTEMPTS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or SystemClock()
         self._domain = domain
         self._log = log
         self._appender = appender
@@ -174,28 +196,31 @@ class Dispatcher:
         command_id: UUID | None = None,
         expected_version: int | None = None,
         origin: Origin = Origin(),
-    ) -> Accepted:
-        """Decide a command and append its events.
+    ) -> Accepted | Refusal:
+        """Decide a command, append its events, and return their place, or the refusal.
 
         command: its fields are not validated again; `headwater.domain.validation` builds one from untrusted input.
         command_id: an idempotency key. An id that was accepted before returns its first result and appends nothing. Ids
         of version 8 are refused, because Headwater uses them itself.
-        expected_version: the stream's version that the caller has seen.
+        expected_version: the stream's version that the caller has seen. If it has another, the command is refused with
+        `VersionConflict`.
 
         Raises:
-            Refusal: the decision, or `VersionConflict`.
             Overloaded, Unavailable, Contended: nothing was written.
             OutcomeUnknown: the events may have been written.
             CommandIdReused: the id belongs to another command.
         """
         if command_id is not None and is_internal(command_id):
-            raise InvalidInput(
-                ["command_id"], "Expected a UUID of another version than 8, which is kept for internal use"
+            return InvalidInput(
+                path=["command_id"],
+                complaint="Expected a UUID of another version than 8, which is kept for internal use",
             )
         pending = self._pending(command, command_id or new_id(), expected_version, origin, own=False)
         return await self._run(pending, repeatable=command_id is not None)
 
-    async def issue(self, command: Command, *, command_id: UUID, origin: Origin, epoch: int | None = None) -> Accepted:
+    async def issue(
+        self, command: Command, *, command_id: UUID, origin: Origin, epoch: int | None = None
+    ) -> Accepted | Refusal:
         """Execute a command of a saga or a schedule, under an internal id.
 
         epoch: the number of the log's epoch that the command follows from; None if it follows from no event.
@@ -226,23 +251,23 @@ class Dispatcher:
         stream_id = getattr(command, decider.key)
         return _Pending(decider, command, command_id, stream_id, expected_version, origin, self._streams.tick, own)
 
-    async def _run(self, pending: _Pending, *, repeatable: bool) -> Accepted:
+    async def _run(self, pending: _Pending, *, repeatable: bool) -> Accepted | Refusal:
         """Execute a command. repeatable: it may have been sent before under the same id."""
         origin = pending.origin
         handled = HANDLED.set((origin.correlation_id or pending.command_id, origin.actor))
         try:
             if repeatable and (done := await self._done_before(pending)) is not None:
                 return await self._answer(pending, done)
-            return await self._execute(pending)
-        except Refusal as refusal:
-            if repeatable:
+            try:
+                answer = await self._execute(pending)
+            except CommandRefused as refused:
+                answer = refused.refusal
+            if repeatable and isinstance(answer, Refusal):
                 # The events of a repeated command's first run may be the reason for the refusal.
                 done = await self._done(pending.command_id)
                 if done is not None:
                     return await self._answer(pending, done)
-            if (fault := fault_of_refusal(refusal, pending.command)) is not None:
-                raise RuntimeError(fault) from refusal
-            raise
+            return answer
         finally:
             HANDLED.reset(handled)
 
@@ -275,7 +300,7 @@ class Dispatcher:
         if len(self._repeated) > REPEATED:
             self._repeated.popitem(last=False)
 
-    async def _execute(self, pending: _Pending) -> Accepted:
+    async def _execute(self, pending: _Pending) -> Accepted | Refusal:
         """Decide and append until there is a final answer:
 
         known or read -> decided -> sent -> accepted, or done before: answered
@@ -286,7 +311,7 @@ class Dispatcher:
                            +-> refused, but on a state that may be outdated: read -> decided ...
         """
         epoch = self._epochs.current
-        seen, certain = (None, True) if pending.decider.consults is None else await self._consult(pending)
+        await self._consult(pending)
         may_assume, setbacks = pending.command.__declared__.creates, 0
         for _ in range(ROUNDS):
             stream = await self._stream(pending, may_assume=may_assume)
@@ -294,18 +319,17 @@ class Dispatcher:
                 raise MemoryOutdated
             if epoch is not self._epochs.current:  # what was consulted may be of lost events
                 epoch = self._epochs.current
-                if pending.decider.consults is not None:
-                    seen, certain = await self._consult(pending, anew=True)
+                await self._consult(pending, anew=True)
                 continue
             may_assume, version = False, stream.version
-            try:
-                events, claims, state = pending.decide(version, stream.state, seen)
-            except Refusal:
-                if certain and await self._holds(pending, stream):
-                    raise
-                seen, certain = await self._ask_the_log(pending, seen, certain=certain)
+            decision = pending.decide(version, stream.state, self._clock.now())
+            if isinstance(decision, Refusal):
+                if pending.certain and await self._holds(pending, stream):
+                    return decision
+                if (refusal := await self._refused_by_the_log(pending)) is not None:
+                    return refusal
             else:
-                appended = await self._send(pending, stream, events, claims, state)
+                appended = await self._send(pending, stream, *decision)
                 if appended.verdict is Verdict.ACCEPTED:
                     return Accepted(pending.command_id, pending.stream_id, appended.version, appended.position, epoch)
                 if appended.verdict is Verdict.DONE:
@@ -313,7 +337,8 @@ class Dispatcher:
                     return await self._answer(pending, appended)
                 if appended.verdict is Verdict.BEHIND:
                     continue
-                pending.refuse(appended, version)
+                if (refusal := pending.refused(appended, version)) is not None:
+                    return refusal
                 await self._streams.read(pending.decider, pending.stream_id, self._streams.tick)
             setbacks += 1
             if setbacks == self._attempts:
@@ -399,26 +424,26 @@ class Dispatcher:
             raise OutcomeUnknown(OutcomeUnknown.__doc__)
         return Accepted(pending.command_id, pending.stream_id, done.version, done.position, epoch)
 
-    async def _ask_the_log(self, pending: _Pending, seen: Seen | None, *, certain: bool) -> tuple[Seen | None, bool]:
-        """Decide once more, on a state that was read after the command arrived. Raises the refusal if it still holds.
-
-        certain: the consulted states are known to be current. Returns the consulted states for another decision, and
-        True if they are known to be current.
-        """
-        if not certain:
-            seen, certain = await self._consult(pending, anew=True)
+    async def _refused_by_the_log(self, pending: _Pending) -> Refusal | None:
+        """Decide once more, on states that were read after the command arrived. Return the refusal if there is one."""
+        if not pending.certain:
+            await self._consult(pending, anew=True)
         point = await self._streams.read(pending.decider, pending.stream_id, pending.arrived)
-        pending.decide(point.version, point.state, seen)
-        return seen, certain
+        decision = pending.decide(point.version, point.state, self._clock.now())
+        return decision if isinstance(decision, Refusal) else None
 
-    async def _consult(self, pending: _Pending, *, anew: bool = False) -> tuple[Seen, bool]:
-        """Return the states of the consulted streams, and True if a refusal that rests on them holds for the log.
+    async def _consult(self, pending: _Pending, *, anew: bool = False) -> None:
+        """Give a command the states of the streams that it consults.
 
-        It holds if all were read or written after the command arrived. anew: read all of them again.
+        A refusal that rests on them holds for the log if all were read or written after the command arrived. anew: read
+        all of them again.
         """
+        if type(pending.command) not in pending.decider.consulting:
+            return
         states: dict[tuple[str, UUID], object] = {}
         certain = True
-        for decider, stream_id in _consulted(pending):
+        for each in _consulted(pending):
+            decider, stream_id = each.decider, each.key
             if self._domain.decider_named.get(decider.category) is not decider:
                 raise DefinitionError(
                     f"{pending.command.__declared__.name} consults {decider.category}, which no feature of this app "
@@ -431,21 +456,26 @@ class Dispatcher:
                     ).state
                     continue
                 stream = await self._streams.get(decider, stream_id)
-            except InvalidInput as refusal:  # its path is the key of the consulted stream, no field of this command
-                raise InvalidInput(_path_of(pending.command, stream_id), refusal.complaint) from None
+            except CommandRefused as refused:
+                raise _of_the_field(refused, pending.command, stream_id) from None
             states[decider.category, stream_id] = stream.written_state
             certain = certain and stream.as_of > pending.arrived
-        return Seen(states), certain
+        pending.seen, pending.certain = Seen(states), certain
 
 
-def _consulted(pending: _Pending) -> Sequence[Consulted]:
-    assert pending.decider.consults is not None
+def _consulted(pending: _Pending) -> Sequence[Consult]:
     try:
-        return pending.decider.consults(pending.command)
+        return pending.decider.consulted(pending.command)
     except PASSING as error:
         raise CodeFailed(error) from error
 
 
-def _path_of(command: Command, stream_id: UUID) -> list[str]:
-    """Return the path to the command's field that names a stream; empty if no field does."""
-    return [name for name in command.__struct_fields__ if getattr(command, name) == stream_id][:1]
+def _of_the_field(refused: CommandRefused, command: Command, stream_id: UUID) -> CommandRefused:
+    """Return a refusal of a consulted stream with the path to the command's field that names the stream.
+
+    Its own path is the key of the consulted stream, which is no field of this command. The path is empty if no field
+    of the command names the stream.
+    """
+    assert isinstance(refused.refusal, InvalidInput)
+    path = [name for name in command.__struct_fields__ if getattr(command, name) == stream_id][:1]
+    return CommandRefused(InvalidInput(path=path, complaint=refused.refusal.complaint))

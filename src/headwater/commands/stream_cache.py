@@ -18,6 +18,7 @@ from uuid import UUID
 
 from headwater.domain.decider import AnyDecider
 from headwater.domain.messages import Event, InvalidInput
+from headwater.domain.refusals import CommandRefused
 from headwater.errors import CodeFailed, Unavailable
 from headwater.eventstore.appender import Chain
 from headwater.eventstore.epoch import UNKNOWN, Epoch, Epochs
@@ -141,7 +142,7 @@ class Streams:
         """Return a stream to decide on: from the cache, or read from the log.
 
         Raises:
-            InvalidInput: the id is that of a stream of another category.
+            CommandRefused: with InvalidInput; the id is that of a stream of another category.
             Unavailable: the log cannot be read.
         """
         stream = self.known(decider, stream_id)
@@ -169,7 +170,7 @@ class Streams:
         Concurrent callers share one read. Commands in flight on the stream are not affected.
 
         Raises:
-            InvalidInput, Unavailable: as `get`.
+            CommandRefused, Unavailable: as `get`.
         """
         key = decider.category, stream_id
         while (reading := self._reads.get(key)) is not None and reading.began <= after:
@@ -276,7 +277,7 @@ class Streams:
 
 def _evolved(decider: AnyDecider, state: object, event: Event) -> object:
     try:
-        return decider.evolve(state, event)
+        return decider.evolved(state, event)
     except PASSING as error:  # raised while the log is read, it would be reported as an unavailable log
         raise CodeFailed(error) from error
 
@@ -300,5 +301,6 @@ def reading_the_log() -> Iterator[None]:
         raise Unavailable("The log cannot be read; nothing was written. Try again later.") from error
 
 
-def _wrong_category(decider: AnyDecider, stream_id: UUID, category: str) -> InvalidInput:
-    return InvalidInput([decider.key], f"{stream_id} is the id of a stream of {category}, not of {decider.category}")
+def _wrong_category(decider: AnyDecider, stream_id: UUID, category: str) -> CommandRefused:
+    complaint = f"{stream_id} is the id of a stream of {category}, not of {decider.category}"
+    return CommandRefused(InvalidInput(path=[decider.key], complaint=complaint))

@@ -199,18 +199,18 @@ class Scheduler:
             return _failure(schedule, due, error)
         origin = Origin(actor=f"schedule {schedule.name}")
         try:
-            await self._dispatcher.issue(command, command_id=moment(schedule.name, due), origin=origin)
-        except Refusal as refusal:
-            logger.warning(
-                "schedule %s: %s, due at %s, was refused: %s %s",
-                *(schedule.name, command.__declared__.name, due.isoformat(), refusal.code, refusal),
-            )
-            return _Outcome("refused", refusal.code)
+            answer = await self._dispatcher.issue(command, command_id=moment(schedule.name, due), origin=origin)
         except PASSING as error:
             self._set_back(schedule, due, error)
             return None
         except Exception as error:  # noqa: BLE001 - whatever the user's decision raises; it is logged
             return _failure(schedule, due, error)
+        if isinstance(answer, Refusal):
+            logger.warning(
+                "schedule %s: %s, due at %s, was refused: %s %s",
+                *(schedule.name, command.__declared__.name, due.isoformat(), answer.code, answer.message),
+            )
+            return _Outcome("refused", answer.code)
         return _Outcome("fired", ACCEPTED)
 
     def _set_back(self, schedule: Schedule, due: datetime, error: BaseException) -> None:

@@ -81,7 +81,7 @@ class _KeywordMeta(msgspec.StructMeta):
 if TYPE_CHECKING:
 
     class KeywordStruct:
-        """The base of `Event`, `Command` and `ReadModel`."""
+        """The base of `Event`, `Command`, `Refusal` and `ReadModel`."""
 
         __struct_fields__: ClassVar[tuple[str, ...]]
 
@@ -93,6 +93,6 @@ if TYPE_CHECKING:
 else:
 
     class KeywordStruct(msgspec.Struct, metaclass=_KeywordMeta, frozen=True, kw_only=True, gc=False):
-        """The base of `Event`, `Command` and `ReadModel`."""
+        """The base of `Event`, `Command`, `Refusal` and `ReadModel`."""
 
     replace = msgspec.structs.replace

@@ -94,9 +94,7 @@ class Domain:
         self._check_invariants()
         self._check_views()
         check_relations(self.views)
-        check_names(
-            {command: decider.key for command, decider in self.decider_of.items()}, self.views, sagas=bool(self.sagas)
-        )
+        check_names(self.decider_of, self.views, sagas=bool(self.sagas))
 
     def complaint_about(self, category: str, name: str, version: int) -> str | None:
         """Return why the app cannot read events of this category, type and version; None if it can."""
@@ -124,7 +122,8 @@ class Domain:
                 owners[command] = decider
                 fields_of(command)
                 require_readable(command)
-                for refusal in command.__declared__.refuses:
+            for decide in decider.decide_of.values():
+                for refusal in decide.refusals:
                     fields_of(refusal)
         return owners
 

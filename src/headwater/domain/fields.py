@@ -68,7 +68,7 @@ class Field:
 
 
 def fields_of(cls: type) -> tuple[Field, ...]:
-    """Return the fields of a struct or a refusal, in their order.
+    """Return the fields of a struct, in their order.
 
     Raises:
         DefinitionError: an annotation cannot be resolved, or Headwater does not carry its type.
@@ -97,9 +97,7 @@ def _class_hints(cls: type) -> dict[str, object]:
 
 
 def _names(cls: type) -> list[tuple[str, bool]]:
-    if issubclass(cls, msgspec.Struct):
-        return [(f.name, f.required) for f in msgspec.structs.fields(cls)]
-    return [(name, True) for name in getattr(cls, "__dataclass_fields__", {})]
+    return [(f.name, f.required) for f in msgspec.structs.fields(cls)]
 
 
 def _field(cls: type, name: str, annotation: object, required: bool) -> Field:
@@ -215,7 +213,8 @@ def recorded_events(annotation: object) -> tuple[Any, ...]:
 
 
 def union_arms(annotation: object) -> tuple[Any, ...]:
-    """Return the classes of `A | B`, or the one class."""
+    """Return the classes of `A | B`, or the one class. It may have a name: `type AB = A | B`."""
+    annotation = getattr(annotation, "__value__", annotation)
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(arm for inner in get_args(annotation) for arm in union_arms(inner))
     return (annotation,)

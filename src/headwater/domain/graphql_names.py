@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from headwater.domain.decider import AnyDecider
 from headwater.domain.fields import Field, fields_of
 from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refusal
 from headwater.domain.read_model import AnyView
@@ -76,8 +77,8 @@ def plural(name: str) -> str:
     return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
-def check_names(keys: Mapping[type[Command], str], views: Iterable[AnyView], *, sagas: bool) -> None:
-    """Check all names of an app. keys: each command with the key of its streams. sagas: true if the app has sagas.
+def check_names(deciders: Mapping[type[Command], AnyDecider], views: Iterable[AnyView], *, sagas: bool) -> None:
+    """Check all names of an app. deciders: each command with its decider. sagas: true if the app has sagas.
 
     Raises:
         DefinitionError: a name is not valid in GraphQL, or two declarations have the same name.
@@ -90,11 +91,11 @@ def check_names(keys: Mapping[type[Command], str], views: Iterable[AnyView], *, 
         names.refusal(refused)
     for view in views:
         names.view(view)
-    for command, key in keys.items():
-        for refused in command.__declared__.refuses:
+    for command, decider in deciders.items():
+        for refused in decider.decide_of[command].refusals:
             names.refusal(refused)
         if not command.__declared__.internal:
-            names.command(command, [view for view in views if view.key == key])
+            names.command(command, [view for view in views if view.key == decider.key])
     names.roots(views, sagas=sagas)
 
 

@@ -9,24 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from inspect import cleandoc, get_annotations
+from inspect import cleandoc
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
 from typing_extensions import dataclass_transform
 
-from headwater.domain.class_keywords import (
-    KeywordStruct,
-    is_list,
-    is_whole,
-    name_given,
-    require_flag,
-    require_no_dunder,
-)
+from headwater.domain.class_keywords import KeywordStruct, is_whole, name_given, require_flag
 from headwater.errors import DefinitionError
 
 MAX_EVENT_VERSION = 32_767
@@ -82,46 +74,53 @@ class Exact:
         return None
 
 
-_REFUSAL_HAS = frozenset({"code", "facts", "message", *(name for name in dir(Exception) if not name.startswith("__"))})
-"""The attributes of every exception and every refusal, which a field would hide."""
+_REFUSAL_HAS = frozenset({"code", "facts", "message"})
+"""The attributes of every refusal, which a field would hide."""
 
 
-@dataclass_transform()
-class Refusal(Exception):
-    """The typed refusal of a command. The subclass's docstring is the message that clients read; its fields are facts.
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
+class Refusal(KeywordStruct):
+    """A no of the business rules, as a value: a decide function returns it, and the client receives it as a result.
 
-    Subclasses are dataclasses: `class InsufficientFunds(Refusal): balance: Decimal`. The GraphQL type has the class's
-    name, and `code` is that name in CONSTANT_CASE.
+        class InsufficientFunds(Refusal):
+            balance: Decimal
+
+    The subclass's docstring is the message that clients read; its fields are the facts. The GraphQL type has the
+    class's name, and `code` is that name in CONSTANT_CASE.
+
+    Raises:
+        DefinitionError: a field has the name of something that every refusal has.
     """
 
     code: ClassVar[str] = "REFUSED"
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        require_no_dunder(cls, get_annotations(cls))
-        for name in _REFUSAL_HAS.intersection(get_annotations(cls)):
-            raise DefinitionError(f"{cls.__name__}.{name}: every refusal has a `{name}` of its own; rename it")
+    if TYPE_CHECKING:
+
+        def __init_subclass__(cls) -> None: ...
+
+    @classmethod
+    def __declare__(cls) -> None:
+        for name in cls.__struct_fields__:
+            if name in _REFUSAL_HAS:
+                raise DefinitionError(f"{cls.__name__}.{name}: every refusal has a `{name}` of its own; rename it")
         cls.code = constant_case(cls.__name__)
-        doc = cls.__doc__
-        dataclasses.dataclass(eq=False)(cls)  # an exception stays hashable, by identity
-        cls.__doc__ = doc  # a dataclass generates one if there is none
 
     @property
     def message(self) -> str:
-        """The message for clients."""
+        """The message for clients: the first paragraph of the class's docstring, or the code if it has none."""
         return sentence_of(type(self)) or self.code
-
-    def __str__(self) -> str:
-        return self.message
 
     @property
     def facts(self) -> dict[str, object]:
         """The fields by name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]  # each subclass is a dataclass
+        return {name: getattr(self, name) for name in self.__struct_fields__}
 
 
 class InvalidInput(Refusal):
-    """The input breaks a rule of its type."""
+    """The input breaks a rule of its type.
+
+    path: from the input to the value. complaint: a sentence about the rule, which is also the message.
+    """
 
     path: list[str]
     complaint: str
@@ -139,11 +138,7 @@ class VersionConflict(Refusal):
 
 
 EVERY_COMMAND_REFUSES: tuple[type[Refusal], ...] = (InvalidInput, VersionConflict)
-"""The refusals that every command may have without declaring them."""
-
-
-def _is_refusal(each: object) -> bool:
-    return isinstance(each, type) and issubclass(each, Refusal)
+"""The refusals that every command may have, whether or not its decide function names them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,12 +153,10 @@ class EventDeclaration:
 class CommandDeclaration:
     """The class keywords of a command.
 
-    name: of the mutation's types. refuses: the refusals that its decision may raise. creates: it starts a stream.
-    internal: only the app issues it; it has no mutation.
+    name: of the mutation's types. creates: it starts a stream. internal: only the app issues it; it has no mutation.
     """
 
     name: str
-    refuses: tuple[type[Refusal], ...]
     creates: bool
     internal: bool
 
@@ -191,38 +184,23 @@ class Event(KeywordStruct):
 class Command(KeywordStruct):
     """A request to change something. Its docstring describes the mutation.
 
-    Class keywords: `refuses` (the refusals that its decision may raise, which become members of the result union),
-    `creates` (it starts a stream: its key may be left out and is then made), `internal` (only the app
+    Class keywords: `creates` (it starts a stream: its key may be left out and is then made), `internal` (only the app
     issues it, for example a saga; it has no mutation) and `name`.
     """
 
-    __declared__: ClassVar[CommandDeclaration] = CommandDeclaration("Command", (), creates=False, internal=False)
+    __declared__: ClassVar[CommandDeclaration] = CommandDeclaration("Command", creates=False, internal=False)
 
     if TYPE_CHECKING:
 
         def __init_subclass__(
-            cls,
-            *,
-            name: str | None = None,
-            refuses: Sequence[type[Refusal]] = (),
-            creates: bool = False,
-            internal: bool = False,
+            cls, *, name: str | None = None, creates: bool = False, internal: bool = False
         ) -> None: ...
 
     @classmethod
-    def __declare__(
-        cls,
-        *,
-        name: str | None = None,
-        refuses: Sequence[type[Refusal]] = (),
-        creates: bool = False,
-        internal: bool = False,
-    ) -> None:
+    def __declare__(cls, *, name: str | None = None, creates: bool = False, internal: bool = False) -> None:
         require_flag(cls, "creates", creates)
         require_flag(cls, "internal", internal)
-        if not is_list(refuses) or not all(map(_is_refusal, refuses)):
-            raise DefinitionError(f"{cls.__name__}: refuses={refuses!r} must be a list of subclasses of Refusal")
-        cls.__declared__ = CommandDeclaration(name_given(cls, name), tuple(refuses), creates=creates, internal=internal)
+        cls.__declared__ = CommandDeclaration(name_given(cls, name), creates=creates, internal=internal)
 
 
 class Recorded(msgspec.Struct, Generic[E_co], frozen=True, gc=False):

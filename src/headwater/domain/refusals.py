@@ -1,29 +1,28 @@
-"""The check of a refusal before the client receives it. A refusal that does not fit its declaration is a fault of the
-app's code; the client receives an error instead."""
+"""Refusals inside Headwater: the exception that carries one where none can be returned, and the check of facts."""
 
 from __future__ import annotations
 
 from functools import cache
 
 from headwater.domain.fields import Field, fields_of
-from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refusal
+from headwater.domain.messages import Refusal
+from headwater.errors import HeadwaterError
 
 
-def fault_of_refusal(refusal: Refusal, command: Command) -> str | None:
-    """Return a sentence about why a refusal cannot be the answer to a command; None if it can be.
+class CommandRefused(HeadwaterError):
+    """Carries a refusal to the dispatcher from below a decision: from a claim, or from the read of a stream. The
+    dispatcher returns the refusal; no caller receives this exception."""
 
-    The command must declare its class, and each fact must have a value, unless its annotation has None.
-    """
-    name, raised = command.__declared__.name, type(refusal)
-    if not isinstance(refusal, (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)):
-        return f"{name} was refused with {raised.__name__}, which it does not declare in `refuses=[...]`"
-    for field in _facts_of(raised):  # type: ignore[arg-type]  # mypy takes no class for hashable
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"{refusal.code}: {refusal.message}")
+        self.refusal = refusal
+
+
+def missing_fact(refusal: Refusal) -> str | None:
+    """Return the name of a fact that is None, or has a None in its list, although its annotation has no None."""
+    for field in _facts_of(type(refusal)):  # type: ignore[arg-type]  # mypy takes no class for hashable
         if _is_missing(field, getattr(refusal, field.name)):
-            return (
-                f"{name} was refused with {raised.__name__} whose fact `{field.name}` is None, or has a None in its "
-                f"list; give it a value where the refusal is raised, or annotate {raised.__name__}.{field.name} with "
-                "`| None`"
-            )
+            return field.name
     return None
 
 

@@ -40,37 +40,37 @@ _NAMED = {
 }
 
 
-def command_from(command: type[C], values: Mapping[str, object]) -> C:
-    """Return the command with these values, by field name.
+def command_from(command: type[C], values: Mapping[str, object]) -> C | InvalidInput:
+    """Return the command with these values, by field name; InvalidInput if a value breaks a rule.
 
-    Raises:
-        InvalidInput: a value breaks a rule; `path` leads to the first one.
+    The `path` of InvalidInput leads to the first such value.
     """
     try:
         made = msgspec.convert(values, command)
     except msgspec.ValidationError as error:
-        raise _invalid(error) from error
+        return _invalid(error)
     # On the converted values, because the input of a decimal may be text or a whole number.
     for each in _fields_of(command):  # type: ignore[arg-type]  # mypy takes no class for hashable
         value = getattr(made, each.name)
         if broken := broken_rule(each, value):
-            raise InvalidInput(list(broken[0]), broken[1])
-        if each.kind is Kind.DECIMAL and value is not None:
-            _require_bounds(each, value)
+            return InvalidInput(path=list(broken[0]), complaint=broken[1])
+        if each.kind is Kind.DECIMAL and value is not None and (invalid := _out_of_bounds(each, value)) is not None:
+            return invalid
     return made
 
 
-def _require_bounds(field: Field, value: Any) -> None:
+def _out_of_bounds(field: Field, value: Any) -> InvalidInput | None:
     bounds = field.exact or _ANY_DECIMAL
     for index, number in enumerate(value if field.many else [value]):
         if complaint := bounds.complaint(number):
-            raise InvalidInput([field.name, str(index)] if field.many else [field.name], complaint)
+            return InvalidInput(path=[field.name, str(index)] if field.many else [field.name], complaint=complaint)
+    return None
 
 
 def _invalid(error: msgspec.ValidationError) -> InvalidInput:
     found = _AT.match(str(error))
     assert found is not None  # the pattern matches any text
-    return InvalidInput(_STEP.findall(found["path"] or ""), _in_words(found["complaint"]))
+    return InvalidInput(path=_STEP.findall(found["path"] or ""), complaint=_in_words(found["complaint"]))
 
 
 def _in_words(complaint: str) -> str:

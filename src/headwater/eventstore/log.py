@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from headwater.domain.decider import Release, Take
+from headwater.domain.claims import Release, Take
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.serialization import Codec
 from headwater.errors import LogError

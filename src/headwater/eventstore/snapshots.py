@@ -63,13 +63,13 @@ class SnapshotStore:
         self._database = database
         self._epoch = epoch
         self._limit = queue
-        self._waiting: dict[UUID, tuple[Decider[Any, Any, Any], Point]] = {}
+        self._waiting: dict[UUID, tuple[Decider[Any], Point]] = {}
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.counts = SnapshotCounts()
 
-    async def load(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> Point | None:
+    async def load(self, decider: Decider[Any], stream_id: UUID) -> Point | None:
         """Return the latest snapshot of a stream, or None. A fault of the snapshot is logged, never raised.
 
         Raises:
@@ -86,7 +86,7 @@ class SnapshotStore:
             )
             return None
 
-    async def _load(self, decider: Decider[Any, Any, Any], stream_id: UUID) -> Point | None:
+    async def _load(self, decider: Decider[Any], stream_id: UUID) -> Point | None:
         assert decider.snapshots is not None
         row = await self._database.pool.fetchrow(_SQL["load"], stream_id, decider.fold_version)
         if row is None:
@@ -107,7 +107,7 @@ class SnapshotStore:
         self.counts.used += 1
         return Point(row["version"], row["position"], state)
 
-    def offer(self, decider: Decider[Any, Any, Any], stream_id: UUID, point: Point) -> None:
+    def offer(self, decider: Decider[Any], stream_id: UUID, point: Point) -> None:
         """Queue a state to be stored. A later state of the same stream replaces it."""
         if stream_id not in self._waiting and len(self._waiting) >= self._limit:
             self.counts.dropped += 1
@@ -153,7 +153,7 @@ class SnapshotStore:
         else:
             self.counts.stored += len(rows)
 
-    def _row(self, stream_id: UUID, decider: Decider[Any, Any, Any], point: Point) -> tuple[Any, ...] | None:
+    def _row(self, stream_id: UUID, decider: Decider[Any], point: Point) -> tuple[Any, ...] | None:
         assert decider.snapshots is not None
         codec = decider.snapshots.codec
         try:
@@ -166,7 +166,7 @@ class SnapshotStore:
         return stream_id, decider.fold_version, point.version, point.position, codec.shape, seal, text
 
 
-def _decoded(decider: Decider[Any, Any, Any], stream_id: UUID, row: asyncpg.Record) -> Any:
+def _decoded(decider: Decider[Any], stream_id: UUID, row: asyncpg.Record) -> Any:
     """Return the state of a stored row.
 
     Raises:

@@ -42,15 +42,16 @@ class Mutations:
 
     def refusals(self) -> list[Generated]:
         """Return the types of all refusals, also those of internal commands: a row may hold them."""
-        return [
-            self._refusal(refused) for command in self._domain.decider_of for refused in command.__declared__.refuses
-        ]
+        return [self._refusal(refused) for command in self._domain.decider_of for refused in self._refusals_of(command)]
+
+    def _refusals_of(self, command: type[Command]) -> tuple[type[Refusal], ...]:
+        return self._domain.decider_of[command].decide_of[command].own_refusals
 
     def _field(self, command: type[Command]) -> object:
         accepted = self._accepted(command)
         members = (
             accepted,
-            *(self._refusal(refused) for refused in (*command.__declared__.refuses, *EVERY_COMMAND_REFUSES)),
+            *(self._refusal(refused) for refused in (*self._refusals_of(command), *EVERY_COMMAND_REFUSES)),
         )
         either: Annotation = Union.__getitem__(members)  # known at run time only
         result = Annotated[either, strawberry.union(name=f"{command.__declared__.name}Result")]
@@ -86,13 +87,13 @@ class Mutations:
             values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
             if command.__declared__.creates and values.get(key) is None:
                 values[key] = derived_in_time(command_id, command.__declared__.name)
-            try:
-                done = await info.context.serving.dispatcher.execute(
-                    command_from(command, values), command_id=command_id, expected_version=expected_version
-                )
-            except Refusal as refused:
-                return self._refused(refused)
-            return _accept(accepted, done)
+            given = command_from(command, values)
+            if isinstance(given, InvalidInput):
+                return self._refused(given)
+            done = await info.context.serving.dispatcher.execute(
+                given, command_id=command_id, expected_version=expected_version
+            )
+            return self._refused(done) if isinstance(done, Refusal) else _accept(accepted, done)
 
         return resolve
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from strawberry.dataloader import DataLoader
 
 from headwater.commands.dispatcher import Accepted
-from headwater.domain.messages import Command
+from headwater.domain.messages import Command, Refusal
 from headwater.domain.read_model import ReadModel
 from headwater.eventstore.audit_trail import Trail
 from headwater.eventstore.epoch import Epochs, Place
@@ -28,7 +28,7 @@ class Executes(Protocol):
 
     async def execute(
         self, command: Command, *, command_id: UUID | None = None, expected_version: int | None = None
-    ) -> Accepted: ...
+    ) -> Accepted | Refusal: ...
 
 
 @dataclass(frozen=True)

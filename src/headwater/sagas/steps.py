@@ -252,14 +252,15 @@ class Steps:
         while True:
             try:
                 async with self._in_flight:
-                    return await self._dispatcher.issue(
+                    outcome = await self._dispatcher.issue(
                         command, command_id=step.command_id, origin=origin, epoch=self._instances.epoch or None
                     )
-            except Refusal as refused:
+                if not isinstance(outcome, Refusal) or retry is None:
+                    return outcome
                 refusals += 1
-                pause = None if retry is None else retry.pause(refusals)
+                pause = retry.pause(refusals)
                 if pause is None:
-                    return refused
+                    return outcome
             except CommandIdReused as reused:
                 if reused.stream_id != held.instance.stream_id:
                     raise

@@ -72,7 +72,7 @@ LEAST_SECONDS = 0.25
 class Node:
     """A process of an app: `async with Node(app, settings, dsn, serve=True, work=True) as node`.
 
-    clock: used by sagas and schedules.
+    clock: used by decisions, sagas and schedules.
     probe_seconds: the time that the database has to answer a health check or a scrape. grace_seconds: how long a
     trouble has to last before the process is not ready. pause: the seconds before the restart of a task, by the number
     of its failures; by default a growing backoff.
@@ -254,7 +254,12 @@ class Node:
         epochs.on_change(lambda _: self.dispatcher.forget())
         self.supervisor.start("snapshots", partial(self.snapshots.run, partial(self.supervisor.well, "snapshots")))
         self.dispatcher = Dispatcher(
-            self.app.domain, self.log, self.appender, snapshots=self.snapshots, cache=settings.stream_cache
+            self.app.domain,
+            self.log,
+            self.appender,
+            snapshots=self.snapshots,
+            cache=settings.stream_cache,
+            clock=self._clock,
         )
         supervisor = self.supervisor
         well, unwell = partial(supervisor.well, "appender"), partial(supervisor.unwell, "appender")

@@ -175,15 +175,12 @@ class History:
 
     async def _execute(self, command_id: UUID, command: Command) -> None:
         node, before = self._nodes[next(self._turns)], self.accepted.get(command_id)
-        try:
-            accepted = await node.dispatcher.execute(command, command_id=command_id)
-        except Refusal as refusal:
-            self.refusals.add(type(refusal).__name__)
-            accepted = None
-        if accepted is None:
+        answer = await node.dispatcher.execute(command, command_id=command_id)
+        if isinstance(answer, Refusal):
+            self.refusals.add(type(answer).__name__)
             assert before is None, f"{command!r} was accepted before"
         else:
-            assert self.accepted.setdefault(command_id, accepted) == accepted, command
+            assert self.accepted.setdefault(command_id, answer) == answer, command
 
     async def _faint(self) -> None:
         for worker in self._workers:

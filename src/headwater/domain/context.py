@@ -1,0 +1,85 @@
+"""What a decision may know besides its command and the state of its stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from headwater.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from headwater.domain.decider import AnyDecider, Decider
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Consult:
+    """A stream whose state a decision reads: its decider, and its key. `consults` of a decider returns these.
+
+    def consults(command: RequestTransfer) -> list[Consult]:
+        return [Consult(accounts, command.from_account_id)]
+    """
+
+    decider: AnyDecider
+    key: UUID
+
+
+class Seen:
+    """The states of the other streams that a decision consults, by their decider and key.
+
+    The states are advice, not a lock: each may have changed since it was read, and may change before the decision is
+    written. A refusal is based on states that were read after its command arrived; events may be based on states that
+    this process had cached. An invariant belongs in one stream, in claims or in a saga.
+    """
+
+    __slots__ = ("_states",)
+
+    def __init__(self, states: Mapping[tuple[str, UUID], object]) -> None:
+        self._states = states
+
+    def of(self, decider: Decider[S], key: UUID) -> S:
+        """Return the state of a stream that `consults` names; the decider's initial state if the stream has no events.
+
+        Raises:
+            DefinitionError: `consults` does not name the stream for this command.
+        """
+        try:
+            return self._states[decider.category, key]  # type: ignore[return-value]  # the state is of this very decider
+        except KeyError:
+            raise DefinitionError(
+                f"A decision reads {decider.category} {key}, which `consults` does not name for its command"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"Seen({dict(self._states)!r})"
+
+
+NOTHING_SEEN = Seen({})
+"""What the decisions of a decider without `consults` see."""
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The circumstances of a decision. A decide function whose third parameter has this annotation receives them:
+
+        def place_order(command: PlaceOrder, order: Order, context: Context) -> OrderPlaced | SaleIsOver:
+            sale = context.seen.of(sales, command.sale_id)
+            if context.now >= sale.ends_at:
+                return SaleIsOver(ended_at=sale.ends_at)
+            ...
+
+    now: the time of the decision in UTC, by the clock of the server. A command that is decided again gets a later one.
+    actor: the one who sent the command; `saga NAME` or `schedule NAME` for a command of the app itself. command_id,
+    correlation_id: as its events have them. seen: the states of the streams that `consults` names.
+    """
+
+    now: datetime
+    actor: str | None
+    command_id: UUID
+    correlation_id: UUID
+    seen: Seen = NOTHING_SEEN
