@@ -56,7 +56,7 @@ async def project(dsn: str, of: App) -> float:
 
 def routed(*, history: bool) -> App:
     """The accounts, routed by a function as rows are that gather several streams."""
-    view = View(account_view.model, account_view.fold, lambda event: event.account_id, history=history)
+    view = View(account_view.model, account_view.fold, lambda event: event.data.account_id, history=history)
     return App([users, replace(accounts, views=[view])])
 
 

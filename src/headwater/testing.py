@@ -30,6 +30,7 @@ from headwater.domain.messages import Command, Event, Recorded, Refusal
 from headwater.domain.read_model import ReadModel, View
 from headwater.domain.refusals import CommandRefused
 from headwater.domain.row_fold import fold_of
+from headwater.domain.row_route import RowRoutes
 from headwater.domain.saga import Do, Reaction, Saga, SagaInput, Undo
 from headwater.projections.row_codec import RowCodec
 
@@ -170,23 +171,31 @@ def recorded(
     return Recorded(event, position, stream_id or uuid4(), version, at, uuid4(), command, command)
 
 
-def folded(view: View[M], events: Iterable[Recorded[Event]]) -> M | None:
-    """Return the row after the events, as PostgreSQL would return it. All of them must be routed to one row.
+def folded(view: View[M], events: Iterable[Recorded[Event]], *, key: UUID | None = None) -> M | None:
+    """Return the row after the events, as PostgreSQL would return it.
+
+    key: of the row; events that are not routed to it are skipped. Without a key, all events must be routed to one row.
 
     Raises:
-        AssertionError: the view does not fold an event, or an event is routed to another row than the first one.
+        AssertionError: the view does not fold an event; or, without `key`, an event is routed to several rows, to none,
+            or to another row than the first one.
         RowMisplaced: the fold returned a row with another key.
         ValueError: PostgreSQL could not store a value of the row as it is.
     """
     row: M | None = None
-    first: UUID | None = None
-    fold, codec = fold_of(view), RowCodec(view)
+    fold, codec, routes = fold_of(view), RowCodec(view), RowRoutes(view)
+    only: UUID | None = key
     for event in events:
         name = event.data.__declared__.name
         assert isinstance(event.data, view.events), f"{view.name} does not fold {name}"
-        key = view.route_of(type(event.data))(event.data)
-        assert first in (None, key), f"{name} is routed to the row {key}; the first event is routed to {first}"
-        first, row = key, fold(key, row, event)
+        keys = routes.keys(event)
+        if key is None:
+            shown = ", ".join(map(str, keys)) or "no row"
+            assert len(keys) == 1, f"{name} is routed to {shown}; name the row, as in folded(..., key=...)"
+            assert only in (None, *keys), f"{name} is routed to the row {shown}; the first event is routed to {only}"
+            only = keys[0]
+        if only is not None and only in keys:
+            row = fold(only, row, event)
     return None if row is None else codec.read(codec.stored(row, 0))
 
 

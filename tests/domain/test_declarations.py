@@ -656,10 +656,10 @@ def test_a_folded_event_must_have_the_key_unless_the_view_has_a_route() -> None:
         return row
 
     with says("Opened has no field `owner_id: UUID` to find its Owner row by; give the View a route"):
-        View(Owner, fold)
+        domain(decider(), views=[View(Owner, fold)])
     with says("Owned has no field `owner_id: UUID` to find its Owner row by; give the View a route"):
         View(Owner, fold_owned)
-    assert View(Owner, fold, route=lambda event: event.thing_id).events == (Opened,)
+    assert View(Owner, fold, route=lambda event: event.data.thing_id).events == (Opened,)
 
 
 @pytest.mark.parametrize("name", ["id", "position"])
@@ -684,7 +684,7 @@ def named(name: str, key: str = "thing_id", /, **columns: Any) -> View[Any]:
     """Return a view of a read model with this name, key and columns."""
     namespace = {"__annotations__": {key: UUID, **columns}, "__module__": __name__}
     model: type[ReadModel] = types.new_class(name, (ReadModel,), {"key": key}, lambda body: body.update(namespace))
-    return View(model, fold, route=lambda event: event.thing_id)
+    return View(model, fold, route=lambda event: event.data.thing_id)
 
 
 def test_names_longer_than_those_of_postgresql_are_refused() -> None:

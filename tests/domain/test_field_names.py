@@ -111,7 +111,7 @@ async def ask(node: Node, query: str) -> Any:
 def test_fields_with_the_names_of_class_keywords_do_not_change_the_declaration() -> None:
     assert Make.__declared__ == CommandDeclaration("Make", creates=True, internal=False)
     assert Made.__declared__ == EventDeclaration("Made", 3)
-    assert Thing.__declared__ == ReadModelDeclaration("Thing", "thing_id", 1, (("name",), ("key",)))
+    assert Thing.__declared__ == ReadModelDeclaration("Thing", "Things", "thing_id", 1, (("name",), ("key",)))
 
 
 async def test_fields_with_names_of_the_framework_reach_the_row_from_the_mutation(start: Start) -> None:

@@ -252,7 +252,7 @@ def test_class_keywords_of_a_command_are_kept_in_its_declaration() -> None:
         (
             ReadModel,
             {"key": "a", "indexs": ["a"]},
-            "the class keyword `indexs` is unknown; .* key, name, version, index",
+            "the class keyword `indexs` is unknown; .* key, name, plural, version, index",
         ),
         (ReadModel, {"key": "a", "version": 0}, "version=0 must be a whole number, 1 or more"),
         (

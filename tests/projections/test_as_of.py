@@ -25,6 +25,7 @@ from bank.users.domain import ChangeEmail, RegisterUser
 from bank.users.views import UserView
 from headwater import App, Command, Decider, Event, Feature, Link, ReadModel, Recorded, Refusal, View
 from headwater.domain.row_fold import RowMisplaced
+from headwater.domain.row_route import RowRoutes
 from headwater.errors import AsOfUnsupported, CodeFailed
 from headwater.eventstore.log import Append, append
 from headwater.graphql.engine import Engine
@@ -112,14 +113,13 @@ def pasts(view: View[Any], events: Sequence[Recorded[Any]]) -> Past:
     """Return each row after each event that changed it, with the position."""
     models: dict[UUID, Any] = {}
     past: Past = {}
+    routes = RowRoutes(view)
     for event in events:
-        if type(event.data) not in view.events:
-            continue
-        key = view.route_of(type(event.data))(event.data)
-        before = models.get(key)
-        models[key] = after = view.fold(before, event)
-        if after is not before:
-            past.setdefault(key, []).append((event.position, _stored(view, after, event.position)))
+        for key in routes.keys(event):
+            before = models.get(key)
+            models[key] = after = view.fold(before, event)
+            if after is not before:
+                past.setdefault(key, []).append((event.position, _stored(view, after, event.position)))
     return past
 
 

@@ -91,6 +91,10 @@ def board_of(event: PinEvent) -> UUID:
     return event.board_id if isinstance(event, Pinned) else event.was_on
 
 
+def route(event: Recorded[PinEvent]) -> UUID:
+    return board_of(event.data)
+
+
 class Other(ReadModel, name="Board", key="note_id"):
     """Another version of Board: a row for each note."""
 
@@ -111,8 +115,8 @@ def fold_indexed(row: Indexed | None, event: Recorded[Pinned]) -> Indexed:
 
 
 notes = Decider(category="note", key="note_id", initial=None, decide=decide, evolve=evolve)
-board_view = View(Board, fold_board, board_of, history=True)
-without = View(Board, fold_board, board_of)
+board_view = View(Board, fold_board, route, history=True)
+without = View(Board, fold_board, route)
 indexed_view = View(Indexed, fold_indexed, history=True)
 app, app_without = (App([Feature([notes], [view, View(Note, fold_note)])]) for view in (board_view, without))
 
@@ -393,7 +397,7 @@ async def test_verify_finds_a_changed_history(
 async def test_an_exception_of_a_route_never_counts_as_a_fault_of_the_database(
     dsn: str, connection: asyncpg.Connection
 ) -> None:
-    def route(event: PinEvent) -> UUID:
+    def route(event: Recorded[PinEvent]) -> UUID:
         raise TimeoutError("a bug")
 
     async with Node(app, QUICK, dsn, serve=True, work=False) as node:
@@ -407,4 +411,4 @@ def test_history_is_refused_for_a_read_model_of_single_streams() -> None:
     with pytest.raises(DefinitionError, match="Note: each of its rows is the fold of one stream"):
         App([Feature([notes], [without, View(Note, fold_note, history=True)])])
     assert app.domain.by_stream(app.domain.view_named("Note"))
-    assert not app.domain.by_stream(View(Note, fold_note, route=lambda event: event.note_id))
+    assert not app.domain.by_stream(View(Note, fold_note, route=lambda event: event.data.note_id))

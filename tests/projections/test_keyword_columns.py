@@ -65,7 +65,7 @@ def read_model(number: int, words: Sequence[str]) -> View[Any]:
     def fold(row: Any, event: Recorded[Said]) -> Any:
         return model(**{key: event.data.word_id}, **dict.fromkeys(texts, event.data.text))
 
-    return View(model, fold, route=lambda event: event.word_id, history=True)
+    return View(model, fold, route=lambda event: event.data.word_id, history=True)
 
 
 @pytest.fixture

@@ -118,14 +118,14 @@ async def test_a_row_of_another_key_counts_as_a_failed_fold(dsn: str, connection
     }
 
 
-@pytest.mark.parametrize("returns", [None, "text", 1])
-async def test_a_route_that_returns_no_uuid_stops_the_projection_before_the_event(
+@pytest.mark.parametrize("returns", ["text", 1, [None]])
+async def test_a_route_that_returns_no_keys_stops_the_projection_before_the_event(
     start: Start, connection: asyncpg.Connection, returns: Any
 ) -> None:
     """Without a key there is nothing to park."""
 
-    def route(event: Counted | Poisoned) -> UUID:
-        return returns if isinstance(event, Poisoned) else event.thing_id
+    def route(event: Recorded[Counted | Poisoned]) -> UUID:
+        return returns if isinstance(event.data, Poisoned) else event.data.thing_id
 
     view = View(Fragile, fold_fragile, route=route, on_failure=Park())
     node = await start(App([Feature([things], [view])]), settings=QUICK, serve=False)
@@ -133,7 +133,7 @@ async def test_a_route_that_returns_no_uuid_stops_the_projection_before_the_even
     await until(lambda: "projection Fragile" in node.supervisor.troubles)
     trouble = node.supervisor.troubles["projection Fragile"]
     assert trouble.startswith("FoldFailed: Fragile: the route of Poisoned at position 2 raised TypeError: ")
-    assert trouble.endswith(f"route returned {returns!r}, not a UUID")
+    assert trouble.endswith(f"route returned {returns!r}, which is neither a UUID, nor a list of them, nor None")
     assert await checkpoint(connection, view) == 1
 
 

@@ -155,7 +155,7 @@ async def test_the_recorded_failure_takes_any_error_message(
 async def test_a_failed_route_stops_the_build_under_any_policy(dsn: str, connection: asyncpg.Connection) -> None:
     """Without a key there is nothing to park."""
 
-    def routed(event: Counted | Removed) -> UUID:
+    def routed(event: Recorded[Counted | Removed]) -> UUID:
         raise LookupError("no such shelf")
 
     view = View(Fragile, fold_fragile, route=routed, on_failure=Park())

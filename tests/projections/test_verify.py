@@ -421,8 +421,8 @@ async def test_a_row_of_another_key_counts_as_a_failed_fold(database: Database, 
 async def test_a_failed_route_is_reported(database: Database, connection: asyncpg.Connection) -> None:
     await note(connection, Noted(note_id=uuid4(), shelf_id=uuid4(), price=Decimal(1)))
     await built(database, connection, shelves, shelf_view)
-    astray = View(Shelf, fold, route=lambda event: None)  # type: ignore[arg-type, return-value]  # a mistake
-    expected = r"^the route of Noted at position 1 raised TypeError: .* returned None, not a UUID"
+    astray = View(Shelf, fold, route=lambda event: "astray")  # type: ignore[arg-type, return-value]  # a mistake
+    expected = r"^the route of Noted at position 1 raised TypeError: .* returned 'astray', which is neither a UUID, nor"
     with pytest.raises(NotVerifiable, match=expected):
         await verifier(database, shelves, astray, by_stream=False).live(database, None)
 

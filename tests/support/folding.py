@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from headwater import App, ReadModel, Recorded, View
+from headwater.domain.row_route import RowRoutes
 from headwater.domain.serialization import Codec
 from headwater.projections.row_codec import model_reader
 
@@ -46,15 +47,13 @@ async def logged(connection: asyncpg.Connection, codec: Codec, upto: int | None 
 def folded(view: View[M], log: Sequence[Recorded[Any]]) -> Rows[M]:
     """Return the rows after folding all events in order."""
     rows: Rows[M] = {}
+    routes = RowRoutes(view)
     for each in log:
-        kind = type(each.data)
-        if kind not in view.events:
-            continue
-        key = view.route_of(kind)(each.data)
-        before = rows.pop(key, None)
-        row = view.fold(before and before[0], each)
-        if row is not None:
-            rows[key] = before if before is not None and row is before[0] else (row, each.position)
+        for key in routes.keys(each):
+            before = rows.pop(key, None)
+            row = view.fold(before and before[0], each)
+            if row is not None:
+                rows[key] = before if before is not None and row is before[0] else (row, each.position)
     return rows
 
 

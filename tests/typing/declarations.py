@@ -145,7 +145,7 @@ class Box(ReadModel, key="box_id", indexes=["amount"]):
     parent_id: UUID | None = None
 
 
-class Lid(ReadModel, key="box_id"):
+class Lid(ReadModel, key="box_id", plural="Lids"):
     box_id: UUID
 
     box = Link(Box, by="box_id")
@@ -158,12 +158,31 @@ def fold(row: Box | None, event: Recorded[BoxEvent]) -> Box | None:
     return Box(box_id=event.data.box_id, amount=Decimal(0))
 
 
-def route(event: BoxEvent) -> UUID:
+def key_of(event: BoxEvent) -> UUID:
     return event.box_id
+
+
+def route(event: Recorded[BoxEvent]) -> UUID | None:
+    return None if isinstance(event.data, Emptied) else event.data.box_id
+
+
+def route_to_several(event: Recorded[BoxEvent]) -> list[UUID]:
+    return [event.data.box_id, event.stream_id]
+
+
+def fold_filled(row: Box | None, event: Recorded[Filled]) -> Box | None:
+    return row
+
+
+def fold_emptied(row: Box | None, event: Recorded[Emptied]) -> None:
+    return None
 
 
 view = View(Box, fold, route=route, on_failure=Park())
 assert_type(view, View[Box, BoxEvent])
+View(Box, fold, route=route_to_several)
+View(Box, fold, route=lambda event: event.data.box_id)
+View(Box, [fold_filled, fold_emptied], history=True)
 
 
 def holds(before: Decimal | None, event: Recorded[BoxEvent]) -> Decimal | None:
@@ -174,7 +193,7 @@ def holds(before: Decimal | None, event: Recorded[BoxEvent]) -> Decimal | None:
 
 filled_once = Invariant("filled_once", over=BoxEvent, holds=holds, key=lambda event: event.box_id)
 assert_type(filled_once, Invariant[Decimal, BoxEvent])
-Invariant("listed", over=[Filled, Emptied], holds=holds, key=route)
+Invariant("listed", over=[Filled, Emptied], holds=holds, key=key_of)
 
 
 def holds_of_one(before: int | None, event: Recorded[Filled]) -> int:
@@ -184,11 +203,15 @@ def holds_of_one(before: int | None, event: Recorded[Filled]) -> int:
 assert_type(Invariant("one", over=Filled, holds=holds_of_one), Invariant[int, Filled])
 
 
+def key_of_filled(event: Filled) -> UUID:
+    return event.box_id
+
+
 async def send(event: Recorded[Filled], key: str) -> None:
     assert_type(event.data.amount, Decimal)
 
 
-reactor = Reactor("send", send, order=route)
+reactor = Reactor("send", send, order=key_of_filled)
 
 
 def react(state: Decimal, event: Filled | Reminder | Refused) -> list[Do | After | Done]:

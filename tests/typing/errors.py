@@ -84,6 +84,10 @@ class IndexedByNumber(ReadModel, key="box_id", indexes=[1]):  # error: an index 
     box_id: UUID
 
 
+class PluralOfNumber(ReadModel, key="box_id", plural=2):  # error: a plural is text
+    box_id: UUID
+
+
 class Misspelled(ReadModel, key="box_id", indexs=["box_id"]):  # error: no keyword of a read model
     box_id: UUID
 
@@ -176,6 +180,14 @@ def route_to_text(event: Filled) -> str:
     return ""
 
 
+def route_to_other(event: Recorded[Filled]) -> float:
+    return 0.5
+
+
+def route_recorded(event: Recorded[Other]) -> UUID:
+    return event.data.other_id
+
+
 def route_other(event: Other) -> UUID:
     return event.other_id
 
@@ -184,8 +196,10 @@ View(Filled, fold)  # error: an event is no read model
 View(Box, fold_bare)  # error: a fold takes the recorded event
 View(Box, fold_to_text)  # error: a fold returns a row
 View(Box, async_fold)  # error: a fold is not async
-View(Box, fold, route=route_to_text)  # error: a route returns a UUID
-View(Box, fold, route=route_other)  # error of pyright: the route takes another event than the fold
+View(Box, [fold, fold_to_text])  # error: one of the folds returns no row
+View(Box, fold, route=route_to_other)  # error: a route returns keys
+View(Box, fold, route=route_other)  # error: the route takes the recorded event
+View(Box, fold, route=route_recorded)  # error of pyright: the route takes another event than the fold
 
 
 def holds(before: int | None, event: Recorded[Filled]) -> int:

@@ -152,8 +152,10 @@ class Domain:
 
     def by_stream(self, view: AnyView) -> bool:
         """True if each row of a read model is the fold of one stream, whose id is the row's key."""
-        keys = {decider.category: decider.key for decider in self.deciders}
-        return view.route is None and all(keys[self.category_of[event]] == view.key for event in view.events)
+        return view.route is None and all(self._decider_of(event).key == view.key for event in view.events)
+
+    def _decider_of(self, event: type[Event]) -> AnyDecider:
+        return self.decider_named[self.category_of[event]]
 
     def _check_names(self) -> None:
         _require_unique("category", [decider.category for decider in self.deciders])
@@ -207,6 +209,11 @@ class Domain:
             for event in view.events:
                 if event not in self.category_of:
                     raise DefinitionError(f"{view.name} folds {event.__name__}, which no decider's evolve takes")
+                if view.is_routed_by_stream(event) and view.key != self._decider_of(event).key:
+                    raise DefinitionError(
+                        f"{event.__name__} has no field `{view.key}: UUID` to find its {view.name} row by; give the "
+                        "View a route"
+                    )
             for name, link in view.links.items():
                 if link.to not in self.view_of:
                     raise DefinitionError(

@@ -70,11 +70,11 @@ def field_name(name: str) -> str:
     return first + "".join(word.capitalize() or "_" for word in rest)
 
 
-def plural(name: str) -> str:
-    """Return the plural: `accounts` for `account`, `entries` for `entry`."""
-    if name.endswith("y") and name[-2:-1] not in "aeiou":
-        return name[:-1] + "ies"
-    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
+def list_name(view: AnyView) -> str:
+    """Return the name of the field for a read model's rows: `accounts` for `Account`, `allDailySales` for `DailySales`,
+    whose plural is the name itself."""
+    many = view.model.__declared__.plural
+    return camel(many) if camel(many) != camel(view.name) else f"all{view.name[:1].upper()}{view.name[1:]}"
 
 
 def check_names(deciders: Mapping[type[Command], AnyDecider], views: Iterable[AnyView], *, sagas: bool) -> None:
@@ -179,8 +179,8 @@ class _Names:
             self.take("root", own, "Headwater", f"the field {own} of Headwater's own")
         for view in views:
             name, what = camel(view.name), f"the read model {_full_name(view.model)}"
-            for part, field in (("one", name), ("all", plural(name)), ("changes", f"{name}Changes")):
-                self.take("root", field, (view, part), what)
+            for part, field in (("one", name), ("all", list_name(view)), ("changes", f"{name}Changes")):
+                self.take("root", field, (view, part), what if part != "all" else f"{what}, as a list (`plural=`),")
 
     def _fields(self, owner: type, fields: Iterable[Field]) -> None:
         for each in fields:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
 from uuid import UUID
 
@@ -18,12 +16,18 @@ from typing_extensions import TypeVar, dataclass_transform
 
 from headwater.domain.class_keywords import KeywordStruct, is_list, is_whole, name_given
 from headwater.domain.failure_policy import DEFAULT_POLICY, OnFailure
-from headwater.domain.fields import Field, Kind, fields_of, hints_of, key_from, recorded_events, require_sync
+from headwater.domain.fields import Field, Kind, fields_of, hints_of, name_of, recorded_events, require_sync
 from headwater.domain.messages import Event, Recorded
+from headwater.domain.plurals import plural as english_plural
 from headwater.errors import DefinitionError
 
 M = TypeVar("M", bound="ReadModel")
 E = TypeVar("E", bound=Event, default=Any)
+Fold: TypeAlias = Callable[[M | None, Recorded[E]], M | None] | Callable[[M | None, Recorded[E], UUID], M | None]
+"""From a row or None and an event to the next row or None. A third parameter is given the key of the row."""
+
+Keys: TypeAlias = UUID | Sequence[UUID] | None
+"""What a route returns: the key of a row, the keys of several, or None for no row."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,12 @@ class Link:
 class ReadModelDeclaration:
     """The class keywords of a read model.
 
-    name: the GraphQL type. key: the field that identifies a row. version: of the fold. indexes: the columns of each.
+    name: the GraphQL type. plural: of the name. key: the field that identifies a row. version: of the fold. indexes:
+    the columns of each.
     """
 
     name: str
+    plural: str
     key: str
     version: int
     indexes: tuple[tuple[str, ...], ...]
@@ -55,11 +61,12 @@ class ReadModel(KeywordStruct):
     """A row that clients read. Its docstring describes the GraphQL type.
 
     Class keywords: `key` (the field that identifies a row, a UUID), `name` (the GraphQL type; the class name by
-    default), `version` (raise it when the fold changes, so that the rows are rebuilt) and `indexes` (columns, or tuples
-    of columns, that clients often filter by).
+    default), `plural` (of the name, for the field of all rows; the English plural by default), `version` (raise it when
+    the fold changes, so that the rows are rebuilt) and `indexes` (columns, or tuples of columns, that clients often
+    filter by).
     """
 
-    __declared__: ClassVar[ReadModelDeclaration] = ReadModelDeclaration("ReadModel", "", 1, ())
+    __declared__: ClassVar[ReadModelDeclaration] = ReadModelDeclaration("ReadModel", "ReadModels", "", 1, ())
 
     if TYPE_CHECKING:
 
@@ -68,6 +75,7 @@ class ReadModel(KeywordStruct):
             *,
             key: str,
             name: str | None = None,
+            plural: str | None = None,
             version: int = 1,
             indexes: Sequence[str | tuple[str, ...]] = (),
         ) -> None: ...
@@ -78,6 +86,7 @@ class ReadModel(KeywordStruct):
         *,
         key: str = "",
         name: str | None = None,
+        plural: str | None = None,
         version: int = 1,
         indexes: Sequence[str | tuple[str, ...]] = (),
     ) -> None:
@@ -93,7 +102,10 @@ class ReadModel(KeywordStruct):
                 f"{cls.__name__}: indexes={indexes!r} must be a list of names of fields, or of tuples of them"
             )
         columns = tuple((index,) if isinstance(index, str) else tuple(index) for index in indexes)
-        cls.__declared__ = ReadModelDeclaration(name_given(cls, name), key, version, columns)
+        name = name_given(cls, name)
+        if not isinstance(plural, str | None):
+            raise DefinitionError(f"{cls.__name__}: plural={plural!r} must be text")
+        cls.__declared__ = ReadModelDeclaration(name, plural or english_plural(name), key, version, columns)
 
 
 def _is_index(index: str | tuple[str, ...]) -> bool:
@@ -104,24 +116,50 @@ def _is_index(index: str | tuple[str, ...]) -> bool:
 class View(Generic[M, E]):
     """A read model with its fold: `fold(row or None, event) -> row or None`; None deletes the row.
 
-    The events are read from the fold's annotation `Recorded[A | B]`. route: from an event to the key of its row; by
-    default, the event's field that is named like the model's key. on_failure: what happens to a key whose fold raises;
-    by default it is retried, then parked. history: stores which events each row is folded from, so that a row which
-    gathers events of several streams can be read `asOf` a past position. It costs sixteen bytes an event and an index.
+    fold: one function, or a list of functions that each fold some of the events. The events are read from their
+    annotations `Recorded[A | B]`. A function with a third parameter is given the key of the row there: with a route to
+    several rows, it could not know it of a row that does not exist yet.
+
+    route: from a recorded event to the key of its row, to a list of the keys of several rows, or to None for an event
+    that changes no row. Each of the rows is folded by itself. By default, the key is the event's field that is named
+    like the model's key; if it has none, the id of its stream.
+
+    on_failure: what happens to a key whose fold raises; by default it is retried, then parked. history: stores which
+    events each row is folded from, so that a row which gathers events of several streams can be read `asOf` a past
+    position. It costs sixteen bytes an event and an index.
+
+    Raises:
+        DefinitionError: an annotation is missing, or a declaration does not fit.
     """
 
     model: type[M]
-    fold: Callable[[M | None, Recorded[E]], M | None]
-    route: Callable[[E], UUID] | None = None
+    fold: Callable[..., M | None]
+    route: Callable[[Recorded[E]], Keys] | None = None
     on_failure: OnFailure = DEFAULT_POLICY
     history: bool = False
     events: tuple[type[Event], ...] = field(init=False)
     fields: tuple[Field, ...] = field(init=False)
     links: dict[str, Link] = field(init=False)
+    takes_key: bool = field(init=False)
+
+    if TYPE_CHECKING:  # a list is given, and one function for all events is kept
+
+        def __init__(
+            self,
+            model: type[M],
+            fold: Fold[M, E] | Sequence[Fold[M, Any]],
+            route: Callable[[Recorded[E]], Keys] | None = None,
+            on_failure: OnFailure = DEFAULT_POLICY,
+            history: bool = False,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
-        require_sync(self.fold, self.route)
-        object.__setattr__(self, "events", _events_of(self.fold))
+        require_sync(self.route)
+        given: Any = self.fold
+        fold = FoldByEvent(given) if is_list(given) else given
+        object.__setattr__(self, "fold", fold)
+        object.__setattr__(self, "events", _events_of(fold))
+        object.__setattr__(self, "takes_key", _takes_key(fold))
         object.__setattr__(self, "fields", fields_of(self.model))
         links = {name: value for name, value in vars(self.model).items() if isinstance(value, Link)}
         object.__setattr__(self, "links", links)
@@ -137,11 +175,10 @@ class View(Generic[M, E]):
         """The field that identifies a row."""
         return self.model.__declared__.key
 
-    def route_of(self, event: type[Event]) -> Callable[[Any], UUID]:
-        """Return the function from an event of this type to its row's key. It raises TypeError if that is no UUID."""
-        if self.route is not None:
-            return partial(key_from, self.route)
-        return attrgetter(self.key)  # `_check` ensures that it is a UUID field
+    def is_routed_by_stream(self, event: type[Event]) -> bool:
+        """True if the key of an event's row is the id of its stream: there is no route, and the event has no field that
+        is named like the key."""
+        return self.route is None and self.key not in {each.name for each in fields_of(event)}
 
     def _check(self) -> None:
         columns = {each.name: each for each in self.fields}
@@ -163,7 +200,7 @@ class View(Generic[M, E]):
                 raise DefinitionError(f"{where}.{name}: `by={link.by}` must name a field of {where}, of type UUID")
         if self.route is None:
             for event in self.events:
-                if not any(each.name == self.key and each.is_key for each in fields_of(event)):
+                if any(each.name == self.key and not each.is_key for each in fields_of(event)):
                     raise DefinitionError(
                         f"{event.__name__} has no field `{self.key}: UUID` to find its {self.name} row by; give the "
                         "View a route"
@@ -174,9 +211,50 @@ AnyView: TypeAlias = View[Any]
 """Any view, whatever its rows and its events."""
 
 
+class FoldByEvent:
+    """One fold made of several: each event is folded by the function whose annotation names it.
+
+    Raises:
+        DefinitionError: there is no function, an annotation is missing, or two name one event.
+    """
+
+    def __init__(self, folds: Sequence[Callable[..., Any]]) -> None:
+        if not folds:
+            raise DefinitionError("A View's list of folds is empty; give it a function")
+        owners: dict[type[Event], Callable[..., Any]] = {}
+        for fold in folds:
+            for event in _events_of(fold):
+                if event in owners:
+                    raise DefinitionError(
+                        f"{event.__name__} is folded by both {name_of(owners[event])} and {name_of(fold)}"
+                    )
+                owners[event] = fold
+        self._of = {event: fold if _takes_key(fold) else _without_key(fold) for event, fold in owners.items()}
+
+    @property
+    def events(self) -> tuple[type[Event], ...]:
+        return tuple(self._of)
+
+    def __call__(self, row: Any, event: Recorded[Any], key: UUID) -> Any:
+        return self._of[type(event.data)](row, event, key)
+
+
+def _without_key(fold: Callable[[Any, Recorded[Any]], Any]) -> Callable[[Any, Recorded[Any], UUID], Any]:
+    return lambda row, event, key: fold(row, event)
+
+
+def _takes_key(fold: Callable[..., object]) -> bool:
+    """True if a fold has a third parameter, for the key of the row."""
+    return isinstance(fold, FoldByEvent) or len([name for name in hints_of(fold) if name != "return"]) > 2
+
+
 def _events_of(fold: Callable[..., object]) -> tuple[type[Event], ...]:
+    if isinstance(fold, FoldByEvent):
+        return fold.events
+    require_sync(fold)
     taken = [events for name, hint in hints_of(fold).items() if name != "return" and (events := recorded_events(hint))]
     if len(taken) != 1:
-        where = f"{fold.__module__}.{fold.__qualname__}"
-        raise DefinitionError(f"{where}: its second parameter must be annotated Recorded[...] with the events it folds")
+        raise DefinitionError(
+            f"{name_of(fold)}: its second parameter must be annotated Recorded[...] with the events it folds"
+        )
     return taken[0]

@@ -36,11 +36,11 @@ def fold_of(view: View[M]) -> Fold[M]:
         RowMisplaced: the row has another key.
         Exception: the user's fold raised it.
     """
-    fold, key_of_row, name = view.fold, view.key, view.name
+    fold, takes_key, key_of_row, name = view.fold, view.takes_key, view.key, view.name
     forms = [(each.name, form) for each in view.fields if (form := canonical_form_of(each)) is not None]
 
     def folded(key: UUID, row: M | None, event: Recorded[Any]) -> M | None:
-        after = fold(row, event)
+        after = fold(row, event, key) if takes_key else fold(row, event)
         if after is None or after is row:
             return after
         given = getattr(after, key_of_row)

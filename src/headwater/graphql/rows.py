@@ -14,7 +14,7 @@ from uuid import UUID
 import strawberry
 
 from headwater.domain.fields import Field
-from headwater.domain.graphql_names import camel, field_name, plural
+from headwater.domain.graphql_names import camel, field_name, list_name
 from headwater.domain.messages import sentence_of
 from headwater.domain.read_model import Link, ReadModel, View
 from headwater.errors import BadUserInput
@@ -159,8 +159,8 @@ class RowType:
         """Return the fields `account` and `accounts`."""
         return {
             self.name: strawberry.field(resolver=self._by_key(), description=f"One {self.name} by its key."),
-            plural(self.name): strawberry.field(
-                resolver=self._list(), description=f"{plural(self.view.name)} in pages. Without an order, by key."
+            list_name(self.view): strawberry.field(
+                resolver=self._list(), description=f"{_many(self.view)} in pages. Without an order, by key."
             ),
         }
 
@@ -392,7 +392,11 @@ def _connection(view: View[ReadModel], row: Generated) -> Generated:
             description=f"The position of the read model: {camel(view.name)}Changes(after:) continues from here.",
         ),
     )
-    return strawberry.type(cls, description=f"A page of {plural(view.name)}.")
+    return strawberry.type(cls, description=f"A page of {_many(view)}.")
+
+
+def _many(view: View[ReadModel]) -> str:
+    return view.model.__declared__.plural
 
 
 def _page_position(root: _Showing[_RowPage], info: Info) -> Place:

@@ -16,6 +16,7 @@ import asyncpg
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import AnyView
+from headwater.domain.row_route import RowRoutes
 from headwater.errors import AsOfUnsupported, CodeFailed, ProjectionBehind, ReadModelRebuilding
 from headwater.eventstore.log import Log
 from headwater.postgres import queries
@@ -48,6 +49,7 @@ class History:
         self._by_stream = domain.by_stream(view)
         self._fingerprint = fingerprint(view)
         self._folder = RowFolder(log, view)
+        self._routes = RowRoutes(view)
 
     def require(self) -> None:
         """Raise `AsOfUnsupported` if the read model cannot be read as of the past."""
@@ -70,13 +72,12 @@ class History:
         """
         self.require()
         model, changed = None, 0
-        fold, routes = self._folder.fold, self._folder.routes
+        fold, keys_of = self._folder.fold, self._routes.keys
         events = self._of_stream(key, position) if self._by_stream else self._as_routed(key, position)
         async with aclosing(events):
             async for event in events:
-                route = routes.get(type(event.data))
                 try:
-                    if route is None or route(event.data) != key:
+                    if key not in keys_of(event):
                         continue
                     after = fold(key, model, event)
                 except PASSING as error:  # raised by the user's code, it is no fault of the database

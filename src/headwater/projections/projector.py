@@ -244,8 +244,10 @@ class Projector(Generic[M]):
             return
         waiting = await self._letters.pending(self._connection, keys, self._settings.batch)
         tried = [letter for letter in waiting if not letter.discarded]
-        key_of = {letter.position: letter.key for letter in tried}
-        events = await self._log.at(list(key_of))
+        keys_of: dict[int, list[UUID]] = {}
+        for letter in tried:
+            keys_of.setdefault(letter.position, []).append(letter.key)
+        events = await self._log.at(list(keys_of))
         more: set[UUID] = set()
 
         async def write(batch: _Batch[M]) -> None:
@@ -259,10 +261,11 @@ class Projector(Generic[M]):
             await self._letters.park(self._connection, [letter for letter in batch.letters if letter.error is not None])
             more.update(await self._letters.go_on(self._connection, set(keys) - batch.failed))
 
-        attempts = {letter.position: letter.attempts for letter in tried if letter.attempts}
-        routed = [(key_of[event.position], event) for event in events if type(event.data) in self._folder.routes]
+        attempts = {(letter.key, letter.position): letter.attempts for letter in tried if letter.attempts}
+        folded = [event for event in events if isinstance(event.data, self._view.events)]
+        routed = [(key, event) for event in folded for key in keys_of[event.position]]
         batch = await self._commit(routed, write, attempts=attempts)
-        self.progress.retries += sum(map(batch.includes, attempts))
+        self.progress.retries += sum(batch.includes(position) for _, position in attempts)
         self._set_parked(self._parked - (set(keys) - batch.failed - more))
 
     # -------------------------------------------------------------------------------------------------------- waiting
@@ -296,13 +299,13 @@ class Projector(Generic[M]):
         self,
         routed: Routed,
         parked: Set[UUID],
-        attempts: Mapping[int, int] | None,
-        rejected: Mapping[int, Exception],
+        attempts: Mapping[tuple[UUID, int], int] | None,
+        rejected: Mapping[tuple[UUID, int], Exception],
     ) -> _Batch[M]:
         """Fold a batch in memory.
 
-        attempts: for dead letters, how often each has failed, by position. rejected: the errors of events whose row
-        PostgreSQL has rejected, by position.
+        attempts: for dead letters, how often each has failed, by key and position. rejected: the errors of events whose
+        row PostgreSQL has rejected, by key and position.
         """
         keys = {key for key, _ in routed} - parked
         self._unreadable = await self._cache.load(self._connection, self._statements.load, keys)
@@ -311,7 +314,8 @@ class Projector(Generic[M]):
         turn, began = TimeSlice(SLICE_SECONDS, self._clock), self._clock()
         for place, (key, event) in enumerate(routed):
             if turn.is_over() and place:
-                if self._clock() - began > self._settings.lease * LEASE_PART:
+                is_next = event is not routed[place - 1][1]  # an event is folded into all of its rows, or into none
+                if is_next and self._clock() - began > self._settings.lease * LEASE_PART:
                     batch.cut_at = event.position
                     break
                 await turn.give_way()
@@ -323,8 +327,8 @@ class Projector(Generic[M]):
             try:
                 if row is None:
                     row = changed[number] = self._copy(number)
-                if rejected and event.position in rejected:
-                    raise rejected[event.position]
+                if rejected and (key, event.position) in rejected:
+                    raise rejected[key, event.position]
                 model = fold(key, row.model, event)
             except Exception as error:  # noqa: BLE001 - whatever a user's fold raises; nothing here asks the database
                 batch.letters.append(self._set_aside(key, event, error, attempts))
@@ -347,12 +351,12 @@ class Projector(Generic[M]):
         return FoldedRow(row.key, row.model, row.position, row.stored)
 
     def _set_aside(
-        self, key: UUID, event: Recorded[Event], error: Exception, attempts: Mapping[int, int] | None
+        self, key: UUID, event: Recorded[Event], error: Exception, attempts: Mapping[tuple[UUID, int], int] | None
     ) -> DeadLetter:
         policy = self._folder.policy
         if attempts is None and isinstance(policy.then, Stop):
             raise FoldFailed(f"{self._view.name}: {fold_failure(event, key, error)}", event.position) from error
-        failures = (attempts or {}).get(event.position, 0) + 1
+        failures = (attempts or {}).get((key, event.position), 0) + 1
         return DeadLetter(key, event.position, failures, *described(error), policy.pause(failures))
 
     # ----------------------------------------------------------------------------------------------------- committing
@@ -363,7 +367,7 @@ class Projector(Generic[M]):
         write: Callable[[_Batch[M]], Awaitable[None]],
         *,
         parked: Set[UUID] = frozenset(),
-        attempts: Mapping[int, int] | None = None,
+        attempts: Mapping[tuple[UUID, int], int] | None = None,
     ) -> _Batch[M]:
         """Fold, and write in one transaction. An event whose row PostgreSQL rejects counts as a failed fold."""
         batch = await self._fold(routed, parked, attempts, {})
@@ -416,8 +420,8 @@ class Projector(Generic[M]):
 
     # -------------------------------------------------------------------------------------------------- rejected rows
 
-    async def _find_rejected(self, routed: Routed, batch: _Batch[M]) -> dict[int, Exception]:
-        """Return, by position, the first event of each key that leads to a row which PostgreSQL rejects."""
+    async def _find_rejected(self, routed: Routed, batch: _Batch[M]) -> dict[tuple[UUID, int], Exception]:
+        """Return, by key and position, the first event of each key that leads to a row which PostgreSQL rejects."""
         rows = [row for row in batch.changed.values() if row.model is not None]
         rejected = {}
         for bad in await find_rejected(self._connection, rows, self._try_rows):
@@ -428,7 +432,7 @@ class Projector(Generic[M]):
                     alone = FoldedRow(bad.key, model, event.position, row.stored)
                     error = await self._rejection_of(alone)
                     if error is not None:
-                        rejected[event.position] = error
+                        rejected[bad.key, event.position] = error
                         break
                 row.model = model
         return rejected

@@ -25,6 +25,7 @@ from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
 from headwater.domain.row_fold import fold_of
+from headwater.domain.row_route import RowRoutes
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.postgres.rejected_rows import rejected_among, rejection_of
@@ -33,7 +34,8 @@ from headwater.projections.row_codec import RowCodec
 M = TypeVar("M", bound=ReadModel)
 
 Routed: TypeAlias = Sequence[tuple[UUID, Recorded[Event]]]
-"""Events, each with the key of the row that it changes."""
+"""Events in the order of the log, each with the key of a row that it changes. An event that changes several rows stands
+once for each of them."""
 
 SLICE_SECONDS = 0.01
 """Folds yield to the event loop after this long. The heartbeat of the lease is a task of the same loop: a batch of slow
@@ -41,7 +43,7 @@ folds without a pause would let the lease expire."""
 
 
 class RouteFailed(HeadwaterError):
-    """A route raised, or did not return a UUID. The event cannot be set aside, since its key is unknown."""
+    """A route raised, or did not return keys. The event cannot be set aside, since its key is unknown."""
 
     def __init__(self, event: Recorded[Event], error: Exception) -> None:
         super().__init__(
@@ -86,7 +88,7 @@ class RowFolder(Generic[M]):
     def __init__(self, log: Log, view: View[M], *, slice_seconds: float = SLICE_SECONDS) -> None:
         self.view = view
         self.types = log.stored_names(view.events)
-        self.routes = {event: view.route_of(event) for event in view.events}
+        self._routes = RowRoutes(view)
         self.fold = fold_of(view)
         self.codec = RowCodec(view)
         self.policy = policy_of(view.on_failure)
@@ -96,33 +98,33 @@ class RowFolder(Generic[M]):
         """Start a time slice."""
         return TimeSlice(self._slice_seconds)
 
-    def key_of(self, event: Recorded[Event]) -> UUID | None:
-        """Return the key of the row that an event changes. None: a stored name can hold events of another type, too.
+    def keys_of(self, event: Recorded[Event]) -> Sequence[UUID]:
+        """Return the keys of the rows that an event changes. None of them: a stored name can hold events of another
+        type, too, and a route may pass an event over.
 
         Raises:
-            RouteFailed: the route raised, or did not return a UUID.
+            RouteFailed: the route raised, or did not return keys.
         """
-        route = self.routes.get(type(event.data))
-        if route is None:
-            return None
         try:
-            return route(event.data)
+            return self._routes.keys(event)
         except Exception as error:
             raise RouteFailed(event, error) from error
 
     def route(self, events: Iterable[Recorded[Event]]) -> list[tuple[UUID, Recorded[Event]]]:
-        """Return each event of this read model with the key of its row.
+        """Return each event of this read model with the key of its row, once for each row that it changes.
 
         Raises:
-            RouteFailed: a route raised, or did not return a UUID.
+            RouteFailed: a route raised, or did not return keys.
         """
-        routes, routed = self.routes, []
+        to_one, keys_of = self._routes.to_one, self._routes.keys
+        routed: list[tuple[UUID, Recorded[Event]]] = []
         for event in events:
-            route = routes.get(type(event.data))
-            if route is None:
-                continue
+            route = to_one.get(type(event.data))
             try:
-                routed.append((route(event.data), event))
+                if route is not None:
+                    routed.append((route(event), event))
+                else:
+                    routed += [(key, event) for key in keys_of(event)]
             except Exception as error:
                 raise RouteFailed(event, error) from error
         return routed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -146,8 +146,7 @@ class Verifier(Generic[M]):
         events = await self._log.at(random.sample(range(1, generation.position + 1), wanted))
         random.shuffle(events)  # otherwise events late in the log would rarely be chosen
         for event in events:
-            routed = self._key_of(event)
-            if routed is not None and len(keys) < count:
+            for routed in self._keys_of(event)[: count - len(keys)]:
                 keys.setdefault(routed.int, routed)
         return keys
 
@@ -164,7 +163,7 @@ class Verifier(Generic[M]):
             async for event in events:
                 if turn.is_over():
                     await turn.give_way()
-                if self._key_of(event) == event.stream_id:
+                if self._keys_of(event) == (event.stream_id,):
                     self._take(folded[event.stream_id.int], event.stream_id, event)
         return folded
 
@@ -181,14 +180,14 @@ class Verifier(Generic[M]):
             for event in events:
                 if turn.is_over():
                     await turn.give_way()
-                key = self._key_of(event)
-                row = None if key is None else row_of(key.int)
-                if key is not None and row is not None:
-                    self._take(row, key, event)
+                for key in self._keys_of(event):
+                    row = row_of(key.int)
+                    if row is not None:
+                        self._take(row, key, event)
 
-    def _key_of(self, event: Recorded[Event]) -> UUID | None:
+    def _keys_of(self, event: Recorded[Event]) -> Sequence[UUID]:
         try:
-            return self._folder.key_of(event)
+            return self._folder.keys_of(event)
         except RouteFailed as failure:
             raise NotVerifiable(str(failure)) from failure
 

@@ -17,6 +17,7 @@ from bank.users.feature import users
 from bank.users.views import user_view
 from headwater import App, Event, Feature, Park, ReadModel, Recorded, Retry, Stop, View
 from headwater.domain.failure_policy import OnFailure
+from headwater.domain.row_route import RowRoutes
 
 POISON: set[tuple[str, type[Event], UUID]] = set()
 """The folds that fail now: the read model's name, the event type and the row's key of each."""
@@ -64,18 +65,23 @@ def owner_of(event: UserRegistered | AccountOpened) -> UUID:
     return event.user_id if isinstance(event, UserRegistered) else event.owner_id
 
 
+def route_to_owner(event: Recorded[UserRegistered | AccountOpened]) -> UUID:
+    return owner_of(event.data)
+
+
 movable_view = View(Movable, fold_movable)
-owner_view = View(Owner, fold_owner, route=owner_of, history=True)
+owner_view = View(Owner, fold_owner, route=route_to_owner, history=True)
 VIEWS: list[View[Any]] = [user_view, account_view, movable_view, owner_view, transfer_view]
 
 
 def poisonable(view: View[Any], on_failure: OnFailure) -> View[Any]:
     """Return the view with a fold that fails for the entries of POISON."""
 
+    routes = RowRoutes(view)
+
     @wraps(view.fold)
     def fold(row: Any, event: Recorded[Any]) -> Any:
-        kind = type(event.data)
-        if (view.name, kind, view.route_of(kind)(event.data)) in POISON:
+        if any((view.name, type(event.data), key) in POISON for key in routes.keys(event)):
             raise ZeroDivisionError("a bug in the fold")
         return view.fold(row, event)
 
