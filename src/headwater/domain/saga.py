@@ -129,7 +129,7 @@ class Cancel:
 class Done:
     """End the instance when the steps before this are concluded: it handles no event any more, and has no timers.
 
-        return [Do(ShipOrder(order_id=state.order_id)), Done()]
+    return [Do(ShipOrder(order_id=state.order_id)), Done()]
     """
 
 
