@@ -20,7 +20,7 @@ from headwater.errors import DefinitionError, HeadwaterError, PublicError
 
 if TYPE_CHECKING:
     from headwater.app import App
-    from headwater.graphql.explorer import Example
+    from headwater.graphql.explorer.examples import Example
 
 __all__ = [
     "After",
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 # These import the database and the web, which a domain that imports Command must not need.
-_HEAVY = {"App": "headwater.app", "Example": "headwater.graphql.explorer"}
+_HEAVY = {"App": "headwater.app", "Example": "headwater.graphql.explorer.examples"}
 
 
 def __getattr__(name: str) -> object:

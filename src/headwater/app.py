@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import strawberry
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from headwater.domain.feature import Domain, Feature
-from headwater.graphql.explorer import Example
-from headwater.graphql.schema import schema_of
+from headwater.graphql.explorer.examples import Example
+
+if TYPE_CHECKING:
+    import strawberry
 
 
 class App:
@@ -22,5 +24,11 @@ class App:
 
     def __init__(self, features: Sequence[Feature], *, examples: Sequence[Example] = ()) -> None:
         self.domain = Domain(features)
-        self.schema: strawberry.Schema = schema_of(self.domain)
         self.examples = tuple(examples)
+
+    @cached_property
+    def schema(self) -> strawberry.Schema:
+        """The GraphQL schema, which the first use makes."""
+        from headwater.graphql.schema import schema_of  # most commands run without GraphQL
+
+        return schema_of(self.domain)

@@ -43,7 +43,7 @@ async def test_a_service_writes_nothing_but_records_from_ready_to_stopped(
         ("INFO", "stopping: SIGTERM was received"),
         ("INFO", "stopped"),
     ]
-    assert {each["logger"] for each in found} == {"headwater.cli.processes", "uvicorn.error", "headwater.server.web"}
+    assert {each["logger"] for each in found} == {"headwater.cli.processes", "uvicorn.error", "headwater.cli.loop"}
     assert {each["node"].rpartition("/")[2] for each in found} == {str(running.process.pid)}
 
 
@@ -84,7 +84,7 @@ async def test_a_service_prints_its_addresses_where_its_log_is_text(
     assert f"  GraphQL        {running.url}/graphql          (HTTP POST and GET)\n" in running.printed
     assert await running.stop(signal.SIGTERM) == 0
     lines = (await running.process.stdout.read()).decode().splitlines()
-    assert [line.rpartition(": ")[0].split(" ")[1:2] for line in lines if "headwater.server.web" in line] == [
+    assert [line.rpartition(": ")[0].split(" ")[1:2] for line in lines if "headwater.cli.loop" in line] == [
         ["INFO"],
         ["INFO"],
     ]

@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from headwater.graphql.explorer.page import NOT_BUILT, Example, explorer_page, explorer_routes
+from headwater.graphql.explorer.examples import Example
+from headwater.graphql.explorer.page import NOT_BUILT, explorer_page, explorer_routes
 
 EXPLORER = Path(__file__).parents[2] / "explorer"
 EXAMPLES = [

@@ -17,7 +17,8 @@ from bank.main import app as bank
 from bank.users.domain import RegisterUser
 from headwater.config import Settings
 from headwater.postgres.embedded import EmbeddedPostgres
-from headwater.postgres.migrations import SchemaMissing, migrate, require_schema, scripts
+from headwater.postgres.migrations import migrate
+from headwater.postgres.schema_version import SchemaMissing, require_schema, scripts
 from headwater.projections.generations import prepare_views
 from headwater.server.node import Node
 

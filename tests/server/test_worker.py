@@ -10,10 +10,10 @@ from functools import partial
 import asyncpg
 from tests.support import works
 from tests.support.waiting import until
-from tests.support.works import PlaceOrder, fulfilment
+from tests.support.works import PlaceOrder, fulfilment, orders
 
 from headwater import App, Feature, Schedule
-from headwater.cli.application import node_of
+from headwater.cli.node import node_of
 from headwater.clock import VirtualClock
 from headwater.config import Settings
 from headwater.consumers.standings import read_standings
@@ -56,9 +56,12 @@ async def test_a_schedule_starts_a_saga_on_the_worker_that_holds_its_lease(
 
 
 async def test_objects_that_exist_after_the_start_are_frozen_for_the_garbage_collector(dsn: str) -> None:
-    before = gc.get_freeze_count()
+    app, before = App([Feature([orders])]), gc.get_freeze_count()
     try:
-        async with node_of(App([]), Settings(), dsn, serve=False, work=True):
+        async with node_of(app, Settings(), dsn, serve=True, work=False):
             assert gc.get_freeze_count() > before
+            schema = app.schema
+            assert not any(each is schema for each in gc.get_objects())
     finally:
         gc.unfreeze()
+    assert any(each is schema for each in gc.get_objects())

@@ -19,10 +19,11 @@ from typing import BinaryIO
 from headwater.cli import main
 
 ROOT = Path(__file__).parents[2]
+CLI = ROOT / "src" / "headwater" / "cli"
 PATIENCE = 60
 
 _forked = multiprocessing.get_context("forkserver")
-_forked.set_forkserver_preload(["bank.main", "headwater.cli"])
+_forked.set_forkserver_preload(["bank.main", *(f"headwater.cli.{file.stem}" for file in CLI.glob("[a-z]*.py"))])
 
 
 def clean_environ() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The command line: `headwater dev | serve | work | migrate | status | ...`.
 
-Begin with `arguments.py`, which lists the commands. Each group of commands is one module (`processes`, `events`,
-`sagas`, ...) with an `add` function that declares them. What they share: `application` loads the app, `connection`
+Begin with `arguments`, which declares the commands. Each group of commands is one module (`processes`, `events`,
+`sagas`, ...), imported when one of its commands runs. What they share: `application` loads the app, `connection`
 reaches the database, `output` prints, `loop` runs the event loop.
 """
 
@@ -10,12 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import asyncpg
-
 from headwater import logs
-from headwater.cli.arguments import parser, settings_of
+from headwater.cli.arguments import SERVICES, parser, settings_of
+from headwater.cli.commands import function_of
 from headwater.cli.output import accept_any_text, complain, exit_code_of, flush_quietly
-from headwater.cli.processes import SERVICES
 from headwater.errors import HeadwaterError
 
 logger = logging.getLogger(__name__)
@@ -41,12 +39,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         logs.configure(settings.log_format, settings.log_level)
         if logs.is_json() and chosen.command in SERVICES:
             fail = _log_failure
-        return exit_code_of(lambda: chosen.command(chosen, settings))
+        run = function_of(chosen.command)
+        return exit_code_of(lambda: run(chosen, settings))
     except KeyboardInterrupt:
         return INTERRUPTED
     except HeadwaterError as error:
         return fail(str(error))
-    except (OSError, asyncpg.PostgresError) as error:
+    except OSError as error:
         return fail(f"{type(error).__name__}: {error}")
 
 

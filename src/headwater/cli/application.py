@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import gc
 import tomllib
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from headwater.app import App
 from headwater.cli.app_import import import_app
-from headwater.cli.connection import reaching, session_variable
-from headwater.config import Settings
 from headwater.domain.read_model import View
 from headwater.errors import SettingsError
 from headwater.sagas.operations import Limits, limits_of
-from headwater.server.node import Node
-
-
-def app_option() -> argparse.ArgumentParser:
-    """Return the parent parser of each command that needs the app; the command then calls `load(chosen.app)`."""
-    option = argparse.ArgumentParser(add_help=False)
-    option.add_argument(
-        "--app", metavar="MODULE:NAME", help="the App to run; default: [tool.headwater] app in pyproject.toml"
-    )
-    return option
 
 
 def load(name: str | None) -> App:
@@ -78,18 +62,3 @@ def view_named(app: App, name: str) -> View[Any]:
     except KeyError:
         names = ", ".join(view.name for view in app.domain.views)
         raise SettingsError(f"the app has no read model {name!r}; it has {names}") from None
-
-
-@asynccontextmanager
-async def node_of(app: App, settings: Settings, dsn: str, *, serve: bool, work: bool) -> AsyncIterator[Node]:
-    """Run the app as a node. A database that cannot be reached is reported as a wrong setting only during the start.
-
-    After the start the garbage collector ignores everything that exists by then, since classes and schema live as long
-    as the process: scanning them again and again took a quarter of its time.
-    """
-    async with AsyncExitStack() as stack:
-        with reaching(" or ".join(sorted({"DATABASE_URL", session_variable(settings)}))):
-            node = await stack.enter_async_context(Node(app, settings, dsn, serve=serve, work=work))
-        gc.collect()
-        gc.freeze()
-        yield node

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from headwater.app import App
-from headwater.cli.application import app_option, load
-from headwater.cli.commands import Commands, command
+from headwater.cli.application import load
 from headwater.cli.connection import migrated_database
 from headwater.cli.loop import complete
 from headwater.cli.output import complain
@@ -14,12 +13,7 @@ from headwater.config import Settings
 from headwater.eventstore.compatibility import Stored, check, complaint
 
 
-def add(commands: Commands) -> None:
-    text = "prove that the app can read every kind of event in the log"
-    command(commands, "check", _check, text, parents=[app_option()])
-
-
-def _check(chosen: argparse.Namespace, settings: Settings) -> int:
+def run(chosen: argparse.Namespace, settings: Settings) -> int:
     kinds = complete(_checked(load(chosen.app), settings))
     unreadable = [kind for kind in kinds if kind.unreadable is not None]
     if unreadable:

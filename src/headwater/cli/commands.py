@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from pkgutil import resolve_name
+from typing import TypeAlias, cast
 
 from headwater.config import Settings
 
@@ -22,9 +23,12 @@ Run: TypeAlias = Callable[[argparse.Namespace, Settings], int | None]
 
 
 def command(
-    commands: Commands, name: str, run: Run, text: str, *, parents: Sequence[argparse.ArgumentParser] = ()
+    commands: Commands, name: str, run: str, text: str, *, parents: Sequence[argparse.ArgumentParser] = ()
 ) -> argparse.ArgumentParser:
-    """Add one command. Returns its parser, to which its own options are added."""
+    """Add one command. Returns its parser, to which its own options are added.
+
+    run: the function that runs it, as `module:function` in this package; see `function_of`.
+    """
     parser = commands.add_parser(name, parents=parents, help=text, description=text)
     parser.set_defaults(command=run)
     return parser
@@ -36,6 +40,11 @@ def group(commands: Commands, name: str, text: str, description: str | None = No
     return parser.add_subparsers(required=True, metavar="COMMAND")
 
 
+def function_of(run: str) -> Run:
+    """Import the function that runs a command, with the libraries that it needs."""
+    return cast(Run, resolve_name(f"headwater.cli.{run}"))
+
+
 def position(text: str) -> int:
     """Parse a position in the log: 0 or more."""
     return _number(text, 0)
@@ -44,6 +53,13 @@ def position(text: str) -> int:
 def count(text: str) -> int:
     """Parse a number of things: 1 or more."""
     return _number(text, 1)
+
+
+def host(text: str) -> str:
+    """Parse --host. An empty one would mean every address of the machine; it is more likely an unset variable."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; write 0.0.0.0 for all addresses, or leave the option out")
+    return text.strip()
 
 
 def _number(text: str, least: int) -> int:

@@ -17,7 +17,7 @@ from headwater.errors import SettingsError
 from headwater.eventstore.epoch import Epochs
 from headwater.postgres import embedded
 from headwater.postgres.database import UNREACHABLE, Database
-from headwater.postgres.migrations import require_schema
+from headwater.postgres.schema_version import require_schema
 
 T = TypeVar("T")
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from uuid import UUID
 
-from headwater.cli.commands import Commands, command, group, position
 from headwater.cli.connection import ask
 from headwater.cli.output import complain
 from headwater.cli.terminal import aligned, printable
@@ -21,36 +19,11 @@ _BEHIND = "none: it waits for an earlier event of its key"
 HEADINGS = ("PROJECTION", "KEY", "POSITION", "TYPE", "ATTEMPTS", "BEHIND", "PARKED SINCE", "NEXT", "ERROR")
 
 
-def add(commands: Commands) -> None:
-    letters = group(commands, "dead-letters", "events whose handling failed: list, show, retry, discard")
-    some = [_some()]
-    text = "print the parked keys of read models, sagas and reactors, with the event that each failed on"
-    each = command(letters, "list", _list, text, parents=some)
-    each.add_argument("--all", action="store_true", help="also the events that wait behind it")
-    text = "print failed events with their data and the error"
-    each = command(letters, "show", _show, text, parents=some)
-    each.add_argument("--all", action="store_true", help="also the events that wait behind it")
-    text = "retry parked keys now, in order; the worker that runs the consumer does it"
-    command(letters, "retry", _retry, text, parents=some)
-    text = "skip the failed event, and retry the rest of its key"
-    each = command(letters, "discard", _discard, text, parents=some)
-    each.add_argument("--all", action="store_true", help="all events of the key that wait now")
-
-
-def _some() -> argparse.ArgumentParser:
-    """Return the parent parser of the options that select dead letters."""
-    some = argparse.ArgumentParser(add_help=False)
-    some.add_argument("--projection", metavar="NAME", help='only of this read model, "saga NAME" or "reactor NAME"')
-    some.add_argument("--key", type=UUID, metavar="ID", help="only of this key")
-    some.add_argument("--position", type=position, metavar="P", help="only the event at this position")
-    return some
-
-
 def _filter(chosen: argparse.Namespace) -> LetterFilter:
     return LetterFilter(chosen.projection, chosen.key, chosen.position)
 
 
-def _list(chosen: argparse.Namespace, settings: Settings) -> None:
+def run_list(chosen: argparse.Namespace, settings: Settings) -> None:
     letters = _listed(chosen, settings)
     if not letters:
         print("No dead letters.")
@@ -74,7 +47,7 @@ def _row(letter: ListedLetter) -> tuple[object, ...]:
     )
 
 
-def _show(chosen: argparse.Namespace, settings: Settings) -> int:
+def run_show(chosen: argparse.Namespace, settings: Settings) -> int:
     # An event that is named by its position is shown even if others of its key come before it.
     chosen.all = chosen.all or chosen.position is not None
     letters = _listed(chosen, settings)
@@ -108,12 +81,12 @@ def _listed(chosen: argparse.Namespace, settings: Settings) -> list[ListedLetter
     return ask(settings, lambda c: listed(c, where, first_only=not chosen.all, limit=MOST))
 
 
-def _retry(chosen: argparse.Namespace, settings: Settings) -> int:
+def run_retry(chosen: argparse.Namespace, settings: Settings) -> int:
     where = _filter(chosen)
     return _marked(ask(settings, lambda c: retry(c, where)), "key", "tried again")
 
 
-def _discard(chosen: argparse.Namespace, settings: Settings) -> int:
+def run_discard(chosen: argparse.Namespace, settings: Settings) -> int:
     where = _filter(chosen)
     if where == LetterFilter():
         raise SettingsError("dead-letters discard: select the dead letters by --projection, --key or --position")

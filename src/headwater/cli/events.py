@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
-from headwater.cli.commands import Commands, command, group, position
+from headwater.cli.arguments import LAST_EVENTS
 from headwater.cli.connection import dsn_to_ask, reaching, session_variable
 from headwater.cli.event_lines import json_of, line_of, tree_of
-from headwater.cli.loop import complete, unless
+from headwater.cli.loop import complete, stopping, unless
 from headwater.cli.output import complain
 from headwater.config import Settings
 from headwater.domain.serialization import Codec
@@ -20,34 +20,15 @@ from headwater.eventstore.doorbell import Doorbell, PostgresBell
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
-from headwater.postgres.migrations import require_schema
-from headwater.server.web import stopping
+from headwater.postgres.schema_version import require_schema
 from headwater.supervisor import Supervisor
 
-LAST = 20
-"""The number of events that `events tail` prints without --after."""
 
-
-def add(commands: Commands) -> None:
-    events = group(commands, "events", "the audit trail: tail, trace", "The audit trail.")
-    tail = command(events, "tail", _tail, "print the last events, or those after a position")
-    tail.add_argument("--follow", action="store_true", help="keep printing new events until Ctrl-C")
-    tail.add_argument(
-        "--after", type=position, metavar="P", help=f"start after this position; default: the last {LAST}"
-    )
-    tail.add_argument("--category", metavar="C", help="only events of this category")
-    tail.add_argument("--type", dest="types", action="append", metavar="T", help="only this type; may be repeated")
-    tail.add_argument("--stream", type=UUID, metavar="ID", help="only events of this stream")
-    tail.add_argument("--json", action="store_true", help="print each event as a line of JSON")
-    trace = command(events, "trace", _trace, "print what a request caused, as a tree of commands and events")
-    trace.add_argument("correlation_id", type=UUID, metavar="CORRELATION_ID")
-
-
-def _tail(chosen: argparse.Namespace, settings: Settings) -> None:
+def run_tail(chosen: argparse.Namespace, settings: Settings) -> None:
     complete(_print_tail(chosen, settings, dsn_to_ask(settings)))
 
 
-def _trace(chosen: argparse.Namespace, settings: Settings) -> int:
+def run_trace(chosen: argparse.Namespace, settings: Settings) -> int:
     entries = complete(_correlated(chosen.correlation_id, settings, dsn_to_ask(settings)))
     if not entries:
         return complain(f"the log holds no event with correlation id {chosen.correlation_id}; check the id")
@@ -64,7 +45,7 @@ async def _print_tail(chosen: argparse.Namespace, settings: Settings, dsn: str) 
         if chosen.after is not None and chosen.after > after:
             raise SettingsError(f"--after {chosen.after} must be a position of the log, which ends at {after}")
         if chosen.after is None:
-            for entry in await trail.read(wanted, before=after + 1, limit=LAST, backward=True):
+            for entry in await trail.read(wanted, before=after + 1, limit=LAST_EVENTS, backward=True):
                 print(show(entry))
         elif not chosen.follow:
             async for entry in trail.walk(wanted, chosen.after, after):

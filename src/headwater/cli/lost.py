@@ -9,7 +9,6 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from headwater.cli.commands import Commands, command
 from headwater.cli.connection import ask
 from headwater.cli.terminal import aligned
 from headwater.config import Settings
@@ -50,16 +49,7 @@ class Losses(msgspec.Struct):
     lost: list[LostPosition]
 
 
-def add(commands: Commands) -> None:
-    text = "print the epochs of the log, and the positions that it lost when it went back, as far as they are known"
-    each = command(commands, "lost", _lost, text)
-    each.add_argument("--json", action="store_true", help="one JSON object")
-    text = "begin a new epoch, after a copy of the database's files was restored while no process ran"
-    each = command(commands, "new-epoch", _begin, text)
-    each.add_argument("--reason", metavar="TEXT", required=True, help="what happened, for `headwater lost`")
-
-
-def _lost(chosen: argparse.Namespace, settings: Settings) -> None:
+def run(chosen: argparse.Namespace, settings: Settings) -> None:
     losses = ask(settings, _read)
     if chosen.json:
         print(msgspec.json.encode(losses).decode())
@@ -80,7 +70,7 @@ async def _read(connection: asyncpg.Connection) -> Losses:
     return Losses(epochs, [LostPosition(**row) for row in await connection.fetch(_SQL["lost"])])
 
 
-def _begin(chosen: argparse.Namespace, settings: Settings) -> None:
+def run_new_epoch(chosen: argparse.Namespace, settings: Settings) -> None:
     async def begin(connection: asyncpg.Connection) -> int:
         await connection.execute(_SQL["begin"], chosen.reason)
         number: int = await connection.fetchval(_SQL["current"])

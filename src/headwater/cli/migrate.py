@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from headwater.app import App
-from headwater.cli.application import app_option, load
-from headwater.cli.commands import Commands, command
+from headwater.cli.application import load
 from headwater.cli.connection import reaching, session_dsn_of, session_variable
 from headwater.cli.loop import complete
 from headwater.cli.steps import Report, silent
@@ -18,11 +17,7 @@ from headwater.projections.generations import prepare_views, schemas_of
 from headwater.server.worker import register_units
 
 
-def add(commands: Commands) -> None:
-    command(commands, "migrate", _migrate, "bring the database's schema up to date", parents=[app_option()])
-
-
-def _migrate(chosen: argparse.Namespace, settings: Settings) -> None:
+def run(chosen: argparse.Namespace, settings: Settings) -> None:
     app = load(chosen.app)
     complete(migrated(app, settings, session_dsn_of(settings)))
     print("The database is up to date.")

@@ -14,11 +14,10 @@ from starlette.applications import Starlette
 
 from headwater import logs
 from headwater.app import App
-from headwater.cli.application import app_option, load, node_of
-from headwater.cli.commands import Commands, command
+from headwater.cli.application import load
 from headwater.cli.connection import dsn_of
-from headwater.cli.loop import STOPPED, complete, unless
-from headwater.cli.migrate import migrated
+from headwater.cli.loop import STOPPED, complete, stopping, unless
+from headwater.cli.node import node_of
 from headwater.cli.steps import Report, reporting, silent
 from headwater.config import Settings
 from headwater.postgres import embedded
@@ -32,33 +31,13 @@ from headwater.server.web import (
     metrics_route,
     run,
     server_of,
-    stopping,
     url_of,
 )
 
 logger = logging.getLogger(__name__)
 
 
-def add(commands: Commands) -> None:
-    address = argparse.ArgumentParser(add_help=False)
-    address.add_argument("--host", type=_host, help="the address to listen on; default: HEADWATER_HOST")
-    address.add_argument("--port", type=int, help="the port to listen on; default: HEADWATER_PORT")
-    for name, process, text in (
-        ("dev", _dev, "run everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set"),
-        ("serve", _serve, "serve the API: commands, queries, subscriptions"),
-        ("work", _work, "run read models, sagas, reactors and schedules; serves only health checks and metrics"),
-    ):
-        command(commands, name, process, text, parents=[app_option(), address])
-
-
-def _host(text: str) -> str:
-    """Parse --host. An empty one would mean every address of the machine; it is more likely an unset variable."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty; write 0.0.0.0 for all addresses, or leave the option out")
-    return text.strip()
-
-
-def _dev(chosen: argparse.Namespace, settings: Settings) -> None:
+def dev(chosen: argparse.Namespace, settings: Settings) -> None:
     with reporting() as steps:
         steps.begin("loading the app")
         app = load(chosen.app)
@@ -66,16 +45,12 @@ def _dev(chosen: argparse.Namespace, settings: Settings) -> None:
         complete(_process(app, settings, database, serve=True, work=True, report=steps.begin, ready=steps.end))
 
 
-def _serve(chosen: argparse.Namespace, settings: Settings) -> None:
+def serve(chosen: argparse.Namespace, settings: Settings) -> None:
     complete(_process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=True, work=False))
 
 
-def _work(chosen: argparse.Namespace, settings: Settings) -> None:
+def work(chosen: argparse.Namespace, settings: Settings) -> None:
     complete(_process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=False, work=True))
-
-
-SERVICES = (_serve, _work)
-"""Commands that run as services: they print nothing where the log is JSON, so that every line is a record."""
 
 
 @asynccontextmanager
@@ -110,6 +85,8 @@ async def _process(
         listening = stack.enter_context(closing(listen(settings)))
         dsn = await stack.enter_async_context(database)
         if serve and work:
+            from headwater.cli.migrate import migrated  # Alembic, which `serve` and `work` do not need
+
             migrating = migrated(app, settings, settings.listen_url or dsn, report)
             if await unless(stop, migrating) is STOPPED:
                 return

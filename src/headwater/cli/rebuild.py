@@ -12,10 +12,10 @@ from typing import Any
 import asyncpg
 
 from headwater.app import App
-from headwater.cli.application import app_option, load, node_of, view_named
-from headwater.cli.commands import Commands, command
+from headwater.cli.application import load, view_named
 from headwater.cli.connection import connected, dsn_to_ask
 from headwater.cli.loop import complete
+from headwater.cli.node import node_of
 from headwater.cli.rebuild_progress import follow
 from headwater.config import Settings
 from headwater.domain.read_model import View
@@ -25,13 +25,7 @@ from headwater.server.node import Node
 logger = logging.getLogger(__name__)
 
 
-def add(commands: Commands) -> None:
-    text = "rebuild a read model's rows from the log beside the live ones, then swap"
-    each = command(commands, "rebuild", _rebuild, text, parents=[app_option()])
-    each.add_argument("name", metavar="NAME", help="the read model, as in GraphQL")
-
-
-def _rebuild(chosen: argparse.Namespace, settings: Settings) -> None:
+def run(chosen: argparse.Namespace, settings: Settings) -> None:
     app = load(chosen.app)
     position = complete(_rebuilt(app, settings, view_named(app, chosen.name)))
     print(f"{chosen.name} is live with its new rows, from position {position:,} on.")

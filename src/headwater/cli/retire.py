@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from headwater.app import App
-from headwater.cli.application import app_option, load
-from headwater.cli.commands import Commands, command
+from headwater.cli.application import load
 from headwater.cli.connection import ask
 from headwater.config import Settings
 from headwater.errors import SettingsError
@@ -14,13 +13,7 @@ from headwater.projections.retire import retire
 from headwater.server.worker import names_of
 
 
-def add(commands: Commands) -> None:
-    text = "retire a read model, a saga or a reactor that was removed from the app"
-    each = command(commands, "retire", _retire, text, parents=[app_option()])
-    each.add_argument("name", metavar="NAME", help='the name in `headwater status`: Account, "saga Transfer"')
-
-
-def _retire(chosen: argparse.Namespace, settings: Settings) -> None:
+def run(chosen: argparse.Namespace, settings: Settings) -> None:
     _require_gone(load(chosen.app), chosen.name)
     ask(settings, lambda connection: retire(connection, chosen.name))
     print(f"{chosen.name} is retired. A worker drops its rows, if it had any, after HEADWATER_RETIRED_SECONDS.")

@@ -8,12 +8,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from uuid import UUID
 
 import msgspec
 
-from headwater.cli.application import app_option, limits
-from headwater.cli.commands import Commands, command, count, group
+from headwater.cli.application import limits
 from headwater.cli.connection import ask
 from headwater.cli.output import complain, json_text
 from headwater.cli.terminal import aligned, printable
@@ -24,43 +22,10 @@ from headwater.errors import SettingsError
 from headwater.sagas.instances import StoredStep
 from headwater.sagas.operations import Instance, InstanceFilter, abandon, listed, retry, retry_all, shown
 
-LATEST = 50
-"""The number of instances that `sagas list` prints without --limit."""
-
 HEADINGS = ("SAGA", "KEY", "STATUS", "SINCE", "WAITING FOR", "REASON")
 
 
-def add(commands: Commands) -> None:
-    sagas = group(commands, "sagas", "instances of sagas: list, show, retry, abandon")
-    text = "print instances of sagas, the latest change first"
-    each = command(sagas, "list", _list, text, parents=[app_option()])
-    each.add_argument("--saga", metavar="NAME", help="only of this saga")
-    each.add_argument("--status", choices=[phase.value for phase in Phase], metavar="S", help=_statuses())
-    each.add_argument("--stuck", action="store_true", help="only those that take longer than their saga declares")
-    each.add_argument(
-        "--limit", type=count, default=LATEST, metavar="N", help=f"at most N instances (default: {LATEST})"
-    )
-    each.add_argument("--json", action="store_true", help="print each instance as a line of JSON")
-    text = "print an instance with its state, its steps, and what it waits for"
-    each = command(sagas, "show", _show, text, parents=[app_option()])
-    each.add_argument("id", type=UUID, metavar="ID", help="its id, or its key")
-    each.add_argument("--json", action="store_true", help="print each instance as a line of JSON")
-    text = "retry what parks an instance: an undo that was refused, or an event that its code failed on"
-    each = command(sagas, "retry", _retry, text)
-    each.add_argument("id", type=UUID, nargs="?", metavar="ID", help="its id, or its key")
-    each.add_argument("--all", action="store_true", help="all parked instances")
-    each.add_argument("--saga", metavar="NAME", help="with --all: only of this saga")
-    text = "end an instance: no further step runs, and nothing is undone"
-    each = command(sagas, "abandon", _abandon, text)
-    each.add_argument("id", type=UUID, metavar="ID", help="its id, or its key")
-    each.add_argument("--reason", required=True, metavar="TEXT", help="the reason, which is recorded in the log")
-
-
-def _statuses() -> str:
-    return f"only instances of this status: {', '.join(phase.value for phase in Phase)}"
-
-
-def _list(chosen: argparse.Namespace, settings: Settings) -> None:
+def run_list(chosen: argparse.Namespace, settings: Settings) -> None:
     known = limits(chosen.app)
     if chosen.stuck and known is None:
         raise SettingsError("--stuck needs the app, which declares when its sagas are stuck; add --app MODULE:NAME")
@@ -90,7 +55,7 @@ def _status(found: Instance) -> str:
     return f"{found.status.value}, stuck" if found.stuck else found.status.value
 
 
-def _show(chosen: argparse.Namespace, settings: Settings) -> int:
+def run_show(chosen: argparse.Namespace, settings: Settings) -> int:
     known = limits(chosen.app) or {}
     found = ask(settings, lambda c: shown(c, chosen.id, known))
     if not found:
@@ -153,7 +118,7 @@ def _print_json(some: Sequence[Instance]) -> None:
         print(json_text(msgspec.json.encode(head | words | raw | {"position": str(each.position)}).decode()))
 
 
-def _retry(chosen: argparse.Namespace, settings: Settings) -> int:
+def run_retry(chosen: argparse.Namespace, settings: Settings) -> int:
     if (chosen.id is None) is not chosen.all:
         raise SettingsError("sagas retry: give either an ID or --all")
     if chosen.saga is not None and not chosen.all:
@@ -180,7 +145,7 @@ def _parked(count: int) -> str:
     return "1 parked instance" if count == 1 else f"{count} parked instances"
 
 
-def _abandon(chosen: argparse.Namespace, settings: Settings) -> None:
+def run_abandon(chosen: argparse.Namespace, settings: Settings) -> None:
     found = ask(settings, lambda c: abandon(c, chosen.id, chosen.reason, _operator()))
     print(f"{found.saga} {found.key} is abandoned.")
 

@@ -5,25 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headwater.cli.application import app_option, load
-from headwater.cli.commands import Commands, command
+from headwater.cli.application import load
 from headwater.cli.output import complain, print_document
 from headwater.config import Settings
 from headwater.graphql.schema import print_schema
 
 
-def add(commands: Commands) -> None:
-    schema = command(commands, "schema", _schema, "print the GraphQL schema", parents=[app_option()])
-    schema.add_argument(
-        "--check",
-        metavar="FILE",
-        nargs="?",
-        const="schema.graphql",
-        help="print nothing, and fail if FILE (default: schema.graphql) differs from the app's schema",
-    )
-
-
-def _schema(chosen: argparse.Namespace, settings: Settings) -> int:
+def run(chosen: argparse.Namespace, settings: Settings) -> int:
     printed = print_schema(load(chosen.app).schema)
     if chosen.check is None:
         print_document(printed)

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from headwater.app import App
-from headwater.cli.application import app_option, load
-from headwater.cli.commands import Commands, command, count
+from headwater.cli.application import load
 from headwater.cli.connection import migrated_database
 from headwater.cli.loop import complete
 from headwater.cli.output import answer, complain
@@ -41,24 +40,7 @@ class _Verified:
     left: Sequence[NotVerifiable]
 
 
-def add(commands: Commands) -> None:
-    text = "fold the log again and compare the result with the stored rows; check the app's invariants"
-    each = command(commands, "verify", _verify, text, parents=[app_option()])
-    each.add_argument(
-        "name", metavar="NAME", nargs="?", help="a read model, as in GraphQL, or an invariant; default: all"
-    )
-    how_many = each.add_mutually_exclusive_group()
-    how_many.add_argument(
-        "--sample",
-        type=count,
-        default=1000,
-        metavar="N",
-        help="compare N random rows (default: 1000); check an invariant only if NAME is one",
-    )
-    how_many.add_argument("--all", action="store_true", help="compare every row, and check every invariant")
-
-
-def _verify(chosen: argparse.Namespace, settings: Settings) -> int:
+def run(chosen: argparse.Namespace, settings: Settings) -> int:
     app = load(chosen.app)
     wanted = _wanted(app, chosen.name, None if chosen.all else chosen.sample)
     verified = complete(_verified(app, settings, wanted))

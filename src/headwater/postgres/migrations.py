@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import asyncpg
 from alembic import command, op
 from alembic.config import Config
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from headwater.errors import HeadwaterError
 from headwater.postgres.hosts import open_connection
+from headwater.postgres.schema_version import scripts
 
 # Serializes deployments that migrate at the same time. The number is arbitrary, and used for nothing else.
 _LOCK = text("select pg_advisory_xact_lock(4811962031)")
-
-
-class SchemaMissing(HeadwaterError):
-    """The database has no Headwater schema, or an older one than this version needs: run `headwater migrate`."""
-
-
-def scripts() -> Path:
-    """Return the folder of the migrations: inside the installed package, or at the top of a clone."""
-    package = Path(__file__).parents[1]
-    installed = package / "migrations"
-    return installed if installed.is_dir() else package.parent.parent / "migrations"
 
 
 async def migrate(dsn: str, folder: Path | None = None) -> None:
@@ -66,29 +54,3 @@ def _upgrade(connection: Connection, folder: Path) -> None:
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-
-
-async def require_schema(pool: asyncpg.Pool, folder: Path | None = None) -> None:
-    """Check that the schema is the one that this code needs, or a newer one.
-
-    A newer schema is accepted, because a rolling deploy migrates the database while older code still runs.
-
-    Raises:
-        SchemaMissing: there is no schema, or an older one.
-    """
-    found = None
-    if not await pool.fetchval("select to_regclass('headwater.schema_version') is null"):
-        found = await pool.fetchval("select version_num from headwater.schema_version")
-    needed = _newest(folder or scripts())
-    if found is None:
-        raise SchemaMissing("The database has no Headwater schema: run `headwater migrate`.")
-    if found < needed:
-        raise SchemaMissing(
-            f"The database's schema is version {found}, and this version of Headwater needs {needed}: run "
-            "`headwater migrate`."
-        )
-
-
-def _newest(folder: Path) -> str:
-    """Return the number of the last script: four digits, as the database stores it."""
-    return max(path.stem for path in (folder / "versions").glob("[0-9]*.py"))[:4]

@@ -41,8 +41,8 @@ from headwater.graphql.scope import ClientLimits, Serving
 from headwater.live.feed import Feed
 from headwater.logs import node_name
 from headwater.postgres.database import FAILING, Database
-from headwater.postgres.migrations import require_schema
 from headwater.postgres.requirements import checked, require_rights
+from headwater.postgres.schema_version import require_schema
 from headwater.projections.generations import adopt, prepare, renew, schemas_of
 from headwater.projections.history import History
 from headwater.projections.reader import Reader

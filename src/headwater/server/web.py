@@ -9,10 +9,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 
 import uvicorn
@@ -26,7 +24,7 @@ from headwater.config import Settings
 from headwater.errors import SettingsError
 from headwater.graphql.cost import CostLimits, cost_guard
 from headwater.graphql.engine import Engine
-from headwater.graphql.explorer import explorer, explorer_routes
+from headwater.graphql.explorer.page import explorer, explorer_routes
 from headwater.graphql.host import LoopbackOnly, is_loopback
 from headwater.graphql.http import GraphQLHTTP
 from headwater.graphql.scope import Scope
@@ -177,32 +175,6 @@ def server_of(
         farewell,
         settings.shutdown_seconds * SERVING,
     )
-
-
-@asynccontextmanager
-async def stopping() -> AsyncIterator[asyncio.Event]:
-    """Yield an event that SIGINT and SIGTERM set. The log has a line when it is set, and one after the block."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    began = 0.0
-
-    def begin(name: str) -> None:
-        nonlocal began
-        if not stop.is_set():
-            began = loop.time()
-            logger.info("stopping: %s was received", name)
-            stop.set()
-
-    for each in signals:
-        loop.add_signal_handler(each, begin, each.name)
-    try:
-        yield stop
-    finally:
-        for each in signals:
-            loop.remove_signal_handler(each)
-    if stop.is_set():
-        logger.info("stopped within %.1f s", loop.time() - began)
 
 
 def listen(settings: Settings) -> socket.socket:

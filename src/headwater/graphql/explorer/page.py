@@ -1,7 +1,7 @@
 """Serves the built explorer: its page, its files and the examples that it opens as tabs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from starlette.requests import Request
@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
+
+from headwater.graphql.explorer.examples import Example
 
 STATIC = Path(__file__).parent / "static"
 
@@ -33,33 +35,6 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 NOT_BUILT = "The explorer has not been built. Run `make explorer` in the source checkout.\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """An operation that the explorer opens as a tab on the first visit.
-
-        App(features, examples=[Example("Watch", "subscription { noteChanges { upserted { text } } }")])
-
-    name: the title of the tab. query: a GraphQL document. variables: JSON text.
-    """
-
-    name: str
-    query: str
-    variables: str | None = None
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> "list[Example]":
-        """Read the `.graphql` files of a folder, in the order of their names.
-
-        The first line of a file is a comment with the name of the example.
-        """
-        return [cls._from_text(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.graphql"))]
-
-    @classmethod
-    def _from_text(cls, text: str) -> "Example":
-        first, _, rest = text.partition("\n")
-        return cls(first.lstrip("# "), rest)
 
 
 class HashedFiles(StaticFiles):
