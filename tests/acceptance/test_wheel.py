@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def mine() -> str:
-    """Return the source of the README's app."""
-    found = re.search(r"```python\n(# mine\.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Return the source of the smallest app in the documentation."""
+    found = re.search(r"```python\n(# mine\.py\n.*?)```", (ROOT / "docs" / "index.md").read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """A folder with the README's app and an environment that has the wheel installed."""
+    """A folder with the smallest app of the documentation and an environment that has the wheel installed."""
     folder = tmp_path_factory.mktemp("installed")
     _install(folder / "venv", wheel)
     (folder / "mine.py").write_text(mine())

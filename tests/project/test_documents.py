@@ -32,8 +32,9 @@ def commands_of_the_cli(capsys: pytest.CaptureFixture[str]) -> set[str]:
     return set(re.findall(r"^ {4}([\w-]+)\s", capsys.readouterr().out, re.MULTILINE))
 
 
-def test_the_readme_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    listed = set(re.findall(r"^\| `headwater ([\w-]+)[ `]", README, re.MULTILINE))
+def test_the_page_of_commands_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `headwater ([\w-]+)[ `]", page, re.MULTILINE))
     assert listed == commands_of_the_cli(capsys)
 
 
@@ -109,8 +110,8 @@ def test_every_error_class_has_a_docstring() -> None:
         assert error.__doc__, error
 
 
-def test_the_readme_shows_every_package() -> None:
-    picture = README.partition("## Reading the code")[2]
+def test_contributing_shows_every_package() -> None:
+    picture = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Find your way")[2]
     shown = re.findall(r"^ ([a-z]+) {2,}", picture, re.MULTILINE)
     packages = {path.parent.name for path in (ROOT / "src" / "headwater").glob("*/__init__.py")}
     assert sorted(shown) == sorted(packages | {"app"})
