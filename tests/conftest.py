@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test that needs a PostgreSQL with `server`, so that `make unit` can leave it out."""
     for item in items:
         starts_one = "acceptance" in item.path.parts or item.path.name == "test_embedded.py"
-        if starts_one or "postgres" in getattr(item, "fixturenames", ()):
+        if starts_one or {"postgres", "data"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("server")
 
 
@@ -101,6 +101,17 @@ async def dsn(postgres: EmbeddedPostgres, empty_template: str) -> AsyncIterator[
     """The DSN of the test's own migrated database, with an empty log and the bank's tables."""
     async for dsn in _created(postgres, empty_template):
         yield dsn
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    """A folder for an embedded PostgreSQL: a path with a space, which the server's own user can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="headwater test "))
+    folder.chmod(0o711)
+    yield folder / "data"
+    if (folder / "data").exists():
+        embedded.start(folder / "data").stop()  # its server runs on after `headwater dev` is killed
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

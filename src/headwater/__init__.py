@@ -20,12 +20,18 @@ from headwater.errors import DefinitionError, HeadwaterError, PublicError
 
 if TYPE_CHECKING:
     from headwater.app import App
+    from headwater.commands.dispatcher import Accepted
+    from headwater.config import Settings
     from headwater.graphql.explorer.examples import Example
+    from headwater.live.watcher import ResetReason
+    from headwater.server.running import Changes, Page, RunningApp
 
 __all__ = [
+    "Accepted",
     "After",
     "App",
     "Cancel",
+    "Changes",
     "Command",
     "Confirmed",
     "Consult",
@@ -42,6 +48,7 @@ __all__ = [
     "InvalidInput",
     "Invariant",
     "Link",
+    "Page",
     "Park",
     "PublicError",
     "Reactor",
@@ -50,10 +57,13 @@ __all__ = [
     "Refusal",
     "Refused",
     "Release",
+    "ResetReason",
     "Retry",
+    "RunningApp",
     "Saga",
     "Schedule",
     "Seen",
+    "Settings",
     "Stop",
     "Take",
     "TimedOut",
@@ -66,7 +76,16 @@ __all__ = [
 ]
 
 # These import the database and the web, which a domain that imports Command must not need.
-_HEAVY = {"App": "headwater.app", "Example": "headwater.graphql.explorer.examples"}
+_HEAVY = {
+    "Accepted": "headwater.commands.dispatcher",
+    "App": "headwater.app",
+    "Changes": "headwater.server.running",
+    "Example": "headwater.graphql.explorer.examples",
+    "Page": "headwater.server.running",
+    "ResetReason": "headwater.live.watcher",
+    "RunningApp": "headwater.server.running",
+    "Settings": "headwater.config",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from headwater.graphql.explorer.examples import Example
 
 if TYPE_CHECKING:
     import strawberry
+
+    from headwater.config import Settings
+    from headwater.server.running import RunningApp
 
 
 class App:
@@ -32,3 +36,29 @@ class App:
         from headwater.graphql.schema import schema_of  # most commands run without GraphQL
 
         return schema_of(self.domain)
+
+    def run(
+        self, settings: Settings | str | None = None, *, work: bool = True
+    ) -> AbstractAsyncContextManager[RunningApp]:
+        """Run the app in this process, for a Python program.
+
+            async with app.run("postgresql://localhost/bank") as bank:
+                await bank.execute(Deposit(account_id=account, amount=Decimal(5)), actor="teller 7")
+
+        settings: of the process. A text is the URL of the database; the other settings are those of the environment.
+        Without a database (no DATABASE_URL), it runs on the PostgreSQL of `headwater dev`, and migrates it.
+        work: also run projections, sagas, reactors and schedules, sharing them with every other worker of the database.
+        Beside `headwater work`, a program that runs for a moment should leave that to it: `work=False`.
+
+        Leaving the block answers the commands in flight, ends all iterations, gives the leases back and closes every
+        connection, within HEADWATER_SHUTDOWN_SECONDS.
+
+        Raises, on entering:
+            SettingsError: a setting cannot be used, or the database cannot be reached.
+            SchemaMissing: the database is not migrated: run `headwater migrate`.
+            Unsuitable: the server, or a right of the role, is not what Headwater needs.
+            LogUnreadable: the log holds events that this app cannot read.
+        """
+        from headwater.server.running import running, settings_of  # only by a program that runs the app
+
+        return running(self, settings_of(settings), work=work)

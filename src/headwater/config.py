@@ -19,7 +19,7 @@ from headwater.errors import SettingsError
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one process. A field's variable is HEADWATER_ and its name, except for DATABASE_URL."""
+    """The settings of one process. A field's variable is `HEADWATER_` and its name, except for DATABASE_URL."""
 
     database_url: Annotated[
         str | None,

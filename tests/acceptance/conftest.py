@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,21 +15,8 @@ from tests.support.running import Running, Socket, ready
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
-from headwater.postgres import embedded
-
 ROOT = Path(__file__).parents[2]
 STARTS_WITHIN = 60.0
-
-
-@pytest.fixture
-def data() -> Iterator[Path]:
-    """A folder for the PostgreSQL of `headwater dev`: a path with a space, which the server's own user can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="headwater test "))
-    folder.chmod(0o711)
-    yield folder / "data"
-    if (folder / "data").exists():
-        embedded.start(folder / "data").stop()  # its server runs on after `headwater dev` is killed
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

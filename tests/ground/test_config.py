@@ -7,10 +7,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from headwater.cli.connection import reaching
 from headwater.config import VARIABLES, Settings, settings_table
 from headwater.errors import SettingsError
 from headwater.graphql.origin import AllowedOrigins, Origin
+from headwater.postgres.reaching import reaching
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 

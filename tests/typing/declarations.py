@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, TypeAlias, assert_type
 from uuid import UUID
 
 from headwater import (
+    Accepted,
     After,
+    App,
+    Changes,
     Command,
     Consult,
     Context,
@@ -21,6 +24,7 @@ from headwater import (
     Feature,
     Invariant,
     Link,
+    Page,
     Park,
     Reactor,
     ReadModel,
@@ -246,3 +250,21 @@ given(boxes, [Filled(box_id=A, amount=Decimal(1))]).when(Empty(box_id=A)).then([
 given(boxes).when(Fill(box_id=A, amount=Decimal(1))).refused(Full(size=1))
 assert_type(violations(filled_once, [recorded(Emptied(box_id=A))]), list[str])
 assert_type(folded(view, [recorded(Emptied(box_id=A))]), Box | None)
+
+
+async def use(app: App) -> None:
+    async with app.run("postgresql://localhost/boxes", work=False) as run:
+        done = await run.execute(Fill(box_id=A, amount=Decimal(1)), actor="ada")
+        match done:
+            case Accepted(position=position):
+                assert_type(position, int)
+            case Full(size=size):
+                assert_type(size, int)
+            case _:
+                assert_type(done.message, str)
+        assert_type(await run.get(Box, A, at_least=7), Box | None)
+        assert_type(await run.page(Box, filter={"amount": {"gt": 1}}, order_by=["-amount"], first=10), Page[Box])
+        assert_type(run.watch(Box, A), AsyncIterator[Box | None])
+        assert_type(run.watch(Box, filter={"amount": {"gt": 1}}), AsyncIterator[Changes[Box]])
+        assert_type(run.events(Filled, follow=True), AsyncIterator[Recorded[Filled]])
+        assert_type(run.events(stream_id=A), AsyncIterator[Recorded[Event]])

@@ -5,8 +5,8 @@ An operator's command is one call: `ask(settings, question)`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import asyncpg
@@ -16,7 +16,8 @@ from headwater.config import Settings
 from headwater.errors import SettingsError
 from headwater.eventstore.epoch import Epochs
 from headwater.postgres import embedded
-from headwater.postgres.database import UNREACHABLE, Database
+from headwater.postgres.database import Database
+from headwater.postgres.reaching import reaching
 from headwater.postgres.schema_version import require_schema
 
 T = TypeVar("T")
@@ -83,16 +84,3 @@ async def migrated_database(settings: Settings, *, pool_size: int) -> AsyncItera
         async with Database(dsn, pool_size=pool_size, greet=Epochs().enter) as database:
             await require_schema(database.pool)
             yield database
-
-
-@contextmanager
-def reaching(variable: str = "DATABASE_URL") -> Iterator[None]:
-    """Report a database that cannot be reached, and an address that makes no sense, as a fault of a variable."""
-    try:
-        yield
-    except asyncpg.ClientConfigurationError as error:
-        raise SettingsError(f"{variable} cannot be used ({error}); change the setting") from error
-    except UNREACHABLE as error:
-        raise SettingsError(
-            f"{variable}: the database cannot be reached ({error}); start it, or change the setting"
-        ) from error

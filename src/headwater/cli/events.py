@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
 from headwater.cli.arguments import LAST_EVENTS
-from headwater.cli.connection import dsn_to_ask, reaching, session_variable
+from headwater.cli.connection import dsn_to_ask, session_variable
 from headwater.cli.event_lines import json_of, line_of, tree_of
 from headwater.cli.loop import complete, stopping, unless
 from headwater.cli.output import complain
@@ -20,6 +20,7 @@ from headwater.eventstore.doorbell import Doorbell, PostgresBell
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.postgres.database import Database
+from headwater.postgres.reaching import reaching
 from headwater.postgres.schema_version import require_schema
 from headwater.supervisor import Supervisor
 

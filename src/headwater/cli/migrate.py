@@ -6,15 +6,12 @@ import argparse
 
 from headwater.app import App
 from headwater.cli.application import load
-from headwater.cli.connection import reaching, session_dsn_of, session_variable
+from headwater.cli.connection import session_dsn_of, session_variable
 from headwater.cli.loop import complete
-from headwater.cli.steps import Report, silent
 from headwater.config import Settings
-from headwater.postgres.database import Database
-from headwater.postgres.migrations import migrate
-from headwater.postgres.requirements import checked, require_to_migrate
-from headwater.projections.generations import prepare_views, schemas_of
-from headwater.server.worker import register_units
+from headwater.postgres.embedded.home import Report
+from headwater.postgres.reaching import reaching
+from headwater.server.preparation import migrate_app, silent
 
 
 def run(chosen: argparse.Namespace, settings: Settings) -> None:
@@ -24,16 +21,9 @@ def run(chosen: argparse.Namespace, settings: Settings) -> None:
 
 
 async def migrated(app: App, settings: Settings, dsn: str, report: Report = silent) -> None:
-    """Migrate the database, create read-model tables, and register the app's projections, sagas and reactors.
+    """Migrate the database. A database that cannot be reached is reported as a wrong setting.
 
     `headwater dev` does this at every start.
     """
     with reaching(session_variable(settings)):
-        report("migrating the database")
-        async with checked(dsn) as connection:
-            await require_to_migrate(connection, ["headwater", *schemas_of(app.domain.views)])
-        await migrate(dsn)
-        report("creating read-model tables")
-        await prepare_views(dsn, app.domain.views)
-        async with Database(dsn, pool_size=1) as database, database.pool.acquire() as connection:
-            await register_units(connection, app.domain, insist=True)
+        await migrate_app(app, dsn, report)

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from headwater.app import App
-from headwater.cli.connection import reaching, session_variable
+from headwater.cli.connection import session_variable
 from headwater.config import Settings
+from headwater.postgres.reaching import reaching
 from headwater.server.node import Node
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing, nullcontext
 from importlib.metadata import version
 
 from starlette.applications import Starlette
@@ -17,11 +16,13 @@ from headwater.app import App
 from headwater.cli.application import load
 from headwater.cli.connection import dsn_of
 from headwater.cli.loop import STOPPED, complete, stopping, unless
+from headwater.cli.migrate import migrated
 from headwater.cli.node import node_of
-from headwater.cli.steps import Report, reporting, silent
+from headwater.cli.steps import reporting
 from headwater.config import Settings
-from headwater.postgres import embedded
+from headwater.postgres.embedded.home import Report
 from headwater.server.node import Node
+from headwater.server.preparation import own_database, silent
 from headwater.server.web import (
     Server,
     Web,
@@ -41,7 +42,7 @@ def dev(chosen: argparse.Namespace, settings: Settings) -> None:
     with reporting() as steps:
         steps.begin("loading the app")
         app = load(chosen.app)
-        database = _own_database(settings, steps.begin)
+        database = own_database(settings, steps.begin)
         complete(_process(app, settings, database, serve=True, work=True, report=steps.begin, ready=steps.end))
 
 
@@ -51,19 +52,6 @@ def serve(chosen: argparse.Namespace, settings: Settings) -> None:
 
 def work(chosen: argparse.Namespace, settings: Settings) -> None:
     complete(_process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=False, work=True))
-
-
-@asynccontextmanager
-async def _own_database(settings: Settings, report: Report) -> AsyncIterator[str]:
-    """Yield DATABASE_URL if it is set, else the address of the embedded PostgreSQL, which runs meanwhile."""
-    if settings.database_url is not None:
-        yield settings.database_url
-        return
-    server = await asyncio.to_thread(embedded.start, settings.data, report=report)
-    try:
-        yield server.dsn()
-    finally:
-        await asyncio.to_thread(server.stop)
 
 
 async def _process(
@@ -85,8 +73,6 @@ async def _process(
         listening = stack.enter_context(closing(listen(settings)))
         dsn = await stack.enter_async_context(database)
         if serve and work:
-            from headwater.cli.migrate import migrated  # Alembic, which `serve` and `work` do not need
-
             migrating = migrated(app, settings, settings.listen_url or dsn, report)
             if await unless(stop, migrating) is STOPPED:
                 return

@@ -5,10 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
-
-Report: TypeAlias = Callable[[str], None]
-"""Is called with the name of each step when it begins; the step before has then ended."""
 
 WIDTH = 40
 
@@ -44,7 +40,3 @@ def reporting() -> Iterator[Steps]:
         yield steps
     finally:
         steps.end()
-
-
-def silent(step: str) -> None:
-    """Report nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
@@ -12,6 +12,7 @@ from headwater.domain.canonical_values import canonical_form_of
 from headwater.domain.fields import Field, Kind
 from headwater.domain.read_model import ReadModel, View
 from headwater.domain.value_rules import require_rule, rule_of
+from headwater.projections.filter import Row
 
 M = TypeVar("M", bound=ReadModel)
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class RowCodec(Generic[M]):
         return {each.name: write(getattr(model, each.name)) for each, write in self.columns} | {"position": position}
 
 
-def model_reader(view: View[M]) -> Callable[[Mapping[str, Any]], M]:
+def model_reader(view: View[M]) -> Callable[[Row], M]:
     """Return a function from a stored row to the read model."""
     readers = [(each.name, reader_of(each)) for each in view.fields]
     model = view.model

@@ -159,7 +159,7 @@ class RowCache(Generic[M]):
     def keep(self, record: asyncpg.Record) -> None:
         """Add a stored row."""
         key = record[self._key]
-        self.rows[key.int] = FoldedRow(key, self._read(record), record["position"], True)  # type: ignore[arg-type]  # a record is a mapping
+        self.rows[key.int] = FoldedRow(key, self._read(record), record["position"], True)
 
     async def load(self, connection: asyncpg.Connection, load_sql: str, keys: Collection[UUID]) -> dict[int, Exception]:
         """Make the rows of these keys available. Returns the errors of stored rows that this code cannot read."""

@@ -19,10 +19,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from headwater.app import App
 from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
@@ -54,6 +53,9 @@ from headwater.server.self_report import Measures, SelfReports
 from headwater.server.worker import Worker, register_units
 from headwater.supervisor import Supervisor, within
 from headwater.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from headwater.app import App
 
 logger = logging.getLogger(__name__)
 
