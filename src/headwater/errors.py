@@ -13,16 +13,20 @@ from uuid import UUID
 class HeadwaterError(Exception):
     """The root of every error that Headwater raises. A refusal is not an error.
 
-    except HeadwaterError as error:
-        sys.exit(str(error))    # a sentence that says what is wrong and what to change
+        except HeadwaterError as error:
+            sys.exit(str(error))
+
+    Its text is a sentence that says what is wrong, and what to change.
     """
 
 
 class DefinitionError(HeadwaterError):
     """The app's own declarations are wrong; the message names the class and the field.
 
-    with pytest.raises(DefinitionError, match="Deposit.amount"):
-        App([accounts])
+        with pytest.raises(DefinitionError, match="Deposit.amount"):
+            App([accounts])
+
+    It is raised when the class or the app is made, before anything is opened.
     """
 
 

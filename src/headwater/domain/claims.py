@@ -17,6 +17,9 @@ explained to a user."""
 class Take:
     """Claim `value` for the stream, unique among the values of `name`. If another has it, refuse with `otherwise`.
 
+        def claims(user: User, event: UserRegistered) -> list[Take]:
+            return [Take("email", event.email, otherwise=EmailTaken(email=event.email))]
+
     The annotation of the decide function names the class of `otherwise`, as it names the refusals that the function
     returns itself. A command whose claim is larger than `LARGEST_CLAIM` is refused with `InvalidInput`. Its `path` is
     empty, since the field that the value comes from is not known here.
@@ -37,7 +40,12 @@ class Take:
 
 @dataclass(frozen=True)
 class Release:
-    """Give up the claim on `value` of `name`, if the stream holds it."""
+    """Give up the claim on `value` of `name`, if the stream holds it.
+
+        Release("email", user.email)
+
+    Another stream can then take the value.
+    """
 
     name: str
     value: str

@@ -33,6 +33,10 @@ class Consult:
 class Seen:
     """The states of the other streams that a decision consults, by their decider and key.
 
+        def request(command: RequestTransfer, transfer: Transfer, context: Context) -> TransferRequested:
+            seen: Seen = context.seen
+            source = seen.of(accounts, command.from_account_id)    # an Account
+
     The states are advice, not a lock: each may have changed since it was read, and may change before the decision is
     written. A refusal is based on states that were read after its command arrived; events may be based on states that
     this process had cached. An invariant belongs in one stream, in claims or in a saga.

@@ -31,7 +31,9 @@ E = TypeVar("E", bound=Event, default=Any)
 class Violation(HeadwaterError):
     """Events contradict an invariant. Its text is the sentence in the report of `headwater verify`.
 
-    raise Violation(f"the balance would be {balance}")
+        raise Violation(f"the balance would be {balance}")
+
+    The later events of the same key are not checked any more.
     """
 
 

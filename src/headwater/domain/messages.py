@@ -119,6 +119,8 @@ class Refusal(KeywordStruct):
 class InvalidInput(Refusal):
     """The input breaks a rule of its type.
 
+        return InvalidInput(path=["name"], complaint="Expected a name that can be seen")
+
     path: from the input to the value. complaint: a sentence about the rule, which is also the message.
     """
 
@@ -131,7 +133,12 @@ class InvalidInput(Refusal):
 
 
 class VersionConflict(Refusal):
-    """The stream has changed since the version that was expected."""
+    """The stream has changed since the version that was expected.
+
+        case VersionConflict(actual_version=version): ...    # read again, and decide again
+
+    expected_version: as the client gave it. actual_version: of the last event of the stream; 0 without events.
+    """
 
     expected_version: int
     actual_version: int
@@ -163,7 +170,17 @@ class CommandDeclaration:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(KeywordStruct):
-    """Something that has happened. Class keywords: `version` (of its shape, from 1) and `name` (as stored)."""
+    """Something that has happened: frozen, keyword-only, compared by its fields.
+
+        class MoneyWithdrawn(Event, version=2):
+            amount: Decimal
+            balance: Decimal
+
+    Class keywords: `version` (of its shape, from 1) and `name` (as stored; the class's name by default).
+
+    Raises:
+        DefinitionError: a class keyword is unknown or has a wrong value.
+    """
 
     __declared__: ClassVar[EventDeclaration] = EventDeclaration("Event", 1)
 
@@ -184,8 +201,16 @@ class Event(KeywordStruct):
 class Command(KeywordStruct):
     """A request to change something. Its docstring describes the mutation.
 
+        class Withdraw(Command):
+            \"\"\"Take money out of an account.\"\"\"
+            account_id: UUID
+            amount: Annotated[Decimal, Exact(above=0, places=2)]
+
     Class keywords: `creates` (it starts a stream: its key may be left out and is then made), `internal` (only the app
     issues it, for example a saga; it has no mutation) and `name`.
+
+    Raises:
+        DefinitionError: a class keyword is unknown or has a wrong value.
     """
 
     __declared__: ClassVar[CommandDeclaration] = CommandDeclaration("Command", creates=False, internal=False)

@@ -129,7 +129,9 @@ class Cancel:
 class Done:
     """End the instance when the steps before this are concluded: it handles no event any more, and has no timers.
 
-    return [Do(ShipOrder(order_id=state.order_id)), Done()]
+        return [Do(ShipOrder(order_id=state.order_id)), Done()]
+
+    An event that arrives later for the same key has no effect.
     """
 
 
