@@ -1,7 +1,12 @@
 import { defineConfig } from 'vite'
 
 export default defineConfig({
-  base: '/explorer/',
+  base: './',
+  experimental: {
+    // All addresses are relative, since the app may be mounted under any prefix. The page is served beside the folder
+    // of its files: <prefix>/graphql and <prefix>/explorer/.
+    renderBuiltUrl: (file, { hostType }) => (hostType === 'html' ? `./explorer/${file}` : { relative: true }),
+  },
   build: {
     outDir: '../src/headwater/graphql/explorer/static',
     emptyOutDir: true,

@@ -9,15 +9,16 @@ import { createRoot } from 'react-dom/client'
 import { exampleTabs } from './examples'
 import { pageFetcher } from './fetcher'
 
-// In the default namespace, the tabs of another project's GraphiQL on the same host and port would replace the examples.
-const storage = createLocalStorage({ namespace: 'headwater' })
+// In the default namespace, the tabs of another GraphiQL on the same host and port would replace the examples. So would
+// those of another app that the same host mounts.
+const storage = createLocalStorage({ namespace: `headwater${window.location.pathname}` })
 
 function stored(key: string): string | null {
   return storage.getItem(`graphiql:${key}`)
 }
 
 async function firstVisit(): Promise<Pick<GraphiQLProps, 'defaultTabs' | 'initialVariables'>> {
-  const defaultTabs = await exampleTabs(`${import.meta.env.BASE_URL}examples.json`)
+  const defaultTabs = await exampleTabs('./explorer/examples.json') // relative to the page
   // GraphiQL 5.4 fills all editors from the first default tab except the one for variables.
   return { defaultTabs, initialVariables: defaultTabs[0]?.variables ?? '' }
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import strawberry
 
     from headwater.config import Settings
+    from headwater.server.asgi import MountedApp
     from headwater.server.running import RunningApp
 
 
@@ -62,3 +63,20 @@ class App:
         from headwater.server.running import running, settings_of  # only by a program that runs the app
 
         return running(self, settings_of(settings), work=work)
+
+    def asgi(self, settings: Settings | str | None = None, *, work: bool = True) -> MountedApp:
+        """Return the app as an ASGI application: GraphQL, subscriptions, explorer. A host mounts it under any prefix.
+
+            bank = app.asgi()
+            host = FastAPI(lifespan=bank.lifespan)
+            host.mount("/bank", bank)                  # /bank/graphql
+
+        settings, work: as for `run`. Settings of the server (host, port, pacing) are the host's own.
+
+        It opens with the host's lifespan, with its own where a server runs it alone, or else with the first request; a
+        failure to open is then answered with 503. It closes with that lifespan, or with the event loop.
+        """
+        from headwater.server.asgi import MountedApp  # only by a program that mounts the app
+        from headwater.server.running import settings_of
+
+        return MountedApp(self, settings_of(settings), work=work)

@@ -161,4 +161,4 @@ async def test_dev_announces_its_addresses_and_that_there_are_no_permissions(
     assert "  It listens on this machine only, since there are no permissions yet.\n" in printed
     assert (await dev.get("/health/live")).json() == {"status": "live"}
     assert (await dev.get("/health/ready")).json() == {"status": "ready", "readable": True, "writable": True}
-    assert (await dev.get("/")).headers["location"] == "/graphql"
+    assert (await dev.get("/")).headers["location"] == "./graphql"

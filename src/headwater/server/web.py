@@ -85,7 +85,9 @@ def metrics_route(node: Node, socket: GraphQLSocket | None = None) -> BaseRoute:
 
 
 async def _home(request: Request) -> Response:
-    return RedirectResponse("/graphql")
+    # Relative to the address as the client sent it, since hosts differ in what they tell of the prefix.
+    _, _, last = request.scope.get("raw_path", b"/").rpartition(b"/")
+    return RedirectResponse(f"./{last.decode()}/graphql" if last else "./graphql")
 
 
 class Web:
