@@ -10,12 +10,22 @@ from headwater.domain.decider import Decider
 from headwater.domain.failure_policy import Park, Retry, Stop
 from headwater.domain.feature import Feature
 from headwater.domain.invariant import Invariant, Violation
-from headwater.domain.messages import Command, Event, Exact, InvalidInput, Recorded, Refusal, VersionConflict
+from headwater.domain.messages import (
+    Command,
+    Event,
+    Exact,
+    InvalidField,
+    InvalidInput,
+    Recorded,
+    Refusal,
+    VersionConflict,
+)
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import Link, ReadModel, View
 from headwater.domain.saga import After, Cancel, Confirmed, Do, Done, Refused, Saga, TimedOut, Undo
 from headwater.domain.schedule import Schedule
 from headwater.domain.upcasting import Upcaster
+from headwater.domain.value import Value
 from headwater.errors import DefinitionError, HeadwaterError, PublicError
 
 if TYPE_CHECKING:
@@ -45,6 +55,7 @@ __all__ = [
     "Example",
     "Feature",
     "HeadwaterError",
+    "InvalidField",
     "InvalidInput",
     "Invariant",
     "Link",
@@ -69,6 +80,7 @@ __all__ = [
     "TimedOut",
     "Undo",
     "Upcaster",
+    "Value",
     "VersionConflict",
     "View",
     "Violation",

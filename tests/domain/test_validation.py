@@ -109,7 +109,7 @@ def test_valid_input_becomes_a_command() -> None:
         ("-1", "Expected more than 0"),
         ("0.001", "Expected at most 2 decimal places"),
         (-1, "Expected more than 0"),
-        ("1,5", "Invalid decimal string"),
+        ("1,5", 'Expected a decimal such as "12.50"'),
         (True, "Expected a decimal, got true or false"),
         (None, "Expected a decimal, got nothing"),
     ],
@@ -123,11 +123,11 @@ def test_an_amount_out_of_bounds_is_invalid_input(amount: object, complaint: str
     [
         ({"email": "ab"}, ["email"], "Expected at least 3 characters"),
         ({"email": "a@" + "b" * 253}, ["email"], "Expected at most 254 characters"),
-        ({"email": "a b@c"}, ["email"], r"Expected text that matches ^[^@\s]+@[^@\s]+\Z"),
+        ({"email": "a b@c"}, ["email"], "Expected text of another form"),
         ({"name": ""}, ["name"], "Expected at least 1 character"),
-        ({"name": "  "}, ["name"], r"Expected text that matches \S"),
+        ({"name": "  "}, ["name"], "Expected text of another form"),
         ({"name": 5}, ["name"], "Expected text, got a whole number"),
-        ({"user_id": "zz"}, ["user_id"], "Invalid UUID"),
+        ({"user_id": "zz"}, ["user_id"], "Expected a UUID"),
         ({"name": "a\0b"}, ["name"], "Expected text without NUL characters and lone surrogates"),
         ({"name": "a\ud800b"}, ["name"], "Expected text without NUL characters and lone surrogates"),
         ({"email": "a@\udfff"}, ["email"], "Expected text without NUL characters and lone surrogates"),
@@ -173,7 +173,7 @@ def test_the_path_of_an_invalid_list_element_has_its_index(
 
 
 def test_a_missing_value_is_invalid_input() -> None:
-    assert refused(Deposit, {"account_id": A}) == ([], "Object missing required field `amount`")
+    assert refused(Deposit, {"account_id": A}) == (["amount"], "Expected a value, got none")
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))

@@ -142,7 +142,7 @@ def test_a_row_whose_value_breaks_a_rule_is_not_written(
     place: tuple[str, ...], values: dict[str, Any], complaint: str
 ) -> None:
     [(name, value)] = values.items()
-    with pytest.raises(ValueError, match=f"^{name}: {complaint}, not "):
+    with pytest.raises(ValueError, match=f"^{'.'.join(place)}: {complaint}, not "):
         writer_of(FIELDS[name])(value)
 
 

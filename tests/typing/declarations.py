@@ -36,11 +36,33 @@ from headwater import (
     Schedule,
     Take,
     Upcaster,
+    Value,
     View,
     Violation,
     replace,
 )
 from headwater.testing import folded, given, recorded, violations
+
+
+class Size(Value):
+    """A value, nested in a command, an event and a row."""
+
+    width: Decimal
+    height: Decimal = Decimal(1)
+
+
+class Round(Value, tag="round", name="RoundShape"):
+    radius: Decimal
+
+
+class Square(Value, tag="square"):
+    side: Decimal
+
+
+size = Size(width=Decimal(2))
+assert_type(replace(size, height=Decimal(3)), Size)
+assert_type([each.width for each in (size,)], list[Decimal])
+shape: Round | Square = Round(radius=Decimal(1))
 
 
 class Full(Refusal):

@@ -22,6 +22,7 @@ from headwater import (
     Recorded,
     Refusal,
     Upcaster,
+    Value,
     View,
     replace,
 )
@@ -46,6 +47,23 @@ class Other(Event):
 
 class Box(ReadModel, key="box_id"):
     box_id: UUID
+
+
+class Size(Value):
+    width: Decimal
+
+
+class TagOfNumber(Value, tag=5):  # error: a tag is text
+    width: Decimal
+
+
+class ColouredValue(Value, colour="red"):  # error: no keyword of a value
+    width: Decimal
+
+
+Size(Decimal(1))  # error: a value is keyword-only
+Size(width="1")  # error: text is no decimal
+Size(width=Decimal(1)).width = Decimal(2)  # error: a value is frozen
 
 
 class VersionOfText(Event, version="2"):  # error: a version is an int

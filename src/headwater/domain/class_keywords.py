@@ -9,7 +9,8 @@ Type checkers see a base class without a metaclass, because mypy checks no class
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, TypeVar
 
@@ -54,8 +55,17 @@ def require_flag(cls: type, keyword: str, value: object) -> None:
         raise DefinitionError(f"{cls.__name__}: {keyword}={value!r} must be True or False")
 
 
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return `; did you mean version?` with the known name that is most like a wrong one, or all known names."""
+    alike = get_close_matches(name, known, n=1)
+    return f"; did you mean `{alike[0]}`?" if alike else f"; the known ones are {', '.join(known)}"
+
+
 class _KeywordMeta(msgspec.StructMeta):
-    """Hands the class keywords of a subclass to the `__declare__` of its root, such as `Event`."""
+    """Hands the class keywords of a subclass to the `__declare__` of its root, such as `Event`.
+
+    The root's `__struct__`, if it has one, returns those that msgspec gets.
+    """
 
     def __new__(
         mcls, class_name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **keywords: Any
@@ -67,9 +77,15 @@ class _KeywordMeta(msgspec.StructMeta):
         for keyword in keywords:
             if keyword not in known:
                 raise DefinitionError(
-                    f"{class_name}: the class keyword `{keyword}` is unknown; the known ones are {', '.join(known)}"
+                    f"{class_name}: the class keyword `{keyword}` is unknown{did_you_mean(keyword, known)}"
                 )
-        cls = super().__new__(mcls, class_name, bases, namespace, kw_only=True)  # msgspec does not inherit it
+        try:
+            given = root.__struct__(**keywords) if hasattr(root, "__struct__") else {}
+            cls = super().__new__(
+                mcls, class_name, bases, namespace, kw_only=True, **given
+            )  # msgspec inherits no kw_only
+        except (DefinitionError, ValueError) as error:  # a wrong tag, or a field with the name of the tag
+            raise DefinitionError(f"{class_name}: {error}") from error
         require_no_dunder(cls, cls.__struct_fields__)
         cls.__declare__(**keywords)  # type: ignore[attr-defined]  # the root has it
         return cls

@@ -14,7 +14,7 @@ from headwater.domain.claims import Release, Take
 from headwater.domain.class_keywords import is_list
 from headwater.domain.context import Consult, Context
 from headwater.domain.deciding import DecideFunction, read_command, read_decide, read_event
-from headwater.domain.fields import fields_of, hints_of, name_of
+from headwater.domain.fields import fields_of, has_other_key, hints_of, name_of
 from headwater.domain.messages import Command, Event, Refusal
 from headwater.domain.serialization import StateCodec
 from headwater.domain.stored_names import require_stored_name
@@ -219,7 +219,7 @@ class Decider(Generic[S]):
 
     def _require_same_key(self, event: type[Event]) -> None:
         """Check an event's field with the name of the key, if it has one: it must be able to hold the key."""
-        if any(each.name == self.key and not each.is_key for each in fields_of(event)):
+        if has_other_key(event, self.key):
             raise DefinitionError(
                 f"{event.__name__}.{self.key} must be a UUID, because it is the key of {self.category} streams; leave"
                 " the field out or rename it"

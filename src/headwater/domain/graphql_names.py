@@ -12,18 +12,21 @@ import re
 from collections.abc import Iterable, Mapping
 
 from headwater.domain.decider import AnyDecider
-from headwater.domain.fields import Field, fields_of
+from headwater.domain.fields import Field, Kind, fields_of, filterable, ordered_paths, values_of
 from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Refusal
 from headwater.domain.read_model import AnyView
+from headwater.domain.value import Value
 from headwater.errors import DefinitionError
 
 _NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)  # GraphQL reserves two leading underscores
 
 _SCALARS = [
+    "Base64",
     "Boolean",
     "Date",
     "DateTime",
     "Decimal",
+    "Duration",
     "Float",
     "ID",
     "Int",
@@ -31,9 +34,14 @@ _SCALARS = [
     "Position",
     "ResetReason",
     "String",
+    "Time",
     "UUID",
 ]
-_FILTERS = [f"{kind}Filter" for kind in ["Boolean", "Date", "DateTime", "Decimal", "Float", "Int", "String", "UUID"]]
+_FILTERED = [
+    *("Base64", "Boolean", "Date", "DateTime", "Decimal", "Duration"),
+    *("Float", "Int", "String", "Time", "UUID"),
+]
+_FILTERS = [f"{kind}Filter" for kind in _FILTERED]
 _EVENTS = ["Event", "EventConnection", "EventEdge", "EventFilter"]
 _ALWAYS = ["Accepted", "AsOf", "Mutation", "Node", "PageInfo", "Query", "Refusal", "ResetReason", "Subscription"]
 _SAGAS = ["Saga", "SagaConnection", "SagaEdge", "SagaFilter", "SagaStatus", "SagaStep", "SagaStepState"]
@@ -75,6 +83,16 @@ def list_name(view: AnyView) -> str:
     whose plural is the name itself."""
     many = view.model.__declared__.plural
     return camel(many) if camel(many) != camel(view.name) else f"all{view.name[:1].upper()}{view.name[1:]}"
+
+
+def union_name(values: Iterable[type[Value]]) -> str:
+    """Return the name of the type for one of several values: `CardOrBankTransfer`."""
+    return "Or".join(value.__declared__.name for value in values)
+
+
+def order_name(path: Iterable[Field]) -> str:
+    """Return the name of an ordered value in an order, without its direction: `ADDRESS_CITY`."""
+    return "_".join(each.name.upper() for each in path)
 
 
 def check_names(deciders: Mapping[type[Command], AnyDecider], views: Iterable[AnyView], *, sagas: bool) -> None:
@@ -122,6 +140,7 @@ class _Names:
         # Clients also distinguish refusals by the code, and different class names can result in the same code.
         self.take("code", refused.code, refused, what)
         self._fields(refused, fields_of(refused))
+        self._values(fields_of(refused))
 
     def command(self, command: type[Command], views: Iterable[AnyView]) -> None:
         """Add the names of a command. views: the read models that are fields of its accepted type."""
@@ -130,6 +149,7 @@ class _Names:
         for part in ("Input", "Accepted", "Result"):
             self.take("type", f"{name}{part}", (command, part), f"the {part.lower()} type of {what}")
         self._fields(command, fields_of(command))
+        self._inputs(fields_of(command))
         for own in ("commandId", "streamId", "version", "position"):
             self.take((command, "Accepted"), own, "Headwater", f"{name}Accepted.{own}")
         for view in views:
@@ -151,11 +171,46 @@ class _Names:
             self.take(view.model, field_name(link), link, f"{view.model.__name__}.{link}")
         self._key(view)
         self._filter_and_order(view)
-        for each in view.fields:
-            chosen = each.enum
-            if chosen is not None and not each.many:
-                owner = (chosen, "Filter")
-                self.take("type", f"{chosen.__name__}Filter", owner, f"the filter type of {_full_name(chosen)}")
+        self._values(view.fields)
+        self._filters(view.fields)
+
+    def _values(self, fields: Iterable[Field]) -> None:
+        """Add the object types of nested values, and the unions of several."""
+        for value in values_of(fields):
+            self.take("type", value.__declared__.name, value, f"the value {_full_name(value)}")
+            self._fields(value, fields_of(value))
+        self._unions(fields, "")
+
+    def _inputs(self, fields: Iterable[Field]) -> None:
+        """Add the input types of nested values, and those of one of several."""
+        for value in values_of(fields):
+            name = f"{value.__declared__.name}Input"
+            self.take("type", name, (value, "Input"), f"the input type of the value {_full_name(value)}")
+            self._fields(value, fields_of(value))
+        self._unions(fields, "Input")
+
+    def _unions(self, fields: Iterable[Field], part: str) -> None:
+        for each in [*fields, *(inner for value in values_of(fields) for inner in fields_of(value))]:
+            if each.kind is Kind.UNION:
+                self.take("type", f"{union_name(each.values)}{part}", (each.values, part), f"the field {each.name}")
+                for value in each.values:
+                    what = f"the value {_full_name(value)}"
+                    self.take((each.values, "choice"), camel(value.__declared__.name), value, what)
+
+    def _filters(self, fields: Iterable[Field]) -> None:
+        """Add the filter types of enums and nested values."""
+        for each in filterable(fields):
+            if each.enum is not None:
+                self._filter(each.enum, each.enum.__name__)
+            for value in each.values:
+                self._filter(value, value.__declared__.name)
+                self.take((value, "Filter"), "isNull", "Headwater", f"the filter isNull of {value.__name__}")
+                for inner in fields_of(value):
+                    self.take((value, "Filter"), field_name(inner.name), inner.name, f"{value.__name__}.{inner.name}")
+                self._filters(fields_of(value))
+
+    def _filter(self, owner: type, name: str) -> None:
+        self.take("type", f"{name}Filter", (owner, "Filter"), f"the filter type of {_full_name(owner)}")
 
     def _key(self, view: AnyView) -> None:
         """Check the key, which is an argument of the field that finds a row by it."""
@@ -170,8 +225,9 @@ class _Names:
             what = f"{view.model.__name__}.{each.name}"
             if each.name in _COMBINATORS:
                 raise DefinitionError(f"{what}: a filter has `{each.name[:-1]}` of its own; rename it")
-            if each.is_ordered:
-                self.take((view.model, "Order"), f"{each.name.upper()}_ASC", each.name, what)
+        for path in ordered_paths(view.fields):
+            dotted = ".".join(each.name for each in path)
+            self.take((view.model, "Order"), f"{order_name(path)}_ASC", dotted, f"{view.model.__name__}.{dotted}")
 
     def roots(self, views: Iterable[AnyView], *, sagas: bool) -> None:
         """Add the fields of Query and Subscription."""

@@ -19,6 +19,7 @@ import msgspec
 from typing_extensions import dataclass_transform
 
 from headwater.domain.class_keywords import KeywordStruct, is_whole, name_given, require_flag
+from headwater.domain.value import Value
 from headwater.errors import DefinitionError
 
 MAX_EVENT_VERSION = 32_767
@@ -116,16 +117,30 @@ class Refusal(KeywordStruct):
         return {name: getattr(self, name) for name in self.__struct_fields__}
 
 
+class InvalidField(Value):
+    """A value of an input that breaks a rule. path: of names, indices and keys. message: a sentence about the rule."""
+
+    path: list[str]
+    message: str
+
+
 class InvalidInput(Refusal):
     """The input breaks a rule of its type.
 
         return InvalidInput(path=["name"], complaint="Expected a name that can be seen")
 
-    path: from the input to the value. complaint: a sentence about the rule, which is also the message.
+    path: from the input to the first value that does. complaint: a sentence about the rule, which is also the message.
+    others: the further values that do.
     """
 
     path: list[str]
     complaint: str
+    others: tuple[InvalidField, ...] = ()
+
+    @property
+    def errors(self) -> tuple[InvalidField, ...]:
+        """Every value that breaks a rule, the first one first."""
+        return InvalidField(path=self.path, message=self.complaint), *self.others
 
     @property
     def message(self) -> str:

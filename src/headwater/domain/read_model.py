@@ -16,7 +16,16 @@ from typing_extensions import TypeVar, dataclass_transform
 
 from headwater.domain.class_keywords import KeywordStruct, is_list, is_whole, name_given
 from headwater.domain.failure_policy import DEFAULT_POLICY, OnFailure
-from headwater.domain.fields import Field, Kind, fields_of, hints_of, name_of, recorded_events, require_sync
+from headwater.domain.fields import (
+    Field,
+    Kind,
+    fields_of,
+    has_other_key,
+    hints_of,
+    name_of,
+    recorded_events,
+    require_sync,
+)
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.plurals import plural as english_plural
 from headwater.errors import DefinitionError
@@ -178,7 +187,7 @@ class View(Generic[M, E]):
     def is_routed_by_stream(self, event: type[Event]) -> bool:
         """True if the key of an event's row is the id of its stream: there is no route, and the event has no field that
         is named like the key."""
-        return self.route is None and self.key not in {each.name for each in fields_of(event)}
+        return self.route is None and self.key not in event.__struct_fields__
 
     def _check(self) -> None:
         columns = {each.name: each for each in self.fields}
@@ -200,7 +209,7 @@ class View(Generic[M, E]):
                 raise DefinitionError(f"{where}.{name}: `by={link.by}` must name a field of {where}, of type UUID")
         if self.route is None:
             for event in self.events:
-                if any(each.name == self.key and not each.is_key for each in fields_of(event)):
+                if has_other_key(event, self.key):
                     raise DefinitionError(
                         f"{event.__name__} has no field `{self.key}: UUID` to find its {self.name} row by; give the "
                         "View a route"

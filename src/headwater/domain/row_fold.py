@@ -9,12 +9,11 @@ The user's fold is wrapped, so that all of them get the same rows:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
-from headwater.domain.canonical_values import Canonical, canonical_form_of
-from headwater.domain.class_keywords import replace
+from headwater.domain.canonical_values import canonical_form_of, with_canonical
 from headwater.domain.messages import Recorded
 from headwater.domain.read_model import ReadModel, View
 from headwater.errors import HeadwaterError
@@ -46,16 +45,6 @@ def fold_of(view: View[M]) -> Fold[M]:
         given = getattr(after, key_of_row)
         if given is not key and getattr(given, "int", None) != key.int:  # comparing two UUID objects is slow
             raise RowMisplaced(f"the fold returned a row of {name} {given}, for an event that is routed to {key}")
-        return _canonical(after, forms) if forms else after
+        return with_canonical(after, forms) if forms else after
 
     return folded
-
-
-def _canonical(row: M, forms: Sequence[tuple[str, Canonical]]) -> M:
-    changes = None
-    for name, form in forms:
-        value = getattr(row, name)
-        canonical = form(value)
-        if canonical is not value:
-            changes = {**changes, name: canonical} if changes else {name: canonical}
-    return replace(row, **changes) if changes else row

@@ -23,7 +23,7 @@ from uuid import UUID
 import msgspec
 
 from headwater.domain.failure_policy import Park, Retry, Stop
-from headwater.domain.fields import fields_of, require_sync, union_arms
+from headwater.domain.fields import carried_fields_of, require_sync, union_arms
 from headwater.domain.messages import Command, Event
 from headwater.domain.stored_names import require_word
 from headwater.errors import DefinitionError
@@ -272,7 +272,7 @@ class Saga(Generic[S, I]):
     def check_route(self, event: type[Event]) -> None:
         """Raise DefinitionError if `route` names a field that events of this type lack."""
         if isinstance(self.route, str) and not any(
-            each.name == self.route and each.is_key and each.required for each in fields_of(event)
+            each.name == self.route and each.is_key and each.required for each in carried_fields_of(event)
         ):
             raise DefinitionError(
                 f"Saga {self.name}: {event.__name__} has no required field `{self.route}: UUID`; use a function as the "

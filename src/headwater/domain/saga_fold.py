@@ -203,7 +203,7 @@ def _intent(reaction: Reaction, command_id: UUID, now: datetime) -> Intent:
 
 
 def _fields(command: Command) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(command)
+    fields: dict[str, Any] = msgspec.to_builtins(command, str_keys=True)
     return fields
 
 
@@ -221,7 +221,7 @@ def read_command(commands: Mapping[str, type[Command]], step: Step) -> Command:
             f"No decider of this app takes the command {step.command} of step {step.number}; bring it back, and retry "
             "the instance"
         ) from None
-    return msgspec.convert(step.fields, command)
+    return msgspec.convert(step.fields, command, str_keys=True)
 
 
 # --------------------------------------------------------------------------------------------------- applying a record

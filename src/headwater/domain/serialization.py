@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from headwater.domain.fields import Kind as FieldKind
 from headwater.domain.fields import carried_fields_of
 from headwater.domain.messages import Command, Event
 from headwater.domain.upcasting import Chains, Kind, Upcaster
-from headwater.domain.value_rules import Rule, broken_rule, rule_of
+from headwater.domain.value_rules import Rule, broken_rules, rule_of
 from headwater.errors import DefinitionError, LogError, UnreadableEvent
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode
@@ -38,15 +38,15 @@ def encode(event: Event) -> str:
     """
     reading = _reading_of(type(event))  # type: ignore[arg-type]  # mypy takes no class for hashable
     try:
-        data = _encode(event)
+        data = reading.encode(event)
         again = reading.decode(data)
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _unreadable(event, str(error)) from error
     for name, rule in reading.rules:
         value = getattr(event, name)
         if value is not None and rule(value) is not None:
             _require_rules(event)
-    if reading.lists or _NUL in data:
+    if reading.nested or _NUL in data:
         _require_rules(event)
     if again != event:
         _require_same(event, again)
@@ -58,37 +58,50 @@ def stored_form(event: Event) -> tuple[str, int, str]:
     return event.__declared__.name, event.__declared__.version, encode(event)
 
 
-class _Reading(NamedTuple):
-    """The decoder of an event type, and the checks of its events.
+def _encode_in_order(event: Event) -> bytes:
+    """Encode an event with sets. The order of a set of texts differs from process to process."""
+    return _encode(msgspec.to_builtins(event, str_keys=True, order="deterministic"))
 
-    rules: of the fields that are neither text nor lists. lists: there are lists whose elements have rules. Text breaks
-    its rule only if the JSON text has an escaped NUL character: other text that cannot be stored cannot be encoded.
+
+class _Reading(NamedTuple):
+    """The encoder and the decoder of an event type, and the checks of its events.
+
+    encode: with sets in order, so that they give the same bytes in each process. rules: of the fields that hold one
+    value and no text. nested: there are fields with values inside that have rules. Text breaks its rule only if the
+    JSON text has an escaped NUL character: other text that cannot be stored cannot be encoded.
     """
 
+    encode: Callable[[Event], bytes]
     decode: Callable[[bytes], Event]
     rules: Sequence[tuple[str, Rule]]
-    lists: bool
+    nested: bool
 
 
 @cache
 def _reading_of(event: type[Event]) -> _Reading:
-    """Return how an event type is read back.
+    """Return how an event type is read back."""
+    carried = {each.name: each for each in carried_fields_of(event)}
+    one = [each for each in carried.values() if not each.is_json]
+    rules = [(each.name, rule) for each in one if each.kind is not FieldKind.TEXT and (rule := rule_of(each))]
+    nested = any(
+        (each := carried.get(name)) is None or (each.is_json and each.kind not in _ONLY_TEXT)
+        for name in event.__struct_fields__
+    )
+    sets = any(isinstance(each, inspect.SetType | inspect.FrozenSetType) for each in _parts(inspect.type_info(event)))
+    encode = _encode_in_order if sets else _encode
+    return _Reading(encode, msgspec.json.Decoder(event).decode, rules, nested)
 
-    A message of a saga may have fields of other types than those that Headwater carries; they have no rules.
-    """
-    ruled = [(each, rule) for each in carried_fields_of(event) if (rule := rule_of(each)) is not None]
-    rules = [(each.name, rule) for each, rule in ruled if not each.many and each.kind is not FieldKind.TEXT]
-    lists = any(each.many and each.kind is not FieldKind.TEXT for each, _ in ruled)
-    return _Reading(msgspec.json.Decoder(event).decode, rules, lists)
+
+_ONLY_TEXT = (FieldKind.TEXT, FieldKind.UUID, FieldKind.BOOL, FieldKind.DATE, FieldKind.ENUM, FieldKind.BYTES)
+"""Kinds that no rule applies to, beside that for text."""
 
 
 def _require_rules(event: Event) -> None:
-    """Raise UnreadableEvent if a field breaks the rule of its kind."""
-    for each in carried_fields_of(type(event)):
-        if broken := broken_rule(each, getattr(event, each.name)):
-            raise UnreadableEvent(
-                f"{type(event).__name__} cannot be written: its field {'.'.join(broken[0])} breaks a rule: {broken[1]}"
-            )
+    """Raise UnreadableEvent if a value of the event breaks the rule of its kind."""
+    for place, complaint in broken_rules(event):
+        raise UnreadableEvent(
+            f"{type(event).__name__} cannot be written: its field {'.'.join(place)} breaks a rule: {complaint}"
+        )
 
 
 def _require_same(event: Event, again: Event) -> None:
@@ -131,10 +144,8 @@ class Codec:
                 f"{_full_name(other)} and {_full_name(event)} are both stored as {event.__declared__.name!r};"
                 " give one of them another `name=`"
             )
-        try:
-            decoder = msgspec.json.Decoder(event)
-        except TypeError as error:
-            raise DefinitionError(f"{event.__name__} has a field that JSON cannot carry: {error}") from error
+        require_readable(event)
+        decoder = msgspec.json.Decoder(event)
         self._decoders[event.__declared__.name, event.__declared__.version] = decoder.decode
 
     def _reader_of(self, kind: Kind) -> Callable[[str], Event]:
@@ -144,7 +155,7 @@ class Codec:
         def read(data: str) -> Event:
             name, fields = upcast(kind, _fields(data))
             try:
-                return msgspec.convert(fields, types[name])
+                return msgspec.convert(fields, types[name], str_keys=True)
             except msgspec.ValidationError as error:
                 raise LogError(
                     f"A stored {kind[0]} of version {kind[1]} does not fit {name} after its upcasters: {error}"
@@ -198,18 +209,42 @@ class Codec:
         return f"The log holds {name} of version {version}; this app reads version {' and '.join(map(str, known))}"
 
 
-def require_readable(message: type[Command]) -> None:
-    """Check that msgspec can read each field. Without this check, a bound that does not fit its type would be reported
-    only when the first command is read.
+def require_readable(message: type[Command | Event]) -> None:
+    """Check that msgspec can read each field back from JSON. Without this check, a bound that does not fit its type, or
+    a class that JSON does not have, would be reported only when the first message is read.
 
     Raises:
         DefinitionError: msgspec cannot read a field's type with its bounds.
     """
     for each in msgspec.structs.fields(message):  # type: ignore[arg-type]  # type checkers do not see a struct
+        where = f"{message.__name__}.{each.name}"
         try:
             msgspec.json.Decoder(each.type)
-        except (TypeError, ValueError) as error:
-            raise DefinitionError(f"{message.__name__}.{each.name} cannot be read from input: {error}") from error
+            parts = list(_parts(inspect.type_info(each.type)))
+        except Exception as error:  # msgspec calls code of foreign types
+            raise DefinitionError(f"{where} cannot be read from JSON: {error}") from error
+        for part in parts:
+            if isinstance(part, inspect.CustomType):
+                raise DefinitionError(
+                    f"{where}: JSON has no form for {_spelled(part.cls)}; make it a Value: "
+                    f"class {part.cls.__name__}(Value)"
+                )
+
+
+def _parts(whole: inspect.Type) -> Iterator[inspect.Type]:
+    """Yield a type and every type inside it, each once."""
+    seen: set[int] = set()
+    waiting: list[object] = [whole]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, tuple):
+            waiting.extend(part)
+        elif isinstance(part, inspect.Field):
+            waiting.append(part.type)
+        elif isinstance(part, inspect.Type) and id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            waiting.extend(getattr(part, name) for name in part.__struct_fields__)
 
 
 class StateCodec:

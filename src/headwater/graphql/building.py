@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -17,6 +17,7 @@ from strawberry.types.enum import StrawberryEnumDefinition
 
 from headwater.domain.fields import Field, Kind
 from headwater.graphql.reading import reading
+from headwater.graphql.scalars import JSON
 from headwater.graphql.scope import Scope
 
 Info = strawberry.Info[Scope, None]
@@ -27,7 +28,7 @@ Annotation: TypeAlias = Any
 Generated: TypeAlias = type[Any]
 """A class that is made at run time."""
 
-_PYTHON: dict[Kind, type] = {
+_PYTHON: dict[Kind, Annotation] = {
     Kind.TEXT: str,
     Kind.INT: int,
     Kind.FLOAT: float,
@@ -36,21 +37,18 @@ _PYTHON: dict[Kind, type] = {
     Kind.UUID: UUID,
     Kind.TIME: datetime,
     Kind.DATE: date,
+    Kind.CLOCK: time,
+    Kind.DURATION: timedelta,
+    Kind.BYTES: bytes,
+    Kind.MAP: JSON,
 }
 
 
 def python_type(each: Field) -> Annotation:
-    """Return the annotation of one value of a field, without list and None."""
+    """Return the annotation of one value of a field, without list and None. Not for nested values."""
     if each.enum is not None:
         return graphql_enum(each.enum)
     return _PYTHON[each.kind]
-
-
-def annotation(each: Field) -> Annotation:
-    """Return the annotation of a field for Strawberry."""
-    inner = python_type(each)
-    whole = list[inner] if each.many else inner  # type: ignore[valid-type]  # known at run time
-    return whole | None if each.optional else whole
 
 
 def graphql_enum(chosen: type[enum.Enum]) -> type[enum.Enum]:

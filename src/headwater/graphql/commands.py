@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Union
 from uuid import UUID
 
 import strawberry
 
 from headwater.commands.dispatcher import Accepted as Appended
+from headwater.domain.class_keywords import replace
 from headwater.domain.feature import Domain
-from headwater.domain.fields import fields_of
-from headwater.domain.graphql_names import camel, field_name
-from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, InvalidInput, Refusal, sentence_of
+from headwater.domain.fields import Field, Kind, fields_of
+from headwater.domain.graphql_names import camel
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, InvalidField, InvalidInput, Refusal, sentence_of
 from headwater.domain.validation import command_from
 from headwater.errors import PublicError
 from headwater.graphql.bounds import has_bounds, within
-from headwater.graphql.building import Annotation, Generated, Info, Omittable, annotation, new_class, resolver
+from headwater.graphql.building import Annotation, Generated, Info, Omittable, new_class, resolver
 from headwater.graphql.interfaces import Accepted, AnyRefusal
 from headwater.graphql.rows import RowType, RowTypes
 from headwater.graphql.scalars import Position
+from headwater.graphql.values import ValueTypes, given_fields, shown_path
 from headwater.ids import derived_in_time, new_id
 from headwater.logs import HANDLED
 
@@ -27,8 +29,9 @@ from headwater.logs import HANDLED
 class Mutations:
     """Makes the mutation fields of an app."""
 
-    def __init__(self, domain: Domain, rows: RowTypes) -> None:
+    def __init__(self, domain: Domain, rows: RowTypes, values: ValueTypes) -> None:
         self._domain = domain
+        self._values = values
         self._rows = rows
         self._refusals: dict[type[Refusal], Generated] = {}
 
@@ -68,7 +71,7 @@ class Mutations:
         )
 
     def _resolver(self, command: type[Command], accepted: Generated) -> Callable[..., object]:
-        key = self._domain.decider_of[command].key
+        key, fields = self._domain.decider_of[command].key, fields_of(command)
 
         async def resolve(
             root: object, info: Info, input: object, expected_version: int | None = None, command_id: UUID | None = None
@@ -84,16 +87,16 @@ class Mutations:
                 raise
 
         async def answer(info: Info, input: object, expected_version: int | None, command_id: UUID) -> object:
-            values = {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
+            values = given_fields(fields, input)
             if command.__declared__.creates and values.get(key) is None:
                 values[key] = derived_in_time(command_id, command.__declared__.name)
             given = command_from(command, values)
             if isinstance(given, InvalidInput):
-                return self._refused(given)
+                return self._refused(given, fields, values)
             done = await info.context.serving.dispatcher.execute(
                 given, command_id=command_id, expected_version=expected_version
             )
-            return self._refused(done) if isinstance(done, Refusal) else _accept(accepted, done)
+            return self._refused(done, fields, values) if isinstance(done, Refusal) else _accept(accepted, done)
 
         return resolve
 
@@ -102,10 +105,7 @@ class Mutations:
         key = self._domain.decider_of[command].key
         for each in fields_of(command):
             made = command.__declared__.creates and each.name == key
-            needed = each.required and not made
-            cls.__annotations__[each.name] = annotation(each) if needed else annotation(each) | None
-            if not needed:
-                setattr(cls, each.name, strawberry.UNSET)
+            self._values.add_input(cls, each, needed=each.required and not made)
         return strawberry.input(cls)
 
     def _accepted(self, command: type[Command]) -> Generated:
@@ -125,11 +125,13 @@ class Mutations:
             cls = new_class(refused.__name__, AnyRefusal)
             for each in fields_of(refused):
                 if each.name not in _HIDDEN.get(refused, ()):
-                    cls.__annotations__[each.name] = annotation(each)
+                    self._values.add_output(cls, each)
+            if refused is InvalidInput:
+                self._values.add_output(cls, _ERRORS)
             self._refusals[refused] = strawberry.type(cls, description=sentence_of(refused))
         return self._refusals[refused]
 
-    def _refused(self, refused: Refusal) -> object:
+    def _refused(self, refused: Refusal, fields: Sequence[Field], values: Mapping[str, object]) -> object:
         cls = self._refusals[type(refused)]
         for each in fields_of(type(refused)):
             if has_bounds(each):
@@ -138,12 +140,23 @@ class Mutations:
             name: value for name, value in refused.facts.items() if name not in _HIDDEN.get(type(refused), ())
         }
         if isinstance(refused, InvalidInput):
-            facts = {"path": [field_name(step) for step in refused.path]}
+            errors = [replace(each, path=shown_path(fields, each.path, values)) for each in refused.errors]
+            facts = {"path": errors[0].path, "errors": errors}
         return cls(code=refused.code, message=refused.message, **facts)
 
 
-_HIDDEN: dict[type[Refusal], tuple[str, ...]] = {InvalidInput: ("complaint",)}
-"""Facts without a field of their own: the complaint is the message."""
+_HIDDEN: dict[type[Refusal], tuple[str, ...]] = {InvalidInput: ("complaint", "others")}
+"""Facts without a field of their own: the complaint is the message, and the others are among the errors."""
+
+_ERRORS = Field(
+    "errors",
+    Kind.VALUE,
+    optional=False,
+    many=True,
+    required=True,
+    values=(InvalidField,),
+    description="Every value of the input that breaks a rule. The first one is also `path` and `message`.",
+)
 
 
 def _accept(cls: Generated, done: Appended) -> object:

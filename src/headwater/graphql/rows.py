@@ -13,25 +13,26 @@ from uuid import UUID
 
 import strawberry
 
-from headwater.domain.fields import Field
-from headwater.domain.graphql_names import camel, field_name, list_name
+from headwater.domain.fields import Field, ordered_paths
+from headwater.domain.graphql_names import camel, field_name, list_name, order_name
 from headwater.domain.messages import sentence_of
 from headwater.domain.read_model import Link, ReadModel, View
 from headwater.errors import BadUserInput
 from headwater.eventstore.epoch import Epoch, Place
 from headwater.graphql.asof import AsOf, position_of
 from headwater.graphql.bounds import has_bounds, within
-from headwater.graphql.building import Generated, Info, Omittable, annotation, new_class, resolver
+from headwater.graphql.building import Generated, Info, Omittable, new_class, resolver
 from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
 from headwater.graphql.paging import page_info, page_size
 from headwater.graphql.scalars import Position
+from headwater.graphql.values import ValueTypes
 from headwater.live.subscriptions import SubscriptionLimits, watch_changes, watch_row
 from headwater.live.watcher import ResetReason
-from headwater.projections.filter import Filter, Row
+from headwater.projections.filter import Filter
 from headwater.projections.order import Order
 from headwater.projections.reader import Page, Reader
-from headwater.projections.row_codec import reader_of
+from headwater.projections.row_codec import Row, client_reader_of
 
 S = TypeVar("S")
 
@@ -97,10 +98,10 @@ def _showing(cls: Generated, source: _Source | _RowPage) -> object:
 class RowTypes:
     """The GraphQL types of all read models. They may refer to each other, so all exist before any gets its fields."""
 
-    def __init__(self, views: Sequence[View[ReadModel]]) -> None:
+    def __init__(self, views: Sequence[View[ReadModel]], values: ValueTypes) -> None:
         self._filters = Filters()
         self._objects: dict[type[ReadModel], Generated] = {view.model: _empty(view) for view in views}
-        self._of = {view.model: RowType(view, self._objects, self._filters) for view in views}
+        self._of = {view.model: RowType(view, self._objects, self._filters, values) for view in views}
 
     def __getitem__(self, model: type[ReadModel]) -> RowType:
         return self._of[model]
@@ -132,7 +133,7 @@ def _empty(view: View[ReadModel]) -> Generated:
 
 def _shown(view: View[ReadModel], each: Field) -> Callable[[Any], object]:
     """Return the function from a stored value to the value that GraphQL shows."""
-    read = reader_of(each)
+    read = client_reader_of(each)
     if not has_bounds(each):
         return read
     return lambda stored: within(view.name, each, read(stored))
@@ -141,11 +142,17 @@ def _shown(view: View[ReadModel], each: Field) -> Callable[[Any], object]:
 class RowType:
     """The GraphQL types and fields of one read model."""
 
-    def __init__(self, view: View[ReadModel], objects: Mapping[type[ReadModel], Generated], filters: Filters) -> None:
+    def __init__(
+        self,
+        view: View[ReadModel],
+        objects: Mapping[type[ReadModel], Generated],
+        filters: Filters,
+        values: ValueTypes,
+    ) -> None:
         self.view = view
         self.model = view.model
         self.name = camel(view.name)
-        self.object = _fill(view, objects)
+        self.object = _fill(view, objects, values)
         self.filter = filters.of(view)
         self.order = _order_of(view)
         self.connection = _connection(view, self.object)
@@ -305,10 +312,10 @@ def _wrap(
     return _showing(cls, _Source(row, epoch, as_of, at_least))
 
 
-def _fill(view: View[ReadModel], objects: Mapping[type[ReadModel], Generated]) -> Generated:
+def _fill(view: View[ReadModel], objects: Mapping[type[ReadModel], Generated], values: ValueTypes) -> Generated:
     cls = objects[view.model]
     for each in view.fields:
-        cls.__annotations__[each.name] = annotation(each)
+        values.add_output(cls, each)
     for name, link in view.links.items():
         setattr(cls, name, strawberry.field(resolver=_link(link, objects[link.to])))
     cls.__annotations__["position"] = Position
@@ -335,19 +342,20 @@ def _order(given: Sequence[Any]) -> list[Order]:
         BadUserInput: it names a column twice. The second entry would cost as much and order nothing.
     """
     order: dict[str, Order] = {}
-    for column, descending in (each.value for each in given):
-        if column in order:
-            raise BadUserInput(f"orderBy names {field_name(column)} twice.")
-        order[column] = Order(column, descending)
+    for each in (member.value for member in given):
+        if each.path in order:
+            raise BadUserInput(f"orderBy names {'.'.join(map(field_name, each.path.split('.')))} twice.")
+        order[each.path] = each
     return list(order.values())
 
 
 def _order_of(view: View[ReadModel]) -> type[enum.Enum]:
-    """Return `AccountOrder`: each ordered column, ascending and descending."""
+    """Return `AccountOrder`: each ordered column, and value inside a nested value, ascending and descending."""
     members = {
-        f"{each.name.upper()}_{'DESC' if descending else 'ASC'}": (each.name, descending)
-        for each in view.fields
-        if each.is_ordered
+        f"{order_name(path)}_{'DESC' if descending else 'ASC'}": Order(
+            path[0].name, descending, path if path[1:] else ()
+        )
+        for path in ordered_paths(view.fields)
         for descending in (False, True)
     }
     made: Any = enum.Enum(f"{view.name}Order", members)  # type: ignore[misc]  # from a mapping

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import NewType
 
@@ -16,6 +17,7 @@ from headwater.eventstore.epoch import Place, parse_place
 Position = NewType("Position", Place)
 JSON = NewType("JSON", object)
 
+_encode = msgspec.json.Encoder(decimal_format="string").encode
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
 _LONGEST_DECIMAL = 60
 
@@ -63,6 +65,55 @@ def spell_decimal(value: Decimal) -> str:
     return format(value, "f")
 
 
+def parse_clock(value: object) -> time:
+    """Parse a time of day without an offset."""
+    try:
+        if not isinstance(value, str):
+            raise TypeError(value)
+        clock = time.fromisoformat(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError('Expected a time of day such as "12:00:00"') from error
+    if clock.tzinfo is not None:
+        raise ValueError("Expected a time of day without an offset")
+    return clock
+
+
+def parse_duration(value: object) -> timedelta:
+    """Parse a duration in ISO 8601, of days, hours, minutes and seconds."""
+    try:
+        if not isinstance(value, str):
+            raise TypeError(value)
+        return msgspec.convert(value, timedelta)
+    except (msgspec.ValidationError, TypeError, OverflowError) as error:
+        raise ValueError('Expected a duration such as "PT90S"') from error
+
+
+def spell_duration(value: timedelta) -> str:
+    """Format a duration in ISO 8601, in days and seconds."""
+    text: str = msgspec.to_builtins(value)
+    return text
+
+
+def parse_bytes(value: object) -> bytes:
+    """Parse bytes in base64, of the standard alphabet, with padding."""
+    try:
+        if not isinstance(value, str):
+            raise TypeError(value)
+        return base64.b64decode(value, validate=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError("Expected bytes in base64") from error
+
+
+def spell_bytes(value: bytes) -> str:
+    """Format bytes in base64."""
+    return base64.b64encode(value).decode()
+
+
+def spell_json(value: object) -> msgspec.Raw:
+    """Return JSON as the transports insert it: stored JSON text unchanged, or the JSON of a dict."""
+    return msgspec.Raw(value if isinstance(value, str | bytes) else _encode(value))
+
+
 SCALARS: dict[object, ScalarDefinition] = {
     Decimal: strawberry.scalar(
         name="Decimal", description="Exact decimal, as a string.", serialize=spell_decimal, parse_value=parse_decimal
@@ -80,7 +131,21 @@ SCALARS: dict[object, ScalarDefinition] = {
     JSON: strawberry.scalar(
         name="JSON",
         description="Any JSON value.",
-        # The stored JSON text. The transports encode results with msgspec, which inserts it unchanged.
-        serialize=msgspec.Raw,
+        serialize=spell_json,
+    ),
+    time: strawberry.scalar(
+        name="Time",
+        description='A time of day without an offset, such as "12:00:00".',
+        serialize=time.isoformat,
+        parse_value=parse_clock,
+    ),
+    timedelta: strawberry.scalar(
+        name="Duration",
+        description='A duration in ISO 8601, such as "PT90S".',
+        serialize=spell_duration,
+        parse_value=parse_duration,
+    ),
+    bytes: strawberry.scalar(
+        name="Base64", description="Bytes in base64.", serialize=spell_bytes, parse_value=parse_bytes
     ),
 }

@@ -16,13 +16,15 @@ from headwater.graphql.interfaces import Node
 from headwater.graphql.rows import RowTypes
 from headwater.graphql.sagas import saga_query, sagas_query
 from headwater.graphql.scalars import SCALARS
+from headwater.graphql.values import ValueTypes
 from headwater.sagas.operations import limits_of
 
 
 def schema_of(domain: Domain) -> strawberry.Schema:
     """Return the schema. Types, inputs, filters and descriptions come from the domain's types and docstrings."""
-    rows = RowTypes(domain.views)
-    mutations = Mutations(domain, rows)
+    values = ValueTypes()
+    rows = RowTypes(domain.views, values)
+    mutations = Mutations(domain, rows, values)
     query: dict[str, object] = {"node": _node(rows), "events": events_query()}
     subscription: dict[str, object] = {"events": events_subscription()}
     if domain.sagas:

@@ -17,9 +17,10 @@ from headwater.eventstore.epoch import Epochs, Place
 from headwater.graphql.once import Once
 from headwater.live.feed import Feed
 from headwater.postgres.database import Database
-from headwater.projections.filter import Filter, Row
+from headwater.projections.filter import Filter
 from headwater.projections.history import History
 from headwater.projections.reader import Reader
+from headwater.projections.row_codec import Row
 from headwater.telemetry import Telemetry
 
 

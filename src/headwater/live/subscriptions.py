@@ -22,8 +22,9 @@ from headwater.eventstore.epoch import UNKNOWN, Epoch, Place
 from headwater.live.feed import Feed
 from headwater.live.held_keys import HeldKeys
 from headwater.live.watcher import Batch, ResetReason, Watcher
-from headwater.projections.filter import EVERYTHING, Filter, Row, to_predicate
+from headwater.projections.filter import EVERYTHING, Filter, to_predicate
 from headwater.projections.reader import Changes, InitialRows
+from headwater.projections.row_codec import Row
 
 
 @dataclass(frozen=True)

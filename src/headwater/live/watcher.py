@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from headwater.eventstore.epoch import UNKNOWN, Epoch
-from headwater.projections.filter import Row
 from headwater.projections.reader import Changes
+from headwater.projections.row_codec import Row
 
 
 class ResetReason(enum.Enum):

@@ -7,19 +7,18 @@ are the exact opposites of `eq` and `in`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Protocol, TypeAlias, assert_never
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-
-class Row(Protocol):
-    """A stored row: its values by column name. It has a column `position`: the position of its last change."""
-
-    def __getitem__(self, column: str, /) -> Any: ...
+from headwater.domain.fields import Field, Kind
+from headwater.projections.row_codec import Row, getter_of
+from headwater.projections.tables import value_type
 
 
 class ColumnsByName(Protocol):
@@ -30,11 +29,15 @@ class ColumnsByName(Protocol):
 
 @dataclass(frozen=True)
 class Compare:
-    """Compares a column with a value as it is stored: a tuple for `in` and `not_in`, a bool for `is_null`."""
+    """Compares a column with a value as it is stored: a tuple for `in` and `not_in`, a bool for `is_null`.
+
+    inside: for a value inside the JSON of the column, the column's field and the fields that lead to the value.
+    """
 
     column: str
     operator: str
     value: Any
+    inside: tuple[Field, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def to_sql(tree: Filter, columns: ColumnsByName) -> sa.ColumnElement[bool]:
     """Return the condition of a WHERE clause. Values are bound parameters; names come from `columns`."""
     match tree:
         case Compare():
-            return _compare_sql(columns[tree.column], tree.operator, tree.value)
+            return _compare_sql(found_in(columns, tree.column, tree.inside), tree.operator, tree.value)
         case All():
             return sa.and_(sa.true(), *(to_sql(part, columns) for part in tree.parts))
         case Some():
@@ -80,6 +83,26 @@ def to_sql(tree: Filter, columns: ColumnsByName) -> sa.ColumnElement[bool]:
             return sa.not_(sa.func.coalesce(to_sql(tree.part, columns), False))
         case _:
             assert_never(tree)
+
+
+def found_in(columns: ColumnsByName, name: str, inside: Sequence[Field]) -> sa.ColumnElement[Any]:
+    """Return a column, or the value inside its JSON to which some fields lead, in the type of the last one."""
+    column = columns[name]
+    if not inside:
+        return column
+    leaf = inside[-1]
+    text = sa.func.jsonb_extract_path_text(column, *(each.name for each in inside[1:]), type_=sa.Text())
+    match leaf.kind:
+        case Kind.BYTES:
+            return sa.func.decode(text, "base64", type_=sa.LargeBinary())
+        case Kind.DURATION:  # PostgreSQL reads no sign before the P of ISO 8601
+            interval = value_type(leaf)
+            minus = sa.literal(timedelta(0), interval) - sa.cast(sa.func.substr(text, 2, type_=sa.Text()), interval)
+            return sa.case((sa.func.starts_with(text, "-"), minus), else_=sa.cast(text, interval))
+        case Kind.VALUE:
+            return text
+        case _:
+            return sa.cast(text, value_type(leaf))
 
 
 def _compare_sql(column: sa.ColumnElement[object], name: str, value: Any) -> sa.ColumnElement[bool]:
@@ -118,7 +141,7 @@ def to_predicate(tree: Filter) -> Callable[[Row], bool]:
     """Return the same condition as a function of a stored row."""
     match tree:
         case Compare():
-            return _compare(tree.column, tree.operator, tree.value)
+            return _compare(getter_of(tree.column, tree.inside), tree.operator, tree.value)
         case All():
             every = tuple(map(to_predicate, tree.parts))
             return lambda row: all(part(row) for part in every)
@@ -132,35 +155,35 @@ def to_predicate(tree: Filter) -> Callable[[Row], bool]:
             assert_never(tree)
 
 
-def _compare(column: str, name: str, value: Any) -> Callable[[Row], bool]:
+def _compare(get: Callable[[Row], Any], name: str, value: Any) -> Callable[[Row], bool]:
     match name:
         case "eq":
-            return lambda row: bool(row[column] == value)
+            return lambda row: bool(get(row) == value)
         case "ne":
-            return lambda row: bool(row[column] != value)
+            return lambda row: bool(get(row) != value)
         case "in":
-            return lambda row: row[column] in value
+            return lambda row: get(row) in value
         case "not_in":
-            return lambda row: row[column] not in value
+            return lambda row: get(row) not in value
         case "lt" | "lte" | "gt" | "gte":
-            return _compare_order(column, name, value)
+            return _compare_order(get, name, value)
         case "contains":
-            return lambda row: row[column] is not None and value in row[column]
+            return lambda row: (found := get(row)) is not None and value in found
         case "starts_with":
-            return lambda row: row[column] is not None and row[column].startswith(value)
+            return lambda row: (found := get(row)) is not None and found.startswith(value)
         case "is_null":
-            return lambda row: (row[column] is None) is value
+            return lambda row: (get(row) is None) is value
         case _:
             raise ValueError(f"the filter has an unknown operator: {name!r}")
 
 
-def _compare_order(column: str, name: str, value: Any) -> Callable[[Row], bool]:
+def _compare_order(get: Callable[[Row], Any], name: str, value: Any) -> Callable[[Row], bool]:
     ordered = _ORDERED[name]
     if not isinstance(value, float | Decimal):
-        return lambda row: row[column] is not None and ordered(row[column], value)
+        return lambda row: (found := get(row)) is not None and ordered(found, value)
 
     def holds(row: Row) -> bool:
-        found = row[column]
+        found = get(row)
         if found is None:
             return False
         # PostgreSQL sorts NaN above every number; in Python each comparison with it is false. Only a fold makes one.

@@ -18,8 +18,10 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from headwater.consumers.checkpoint import Generation
+from headwater.domain.fields import Field, fields_of
 from headwater.domain.messages import Event
 from headwater.domain.read_model import AnyView
+from headwater.domain.value import tag_of
 from headwater.errors import HeadwaterError
 from headwater.postgres import queries
 from headwater.postgres.database import Connection, make_schema
@@ -67,15 +69,38 @@ def kinds_of(events: Iterable[type[Event]]) -> str:
     return hashlib.sha256(json.dumps(kinds).encode()).hexdigest()[:8]
 
 
-def rows_fingerprint(view: AnyView, enums: Mapping[str, Collection[str]]) -> str:
+def rows_fingerprint(view: AnyView, enums: Mapping[str, Collection[str | int]]) -> str:
     """Return a hash of everything that the rows depend on. enums: the values that a row may hold, by column."""
     columns = [(column.name, column_type(column), column.nullable) for column in columns_of(view)]
-    declared = [columns, view.key, indexed_columns(view), view.model.__declared__.version, enums, view.history]
+    nested = [_shape(each) for each in view.fields if each.is_json]
+    declared = [columns, view.key, indexed_columns(view), view.model.__declared__.version, enums, view.history, nested]
     return hashlib.sha256(json.dumps(declared).encode()).hexdigest()[:16]
 
 
-def _enums(view: AnyView) -> dict[str, list[str]]:
-    return {each.name: sorted(member.value for member in each.enum) for each in view.fields if each.enum is not None}
+def _shape(each: Field) -> object:
+    """Return what the JSON of a field depends on, without the values of enums."""
+    inside = [[tag_of(value), *map(_shape, fields_of(value))] for value in each.values]
+    places = None if each.exact is None else each.exact.places
+    inner = None if each.inner is None else _shape(each.inner)
+    return [each.name, each.kind.name, each.optional, each.many, each.sequence.__name__, places, inner, inside]
+
+
+def _enums(view: AnyView) -> dict[str, list[str | int]]:
+    """Return the values of each enum, by the path of its field."""
+    found: dict[str, list[str | int]] = {}
+
+    def look(each: Field, path: str) -> None:
+        if each.enum is not None:
+            found[path] = sorted(member.value for member in each.enum)
+        if each.inner is not None:
+            look(each.inner, f"{path}[]")
+        for value in each.values:
+            for inside in fields_of(value):
+                look(inside, f"{path}.{tag_of(value) or ''}.{inside.name}")
+
+    for each in view.fields:
+        look(each, each.name)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- registering

@@ -22,8 +22,8 @@ from headwater.eventstore.log import Log
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING
 from headwater.projections import row_events
-from headwater.projections.filter import Row
 from headwater.projections.generations import fingerprint
+from headwater.projections.row_codec import Row
 from headwater.projections.row_folder import RowFolder
 
 _SQL = queries.load(__file__)

@@ -17,7 +17,7 @@ from headwater.domain.graphql_names import field_name
 from headwater.domain.read_model import AnyView
 from headwater.errors import ReadModelRebuilding
 from headwater.postgres import queries
-from headwater.projections.filter import Row
+from headwater.projections.row_codec import Row
 from headwater.projections.tables import SCHEMA, snake_case, table_of, type_of
 
 _SQL = queries.load(__file__)
@@ -49,6 +49,9 @@ class LiveColumns:
         nullable = {name for name, (_, nullable) in existing.items() if nullable}
         self.unsure = {column.name for column in declared.columns if not column.nullable}.intersection(nullable)
         self.table = table_of(view, without=self.missing)
+        for column in self.table.columns:
+            if type(column.type) is sa.Numeric:
+                column.type = sa.Numeric()  # a value to compare with is not rounded to the places of the column
         self.names = {
             "table": f'{SCHEMA}."{snake_case(view.name)}"',
             "key": f'"{view.key}"',

@@ -5,26 +5,41 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date, datetime
+from dataclasses import dataclass, replace
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import sqlalchemy as sa
 
-from headwater.domain.fields import Field, Kind
+from headwater.domain.fields import Field
 from headwater.domain.read_model import AnyView
 from headwater.errors import BadUserInput
-from headwater.projections.filter import ColumnsByName, Row
+from headwater.projections.filter import ColumnsByName, found_in
+from headwater.projections.row_codec import Row, getter_of
 
 
 @dataclass(frozen=True)
 class Order:
-    """One column of an order. Missing values come last when ascending, first when descending."""
+    """One column of an order. Missing values come last when ascending, first when descending.
+
+    inside: for a value inside the JSON of the column, the column's field and the fields that lead to the value.
+    """
 
     column: str
     descending: bool = False
+    inside: tuple[Field, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The column, or the path to the value inside it, with dots."""
+        return ".".join([self.column, *(each.name for each in self.inside[1:])])
+
+    def value_in(self, row: Row) -> Any:
+        """Return the value of a stored row that it is ordered by."""
+        return getter_of(self.column, self.inside)(row)
 
 
 def with_key(order: Sequence[Order], key: str) -> tuple[Order, ...]:
@@ -36,7 +51,7 @@ def with_key(order: Sequence[Order], key: str) -> tuple[Order, ...]:
 
 def reverse(order: Sequence[Order]) -> tuple[Order, ...]:
     """Return the opposite order."""
-    return tuple(Order(each.column, not each.descending) for each in order)
+    return tuple(replace(each, descending=not each.descending) for each in order)
 
 
 def beyond(live: ColumnsByName, order: Sequence[Order], values: Sequence[object]) -> sa.ColumnElement[bool]:
@@ -46,15 +61,16 @@ def beyond(live: ColumnsByName, order: Sequence[Order], values: Sequence[object]
     twice, however many columns there are.
     """
     (first, *others), (value, *values) = order, values
-    later = _later(live[first.column], value, first.descending)
+    column = found_in(live, first.column, first.inside)
+    later = _later(column, value, first.descending)
     if not others:
         return later
-    return sa.or_(later, sa.and_(_same(live[first.column], value), beyond(live, others, values)))
+    return sa.or_(later, sa.and_(_same(column, value), beyond(live, others, values)))
 
 
 def cursor_of(order: Sequence[Order], row: Row) -> str:
     """Return the cursor of a row in an order that includes the key."""
-    values = [_to_json(row[each.column]) for each in order]
+    values = [_to_json(each.value_in(row)) for each in order]
     text = json.dumps([_signature(order), *values], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
@@ -70,13 +86,17 @@ def parse_cursor(order: Sequence[Order], cursor: str, view: AnyView) -> list[obj
         signature, *values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if signature != _signature(order) or len(values) != len(order):
             raise ValueError("another order")
-        return [_parse_value(kinds.get(each.column), v) for each, v in zip(order, values, strict=True)]
-    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        fields = [each.inside[-1] if each.inside else kinds.get(each.column) for each in order]
+        return [_parse_value(field, value) for field, value in zip(fields, values, strict=True)]
+    except (
+        *(ValueError, TypeError, AttributeError, ArithmeticError, RecursionError),
+        msgspec.ValidationError,
+    ) as error:
         raise BadUserInput("The cursor does not belong to this order; start again without it.") from error
 
 
 def _signature(order: Sequence[Order]) -> str:
-    return ",".join(("-" if each.descending else "") + each.column for each in order)
+    return ",".join(("-" if each.descending else "") + each.path for each in order)
 
 
 def _same(column: sa.ColumnElement[object], value: object) -> sa.ColumnElement[bool]:
@@ -97,8 +117,10 @@ def _to_json(value: object) -> object:
     match value:
         case UUID() | Decimal():
             return str(value)
-        case date():  # datetime is a subclass
+        case date() | time():  # datetime is a subclass of date
             return value.isoformat()
+        case timedelta():
+            return msgspec.to_builtins(value)
         case _:
             return value
 
@@ -107,21 +129,8 @@ def _parse_value(field: Field | None, value: Any) -> object:
     """Return a cursor's value as asyncpg takes it. Only `position` is a column without a field."""
     if value is None:
         return None
-    kind = Kind.INT if field is None else field.kind
-    match kind:
-        case Kind.UUID:
-            return UUID(value)
-        case Kind.DECIMAL:
-            return Decimal(value)
-        case Kind.TIME:
-            return datetime.fromisoformat(value)
-        case Kind.DATE:
-            return date.fromisoformat(value)
-        case Kind.TEXT | Kind.ENUM:
-            return str(value)
-        case Kind.INT:
-            return int(value)
-        case Kind.FLOAT:
-            return float(value)
-        case Kind.BOOL:
-            return bool(value)
+    if field is None:
+        return int(value)
+    if field.enum is not None:
+        return field.enum(value).value
+    return msgspec.convert(value, field.kind.value, strict=False)

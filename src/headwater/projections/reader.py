@@ -19,10 +19,11 @@ from headwater.eventstore.epoch import UNKNOWN, Epoch, Place
 from headwater.eventstore.positions import Positions, generation_of
 from headwater.postgres import queries
 from headwater.postgres.database import Connection
-from headwater.projections.filter import EVERYTHING, Filter, Row, to_sql
+from headwater.projections.filter import EVERYTHING, Filter, found_in, to_sql
 from headwater.projections.generations import QUIET_SECONDS
 from headwater.projections.live_columns import LiveColumns, read_live_columns
 from headwater.projections.order import Order, beyond, cursor_of, parse_cursor, reverse, with_key
+from headwater.projections.row_codec import Row
 from headwater.projections.tables import SCHEMA, snake_case
 
 _SQL = queries.load(__file__)
@@ -278,7 +279,8 @@ class Reader:
         if before is not None:
             statement = statement.where(beyond(live, reverse(order), parse_cursor(order, before, self.view)))
         for each in reverse(order) if backward else order:
-            statement = statement.order_by(live[each.column].desc() if each.descending else live[each.column])
+            column = found_in(live, each.column, each.inside)
+            statement = statement.order_by(column.desc() if each.descending else column)
         rows = await _select(self._pool, statement.limit(limit + 1))
         more, rows = len(rows) > limit, rows[:limit]
         if backward:
@@ -360,7 +362,7 @@ class Reader:
         """Return True if there is a row on the other side of the page's cursor; without a cursor there is none."""
         if cursor is None or not rows:
             return cursor is not None
-        values = [rows[0][each.column] for each in order]
+        values = [each.value_in(rows[0]) for each in order]
         condition = sa.and_(to_sql(where, live), beyond(live, order, values))
         statement = sa.select(sa.exists(sa.select(sa.literal(1)).select_from(live.table).where(condition)))
         return (await _select(self._pool, statement))[0][0]  # type: ignore[no-any-return]  # exists

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql import quoted_name
 
-from headwater.domain.fields import Kind
+from headwater.domain.fields import Field, Kind
 from headwater.domain.read_model import AnyView
 from headwater.domain.table_names import LONGEST_NAME
 from headwater.domain.table_names import SCHEMA as SCHEMA
@@ -43,8 +43,12 @@ _TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {
     Kind.UUID: sa.Uuid(),
     Kind.TIME: sa.TIMESTAMP(timezone=True),
     Kind.DATE: sa.Date(),
-    Kind.ENUM: _TEXT,
+    Kind.CLOCK: sa.Time(),
+    Kind.DURATION: postgresql.INTERVAL(),
+    Kind.BYTES: sa.LargeBinary(),
 }
+_MOST_DIGITS = 1_000
+"""The most digits of a `numeric` that declares them."""
 
 
 # --------------------------------------------------------------------------------------------------------- identifiers
@@ -74,13 +78,27 @@ def columns_of(view: AnyView, *, primary_key: bool = True) -> list[sa.Column[obj
         sa.Column(
             always_quoted(each.name),
             # A list is one JSON value: PostgreSQL cannot unnest lists of lists of different lengths.
-            postgresql.JSONB() if each.many else _TYPES[each.kind],
+            postgresql.JSONB() if each.is_json else value_type(each, with_places=True),
             primary_key=primary_key and each.name == view.key,
             nullable=each.optional,
         )
         for each in view.fields
     ]
     return [*declared, sa.Column(always_quoted("position"), sa.BigInteger(), nullable=False)]
+
+
+def value_type(each: Field, *, with_places: bool = False) -> sa.types.TypeEngine[Any]:
+    """Return the type of a field's values in PostgreSQL, whether they are in a column or inside JSON.
+
+    with_places: a decimal is stored with the places that it declares. A parameter must not have them: PostgreSQL would
+    round the value that a client compares with.
+    """
+    if each.enum is not None:
+        return sa.BigInteger() if any(isinstance(member.value, int) for member in each.enum) else _TEXT
+    exact = each.exact
+    if with_places and exact is not None and exact.places is not None and exact.digits + exact.places <= _MOST_DIGITS:
+        return sa.Numeric(exact.digits + exact.places, exact.places)  # `digits` of them before the decimal point
+    return _TYPES[each.kind]
 
 
 def table_of(
@@ -98,11 +116,11 @@ def column_type(column: sa.Column[object]) -> str:
 
 def type_of(column: sa.Column[object]) -> str:
     """Return the type of a column in PostgreSQL's spelling, without its collation."""
-    return "jsonb" if is_json(column) else array_type(column).lower()
+    return "jsonb" if is_json(column) else array_type(column).lower().replace(", ", ",")
 
 
 def is_json(column: sa.Column[object]) -> bool:
-    """True for the column of a list."""
+    """True for the column of a list, a dict or a nested value."""
     return isinstance(column.type, postgresql.JSONB)
 
 

@@ -14,9 +14,10 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from headwater.consumers.checkpoint import Generation
-from headwater.domain.fields import Field, Kind
+from headwater.domain.fields import Field
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
 from headwater.errors import HeadwaterError
@@ -249,13 +250,13 @@ class Verifier(Generic[M]):
             return [Difference(key, "row", *("a row" if each else "no row" for each in there))]
         try:
             pairs = [
-                (each, stored[each.name], write(getattr(folded.model, each.name)))
-                for each, write in self._folder.codec.columns
+                (each, read, stored[each.name], write(getattr(folded.model, each.name)))
+                for each, write, read in self._folder.codec.columns
             ]
             found = [
                 Difference(key, each.name, _shown(each, was), _shown(each, is_))
-                for each, was, is_ in pairs
-                if not _same(each, was, is_)
+                for each, read, was, is_ in pairs
+                if not _same(each, read, was, is_)
             ]
         except Exception as error:  # noqa: BLE001 - a fold may give anything
             why = f"{type(error).__name__}: {error}"
@@ -266,14 +267,16 @@ class Verifier(Generic[M]):
 
 
 def _shown(field: Field, value: Any) -> Any:
-    """Return a value for display. Lists are stored as JSON."""
-    return json.loads(value) if field.many and value is not None else value
+    """Return a value for display. Lists and nested values are stored as JSON."""
+    return json.loads(value) if field.is_json and value is not None else value
 
 
-def _same(field: Field, was: Any, is_: Any) -> bool:
-    """True if two stored values are equal. PostgreSQL reformats JSON: 1e23 comes back as an integer, which differs from
-    the float."""
-    if field.many and was is not None and is_ is not None:
-        number = float if field.kind is Kind.FLOAT else None
-        was, is_ = (json.loads(value, parse_int=number) for value in (was, is_))
+def _same(field: Field, read: Callable[[Any], Any], was: Any, is_: Any) -> bool:
+    """True if two stored values are equal. PostgreSQL reformats JSON: 1e23 comes back as an integer, and the entries of
+    an object in another order. So JSON is compared as the values that it is read as."""
+    if field.is_json and was is not None and is_ is not None:
+        try:
+            return bool(read(was) == read(is_))
+        except msgspec.ValidationError:  # a row that was changed by hand
+            return False
     return bool(was == is_ or (was != was and is_ != is_))  # NaN is the same as NaN

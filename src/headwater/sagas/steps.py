@@ -204,7 +204,7 @@ class Steps:
             await self._record_failure(held, step, SagaStepTimedOut, {})
             return
         if isinstance(outcome, Refusal):
-            facts = msgspec.to_builtins(outcome.facts)
+            facts = msgspec.to_builtins(outcome.facts, str_keys=True)
             await self._record_failure(
                 held, step, SagaStepRefused, {"code": outcome.code, "message": outcome.message, "facts": facts}
             )

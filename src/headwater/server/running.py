@@ -32,9 +32,8 @@ from headwater.live.feed import Feed
 from headwater.live.subscriptions import Message, SubscriptionLimits, watch_changes, watch_row
 from headwater.live.watcher import ResetReason
 from headwater.postgres.reaching import reaching
-from headwater.projections.filter import Row
 from headwater.projections.given_filter import GivenFilter, filter_from, order_from
-from headwater.projections.row_codec import model_reader
+from headwater.projections.row_codec import Row, model_reader
 from headwater.server.node import Node
 from headwater.server.preparation import migrate_app, own_database
 
