@@ -10,13 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import Browser, async_playwright
 from tests.support import commands
+from tests.support.browser import browser_path, without_browser
 from tests.support.running import Running, Socket, ready
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 ROOT = Path(__file__).parents[2]
 STARTS_WITHIN = 60.0
+# The tests run on machines without a network, a display or a second user, as containers are.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture
@@ -40,6 +52,18 @@ async def headwater(data: Path, clean_environ: dict[str, str]) -> AsyncIterator[
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    """A Chromium; the test is skipped where there is none."""
+    async with async_playwright() as playwright:
+        path = browser_path(Path(playwright.chromium.executable_path))
+        if path is None:
+            without_browser()
+        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        await browser.close()
 
 
 @pytest.fixture

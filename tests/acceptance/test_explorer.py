@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
-from tests.support.browser import browser_path, without_browser
+from playwright.async_api import Browser, Page, expect
 
-# The tests run on machines without a network, a display or a second user, as containers are.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WATCH_VIOLATIONS = """
 window.__violations = [];
 document.addEventListener("securitypolicyviolation", (event) =>
@@ -62,17 +50,6 @@ class Tab:
 
     async def shows(self, text: str) -> None:
         await expect(self.page.locator(".graphiql-response .view-lines")).to_contain_text(text, timeout=15_000)
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        path = browser_path(Path(playwright.chromium.executable_path))
-        if path is None:
-            without_browser()
-        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        await browser.close()
 
 
 @pytest.fixture
