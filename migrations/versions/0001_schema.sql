@@ -532,11 +532,15 @@ comment on function headwater.begin_epoch(integer, text, bigint) is
 --   d  done before    versions, positions, streams: of the first run; nothing is written
 --   c  conflict       versions: the actual version of the stream
 --   t  claim taken    blockers: the first claim, by its place in the claim arrays, that another stream holds
+--   m  moved          a stream that the command holds is at another version than hold_versions says
 --   b  behind         an earlier command of this call touched the same stream and lost, or names the same command id or
 --                     claim: the command must be decided again
 --
 -- A command is judged as if the earlier commands on its stream were accepted, and falls with the first that is not. So a
 -- command that loses costs its neighbours nothing and takes no position.
+--
+-- hold_: streams other than its own whose version must still be the one at which the command was decided. The arrays are null
+-- if no command of the call holds any.
 --
 -- of_epoch: the epoch that the commands were decided in. If it has ended, or PostgreSQL writes on another timeline or to
 -- another table than when it began, the call fails with the SQLSTATE HW001. Null: not checked.
@@ -548,7 +552,8 @@ create function headwater.append(
   command_ids uuid[], names text[], stream_ids uuid[], expected integer[], counts integer[],
   kind_categories text[], kind_types text[], kind_versions smallint[], kinds integer[], payloads text[],
   correlation_ids uuid[], causation_ids uuid[], actors text[], tenants text[], traceparents text[],
-  claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[], of_epoch integer,
+  claim_commands integer[], claim_takes boolean[], claim_names text[], claim_values text[],
+  hold_commands integer[], hold_streams uuid[], hold_versions integer[], of_epoch integer,
   out verdicts "char"[], out versions integer[], out positions bigint[], out streams uuid[], out blockers integer[]
 ) language plpgsql volatile
   -- JIT compilation, a custom plan for each call, or a search for tables elsewhere would each cost more than the call.
@@ -562,6 +567,8 @@ declare
   passed boolean;
   moment timestamptz;
   behind boolean[];        -- by command: an earlier command of this call names the same command id or claim
+  moved integer[];         -- commands that hold a stream which has moved on
+  newly_moved integer[];
   places integer[];        -- by event: the place of its command in this call
   ordinals integer[];      -- by event: its place among the events of its command
   any_without_events boolean;
@@ -606,76 +613,99 @@ begin
       from by_command b;
   end if;
 
-  -- 2. The verdicts. Each LEFT JOIN LATERAL ... LIMIT 1 is an index look-up, however long the log is: EXISTS and plain joins
-  --    became hash plans over the whole table. Each step is named once and used once, so that PostgreSQL inlines it.
-  with command as (
-    -- before: events that earlier commands of this call add to the same stream
-    select u.place, u.command_id, u.stream_id, u.expected, coalesce(u.n, 1) as n,
-           (sum(coalesce(u.n, 1)) over (partition by u.stream_id order by u.place rows unbounded preceding)
-            - coalesce(u.n, 1))::integer as before
-      from unnest(command_ids, stream_ids, expected, counts) with ordinality
-        as u(command_id, stream_id, expected, n, place)
-  ), at_version as (
-    -- fits: the stream is at the expected version, that is, that event exists and the next does not. Two index look-ups;
-    -- the end of a long stream would be a page of index entries.
-    select c.*, coalesce(c.expected >= c.before and (c.expected = c.before or this.found) and next.found is null, false) as fits
-      from command c
-      left join lateral (
-        select true as found from events e
-         where e.stream_id = c.stream_id and e.version = c.expected - c.before limit 1
-      ) this on c.expected > c.before
-      left join lateral (
-        select true as found from events e
-         where e.stream_id = c.stream_id and e.version = c.expected - c.before + 1 limit 1
-      ) next on true
-  ), located as (
-    -- actual: the version that the stream has, or will have once the earlier commands of this call are written
-    select v.*, case when v.fits then v.expected else coalesce(last.version, 0) + v.before end as actual,
-           coalesce(with_events.version, without_events.version) as done_version,
-           coalesce(with_events.position, without_events.position) as done_position,
-           coalesce(with_events.stream_id, without_events.stream_id) as done_stream
-      from at_version v
-      left join lateral (
-        select e.version from events e
-         where not v.fits and e.stream_id = v.stream_id order by e.version desc limit 1
-      ) last on true
-      left join lateral (
-        select e.version, e.position, e.stream_id from events e
-         where e.command_id = v.command_id order by e.ordinal desc limit 1
-      ) with_events on true
-      left join lateral (
-        select q.version, q.position, q.stream_id from commands q
-         where batch.any_without_events and q.command_id = v.command_id limit 1
-      ) without_events on true
-  ), examined as (
-    select l.*, l.done_position is not null as done,
-           coalesce(batch.behind[l.place], false) as is_behind,
-           l.expected is not null and not l.fits as wrong,
-           append.blockers[l.place] is not null as taken
-      from located l
-  ), judged as (
-    select x.*, not x.done and not x.is_behind and not x.wrong and not x.taken as ok from examined x
-  ), settled as (
-    -- clear: all earlier commands of this call on the stream are accepted
-    select j.*, coalesce(bool_and(j.ok) over (
-             partition by j.stream_id order by j.place rows between unbounded preceding and 1 preceding), true) as clear
-      from judged j
-  ), verdict as (
-    select s.place,
-           case when s.done then 'd' when s.is_behind or not s.clear then 'b' when s.wrong then 'c' when s.taken then 't'
-                else 'a' end::"char" as verdict,
-           case when s.done then s.done_version when s.clear and s.ok then s.actual + s.n else s.actual end as version,
-           case when s.done then s.done_position
-                else base + coalesce(sum(s.n) filter (where s.clear and s.ok) over (order by s.place), 0) end as position,
-           case when s.done then s.done_stream else s.stream_id end as stream_id
-      from settled s
-     order by s.place
-  )
-  select array_agg(v.verdict), array_agg(v.version), array_agg(v.position), array_agg(v.stream_id)
-    into verdicts, versions, positions, streams
-    from verdict v;
+  -- Once, unless a command holds a stream that has moved on. It loses then, and the others are judged anew: some may rest on it.
+  loop
+    -- 2. The verdicts. Each LEFT JOIN LATERAL ... LIMIT 1 is an index look-up, however long the log is: EXISTS and plain joins
+    --    became hash plans over the whole table. Each step is named once and used once, so that PostgreSQL inlines it.
+    with command as (
+      -- before: events that earlier commands of this call add to the same stream
+      select u.place, u.command_id, u.stream_id, u.expected, coalesce(u.n, 1) as n,
+             (sum(coalesce(u.n, 1)) over (partition by u.stream_id order by u.place rows unbounded preceding)
+              - coalesce(u.n, 1))::integer as before
+        from unnest(command_ids, stream_ids, expected, counts) with ordinality
+          as u(command_id, stream_id, expected, n, place)
+    ), at_version as (
+      -- fits: the stream is at the expected version, that is, that event exists and the next does not. Two index look-ups;
+      -- the end of a long stream would be a page of index entries.
+      select c.*, coalesce(c.expected >= c.before and (c.expected = c.before or this.found) and next.found is null, false) as fits
+        from command c
+        left join lateral (
+          select true as found from events e
+           where e.stream_id = c.stream_id and e.version = c.expected - c.before limit 1
+        ) this on c.expected > c.before
+        left join lateral (
+          select true as found from events e
+           where e.stream_id = c.stream_id and e.version = c.expected - c.before + 1 limit 1
+        ) next on true
+    ), located as (
+      -- actual: the version that the stream has, or will have once the earlier commands of this call are written
+      select v.*, case when v.fits then v.expected else coalesce(last.version, 0) + v.before end as actual,
+             coalesce(with_events.version, without_events.version) as done_version,
+             coalesce(with_events.position, without_events.position) as done_position,
+             coalesce(with_events.stream_id, without_events.stream_id) as done_stream
+        from at_version v
+        left join lateral (
+          select e.version from events e
+           where not v.fits and e.stream_id = v.stream_id order by e.version desc limit 1
+        ) last on true
+        left join lateral (
+          select e.version, e.position, e.stream_id from events e
+           where e.command_id = v.command_id order by e.ordinal desc limit 1
+        ) with_events on true
+        left join lateral (
+          select q.version, q.position, q.stream_id from commands q
+           where batch.any_without_events and q.command_id = v.command_id limit 1
+        ) without_events on true
+    ), examined as (
+      select l.*, l.done_position is not null as done,
+             coalesce(batch.behind[l.place], false) as is_behind,
+             l.expected is not null and not l.fits as wrong,
+             append.blockers[l.place] is not null as taken,
+             coalesce(l.place = any (batch.moved), false) as is_moved
+        from located l
+    ), judged as (
+      select x.*, not x.done and not x.is_behind and not x.wrong and not x.taken and not x.is_moved as ok from examined x
+    ), settled as (
+      -- clear: all earlier commands of this call on the stream are accepted
+      select j.*, coalesce(bool_and(j.ok) over (
+               partition by j.stream_id order by j.place rows between unbounded preceding and 1 preceding), true) as clear
+        from judged j
+    ), verdict as (
+      select s.place,
+             case when s.done then 'd' when s.is_behind or not s.clear then 'b' when s.wrong then 'c' when s.taken then 't'
+                  when s.is_moved then 'm' else 'a' end::"char" as verdict,
+             case when s.done then s.done_version when s.clear and s.ok then s.actual + s.n else s.actual end as version,
+             case when s.done then s.done_position
+                  else base + coalesce(sum(s.n) filter (where s.clear and s.ok) over (order by s.place), 0) end as position,
+             case when s.done then s.done_stream else s.stream_id end as stream_id
+        from settled s
+       order by s.place
+    )
+    select array_agg(v.verdict), array_agg(v.version), array_agg(v.position), array_agg(v.stream_id)
+      into verdicts, versions, positions, streams
+      from verdict v;
+    exit when hold_commands is null;
 
-  -- 3. The events of the accepted commands.
+    -- 3. The commands that hold a stream which is at another version than the one at which they were decided. It is at the
+    --    version of the last accepted command before them in this call, or else at that of the log.
+    select array_agg(distinct h.command) into newly_moved
+      from (
+        select distinct on (k.place) k.command, k.version as held, coalesce(u.version, written.version, 0) as actual
+          from unnest(hold_commands, hold_streams, hold_versions) with ordinality as k(command, stream_id, version, place)
+          left join unnest(stream_ids, verdicts, versions) with ordinality as u(stream_id, verdict, version, place)
+            on u.stream_id = k.stream_id and u.verdict = 'a' and u.place < k.command
+          left join lateral (
+            select e.version from events e where e.stream_id = k.stream_id order by e.version desc limit 1
+          ) written on true
+         where verdicts[k.command] = 'a'
+         order by k.place, u.place desc nulls last
+      ) h
+     where h.held <> h.actual;
+    exit when newly_moved is null;
+    moved := moved || newly_moved;
+  end loop;
+
+  -- 4. The events of the accepted commands.
   if counts is not null then
     select array_agg(u.place order by u.place, o), array_agg(o order by u.place, o) into places, ordinals
       from unnest(counts) with ordinality as u(n, place), generate_series(1, u.n) as o;
@@ -704,7 +734,7 @@ begin
      where u.verdict = 'a' and u.n = 0;
   end if;
 
-  -- 4. Their claims. When a command takes and releases one value, its last word counts.
+  -- 5. Their claims. When a command takes and releases one value, its last word counts.
   if cardinality(claim_commands) > 0 then
     with last_word as (
       select distinct on (k.command, k.name, k.value) k.take, k.name, k.value, stream_ids[k.command] as stream_id
@@ -722,7 +752,7 @@ begin
     on conflict (name, value) do nothing;
   end if;
 
-  -- 5. The end of the log, and the doorbell.
+  -- 6. The end of the log, and the doorbell.
   if appended > 0 then
     update head set position = base + appended, recorded_at = moment;
     perform pg_notify('headwater', 'log:' || base + appended);
@@ -730,7 +760,7 @@ begin
 end $$;
 comment on function headwater.append(
   uuid[], text[], uuid[], integer[], integer[], text[], text[], smallint[], integer[], text[], uuid[], uuid[], text[], text[],
-  text[], integer[], boolean[], text[], text[], integer
+  text[], integer[], boolean[], text[], text[], integer[], uuid[], integer[], integer
 ) is
   'Appends the events of many commands in one call: contiguous positions, a verdict for each command, one doorbell.';
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -35,18 +36,25 @@ class Held(Refusal):
 
 @dataclass(frozen=True)
 class Draft:
-    """A command, with small numbers for its ids. claims: (True to take it, value) of each."""
+    """A command, with small numbers for its ids.
+
+    claims: (True to take it, value) of each. holds: (stream, how far its version is from the right one) of each.
+    """
 
     command: int
     stream: int
     expected: int | None = None
     events: int = 1
     claims: tuple[tuple[bool, str], ...] = ()
+    holds: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
 class Model:
-    """A model of the function that judges one command after another."""
+    """A model of the function that judges one command after another.
+
+    moved: the places of commands that hold a stream which has moved on. Such a command loses, and all are judged anew.
+    """
 
     position: int
     versions: dict[UUID, int] = field(default_factory=dict)
@@ -56,23 +64,37 @@ class Model:
 
     def append(self, batch: Sequence[Append]) -> list[tuple[Any, ...]]:
         """Return each verdict with its facts, as `_facts` does."""
+        moved: set[int] = set()
+        while True:
+            trial = deepcopy(self)
+            answers, newly_moved = trial._append(batch, moved)
+            if not newly_moved:
+                vars(self).update(vars(trial))
+                return answers
+            moved |= newly_moved
+
+    def _append(self, batch: Sequence[Append], moved: set[int]) -> tuple[list[tuple[Any, ...]], set[int]]:
+        newly_moved: set[int] = set()
         named: set[object] = set()
         lost: set[UUID] = set()
         done: dict[UUID, tuple[int, int, UUID]] = {}
         answers = []
-        for each in batch:
+        for place, each in enumerate(batch):
             names = {each.command_id, *((claim.name, claim.value) for claim in each.claims)}
-            answer = self._judge(each, behind=bool(names & named) or each.stream_id in lost)
+            holds = all(self.versions.get(stream_id, 0) == version for stream_id, version in each.holds)
+            answer = self._judge(each, behind=bool(names & named) or each.stream_id in lost, moved=place in moved)
             named |= names
+            if answer[0] is Verdict.ACCEPTED and not holds:
+                newly_moved.add(place)
             if answer[0] is Verdict.ACCEPTED:
                 done[each.command_id] = answer[1:]
             else:
                 lost.add(each.stream_id)
             answers.append(answer)
         self.done |= done
-        return answers
+        return answers, newly_moved
 
-    def _judge(self, each: Append, *, behind: bool) -> tuple[Any, ...]:
+    def _judge(self, each: Append, *, behind: bool, moved: bool) -> tuple[Any, ...]:
         actual = self.versions.get(each.stream_id, 0)
         if each.command_id in self.done:
             return (Verdict.DONE, *self.done[each.command_id])
@@ -84,6 +106,8 @@ class Model:
             holder = self.claims.get((claim.name, claim.value), each.stream_id)
             if isinstance(claim, Take) and holder != each.stream_id:
                 return Verdict.TAKEN, claim
+        if moved:
+            return (Verdict.MOVED,)
         return self._accept(each, actual)
 
     def _accept(self, each: Append, version: int) -> tuple[Any, ...]:
@@ -105,6 +129,7 @@ def _origin(each: Append) -> tuple[Any, ...]:
 
 # ----------------------------------------------------------------------------------------------------- the model's test
 
+HOLDS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 0, 0, -1, 1])), max_size=2).map(tuple)
 CLAIMS = st.lists(st.tuples(st.booleans(), st.sampled_from("ab")), max_size=3).map(tuple)
 DRAFTS = st.builds(
     Draft,
@@ -113,6 +138,7 @@ DRAFTS = st.builds(
     expected=st.sampled_from([RIGHT, RIGHT, RIGHT, None, NEW, 1, 2]),
     events=st.integers(0, 3),
     claims=st.one_of(st.just(()), CLAIMS),
+    holds=st.one_of(st.just(()), HOLDS),
 )
 PLAIN = st.builds(  # what `append_plain` takes, and some expected versions that it does not take
     Draft,
@@ -146,6 +172,10 @@ async def test_ids_of_events_sort_by_their_time(connection: asyncpg.Connection) 
 @given(calls=CALLS)
 @example(calls=[[Draft(0, 0, claims=((True, "a"), (False, "a")))], [Draft(1, 1, claims=((True, "a"),))]])
 @example(calls=[[Draft(0, 0, expected=1)], [Draft(1, 0, expected=RIGHT)]])
+@example(calls=[[Draft(0, 0, holds=((1, 0),)), Draft(1, 1, holds=((0, -1),))]])  # write skew in one call
+@example(
+    calls=[[Draft(0, 0, holds=((1, 1),)), Draft(1, 1, holds=((0, 0),)), Draft(2, 2, holds=((1, 0),))]]
+)  # a cascade
 @example(calls=[[Draft(0, 0, claims=((False, "a"), (True, "a"), (False, "a"), (True, "a")))]])
 async def test_verdicts_log_and_claims_equal_those_of_the_model(
     connection: asyncpg.Connection, calls: list[list[Draft]]
@@ -182,6 +212,11 @@ def _batch(run: int, drafts: list[Draft], model: Model) -> Iterator[Append]:
             claims=[
                 Take("letter", f"{run} {value}", Held()) if taken else Release("letter", f"{run} {value}")
                 for taken, value in draft.claims
+            ],
+            holds=[
+                (UUID(int=run << 64 | stream), versions.get(UUID(int=run << 64 | stream), 0) + off)
+                for stream, off in draft.holds
+                if stream != draft.stream
             ],
         )
 
@@ -406,10 +441,12 @@ async def _fill(connection: asyncpg.Connection, events: int) -> None:
 
 
 def _command(place: int) -> Append:
-    """Return a command: every fifth has claims, every second requires a new stream."""
+    """Return a command: every fifth has claims, every seventh holds a stream, every second requires a new stream."""
     one = _deposit(new_id(), expected=NEW if place % 2 else None, events=place % 3)
     if place % 5 == 0:
         one.claims = [Release("email", f"{new_id()}"), Take("email", f"{new_id()}", Held())]
+    if place % 7 == 0:
+        one.holds = [(new_id(), 0)]
     return one
 
 

@@ -90,7 +90,7 @@ class _Pending(msgspec.Struct, gc=False):
     arrived: the tick of its arrival; see `stream_cache`. own: Headwater itself issues it. Then an earlier command with
     its id counts as its first run only if both have the same origin. epoch: the only epoch of the log in which it may
     be decided; None for any. seen: the states of the streams that it consults. certain: a refusal that rests on them
-    holds for the log.
+    holds for the log. holds: the consulted streams that must still have the version that `seen` has.
     """
 
     decider: AnyDecider
@@ -104,6 +104,7 @@ class _Pending(msgspec.Struct, gc=False):
     epoch: int | None = None
     seen: Seen = NOTHING_SEEN
     certain: bool = True
+    holds: Sequence[tuple[UUID, int]] = ()
 
     def decide(self, version: int, state: object, now: datetime) -> _Accepted | Refusal:
         """Decide on a stream of this version and state.
@@ -307,6 +308,7 @@ class Dispatcher:
                            |          |
                            |          +-> claim taken: refused
                            |          +-> conflict, another process was quicker: read -> decided ...
+                           |          +-> a held stream has moved on: it is read -> decided ...
                            |          +-> behind a command that lost: decided again on the written state
                            +-> refused, but on a state that may be outdated: read -> decided ...
         """
@@ -315,6 +317,8 @@ class Dispatcher:
         may_assume, setbacks = pending.command.__declared__.creates, 0
         for _ in range(ROUNDS):
             stream = await self._stream(pending, may_assume=may_assume)
+            if pending.holds:  # as late as possible, because commands on them are sent meanwhile
+                await self._consult(pending)
             if pending.epoch is not None and pending.epoch != self._epochs.current.number:
                 raise MemoryOutdated
             if epoch is not self._epochs.current:  # what was consulted may be of lost events
@@ -337,9 +341,12 @@ class Dispatcher:
                     return await self._answer(pending, appended)
                 if appended.verdict is Verdict.BEHIND:
                     continue
-                if (refusal := pending.refused(appended, version)) is not None:
+                if appended.verdict is Verdict.MOVED:
+                    await self._read_held(pending)
+                elif (refusal := pending.refused(appended, version)) is not None:
                     return refusal
-                await self._streams.read(pending.decider, pending.stream_id, self._streams.tick)
+                else:
+                    await self._streams.read(pending.decider, pending.stream_id, self._streams.tick)
             setbacks += 1
             if setbacks == self._attempts:
                 break
@@ -378,6 +385,7 @@ class Dispatcher:
                 claims,
                 pending.command.__declared__.name,
                 stream.epoch.number or None,
+                pending.holds,
             ),
             stream.chain,
         )
@@ -436,14 +444,17 @@ class Dispatcher:
         """Give a command the states of the streams that it consults.
 
         A refusal that rests on them holds for the log if all were read or written after the command arrived. anew: read
-        all of them again.
+        all of them again. Else a held stream is seen as the commands in flight will leave it, which are written before
+        this one.
         """
         if type(pending.command) not in pending.decider.consulting:
             return
         states: dict[tuple[str, UUID], object] = {}
+        holds: list[tuple[UUID, int]] = []
         certain = True
         for each in _consulted(pending):
             decider, stream_id = each.decider, each.key
+            hold = each.hold and stream_id != pending.stream_id  # its own version is checked anyway
             if self._domain.decider_named.get(decider.category) is not decider:
                 raise DefinitionError(
                     f"{pending.command.__declared__.name} consults {decider.category}, which no feature of this app "
@@ -451,16 +462,24 @@ class Dispatcher:
                 )
             try:
                 if anew:
-                    states[decider.category, stream_id] = (
-                        await self._streams.read(decider, stream_id, pending.arrived)
-                    ).state
-                    continue
-                stream = await self._streams.get(decider, stream_id)
+                    point = await self._streams.read(decider, stream_id, pending.arrived)
+                    version, state = point.version, point.state
+                else:
+                    stream = await self._streams.get(decider, stream_id)
+                    version, state = stream.version, stream.state if hold else stream.written_state
+                    certain = certain and stream.as_of > pending.arrived and not (hold and stream.ahead)
             except CommandRefused as refused:
                 raise _of_the_field(refused, pending.command, stream_id) from None
-            states[decider.category, stream_id] = stream.written_state
-            certain = certain and stream.as_of > pending.arrived
-        pending.seen, pending.certain = Seen(states), certain
+            states[decider.category, stream_id] = state
+            if hold:
+                holds.append((stream_id, version))
+        pending.seen, pending.certain, pending.holds = Seen(states), certain, holds
+
+    async def _read_held(self, pending: _Pending) -> None:
+        """Read the held streams from the log, because one of them has moved on."""
+        for each in _consulted(pending):
+            if each.hold:
+                await self._streams.read(each.decider, each.key, self._streams.tick)
 
 
 def _consulted(pending: _Pending) -> Sequence[Consult]:

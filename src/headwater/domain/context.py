@@ -22,12 +22,17 @@ S = TypeVar("S")
 class Consult:
     """A stream whose state a decision reads: its decider, and its key. `consults` of a decider returns these.
 
-    def consults(command: RequestTransfer) -> list[Consult]:
-        return [Consult(accounts, command.from_account_id)]
+        def consults(command: RequestTransfer) -> list[Consult]:
+            return [Consult(accounts, command.from_account_id)]
+
+    hold: True if the decision's events must not be written once the stream has changed. The append checks its version,
+    and the command is decided again when it has, some 30 times; then the command fails with `Contended`. Without hold
+    the state is advice, and costs nothing.
     """
 
     decider: AnyDecider
     key: UUID
+    hold: bool = False
 
 
 class Seen:
@@ -37,9 +42,9 @@ class Seen:
             seen: Seen = context.seen
             source = seen.of(accounts, command.from_account_id)    # an Account
 
-    The states are advice, not a lock: each may have changed since it was read, and may change before the decision is
-    written. A refusal is based on states that were read after its command arrived; events may be based on states that
-    this process had cached. An invariant belongs in one stream, in claims or in a saga.
+    A state is advice, unless its `Consult` has `hold=True`: it may have changed since it was read, and may change
+    before the decision is written. A refusal is based on states that were read after its command arrived; events may be
+    based on states that this process had cached.
     """
 
     __slots__ = ("_states",)

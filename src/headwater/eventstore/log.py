@@ -51,6 +51,7 @@ class Verdict(enum.Enum):
     DONE = b"d"
     CONFLICT = b"c"
     TAKEN = b"t"
+    MOVED = b"m"
     BEHIND = b"b"
 
 
@@ -62,7 +63,8 @@ class Append(msgspec.Struct, gc=False):
 
     expected: the stream's version, `NEW`, or None for any. events: (type, schema version, JSON text) of each, at most
     `MOST_EVENTS`. name: the name of the command; None for a record that Headwater itself writes. epoch: the number of
-    the epoch of the log that it was decided in, the same in a whole batch; None if that is not checked.
+    the epoch of the log that it was decided in, the same in a whole batch; None if that is not checked. holds: other
+    streams with the versions that they must have.
     """
 
     command_id: UUID
@@ -78,6 +80,7 @@ class Append(msgspec.Struct, gc=False):
     claims: Sequence[Take | Release] = ()
     name: str | None = None
     epoch: int | None = None
+    holds: Sequence[tuple[UUID, int]] = ()
 
     def __post_init__(self) -> None:
         if len(self.events) > MOST_EVENTS:
@@ -92,8 +95,8 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
 
     ACCEPTED: the stream, its version and the log's position after the command's last event. DONE: the command was
     accepted before; the same facts, of its first run. CONFLICT: the actual version of the stream. TAKEN: `blocker` is
-    the claim that another stream holds. BEHIND: an earlier command of the same call on the same stream lost, or names
-    the same claim or command id; the command must be decided again.
+    the claim that another stream holds. MOVED: a stream of `holds` has another version. BEHIND: an earlier command of
+    the same call on the same stream lost, or names the same claim or command id; the command must be decided again.
     """
 
     verdict: Verdict
@@ -134,13 +137,14 @@ async def append(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
 def _behind(batch: Sequence[Append]) -> list[bool] | None:
     """Return for each command whether an earlier command of the batch writes its expected version.
 
-    None if the batch is not plain: `append_plain` takes one-event commands with an expected version and without claims.
+    None if the batch is not plain: `append_plain` takes one-event commands with an expected version that neither claim
+    nor hold anything.
     """
     reached: dict[UUID, int] = {}
     behind = []
     for each in batch:
         expected, stream_id = each.expected, each.stream_id
-        if expected is None or each.claims or len(each.events) != 1:
+        if expected is None or each.claims or each.holds or len(each.events) != 1:
             return None
         version = reached.get(stream_id)
         if version is not None and version != expected:
@@ -154,7 +158,12 @@ async def _judge(connection: asyncpg.Connection, batch: Sequence[Append]) -> lis
     """Append any batch, with a verdict for each command."""
     claims = [(place, claim) for place, each in enumerate(batch, 1) for claim in each.claims]
     row = await connection.fetchrow(
-        _SQL["append"], *_command_columns(batch), *_event_columns(batch), *_claim_columns(claims), batch[0].epoch
+        _SQL["append"],
+        *_command_columns(batch),
+        *_event_columns(batch),
+        *_claim_columns(claims),
+        *_hold_columns(batch),
+        batch[0].epoch,
     )
     assert row is not None  # a function with OUT parameters returns one row
     blockers = row["blockers"] or [None] * len(batch)
@@ -208,6 +217,17 @@ def _claim_columns(claims: Sequence[tuple[int, Take | Release]]) -> tuple[list[A
         [isinstance(claim, Take) for _, claim in claims],
         [claim.name for _, claim in claims],
         [claim.value for _, claim in claims],
+    )
+
+
+def _hold_columns(batch: Sequence[Append]) -> tuple[list[Any] | None, ...]:
+    holds = [(place, *hold) for place, each in enumerate(batch, 1) for hold in each.holds]
+    if not holds:
+        return None, None, None
+    return (
+        [place for place, _, _ in holds],
+        [stream_id for _, stream_id, _ in holds],
+        [version for *_, version in holds],
     )
 
 

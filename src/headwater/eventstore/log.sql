@@ -1,7 +1,8 @@
 -- name: append
 -- Append many commands in one call, with a verdict for each. See the comment of the function.
 select verdicts, versions, positions, streams, blockers
-  from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+  from headwater.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+                        $21, $22, $23)
 
 -- name: append_plain
 -- Append a batch of one-event commands as a whole. The position before it; null if a command lost and nothing was written.
