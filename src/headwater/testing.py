@@ -17,21 +17,28 @@ key whose events contradict it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from itertools import zip_longest
 from typing import Any, Generic, TypeVar, overload
 from uuid import UUID, uuid4
 
+import msgspec
+
+from headwater.domain.claims import Take
 from headwater.domain.context import Context, Seen
 from headwater.domain.decider import Decider
 from headwater.domain.invariant import AnyInvariant, Violation
-from headwater.domain.messages import Command, Event, Recorded, Refusal
+from headwater.domain.messages import Command, Event, InvalidInput, Recorded, Refusal
 from headwater.domain.read_model import ReadModel, View
 from headwater.domain.refusals import CommandRefused
 from headwater.domain.row_fold import fold_of
 from headwater.domain.row_route import RowRoutes
 from headwater.domain.saga import Do, Reaction, Saga, SagaInput, Undo
+from headwater.domain.serialization import encode
+from headwater.domain.validation import command_from
 from headwater.projections.row_codec import RowCodec
 
 E = TypeVar("E", bound=Event)
@@ -43,71 +50,123 @@ _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Given(Generic[S]):
-    """A stream with a history."""
+    """A stream with a history. key: of the stream, if an event of the history has it."""
 
     decider: Decider[S]
     state: S
+    key: object = None
 
     def when(
         self,
         command: Command,
         *,
         seeing: Mapping[UUID, Given[Any]] | None = None,
+        taken: Collection[tuple[str, str]] = (),
         now: datetime = _EPOCH,
         actor: str | None = None,
     ) -> Outcome:
-        """Decide a command on the stream.
+        """Decide a command on the stream, as strictly as a server does.
 
-        seeing: the consulted streams that have events, by their ids. now, actor: of the decision's context.
+        The command's fields are checked against their bounds, its events are encoded as the log stores them, and their
+        claims are checked.
+
+        seeing: the consulted streams that have events, by their ids. taken: the name and value of each claim that
+        another stream holds. now, actor: of the decision's context.
 
         Raises:
-            AssertionError: `seeing` has a stream that is not consulted.
-            UndeclaredAnswer: the annotation of the decide function does not name what it returned.
+            AssertionError: the command is for another stream than the history, or `seeing` has a stream that is not
+                consulted.
+            UndeclaredAnswer, MisplacedEvent, UnreadableEvent: as on a server.
         """
-        decider, command_id = self.decider, uuid4()
-        context = Context(
-            now=now,
-            actor=actor,
-            command_id=command_id,
-            correlation_id=command_id,
-            seen=self._seen(command, seeing or {}),
-        )
+        decider, name, command_id = self.decider, command.__declared__.name, uuid4()
+        key = getattr(command, decider.key)
+        assert self.key in (None, key), f"{name} is for {decider.category} {key}; the history is that of {self.key}"
+        invalid = command_from(type(command), msgspec.to_builtins(command, builtin_types=_AS_THEY_ARE))
+        if isinstance(invalid, InvalidInput):
+            return Outcome(name, [], invalid)
+        seen = self._seen(command, seeing or {})
+        context = Context(now=now, actor=actor, command_id=command_id, correlation_id=command_id, seen=seen)
         try:
             events = decider.decided(command, self.state, context)
             if isinstance(events, Refusal):
-                return Outcome([], events)
+                return Outcome(name, [], events)
             state = self.state
-            for event in events:  # as in production: a misplaced event or a failing evolve fails the command
-                decider.require_own(event, getattr(command, decider.key))
-                decider.claimed(command, state, event)
+            for event in events:
+                decider.require_own(event, key)
+                for claim in decider.claimed(command, state, event):
+                    if isinstance(claim, Take) and (claim.name, claim.value) in taken:
+                        return Outcome(name, [], claim.otherwise)
+                encode(event)
                 state = decider.evolved(state, event)
         except CommandRefused as refused:
-            return Outcome([], refused.refusal)
-        return Outcome(list(events), None)
+            return Outcome(name, [], refused.refusal)
+        return Outcome(name, list(events), None)
 
     def _seen(self, command: Command, seeing: Mapping[UUID, Given[Any]]) -> Seen:
         states = {(each.decider.category, each.key): each.decider.initial for each in self.decider.consulted(command)}
         given = {(each.decider.category, stream_id): each.state for stream_id, each in seeing.items()}
         assert given.keys() <= states.keys(), f"{command.__declared__.name} does not consult all of {sorted(given)}"
+        for stream_id, each in seeing.items():
+            assert each.key in (None, stream_id), f"the history that is seen as {stream_id} is that of {each.key}"
         return Seen(states | given)
+
+
+_AS_THEY_ARE = (bytes, datetime, date, time, timedelta, UUID, Decimal)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a decision: events or a refusal."""
+    """The result of a decision: events or a refusal. command: its name."""
 
+    command: str
     events: Sequence[Event]
     refusal: Refusal | None
 
     def then(self, events: Sequence[Event]) -> None:
-        """Assert that the decision returned exactly these events."""
-        if self.refusal is not None:
-            raise AssertionError(f"refused with {self.refusal!r}; expected {list(events)!r}")
-        assert list(self.events) == list(events), f"returned {self.events!r}; expected {list(events)!r}"
+        """Assert that the decision returned exactly these events. The error shows what differs, field by field."""
+        __tracebackhide__ = True
+        _require_same(self.command, list(events), self._answer())
 
     def refused(self, refusal: Refusal) -> None:
-        """Assert that the decision was refused, with this class and these facts."""
-        assert self.refusal == refusal, f"expected {refusal!r}; got {self.refusal or self.events!r}"
+        """Assert that the decision was refused with this refusal, facts included."""
+        __tracebackhide__ = True
+        _require_same(self.command, [refusal], self._answer())
+
+    def _answer(self) -> Sequence[Event | Refusal]:
+        return self.events if self.refusal is None else [self.refusal]
+
+
+_NOTHING = object()
+
+
+def _require_same(of: str, expected: Sequence[object], returned: Sequence[object]) -> None:
+    """Raise AssertionError with one line for each difference, unless both are the same."""
+    __tracebackhide__ = True
+    if list(expected) == list(returned):
+        return
+    lines = [line for pair in zip_longest(expected, returned, fillvalue=_NOTHING) for line in _compared(*pair)]
+    raise AssertionError("\n".join([f"{of}: expected (-) and returned (+) differ", *lines]))
+
+
+def _compared(expected: object, returned: object) -> list[str]:
+    if expected == returned:
+        return [f"    {expected!r}"]
+    one, other = _fields_of(expected), _fields_of(returned)
+    if type(expected) is type(returned) and one:
+        name = type(expected).__name__
+        return [
+            f"  {sign} {name}.{field} = {values[field]!r}"
+            for field in one
+            if one[field] != other[field]
+            for sign, values in (("-", one), ("+", other))
+        ]
+    return [f"  {sign} {each!r}" for sign, each in (("-", expected), ("+", returned)) if each is not _NOTHING]
+
+
+def _fields_of(value: object) -> dict[str, object]:
+    if isinstance(value, msgspec.Struct):
+        return {name: getattr(value, name) for name in value.__struct_fields__}
+    return {each.name: getattr(value, each.name) for each in fields(value)} if is_dataclass(value) else {}
 
 
 @dataclass(frozen=True)
@@ -140,11 +199,13 @@ class Followed(Generic[S]):
             for each, wanted in zip(self.reactions, expected, strict=False)
         ]
         given += self.reactions[len(given) :]
-        assert given == list(expected), f"returned {self.reactions!r}; expected {list(expected)!r}"
+        __tracebackhide__ = True
+        _require_same("the reactions", expected, given)
 
     def remembers(self, state: S) -> None:
         """Assert that this is the state of the instance."""
-        assert self.state == state, f"the state is {self.state!r}; expected {state!r}"
+        __tracebackhide__ = True
+        _require_same("the state", [state], [self.state])
 
 
 @overload
@@ -152,15 +213,24 @@ def given(subject: Decider[S], history: Iterable[Event] = ()) -> Given[S]: ...
 @overload
 def given(subject: Saga[S, Any], history: Iterable[SagaInput] = ()) -> GivenSaga[S]: ...
 def given(subject: Decider[S] | Saga[S, Any], history: Iterable[Any] = ()) -> Given[S] | GivenSaga[S]:
-    """Return a stream of a decider, or an instance of a saga, with this history."""
+    """Return a stream of a decider, or an instance of a saga, with this history.
+
+    Raises:
+        AssertionError: two events of the history are of different streams.
+        UnreadableEvent: the log could not hold an event of the history.
+    """
     state = subject.initial
     if isinstance(subject, Saga):
         for each in history:
             state = subject.evolved(state, each)
         return GivenSaga(subject, state)
+    key: object = None
     for event in history:
-        state = subject.evolved(state, event)
-    return Given(subject, state)
+        encode(event)
+        of = getattr(event, subject.key, key)
+        assert key in (None, of), f"the history is of two streams, {subject.category} {key} and {of}"
+        key, state = of, subject.evolved(state, event)
+    return Given(subject, state, key)
 
 
 def recorded(

@@ -383,20 +383,3 @@ def test_commands_that_only_the_saga_issues_are_internal() -> None:
         RefuseTransfer,
         RefundTransfer,
     }
-
-
-# `given`, `when`, `then`, `refused` -----------------------------------------------------------------------------------
-
-
-def test_then_and_refused_fail_on_another_outcome() -> None:
-    opened = given(accounts, [OPENED])
-    with pytest.raises(AssertionError, match="expected"):
-        opened.when(deposit("1")).then([])
-    with pytest.raises(AssertionError, match=r"expected AccountNotOpen\(.*; got"):
-        opened.when(deposit("1")).refused(AccountNotOpen(status=AccountStatus.FROZEN))
-    with pytest.raises(AssertionError, match="refused with InsufficientFunds"):
-        opened.when(withdraw("1")).then([])
-    with pytest.raises(AssertionError, match=r"expected AccountNotOpen\(.*; got"):
-        opened.when(withdraw("1")).refused(AccountNotOpen(status=AccountStatus.FROZEN))
-    with pytest.raises(AssertionError, match=r"got InsufficientFunds\(balance=Decimal\('0'\)\)"):
-        opened.when(withdraw("1")).refused(InsufficientFunds(balance=Decimal(1)))
