@@ -110,6 +110,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             " 503. 0: lag does not count, since it affects all processes alike, and any client can cause it.",
         ),
     ] = 0.0
+    ready_failures: Annotated[
+        Literal["ignored", "halted", "parked"],
+        Meta(
+            description="Failures of the app's functions with which `/health/ready` of a serving process answers 503."
+            " `halted`: a projection, saga or reactor that halts before an event. `parked`: these, and parked keys."
+        ),
+    ] = "ignored"
     shutdown_seconds: Annotated[
         float, Meta(gt=0, le=300, description="Seconds that running work has to end after Ctrl-C or SIGTERM.")
     ] = 4.0

@@ -100,15 +100,16 @@ class Telemetry:
 class Progress:
     """What a consumer has done in this process since the start.
 
-    displaced: batches that were discarded because another process had moved the checkpoint. retries: attempts after a
-    failure. parked_keys: keys that are parked now, while this process holds the lease. sizes: events in a batch.
-    delays: seconds from the recording of an event to its commit.
+    displaced: batches that were discarded because another process had moved the checkpoint. failures: of the app's
+    functions on an event. retries: attempts after a failure. parked_keys: keys that are parked now, while this process
+    holds the lease. sizes: events in a batch. delays: seconds from the recording of an event to its commit.
     """
 
     position: int = 0
     events: int = 0
     batches: int = 0
     displaced: int = 0
+    failures: int = 0
     retries: int = 0
     parked_keys: int = 0
     sizes: Distribution = field(default_factory=lambda: Distribution(SIZES))

@@ -401,9 +401,11 @@ async def test_a_schedule_whose_function_raises_does_not_stop_the_others(
     assert fired_at == at("12:02")
     assert outcome.startswith("ValueError: no bell for 12:02\n  ")
     assert "in faulty" in outcome
-    first = next(record for record in caplog.records if record.name == "headwater.consumers.scheduler")
+    first = next(record for record in caplog.records if record.name == "headwater.consumers.failure_log")
     assert first.levelno == logging.ERROR
-    assert first.message == "schedule faulty, due at 2026-03-01T12:01:00+00:00, failed"
+    assert first.message == (
+        "schedules: schedule faulty, due at 2026-03-01T12:01:00+00:00, failed: ValueError: no bell for 12:01"
+    )
     assert first.exc_info is not None
 
 

@@ -10,7 +10,8 @@ import asyncpg
 import msgspec
 
 from headwater.cli.terminal import aligned, printable
-from headwater.consumers.standings import ProjectionStanding, read_standings
+from headwater.consumers.scheduler import FailingSchedule, failing
+from headwater.consumers.standings import ProjectionStanding, parked_in_words, read_standings
 from headwater.eventstore.log import Verdict
 from headwater.postgres import queries
 from headwater.projections.verify_invariants import CheckedInvariant, checked_invariants
@@ -59,6 +60,7 @@ class Status:
     processes: Sequence[ProcessStatus]
     sagas: Sequence[SagaCount]
     invariants: Sequence[CheckedInvariant]
+    failing_schedules: Sequence[FailingSchedule] = ()
 
     def as_json(self) -> str:
         """Return one JSON object with the fields of the classes."""
@@ -95,6 +97,8 @@ class Status:
     def _troubles(self) -> Iterator[str]:
         for each in self.projections:
             yield from _troubles(each)
+        for schedule in self.failing_schedules:
+            yield printable(f"Schedule {schedule.name} failed at {_time(schedule.fired_at)}: {schedule.failure}")
         for checked in self.invariants:
             yield from _violations(checked)
         for process in self.processes:
@@ -115,6 +119,7 @@ async def status(connection: asyncpg.Connection, limits: Limits) -> Status:
             [_process_status(row) for row in await connection.fetch(_SQL["processes"])],
             await counted(connection, limits),
             await checked_invariants(connection),
+            await failing(connection),
         )
 
 
@@ -169,7 +174,10 @@ def _troubles(standing: ProjectionStanding) -> Iterator[str]:
         keeper = "no worker runs it" if standing.worker is None else f"{standing.worker} runs it"
         yield f"{name} is {_age(standing.lag_seconds)} behind the log; {keeper}."
     if standing.failure is not None:
-        yield printable(f"{name} is not built: {standing.failure}")
+        verb = "halts before an event" if standing.state == "live" else "is not built"
+        yield printable(f"{name} {verb}: {standing.failure}")
+    if standing.parked_keys:
+        yield printable(f"{name}: {parked_in_words(standing)}; see `headwater dead-letters list`.")
     if standing.hindrance is not None:
         yield printable(f"{name} is built, but cannot take its place yet: {standing.hindrance}")
     if standing.differences:

@@ -7,13 +7,19 @@ or not at all, and a worker whose lease has expired commits nothing.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from headwater.consumers.dead_letters import storable
 from headwater.postgres import queries
-from headwater.postgres.database import Connection
+from headwater.postgres.database import FAILING, PASSING, Connection
+from headwater.postgres.tally import said
 
 _SQL = queries.load(__file__)
+
+WHY_BYTES = 2048
+"""The longest reason that is recorded: the message of an exception can have any length."""
 
 
 class CheckpointMoved(Exception):
@@ -86,6 +92,15 @@ class Checkpoint:
             CheckpointMoved: it is not at `position`, or the lease is no longer held.
         """
         await self._swap("skip", position, reached)
+
+    async def halt(self, error: Exception) -> None:
+        """Record why the unit halts before an event, for `headwater status`. Its next move clears it.
+
+        Faults of the database, which pass, are not recorded. A lost lease is noticed elsewhere.
+        """
+        if not isinstance(error, (*PASSING, CheckpointMoved)):
+            with suppress(*FAILING):
+                await self._connection.execute(_SQL["halt"], *self._lease, storable(said(error), WHY_BYTES))
 
     async def hold(self) -> None:
         """Lock the lease until the transaction ends, so that no other worker can take it before.

@@ -5,7 +5,7 @@ select position from headwater.projections where name = $1 and generation = $2 a
 -- name: move
 -- Compare-and-swap of the checkpoint; a live generation rings its doorbell. No row: nothing may be written.
 with moved as (
-  update headwater.projections set position = $6, updated_at = now()
+  update headwater.projections set position = $6, failure = null, updated_at = now()
    where name = $1 and generation = $2 and fence = $3 and state = $4 and position = $5
   returning name, position, state
 )
@@ -17,7 +17,7 @@ select rewind_to from headwater.projections where name = $1 and generation = $2 
 
 -- name: go_back
 -- Compare-and-swap of the checkpoint, back to the end of a shorter log. No row: nothing may be written.
-update headwater.projections set position = $6, rewind_to = null, updated_at = now()
+update headwater.projections set position = $6, failure = null, rewind_to = null, updated_at = now()
  where name = $1 and generation = $2 and fence = $3 and state = $4 and position = $5
 returning true
 
@@ -26,12 +26,17 @@ returning true
 with session as materialized (
   select set_config('synchronous_commit', 'off', true) as off
 ), moved as (
-  update headwater.projections set position = $6, updated_at = now()
+  update headwater.projections set position = $6, failure = null, updated_at = now()
    where name = $1 and generation = $2 and fence = $3 and state = $4 and position = $5
      and exists (select from session where off = 'off')
   returning name, position, state
 )
 select case when state = 'live' then pg_notify('headwater', name || ':' || position) end from moved
+
+-- name: halt
+-- Record why the unit halts before an event. Moving on clears it.
+update headwater.projections set failure = $5
+ where name = $1 and generation = $2 and fence = $3 and state = $4 and failure is distinct from $5
 
 -- name: hold
 -- Lock the lease until the transaction ends. No row: it is no longer held.

@@ -26,10 +26,10 @@ import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import KEYS_AT_ONCE, DeadLetter, DeadLetters, PendingLetter
+from headwater.consumers.failure_log import Halted
 from headwater.consumers.loop import LoopSettings, Ports
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.messages import Event, Recorded
-from headwater.errors import HeadwaterError
 from headwater.eventstore.epoch import WITNESSES, MemoryOutdated
 from headwater.eventstore.positions import LOG
 from headwater.postgres.database import PASSING, Connection, write_derived
@@ -42,7 +42,7 @@ that are not being retried yet."""
 T = TypeVar("T")
 
 
-class KeyUnknown(HeadwaterError):
+class KeyUnknown(Halted):
     """The key of an event cannot be computed, so it cannot be parked: the consumer stops before the event."""
 
 
@@ -159,6 +159,9 @@ class Consumer:
                         await self._follow(connection, position, well)
                 except (CheckpointMoved, MemoryOutdated):
                     self.progress.displaced += 1
+                except Exception as error:
+                    await self._checkpoint.halt(error)
+                    raise
         finally:
             connection.terminate()
 
@@ -220,8 +223,9 @@ class Consumer:
         for place, event in enumerate(events):
             try:
                 key = self._key_of(event)
-            except KeyUnknown:
+            except KeyUnknown as unknown:
                 if event.position - 1 == position:
+                    self._log_halt(unknown, event.position)
                     raise
                 events, reached = events[:place], event.position - 1  # first commit the events before it
                 break
@@ -250,6 +254,11 @@ class Consumer:
                 f"the key of {event.data.__declared__.name} at position {event.position} is not known: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def _log_halt(self, unknown: KeyUnknown, position: int) -> None:
+        self.progress.failures += 1
+        cause = unknown.__cause__ or unknown
+        self._parked.failures.log(cause, position, f"it halts before the event at position {position}, without a key")
 
     def _count(self, events: Sequence[Recorded[Event]], reached: int) -> None:
         self.progress.passed([event.recorded_at for event in events], reached)

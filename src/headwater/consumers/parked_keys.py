@@ -6,6 +6,7 @@ import asyncio
 from uuid import UUID
 
 from headwater.consumers.dead_letters import DeadLetter, described
+from headwater.consumers.failure_log import FailureLog
 from headwater.domain.failure_policy import Retry
 from headwater.telemetry import Progress
 
@@ -15,13 +16,14 @@ class ParkedKeys:
 
     The consumer's loop maintains them. A task beside the loop parks a key with `set_aside`.
 
-    keys: the parked keys. retrying: those of them that are being retried. letters: written with the next commit.
-    changed: set when the loop has to look at them.
+    name: of the unit. failures: its log. keys: the parked keys. retrying: those of them that are being retried.
+    letters: written with the next commit. changed: set when the loop has to look at them.
     """
 
-    def __init__(self, policy: Retry) -> None:
+    def __init__(self, policy: Retry, name: str) -> None:
         self.policy = policy
         self.progress = Progress()
+        self.failures = FailureLog(name)
         self.keys: set[UUID] = set()
         self.retrying: set[UUID] = set()
         self.letters: list[DeadLetter] = []
@@ -44,6 +46,8 @@ class ParkedKeys:
         self.progress.parked_keys = len(keys)
 
     def letter(self, key: UUID, position: int, error: Exception, attempts: int) -> DeadLetter:
-        """Return the dead letter of a failure, with the pause before the next attempt."""
+        """Return the dead letter of a failure, with the pause before the next attempt. Logs and counts the failure."""
+        self.progress.failures += 1
+        self.failures.log(error, key, f"the event at position {position} failed, and its key {key} is parked")
         text, digest = described(error)
         return DeadLetter(key, position, attempts, text, digest, self.policy.pause(attempts))

@@ -73,7 +73,7 @@ class ReactorRunner:
 
     def __init__(self, ports: Ports, reactor: Reactor, settings: LoopSettings = REACTOR_LOOP) -> None:
         self.handler: EventHandler = _ReactorHandler(reactor)
-        self.parked = ParkedKeys(policy_of(reactor.on_failure))
+        self.parked = ParkedKeys(policy_of(reactor.on_failure), reactor.unit)
         self._consumer = Consumer(
             ports,
             self.handler,

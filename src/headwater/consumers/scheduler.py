@@ -27,12 +27,13 @@ from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher, Origin
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import described
+from headwater.consumers.failure_log import FailureLog
 from headwater.domain.messages import Refusal
 from headwater.domain.schedule import Schedule
 from headwater.ids import internal_id
 from headwater.logs import handling
 from headwater.postgres import queries
-from headwater.postgres.database import PASSING, Database
+from headwater.postgres.database import PASSING, Connection, Database
 from headwater.supervisor import backoff
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class Scheduler:
         self._clock = clock
         self._poll = poll
         self._faults: dict[str, _Fault] = {}
+        self._failures = FailureLog(SCHEDULES)
         self.counts = ScheduleCounts()
 
     async def run(self, leased: Generation, well: Callable[[], None] = lambda: None) -> None:
@@ -196,7 +198,7 @@ class Scheduler:
         try:
             command = schedule.command(due)
         except Exception as error:  # noqa: BLE001 - whatever the user's function raises; it is logged
-            return _failure(schedule, due, error)
+            return self._failure(schedule, due, error)
         origin = Origin(actor=f"schedule {schedule.name}")
         try:
             answer = await self._dispatcher.issue(command, command_id=moment(schedule.name, due), origin=origin)
@@ -204,7 +206,7 @@ class Scheduler:
             self._set_back(schedule, due, error)
             return None
         except Exception as error:  # noqa: BLE001 - whatever the user's decision raises; it is logged
-            return _failure(schedule, due, error)
+            return self._failure(schedule, due, error)
         if isinstance(answer, Refusal):
             logger.warning(
                 "schedule %s: %s, due at %s, was refused: %s %s",
@@ -212,6 +214,12 @@ class Scheduler:
             )
             return _Outcome("refused", answer.code)
         return _Outcome("fired", ACCEPTED)
+
+    def _failure(self, schedule: Schedule, due: datetime, error: Exception) -> _Outcome:
+        """Log an error in the app's code. The moment is lost, since the same code would fail again."""
+        self._failures.log(error, schedule.name, f"schedule {schedule.name}, due at {due.isoformat()}, failed")
+        text, _ = described(error)
+        return _Outcome("failed", text)
 
     def _set_back(self, schedule: Schedule, due: datetime, error: BaseException) -> None:
         """Plan a retry of the same moment, after a pause that grows."""
@@ -238,11 +246,18 @@ class Scheduler:
         return fault.again if fault else schedule.next(stored.after(schedule)) or _NEVER
 
 
-def _failure(schedule: Schedule, due: datetime, error: Exception) -> _Outcome:
-    """Log an error in the app's code. The moment is lost, since the same code would fail again."""
-    logger.error("schedule %s, due at %s, failed", schedule.name, due.isoformat(), exc_info=error)
-    text, _ = described(error)
-    return _Outcome("failed", text)
+@dataclass(frozen=True)
+class FailingSchedule:
+    """A schedule whose last due moment failed. failure: the error in one line."""
+
+    name: str
+    fired_at: datetime
+    failure: str
+
+
+async def failing(connection: Connection) -> list[FailingSchedule]:
+    """Return the schedules whose last due moment failed, by name."""
+    return [FailingSchedule(**row) for row in await connection.fetch(_SQL["failing"])]
 
 
 def moment(name: str, due: datetime) -> UUID:

@@ -24,7 +24,8 @@ class ProjectionStanding:
     worker: the name of the worker that runs it; None when there is none.
     parked_keys: keys whose events wait; see `headwater dead-letters list`.
     differences: the result of the last `headwater verify`; None before the first.
-    failure: why it cannot be built; None if it can.
+    parked_failure: the error of the parked event that comes first in the log; None if none has failed.
+    failure: why it cannot be built, or why it halts before an event; None if it goes on.
     hindrance: what its swap waits for; None if it waits for nothing.
     """
 
@@ -36,6 +37,7 @@ class ProjectionStanding:
     lag_seconds: float
     worker: str | None
     parked_keys: int
+    parked_failure: str | None
     differences: int | None
     failure: str | None
     hindrance: str | None
@@ -56,6 +58,20 @@ class Standings:
         built = {each.name for each in self.projections if each.state == "building" and each.failure is None}
         live = (each for each in self.projections if each.state == "live" and each.name not in built)
         return [each.name for each in live if each.lag_seconds > tolerance]
+
+    def failing(self, *, parked: bool) -> dict[str, str]:
+        """Return why live units halt before an event, by name; with `parked`, also those that have parked keys."""
+        live = [each for each in self.projections if each.state == "live"]
+        halted = {each.name: f"it halts: {each.failure}" for each in live if each.failure is not None}
+        if not parked:
+            return halted
+        return {each.name: parked_in_words(each) for each in live if each.parked_keys} | halted
+
+
+def parked_in_words(standing: ProjectionStanding) -> str:
+    """Return how many keys are parked, and why: `2 keys are parked, the first one by ValueError: ...`."""
+    keys = "1 key is parked" if standing.parked_keys == 1 else f"{standing.parked_keys:,} keys are parked"
+    return keys if standing.parked_failure is None else f"{keys}, the first one by {standing.parked_failure}"
 
 
 async def read_standings(connection: Connection | asyncpg.Pool) -> Standings:

@@ -14,7 +14,10 @@ select h.position as head, p.name, p.generation, p.state, p.position, p.differen
        -- Only the first letter of a key has failed or is due; the letters behind it wait.
        (select count(distinct d.key) from headwater.dead_letters d
          where d.projection = p.name and d.generation = p.generation
-           and (d.error is not null or d.next_attempt_at is not null)) as parked_keys
+           and (d.error is not null or d.next_attempt_at is not null)) as parked_keys,
+       (select split_part(d.error, E'\n', 1) from headwater.dead_letters d
+         where d.projection = p.name and d.generation = p.generation and d.error is not null
+         order by d.position limit 1) as parked_failure
   from headwater.head h
   left join headwater.projections p
     on p.state in ('live', 'building') and p.name <> 'schedules'  -- schedules do not follow the log

@@ -24,6 +24,7 @@ import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described
+from headwater.consumers.failure_log import FailureLog, Halted
 from headwater.consumers.loop import LoopSettings, Ports
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
@@ -46,6 +47,7 @@ from headwater.projections.row_folder import (
     TimeSlice,
     find_rejected,
     fold_failure,
+    fold_of_event,
 )
 from headwater.projections.row_statements import delete_sql, load_sql, upsert_sql
 from headwater.telemetry import Progress
@@ -62,7 +64,7 @@ LEASE_PART = 0.25
 its progress within the lease."""
 
 
-class FoldFailed(HeadwaterError):
+class FoldFailed(Halted):
     """A fold or a route of a read model raised, and the projection stops before that event."""
 
     def __init__(self, message: str, position: int) -> None:
@@ -128,6 +130,7 @@ class Projector(Generic[M]):
         self._parked: set[UUID] = set()
         self._look_at = 0.0
         """The time of the event loop at which parked keys are looked at again."""
+        self._failures = FailureLog(view.name)
         self.progress = Progress()
 
     async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
@@ -142,6 +145,9 @@ class Projector(Generic[M]):
                     await self._follow(position, well)
                 except CheckpointMoved:
                     self.progress.displaced += 1
+                except Exception as error:
+                    await self._checkpoint.halt(error)
+                    raise
         finally:
             self._forget()
             connection.terminate()
@@ -280,7 +286,11 @@ class Projector(Generic[M]):
             self._look_at = 0.0  # the interval has ended, or an operator rang for a retry
 
     async def _pause(self, failure: FoldFailed, attempts: int) -> None:
-        """Wait before the next attempt, if the policy has one; all keys wait."""
+        """Log and record the failure, and wait before the next attempt, if the policy has one; all keys wait."""
+        self.progress.failures += 1
+        cause = failure.__cause__ or failure
+        self._failures.log(cause, failure.position, f"it halts before the event at position {failure.position}")
+        await self._checkpoint.halt(failure)
         pause = self._folder.policy.pause(attempts)
         if pause is None:
             raise failure
@@ -293,7 +303,7 @@ class Projector(Generic[M]):
         try:
             return self._folder.route(events)
         except RouteFailed as failure:
-            raise FoldFailed(f"{self._view.name}: {failure}", failure.position) from failure
+            raise FoldFailed(f"{self._view.name}: {failure}", failure.position) from failure.__cause__
 
     async def _fold(
         self,
@@ -356,6 +366,8 @@ class Projector(Generic[M]):
         policy = self._folder.policy
         if attempts is None and isinstance(policy.then, Stop):
             raise FoldFailed(f"{self._view.name}: {fold_failure(event, key, error)}", event.position) from error
+        self.progress.failures += 1
+        self._failures.log(error, key, f"{fold_of_event(event, key)} failed, and the row is parked")
         failures = (attempts or {}).get((key, event.position), 0) + 1
         return DeadLetter(key, event.position, failures, *described(error), policy.pause(failures))
 

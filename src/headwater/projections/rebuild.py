@@ -25,8 +25,9 @@ from uuid import UUID
 
 import asyncpg
 
-from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
+from headwater.consumers.checkpoint import WHY_BYTES, Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described, storable
+from headwater.consumers.failure_log import FailureLog
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
@@ -44,6 +45,7 @@ from headwater.projections.row_folder import (
     RowCache,
     RowFolder,
     fold_failure,
+    fold_of_event,
 )
 from headwater.projections.row_statements import load_sql
 from headwater.projections.tables import show
@@ -56,9 +58,6 @@ M = TypeVar("M", bound=ReadModel)
 
 HELD_UP_POLLS = 9
 """Poll intervals before the next swap when an operator has to remove what blocks it."""
-
-WHY_BYTES = 2048
-"""Longest reason of a failed build: the message of a fold's exception can have any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,11 @@ class Rebuild(Generic[M]):
         try:
             await self.build(generation, well)
         except BuildStopped as stopped:
-            logger.error("%s; mend the code, then run `headwater rebuild %s` to start again", stopped, self.view.name)
+            logger.error(
+                "%s; mend the code, then run `headwater rebuild %s` to start again",
+                *(stopped, self.view.name),
+                exc_info=stopped.__cause__,
+            )
             well()
             await asyncio.Event().wait()
 
@@ -191,6 +194,7 @@ class _Build(Generic[M]):
         self._complete = True
         """True while memory holds every row: then a key that is not there has no row."""
         self._changed: list[FoldedRow[M]] = []
+        self._failures = FailureLog(f"building {view.name} {generation.number}")
         self._parked: set[UUID] = set()
         self._suspects: set[UUID] = set()
         """Keys of rows that PostgreSQL has rejected; each of their events is tested by itself."""
@@ -348,6 +352,7 @@ class _Build(Generic[M]):
         """Park the key, as the live projection does. It is tried again once this generation is live."""
         if isinstance(self._folder.policy.then, Stop):
             self._stop(fold_failure(event, key, error), error)
+        self._failures.log(error, key, f"{fold_of_event(event, key)} failed, and the row is parked")
         self._parked.add(key)
         self._aside.append(DeadLetter(key, event.position, 1, *described(error), self._folder.policy.pause(1)))
 

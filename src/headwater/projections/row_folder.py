@@ -53,12 +53,14 @@ class RouteFailed(HeadwaterError):
         self.position = event.position
 
 
+def fold_of_event(event: Recorded[Event], key: UUID) -> str:
+    """Name the fold of an event on a row, for a message."""
+    return f"the fold of {event.data.__declared__.name} at position {event.position} on row {key}"
+
+
 def fold_failure(event: Recorded[Event], key: UUID, error: Exception) -> str:
     """Return a sentence about a fold that raised."""
-    return (
-        f"the fold of {event.data.__declared__.name} at position {event.position} on row {key} raised "
-        f"{type(error).__name__}: {error}"
-    )
+    return f"{fold_of_event(event, key)} raised {type(error).__name__}: {error}"
 
 
 class TimeSlice:

@@ -205,7 +205,7 @@ class Conductor:
         settings: LoopSettings = _DEFAULT,
     ) -> None:
         routed = [event for event in saga.events if event in domain.category_of]
-        parked = ParkedKeys(policy_of(saga.on_failure))
+        parked = ParkedKeys(policy_of(saga.on_failure), saga.category)
         conducted = Conducted(saga, domain, parked, commands.clock)
         self._instances = Instances(ports, commands.appender, conducted, cache=settings.cache)
         self._steps = Steps(ports.database, commands.dispatcher, conducted, self._instances, in_flight=settings.at_once)

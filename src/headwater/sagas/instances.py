@@ -208,7 +208,6 @@ class Instances:
         """Park the key of an instance that this code cannot fold, until an operator retries it."""
         key, error = unfoldable.instance.key, unfoldable.error
         assert key is not None  # an instance begins with an event
-        logger.error("saga %s: %s cannot be folded", self._saga.name, key, exc_info=error)
         if not self._parked.is_parked(key):
             self._parked.set_aside(key, unfoldable.instance.first_position, error, self._parked.policy.times + 1)
 

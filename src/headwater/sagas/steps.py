@@ -182,13 +182,12 @@ class Steps:
                     )
                 await asyncio.sleep(pause)
                 continue
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever the app's code raises; `set_aside` logs it
                 if held.instance.ended:
                     return
                 # A command id that another command has used never becomes free: only an operator can cause a retry.
                 taken = isinstance(error, CommandIdReused)
                 held.failures = 1 + (self._policy.times if taken else held.failures)
-                logger.exception("saga %s: %s is parked: step %d failed", self._saga.name, key, step.number)
                 self._parked.set_aside(key, step.position, error, held.failures)
                 return
             held.failures = passing = 0

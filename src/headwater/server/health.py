@@ -1,7 +1,8 @@
 """The health of a process: whether it can answer, and whether it can write the log.
 
-It says nothing about the rest of the deployment. Lag is the same for every process, so it counts only where a setting
-says so, and a lock on a table of the read models or their checkpoints takes no process out of service.
+It says nothing about the rest of the deployment. Lag and failures of the app's functions are the same for every
+process, so they count only where a setting says so, and a lock on a table of the read models or their checkpoints takes
+no process out of service.
 
     well -> a look finds a trouble -> pending, looked at more often -> it lasts for the grace -> not ready
     pending, not ready -> a look does not find it any more -> well
@@ -74,9 +75,10 @@ class Health:
 
     database: a connection of its own, so that neither slow queries nor scrapes keep it waiting. appender: None in a
     process that decides no commands. housekeeping: returns the tasks whose failure leaves a serving process ready, such
-    as a projection, which another process can run. late: returns the projections that are too late, with the reason of
-    each. seconds: the time that PostgreSQL has for an answer. grace: the seconds that a trouble has to last. is_logged:
-    takes this part's name and an error; True if it is logged as part of an outage.
+    as a projection, which another process can run. faulty: returns the units that are too late or fail, as far as
+    settings say that they count, with the reason of each. seconds: the time that PostgreSQL has for an answer. grace:
+    the seconds that a trouble has to last. is_logged: takes this part's name and an error; True if it is logged as part
+    of an outage.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Health:
         *,
         appender: Appender | None,
         housekeeping: Callable[[], Collection[str]],
-        late: Callable[[], Awaitable[Mapping[str, str]]],
+        faulty: Callable[[], Awaitable[Mapping[str, str]]],
         clock: Clock,
         seconds: float = 2.0,
         grace: float = GRACE_SECONDS,
@@ -99,7 +101,7 @@ class Health:
         self._supervisor = supervisor
         self._appender = appender
         self._housekeeping = housekeeping
-        self._late = late
+        self._faulty = faulty
         self._clock = clock
         self._seconds = seconds
         self._grace = grace
@@ -166,7 +168,7 @@ class Health:
         if self._appender is not None and self._appender.shortage is not None:
             # Not unready: the log can be read, each append is tried, and only an append shows that there is room again.
             others[WRITE] = self._appender.shortage
-        return _Found({**await self._late(), **unready}, others)
+        return _Found({**await self._faulty(), **unready}, others)
 
     def _tasks(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the tasks in trouble: those that make the process unready, and the others."""

@@ -25,6 +25,7 @@ from uuid import uuid4
 from headwater.clock import Clock, SystemClock
 from headwater.commands.dispatcher import Dispatcher
 from headwater.config import Settings
+from headwater.consumers.failure_log import Halted
 from headwater.consumers.leases import Leases, Unit
 from headwater.consumers.loop import CommandPath, Ports
 from headwater.consumers.standings import read_standings
@@ -50,7 +51,7 @@ from headwater.projections.tables import snake_case
 from headwater.projections.tombstones import Tombstones
 from headwater.server.health import GRACE_SECONDS, HEALTH, Health
 from headwater.server.self_report import Measures, SelfReports
-from headwater.server.worker import Worker, register_units
+from headwater.server.worker import Worker, names_of, register_units
 from headwater.supervisor import Supervisor, within
 from headwater.telemetry import Telemetry
 
@@ -111,7 +112,7 @@ class Node:
             clock=self._clock,
             greet=self.positions.epochs.enter,
         )
-        self.supervisor = Supervisor(self.database.outage.covers, pause=pause)
+        self.supervisor = Supervisor(self._is_logged, pause=pause)
         # Connections of its own, so that scrapes do not wait for slow queries that occupy the whole pool.
         self.probe = Database(
             dsn,
@@ -136,6 +137,10 @@ class Node:
         self._work = work
         self._stack = AsyncExitStack()
         self._ending_since: float | None = None
+
+    def _is_logged(self, name: str, error: BaseException) -> bool:
+        """True if a task's failure has lines of its own in the log: of an outage, or of a unit that halts."""
+        return isinstance(error, Halted) or self.database.outage.covers(name, error)
 
     def _leave_earlier_server(self, epoch: Epoch) -> None:
         """End every other connection: it may be to a server of the epoch that has ended."""
@@ -334,7 +339,7 @@ class Node:
             self.supervisor,
             appender=self.appender if self.decides else None,
             housekeeping=self._housekeeping,
-            late=self._late,
+            faulty=self._faulty,
             clock=self._clock,
             seconds=self.probe_seconds,
             grace=self._grace_seconds,
@@ -349,21 +354,25 @@ class Node:
             return set()
         return {"leases", "retired", "tombstones", *(unit.task for unit in self.leases.held)}
 
-    async def _late(self) -> dict[str, str]:
-        """Return the projections that are later than the settings tolerate, with the reason of each."""
-        tolerance = self.settings.ready_lag_seconds
-        if not (self.serves and tolerance):
+    async def _faulty(self) -> dict[str, str]:
+        """Return the units that are later than the settings tolerate, or that fail, with the reason of each."""
+        tolerance, failures = self.settings.ready_lag_seconds, self.settings.ready_failures
+        if not self.serves or (not tolerance and failures == "ignored"):
             return {}
         try:
             standings = await within(self.probe_seconds, read_standings(self.probe.pool))
         except FAILING:
             return {}  # nothing is known of them, and they are no part of this process
-        # Not reactors: a slow outside service is no reason to send clients elsewhere. And not units that this code does
-        # not have: they stand still on purpose.
-        domain = self.app.domain
-        ours = {view.name for view in domain.views} | {saga.category for saga in domain.sagas}
-        late = ours.intersection(standings.late(tolerance))
-        return {f"projection {name}": f"it is more than {tolerance:g} s behind the log" for name in late}
+        # Not units that this code does not have: they stand still on purpose.
+        ours = names_of(self.app.domain)
+        failing = standings.failing(parked=failures == "parked") if failures != "ignored" else {}
+        faulty = {f"unit {name}": why for name, why in failing.items() if name in ours}
+        if tolerance:
+            # Not reactors: a slow outside service is no reason to send clients elsewhere.
+            late = ours.difference(reactor.unit for reactor in self.app.domain.reactors)
+            for name in late.intersection(standings.late(tolerance)):
+                faulty[f"projection {name}"] = f"it is more than {tolerance:g} s behind the log"
+        return faulty
 
     async def _start_reporting(self) -> None:
         measures = Measures(

@@ -181,7 +181,7 @@ def _database(standings: Standings) -> Iterator[Metric]:
     text = "Rows that the last headwater verify found different from the log; absent before the first."
     yield _gauge("projection_differences", text, values, labels)
     values = [([p.name, str(p.generation), p.state], float(p.failure is not None)) for p in standings.projections]
-    text = "1 if the build of the generation failed: headwater status shows why."
+    text = "1 if the build of the generation failed, or the unit halts before an event: headwater status shows why."
     yield _gauge("projection_failed", text, values, labels)
 
 
@@ -204,6 +204,7 @@ def _projecting(projections: Mapping[str, Progress]) -> Iterator[Metric]:
     for name, field, text in (
         ("events", "events", "Events that this process folded and committed."),
         ("batches", "batches", "Batches that this process committed."),
+        ("failures", "failures", "Failures of the app's functions on an event, in this process."),
         ("retries", "retries", "Retries of this process after a fold failed."),
         (
             "displaced",
