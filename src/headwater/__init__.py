@@ -20,6 +20,7 @@ from headwater.domain.messages import (
     Refusal,
     VersionConflict,
 )
+from headwater.domain.projection import Projection
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import Link, ReadModel, View
 from headwater.domain.saga import After, Cancel, Confirmed, Do, Done, Refused, Saga, TimedOut, Undo
@@ -61,6 +62,7 @@ __all__ = [
     "Link",
     "Page",
     "Park",
+    "Projection",
     "PublicError",
     "Reactor",
     "ReadModel",

@@ -134,7 +134,7 @@ def _sagas(commands: Commands) -> None:
 
 
 def _rebuild(commands: Commands) -> None:
-    text = "rebuild a read model's rows from the log beside the live ones, then swap"
+    text = "rebuild a read model's rows from the log beside the live ones, then swap; or a projection's tables"
     each = command(commands, "rebuild", "rebuild:run", text, parents=[_app()])
     each.add_argument("name", metavar="NAME", help="the read model, as in GraphQL")
 

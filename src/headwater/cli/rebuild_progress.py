@@ -92,6 +92,35 @@ async def follow(
     return built.position
 
 
+async def follow_anew(
+    connection: Connection,
+    name: str,
+    head: int,
+    *,
+    show: Callable[[str], None],
+    alone: Callable[[], Awaitable[None]],
+) -> int:
+    """Wait until a unit that begins again has reached a position, and return where it is. show, alone: as in `follow`.
+
+    Raises:
+        RebuildFailed: the unit halts before an event.
+    """
+    started = asyncio.get_running_loop().time()
+    while True:
+        now = await connection.fetchrow(_SQL["started_over"], name, head)
+        assert now is not None  # it is registered
+        if now["done"]:
+            position: int = now["position"]
+            return position
+        if now["failure"] is not None:
+            raise RebuildFailed(f"{name} halts: {now['failure']}. It goes on as soon as the code is mended.")
+        if not now["workers"]:
+            await alone()
+        seconds = asyncio.get_running_loop().time() - started
+        show(line(name, now["position"], head, now["position"], seconds))
+        await asyncio.sleep(LOOK_SECONDS)
+
+
 def line(name: str, done: int, total: int, folded: int, seconds: float) -> str:
     """Return `Account  [######            ]   34%  1,700,000 of 5,000,000 events  71,000/s  0:46 left`."""
     share = min(1.0, done / total) if total else 1.0

@@ -12,6 +12,7 @@ from headwater.domain.fields import fields_of
 from headwater.domain.graphql_names import check_names
 from headwater.domain.invariant import AnyInvariant, Invariant
 from headwater.domain.messages import Command, Event
+from headwater.domain.projection import Projection
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import AnyView, View
 from headwater.domain.saga import SAGA_PREFIX, Saga
@@ -42,6 +43,7 @@ class Feature:
     schedules: Sequence[Schedule] = ()
     reactors: Sequence[Reactor] = ()
     invariants: Sequence[AnyInvariant] = ()
+    projections: Sequence[Projection[Any]] = ()
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
@@ -58,6 +60,7 @@ _KINDS: dict[str, type[object]] = {
     "schedules": Schedule,
     "reactors": Reactor,
     "invariants": Invariant,
+    "projections": Projection,
 }
 
 
@@ -83,6 +86,7 @@ class Domain:
         self.sagas = tuple(saga for feature in features for saga in feature.sagas)
         self.reactors = tuple(reactor for feature in features for reactor in feature.reactors)
         self.invariants = tuple(invariant for feature in features for invariant in feature.invariants)
+        self.projections = tuple(projection for feature in features for projection in feature.projections)
         self.codec = Codec(
             # The records also without sagas: the log may have those of a saga that the app no longer has.
             (*self.category_of, *self._messages(), *RECORDS),
@@ -91,6 +95,7 @@ class Domain:
         self._check_names()
         self._check_sagas()
         self._check_reactors()
+        self._check_projections()
         self._check_invariants()
         self._check_views()
         check_relations(self.views)
@@ -168,6 +173,7 @@ class Domain:
         _require_unique("read model", [view.name for view in self.views])
         _require_unique("saga", [saga.name for saga in self.sagas])
         _require_unique("schedule", [schedule.name for schedule in self.schedules])
+        _require_unique("projection", [projection.name for projection in self.projections])
         _require_unique("reactor", [reactor.name for reactor in self.reactors])
         _require_unique("invariant", [invariant.name for invariant in self.invariants])
 
@@ -188,6 +194,20 @@ class Domain:
                 if event not in self.category_of:
                     raise DefinitionError(
                         f"The reactor {reactor.name} takes {event.__name__}, which no decider's evolve takes"
+                    )
+
+    def _check_projections(self) -> None:
+        views = {view.name.casefold(): view.name for view in self.views}
+        for projection in self.projections:
+            if (view := views.get(projection.name.casefold())) is not None:
+                raise DefinitionError(
+                    f"The projection {projection.name} has the name of the read model {view}, so that `headwater"
+                    f" rebuild {projection.name}` could mean either; rename the projection"
+                )
+            for event in projection.events:
+                if event not in self.category_of:
+                    raise DefinitionError(
+                        f"The projection {projection.name} takes {event.__name__}, which no decider's evolve takes"
                     )
 
     def _check_invariants(self) -> None:

@@ -4,5 +4,5 @@ Read `projector` first: the loop that keeps the rows of one read model. `row_fol
 shares: the projector, `rebuild`, `verify` and `history`. `tables` creates the tables, `generations` replaces one by the
 next, and `row_codec` converts values. `reader` and `filter` answer queries, `row_events` keeps which events a row is
 folded from, `tombstones` remembers removed rows, and `retire` drops what no app needs. `verify_invariants` compares
-events with each other.
+events with each other. `projection_runner` runs the projections that write into tables of the app's own.
 """

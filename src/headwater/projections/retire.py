@@ -33,10 +33,10 @@ class NotRetired(HeadwaterError):
 
 
 async def retire(connection: asyncpg.Connection, name: str) -> None:
-    """Stop maintaining a read model, saga or reactor.
+    """Stop maintaining a read model, a projection with tables of the app's own, a saga or a reactor.
 
-    A read model cannot be read from now on; a worker drops its tables later. The checkpoint of a saga or reactor is
-    deleted.
+    A read model cannot be read from now on; a worker drops its tables later. The checkpoint of any other is
+    deleted; tables of the app's own stay as they are.
 
     Raises:
         NotRetired: the name is unknown; or an SQL view of the operator or a running query needs the rows; or instances

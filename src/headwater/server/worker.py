@@ -13,11 +13,13 @@ from headwater.consumers.loop import CommandPath, LoopSettings, Ports
 from headwater.consumers.reactor_runner import REACTOR_LOOP, ReactorRunner
 from headwater.consumers.scheduler import SCHEDULES, Scheduler
 from headwater.domain.feature import Domain
+from headwater.domain.projection import Projection
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import View
 from headwater.domain.saga import Saga
 from headwater.postgres.database import Connection
 from headwater.projections.generations import fingerprint, kinds_of
+from headwater.projections.projection_runner import ProjectionRunner
 from headwater.projections.projector import Projector
 from headwater.projections.rebuild import BuildSettings, Rebuild
 from headwater.projections.verify import Verifier
@@ -34,6 +36,11 @@ def saga_fingerprint(saga: Saga[Any, Any]) -> str:
     Any code that has the saga and takes the same events can run it, because its records say what follows.
     """
     return f"saga.{kinds_of(saga.events)}"
+
+
+def projection_fingerprint(projection: Projection[Any]) -> str:
+    """Return the fingerprint of the unit of a projection with tables of the app's own, as that of a reactor."""
+    return f"projection.{kinds_of(projection.events)}"
 
 
 def reactor_fingerprint(reactor: Reactor) -> str:
@@ -53,6 +60,8 @@ async def register_units(connection: Connection, domain: Domain, *, insist: bool
         await register(
             connection, reactor.unit, reactor_fingerprint(reactor), from_end=not reactor.from_start, insist=insist
         )
+    for projection in domain.projections:
+        await register(connection, projection.unit, projection_fingerprint(projection), insist=insist)
     if domain.schedules:
         await register(connection, SCHEDULES, SCHEDULED)
 
@@ -60,7 +69,8 @@ async def register_units(connection: Connection, domain: Domain, *, insist: bool
 def names_of(domain: Domain) -> set[str]:
     """Return the names of all units of an app, without the schedules."""
     views, sagas = {view.name for view in domain.views}, {saga.category for saga in domain.sagas}
-    return views | sagas | {reactor.unit for reactor in domain.reactors}
+    own = {projection.unit for projection in domain.projections}
+    return views | own | sagas | {reactor.unit for reactor in domain.reactors}
 
 
 class _Runner(Protocol):
@@ -81,6 +91,7 @@ class Worker:
         self._settings = settings
         self._ports = ports
         self.projectors = {view.name: self._projector(view) for view in domain.views}
+        self.own_projections = {each.unit: self._own_projection(each) for each in domain.projections}
         self.reacting = {reactor.unit: self._reacting(reactor) for reactor in domain.reactors}
         self.conductors: dict[str, Conductor] = {}
         self.scheduler: Scheduler | None = None
@@ -95,6 +106,7 @@ class Worker:
         return (
             {view.name: fingerprint(view) for view in self._domain.views}
             | {saga.category: saga_fingerprint(saga) for saga in self._domain.sagas if saga.category in self.conductors}
+            | {each.unit: projection_fingerprint(each) for each in self._domain.projections}
             | {reactor.unit: reactor_fingerprint(reactor) for reactor in self._domain.reactors}
             | ({} if self.scheduler is None else {SCHEDULES: SCHEDULED})
         )
@@ -103,7 +115,11 @@ class Worker:
     def progress(self) -> dict[str, Progress]:
         """What each consumer has done in this process, by the name of its unit."""
         projections = {name: projector.progress for name, projector in self.projectors.items()}
-        acting: dict[str, Conductor | ReactorRunner] = {**self.conductors, **self.reacting}
+        acting: dict[str, ProjectionRunner | Conductor | ReactorRunner] = {
+            **self.own_projections,
+            **self.conductors,
+            **self.reacting,
+        }
         return projections | {name: each.progress for name, each in acting.items()}
 
     async def run(self, unit: Unit, well: Callable[[], None]) -> None:
@@ -116,12 +132,22 @@ class Worker:
             return self.scheduler
         if unit.building:
             return self.rebuild_of(self._domain.view_named(unit.name))
-        runners: dict[str, _Runner] = {**self.projectors, **self.conductors, **self.reacting}
+        runners: dict[str, _Runner] = {
+            **self.projectors,
+            **self.own_projections,
+            **self.conductors,
+            **self.reacting,
+        }
         return runners[unit.name]
 
     def _projector(self, view: View[Any]) -> Projector[Any]:
         sizes = LoopSettings(batch=self._settings.projection_batch, cache=self._settings.projection_cache)
         return Projector(self._ports, view, self._loop(sizes))
+
+    def _own_projection(self, projection: Projection[Any]) -> ProjectionRunner:
+        return ProjectionRunner(
+            self._ports, projection, self._loop(LoopSettings(batch=self._settings.projection_batch))
+        )
 
     def rebuild_of(self, view: View[Any]) -> Rebuild[Any]:
         """Return what builds the generations of a read model, with this worker's settings."""

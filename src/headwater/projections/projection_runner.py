@@ -1,0 +1,298 @@
+"""Runs a projection of the app's own: its function writes each event exactly once into tables of the app.
+
+    hold the lease -> catch up -> handle -> commit -> catch up ... -> wait -> catch up ...
+      catch up:  read the next batch; first try parked keys again that are due
+      handle:    the whole batch in one call. If it raises, event by event, each in a savepoint: an event that fails
+                 parks its key, or halts the projection before it; the others go on
+      commit:    what the function wrote, dead letters and checkpoint in one transaction
+      wait:      until the log grows, a parked key is due or the poll interval ends
+      the log ends before the checkpoint, or an operator asks for it -> reset: the tables are emptied -> catch up
+      another process moved the checkpoint -> hold the lease again, from the new position; if it is lost: end
+
+The function gets a SQLAlchemy connection over the asyncpg connection that moves the checkpoint. SQLAlchemy's
+transaction is a savepoint in Headwater's: it takes back what a failed call has written. It is opened once a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+
+from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
+from headwater.consumers.dead_letters import DeadLetter, DeadLetters, PendingLetter
+from headwater.consumers.failure_log import Halted
+from headwater.consumers.loop import LoopSettings, Ports
+from headwater.consumers.parked_keys import ParkedKeys
+from headwater.domain.failure_policy import Stop, policy_of
+from headwater.domain.messages import Event, Recorded
+from headwater.domain.projection import Projection
+from headwater.eventstore.epoch import WITNESSES
+from headwater.eventstore.positions import LOG
+from headwater.postgres import queries
+from headwater.postgres.database import PASSING, Connection, write_derived
+from headwater.postgres.tally import said
+from headwater.telemetry import Progress
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_SQL = queries.load(__file__)
+
+Batch: TypeAlias = Sequence[Recorded[Event]]
+
+
+class HandleFailed(Halted):
+    """A projection's function raised, and the projection halts before that event."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+class ProjectionRunner:
+    """Runs one projection of the app, under one lease."""
+
+    def __init__(self, ports: Ports, projection: Projection[Any], settings: LoopSettings) -> None:
+        self._database = ports.database
+        self._log = ports.log
+        self._positions = ports.positions
+        self._projection = projection
+        self._settings = settings
+        self._policy = policy_of(projection.on_failure)
+        self._parked = ParkedKeys(self._policy, projection.unit)
+        self._types = ports.log.stored_names(projection.events)
+        self._events = frozenset(projection.events)
+        self._look_at = 0.0
+        """The time of the event loop at which parked keys are looked at again."""
+
+    @property
+    def progress(self) -> Progress:
+        """Progress along the log."""
+        return self._parked.progress
+
+    async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
+        """Follow the log until cancelled, or until the lease is lost. Runs under a supervisor.
+
+        well: called when the loop is past a failure.
+        """
+        unit = self._projection.unit
+        # Past a pooler in transaction mode: SQLAlchemy prepares statements, which stay in the session.
+        raw = await self._database.connect(unit, session=True)
+        self._raw, self._checkpoint = raw, Checkpoint(raw, unit, generation)
+        self._letters = DeadLetters(unit, generation.number)
+        async with _over(raw) as self._connection:
+            while (position := await self._checkpoint.read()) is not None:
+                try:
+                    if await self._checkpoint.rewind_to() is not None:
+                        position = await self._start_over(position)
+                    self._parked.replace(await self._letters.parked(raw))
+                    self._look_at, self.progress.position = 0.0, position
+                    self._positions.correct(unit, self._positions.known(unit), position)
+                    await self._follow(position, well)
+                except CheckpointMoved:
+                    self.progress.displaced += 1
+                except Exception as error:
+                    await self._checkpoint.halt(error)
+                    raise
+
+    async def _start_over(self, position: int) -> int:
+        """Empty the tables, and go back to the start of the log, in one transaction."""
+        async with self._transaction():
+            if (error := await self._attempt(partial(self._projection.reset, self._connection))) is not None:
+                self._parked.failures.log(error, "reset", "its reset failed")
+                raise HandleFailed(f"{self._projection.unit}: its reset raised {said(error)}", 0) from error
+            await self._letters.forget_after(self._raw, 0)
+            await self._checkpoint.go_back(position, 0)
+        return 0
+
+    # ---------------------------------------------------------------------------------------------------- catching up
+
+    async def _follow(self, position: int, well: Callable[[], None]) -> None:
+        attempts = 0
+        while True:
+            alarms = self._positions.alarms
+            if self._parked.keys and asyncio.get_running_loop().time() >= self._look_at:
+                await self._retry_parked()
+            known, epoch = self._positions.known(LOG), self._positions.epochs.current
+            events, reached = await self._log.read_on(position, types=self._types, limit=self._settings.batch)
+            if reached <= position:
+                self._positions.correct(LOG, known, reached)
+                well()
+                await self._wait(position, alarms)
+                continue
+            try:
+                position = await self._advance(position, events, reached)
+                self._positions.epochs.remember(events[-WITNESSES:], epoch)
+                attempts = 0
+                well()
+            except HandleFailed as failure:
+                if failure.position - 1 > position:  # what comes before the failure is committed
+                    before = [event for event in events if event.position < failure.position]
+                    position = await self._advance(position, before, failure.position - 1)
+                    attempts = 0
+                attempts += 1
+                await self._pause(failure, attempts)
+
+    async def _advance(self, position: int, events: Batch, reached: int) -> int:
+        """Handle a batch and commit it. Returns the new position.
+
+        Raises:
+            HandleFailed: an event failed whose policy is to stop, or whose key is not known. Nothing is committed.
+        """
+        mine = [event for event in events if type(event.data) in self._events]
+        if not mine:
+            await self._checkpoint.skip(position, reached)
+        else:
+            async with self._transaction():
+                letters = await self._handle(mine)
+                if letters:
+                    await self._letters.park(self._raw, letters)
+                await self._checkpoint.move(position, reached)
+            self._parked.replace(self._parked.keys | {letter.key for letter in letters})
+        self.progress.passed([event.recorded_at for event in events], reached)
+        self._positions.report(self._projection.unit, reached)
+        return reached
+
+    async def _handle(self, events: Batch) -> list[DeadLetter]:
+        """Handle events within the transaction of the caller: all in one call, else one by one. Returns the letters of
+        those that were set aside."""
+        if not self._parked.keys and await self._attempt(partial(self._call, events)) is None:
+            return []
+        await self._checkpoint.hold()  # if the lease is lost, the failure is of a batch that another worker has done
+        letters: list[DeadLetter] = []
+        aside = set(self._parked.keys)
+        for event in events:
+            key = self._key_of(event)
+            if key in aside:
+                letters.append(DeadLetter(key, event.position))
+            elif (error := await self._attempt(partial(self._call, [event]))) is not None:
+                if isinstance(self._policy.then, Stop):
+                    raise self._failure(event, error) from error
+                letters.append(self._parked.letter(key, event.position, error, 1))
+                aside.add(key)
+        return letters
+
+    def _key_of(self, event: Recorded[Event]) -> UUID:
+        try:
+            return self._projection.key_of(event)
+        except Exception as error:
+            raise self._failure(event, error) from error
+
+    def _failure(self, event: Recorded[Event], error: Exception) -> HandleFailed:
+        what = f"{event.data.__declared__.name} at position {event.position}"
+        return HandleFailed(f"{self._projection.unit}: {what} raised {said(error)}", event.position)
+
+    async def _call(self, events: Batch) -> None:
+        await self._projection.handle(self._connection, events)
+
+    async def _attempt(self, call: Callable[[], Awaitable[None]]) -> Exception | None:
+        """Call a function of the app in a savepoint. Returns its error; raises one of the database, which passes."""
+        try:
+            async with self._connection.begin():
+                await call()
+        except Exception as error:
+            if self._raw.is_closed():
+                raise asyncpg.InterfaceError("the connection was lost while the projection's function ran") from error
+            cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig is not None else None
+            if isinstance(cause, PASSING):
+                raise cause from error
+            return error
+        return None
+
+    # ------------------------------------------------------------------------------------------------- parked keys
+
+    async def _retry_parked(self) -> None:
+        """Handle the dead letters of the keys that are due, one by one, and commit."""
+        keys, next_due = await self._letters.due(self._raw)
+        if not keys:
+            pause = self._settings.poll if next_due is None else min(self._settings.poll, next_due)
+            self._look_at = asyncio.get_running_loop().time() + pause
+            return
+        waiting = await self._letters.pending(self._raw, keys, self._settings.batch)
+        events = {event.position: event for event in await self._log.at([each.position for each in waiting])}
+        async with self._transaction():
+            failed: dict[UUID, DeadLetter] = {}
+            done: list[PendingLetter] = []
+            for letter in waiting:
+                if letter.key in failed:
+                    continue
+                error = None if letter.discarded else await self._attempt_letter(events[letter.position])
+                self.progress.retries += not letter.discarded and letter.attempts > 0
+                if error is None:
+                    done.append(letter)
+                else:
+                    failed[letter.key] = self._parked.letter(letter.key, letter.position, error, letter.attempts + 1)
+            await self._letters.remove(self._raw, done)
+            await self._letters.park(self._raw, list(failed.values()))
+            more = await self._letters.go_on(self._raw, set(keys) - failed.keys())
+            await self._checkpoint.hold()
+        self._parked.replace(self._parked.keys - (set(keys) - failed.keys() - more))
+
+    async def _attempt_letter(self, event: Recorded[Event]) -> Exception | None:
+        if type(event.data) not in self._events:
+            return None  # parked by another version of the app, whose projection took this event
+        return await self._attempt(partial(self._call, [event]))
+
+    # -------------------------------------------------------------------------------------------------------- waiting
+
+    async def _wait(self, position: int, alarms: int) -> None:
+        """Wait until the log grows, or the poll interval ends. alarms: see `Positions.alarms`."""
+        patience = self._settings.poll
+        if self._parked.keys:
+            patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
+        await self._positions.moved(LOG, position, patience, alarms)
+        if self._positions.known(LOG) <= position:
+            self._look_at = 0.0  # the interval has ended, or an operator rang for a retry
+
+    async def _pause(self, failure: HandleFailed, attempts: int) -> None:
+        """Log and record the failure, and wait before the next attempt, if the policy has one; all keys wait."""
+        self.progress.failures += 1
+        cause = failure.__cause__ or failure
+        self._parked.failures.log(cause, failure.position, f"it halts before the event at position {failure.position}")
+        await self._checkpoint.halt(failure)
+        pause = self._policy.pause(attempts)
+        if pause is None:
+            raise failure
+        self.progress.retries += 1
+        await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[None]:
+        async with self._raw.transaction():
+            await write_derived(self._raw, quiet=self._settings.lease / 2)
+            yield
+
+
+async def start_over(connection: Connection, projection: Projection[Any]) -> int:
+    """Ask the worker of a projection to empty its tables and to handle the log again. Returns the head of the log."""
+    head: int = await connection.fetchval(_SQL["start_over"], projection.unit)
+    return head
+
+
+@asynccontextmanager
+async def _over(raw: asyncpg.Connection) -> AsyncIterator[AsyncConnection]:
+    """Yield a SQLAlchemy connection over an open asyncpg connection, which is terminated at the end."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import StaticPool
+
+    async def opened() -> asyncpg.Connection:
+        return raw
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=opened, poolclass=StaticPool)
+    try:
+        connection = await engine.connect()
+        try:
+            yield connection
+        finally:
+            raw.terminate()
+            await connection.close()
+    finally:
+        raw.terminate()
+        await engine.dispose()
