@@ -19,7 +19,12 @@ from headwater.errors import SettingsError
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one process. A field's variable is `HEADWATER_` and its name, except for DATABASE_URL."""
+    """The settings of one process. A field's variable is `HEADWATER_` and its name, except for DATABASE_URL.
+
+        app.run(Settings(database_url="postgresql://localhost/bank", pool_size=20))
+
+    docs/settings.md has each of them, with its unit and its bounds.
+    """
 
     database_url: Annotated[
         str | None,

@@ -26,3 +26,10 @@ def test_a_public_name_has_a_docstring_of_its_own(name: str) -> None:
     docstring = named.__dict__.get("__doc__") if inspect.isclass(named) else inspect.getdoc(named)
     assert docstring, "it has none"
     assert not docstring.startswith(f"{name}("), "dataclass made it from the fields"
+
+
+@pytest.mark.parametrize("name", headwater.__all__)
+def test_the_docstring_of_a_public_name_has_an_example(name: str) -> None:
+    docstring = inspect.getdoc(getattr(headwater, name)) or ""
+    code = re.findall(r"^ {4}.*|^>>> .*|`[^`]+`", docstring, re.MULTILINE)
+    assert any(re.search(rf"\b{name}\b", each) for each in code), "no code in it uses the name"

@@ -55,6 +55,10 @@ LONGEST_PAUSE = 0.02
 class Accepted(msgspec.Struct, frozen=True, gc=False):
     """The place of an accepted command: the stream's version and the log's position after its last event.
 
+        match await bank.execute(Deposit(account_id=account, amount=Decimal(5))):
+            case Accepted(version=version): ...
+
+    command_id: the command's own, or the one that was made for it. stream_id: of the stream that it was decided on.
     epoch: that of the log in which the position is.
     """
 

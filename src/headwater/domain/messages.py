@@ -118,7 +118,12 @@ class Refusal(KeywordStruct):
 
 
 class InvalidField(Value):
-    """A value of an input that breaks a rule. path: of names, indices and keys. message: a sentence about the rule."""
+    """A value of an input that breaks a rule. path: of names, indices and keys. message: a sentence about the rule.
+
+        InvalidField(path=["lines", "2", "quantity"], message="Expected at most 50")
+
+    The refusal `InvalidInput` lists them in `errors`.
+    """
 
     path: list[str]
     message: str

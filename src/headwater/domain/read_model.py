@@ -69,6 +69,12 @@ class ReadModelDeclaration:
 class ReadModel(KeywordStruct):
     """A row that clients read. Its docstring describes the GraphQL type.
 
+        class AccountView(ReadModel, name="Account", key="account_id", indexes=["owner_id"]):
+            \"\"\"An account, as its owner sees it.\"\"\"
+            account_id: UUID
+            owner_id: UUID
+            balance: Annotated[Decimal, Exact(places=2)]
+
     Class keywords: `key` (the field that identifies a row, a UUID), `name` (the GraphQL type; the class name by
     default), `plural` (of the name, for the field of all rows; the English plural by default), `version` (raise it when
     the fold changes, so that the rows are rebuilt) and `indexes` (columns, or tuples of columns, that clients often
@@ -124,6 +130,9 @@ def _is_index(index: str | tuple[str, ...]) -> bool:
 @dataclass(frozen=True)
 class View(Generic[M, E]):
     """A read model with its fold: `fold(row or None, event) -> row or None`; None deletes the row.
+
+        View(AccountView, [opened, moved, closed])
+        View(SalesDay, counted, route=lambda event: event.recorded_at.date())
 
     fold: one function, or a list of functions that each fold some of the events. The events are read from their
     annotations `Recorded[A | B]`. A function with a third parameter is given the key of the row there: with a route to

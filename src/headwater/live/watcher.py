@@ -18,7 +18,12 @@ from headwater.projections.row_codec import Row
 
 
 class ResetReason(enum.Enum):
-    """Why a subscription sends all rows, and the client drops those that it holds."""
+    """Why a subscription sends all rows, and the client drops those that it holds.
+
+        if changes.reset is ResetReason.LOG_WENT_BACK: ...
+
+    docs/errors.md explains each.
+    """
 
     SUBSCRIBED = "subscribed"
     LOG_WENT_BACK = "log_went_back"

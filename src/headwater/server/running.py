@@ -56,6 +56,8 @@ _AS_THEY_ARE = (UUID, Decimal, datetime, date, time, timedelta, bytes)
 class Page(Generic[M]):
     """Rows in order.
 
+        page: Page[AccountView] = await bank.page(AccountView, order_by="-balance", first=100)
+
     cursor: of the last row; `page(..., after=cursor)` goes on after it. None if there is no row after these. position:
     text of the position that the read model had reached; `watch(..., after=position)` goes on from there.
     """
@@ -69,6 +71,9 @@ class Page(Generic[M]):
 class Changes(Generic[M]):
     """Changes of the rows that match a filter.
 
+        changes: Changes[AccountView]
+        async for changes in bank.watch(AccountView, filter={"balance": {"lt": 0}}): ...
+
     Drop all rows that you hold if `reset` is not None, which says why; then store each row of `upserted` by its key,
     and drop the keys in `removed`. position: text of the position up to which the changes are complete,
     `watch(..., after=position)` goes on from there; None in all but the last part of many rows.
@@ -81,7 +86,13 @@ class Changes(Generic[M]):
 
 
 class RunningApp:
-    """A running app: `async with app.run() as bank: await bank.execute(Deposit(...))`.
+    """An app that runs in this process, until the block is left.
+
+        async def open_account(bank: RunningApp) -> None:
+            await bank.execute(OpenAccount(owner_id=owner, currency="EUR"))
+
+        async with app.run() as bank:
+            await open_account(bank)
 
     Every method raises these besides its own errors:
         Unavailable: the database cannot be reached, or has no room. Nothing was written.
