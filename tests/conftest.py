@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import shutil
 import tempfile
@@ -24,17 +23,12 @@ from headwater.postgres import embedded
 from headwater.postgres.embedded import EmbeddedPostgres
 from headwater.postgres.migrations import migrate
 from headwater.projections.generations import prepare_views
+from headwater.pytest_plugin import cloned, temporary_server
 from headwater.server.health import GRACE_SECONDS
 from headwater.server.node import Node
 
-_names = itertools.count(1)
-
 INSTALLED = os.environ.get("TEST_POSTGRES")
 """The folder of the programs of another PostgreSQL than the embedded one, such as /usr/lib/postgresql/15/bin."""
-
-MEMORY = Path("/dev/shm")
-ENOUGH = 4 * 2**30
-"""The bytes that must be free in MEMORY: more than twice what the suite's servers use."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,54 +47,44 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[EmbeddedPostgres]:
-    """Starts one server for the run.
-
-    Its data need not survive a crash of the machine, so it does not wait for the disk. A minimal WAL halves the time of
-    cloning a database.
-    """
-    options = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
-    options |= {"max_connections": "200", "max_prepared_transactions": "10"}
-    installed = Path(INSTALLED) if INSTALLED else None
-    with embedded.temporary(options=options, within=memory(), installed=installed) as server:
+def headwater_server() -> Iterator[EmbeddedPostgres]:
+    """Starts one server for the run."""
+    with temporary_server(Path(INSTALLED) if INSTALLED else None) as server:
         yield server
 
 
-def memory() -> Path | None:
-    """Return a file system in memory with enough room, or None.
-
-    A database is hundreds of files; creating them on a disk takes most of the suite's time on some machines.
-    """
-    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH:
-        return MEMORY
-    return None
+@pytest.fixture(scope="session")
+def postgres(headwater_server: EmbeddedPostgres) -> EmbeddedPostgres:
+    return headwater_server
 
 
 @pytest.fixture(scope="session")
-def empty_template(postgres: EmbeddedPostgres) -> str:
-    """Return the name of a migrated database with the bank's read-model tables, which tests clone."""
+def headwater_template(headwater_server: EmbeddedPostgres) -> str:
+    """Return the name of a migrated database with the bank's read-model tables. No unit is registered in it, because
+    tests also run other apps on its clones."""
 
     async def make() -> None:
-        await _execute(postgres.dsn(), "create database template_bank")
-        await migrate(postgres.dsn("template_bank"))
-        await prepare_views(postgres.dsn("template_bank"), bank.domain.views)
+        connection = await asyncpg.connect(headwater_server.dsn())
+        await connection.execute("create database template_bank")
+        await connection.close()
+        await migrate(headwater_server.dsn("template_bank"))
+        await prepare_views(headwater_server.dsn("template_bank"), bank.domain.views)
 
     asyncio.run(make())
     return "template_bank"
 
 
 @pytest.fixture
-async def blank_dsn(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+def blank_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
     """The DSN of an empty database."""
-    async for dsn in _created(postgres, "template0"):
+    with cloned(postgres, "template0") as dsn:
         yield dsn
 
 
 @pytest.fixture
-async def dsn(postgres: EmbeddedPostgres, empty_template: str) -> AsyncIterator[str]:
+def dsn(postgres: EmbeddedPostgres, headwater_dsn: str) -> str:
     """The DSN of the test's own migrated database, with an empty log and the bank's tables."""
-    async for dsn in _created(postgres, empty_template):
-        yield dsn
+    return headwater_dsn
 
 
 @pytest.fixture
@@ -161,20 +145,3 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
         await proxy.listen()
         yield proxy
         await proxy.close()
-
-
-async def _created(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
-    name = f"test_{next(_names)}"
-    await _execute(postgres.dsn(), f"create database {name} template {template} strategy file_copy")
-    try:
-        yield postgres.dsn(name)
-    finally:
-        await _execute(postgres.dsn(), f"drop database {name} with (force)")
-
-
-async def _execute(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()

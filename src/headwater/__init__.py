@@ -35,12 +35,14 @@ if TYPE_CHECKING:
     from headwater.config import Settings
     from headwater.graphql.explorer.examples import Example
     from headwater.live.watcher import ResetReason
+    from headwater.server.app_under_test import AppUnderTest, GraphQLFailed
     from headwater.server.running import Changes, Page, RunningApp
 
 __all__ = [
     "Accepted",
     "After",
     "App",
+    "AppUnderTest",
     "Cancel",
     "Changes",
     "Command",
@@ -55,6 +57,7 @@ __all__ = [
     "Exact",
     "Example",
     "Feature",
+    "GraphQLFailed",
     "HeadwaterError",
     "InvalidField",
     "InvalidInput",
@@ -93,8 +96,10 @@ __all__ = [
 _HEAVY = {
     "Accepted": "headwater.commands.dispatcher",
     "App": "headwater.app",
+    "AppUnderTest": "headwater.server.app_under_test",
     "Changes": "headwater.server.running",
     "Example": "headwater.graphql.explorer.examples",
+    "GraphQLFailed": "headwater.server.app_under_test",
     "Page": "headwater.server.running",
     "ResetReason": "headwater.live.watcher",
     "RunningApp": "headwater.server.running",

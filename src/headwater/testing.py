@@ -80,7 +80,7 @@ class Given(Generic[S]):
         """
         decider, name, command_id = self.decider, command.__declared__.name, uuid4()
         key = getattr(command, decider.key)
-        assert self.key in (None, key), f"{name} is for {decider.category} {key}; the history is that of {self.key}"
+        _require(self.key in (None, key), f"{name} is for {decider.category} {key}; the history is that of {self.key}")
         invalid = command_from(type(command), msgspec.to_builtins(command, builtin_types=_AS_THEY_ARE))
         if isinstance(invalid, InvalidInput):
             return Outcome(name, [], invalid)
@@ -105,9 +105,9 @@ class Given(Generic[S]):
     def _seen(self, command: Command, seeing: Mapping[UUID, Given[Any]]) -> Seen:
         states = {(each.decider.category, each.key): each.decider.initial for each in self.decider.consulted(command)}
         given = {(each.decider.category, stream_id): each.state for stream_id, each in seeing.items()}
-        assert given.keys() <= states.keys(), f"{command.__declared__.name} does not consult all of {sorted(given)}"
+        _require(given.keys() <= states.keys(), f"{command.__declared__.name} does not consult all of {sorted(given)}")
         for stream_id, each in seeing.items():
-            assert each.key in (None, stream_id), f"the history that is seen as {stream_id} is that of {each.key}"
+            _require(each.key in (None, stream_id), f"the history that is seen as {stream_id} is that of {each.key}")
         return Seen(states | given)
 
 
@@ -228,9 +228,16 @@ def given(subject: Decider[S] | Saga[S, Any], history: Iterable[Any] = ()) -> Gi
     for event in history:
         encode(event)
         of = getattr(event, subject.key, key)
-        assert key in (None, of), f"the history is of two streams, {subject.category} {key} and {of}"
+        _require(key in (None, of), f"the history is of two streams, {subject.category} {key} and {of}")
         key, state = of, subject.evolved(state, event)
     return Given(subject, state, key)
+
+
+def _require(holds: bool, complaint: str) -> None:
+    """Raise the complaint unless something holds. An `assert` would not do: pytest rewrites those of a plugin's
+    distribution, and adds the expression to the sentence."""
+    if not holds:
+        raise AssertionError(complaint)
 
 
 def recorded(
@@ -257,12 +264,12 @@ def folded(view: View[M], events: Iterable[Recorded[Event]], *, key: UUID | None
     only: UUID | None = key
     for event in events:
         name = event.data.__declared__.name
-        assert isinstance(event.data, view.events), f"{view.name} does not fold {name}"
+        _require(isinstance(event.data, view.events), f"{view.name} does not fold {name}")
         keys = routes.keys(event)
         if key is None:
             shown = ", ".join(map(str, keys)) or "no row"
-            assert len(keys) == 1, f"{name} is routed to {shown}; name the row, as in folded(..., key=...)"
-            assert only in (None, *keys), f"{name} is routed to the row {shown}; the first event is routed to {only}"
+            _require(len(keys) == 1, f"{name} is routed to {shown}; name the row, as in folded(..., key=...)")
+            _require(only in (None, *keys), f"{name} is routed to the row {shown}; the first event is routed to {only}")
             only = keys[0]
         if only is not None and only in keys:
             row = fold(only, row, event)

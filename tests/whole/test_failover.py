@@ -19,7 +19,6 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
-from tests.conftest import memory
 from tests.support.folding import at_rest, folded, logged, stored
 from tests.support.money import money_is_right, transfer_ends
 from tests.support.pgbouncer import PROGRAM, pooling
@@ -36,6 +35,7 @@ from bank.users.domain import RegisterUser
 from headwater.config import Settings
 from headwater.domain.messages import Command
 from headwater.postgres.migrations import migrate
+from headwater.pytest_plugin import memory
 from headwater.server.node import Node
 
 QUICK = Settings(poll_seconds=0.2, lease_seconds=1.0)

@@ -260,6 +260,19 @@ async def failing(connection: Connection) -> list[FailingSchedule]:
     return [FailingSchedule(**row) for row in await connection.fetch(_SQL["failing"])]
 
 
+async def due_schedules(pool: asyncpg.Pool, schedules: Sequence[Schedule], now: datetime) -> list[str]:
+    """Return the names of the schedules that have a due moment, and of those that no worker has registered yet."""
+    if not schedules:
+        return []
+    rows = await pool.fetch(_SQL["stored"], [schedule.name for schedule in schedules])
+    stored = {row["name"]: _Stored(row["begun_at"], row["fired_at"]) for row in rows}
+    return [
+        each.name
+        for each in schedules
+        if (known := stored.get(each.name)) is None or each.due(known.after(each), now) is not None
+    ]
+
+
 def moment(name: str, due: datetime) -> UUID:
     """Return the id of the command of a schedule's due moment."""
     return internal_id(_FIRED, f"schedule {name} {due.isoformat()}")

@@ -84,6 +84,13 @@ def metrics_route(node: Node, socket: GraphQLSocket | None = None) -> BaseRoute:
     return Route("/metrics", metrics)
 
 
+def engine_of(node: Node) -> Engine:
+    """Return an engine that runs operations within the limits of a node's settings."""
+    settings = node.settings
+    limits = CostLimits(values=settings.max_values, default_page=settings.default_page, max_page=settings.max_page)
+    return Engine(node.app.schema, guards=[cost_guard(limits)], observe=node.telemetry.operated)
+
+
 async def _home(request: Request) -> Response:
     # Relative to the address as the client sent it, since hosts differ in what they tell of the prefix.
     _, _, last = request.scope.get("raw_path", b"/").rpartition(b"/")
@@ -98,9 +105,7 @@ class Web:
             return Scope(node.serving)
 
         self._node = node
-        settings = node.settings
-        limits = CostLimits(values=settings.max_values, default_page=settings.default_page, max_page=settings.max_page)
-        engine = Engine(node.app.schema, guards=[cost_guard(limits)], observe=node.telemetry.operated)
+        settings, engine = node.settings, engine_of(node)
         self._socket = GraphQLSocket(engine, scope, allowed_origins=settings.allowed_origins or None)
         self.app = Starlette(
             routes=[
