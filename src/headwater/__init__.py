@@ -27,7 +27,7 @@ from headwater.domain.saga import After, Cancel, Confirmed, Do, Done, Refused, S
 from headwater.domain.schedule import Schedule
 from headwater.domain.upcasting import Upcaster
 from headwater.domain.value import Value
-from headwater.errors import DefinitionError, HeadwaterError, PublicError
+from headwater.errors import DefinitionError, FloatForMoney, HeadwaterError, ImpureFunction, PublicError
 
 if TYPE_CHECKING:
     from headwater.app import App
@@ -57,8 +57,10 @@ __all__ = [
     "Exact",
     "Example",
     "Feature",
+    "FloatForMoney",
     "GraphQLFailed",
     "HeadwaterError",
+    "ImpureFunction",
     "InvalidField",
     "InvalidInput",
     "Invariant",

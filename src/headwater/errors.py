@@ -53,6 +53,24 @@ class UndeclaredAnswer(HeadwaterError):
     fault is in the domain's code: the sentence names the function and what it returned."""
 
 
+class ImpureFunction(HeadwaterError):
+    """A function of the app had another result, or another input, when it was called twice with the same input. The
+    sentence names the function. `headwater dev` and `headwater.testing` look for it.
+
+        with pytest.raises(ImpureFunction, match="decide"):
+            given(orders).when(PlaceOrder(order_id=uuid4()))
+    """
+
+
+class FloatForMoney(UserWarning):
+    """A field with the name of an amount of money is a `float`, which cannot hold 0.10 exactly.
+
+        warnings.simplefilter("ignore", FloatForMoney)
+
+    Written before the app is made, this silences the warning.
+    """
+
+
 class CodeFailed(HeadwaterError):
     """A function of the app raised `error`. It counts as a failure of the app, whatever its type. Without this class,
     an OSError of a fold or a decision would look like a fault of the database, which is waited out."""

@@ -32,6 +32,7 @@ from headwater.domain.context import Context, Seen
 from headwater.domain.decider import Decider
 from headwater.domain.invariant import AnyInvariant, Violation
 from headwater.domain.messages import Command, Event, InvalidInput, Recorded, Refusal
+from headwater.domain.purity import guarded_decider, guarded_saga, guarded_view
 from headwater.domain.read_model import ReadModel, View
 from headwater.domain.refusals import CommandRefused
 from headwater.domain.row_fold import fold_of
@@ -218,12 +219,15 @@ def given(subject: Decider[S] | Saga[S, Any], history: Iterable[Any] = ()) -> Gi
     Raises:
         AssertionError: two events of the history are of different streams.
         UnreadableEvent: the log could not hold an event of the history.
+        ImpureFunction: a function had two results, or changed its input.
     """
     state = subject.initial
     if isinstance(subject, Saga):
+        subject = guarded_saga(subject)
         for each in history:
             state = subject.evolved(state, each)
         return GivenSaga(subject, state)
+    subject = guarded_decider(subject)
     key: object = None
     for event in history:
         encode(event)
@@ -257,10 +261,11 @@ def folded(view: View[M], events: Iterable[Recorded[Event]], *, key: UUID | None
         AssertionError: the view does not fold an event; or, without `key`, an event is routed to several rows, to none,
             or to another row than the first one.
         RowMisplaced: the fold returned a row with another key.
+        ImpureFunction: the fold had two results, or changed its input.
         ValueError: PostgreSQL could not store a value of the row as it is.
     """
     row: M | None = None
-    fold, codec, routes = fold_of(view), RowCodec(view), RowRoutes(view)
+    fold, codec, routes = fold_of(guarded_view(view)), RowCodec(view), RowRoutes(view)
     only: UUID | None = key
     for event in events:
         name = event.data.__declared__.name

@@ -54,12 +54,12 @@ class Entered(Event):
     visit_id: UUID
 
 
-def decide_gate(command: SetGate, shut: list[bool]) -> GateSet:
+def decide_gate(command: SetGate, shut: tuple[bool, ...]) -> GateSet:
     return GateSet(gate_id=command.gate_id, shut=command.shut)
 
 
-def evolve_gate(shut: list[bool], event: GateSet) -> list[bool]:
-    return [*shut, event.shut]
+def evolve_gate(shut: tuple[bool, ...], event: GateSet) -> tuple[bool, ...]:
+    return (*shut, event.shut)
 
 
 def decide_visit(command: Enter, state: int, context: Context) -> Entered | Shut:
@@ -77,7 +77,7 @@ def consults_gate(command: Enter) -> Sequence[Consult]:
     return [Consult(gates, command.gate_id)]
 
 
-gates = Decider("gate", "gate_id", list[bool](), decide_gate, evolve_gate)
+gates = Decider("gate", "gate_id", tuple[bool, ...](), decide_gate, evolve_gate)
 visits = Decider("visit", "visit_id", 0, decide_visit, evolve_visit, consults=consults_gate)
 PARK = Domain([Feature(deciders=[gates, visits])])
 

@@ -8,6 +8,9 @@ from decimal import Decimal
 from typing import Annotated, TypeAlias, assert_type
 from uuid import UUID
 
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from headwater import (
     Accepted,
     After,
@@ -26,6 +29,7 @@ from headwater import (
     Link,
     Page,
     Park,
+    Projection,
     Reactor,
     ReadModel,
     Recorded,
@@ -238,6 +242,17 @@ async def send(event: Recorded[Filled], key: str) -> None:
 
 
 reactor = Reactor("send", send, order=key_of_filled)
+
+
+async def index(connection: AsyncConnection, batch: Sequence[Recorded[Filled]]) -> None:
+    await connection.execute(sa.text("insert into mine (amount) values (:amount)"), [{"amount": batch[0].data.amount}])
+
+
+async def clear(connection: AsyncConnection) -> None:
+    await connection.execute(sa.text("delete from mine"))
+
+
+projection = Projection("index", events=[Filled], handle=index, reset=clear, key=key_of_filled)
 
 
 def react(state: Decimal, event: Filled | Reminder | Refused) -> list[Do | After | Done]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from headwater import (
     Command,
     Consult,
@@ -17,6 +19,7 @@ from headwater import (
     Decider,
     Event,
     Invariant,
+    Projection,
     Reactor,
     ReadModel,
     Recorded,
@@ -270,5 +273,15 @@ def send_at_once(event: Recorded[Filled], key: str) -> None:
     return None
 
 
+async def clear(connection: AsyncConnection) -> None:
+    return None
+
+
+def index_at_once(connection: AsyncConnection, batch: Sequence[Recorded[Filled]]) -> None:
+    return None
+
+
 Reactor("send", send, order=route_other)  # error of pyright: the order takes another event
+Projection("index", events=[Filled], handle=index_at_once, reset=clear)  # error: a handler is async
+Projection("index", events=[Filled], handle=send, reset=clear)  # error: a handler takes a connection and a batch
 Reactor("send", send_at_once)  # error: a reactor is async

@@ -121,12 +121,12 @@ class Doors(ReadModel, name="Door", key="door_id"):
     shut: int
 
 
-def decide(command: Touch, opened_by: list[str]) -> list[Opened | Shut]:
+def decide(command: Touch, opened_by: tuple[str, ...]) -> list[Opened | Shut]:
     return [Opened(door_id=command.door_id, by=", ".join(opened_by))]
 
 
-def evolve(opened_by: list[str], event: Opened | Shut) -> list[str]:
-    return [*opened_by, event.by] if isinstance(event, Opened) else []
+def evolve(opened_by: tuple[str, ...], event: Opened | Shut) -> tuple[str, ...]:
+    return (*opened_by, event.by) if isinstance(event, Opened) else ()
 
 
 def fold(row: Doors | None, event: Recorded[Shut]) -> Doors:
@@ -140,7 +140,7 @@ def moved(stored: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 DOORS = Feature(
-    deciders=[Decider(category="door", key="door_id", initial=[], decide=decide, evolve=evolve)],
+    deciders=[Decider(category="door", key="door_id", initial=(), decide=decide, evolve=evolve)],
     views=[View(Doors, fold)],
     upcasters=[
         Upcaster("DoorMoved", from_version=1, to_type=["Unlatched", "Shut"], to=moved),

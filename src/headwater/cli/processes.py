@@ -20,6 +20,7 @@ from headwater.cli.migrate import migrated
 from headwater.cli.node import node_of
 from headwater.cli.steps import reporting
 from headwater.config import Settings
+from headwater.domain.purity import guard
 from headwater.postgres.embedded.home import Report
 from headwater.server.node import Node
 from headwater.server.preparation import own_database, silent
@@ -42,6 +43,7 @@ def dev(chosen: argparse.Namespace, settings: Settings) -> None:
     with reporting() as steps:
         steps.begin("loading the app")
         app = load(chosen.app)
+        guard(app.domain)
         database = own_database(settings, steps.begin)
         complete(_process(app, settings, database, serve=True, work=True, report=steps.begin, ready=steps.end))
 

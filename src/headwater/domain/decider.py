@@ -16,6 +16,7 @@ from headwater.domain.context import Consult, Context
 from headwater.domain.deciding import DecideFunction, read_command, read_decide, read_event
 from headwater.domain.fields import fields_of, has_other_key, hints_of, name_of
 from headwater.domain.messages import Command, Event, Refusal
+from headwater.domain.mutability import require_immutable
 from headwater.domain.serialization import StateCodec
 from headwater.domain.stored_names import require_stored_name
 from headwater.errors import DefinitionError, LogError, MisplacedEvent
@@ -86,6 +87,7 @@ class Decider(Generic[S]):
     def __post_init__(self) -> None:
         require_stored_name("A category's name", self.category)
         decide_of, evolve_of = self._read_decide(), self._read_evolve()
+        require_immutable(f"The state of {self.category}", self.state_type)
         for decide in dict.fromkeys(decide_of.values()):
             self._require_evolved(decide, evolve_of)
         for command in decide_of:
@@ -107,6 +109,11 @@ class Decider(Generic[S]):
     def events(self) -> tuple[type[Event], ...]:
         """The events of its streams."""
         return tuple(self.evolve_of)
+
+    @property
+    def state_type(self) -> object:
+        """The annotation of the state, in `evolve`."""
+        return next(iter(hints_of(_functions(self.evolve, "")[0]).values()))
 
     def decided(self, command: Command, state: S, context: Context) -> Sequence[Event] | Refusal:
         """Return the events that follow from a command, or its refusal.
@@ -232,9 +239,8 @@ class Decider(Generic[S]):
             )
         if self.snapshot_every == 0:
             return None
-        state = next(iter(hints_of(_functions(self.evolve, "")[0]).values()))
         try:
-            return SnapshotPolicy(self.snapshot_every or SNAPSHOT_EVERY, StateCodec(state))
+            return SnapshotPolicy(self.snapshot_every or SNAPSHOT_EVERY, StateCodec(self.state_type))
         except DefinitionError as error:
             if self.snapshot_every is None:
                 return None  # the user did not ask for snapshots

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from headwater.domain.fields import fields_of
 from headwater.domain.graphql_names import check_names
 from headwater.domain.invariant import AnyInvariant, Invariant
 from headwater.domain.messages import Command, Event
+from headwater.domain.money import warn_of_float_money
 from headwater.domain.projection import Projection
 from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import AnyView, View
@@ -98,6 +99,7 @@ class Domain:
         self._check_projections()
         self._check_invariants()
         self._check_views()
+        warn_of_float_money(self._classes())
         check_relations(self.views)
         check_names(self.decider_of, self.views, sagas=bool(self.sagas))
 
@@ -146,6 +148,12 @@ class Domain:
         return list(
             dict.fromkeys(event for saga in self.sagas for event in saga.events if event not in self.category_of)
         )
+
+    def _classes(self) -> Iterator[type]:
+        """Yield the classes of the app's data: messages, states and rows."""
+        yield from (*self.decider_of, *self.category_of, *self._messages(), *(view.model for view in self.views))
+        states = (*(each.state_type for each in self.deciders), *(each.state_type for each in self.sagas))
+        yield from (state for state in states if isinstance(state, type))
 
     def saga_named(self, name: str) -> Saga[Any, Any]:
         """Return the saga of this name. Raises KeyError if there is none."""

@@ -7,7 +7,9 @@ can compare them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
 from uuid import UUID
 
@@ -253,12 +255,22 @@ class FoldByEvent:
     def events(self) -> tuple[type[Event], ...]:
         return tuple(self._of)
 
+    def with_each(self, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> FoldByEvent:
+        """Return a copy with each function changed."""
+        made = copy(self)
+        made._of = {event: change(fold) for event, fold in self._of.items()}
+        return made
+
     def __call__(self, row: Any, event: Recorded[Any], key: UUID) -> Any:
         return self._of[type(event.data)](row, event, key)
 
 
 def _without_key(fold: Callable[[Any, Recorded[Any]], Any]) -> Callable[[Any, Recorded[Any], UUID], Any]:
-    return lambda row, event, key: fold(row, event)
+    @wraps(fold)
+    def folded(row: Any, event: Recorded[Any], key: UUID) -> Any:
+        return fold(row, event)
+
+    return folded
 
 
 def _takes_key(fold: Callable[..., object]) -> bool:

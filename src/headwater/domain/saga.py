@@ -23,8 +23,9 @@ from uuid import UUID
 import msgspec
 
 from headwater.domain.failure_policy import Park, Retry, Stop
-from headwater.domain.fields import carried_fields_of, require_sync, union_arms
+from headwater.domain.fields import carried_fields_of, hints_of, require_sync, union_arms
 from headwater.domain.messages import Command, Event
+from headwater.domain.mutability import require_immutable
 from headwater.domain.stored_names import require_word
 from headwater.errors import DefinitionError
 from headwater.ids import derived_id
@@ -232,6 +233,7 @@ class Saga(Generic[S, I]):
         require_sync(self.react, self.evolve, None if isinstance(self.route, str) else self.route)
         inputs = _inputs(self.react, returns_reactions=True)
         evolves = _inputs(self.evolve, returns_reactions=False)
+        require_immutable(f"The state of the saga {self.name}", self.state_type)
         unknown = [each.__name__ for each in evolves if each not in inputs]
         if unknown:
             raise DefinitionError(
@@ -246,6 +248,11 @@ class Saga(Generic[S, I]):
         for event in self.starts or ():
             if event not in self.events:
                 raise DefinitionError(f"{self.name}: starts={event.__name__}, which {_named(self.react)} does not take")
+
+    @property
+    def state_type(self) -> object:
+        """The annotation of the state, in `evolve`."""
+        return next(iter(hints_of(self.evolve).values()))
 
     @property
     def category(self) -> str:
