@@ -95,7 +95,7 @@ async def test_a_refusal_without_a_fact_that_is_not_optional_is_a_fault_that_nam
     process: Start, since: datetime | None, zones: list[int], fact: str
 ) -> None:
     rides, command = await process(RIDES), Board(ride_id=new_id(), since=since, zones=zones)
-    complaint = f"board refuses with Late whose fact `{fact}` is None, or has a None in its list; .* Late.{fact} "
+    complaint = f"board refuses with Late whose fact `{fact}` is None, or has a None inside; .* Late.{fact} "
     with pytest.raises(UndeclaredAnswer, match=complaint):
         await rides(command)
     with pytest.raises(UndeclaredAnswer, match=complaint):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +14,10 @@ from tests.support.bank_api import QUICK, Api
 from tests.support.shop import order_view, shop
 
 from headwater.eventstore.log import Log
+from headwater.graphql.engine import Engine
+from headwater.graphql.request import GraphQLRequest
+from headwater.graphql.result import Result
+from headwater.graphql.scope import Scope
 from headwater.projections.filter import Filter, to_predicate
 from headwater.projections.reader import Page
 from headwater.projections.verify import Verifier
@@ -178,6 +184,32 @@ async def test_input_that_breaks_a_rule_is_refused_with_the_path_that_the_client
     literal = "{a:" * 2_000 + "1" + "}" * 2_000
     codes = await api.fail(f"mutation {{ placeOrder(input: {{ lines: [], labels: {literal} }}) {{ __typename }} }}")
     assert [code for code, _ in codes] == ["GRAPHQL_PARSE_FAILED"]
+
+
+async def test_a_subscription_sends_the_changes_of_nested_values_in_the_rows_that_its_filter_selects(api: Api) -> None:
+    full, bare = [(await place(api, **given))["streamId"] for given in (FULL, {"address": {"city": "a"}})]
+    query = (
+        'subscription { orderChanges(filter: { address: { city: { startsWith: "Ł" } } }) '
+        "{ reset upserted { total lines { sku quantity } address { city } } } }"
+    )
+    source = await Engine(api.node.app.schema).subscribe(GraphQLRequest(query), Scope(api.serving))
+    assert not isinstance(source, Result)
+    async with aclosing(source) as results, asyncio.timeout(30):
+        first = await anext(results)
+        assert plain(first.data)["orderChanges"]["upserted"][0]["lines"][1] == {"sku": "cup", "quantity": 3}
+        for order in (bare, full):
+            await api.ask(CHANGE, input={"orderId": order, "sku": "tea", "quantity": 5})
+        after = plain((await anext(results)).data)["orderChanges"]
+        assert after == {
+            "reset": False,
+            "upserted": [
+                {
+                    "total": "42.50",
+                    "lines": [{"sku": "tea", "quantity": 5}, {"sku": "cup", "quantity": 3}],
+                    "address": {"city": "Łódź"},
+                }
+            ],
+        }
 
 
 FILTERS: list[tuple[str, list[str]]] = [

@@ -7,9 +7,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from tests.support.shop import Address, Spot, order_view
 
 from bank.accounts.domain import AccountStatus
 from bank.accounts.views import account_view
+from headwater.domain.fields import fields_of
 from headwater.errors import BadUserInput
 from headwater.projections.filter import EVERYTHING, All, Compare, Not, Some
 from headwater.projections.given_filter import filter_from, order_from
@@ -36,6 +38,27 @@ def test_filters_are_combined() -> None:
     assert filter_from(account_view, given) == All((Some((All((Not(All((owner,))),)), All((currency,)))),))
 
 
+def test_filters_and_orders_reach_into_nested_values() -> None:
+    address = next(each for each in order_view.fields if each.name == "address")
+    city, spot = (next(each for each in fields_of(Address) if each.name == name) for name in ("city", "spot"))
+    latitude = fields_of(Spot)[0]
+    given = {"address": {"city": {"eq": "Oslo"}, "spot": {"latitude": {"gt": 1.5}}, "is_null": False}}
+    assert filter_from(order_view, given) == All(
+        (
+            Compare("address", "eq", "Oslo", (address, city)),
+            Compare("address", "gt", 1.5, (address, spot, latitude)),
+            Compare("address", "is_null", False),
+        )
+    )
+    assert order_from(order_view, ["-address.city", "address.spot.latitude"]) == [
+        Order("address", True, (address, city)),
+        Order("address", False, (address, spot, latitude)),
+    ]
+    assert filter_from(order_view, {"total": {"gt": Decimal("1.005")}}) == All(
+        (Compare("total", "gt", Decimal("1.005")),)
+    )
+
+
 def test_an_order_is_read_from_names() -> None:
     assert order_from(account_view, ["-balance", "currency"]) == [Order("balance", descending=True), Order("currency")]
 
@@ -51,6 +74,7 @@ def test_an_order_is_read_from_names() -> None:
         ({"entry_count": {"eq": True}}, "entry_count is compared with True, which is no int."),
         ({"owner_id": {"eq": None}}, 'owner_id is compared with None; write {"is_null": True}.'),
         ({"owner_id": {"in": "abc"}}, "'in' of owner_id takes a list, not 'abc'."),
+        ({"balance": {"eq": Decimal("NaN")}}, "balance is compared with Decimal('NaN'). Expected a finite decimal."),
         ({"or": {"balance": {"gt": 5}}}, "'or' in a filter takes a list of filters, not {'balance': {'gt': 5}}."),
     ],
 )
@@ -58,6 +82,21 @@ def test_a_wrong_filter_names_its_fault(given: dict[str, Any], complaint: str) -
     with pytest.raises(BadUserInput) as wrong:
         filter_from(account_view, given)
     assert str(wrong.value) == complaint
+
+
+def test_a_wrong_filter_of_a_nested_value_names_its_fault() -> None:
+    for given, complaint in (
+        ({"address": {"cty": {"eq": "x"}}}, "Address has no column 'cty' for this; did you mean 'city'?"),
+        ({"address": {"city": "x"}}, "The filter compares city with 'x'; write {\"eq\": 'x'}."),
+        ({"address": {"seal": {"gt": b""}}}, "seal cannot be compared by 'gt'; it has eq, ne, in, not_in, is_null."),
+        (
+            {"lines": {"is_null": False}},
+            "Order has no column 'lines' for this; it has order_id, total, address, wait, opens, seal, grade.",
+        ),
+    ):
+        with pytest.raises(BadUserInput) as wrong:
+            filter_from(order_view, given)
+        assert str(wrong.value) == complaint
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class DecideFunction:
             )
         if (fact := missing_fact(refusal)) is not None:
             raise UndeclaredAnswer(
-                f"{name_of(self.function)} refuses with {name} whose fact `{fact}` is None, or has a None in its list;"
+                f"{name_of(self.function)} refuses with {name} whose fact `{fact}` is None, or has a None inside;"
                 f" give it a value, or annotate {name}.{fact} with `| None`"
             )
 

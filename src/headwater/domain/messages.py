@@ -47,6 +47,9 @@ class Exact:
 
     digits: the most digits, written out without an exponent. places: the most decimal places. above: an exclusive lower
     bound. at_least, at_most: inclusive bounds.
+
+    A row's column with `places` is `numeric(p, places)`: its values are shown with exactly these places, and a value
+    with more of them is a failure of the fold.
     """
 
     digits: int = 28
