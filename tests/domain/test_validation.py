@@ -123,9 +123,9 @@ def test_an_amount_out_of_bounds_is_invalid_input(amount: object, complaint: str
     [
         ({"email": "ab"}, ["email"], "Expected at least 3 characters"),
         ({"email": "a@" + "b" * 253}, ["email"], "Expected at most 254 characters"),
-        ({"email": "a b@c"}, ["email"], "Expected text of another form"),
+        ({"email": "a b@c"}, ["email"], "Expected text of another form, such as ada@example.org"),
         ({"name": ""}, ["name"], "Expected at least 1 character"),
-        ({"name": "  "}, ["name"], "Expected text of another form"),
+        ({"name": "  "}, ["name"], "Expected text of another form, such as Ada Lovelace"),
         ({"name": 5}, ["name"], "Expected text, got a whole number"),
         ({"user_id": "zz"}, ["user_id"], "Expected a UUID"),
         ({"name": "a\0b"}, ["name"], "Expected text without NUL characters and lone surrogates"),

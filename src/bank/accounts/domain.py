@@ -15,7 +15,7 @@ from bank.users.domain import AlreadyExists
 from headwater import Command, Decider, Event, Exact, Refusal
 
 Money: TypeAlias = Annotated[Decimal, Exact(above=0, places=2, digits=18)]
-Currency: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
+Currency: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z", examples=["EUR"])]
 
 
 class AccountStatus(Enum):

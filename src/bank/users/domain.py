@@ -12,8 +12,10 @@ from msgspec import Meta
 
 from headwater import Command, Decider, Event, InvalidInput, Refusal, Release, Take
 
-Email: TypeAlias = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\Z")]
-Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S")]
+Email: TypeAlias = Annotated[
+    str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\Z", examples=["ada@example.org"])
+]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\S", examples=["Ada Lovelace"])]
 
 
 class EmailTaken(Refusal):
