@@ -79,7 +79,8 @@ async def rebuilt(dsn: str, events: int) -> float:
         async with database.pool.acquire() as connection:
             standing = await rebuild(connection, account_view)
         started = time.perf_counter()
-        await Rebuild(database, log, account_view, verifier=Verifier(log, account_view, by_stream=True)).build(standing)
+        verifier = Verifier(log, account_view, stream_of=app.domain.stream_of(account_view))
+        await Rebuild(database, log, account_view, verifier=verifier).build(standing)
         seconds = time.perf_counter() - started
         await RetiredTables(database, seconds=0).drop()
         await _must_be_live(database, standing.number)

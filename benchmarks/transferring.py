@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
+from operator import itemgetter
 from uuid import UUID
 
 from bank.accounts.domain import Deposit
@@ -76,7 +77,7 @@ async def _transfers(running: Node) -> float:
 async def _completed(running: Node) -> AsyncIterator[dict[UUID, asyncio.Future[None]]]:
     """Resolve the future of each transfer that the read model shows as completed."""
     waiting: dict[UUID, asyncio.Future[None]] = {}
-    watcher = Watcher("transfer_id", limit=1_000_000)
+    watcher = Watcher(itemgetter("transfer_id"), limit=1_000_000)
 
     async def watch() -> None:
         while True:

@@ -406,7 +406,7 @@ COMMENT ON TABLE headwater.counted IS 'One row: the position up to which headwat
 CREATE TABLE headwater.dead_letters (
     projection text NOT NULL COLLATE pg_catalog."C",
     generation integer NOT NULL,
-    key uuid NOT NULL,
+    key text NOT NULL COLLATE pg_catalog."C",
     "position" bigint NOT NULL,
     parked_at timestamp with time zone DEFAULT now() NOT NULL,
     attempts integer DEFAULT 0 NOT NULL,
@@ -418,6 +418,7 @@ CREATE TABLE headwater.dead_letters (
     CONSTRAINT dead_letters_error_check CHECK ((octet_length(error) <= 2048))
 );
 COMMENT ON TABLE headwater.dead_letters IS 'Events that a consumer failed on, and the later events of the same key, which wait behind them in order (error is null).';
+COMMENT ON COLUMN headwater.dead_letters.key IS 'The text of a row''s key, or the id of a stream, a saga''s instance or an order.';
 COMMENT ON COLUMN headwater.dead_letters.next_attempt_at IS 'When the key is tried again, on its first event. Null on the first event: parked until an operator acts.';
 COMMENT ON COLUMN headwater.dead_letters.discarded IS 'The worker skips the event, and removes the row, with the next attempt.';
 CREATE TABLE headwater.events (
@@ -614,11 +615,12 @@ COMMENT ON TABLE headwater.timers IS 'Messages that saga instances send to thems
 CREATE TABLE headwater.tombstones (
     projection text NOT NULL COLLATE pg_catalog."C",
     generation integer NOT NULL,
-    key uuid NOT NULL,
+    key text NOT NULL COLLATE pg_catalog."C",
     "position" bigint NOT NULL,
     removed_at timestamp with time zone DEFAULT now() NOT NULL
 );
 COMMENT ON TABLE headwater.tombstones IS 'Removed rows, so that a subscriber that was away learns of their removal.';
+COMMENT ON COLUMN headwater.tombstones.key IS 'The text of the row''s key.';
 CREATE TABLE headwater.workers (
     worker_id uuid NOT NULL,
     name text NOT NULL,

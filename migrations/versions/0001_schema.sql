@@ -269,7 +269,7 @@ comment on column headwater.invariants.violations is
 create table headwater.dead_letters (
   projection text collate "C" not null,
   generation integer not null,
-  key uuid not null,
+  key text collate "C" not null,
   position bigint not null,
   parked_at timestamptz not null default now(),
   attempts integer not null default 0 check (attempts >= 0),
@@ -283,6 +283,7 @@ create table headwater.dead_letters (
 );
 comment on table headwater.dead_letters is
   'Events that a consumer failed on, and the later events of the same key, which wait behind them in order (error is null).';
+comment on column headwater.dead_letters.key is 'The text of a row''s key, or the id of a stream, a saga''s instance or an order.';
 comment on column headwater.dead_letters.next_attempt_at is
   'When the key is tried again, on its first event. Null on the first event: parked until an operator acts.';
 comment on column headwater.dead_letters.discarded is 'The worker skips the event, and removes the row, with the next attempt.';
@@ -295,7 +296,7 @@ create index dead_letters_failed on headwater.dead_letters (projection, generati
 create table headwater.tombstones (
   projection text collate "C" not null,
   generation integer not null,
-  key uuid not null,
+  key text collate "C" not null,
   position bigint not null,
   removed_at timestamptz not null default now(),
   constraint tombstones_pkey primary key (projection, generation, key),
@@ -303,6 +304,7 @@ create table headwater.tombstones (
     references headwater.projections (name, generation) on delete cascade
 );
 comment on table headwater.tombstones is 'Removed rows, so that a subscriber that was away learns of their removal.';
+comment on column headwater.tombstones.key is 'The text of the row''s key.';
 
 create index tombstones_position on headwater.tombstones (projection, generation, position);
 

@@ -17,6 +17,8 @@ _VERSION_AND_VARIANT = (0x7 << 76) | (0x2 << 62)
 _RANDOM = ((1 << 80) - 1) & ~(0xF << 76) & ~(0x3 << 62)
 _DERIVED = UUID("6f0f4a52-6e0f-5d0b-9d5d-8e2c8d2f7a11")
 
+_STREAMS = UUID("0b1d5f5e-6c0a-5f3c-8a2e-51d1a4c7e9b3")
+
 
 def new_id() -> UUID:
     """Return a new id: 48 bits of milliseconds since 1970, and 74 random bits."""
@@ -28,6 +30,11 @@ def new_id() -> UUID:
 def derived_id(source: UUID, name: str) -> UUID:
     """Return the id derived from a source and a name: always the same, so that a repeated command creates nothing."""
     return uuid5(_DERIVED, f"{source}:{name}")
+
+
+def stream_id_of(category: str, key: str) -> UUID:
+    """Return the id of the stream of a category with a natural key, such as an ISBN. key: its text, without a colon."""
+    return uuid5(_STREAMS, f"{category}:{key}")
 
 
 def derived_in_time(source: UUID, name: str) -> UUID:

@@ -33,7 +33,7 @@ from headwater.domain.decider import Decider
 from headwater.domain.invariant import AnyInvariant, Violation
 from headwater.domain.messages import Command, Event, InvalidInput, Recorded, Refusal
 from headwater.domain.purity import guarded_decider, guarded_saga, guarded_view
-from headwater.domain.read_model import ReadModel, View
+from headwater.domain.read_model import Key, ReadModel, View
 from headwater.domain.refusals import CommandRefused
 from headwater.domain.row_fold import fold_of
 from headwater.domain.row_route import RowRoutes
@@ -61,7 +61,7 @@ class Given(Generic[S]):
         self,
         command: Command,
         *,
-        seeing: Mapping[UUID, Given[Any]] | None = None,
+        seeing: Mapping[Any, Given[Any]] | None = None,
         taken: Collection[tuple[str, str]] = (),
         now: datetime = _EPOCH,
         actor: str | None = None,
@@ -93,7 +93,7 @@ class Given(Generic[S]):
                 return Outcome(name, [], events)
             state = self.state
             for event in events:
-                decider.require_own(event, key)
+                decider.require_own(event, decider.stream_id(key))
                 for claim in decider.claimed(command, state, event):
                     if isinstance(claim, Take) and (claim.name, claim.value) in taken:
                         return Outcome(name, [], claim.otherwise)
@@ -103,9 +103,10 @@ class Given(Generic[S]):
             return Outcome(name, [], refused.refusal)
         return Outcome(name, list(events), None)
 
-    def _seen(self, command: Command, seeing: Mapping[UUID, Given[Any]]) -> Seen:
-        states = {(each.decider.category, each.key): each.decider.initial for each in self.decider.consulted(command)}
-        given = {(each.decider.category, stream_id): each.state for stream_id, each in seeing.items()}
+    def _seen(self, command: Command, seeing: Mapping[Any, Given[Any]]) -> Seen:
+        consulted = self.decider.consulted(command)
+        states = {(each.decider.category, each.stream_id): each.decider.initial for each in consulted}
+        given = {(each.decider.category, each.decider.stream_id(key)): each.state for key, each in seeing.items()}
         _require(given.keys() <= states.keys(), f"{command.__declared__.name} does not consult all of {sorted(given)}")
         for stream_id, each in seeing.items():
             _require(each.key in (None, stream_id), f"the history that is seen as {stream_id} is that of {each.key}")
@@ -252,7 +253,7 @@ def recorded(
     return Recorded(event, position, stream_id or uuid4(), version, at, uuid4(), command, command)
 
 
-def folded(view: View[M], events: Iterable[Recorded[Event]], *, key: UUID | None = None) -> M | None:
+def folded(view: View[M], events: Iterable[Recorded[Event]], *, key: Key | None = None) -> M | None:
     """Return the row after the events, as PostgreSQL would return it.
 
     key: of the row; events that are not routed to it are skipped. Without a key, all events must be routed to one row.
@@ -266,15 +267,16 @@ def folded(view: View[M], events: Iterable[Recorded[Event]], *, key: UUID | None
     """
     row: M | None = None
     fold, codec, routes = fold_of(guarded_view(view)), RowCodec(view), RowRoutes(view)
-    only: UUID | None = key
+    only = None if key is None else view.key.take(key)
     for event in events:
         name = event.data.__declared__.name
         _require(isinstance(event.data, view.events), f"{view.name} does not fold {name}")
         keys = routes.keys(event)
         if key is None:
-            shown = ", ".join(map(str, keys)) or "no row"
+            shown = ", ".join(map(view.key.text, keys)) or "no row"
             _require(len(keys) == 1, f"{name} is routed to {shown}; name the row, as in folded(..., key=...)")
-            _require(only in (None, *keys), f"{name} is routed to the row {shown}; the first event is routed to {only}")
+            first = shown if only is None else view.key.text(only)
+            _require(first == shown, f"{name} is routed to the row {shown}; the first event is routed to {first}")
             only = keys[0]
         if only is not None and only in keys:
             row = fold(only, row, event)

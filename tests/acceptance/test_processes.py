@@ -31,19 +31,21 @@ mutation($email: String!) {
 
 OPEN = """
 mutation($owner: UUID!) {
-  openAccount(input: { ownerId: $owner, currency: "EUR" }) { ... on OpenAccountAccepted { position account { id } } }
+  openAccount(input: { ownerId: $owner, currency: "EUR" }) {
+    ... on OpenAccountAccepted { position account { accountId } }
+  }
 }
 """
 
 DEPOSIT = """
 mutation($account: UUID!) {
-  deposit(input: { accountId: $account, amount: 1 }) { ... on DepositAccepted { position account { id } } }
+  deposit(input: { accountId: $account, amount: 1 }) { ... on DepositAccepted { position account { accountId } } }
 }
 """
 
 FREEZE = """
 mutation($account: UUID!) {
-  freezeAccount(input: { accountId: $account }) { ... on FreezeAccountAccepted { position account { id } } }
+  freezeAccount(input: { accountId: $account }) { ... on FreezeAccountAccepted { position account { accountId } } }
 }
 """
 
@@ -104,20 +106,20 @@ async def test_a_subscription_resumes_at_another_server_after_one_was_killed(
     async def do(mutation: str, **variables: str) -> tuple[str, str]:
         """Run a mutation. Returns the account's id, whose row has the change by then, and the change's position."""
         (done,) = (await second.graphql(mutation, **variables)).values()
-        return done["account"]["id"], done["position"]
+        return done["account"]["accountId"], done["position"]
 
     one, _ = await do(OPEN, owner=str(UUID(int=1)))
     other, opened = await do(OPEN, owner=str(UUID(int=2)))
     socket = await sockets(first)
     await socket.subscribe(CHANGES)
     snapshot = (await socket.next())["accountChanges"]
-    assert sorted(row["id"] for row in snapshot.pop("upserted")) == sorted([one, other])
+    assert sorted(row["id"] for row in snapshot.pop("upserted")) == sorted([f"Account:{one}", f"Account:{other}"])
     assert snapshot == {"reset": True, "position": opened, "removed": []}
     _, deposited = await do(DEPOSIT, account=one)
     assert (await socket.next())["accountChanges"] == {
         "reset": False,
         "position": deposited,
-        "upserted": [{"id": one, "balance": "1"}],
+        "upserted": [{"id": f"Account:{one}", "balance": "1"}],
         "removed": [],
     }
 
@@ -133,14 +135,14 @@ async def test_a_subscription_resumes_at_another_server_after_one_was_killed(
     assert (await socket.next())["accountChanges"] == {
         "reset": False,
         "position": frozen,
-        "upserted": [{"id": one, "balance": "3"}],
-        "removed": [other],
+        "upserted": [{"id": f"Account:{one}", "balance": "3"}],
+        "removed": [f"Account:{other}"],
     }
     third, opened = await do(OPEN, owner=str(UUID(int=3)))
     assert (await socket.next())["accountChanges"] == {
         "reset": False,
         "position": opened,
-        "upserted": [{"id": third, "balance": "0"}],
+        "upserted": [{"id": f"Account:{third}", "balance": "0"}],
         "removed": [],
     }
 

@@ -133,7 +133,8 @@ def counted(key: UUID, note: str = "") -> Counted:
 async def rows_of(connection: asyncpg.Connection, view: View[Any]) -> dict[UUID, tuple[ReadModel, int]]:
     read = model_reader(view)
     return {
-        row[view.key]: (read(dict(row)), row["position"]) for row in await connection.fetch("select * from read.tally")
+        row["tally_id"]: (read(dict(row)), row["position"])
+        for row in await connection.fetch("select * from read.tally")
     }
 
 
@@ -299,7 +300,7 @@ async def test_a_key_is_not_retried_before_its_first_letter_is_due(
             await passed(projector, await write(connection, counted(uuid4())))  # each batch first reads the due keys
         assert bug.folded == ["poison"]
         bug.fix()
-        await dead_letters.retry(connection, dead_letters.LetterFilter("Tally", key))
+        await dead_letters.retry(connection, dead_letters.LetterFilter("Tally", str(key)))
         await until(lambda: no_letters(connection))
     assert (await rows_of(connection, view))[key] == (Tally(tally_id=key, count=2, note=""), behind)
 
@@ -324,7 +325,7 @@ async def test_a_parked_key_stays_parked_over_a_restart_and_later_events_queue_b
         await connection.execute("update headwater.dead_letters set next_attempt_at = now() where position = 2")
         await until(lambda: projector.progress.parked_keys == 0)
         assert await rows_of(connection, view) == await folded(connection, view)
-        buried = await connection.fetch("select key, position from headwater.tombstones")
+        buried = await connection.fetch("select key::uuid as key, position from headwater.tombstones")
         assert [tuple(row) for row in buried] == [(one, 5)], "a removal that waited leaves its tombstone"
         head = await write(connection, counted(one))
         await passed(projector, head)
@@ -359,7 +360,7 @@ async def test_reading_a_batch_from_a_long_queue_does_not_scan_the_whole_queue(
     await prepare(connection, view)
     await connection.execute(
         "insert into headwater.dead_letters (projection, generation, key, position) "
-        "select 'Tally', 1, key, n from unnest($1::uuid[]) as u(key), generate_series(1, 5000) n",
+        "select 'Tally', 1, key, n from unnest($1::uuid[]::text[]) as u(key), generate_series(1, 5000) n",
         keys,
     )
     await connection.execute("analyze headwater.dead_letters")
@@ -376,10 +377,11 @@ async def test_reading_a_batch_from_a_long_queue_does_not_scan_the_whole_queue(
         )
         return plan["Actual Rows"], looked
 
-    assert await read("letters", "Tally", 1, keys, 20) == (20, 20)
-    assert await read("letters", "Tally", 1, keys[:1], 20) == (20, 20)
-    assert await read("letters", "Tally", 1, keys, 3) == (3, 4), "one is read for each key, and the first are returned"
-    assert await read("go_on", "Tally", 1, keys) == (4, 8), "each is read to find it, and again to update it"
+    texts = list(map(str, keys))
+    assert await read("letters", "Tally", 1, texts, 20) == (20, 20)
+    assert await read("letters", "Tally", 1, texts[:1], 20) == (20, 20)
+    assert await read("letters", "Tally", 1, texts, 3) == (3, 4), "one is read for each key, and the first are returned"
+    assert await read("go_on", "Tally", 1, texts) == (4, 8), "each is read to find it, and again to update it"
 
 
 def parts(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -761,14 +763,18 @@ async def test_repeated_discards_remove_no_letter_that_never_failed(
 
     # No worker runs between the discards.
     assert await discard(position=3) == 0, "it waits behind another letter and has not failed"
-    assert [await discard(key=one) for _ in range(3)] == [1, 0, 0]
+    assert [await discard(key=str(one)) for _ in range(3)] == [1, 0, 0]
     async with projecting(dsn, view) as projector:
         await until(lambda: projector.progress.position == 4 and projector.progress.parked_keys == 0)
         assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=3, note="c"), 4)}
 
         await write(connection, *(counted(one, note) for note in ("poison", "d", "e")))
         await passed(projector, 7)
-    assert [await discard(key=one), await discard(key=one, everything=True), await discard(everything=True)] == [
+    assert [
+        await discard(key=str(one)),
+        await discard(key=str(one), everything=True),
+        await discard(everything=True),
+    ] == [
         1,
         2,
         0,
@@ -788,7 +794,7 @@ async def test_a_due_letter_that_has_not_failed_is_not_discarded(
     # The state in which a worker leaves a long queue that it has folded in part.
     await connection.execute("delete from headwater.dead_letters where position = 1")
     await connection.execute("update headwater.dead_letters set next_attempt_at = now() where position = 2")
-    assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=one), everything=False) == 0
+    assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=str(one)), everything=False) == 0
 
 
 async def test_a_letter_that_is_discarded_during_a_failing_retry_stays_discarded(
@@ -807,7 +813,7 @@ async def test_a_letter_that_is_discarded_during_a_failing_retry_stays_discarded
         projector.before_commit = waiting
         await dead_letters.retry(connection, dead_letters.LetterFilter())
         await asyncio.wait_for(tried.wait(), 10)
-        assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=one), everything=False) == 1
+        assert await dead_letters.discard(connection, dead_letters.LetterFilter(key=str(one)), everything=False) == 1
         discarded.set()
         await until(lambda: projector.progress.parked_keys == 0)
         assert await rows_of(connection, view) == {one: (Tally(tally_id=one, count=2, note="b"), 3)}

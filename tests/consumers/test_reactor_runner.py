@@ -96,7 +96,7 @@ async def test_order_delivers_the_events_of_several_streams_one_after_another(
     await reached(node, head)
     assert outside.notes == ["c"]
     outside.raises.clear()
-    await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, to))
+    await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, str(to)))
     await until(lambda: outside.notes == ["c", "a", "b"])
 
 
@@ -221,13 +221,13 @@ async def test_keys_that_are_retried_delay_no_other_keys(start: Start, connectio
     await reached(node, await write(connection, *(posted(box, "down") for box in boxes), posted(well, "down")))
     outside.held.add("down")
     for box in boxes:
-        await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, box))
+        await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, str(box)))
     await until(lambda: outside.tried.count("down") == 31)
     await reached(node, await write(connection, posted(uuid4(), "quick"), posted(well, "behind")))
     assert outside.notes == ["quick"]
     outside.held.clear()
     outside.raises.clear()
-    await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, well))
+    await dead_letters.retry(connection, dead_letters.LetterFilter(UNIT, str(well)))
     await until(lambda: outside.of(well) == ["down", "behind"])
     await reached(node, await write(connection, posted(well, "after")))
     assert outside.of(well) == ["down", "behind", "after"]

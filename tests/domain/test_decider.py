@@ -347,7 +347,8 @@ def test_a_command_has_the_key_and_an_event_may_have_it() -> None:
     with says("Rename needs a field `thing_id: UUID`, the key of thing streams"):
         decider(rename)
     with says(
-        "Renamed.thing_id must be a UUID, because it is the key of thing streams; leave the field out or rename it"
+        "Renamed.thing_id must be of type UUID, because it is the key of thing streams; leave the field out or rename "
+        "it"
     ):
         decider(evolve=evolve_renamed)
     with says("Open needs a field `id: UUID`, the key of thing streams"):

@@ -679,21 +679,27 @@ def test_a_view_cannot_fold_an_event_of_no_decider() -> None:
         domain(decider(), views=[View(Thing, fold_closed)])
 
 
-def test_the_key_of_a_read_model_must_be_a_uuid_field() -> None:
+def test_the_key_of_a_read_model_must_be_a_field_that_can_be_one() -> None:
     class Keyless(ReadModel, key="other_id"):
         thing_id: UUID
 
-    class Named(ReadModel, key="name"):
-        name: str
+    class Named(ReadModel, key="names"):
+        names: list[str]
 
     class Maybe(ReadModel, key="thing_id"):
         thing_id: UUID | None
 
-    with says("Keyless: its key `other_id` must be one of its fields, of type UUID"):
+    with says(
+        "Keyless: its key `other_id` must be one of its fields, of type UUID, str, int, date or an enum, without None"
+    ):
         View(Keyless, fold)
-    with says("Named: its key `name` must be one of its fields, of type UUID"):
+    with says(
+        "Named: its key `names` must be one of its fields, of type UUID, str, int, date or an enum, without None"
+    ):
         View(Named, fold)
-    with says("Maybe: its key `thing_id` must be one of its fields, of type UUID"):
+    with says(
+        "Maybe: its key `thing_id` must be one of its fields, of type UUID, str, int, date or an enum, without None"
+    ):
         View(Maybe, fold)
 
 
@@ -764,7 +770,7 @@ def test_two_read_models_cannot_have_one_table() -> None:
     domain(decider(), views=[named("Account"), named("Account2"), named("Account_x"), named("Other_1")])
 
 
-def test_a_link_must_name_a_uuid_field_and_a_read_model_of_the_app() -> None:
+def test_a_link_must_name_a_field_of_the_type_of_a_key_and_a_read_model_of_the_app() -> None:
     class Linked(ReadModel, key="thing_id"):
         thing_id: UUID
         name: str
@@ -779,10 +785,10 @@ def test_a_link_must_name_a_uuid_field_and_a_read_model_of_the_app() -> None:
         thing_id: UUID
         other = Link(Thing, by="thing_id")
 
-    with says("Linked.other: `by=other_id` must name a field of Linked, of type UUID"):
+    with says("Linked.other: `by=other_id` must name a field of Linked"):
         View(Linked, fold)
-    with says("LinkedByName.other: `by=name` must name a field of LinkedByName, of type UUID"):
-        View(LinkedByName, fold)
+    with says("LinkedByName.other: `by='name'` must name fields of the types of Thing's key, thing_id: UUID"):
+        domain(decider(), views=[View(LinkedByName, fold), View(Thing, fold)])
     with says("Right.other links to Thing, which no feature contains"):
         domain(decider(), views=[View(Right, fold)])
     assert domain(decider(), views=[View(Right, fold), View(Thing, fold)]).view_of.keys() == {Right, Thing}

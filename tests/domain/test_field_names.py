@@ -111,7 +111,7 @@ async def ask(node: Node, query: str) -> Any:
 def test_fields_with_the_names_of_class_keywords_do_not_change_the_declaration() -> None:
     assert Make.__declared__ == CommandDeclaration("Make", creates=True, internal=False)
     assert Made.__declared__ == EventDeclaration("Made", 3)
-    assert Thing.__declared__ == ReadModelDeclaration("Thing", "Things", "thing_id", 1, (("name",), ("key",)))
+    assert Thing.__declared__ == ReadModelDeclaration("Thing", "Things", ("thing_id",), 1, (("name",), ("key",)))
 
 
 async def test_fields_with_names_of_the_framework_reach_the_row_from_the_mutation(start: Start) -> None:
@@ -136,7 +136,9 @@ async def test_fields_with_names_of_the_framework_reach_the_row_from_the_mutatio
     past = await ask(node, f'{{ thing(thingId: "{key}", asOf: {{ position: "1" }}) {{ {shown} }} }}')
     assert past == {"thing": expected}
     async with node.database.pool.acquire() as connection:
-        report = await Verifier(node.log, thing_view, by_stream=True).live(node.database, None)
+        report = await Verifier(node.log, thing_view, stream_of=app.domain.stream_of(thing_view)).live(
+            node.database, None
+        )
         assert (report.checked, report.differences) == (1, [])
         assert await connection.fetchval("select internal from read.thing") == "internal of it"
 
@@ -194,4 +196,4 @@ def test_a_link_may_have_the_name_of_a_class_keyword(name: str) -> None:
         return None
 
     view: View[Any] = View(model, fold)
-    assert (view.key, view.name, list(view.links)) == ("thing_id", "Pointing", [name])
+    assert (view.key.names, view.name, list(view.links)) == (("thing_id",), "Pointing", [name])

@@ -255,5 +255,7 @@ async def test_changes_after_the_position_of_a_list_follow_it_without_a_gap(api:
     waiting = asyncio.ensure_future(anext(source))
     await api.done("deposit", accountId=many[0], amount="1")
     result = await asyncio.wait_for(waiting, 10)
-    assert result.data == {"accountChanges": {"reset": False, "upserted": [{"id": many[0], "balance": "2"}]}}
+    assert result.data == {
+        "accountChanges": {"reset": False, "upserted": [{"id": f"Account:{many[0]}", "balance": "2"}]}
+    }
     await source.aclose()

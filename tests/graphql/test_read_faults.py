@@ -40,7 +40,7 @@ READS = {
     "list": "{ users { nodes { name } } }",
     "count": "{ users { totalCount } }",
     "row": '{ account(accountId: "KEY") { balance } }',
-    "node": '{ node(id: "KEY") { id } }',
+    "node": '{ node(id: "Account:KEY") { id } }',
     "at least": '{ account(accountId: "KEY", atLeast: "99") { balance } }',
     "as of a position": '{ account(accountId: "KEY", asOf: { position: "1" }) { balance } }',
     "as of a time": '{ account(accountId: "KEY", asOf: { time: "2026-01-01T00:00:00Z" }) { balance } }',

@@ -42,10 +42,16 @@ async def test_a_row_is_found_by_its_key(api: Api, world: dict[str, str]) -> Non
     assert sorted(times) == times
     ada, full = world["ada"], world["full"]
     assert data == {
-        "user": {"id": ada, "userId": ada, "email": "ada@example.com", "name": "Ada", "position": text(api.node, 1)},
+        "user": {
+            "id": f"User:{ada}",
+            "userId": ada,
+            "email": "ada@example.com",
+            "name": "Ada",
+            "position": text(api.node, 1),
+        },
         "nobody": None,
         "account": {
-            "id": full,
+            "id": f"Account:{full}",
             "accountId": full,
             "ownerId": ada,
             "owner": {"name": "Ada"},
@@ -61,13 +67,44 @@ async def test_a_row_is_found_by_its_key(api: Api, world: dict[str, str]) -> Non
 
 async def test_node_finds_a_row_of_any_read_model_by_its_id(api: Api, world: dict[str, str]) -> None:
     query = "query ($id: ID!) { node(id: $id) { __typename id ... on User { email } ... on Account { balance } } }"
-    found = {name: (await api.ask(query, id=world[name]))["node"] for name in ("ada", "full", "nobody")}
-    assert found == {
-        "ada": {"__typename": "User", "id": world["ada"], "email": "ada@example.com"},
-        "full": {"__typename": "Account", "id": world["full"], "balance": "10.00"},
-        "nobody": None,
+    ada, full, nobody = f"User:{world['ada']}", f"Account:{world['full']}", f"User:{world['nobody']}"
+    found = [(await api.ask(query, id=each))["node"] for each in (ada, full, nobody, f"Account:{world['ada']}")]
+    assert found == [
+        {"__typename": "User", "id": ada, "email": "ada@example.com"},
+        {"__typename": "Account", "id": full, "balance": "10.00"},
+        None,
+        None,
+    ]
+
+
+async def test_a_row_of_the_past_has_an_id_of_its_own(api: Api, world: dict[str, str]) -> None:
+    query = """query ($full: UUID!, $at: Position!) {
+      account(accountId: $full, asOf: { position: $at }) { id balance owner { id } }
+    }"""
+    at = text(api.node, 3)
+    past = (await api.ask(query, full=world["full"], at=at))["account"]
+    assert past == {
+        "id": f"Account:{world['full']}@{at}",
+        "balance": "0",
+        "owner": {"id": f"User:{world['ada']}@{at}"},
     }
-    assert await api.fail(query, id="full") == [("BAD_USER_INPUT", "An id is a UUID.")]
+    node = "query ($id: ID!) { node(id: $id) { id ... on Account { balance } } }"
+    assert (await api.ask(node, id=past["id"]))["node"] == {"id": past["id"], "balance": "0"}
+    assert (await api.ask(node, id=f"Account:{world['full']}@{text(api.node, 2)}"))["node"] is None
+    ends = await api.node.log.head()
+    assert await api.fail(node, id=f"Account:{world['full']}@{text(api.node, ends + 1)}") == [
+        ("BAD_USER_INPUT", f"The log ends at position {ends}; there is no state as of {ends + 1} yet.")
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["{}", "", ":", "Account", "Account:", "Other:{}", "account:{}", "Account:{}x", "Account:{}@", "Account:{}@x"],
+)
+async def test_an_id_that_no_row_can_have_is_refused(api: Api, wrong: str) -> None:
+    given = wrong.format(uuid4())
+    message = f"{given!r} is not the id of a row; give an `id` back as it came."
+    assert await api.fail("query ($id: ID!) { node(id: $id) { id } }", id=given) == [("BAD_USER_INPUT", message)]
 
 
 async def test_a_read_with_at_least_waits_for_that_position(start: Start, api: Api, world: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from operator import itemgetter
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -34,7 +35,7 @@ def changes(*positions: int, to: int) -> Changes:
 
 
 async def test_an_overflow_while_the_initial_rows_are_read_is_reported_if_they_are_older() -> None:
-    watcher = Watcher("key", limit=2)
+    watcher = Watcher(itemgetter("key"), limit=2)
     watcher.offer(changes(11, 12, 13, to=13))
     watcher.start(10)  # the initial rows are older than the changes that did not fit
     assert (await asyncio.wait_for(watcher.take(), 1)).reset is ResetReason.TOO_MANY_CHANGES
@@ -46,7 +47,7 @@ async def test_an_overflow_while_the_initial_rows_are_read_is_reported_if_they_a
 
 
 async def test_changes_that_the_initial_rows_include_are_dropped() -> None:
-    watcher = Watcher("key")
+    watcher = Watcher(itemgetter("key"))
     watcher.offer(changes(9, 11, to=11))
     watcher.start(10)
     watcher.offer(changes(12, to=12))
@@ -132,7 +133,7 @@ class SlowReader(Reader):
 async def test_two_watchers_that_register_at_the_same_time_both_receive_every_change() -> None:
     reader = SlowReader()
     feed = Feed(reader, Positions())
-    watchers, leave = [Watcher("thing_id"), Watcher("thing_id")], asyncio.Event()
+    watchers, leave = [Watcher(itemgetter("thing_id")), Watcher(itemgetter("thing_id"))], asyncio.Event()
 
     async def watch(watcher: Watcher) -> None:
         async with feed.watch(watcher):

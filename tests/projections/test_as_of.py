@@ -106,12 +106,12 @@ things_app = App([Feature([things], [View(Thing, fold_thing), View(Box, fold_box
 
 # A second, simple fold ----------------------------------------------------------------------------------------------
 
-Past: TypeAlias = dict[UUID, list[tuple[int, dict[str, Any] | None]]]
+Past: TypeAlias = dict[Any, list[tuple[int, dict[str, Any] | None]]]
 
 
 def pasts(view: View[Any], events: Sequence[Recorded[Any]]) -> Past:
     """Return each row after each event that changed it, with the position."""
-    models: dict[UUID, Any] = {}
+    models: dict[Any, Any] = {}
     past: Past = {}
     routes = RowRoutes(view)
     for event in events:
@@ -152,7 +152,7 @@ async def check_every_position(node: Node, *, cannot: Collection[str] = ()) -> N
                 assert await history.row(key, position) == at(past, key, position), (view.name, position)
         reader = node.serving.feeds[view.model].reader
         await reader.reach(head)
-        stored: dict[UUID, Any] = {**await reader.rows(list(past))}
+        stored: dict[Any, Any] = {**await reader.rows(list(past))}
         now = {key: await history.row(key, head) for key in past}
         assert {key: dict(row) for key, row in stored.items()} == {k: row for k, row in now.items() if row is not None}
 

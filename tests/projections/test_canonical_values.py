@@ -181,7 +181,7 @@ async def test_a_fold_sees_the_stored_values_even_of_a_row_in_memory(
     assert await rows(connection) == expected
 
     log = Log(database.pool, app.domain.codec)
-    report = await Verifier(log, view, by_stream=True).live(database, None)
+    report = await Verifier(log, view, stream_of=app.domain.stream_of(view)).live(database, None)
     assert (report.checked, report.differences) == (len(keys), [])
     for key in keys.values():
         past: Any = await History(app.domain, view, log, database.pool).row(key, len(events))

@@ -103,7 +103,7 @@ async def test_a_row_shows_exactly_its_own_fields(start: Start) -> None:
 
     seats = f'seats(filter: {{ row: {{ eq: "F" }} }}) {{ nodes {{ {asked} }} edges {{ node {{ id }} }} }}'
     data = await ask(node, f"{{ {seats} }}")
-    assert data["seats"] == {"nodes": [shown["seat"]], "edges": [{"node": {"id": str(seat)}}]}
+    assert data["seats"] == {"nodes": [shown["seat"]], "edges": [{"node": {"id": f"Seat:{seat}"}}]}
 
     for moment in ("", ', asOf: { position: "2" }'):
         by_key = rows.replace("seat {", f'seat(seatId: "{seat}"{moment}) {{')

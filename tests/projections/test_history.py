@@ -178,7 +178,7 @@ async def require_past(of: History, events: Sequence[PinEvent]) -> None:
 
 async def require_routed(connection: asyncpg.Connection, table: str, events: Sequence[PinEvent]) -> None:
     """Require that every event is recorded once, under its key."""
-    kept = await connection.fetch(f"select position, key from routed.{table} order by position")
+    kept = await connection.fetch(f"select position, board_id from routed.{table} order by position")
     assert [tuple(row) for row in kept] == list(enumerate(map(board_of, events), 1))
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.support.waiting import until
 
 from headwater import Event, ReadModel, Recorded, View
+from headwater.domain.row_key import RowKey
 from headwater.errors import BadUserInput, LogWentBack, ProjectionBehind
 from headwater.eventstore.positions import Positions
 from headwater.projections.filter import EVERYTHING, Compare, Filter, to_predicate
@@ -91,12 +92,12 @@ class Table:
         await self.pool.execute(self._upsert, *columns, [position for _, position, _ in rows])
         await self.pool.execute(
             "delete from headwater.tombstones where projection = 'Sample' and key = any($1)",
-            [key for key, _, _ in rows],
+            [str(key) for key, _, _ in rows],
         )
 
     async def remove(self, key: UUID, position: int) -> None:
         await self.pool.execute(self._delete, [key])
-        await self.pool.execute("insert into headwater.tombstones values ('Sample', 1, $1, $2)", key, position)
+        await self.pool.execute("insert into headwater.tombstones values ('Sample', 1, $1, $2)", str(key), position)
 
     async def move(self, position: int) -> None:
         """Move the checkpoint."""
@@ -413,7 +414,7 @@ async def test_changes_that_are_cut_lose_nothing(table: Table, limit: int) -> No
     reads = Reader(table.pool, view, Positions(), limits=ReadLimits(changed_rows=limit))
     after, pages = 0, 0
     seen: dict[UUID, int] = {}
-    gone: dict[UUID, int] = {}
+    gone: dict[RowKey, int] = {}
     while True:
         changes = await reads.changes(after)
         assert len(changes.rows) <= limit

@@ -85,7 +85,9 @@ async def test_tombstones_of_other_generations_are_not_pruned(start: Start, conn
         "insert into headwater.projections (name, generation, version, fingerprint, table_name, state)"
         " values ('Tally', 7, 1, 'other', 'tally_7', 'building'), ('Tally', 8, 1, 'other', 'tally_8', 'retired')"
     )
-    await connection.execute("insert into headwater.tombstones values ('Tally', 7, $1, 1), ('Tally', 8, $1, 1)", key)
+    await connection.execute(
+        "insert into headwater.tombstones values ('Tally', 7, $1, 1), ('Tally', 8, $1, 1)", str(key)
+    )
     assert await Tombstones(node.database, seconds=0).prune() == 1
     left = await connection.fetch("select generation from headwater.tombstones order by generation")
     assert [row[0] for row in left] == [7, 8]

@@ -280,7 +280,8 @@ async def changes(connection: asyncpg.Connection, order: UUID, count: int) -> bo
 async def again(connection: asyncpg.Connection, order: UUID) -> None:
     """Retry as an operator does."""
     await connection.execute(
-        "update headwater.dead_letters set next_attempt_at = now() where key = $1 and error is not null", order
+        "update headwater.dead_letters set next_attempt_at = now() where key = $1::uuid::text and error is not null",
+        order,
     )
     await connection.execute("select pg_notify('headwater', '')")
 
@@ -295,7 +296,7 @@ async def test_a_command_that_the_app_no_longer_has_parks_the_instance(
     await connection.execute("update headwater.projections set owner = null")
     await start(App(features=[Feature(deciders=[works.orders], sagas=[works.fulfilment])]))
     await until(lambda: parked(connection, order))
-    error = await connection.fetchval("select error from headwater.dead_letters where key = $1", order)
+    error = await connection.fetchval("select error from headwater.dead_letters where key = $1::uuid::text", order)
     assert "No decider of this app takes the command Work" in error
 
 

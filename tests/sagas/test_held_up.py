@@ -58,7 +58,7 @@ async def test_steps_continue_when_the_event_that_parked_their_instance_is_disca
         return bool(json.loads(found.steps)[0]["state"] == "confirmed")
 
     await until(a_is_accepted)
-    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", str(order)), everything=True)
     await until(lambda: letters_are(connection, 0))
     assert await settled(node, connection, order) == "done: None"
 
@@ -70,7 +70,7 @@ async def test_a_step_whose_dead_letter_is_discarded_is_issued_again_at_once(
     order = await place(node, "a", "bug b")
     await seen(connection, order, "parked")
     works.weather.forgiving = True
-    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", str(order)), everything=True)
     await until(lambda: letters_are(connection, 0))
     assert await settled(node, connection, order) == "done: None"
 
@@ -96,7 +96,7 @@ async def test_a_message_that_was_due_while_its_instance_was_parked_is_delivered
     await seen(connection, order, "parked")
     await clock.advance(timedelta(hours=2))
     await seen(connection, await place(node, "x"), "done")  # by now the due messages were read
-    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", str(order)), everything=True)
     await until(lambda: letters_are(connection, 0))
     await seen(connection, order, "done")
 

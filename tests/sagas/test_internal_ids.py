@@ -170,7 +170,7 @@ async def test_an_event_whose_record_id_is_already_used_becomes_a_dead_letter(
     record = internal_id(fulfilment.stream_of(order), f"{event['event_id']}")
     await write(connection, new_id(), "work", Worked(work_id=new_id(), name="x"), record)
     await start(app, serve=False)
-    error = "select error from headwater.dead_letters where projection = 'saga Fulfilment' and key = $1"
+    error = "select error from headwater.dead_letters where projection = 'saga Fulfilment' and key = $1::uuid::text"
     assert "was used before" in await until(lambda: connection.fetchval(error, order))
     assert await record_types(connection, order) == []
 

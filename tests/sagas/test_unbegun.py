@@ -94,6 +94,6 @@ async def test_an_instance_that_has_not_begun_is_removed_when_its_event_is_disca
 ) -> None:
     order = await place(node, "a")
     await seen(connection, order, "parked")
-    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", order), everything=True)
+    await dead_letters.discard(connection, dead_letters.LetterFilter("saga Fulfilment", str(order)), everything=True)
     await until(lambda: no_letters(connection))
     assert await operations.shown(connection, order, LIMITS) == []

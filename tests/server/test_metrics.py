@@ -192,7 +192,7 @@ async def test_generations_have_samples_of_their_own(start: Start, connection: a
     key = uuid4()
     await connection.executemany(
         "insert into headwater.dead_letters (projection, generation, key, position, error) "
-        "values ('User', $1, $2, $3, 'ValueError')",
+        "values ('User', $1, $2::uuid::text, $3, 'ValueError')",
         [(1, key, 1), (2, key, 1), (2, key, 2), (2, uuid4(), 1)],
     )
 
@@ -320,7 +320,7 @@ async def test_lag_is_the_age_of_the_first_event_after_the_checkpoint(
     for position, key, error in ((1, user, "ValueError"), (2, user, None), (2, uuid4(), "ValueError")):
         await connection.execute(
             "insert into headwater.dead_letters (projection, generation, key, position, error) "
-            "values ('User', $1, $2, $3, $4)",
+            "values ('User', $1, $2::uuid::text, $3, $4)",
             *(generation, key, position, error),
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
-from uuid import UUID
 
 import asyncpg
 
@@ -15,7 +14,7 @@ from headwater.projections.row_codec import model_reader
 
 M = TypeVar("M", bound=ReadModel)
 
-Rows: TypeAlias = dict[UUID, tuple[M, int]]
+Rows: TypeAlias = dict[Any, tuple[M, int]]
 """The row of each key, with the position of its last change."""
 
 
@@ -66,4 +65,4 @@ async def stored(connection: asyncpg.Connection, view: View[M]) -> Rows[M]:
     """Return the rows that clients read."""
     read = model_reader(view)
     records: Any = await connection.fetch(f'select * from read."{view.name.lower()}"')
-    return {record[view.key]: (read(record), record["position"]) for record in records}
+    return {view.key.of_row(record): (read(record), record["position"]) for record in records}

@@ -222,7 +222,9 @@ async def write(connection: asyncpg.Connection, *events: Any) -> int:
 
 async def tombstones(connection: asyncpg.Connection, view: View[Any]) -> dict[UUID, int]:
     """Return the position of each removed key."""
-    records = await connection.fetch("select key, position from headwater.tombstones where projection = $1", view.name)
+    records = await connection.fetch(
+        "select key::uuid as key, position from headwater.tombstones where projection = $1", view.name
+    )
     return {record["key"]: record["position"] for record in records}
 
 

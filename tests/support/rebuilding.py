@@ -63,7 +63,7 @@ async def failure_of(connection: asyncpg.Connection, generation: int) -> str | N
 
 async def letters_of(connection: asyncpg.Connection, generation: int) -> list[tuple[Any, ...]]:
     """Return key, position and attempts of each dead letter, and True if it only waits behind another."""
-    columns = "key, position, attempts, error is null"
+    columns = "key::uuid, position, attempts, error is null"
     query = f"select {columns} from headwater.dead_letters where generation = $1 order by position"
     return [tuple(row) for row in await connection.fetch(query, generation)]
 
@@ -163,8 +163,10 @@ class WatchedLog(Log):
 class WatchedVerifier(Verifier[Any]):
     """Records how many rows each sample has, and calls a test after it. samples: the sizes."""
 
-    def __init__(self, log: Log, view: View[Any], verified: Hook | None, *, by_stream: bool) -> None:
-        super().__init__(log, view, by_stream=by_stream)
+    def __init__(
+        self, log: Log, view: View[Any], verified: Hook | None, stream_of: Callable[[Any], UUID] | None
+    ) -> None:
+        super().__init__(log, view, stream_of=stream_of)
         self.samples: list[int] = []
         self._verified = verified
 
@@ -212,7 +214,7 @@ async def building(
     async with connecting(dsn, pool_size=3) as database:
         log = WatchedLog(database.pool, app.domain.codec, page=page)
         quick = replace(settings, poll=0.05)
-        verifier = WatchedVerifier(log, view, verified, by_stream=by_stream)
+        verifier = WatchedVerifier(log, view, verified, app.domain.stream_of(view) if by_stream else None)
         swapping, last = False, 0
 
         async def on_head(head: int) -> None:

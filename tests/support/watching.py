@@ -110,7 +110,7 @@ class Client:
             # The server cannot know the rows of a client that was away; without a filter it does not track them at all.
             if self.position >= self.away_until and self._where != EVERYTHING:
                 assert key in self.rows, "a row was removed that the client never had"
-            self.rows.pop(key, None)
+            self.rows.pop(key, None)  # type: ignore[arg-type]  # the keys of these read models are UUIDs
         self.position = max(self.position, message.position)
         self.messages.append(message)
         self.earlier.append(self.copy(message.position))
@@ -164,11 +164,11 @@ async def execute(node: Node, *commands: Command) -> int:
     return done[-1].position
 
 
-async def table(connection: asyncpg.Connection, view: View[Any], where: Filter) -> dict[UUID, dict[str, Any]]:
+async def table(connection: asyncpg.Connection, view: View[Any], where: Filter) -> dict[Any, dict[str, Any]]:
     """Return the rows of the table that match the filter."""
     matches = to_predicate(where)
     records = await connection.fetch(f'select * from read."{view.name.lower()}"')
-    return {record[view.key]: dict(record) for record in records if matches(record)}
+    return {view.key.of_row(record): dict(record) for record in records if matches(record)}
 
 
 def feed_of(node: Node, view: View[Any], *, limits: ReadLimits = DEFAULT_LIMITS, reader: type[Reader] = Reader) -> Feed:

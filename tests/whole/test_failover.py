@@ -329,4 +329,4 @@ async def require_right(dsn: str, nodes: list[Node], screens: list[Screen], foll
 
 
 def balances(screen: Screen) -> dict[str, Decimal]:
-    return {each["id"]: Decimal(each["balance"]) for each in held(screen)}
+    return {each["id"].removeprefix("Account:"): Decimal(each["balance"]) for each in held(screen)}

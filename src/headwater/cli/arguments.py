@@ -89,7 +89,7 @@ def _dead_letters(commands: Commands) -> None:
     letters = group(commands, "dead-letters", "events whose handling failed: list, show, retry, discard")
     some = argparse.ArgumentParser(add_help=False)
     some.add_argument("--projection", metavar="NAME", help='only of this read model, "saga NAME" or "reactor NAME"')
-    some.add_argument("--key", type=UUID, metavar="ID", help="only of this key")
+    some.add_argument("--key", metavar="KEY", help="only of this key, as `dead-letters list` prints it")
     some.add_argument("--position", type=position, metavar="P", help="only the event at this position")
     text = "print the parked keys of read models, sagas and reactors, with the event that each failed on"
     each = command(letters, "list", "dead_letters:run_list", text, parents=[some])
@@ -181,6 +181,7 @@ def _events(commands: Commands) -> None:
     tail.add_argument("--category", metavar="C", help="only events of this category")
     tail.add_argument("--type", dest="types", action="append", metavar="T", help="only this type; may be repeated")
     tail.add_argument("--stream", type=UUID, metavar="ID", help="only events of this stream")
+    tail.add_argument("--key", metavar="KEY", help="only events of the stream of --category with this natural key")
     tail.add_argument("--json", action="store_true", help="print each event as a line of JSON")
     text = "print what a request caused, as a tree of commands and events"
     trace = command(events, "trace", "events:run_trace", text)

@@ -13,12 +13,14 @@ from headwater.cli.event_lines import json_of, line_of, tree_of
 from headwater.cli.loop import complete, stopping, unless
 from headwater.cli.output import complain
 from headwater.config import Settings
+from headwater.domain.row_key import text_of
 from headwater.domain.serialization import Codec
 from headwater.errors import SettingsError
 from headwater.eventstore.audit_trail import Entry, Trail, Wanted
 from headwater.eventstore.doorbell import Doorbell, PostgresBell
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
+from headwater.ids import stream_id_of
 from headwater.postgres.database import Database
 from headwater.postgres.reaching import reaching
 from headwater.postgres.schema_version import require_schema
@@ -38,8 +40,17 @@ def run_trace(chosen: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def stream_of(chosen: argparse.Namespace) -> UUID | None:
+    """Return the id of the stream that is named by its id, or by its category and natural key."""
+    if chosen.key is None:
+        return chosen.stream  # type: ignore[no-any-return]  # argparse made it
+    if chosen.category is None or chosen.stream is not None:
+        raise SettingsError("--key names a stream of a category: give --category with it, and no --stream")
+    return stream_id_of(chosen.category, text_of(chosen.key))
+
+
 async def _print_tail(chosen: argparse.Namespace, settings: Settings, dsn: str) -> None:
-    wanted = Wanted(stream_id=chosen.stream, category=chosen.category, types=chosen.types)
+    wanted = Wanted(stream_id=stream_of(chosen), category=chosen.category, types=chosen.types)
     show = json_of if chosen.json else line_of
     async with _trail(settings, dsn) as trail:
         after = await trail.head()

@@ -77,7 +77,7 @@ async def _verified(app: App, settings: Settings, wanted: _Wanted) -> _Verified:
         log = Log(database.pool, app.domain.codec)
         for view in wanted.views:
             try:
-                verifier = Verifier(log, view, by_stream=app.domain.by_stream(view))
+                verifier = Verifier(log, view, stream_of=app.domain.stream_of(view))
                 reports.append(await verifier.live(database, wanted.sample))
             except NotVerifiable as error:
                 left.append(error)

@@ -29,6 +29,7 @@ from headwater.domain.decider import AnyDecider
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Command, Event, InvalidInput, Refusal, VersionConflict
 from headwater.domain.refusals import CommandRefused
+from headwater.domain.row_key import KeyValue
 from headwater.domain.serialization import stored_form
 from headwater.errors import CodeFailed, CommandIdReused, Contended, DefinitionError, OutcomeUnknown
 from headwater.eventstore.appender import Appender
@@ -253,7 +254,7 @@ class Dispatcher:
         self, command: Command, command_id: UUID, expected_version: int | None, origin: Origin, *, own: bool
     ) -> _Pending:
         decider = self._domain.decider_of[type(command)]
-        stream_id = getattr(command, decider.key)
+        stream_id = decider.stream_id(getattr(command, decider.key))
         return _Pending(decider, command, command_id, stream_id, expected_version, origin, self._streams.tick, own)
 
     async def _run(self, pending: _Pending, *, repeatable: bool) -> Accepted | Refusal:
@@ -457,7 +458,7 @@ class Dispatcher:
         holds: list[tuple[UUID, int]] = []
         certain = True
         for each in _consulted(pending):
-            decider, stream_id = each.decider, each.key
+            decider, stream_id = each.decider, each.stream_id
             hold = each.hold and stream_id != pending.stream_id  # its own version is checked anyway
             if self._domain.decider_named.get(decider.category) is not decider:
                 raise DefinitionError(
@@ -473,7 +474,7 @@ class Dispatcher:
                     version, state = stream.version, stream.state if hold else stream.written_state
                     certain = certain and stream.as_of > pending.arrived and not (hold and stream.ahead)
             except CommandRefused as refused:
-                raise _of_the_field(refused, pending.command, stream_id) from None
+                raise _of_the_field(refused, pending.command, each.key) from None
             states[decider.category, stream_id] = state
             if hold:
                 holds.append((stream_id, version))
@@ -483,7 +484,7 @@ class Dispatcher:
         """Read the held streams from the log, because one of them has moved on."""
         for each in _consulted(pending):
             if each.hold:
-                await self._streams.read(each.decider, each.key, self._streams.tick)
+                await self._streams.read(each.decider, each.stream_id, self._streams.tick)
 
 
 def _consulted(pending: _Pending) -> Sequence[Consult]:
@@ -493,12 +494,12 @@ def _consulted(pending: _Pending) -> Sequence[Consult]:
         raise CodeFailed(error) from error
 
 
-def _of_the_field(refused: CommandRefused, command: Command, stream_id: UUID) -> CommandRefused:
+def _of_the_field(refused: CommandRefused, command: Command, key: KeyValue) -> CommandRefused:
     """Return a refusal of a consulted stream with the path to the command's field that names the stream.
 
     Its own path is the key of the consulted stream, which is no field of this command. The path is empty if no field
     of the command names the stream.
     """
     assert isinstance(refused.refusal, InvalidInput)
-    path = [name for name in command.__struct_fields__ if getattr(command, name) == stream_id][:1]
+    path = [name for name in command.__struct_fields__ if getattr(command, name) == key][:1]
     return CommandRefused(InvalidInput(path=path, complaint=refused.refusal.complaint))

@@ -49,8 +49,8 @@ class KeyUnknown(Halted):
 class Retried(NamedTuple):
     """The outcome of retrying a key: the letters that are done, and the one that failed again."""
 
-    done: Sequence[PendingLetter]
-    failed: DeadLetter | None
+    done: Sequence[PendingLetter[UUID]]
+    failed: DeadLetter[UUID] | None
 
 
 class EventHandler(ABC):
@@ -145,7 +145,7 @@ class Consumer:
         """
         connection = await self._database.connect(self._name)
         self._checkpoint = Checkpoint(connection, self._name, generation)
-        self._letters = DeadLetters(self._name, generation.number)
+        self._letters = DeadLetters(self._name, generation.number, str, UUID)
         try:
             while (position := await self._checkpoint.read()) is not None:
                 if (head := await self._checkpoint.rewind_to()) is not None:
@@ -264,10 +264,10 @@ class Consumer:
         self.progress.passed([event.recorded_at for event in events], reached)
         self._positions.report(self._name, reached)
 
-    async def _take_all(self, key: UUID, events: Sequence[Recorded[Event]]) -> list[DeadLetter]:
+    async def _take_all(self, key: UUID, events: Sequence[Recorded[Event]]) -> list[DeadLetter[UUID]]:
         """Take one key's events in order. Return a letter for the event that failed, and for each event behind it."""
         async with self._at_once:
-            aside: list[DeadLetter] = []
+            aside: list[DeadLetter[UUID]] = []
             for event in events:
                 if aside or key in self._parked.keys:
                     aside.append(DeadLetter(key, event.position))
@@ -289,7 +289,7 @@ class Consumer:
 
     # ------------------------------------------------------------------------------------------------- parked keys
 
-    def _to_write(self) -> list[DeadLetter]:
+    def _to_write(self) -> list[DeadLetter[UUID]]:
         """Return the letters that were made beside the loop and can be written now. Those of a key that is being
         retried wait for the outcome of the retry, which may remove the same letter."""
         return [letter for letter in self._parked.letters if letter.key not in self._retries]
@@ -310,7 +310,7 @@ class Consumer:
             return
         waiting = await self._letters.pending(connection, keys, self._settings.batch)
         events = {event.position: event for event in await self._log.at([letter.position for letter in waiting])}
-        by_key: dict[UUID, list[PendingLetter]] = {}
+        by_key: dict[UUID, list[PendingLetter[UUID]]] = {}
         for letter in waiting:
             by_key.setdefault(letter.key, []).append(letter)
         self._parked.retrying |= by_key.keys()
@@ -318,7 +318,7 @@ class Consumer:
             self._retries[key] = asyncio.create_task(self._retry(key, mine, events))
 
     async def _retry(
-        self, key: UUID, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]
+        self, key: UUID, letters: Sequence[PendingLetter[UUID]], events: Mapping[int, Recorded[Event]]
     ) -> Retried:
         try:
             return await self._take_letters(letters, events)
@@ -326,7 +326,9 @@ class Consumer:
             self._parked.retrying.discard(key)
             self._parked.changed.set()
 
-    async def _take_letters(self, letters: Sequence[PendingLetter], events: Mapping[int, Recorded[Event]]) -> Retried:
+    async def _take_letters(
+        self, letters: Sequence[PendingLetter[UUID]], events: Mapping[int, Recorded[Event]]
+    ) -> Retried:
         """Take one key's letters in order, up to the first that fails again. Discarded letters count as done."""
         for place, letter in enumerate(letters):
             if letter.discarded:

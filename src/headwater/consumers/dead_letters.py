@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePath
+from typing import Generic, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -22,16 +23,18 @@ from headwater.postgres.database import Connection
 
 _SQL = queries.load(__file__)
 
+K = TypeVar("K")
+
 ERROR_BYTES = 2048
 KEYS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(Generic[K]):
     """An event to park, or a further failure of one. attempts: failures so far; 0, without an error, if it waits
     behind another letter of its key. pause: seconds until the next attempt; None if only an operator can cause one."""
 
-    key: UUID
+    key: K
     position: int
     attempts: int = 0
     error: str | None = None
@@ -40,57 +43,64 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class PendingLetter:
+class PendingLetter(Generic[K]):
     """A stored letter that the worker is about to try again, or to remove because it was discarded."""
 
-    key: UUID
+    key: K
     position: int
     attempts: int
     discarded: bool
 
 
-class DeadLetters:
-    """The dead letters of one unit, for the worker that has its lease."""
+class DeadLetters(Generic[K]):
+    """The dead letters of one unit, for the worker that has its lease.
 
-    def __init__(self, name: str, generation: int) -> None:
+    text, read: from a key to its text, which the table holds, and back.
+    """
+
+    def __init__(self, name: str, generation: int, text: Callable[[K], str], read: Callable[[str], K]) -> None:
         self._of = name, generation
+        self._text, self._read = text, read
 
-    async def parked(self, connection: Connection) -> set[UUID]:
+    async def parked(self, connection: Connection) -> set[K]:
         """Return the keys that have letters."""
-        return {row["key"] for row in await connection.fetch(_SQL["parked"], *self._of)}
+        return {self._read(row["key"]) for row in await connection.fetch(_SQL["parked"], *self._of)}
 
-    async def due(self, connection: Connection) -> tuple[list[UUID], float | None]:
+    async def due(self, connection: Connection) -> tuple[list[K], float | None]:
         """Return the keys that are due, KEYS_AT_ONCE at most, and the seconds until the next key is due, or None."""
         rows = await connection.fetch(_SQL["due"], *self._of, KEYS_AT_ONCE)
-        keys = dict.fromkeys(row["key"] for row in rows if row["wait"] <= 0)
+        keys = dict.fromkeys(self._read(row["key"]) for row in rows if row["wait"] <= 0)
         later = [row["wait"] for row in rows if row["wait"] > 0]
         return list(keys), later[0] if later else None
 
-    async def pending(self, connection: Connection, keys: Collection[UUID], limit: int) -> list[PendingLetter]:
+    async def pending(self, connection: Connection, keys: Collection[K], limit: int) -> list[PendingLetter[K]]:
         """Return the letters of some keys, in the order of the log, `limit` at most."""
-        rows = await connection.fetch(_SQL["letters"], *self._of, keys, limit)
-        return [PendingLetter(row["key"], row["position"], row["attempts"], row["discarded"]) for row in rows]
+        rows = await connection.fetch(_SQL["letters"], *self._of, self._texts(keys), limit)
+        return [
+            PendingLetter(self._read(row["key"]), row["position"], row["attempts"], row["discarded"]) for row in rows
+        ]
 
-    async def park(self, connection: Connection, letters: Sequence[DeadLetter]) -> None:
+    def _texts(self, keys: Iterable[K]) -> list[str]:
+        return [self._text(key) for key in keys]
+
+    async def park(self, connection: Connection, letters: Sequence[DeadLetter[K]]) -> None:
         """Store letters, or a further failure of them."""
-        columns = ("key", "position", "attempts", "error", "traceback_hash", "pause")
-        await connection.execute(
-            _SQL["park"], *self._of, *([getattr(letter, column) for letter in letters] for column in columns)
-        )
+        columns = ("position", "attempts", "error", "traceback_hash", "pause")
+        values = ([getattr(letter, column) for letter in letters] for column in columns)
+        await connection.execute(_SQL["park"], *self._of, self._texts(letter.key for letter in letters), *values)
 
-    async def remove(self, connection: Connection, letters: Sequence[PendingLetter]) -> None:
+    async def remove(self, connection: Connection, letters: Sequence[PendingLetter[K]]) -> None:
         """Remove letters that were handled or discarded."""
-        await connection.execute(
-            _SQL["remove"], *self._of, [letter.key for letter in letters], [letter.position for letter in letters]
-        )
+        keys, positions = self._texts(letter.key for letter in letters), [letter.position for letter in letters]
+        await connection.execute(_SQL["remove"], *self._of, keys, positions)
 
     async def forget_after(self, connection: Connection, position: int) -> None:
         """Delete the letters of events after a position: the log does not have them."""
         await connection.execute(_SQL["forget_after"], *self._of, position)
 
-    async def go_on(self, connection: Connection, keys: Collection[UUID]) -> set[UUID]:
+    async def go_on(self, connection: Connection, keys: Collection[K]) -> set[K]:
         """Make the rest of the keys' letters due. Return the keys that have any."""
-        return {row["key"] for row in await connection.fetch(_SQL["go_on"], *self._of, keys)}
+        return {self._read(row["key"]) for row in await connection.fetch(_SQL["go_on"], *self._of, self._texts(keys))}
 
 
 def described(error: BaseException) -> tuple[str, str]:
@@ -117,14 +127,14 @@ def storable(text: str, most: int) -> str:
 
 @dataclass(frozen=True)
 class LetterFilter:
-    """Selects letters by projection, key and position. None matches any."""
+    """Selects letters by projection, the text of the key, and position. None matches any."""
 
     projection: str | None = None
-    key: UUID | None = None
+    key: str | None = None
     position: int | None = None
 
     @property
-    def values(self) -> tuple[str | None, UUID | None, int | None]:
+    def values(self) -> tuple[str | None, str | None, int | None]:
         """The parameters of the queries, in their order."""
         return self.projection, self.key, self.position
 
@@ -132,11 +142,12 @@ class LetterFilter:
 @dataclass(frozen=True)
 class ListedLetter:
     """A dead letter with its event, for an operator. next_attempt_at: None if it is parked until an operator acts.
+    key: its text.
     waiting: the number of letters behind it. data: the stored event, JSON text."""
 
     projection: str
     generation: int
-    key: UUID
+    key: str
     position: int
     type: str
     attempts: int

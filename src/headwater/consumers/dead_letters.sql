@@ -19,7 +19,7 @@ select d.key, extract(epoch from d.next_attempt_at - now())::float8 as wait
 -- The letters of some keys in the order of the log: an equal share of the limit for each key, found by the primary key. Reading
 -- the whole of a long queue for each batch would cost more than folding it.
 select waiting.*
-  from unnest($3::uuid[]) as u(key)
+  from unnest($3::text[]) as u(key)
  cross join lateral (
    select l.key, l.position, l.attempts, l.discarded
      from headwater.dead_letters l
@@ -35,7 +35,7 @@ select waiting.*
 insert into headwater.dead_letters
   (projection, generation, key, position, attempts, error, traceback_hash, next_attempt_at)
 select $1, $2, u.key, u.position, u.attempts, u.error, u.traceback_hash, now() + u.pause * interval '1 second'
-  from unnest($3::uuid[], $4::bigint[], $5::int[], $6::text[], $7::text[], $8::float8[])
+  from unnest($3::text[], $4::bigint[], $5::int[], $6::text[], $7::text[], $8::float8[])
     as u(key, position, attempts, error, traceback_hash, pause)
 on conflict (projection, generation, key, position) do update
    set attempts = excluded.attempts, error = excluded.error, traceback_hash = excluded.traceback_hash,
@@ -45,7 +45,7 @@ on conflict (projection, generation, key, position) do update
 -- name: remove
 -- Remove letters that were handled or discarded.
 delete from headwater.dead_letters d
- using unnest($3::uuid[], $4::bigint[]) as u(key, position)
+ using unnest($3::text[], $4::bigint[]) as u(key, position)
  where d.projection = $1 and d.generation = $2 and d.key = u.key and d.position = u.position
 
 -- name: forget_after
@@ -56,7 +56,7 @@ delete from headwater.dead_letters where projection = $1 and generation = $2 and
 -- These keys have more letters than one batch took: make the first of the rest due.
 update headwater.dead_letters d
    set next_attempt_at = now()
-  from unnest($3::uuid[]) as u(key)
+  from unnest($3::text[]) as u(key)
  cross join lateral (
    select l.position from headwater.dead_letters l
     where l.projection = $1 and l.generation = $2 and l.key = u.key
@@ -78,7 +78,7 @@ select d.projection, d.generation, d.key, d.position, e.type, d.attempts, d.park
   join headwater.projections p on p.name = d.projection and p.generation = d.generation and p.state <> 'retired'
  where not d.discarded
    and ($1::text is null or d.projection = $1)
-   and ($2::uuid is null or d.key = $2)
+   and ($2::text is null or d.key = $2)
    and ($3::bigint is null or d.position = $3)
    and not ($4 and exists (
          select from headwater.dead_letters b
@@ -93,7 +93,7 @@ with first as (
   select distinct on (l.projection, l.generation, l.key) l.projection, l.generation, l.key, l.position
     from headwater.dead_letters l
     join headwater.projections p on p.name = l.projection and p.generation = l.generation and p.state <> 'retired'
-   where not l.discarded and ($1::text is null or l.projection = $1) and ($2::uuid is null or l.key = $2)
+   where not l.discarded and ($1::text is null or l.projection = $1) and ($2::text is null or l.key = $2)
    order by l.projection, l.generation, l.key, l.position
 )
 update headwater.dead_letters d
@@ -111,7 +111,7 @@ with first as (
          l.projection, l.generation, l.key, l.position, l.error is not null and not l.discarded as failed
     from headwater.dead_letters l
     join headwater.projections p on p.name = l.projection and p.generation = l.generation and p.state <> 'retired'
-   where ($1::text is null or l.projection = $1) and ($2::uuid is null or l.key = $2)
+   where ($1::text is null or l.projection = $1) and ($2::text is null or l.key = $2)
    order by l.projection, l.generation, l.key, l.position
 )
 update headwater.dead_letters d

@@ -26,7 +26,7 @@ class ParkedKeys:
         self.failures = FailureLog(name)
         self.keys: set[UUID] = set()
         self.retrying: set[UUID] = set()
-        self.letters: list[DeadLetter] = []
+        self.letters: list[DeadLetter[UUID]] = []
         self.changed = asyncio.Event()
 
     def is_parked(self, key: UUID) -> bool:
@@ -45,7 +45,7 @@ class ParkedKeys:
         self.keys = keys
         self.progress.parked_keys = len(keys)
 
-    def letter(self, key: UUID, position: int, error: Exception, attempts: int) -> DeadLetter:
+    def letter(self, key: UUID, position: int, error: Exception, attempts: int) -> DeadLetter[UUID]:
         """Return the dead letter of a failure, with the pause before the next attempt. Logs and counts the failure."""
         self.progress.failures += 1
         self.failures.log(error, key, f"the event at position {position} failed, and its key {key} is parked")

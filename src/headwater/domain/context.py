@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from headwater.domain.row_key import KeyValue
 from headwater.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -31,8 +32,13 @@ class Consult:
     """
 
     decider: AnyDecider
-    key: UUID
+    key: KeyValue
     hold: bool = False
+
+    @property
+    def stream_id(self) -> UUID:
+        """The id of the stream."""
+        return self.decider.stream_id(self.key)
 
 
 class Seen:
@@ -52,14 +58,14 @@ class Seen:
     def __init__(self, states: Mapping[tuple[str, UUID], object]) -> None:
         self._states = states
 
-    def of(self, decider: Decider[S], key: UUID) -> S:
+    def of(self, decider: Decider[S], key: KeyValue) -> S:
         """Return the state of a stream that `consults` names; the decider's initial state if the stream has no events.
 
         Raises:
             DefinitionError: `consults` does not name the stream for this command.
         """
         try:
-            return self._states[decider.category, key]  # type: ignore[return-value]  # the state is of this very decider
+            return self._states[decider.category, decider.stream_id(key)]  # type: ignore[return-value]  # the state is of this very decider
         except KeyError:
             raise DefinitionError(
                 f"A decision reads {decider.category} {key}, which `consults` does not name for its command"

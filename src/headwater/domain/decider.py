@@ -5,7 +5,7 @@ After Jérémie Chassaing's Decider: `decide(command, state) -> events`, `evolve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 from uuid import UUID
@@ -14,12 +14,14 @@ from headwater.domain.claims import Release, Take
 from headwater.domain.class_keywords import is_list
 from headwater.domain.context import Consult, Context
 from headwater.domain.deciding import DecideFunction, read_command, read_decide, read_event
-from headwater.domain.fields import fields_of, has_other_key, hints_of, name_of
+from headwater.domain.fields import Field, carried_fields_of, fields_of, hints_of, name_of
 from headwater.domain.messages import Command, Event, Refusal
 from headwater.domain.mutability import require_immutable
+from headwater.domain.row_key import KeyFields
 from headwater.domain.serialization import StateCodec
 from headwater.domain.stored_names import require_stored_name
 from headwater.errors import DefinitionError, LogError, MisplacedEvent
+from headwater.ids import stream_id_of
 
 S = TypeVar("S")
 M = TypeVar("M", Command, Event)
@@ -49,7 +51,8 @@ class Decider(Generic[S]):
         accounts = Decider("account", key="account_id", initial=Account(), decide=[open_, withdraw], evolve=evolve)
 
     category: the name of the category, as stored.
-    key: the UUID field of each command that names the stream. Its events need no such field.
+    key: the field of each command that names the stream. Its events need no such field. If it is no UUID, but a str, an
+    int, a date or an enum, the id of the stream is derived from the category and the key.
     initial: the state before the first event.
     decide: a function, or several: `(command, state)` or `(command, state, context: Context)`. The annotation of the
     first parameter names the commands that it takes. That of the result names what it may return: events, lists of
@@ -83,6 +86,7 @@ class Decider(Generic[S]):
     claiming: frozenset[type[Event]] = field(init=False)
     consulting: frozenset[type[Command]] = field(init=False)
     snapshots: SnapshotPolicy | None = field(init=False)
+    key_fields: KeyFields = field(init=False)
 
     def __post_init__(self) -> None:
         require_stored_name("A category's name", self.category)
@@ -90,10 +94,10 @@ class Decider(Generic[S]):
         require_immutable(f"The state of {self.category}", self.state_type)
         for decide in dict.fromkeys(decide_of.values()):
             self._require_evolved(decide, evolve_of)
-        for command in decide_of:
-            self._require_key(command)
+        key = self._read_key(decide_of)
         for event in evolve_of:
-            self._require_same_key(event)
+            self._require_same_key(event, key)
+        object.__setattr__(self, "key_fields", KeyFields([key]))
         object.__setattr__(self, "decide_of", decide_of)
         object.__setattr__(self, "evolve_of", evolve_of)
         object.__setattr__(self, "claiming", self._read_claims(evolve_of))
@@ -154,13 +158,25 @@ class Decider(Generic[S]):
         """Return the other streams whose states the decision of a command reads."""
         return () if self.consults is None or type(command) not in self.consulting else self.consults(command)
 
+    def stream_id(self, key: object) -> UUID:
+        """Return the id of the stream with this key.
+
+        Raises:
+            TypeError, ValueError: the key has another type, or cannot be stored.
+        """
+        if self.key_fields.is_uuid:
+            return key  # type: ignore[return-value]  # such a key is the id of the stream
+        return stream_id_of(self.category, self.key_fields.text(self.key_fields.take(key)))
+
     def require_own(self, event: Event, stream_id: UUID) -> None:
         """Raise MisplacedEvent unless the event's key, if it has one, is the stream that it is written to.
 
         Projections route it by its key; `asOf` and verify read it by its stream. Both must be the same.
         """
-        key = getattr(event, self.key, stream_id)
-        if key is not stream_id and key != stream_id:
+        key = getattr(event, self.key, None)
+        if key is None or key is stream_id:
+            return
+        if self.stream_id(key) != stream_id:
             name = type(event).__name__
             raise MisplacedEvent(
                 f"{name} cannot be written to {self.category} {stream_id}: its field {self.key} is {key}"
@@ -218,18 +234,32 @@ class Decider(Generic[S]):
                 " add it to the annotation of an evolve function's event"
             )
 
-    def _require_key(self, command: type[Command]) -> None:
-        if not any(each.name == self.key and each.is_key for each in fields_of(command)):
-            raise DefinitionError(
-                f"{command.__name__} needs a field `{self.key}: UUID`, the key of {self.category} streams"
-            )
+    def _read_key(self, commands: Iterable[type[Command]]) -> Field:
+        """Return the key's field, which every command must have with one type."""
+        keys = {
+            command: next((each for each in fields_of(command) if each.name == self.key), None) for command in commands
+        }
+        first = next((key for key in keys.values() if key is not None and key.is_key_part), None)
+        for command, key in keys.items():
+            if key is None or first is None or not key.is_key_part or not key.matches(first):
+                kind = "UUID" if first is None else (first.enum or first.kind.value).__name__
+                raise DefinitionError(
+                    f"{command.__name__} needs a field `{self.key}: {kind}`, the key of {self.category} streams"
+                )
+        if first is None:
+            raise DefinitionError(f"{self.category}: its `decide` takes no command")
+        return first
 
-    def _require_same_key(self, event: type[Event]) -> None:
+    def _require_same_key(self, event: type[Event], key: Field) -> None:
         """Check an event's field with the name of the key, if it has one: it must be able to hold the key."""
-        if has_other_key(event, self.key):
+        if self.key not in event.__struct_fields__:
+            return
+        given = next((each for each in carried_fields_of(event) if each.name == self.key), None)
+        if given is None or not given.is_key_part or not given.matches(key):
+            kind = (key.enum or key.kind.value).__name__
             raise DefinitionError(
-                f"{event.__name__}.{self.key} must be a UUID, because it is the key of {self.category} streams; leave"
-                " the field out or rename it"
+                f"{event.__name__}.{self.key} must be of type {kind}, because it is the key of {self.category} streams;"
+                " leave the field out or rename it"
             )
 
     def _read_snapshots(self) -> SnapshotPolicy | None:

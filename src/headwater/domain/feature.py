@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from headwater.domain.class_keywords import is_list
 from headwater.domain.decider import AnyDecider, Decider
-from headwater.domain.fields import fields_of
+from headwater.domain.fields import Field, fields_of
 from headwater.domain.graphql_names import check_names
 from headwater.domain.invariant import AnyInvariant, Invariant
 from headwater.domain.messages import Command, Event
 from headwater.domain.money import warn_of_float_money
 from headwater.domain.projection import Projection
 from headwater.domain.reactor import Reactor
-from headwater.domain.read_model import AnyView, View
+from headwater.domain.read_model import AnyView, Link, View, no_key_of
+from headwater.domain.row_key import RowKey
 from headwater.domain.saga import SAGA_PREFIX, Saga
 from headwater.domain.saga_records import RECORDS
 from headwater.domain.schedule import Schedule
@@ -164,8 +166,21 @@ class Domain:
         return {view.name: view for view in self.views}[name]
 
     def by_stream(self, view: AnyView) -> bool:
-        """True if each row of a read model is the fold of one stream, whose id is the row's key."""
-        return view.route is None and all(self._decider_of(event).key == view.key for event in view.events)
+        """True if each row of a read model is the fold of one stream, which has the row's key."""
+        return self.stream_of(view) is not None
+
+    def stream_of(self, view: AnyView) -> Callable[[RowKey], UUID] | None:
+        """Return the function from a row's key to the id of the one stream of which it is the fold; None if rows gather
+        several streams."""
+        deciders = {self._decider_of(event) for event in view.events}
+        if view.route is not None or not all(view.key.is_of(decider.key_fields) for decider in deciders):
+            return None
+        if view.key.is_uuid:
+            return _the_key  # which the deciders share, because an id is that of one stream only
+        if len(deciders) > 1:
+            return None
+        (decider,) = deciders
+        return lambda key: decider.stream_id(view.key.values(key))
 
     def _decider_of(self, event: type[Event]) -> AnyDecider:
         return self.decider_named[self.category_of[event]]
@@ -232,26 +247,40 @@ class Domain:
                         f"The invariant {invariant.name} looks at {event.__name__}, which no decider's evolve takes"
                     )
 
+    def _check_link(self, view: AnyView, name: str, link: Link) -> None:
+        columns = {each.name: each for each in view.fields}
+        given, key = [columns[by] for by in link.fields], self.view_of[link.to].key
+        if len(given) != len(key.fields) or not all(map(Field.matches, given, key.fields)):
+            kinds = ", ".join(f"{each.name}: {(each.enum or each.kind.value).__name__}" for each in key.fields)
+            raise DefinitionError(
+                f"{view.model.__name__}.{name}: `by={link.by!r}` must name fields of the types of {link.to.__name__}'s "
+                f"key, {kinds}"
+            )
+
     def _check_views(self) -> None:
         for view in self.views:
             for event in view.events:
                 if event not in self.category_of:
                     raise DefinitionError(f"{view.name} folds {event.__name__}, which no decider's evolve takes")
-                if view.is_routed_by_stream(event) and view.key != self._decider_of(event).key:
-                    raise DefinitionError(
-                        f"{event.__name__} has no field `{view.key}: UUID` to find its {view.name} row by; give the "
-                        "View a route"
-                    )
+                name = view.by_stream(event)
+                if name is not None and name != self._decider_of(event).key:
+                    raise no_key_of(view, event, next(part for part in view.key.fields if part.name == name))
             for name, link in view.links.items():
                 if link.to not in self.view_of:
                     raise DefinitionError(
                         f"{view.model.__name__}.{name} links to {link.to.__name__}, which no feature contains"
                     )
+                self._check_link(view, name, link)
             if view.history and self.by_stream(view):
                 raise DefinitionError(
                     f"{view.model.__name__}: each of its rows is the fold of one stream and can be read as of the past"
                     " without `history=True`; leave it out"
                 )
+
+
+def _the_key(key: RowKey) -> UUID:
+    assert isinstance(key, UUID)  # of a read model whose key is a UUID
+    return key
 
 
 def _require_unique(what: str, names: Sequence[str]) -> None:

@@ -50,6 +50,9 @@ class Kind(enum.Enum):
     UNION = Union
 
 
+_KINDS_OF_KEYS = (Kind.UUID, Kind.TEXT, Kind.INT, Kind.DATE, Kind.ENUM)
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of a message, a refusal, a value or a read model.
@@ -75,8 +78,18 @@ class Field:
 
     @property
     def is_key(self) -> bool:
-        """True if the field can identify a stream or a row: one UUID that is never None."""
-        return self.kind is Kind.UUID and not self.optional and not self.many
+        """True if the field can identify a stream by its id: one UUID that is never None."""
+        return self.kind is Kind.UUID and self.is_key_part
+
+    @property
+    def is_key_part(self) -> bool:
+        """True if the field can be the key of a row, or a part of it: one value, never None, with one text for each
+        value."""
+        return self.kind in _KINDS_OF_KEYS and not self.optional and not self.many
+
+    def matches(self, other: Field) -> bool:
+        """True if a value of this field can be a value of the other one: both have the same type, without None."""
+        return (self.kind, self.enum, self.many) == (other.kind, other.enum, other.many)
 
     @property
     def is_nested(self) -> bool:
@@ -121,13 +134,6 @@ def carried_fields_of(cls: type) -> tuple[Field, ...]:
         except DefinitionError:
             continue
     return tuple(carried)
-
-
-def has_other_key(event: type, name: str) -> bool:
-    """True if an event has a field of this name that cannot hold the key of a stream or a row."""
-    if all(each != name for each, _ in _names(event)):
-        return False
-    return not any(each.name == name and each.is_key for each in carried_fields_of(event))
 
 
 def element_of(each: Field) -> Field:

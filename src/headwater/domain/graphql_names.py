@@ -113,7 +113,7 @@ def check_names(deciders: Mapping[type[Command], AnyDecider], views: Iterable[An
         for refused in decider.decide_of[command].refusals:
             names.refusal(refused)
         if not command.__declared__.internal:
-            names.command(command, [view for view in views if view.key == decider.key])
+            names.command(command, [view for view in views if view.key.is_of(decider.key_fields)])
     names.roots(views, sagas=sagas)
 
 
@@ -214,11 +214,12 @@ class _Names:
 
     def _key(self, view: AnyView) -> None:
         """Check the key, which is an argument of the field that finds a row by it."""
-        if view.key in _RESOLVER or field_name(view.key) in ("atLeast", "asOf"):
-            raise DefinitionError(
-                f"{view.model.__name__}.{view.key}: a key cannot have this name, because an argument of Headwater has"
-                " it; rename the key"
-            )
+        for name in view.key.names:
+            if name in _RESOLVER or field_name(name) in ("atLeast", "asOf"):
+                raise DefinitionError(
+                    f"{view.model.__name__}.{name}: a key cannot have this name, because an argument of Headwater has"
+                    " it; rename the key"
+                )
 
     def _filter_and_order(self, view: AnyView) -> None:
         for each in view.fields:

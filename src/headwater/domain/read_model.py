@@ -11,7 +11,6 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
-from uuid import UUID
 
 import msgspec
 from typing_extensions import TypeVar, dataclass_transform
@@ -20,9 +19,8 @@ from headwater.domain.class_keywords import KeywordStruct, is_list, is_whole, na
 from headwater.domain.failure_policy import DEFAULT_POLICY, OnFailure
 from headwater.domain.fields import (
     Field,
-    Kind,
+    carried_fields_of,
     fields_of,
-    has_other_key,
     hints_of,
     name_of,
     recorded_events,
@@ -30,39 +28,49 @@ from headwater.domain.fields import (
 )
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.plurals import plural as english_plural
+from headwater.domain.row_key import MOST_FIELDS, KeyFields, KeyValue
 from headwater.errors import DefinitionError
 
 M = TypeVar("M", bound="ReadModel")
 E = TypeVar("E", bound=Event, default=Any)
-Fold: TypeAlias = Callable[[M | None, Recorded[E]], M | None] | Callable[[M | None, Recorded[E], UUID], M | None]
+Fold: TypeAlias = Callable[[M | None, Recorded[E]], M | None] | Callable[[M | None, Recorded[E], Any], M | None]
 """From a row or None and an event to the next row or None. A third parameter is given the key of the row."""
 
-Keys: TypeAlias = UUID | Sequence[UUID] | None
-"""What a route returns: the key of a row, the keys of several, or None for no row."""
+Key: TypeAlias = KeyValue | tuple[KeyValue, ...]
+Keys: TypeAlias = Key | Sequence[Key] | None
+"""What a route returns: the key of a row, a list of the keys of several, or None for no row. The key of several fields
+is a tuple."""
 
 
 @dataclass(frozen=True)
 class Link:
     """A reference from a row to a row of another read model: `owner = Link(UserView, by="owner_id")`.
 
+    by: the field that holds the other row's key; a tuple of fields if that key has several.
+
     Written without an annotation, so that neither msgspec nor a type checker takes it for a field.
     """
 
     to: type[ReadModel]
-    by: str
+    by: str | tuple[str, ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the fields that hold the key of the other row."""
+        return (self.by,) if isinstance(self.by, str) else self.by
 
 
 @dataclass(frozen=True, slots=True)
 class ReadModelDeclaration:
     """The class keywords of a read model.
 
-    name: the GraphQL type. plural: of the name. key: the field that identifies a row. version: of the fold. indexes:
+    name: the GraphQL type. plural: of the name. key: the fields that identify a row. version: of the fold. indexes:
     the columns of each.
     """
 
     name: str
     plural: str
-    key: str
+    key: tuple[str, ...]
     version: int
     indexes: tuple[tuple[str, ...], ...]
 
@@ -77,20 +85,21 @@ class ReadModel(KeywordStruct):
             owner_id: UUID
             balance: Annotated[Decimal, Exact(places=2)]
 
-    Class keywords: `key` (the field that identifies a row, a UUID), `name` (the GraphQL type; the class name by
+    Class keywords: `key` (the field that identifies a row, or a tuple of fields; each is a UUID, a str, an int, a date
+    or an enum, and never None), `name` (the GraphQL type; the class name by
     default), `plural` (of the name, for the field of all rows; the English plural by default), `version` (raise it when
     the fold changes, so that the rows are rebuilt) and `indexes` (columns, or tuples of columns, that clients often
     filter by).
     """
 
-    __declared__: ClassVar[ReadModelDeclaration] = ReadModelDeclaration("ReadModel", "ReadModels", "", 1, ())
+    __declared__: ClassVar[ReadModelDeclaration] = ReadModelDeclaration("ReadModel", "ReadModels", (), 1, ())
 
     if TYPE_CHECKING:
 
         def __init_subclass__(
             cls,
             *,
-            key: str,
+            key: str | tuple[str, ...],
             name: str | None = None,
             plural: str | None = None,
             version: int = 1,
@@ -101,17 +110,20 @@ class ReadModel(KeywordStruct):
     def __declare__(
         cls,
         *,
-        key: str = "",
+        key: str | tuple[str, ...] = (),
         name: str | None = None,
         plural: str | None = None,
         version: int = 1,
         indexes: Sequence[str | tuple[str, ...]] = (),
     ) -> None:
-        if not key:
+        names = (key,) if isinstance(key, str) else key
+        if not names or key == "":
             raise DefinitionError(
                 f"{cls.__name__}: its key is missing; name the field that identifies a row: "
                 f'class {cls.__name__}(ReadModel, key="...")'
             )
+        if not is_list(names) or not all(isinstance(each, str) for each in names):
+            raise DefinitionError(f"{cls.__name__}: key={key!r} must be the name of a field, or a tuple of names")
         if not is_whole(version) or version < 1:
             raise DefinitionError(f"{cls.__name__}: version={version!r} must be a whole number, 1 or more")
         if not is_list(indexes) or not all(map(_is_index, indexes)):
@@ -122,7 +134,7 @@ class ReadModel(KeywordStruct):
         name = name_given(cls, name)
         if not isinstance(plural, str | None):
             raise DefinitionError(f"{cls.__name__}: plural={plural!r} must be text")
-        cls.__declared__ = ReadModelDeclaration(name, plural or english_plural(name), key, version, columns)
+        cls.__declared__ = ReadModelDeclaration(name, plural or english_plural(name), tuple(names), version, columns)
 
 
 def _is_index(index: str | tuple[str, ...]) -> bool:
@@ -141,8 +153,8 @@ class View(Generic[M, E]):
     several rows, it could not know it of a row that does not exist yet.
 
     route: from a recorded event to the key of its row, to a list of the keys of several rows, or to None for an event
-    that changes no row. Each of the rows is folded by itself. By default, the key is the event's field that is named
-    like the model's key; if it has none, the id of its stream.
+    that changes no row. Each of the rows is folded by itself. The key of several fields is a tuple. By default, the
+    key is the event's field that is named like the model's key; if it has none, the id of its stream.
 
     on_failure: what happens to a key whose fold raises; by default it is retried, then parked. history: stores which
     events each row is folded from, so that a row which gathers events of several streams can be read `asOf` a past
@@ -160,6 +172,7 @@ class View(Generic[M, E]):
     events: tuple[type[Event], ...] = field(init=False)
     fields: tuple[Field, ...] = field(init=False)
     links: dict[str, Link] = field(init=False)
+    key: KeyFields = field(init=False)
     takes_key: bool = field(init=False)
 
     if TYPE_CHECKING:  # a list is given, and one function for all events is kept
@@ -183,6 +196,7 @@ class View(Generic[M, E]):
         object.__setattr__(self, "fields", fields_of(self.model))
         links = {name: value for name, value in vars(self.model).items() if isinstance(value, Link)}
         object.__setattr__(self, "links", links)
+        object.__setattr__(self, "key", self._key_fields())
         self._check()
 
     @property
@@ -190,22 +204,29 @@ class View(Generic[M, E]):
         """The read model's name, as in GraphQL."""
         return self.model.__declared__.name
 
-    @property
-    def key(self) -> str:
-        """The field that identifies a row."""
-        return self.model.__declared__.key
+    def by_stream(self, event: type[Event]) -> str | None:
+        """Return the field of the key whose value is the id of an event's stream: there is no route, and the event has
+        no field of that name. None if there is none."""
+        if self.route is not None:
+            return None
+        return next((name for name in self.key.names if name not in event.__struct_fields__), None)
 
-    def is_routed_by_stream(self, event: type[Event]) -> bool:
-        """True if the key of an event's row is the id of its stream: there is no route, and the event has no field that
-        is named like the key."""
-        return self.route is None and self.key not in event.__struct_fields__
+    def _key_fields(self) -> KeyFields:
+        columns = {each.name: each for each in self.fields}
+        where, names = self.model.__name__, self.model.__declared__.key
+        for name in names:
+            if name not in columns or not columns[name].is_key_part:
+                raise DefinitionError(
+                    f"{where}: its key `{name}` must be one of its fields, of type UUID, str, int, date or an enum, "
+                    "without None"
+                )
+        if len(set(names)) < len(names) or len(names) > MOST_FIELDS:
+            raise DefinitionError(f"{where}: its key must have different fields, {MOST_FIELDS} at most")
+        return KeyFields([columns[name] for name in names])
 
     def _check(self) -> None:
         columns = {each.name: each for each in self.fields}
         where = self.model.__name__
-        key = columns.get(self.key)
-        if key is None or not key.is_key:
-            raise DefinitionError(f"{where}: its key `{self.key}` must be one of its fields, of type UUID")
         for reserved in ("id", "position"):
             if reserved in columns:
                 raise DefinitionError(
@@ -216,19 +237,32 @@ class View(Generic[M, E]):
                 if column not in columns:
                     raise DefinitionError(f"{where}: it has no field `{column}`, which `indexes` names")
         for name, link in self.links.items():
-            if link.by not in columns or columns[link.by].kind is not Kind.UUID:
-                raise DefinitionError(f"{where}.{name}: `by={link.by}` must name a field of {where}, of type UUID")
+            for by in link.fields:
+                if by not in columns:
+                    raise DefinitionError(f"{where}.{name}: `by={by}` must name a field of {where}")
         if self.route is None:
             for event in self.events:
-                if has_other_key(event, self.key):
-                    raise DefinitionError(
-                        f"{event.__name__} has no field `{self.key}: UUID` to find its {self.name} row by; give the "
-                        "View a route"
-                    )
+                self._check_key_of(event)
+
+    def _check_key_of(self, event: type[Event]) -> None:
+        given = {each.name: each for each in carried_fields_of(event)}
+        for part in self.key.fields:
+            found = given.get(part.name)
+            is_of_stream = part.is_key and part.name not in event.__struct_fields__
+            if not is_of_stream and not (found is not None and found.is_key_part and found.matches(part)):
+                raise no_key_of(self, event, part)
 
 
 AnyView: TypeAlias = View[Any]
 """Any view, whatever its rows and its events."""
+
+
+def no_key_of(view: AnyView, event: type[Event], part: Field) -> DefinitionError:
+    """Return the error for an event without the key of its row."""
+    kind = (part.enum or part.kind.value).__name__
+    return DefinitionError(
+        f"{event.__name__} has no field `{part.name}: {kind}` to find its {view.name} row by; give the View a route"
+    )
 
 
 class FoldByEvent:
@@ -261,13 +295,13 @@ class FoldByEvent:
         made._of = {event: change(fold) for event, fold in self._of.items()}
         return made
 
-    def __call__(self, row: Any, event: Recorded[Any], key: UUID) -> Any:
+    def __call__(self, row: Any, event: Recorded[Any], key: Any) -> Any:
         return self._of[type(event.data)](row, event, key)
 
 
-def _without_key(fold: Callable[[Any, Recorded[Any]], Any]) -> Callable[[Any, Recorded[Any], UUID], Any]:
+def _without_key(fold: Callable[[Any, Recorded[Any]], Any]) -> Callable[[Any, Recorded[Any], Any], Any]:
     @wraps(fold)
-    def folded(row: Any, event: Recorded[Any], key: UUID) -> Any:
+    def folded(row: Any, event: Recorded[Any], key: Any) -> Any:
         return fold(row, event)
 
     return folded

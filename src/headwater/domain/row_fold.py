@@ -11,17 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
-from uuid import UUID
 
 from headwater.domain.canonical_values import canonical_form_of, with_canonical
 from headwater.domain.messages import Recorded
 from headwater.domain.read_model import ReadModel, View
+from headwater.domain.row_key import LARGEST_KEY, RowKey
 from headwater.errors import HeadwaterError
 
 M = TypeVar("M", bound=ReadModel)
 
-Fold: TypeAlias = Callable[[UUID, M | None, Recorded[Any]], M | None]
+Fold: TypeAlias = Callable[[RowKey, M | None, Recorded[Any]], M | None]
 """From a key, its row or None and an event to the row after the event, or None."""
+
+
+LONGEST_SHOWN = 200
+"""Characters of a misplaced row's key in the error."""
 
 
 class RowMisplaced(HeadwaterError):
@@ -35,16 +39,30 @@ def fold_of(view: View[M]) -> Fold[M]:
         RowMisplaced: the row has another key.
         Exception: the user's fold raised it.
     """
-    fold, takes_key, key_of_row, name = view.fold, view.takes_key, view.key, view.name
+    fold, takes_key = view.fold, view.takes_key
+    is_uuid, key_of_row, values = view.key.is_uuid, view.key.of_model, view.key.values
     forms = [(each.name, form) for each in view.fields if (form := canonical_form_of(each)) is not None]
 
-    def folded(key: UUID, row: M | None, event: Recorded[Any]) -> M | None:
-        after = fold(row, event, key) if takes_key else fold(row, event)
+    def folded(key: Any, row: M | None, event: Recorded[Any]) -> M | None:
+        after = fold(row, event, values(key)) if takes_key else fold(row, event)
         if after is None or after is row:
             return after
-        given = getattr(after, key_of_row)
-        if given is not key and getattr(given, "int", None) != key.int:  # comparing two UUID objects is slow
-            raise RowMisplaced(f"the fold returned a row of {name} {given}, for an event that is routed to {key}")
+        given = key_of_row(after)
+        # Comparing two UUID objects is slow.
+        if given is not key and (getattr(given, "int", None) != key.int if is_uuid else given != key):
+            raise _misplaced(view, given, key)
         return with_canonical(after, forms) if forms else after
 
     return folded
+
+
+def _misplaced(view: View[M], given: Any, key: RowKey) -> RowMisplaced:
+    try:
+        text = view.key.text(given)
+    except AttributeError:  # a value of another type than its field
+        text = str(given)
+    if len(text) > LONGEST_SHOWN:
+        text = f"{text[:LONGEST_SHOWN]}... (a key has {LARGEST_KEY} bytes at most)"
+    return RowMisplaced(
+        f"the fold returned a row of {view.name} {text}, for an event that is routed to {view.key.text(key)}"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 from uuid import UUID
 
 import strawberry
@@ -14,6 +14,7 @@ from headwater.domain.feature import Domain
 from headwater.domain.fields import Field, Kind, fields_of
 from headwater.domain.graphql_names import camel
 from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, InvalidField, InvalidInput, Refusal, sentence_of
+from headwater.domain.row_key import RowKey
 from headwater.domain.validation import command_from
 from headwater.errors import PublicError
 from headwater.graphql.bounds import has_bounds, within
@@ -72,6 +73,7 @@ class Mutations:
 
     def _resolver(self, command: type[Command], accepted: Generated) -> Callable[..., object]:
         key, fields = self._domain.decider_of[command].key, fields_of(command)
+        can_make_key = self._can_make_key(command)
 
         async def resolve(
             root: object, info: Info, input: object, expected_version: int | None = None, command_id: UUID | None = None
@@ -86,9 +88,12 @@ class Mutations:
                 error.facts = {**error.facts, "commandId": str(command_id)}
                 raise
 
+        def row_key(given: Command) -> RowKey:
+            return self._domain.decider_of[command].key_fields.take(getattr(given, key))
+
         async def answer(info: Info, input: object, expected_version: int | None, command_id: UUID) -> object:
             values = given_fields(fields, input)
-            if command.__declared__.creates and values.get(key) is None:
+            if can_make_key and values.get(key) is None:
                 values[key] = derived_in_time(command_id, command.__declared__.name)
             given = command_from(command, values)
             if isinstance(given, InvalidInput):
@@ -96,15 +101,21 @@ class Mutations:
             done = await info.context.serving.dispatcher.execute(
                 given, command_id=command_id, expected_version=expected_version
             )
-            return self._refused(done, fields, values) if isinstance(done, Refusal) else _accept(accepted, done)
+            if isinstance(done, Refusal):
+                return self._refused(done, fields, values)
+            return _accept(accepted, done, row_key(given))
 
         return resolve
+
+    def _can_make_key(self, command: type[Command]) -> bool:
+        """True if a client may leave the key out: the command creates a stream, and its key is a UUID."""
+        return command.__declared__.creates and self._domain.decider_of[command].key_fields.is_uuid
 
     def _input(self, command: type[Command]) -> Generated:
         cls = new_class(f"{command.__declared__.name}Input")
         key = self._domain.decider_of[command].key
         for each in fields_of(command):
-            made = command.__declared__.creates and each.name == key
+            made = self._can_make_key(command) and each.name == key
             self._values.add_input(cls, each, needed=each.required and not made)
         return strawberry.input(cls)
 
@@ -112,7 +123,7 @@ class Mutations:
         """Return `DepositAccepted`: the command's place in the log, and the read models with the stream's key."""
         cls = new_class(f"{command.__declared__.name}Accepted", Accepted)
         for rows in self._rows.all():
-            if rows.view.key == self._domain.decider_of[command].key:
+            if rows.view.key.is_of(self._domain.decider_of[command].key_fields):
                 field = strawberry.field(
                     resolver=_row_after(rows), description="Read at the command's position: it shows what you wrote."
                 )
@@ -159,19 +170,22 @@ _ERRORS = Field(
 )
 
 
-def _accept(cls: Generated, done: Appended) -> object:
-    return cls(
+def _accept(cls: Generated, done: Appended, key: RowKey) -> object:
+    """Return the accepted type's instance. key: of the rows that are read with it."""
+    shown = cls(
         command_id=done.command_id,
         stream_id=done.stream_id,
         version=done.version,
         position=Position(done.epoch.place(done.position)),
     )
+    shown.__row_key__ = key  # GraphQL reserves names with two leading underscores, so no field can clash
+    return shown
 
 
 def _row_after(rows: RowType) -> Callable[..., object]:
-    async def resolve(root: Accepted, info: Info) -> object | None:
+    async def resolve(root: Any, info: Info) -> object | None:
         position = root.position.position
-        row, epoch = await info.context.after(rows.model, root.stream_id, position), info.context.epoch
+        row, epoch = await info.context.after(rows.model, root.__row_key__, position), info.context.epoch
         return rows.wrap(row, epoch, position)
 
     return resolver(resolve, rows.object | None)

@@ -11,7 +11,7 @@ from headwater.graphql.scalars import Position
 
 @strawberry.interface(description="A row of a read model. `node(id)` finds it.")
 class Node:
-    id: strawberry.ID = strawberry.field(description="Globally unique: the UUID of the key, as in events and commands.")
+    id: strawberry.ID = strawberry.field(description="Globally unique and opaque: give it back as it came.")
 
 
 @strawberry.interface(name="Refusal", description="A command was refused by a business rule: data, not an error.")

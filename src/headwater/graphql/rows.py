@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
-from uuid import UUID
 
 import strawberry
 
@@ -17,13 +17,15 @@ from headwater.domain.fields import Field, ordered_paths
 from headwater.domain.graphql_names import camel, field_name, list_name, order_name
 from headwater.domain.messages import sentence_of
 from headwater.domain.read_model import Link, ReadModel, View
+from headwater.domain.row_key import RowKey
 from headwater.errors import BadUserInput
 from headwater.eventstore.epoch import Epoch, Place
 from headwater.graphql.asof import AsOf, position_of
 from headwater.graphql.bounds import has_bounds, within
-from headwater.graphql.building import Generated, Info, Omittable, new_class, resolver
+from headwater.graphql.building import Annotation, Generated, Info, Omittable, new_class, python_type, resolver
 from headwater.graphql.filters import Filters, filter_of
 from headwater.graphql.interfaces import Node, PageInfo
+from headwater.graphql.node_ids import node_id
 from headwater.graphql.paging import page_info, page_size
 from headwater.graphql.scalars import Position
 from headwater.graphql.values import ValueTypes
@@ -125,7 +127,8 @@ def _empty(view: View[ReadModel]) -> Generated:
             raise AttributeError(name) from None
 
     def identity(root: _Showing[_Source], info: Info) -> str:
-        return str(root.__source__.row[view.key])
+        row, epoch, as_of, _ = root.__source__
+        return node_id(view, view.key.of_row(row), None if as_of is None else epoch.place(as_of))
 
     field = strawberry.field(resolver=resolver(identity, strawberry.ID))
     return new_class(view.name, _Showing, Node, __getattr__=read, id=field)
@@ -187,24 +190,46 @@ class RowType:
 
     def _by_key(self) -> Callable[..., object]:
         async def resolve(
-            root: object, info: Info, at_least: Place | None = None, as_of: AsOf | None = None, **key: UUID
+            root: object, info: Info, at_least: Place | None = None, as_of: AsOf | None = None, **parts: Any
         ) -> object | None:
+            key = self._key_of(parts)
             if as_of is not None:
-                return await self._row_as_of(info, key[self.view.key], as_of, at_least)
+                return await self._row_as_of(info, key, as_of, at_least)
             reader = info.context.reader(self.model)
             reached = await _reach(info, reader, at_least)
-            row, _ = await reader.row(key[self.view.key])
+            row, _ = await reader.row(key)
             return self.wrap(row, info.context.epoch, reached)
 
         return resolver(
             resolve,
             self.object | None,
-            **{self.view.key: UUID},
+            **self._key_arguments(),
             at_least=Omittable(Position),
             as_of=Omittable(AsOf),
         )
 
-    async def _row_as_of(self, info: Info, key: UUID, as_of: AsOf, at_least: Place | None) -> object | None:
+    def _key_arguments(self) -> dict[str, Annotation]:
+        return {each.name: python_type(each) for each in self.view.key.fields}
+
+    def _key_of(self, parts: Mapping[str, object]) -> RowKey:
+        """Return the key that the arguments name.
+
+        Raises:
+            BadUserInput: a text cannot be stored, so that no row can have it.
+        """
+        try:
+            return self.view.key.take_named(parts)
+        except ValueError as error:
+            raise BadUserInput(str(error)) from error
+
+    async def node(self, info: Info, key: RowKey, as_of: Place | None) -> object | None:
+        """Return the row of a key, now or as of a position."""
+        if as_of is not None:
+            return await self._row_as_of(info, key, AsOf(position=Position(as_of)), None)
+        row, _ = await info.context.reader(self.model).row(key)
+        return self.wrap(row, info.context.epoch)
+
+    async def _row_as_of(self, info: Info, key: RowKey, as_of: AsOf, at_least: Place | None) -> object | None:
         """Return the row as it was, folded from the log. No projection is waited for."""
         if at_least is not None:
             raise BadUserInput("Use either atLeast or asOf, not both: a past row waits for no projection.")
@@ -258,9 +283,10 @@ class RowType:
         return _RowPage(reader, where, order, page, position, info.context.epoch, at_least)
 
     def _watch_row(self) -> Callable[..., object]:
-        async def resolve(root: object, info: Info, **key: UUID) -> AsyncGenerator[object, None]:
+        async def resolve(root: object, info: Info, **parts: Any) -> AsyncGenerator[object, None]:
+            key = self._key_of(parts)
             telemetry, opened, first = info.context.serving.telemetry, time.time(), True
-            async with aclosing(watch_row(info.context.feed(self.model), key[self.view.key])) as rows:
+            async with aclosing(watch_row(info.context.feed(self.model), key)) as rows:
                 async for row, epoch in rows:
                     yield self.wrap(row, epoch)
                     # The generator resumes when the row has been taken. The first row is not a change.
@@ -269,7 +295,7 @@ class RowType:
                     first = False
 
         returns = AsyncGenerator[self.object | None, None]  # type: ignore[name-defined]  # made above
-        return resolver(resolve, returns, **{self.view.key: UUID})
+        return resolver(resolve, returns, **self._key_arguments())
 
     def _watch_changes(self) -> Callable[..., object]:
         async def resolve(
@@ -284,7 +310,7 @@ class RowType:
                         reset=message.reset,
                         reset_reason=message.reason,
                         upserted=[self.wrap(row, message.epoch) for row in message.upserted],
-                        removed=[str(key) for key in message.removed],
+                        removed=[node_id(self.view, key) for key in message.removed],
                         position=message.epoch.place(message.position),
                     )
                     if not message.reset and message.position:
@@ -323,10 +349,12 @@ def _fill(view: View[ReadModel], objects: Mapping[type[ReadModel], Generated], v
 
 
 def _link(link: Link, target: Generated) -> Callable[..., object]:
+    key_of = itemgetter(*link.fields)
+
     async def resolve(root: _Showing[_Source], info: Info) -> object | None:
         row, epoch, as_of, at_least = root.__source__
-        key = row[link.by]
-        if key is None:
+        key = key_of(row)
+        if None in (key if isinstance(key, tuple) else (key,)):
             return None
         if as_of is not None:
             return _wrap(target, await info.context.past(link.to, key, as_of), epoch, as_of=as_of)

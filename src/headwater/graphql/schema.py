@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 import strawberry
 from strawberry.schema.config import StrawberryConfig
 
 from headwater.domain.feature import Domain
-from headwater.errors import BadUserInput
 from headwater.graphql.building import Generated, Info, new_class, resolver
 from headwater.graphql.commands import Mutations
 from headwater.graphql.events import events_query, events_subscription
 from headwater.graphql.interfaces import Node
+from headwater.graphql.node_ids import no_node, parse_node_id
 from headwater.graphql.rows import RowTypes
 from headwater.graphql.sagas import saga_query, sagas_query
 from headwater.graphql.scalars import SCALARS
@@ -52,17 +50,19 @@ def _root(name: str, fields: dict[str, object]) -> Generated:
 
 
 def _node(rows: RowTypes) -> object:
+    of_name = {each.view.name: each for each in rows.all()}
+
     async def resolve(root: object, info: Info, id: strawberry.ID) -> object | None:
+        name, text, as_of = parse_node_id(id)
+        if name not in of_name:
+            raise no_node(id)
         try:
-            key = UUID(id)
-        except ValueError as error:
-            raise BadUserInput("An id is a UUID.") from error
-        for each in rows.all():
-            row, _ = await info.context.reader(each.model).row(key)
-            if row is not None:
-                return each.wrap(row, info.context.epoch)
-        return None
+            key = of_name[name].view.key.parse(text)
+        except ValueError:
+            raise no_node(id) from None
+        return await of_name[name].node(info, key, as_of)
 
     return strawberry.field(
-        resolver=resolver(resolve, Node | None, id=strawberry.ID), description="The row of any read model by its id."
+        resolver=resolver(resolve, Node | None, id=strawberry.ID),
+        description="The row of any read model by its id, of now or of the past.",
     )

@@ -12,6 +12,7 @@ from strawberry.dataloader import DataLoader
 from headwater.commands.dispatcher import Accepted
 from headwater.domain.messages import Command, Refusal
 from headwater.domain.read_model import ReadModel
+from headwater.domain.row_key import RowKey
 from headwater.eventstore.audit_trail import Trail
 from headwater.eventstore.epoch import Epochs, Place
 from headwater.graphql.once import Once
@@ -71,7 +72,7 @@ class Scope:
         # Of the positions that the operation answers with. It may be outdated when they are read, never too new.
         self.epoch = serving.epochs.current
         self.once = Once()
-        self._loaders: dict[tuple[type[ReadModel], int | None], DataLoader[UUID, Row | None]] = {}
+        self._loaders: dict[tuple[type[ReadModel], int | None], DataLoader[RowKey, Row | None]] = {}
 
     async def position(self, place: Place) -> int:
         """Return the position that the client names.
@@ -93,11 +94,11 @@ class Scope:
         """Return the history of a read model."""
         return self.serving.histories[model]
 
-    async def past(self, model: type[ReadModel], key: UUID, as_of: int) -> Row | None:
+    async def past(self, model: type[ReadModel], key: RowKey, as_of: int) -> Row | None:
         """Return the row as it was after a position."""
         return await self.once.get(("past", model, key, as_of), lambda: self.history(model).row(key, as_of))
 
-    async def after(self, model: type[ReadModel], key: UUID, position: int) -> Row | None:
+    async def after(self, model: type[ReadModel], key: RowKey, position: int) -> Row | None:
         """Wait until the read model has reached a position, then return the row."""
 
         async def read() -> Row | None:
@@ -111,7 +112,7 @@ class Scope:
         """Return the number of rows that match."""
         return await self.once.get(("count", model, where), lambda: self.reader(model).count(where))
 
-    async def linked(self, model: type[ReadModel], key: UUID, at_least: int | None) -> Row | None:
+    async def linked(self, model: type[ReadModel], key: RowKey, at_least: int | None) -> Row | None:
         """Return the row that a link points to. at_least: a position that its read model must have reached.
 
         Raises:
@@ -124,8 +125,8 @@ class Scope:
         return await loader.load(key)
 
 
-def _loading(reader: Reader, at_least: int | None) -> Callable[[list[UUID]], Awaitable[list[Row | None]]]:
-    async def load(keys: list[UUID]) -> list[Row | None]:
+def _loading(reader: Reader, at_least: int | None) -> Callable[[list[RowKey]], Awaitable[list[Row | None]]]:
+    async def load(keys: list[RowKey]) -> list[Row | None]:
         if at_least is not None:
             await reader.reach(at_least)
         rows = await reader.rows(list(dict.fromkeys(keys)))  # several rows and aliases may link to the same key

@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from uuid import UUID
 
+from headwater.domain.row_key import RowKey
 from headwater.errors import LogWentBack, ProjectionBehind
 from headwater.eventstore.epoch import Place
 from headwater.eventstore.positions import Positions
@@ -39,7 +39,7 @@ class Feed:
         self._epochs = positions.epochs
         self._epoch = self._epochs.current
         self._everything: set[Watcher] = set()
-        self._by_key: dict[UUID, set[Watcher]] = {}
+        self._by_key: dict[RowKey, set[Watcher]] = {}
         self._watched = asyncio.Event()
 
     @property
@@ -117,7 +117,7 @@ class Feed:
         await self._positions.moved(name, self._position, self._poll, alarms)
 
     @asynccontextmanager
-    async def watch(self, watcher: Watcher, key: UUID | None = None) -> AsyncIterator[None]:
+    async def watch(self, watcher: Watcher, key: RowKey | None = None) -> AsyncIterator[None]:
         """Give a watcher the changes of one key, or of all keys, until the context is left."""
         if not self.watchers:
             checkpoint = await self.reader.checkpoint()
@@ -155,9 +155,9 @@ class Feed:
         return [*self._everything, *(each for group in self._by_key.values() for each in group)]
 
     def _distribute_by_key(self, changes: Changes) -> None:
-        key_column = self.reader.view.key
+        key_of = self.reader.view.key.of_row
         for row in changes.rows:
-            for watcher in self._by_key.get(row[key_column], ()):
+            for watcher in self._by_key.get(key_of(row), ()):
                 watcher.offer(Changes((row,), (), changes.position))
         for key, at in changes.removed:
             for watcher in self._by_key.get(key, ()):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from uuid import UUID
+
+from headwater.domain.row_key import RowKey
 
 
 class HeldKeys:
@@ -13,19 +14,19 @@ class HeldKeys:
     hold is harmless, a missing removal is not.
     """
 
-    def __init__(self, keys: Iterable[UUID] = (), *, limit: int) -> None:
+    def __init__(self, keys: Iterable[RowKey] = (), *, limit: int) -> None:
         self._limit = limit
-        self._keys: set[UUID] | None = set()
+        self._keys: set[RowKey] | None = set()
         self.add(keys)
 
-    def add(self, keys: Iterable[UUID]) -> None:
+    def add(self, keys: Iterable[RowKey]) -> None:
         """Record that the client was sent rows of these keys."""
         if self._keys is not None:
             self._keys.update(keys)
             if len(self._keys) > self._limit:
                 self._keys = None
 
-    def drop(self, keys: Iterable[UUID]) -> list[UUID]:
+    def drop(self, keys: Iterable[RowKey]) -> list[RowKey]:
         """Return those of the keys that the client may hold, and forget them: it is about to drop them."""
         if self._keys is None:
             return list(keys)

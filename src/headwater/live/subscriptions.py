@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from uuid import UUID
 
+from headwater.domain.row_key import RowKey
 from headwater.eventstore.epoch import UNKNOWN, Epoch, Place
 from headwater.live.feed import Feed
 from headwater.live.held_keys import HeldKeys
@@ -58,7 +58,7 @@ class Message:
 
     reset: bool
     upserted: Sequence[Row]
-    removed: Sequence[UUID]
+    removed: Sequence[RowKey]
     position: int
     epoch: Epoch = UNKNOWN
     reason: ResetReason | None = None
@@ -77,10 +77,10 @@ class Message:
         return Message(reset, rows, (), 0, self.epoch, self.reason if reset else None)
 
 
-async def watch_row(feed: Feed, key: UUID) -> AsyncGenerator[tuple[Row | None, Epoch], None]:
+async def watch_row(feed: Feed, key: RowKey) -> AsyncGenerator[tuple[Row | None, Epoch], None]:
     """Yield the row of a key now, and each time that it changes; None while there is none. With each, the epoch of the
     log in which its position is."""
-    watcher = Watcher(feed.reader.view.key)
+    watcher = Watcher(feed.reader.view.key.of_row)
     async with feed.watch(watcher, key):
         while True:
             initial = await feed.reader.initial_row(key)
@@ -102,7 +102,7 @@ async def watch_changes(
     limits: SubscriptionLimits = DEFAULT_LIMITS,
 ) -> AsyncGenerator[Message, None]:
     """Yield the rows that match now, or the changes after a position; then batches of changes."""
-    watcher = Watcher(feed.reader.view.key, limit=limits.pending)
+    watcher = Watcher(feed.reader.view.key.of_row, limit=limits.pending)
     selection = _Selection(feed, where, limits)
     async with feed.watch(watcher):
         opening = selection.initial(watcher) if after is None else selection.replay(watcher, after)
@@ -133,7 +133,7 @@ class _Selection:
     def __init__(self, feed: Feed, where: Filter, limits: SubscriptionLimits) -> None:
         self._feed = feed
         self._where = where
-        self._key = feed.reader.view.key
+        self._key_of = feed.reader.view.key.of_row
         self._matches = None if where == EVERYTHING else to_predicate(where)
         self._limits = limits
         self._held = HeldKeys(limit=limits.held_keys)
@@ -191,8 +191,8 @@ class _Selection:
             watcher.start(changes.position, changes.edition, changes.epoch)
             removed = [key for key, _ in changes.removed]
             message = self._select(changes.rows, removed, changes.position, changes.epoch)
-            newer = {row[self._key] for row in changes.rows}.union(removed)
-            older = [row for row in rows if row[self._key] not in newer]
+            newer = {self._key_of(row) for row in changes.rows}.union(removed)
+            older = [row for row in rows if self._key_of(row) not in newer]
             for part in self._shown(replace(message, upserted=[*older, *message.upserted])):
                 yield part
             if not changes.cut:
@@ -203,7 +203,7 @@ class _Selection:
         """Yield the parts of a message, and remember the keys that they send."""
         for part in message.parts(self._limits.message_rows):
             if self._matches is not None:
-                self._held.add(row[self._key] for row in part.upserted)
+                self._held.add(self._key_of(row) for row in part.upserted)
             yield part
 
     async def replay(self, watcher: Watcher, place: Place) -> AsyncGenerator[Message, None]:
@@ -243,9 +243,9 @@ class _Selection:
     def _replayed(self, changes: Changes) -> Message:
         matches = self._matches or _always
         upserted = [row for row in changes.rows if matches(row)]
-        removed = [row[self._key] for row in changes.rows if not matches(row)]
+        removed = [self._key_of(row) for row in changes.rows if not matches(row)]
         removed += [key for key, _ in changes.removed]
-        self._held.add(row[self._key] for row in upserted)
+        self._held.add(self._key_of(row) for row in upserted)
         self._held.drop(removed)
         return Message(False, upserted, removed, changes.position, changes.epoch)
 
@@ -254,13 +254,13 @@ class _Selection:
         message = self._select(batch.rows, batch.removed, batch.position, batch.epoch)
         return message if message.upserted or message.removed else None
 
-    def _select(self, rows: Sequence[Row], removed: Sequence[UUID], position: int, epoch: Epoch) -> Message:
+    def _select(self, rows: Sequence[Row], removed: Sequence[RowKey], position: int, epoch: Epoch) -> Message:
         """Build the message for a client whose keys are known."""
         if self._matches is None:
             return Message(False, rows, removed, position, epoch)
         upserted = [row for row in rows if self._matches(row)]
-        now = {row[self._key] for row in upserted}
-        gone = self._held.drop(key for key in (*(row[self._key] for row in rows), *removed) if key not in now)
+        now = {self._key_of(row) for row in upserted}
+        gone = self._held.drop(key for key in (*(self._key_of(row) for row in rows), *removed) if key not in now)
         self._held.add(now)
         return Message(False, upserted, gone, position, epoch)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from uuid import UUID
 
+from headwater.domain.row_key import RowKey
 from headwater.eventstore.epoch import UNKNOWN, Epoch
 from headwater.projections.reader import Changes
 from headwater.projections.row_codec import Row
@@ -42,19 +42,19 @@ class Batch:
     """
 
     rows: Sequence[Row]
-    removed: Sequence[UUID]
+    removed: Sequence[RowKey]
     position: int
     epoch: Epoch = UNKNOWN
     reset: ResetReason | None = None
 
 
 class Watcher:
-    """Collects changes between two sends. limit: the maximum number of changed keys that it holds."""
+    """Collects changes between two sends. key_of: from a row to its key. limit: the most changed keys that it holds."""
 
-    def __init__(self, key: str, *, limit: int = 10_000) -> None:
-        self._key = key
+    def __init__(self, key_of: Callable[[Row], RowKey], *, limit: int = 10_000) -> None:
+        self._key_of = key_of
         self._limit = limit
-        self._dirty: dict[UUID, tuple[int, Row | None]] = {}
+        self._dirty: dict[RowKey, tuple[int, Row | None]] = {}
         self._after = -1
         self._position = -1
         self._overflowed = False
@@ -74,7 +74,7 @@ class Watcher:
             for key, at in changes.removed:
                 self._hold(key, at, None)
             for row in changes.rows:
-                self._hold(row[self._key], row["position"], row)
+                self._hold(self._key_of(row), row["position"], row)
             if len(self._dirty) > self._limit:
                 self.overflow(changes.position)
         self._offered.set()
@@ -114,7 +114,7 @@ class Watcher:
         self._overflowed = self._overflowed and self._position > position
         self._dirty = {key: held for key, held in self._dirty.items() if held[0] > position}
 
-    def _hold(self, key: UUID, position: int, row: Row | None) -> None:
+    def _hold(self, key: RowKey, position: int, row: Row | None) -> None:
         if position > self._after:
             self._dirty[key] = (position, row)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Generic, TypeVar
-from uuid import UUID
 
 import asyncpg
 
 from headwater.consumers.checkpoint import CheckpointMoved, Generation
 from headwater.domain.read_model import ReadModel, View
+from headwater.domain.row_key import RowKey
 from headwater.postgres import queries
 from headwater.postgres.database import write_derived
 from headwater.postgres.rejected_rows import rejection_of
 from headwater.projections import row_events
+from headwater.projections.key_columns import KeyColumns
 from headwater.projections.row_codec import RowCodec
 from headwater.projections.row_folder import FoldedRow, find_rejected
 from headwater.projections.row_statements import delete_sql, select_sql, update_sql
@@ -40,6 +41,7 @@ class BuildingTable(Generic[M]):
         self._view = view
         self._name = generation.table
         self._codec = codec
+        self._columns = KeyColumns(view)
         self._quiet = quiet
         self.lease = view.name, generation.number, generation.fence
 
@@ -74,13 +76,13 @@ class BuildingTable(Generic[M]):
         if known:
             await self._connection.execute(update_sql(self._view, self._name), *self._codec.arrays(known))
 
-    async def delete(self, keys: Sequence[UUID]) -> None:
+    async def delete(self, keys: Sequence[RowKey]) -> None:
         """Delete the rows of these keys."""
-        await self._connection.execute(delete_sql(self._view, self._name), keys)
+        await self._connection.execute(delete_sql(self._view, self._name), *self._columns.arrays(keys))
 
-    async def record_events(self, routed: Sequence[tuple[UUID, int]]) -> None:
+    async def record_events(self, routed: Sequence[tuple[RowKey, int]]) -> None:
         """Add keys and positions to the history of the rows."""
-        await row_events.copy(self._connection, self._name, routed)
+        await row_events.copy(self._connection, self._name, self._columns, routed)
 
     # ------------------------------------------------------------------------------------------------- rejected rows
 

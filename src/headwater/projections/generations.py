@@ -73,7 +73,15 @@ def rows_fingerprint(view: AnyView, enums: Mapping[str, Collection[str | int]]) 
     """Return a hash of everything that the rows depend on. enums: the values that a row may hold, by column."""
     columns = [(column.name, column_type(column), column.nullable) for column in columns_of(view)]
     nested = [_shape(each) for each in view.fields if each.is_json]
-    declared = [columns, view.key, indexed_columns(view), view.model.__declared__.version, enums, view.history, nested]
+    declared = [
+        columns,
+        view.key.names,
+        indexed_columns(view),
+        view.model.__declared__.version,
+        enums,
+        view.history,
+        nested,
+    ]
     return hashlib.sha256(json.dumps(declared).encode()).hexdigest()[:16]
 
 

@@ -44,7 +44,7 @@ def filter_from(view: AnyView, given: GivenFilter | None) -> Filter:
     if given is None:
         return EVERYTHING
     if not isinstance(given, Mapping):
-        raise BadUserInput(f'A filter is a mapping such as {{"{view.key}": {{"eq": ...}}}}, not {given!r}.')
+        raise BadUserInput(f'A filter is a mapping such as {{"{view.key.names[0]}": {{"eq": ...}}}}, not {given!r}.')
     columns = {each.name: each for each in filterable(view.fields)}
     parts: list[Filter] = []
     for name, inner in given.items():

@@ -16,6 +16,7 @@ import asyncpg
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import AnyView
+from headwater.domain.row_key import RowKey
 from headwater.domain.row_route import RowRoutes
 from headwater.errors import AsOfUnsupported, CodeFailed, ProjectionBehind, ReadModelRebuilding
 from headwater.eventstore.log import Log
@@ -46,20 +47,20 @@ class History:
         self._pool = pool
         self._page = page
         self._behind = behind
-        self._by_stream = domain.by_stream(view)
+        self._stream_of = domain.stream_of(view)
         self._fingerprint = fingerprint(view)
         self._folder = RowFolder(log, view)
         self._routes = RowRoutes(view)
 
     def require(self) -> None:
         """Raise `AsOfUnsupported` if the read model cannot be read as of the past."""
-        if not (self._by_stream or self._view.history):
+        if not (self._stream_of or self._view.history):
             raise AsOfUnsupported(
                 f"{self._view.name} cannot be read as of the past: its rows gather events of several streams, and "
                 "its View has no history=True."
             )
 
-    async def row(self, key: UUID, position: int) -> Row | None:
+    async def row(self, key: RowKey, position: int) -> Row | None:
         """Return the row after a position, as it would be stored; None before it existed or after it was removed.
 
         Its `position` is that of the last event that changed it.
@@ -73,7 +74,7 @@ class History:
         self.require()
         model, changed = None, 0
         fold, keys_of = self._folder.fold, self._routes.keys
-        events = self._of_stream(key, position) if self._by_stream else self._as_routed(key, position)
+        events = self._of_stream(self._stream_of(key), position) if self._stream_of else self._as_routed(key, position)
         async with aclosing(events):
             async for event in events:
                 try:
@@ -88,14 +89,14 @@ class History:
             return None
         return self._folder.codec.stored(model, changed)
 
-    async def _of_stream(self, key: UUID, upto: int) -> AsyncGenerator[Recorded[Event], None]:
-        async with aclosing(self._log.read_stream(key, page=self._page)) as stream:
+    async def _of_stream(self, stream_id: UUID, upto: int) -> AsyncGenerator[Recorded[Event], None]:
+        async with aclosing(self._log.read_stream(stream_id, page=self._page)) as stream:
             async for _, event in stream:
                 if event.position > upto:
                     return
                 yield event
 
-    async def _as_routed(self, key: UUID, upto: int) -> AsyncGenerator[Recorded[Event], None]:
+    async def _as_routed(self, key: RowKey, upto: int) -> AsyncGenerator[Recorded[Event], None]:
         """Yield the recorded events of a key, then all events of the log after the projection's checkpoint."""
         live = await self._pool.fetchrow(_SQL["live"], self._view.name, self._fingerprint)
         if live is None or not live["ours"]:
@@ -105,7 +106,9 @@ class History:
             raise ProjectionBehind(
                 f"{self._view.name} has reached position {checkpoint}; ask again later, or for a position closer to it."
             )
-        pages = row_events.positions_of(self._pool, live["table_name"], key, checkpoint, page=self._page)
+        pages = row_events.positions_of(
+            self._pool, live["table_name"], self._folder.columns, key, checkpoint, page=self._page
+        )
         try:
             async with aclosing(pages):
                 async for positions in pages:

@@ -6,11 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-from uuid import UUID
 
 R = TypeVar("R")
-
-FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
 @dataclass(slots=True)
@@ -29,27 +26,24 @@ class LogRow:
 
 
 class KeyRange(Generic[R]):
-    """The folded rows of the keys from `low` to `high`. If there are more than twice `most`, the upper keys are dropped
-    and left for another pass, and `high` is lowered.
+    """The folded rows of the keys after `after` up to `upto`, by the number of the key: see `KeyFields`. None: the
+    range has no such end. If there are more than twice `most`, the upper keys are dropped and left for another pass,
+    and `upto` is lowered.
 
     new: makes the row of a key before its first event.
     """
 
-    def __init__(self, low: UUID, high: UUID, most: int, new: Callable[[], R]) -> None:
-        self.folded: dict[int, R] = {}
-        self._lowest, self._highest = low.int, high.int
+    def __init__(self, after: Any, upto: Any, most: int, new: Callable[[], R]) -> None:
+        self.folded: dict[Any, R] = {}
+        self.after, self.upto = after, upto
         self.most = most
         self._new = new
 
-    @property
-    def high(self) -> UUID:
-        return UUID(int=self._highest)
+    def has(self, number: Any) -> bool:
+        """True if a key is in the range."""
+        return (self.after is None or number > self.after) and (self.upto is None or number <= self.upto)
 
-    def has(self, number: int) -> bool:
-        """True if a key is in the range. number: the integer of the key."""
-        return self._lowest <= number <= self._highest
-
-    def row(self, number: int) -> R | None:
+    def row(self, number: Any) -> R | None:
         """Return the row of a key; None if the key is not in the range."""
         row = self.folded.get(number)
         if row is None and self.has(number):
@@ -61,6 +55,6 @@ class KeyRange(Generic[R]):
 
     def _cut(self) -> None:
         numbers = sorted(self.folded)
-        self._highest = numbers[self.most - 1]
+        self.upto = numbers[self.most - 1]
         for number in numbers[self.most :]:
             del self.folded[number]

@@ -17,6 +17,7 @@ from headwater.domain.graphql_names import field_name
 from headwater.domain.read_model import AnyView
 from headwater.errors import ReadModelRebuilding
 from headwater.postgres import queries
+from headwater.projections.key_columns import KeyColumns
 from headwater.projections.row_codec import Row
 from headwater.projections.tables import SCHEMA, snake_case, table_of, type_of
 
@@ -37,6 +38,7 @@ class LiveColumns:
     missing: declared columns that the generation does not have, or has with another type.
     unsure: columns that are declared as required, and that the generation allows to be null.
     table: the common columns, for SQLAlchemy.
+    key: the columns of the key.
     names: what to insert into the statements of a `.sql` file.
     """
 
@@ -52,9 +54,11 @@ class LiveColumns:
         for column in self.table.columns:
             if type(column.type) is sa.Numeric:
                 column.type = sa.Numeric()  # a value to compare with is not rounded to the places of the column
+        self.key = KeyColumns(view)
         self.names = {
             "table": f'{SCHEMA}."{snake_case(view.name)}"',
-            "key": f'"{view.key}"',
+            "is key": self.key.equal(2),
+            "among keys": self.key.among(),
             "columns": ", ".join(f'"{column.name}"' for column in self.table.columns),
         }
 
@@ -71,6 +75,11 @@ class LiveColumns:
         """Raise `ReadModelRebuilding` if the live generation does not have a column."""
         if name in self.missing:
             raise self.error(name)
+
+    def require_key(self) -> None:
+        """Raise `ReadModelRebuilding` if the live generation does not have a column of the key."""
+        for name in self.key.names:
+            self.require(name)
 
     def rows(self, records: Sequence[asyncpg.Record]) -> Sequence[Row]:
         """Return the records as rows. Reading a missing column of a row raises `ReadModelRebuilding`."""

@@ -42,11 +42,10 @@ class Order:
         return getter_of(self.column, self.inside)(row)
 
 
-def with_key(order: Sequence[Order], key: str) -> tuple[Order, ...]:
-    """Return the order with the key as its last column, so that no two rows are equal in it."""
-    if any(each.column == key for each in order):
-        return tuple(order)
-    return (*order, Order(key))
+def with_key(order: Sequence[Order], key: Sequence[str]) -> tuple[Order, ...]:
+    """Return the order with the columns of the key as its last ones, so that no two rows are equal in it."""
+    named = {each.column for each in order}
+    return (*order, *(Order(column) for column in key if column not in named))
 
 
 def reverse(order: Sequence[Order]) -> tuple[Order, ...]:

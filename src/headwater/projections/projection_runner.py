@@ -86,7 +86,7 @@ class ProjectionRunner:
         # Past a pooler in transaction mode: SQLAlchemy prepares statements, which stay in the session.
         raw = await self._database.connect(unit, session=True)
         self._raw, self._checkpoint = raw, Checkpoint(raw, unit, generation)
-        self._letters = DeadLetters(unit, generation.number)
+        self._letters = DeadLetters(unit, generation.number, str, UUID)
         async with _over(raw) as self._connection:
             while (position := await self._checkpoint.read()) is not None:
                 try:
@@ -160,13 +160,13 @@ class ProjectionRunner:
         self._positions.report(self._projection.unit, reached)
         return reached
 
-    async def _handle(self, events: Batch) -> list[DeadLetter]:
+    async def _handle(self, events: Batch) -> list[DeadLetter[UUID]]:
         """Handle events within the transaction of the caller: all in one call, else one by one. Returns the letters of
         those that were set aside."""
         if not self._parked.keys and await self._attempt(partial(self._call, events)) is None:
             return []
         await self._checkpoint.hold()  # if the lease is lost, the failure is of a batch that another worker has done
-        letters: list[DeadLetter] = []
+        letters: list[DeadLetter[UUID]] = []
         aside = set(self._parked.keys)
         for event in events:
             key = self._key_of(event)
@@ -218,8 +218,8 @@ class ProjectionRunner:
         waiting = await self._letters.pending(self._raw, keys, self._settings.batch)
         events = {event.position: event for event in await self._log.at([each.position for each in waiting])}
         async with self._transaction():
-            failed: dict[UUID, DeadLetter] = {}
-            done: list[PendingLetter] = []
+            failed: dict[UUID, DeadLetter[UUID]] = {}
+            done: list[PendingLetter[UUID]] = []
             for letter in waiting:
                 if letter.key in failed:
                     continue

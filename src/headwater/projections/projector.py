@@ -17,8 +17,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
-from uuid import UUID
+from typing import Any, Generic, TypeVar
 
 import asyncpg
 
@@ -29,6 +28,7 @@ from headwater.consumers.loop import LoopSettings, Ports
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import AnyView, ReadModel, View
+from headwater.domain.row_key import RowKey
 from headwater.errors import HeadwaterError
 from headwater.eventstore.epoch import WITNESSES
 from headwater.eventstore.positions import LOG
@@ -80,13 +80,13 @@ class RowUnreadable(HeadwaterError):
 class _Batch(Generic[M]):
     """A folded batch, not yet committed.
 
-    changed: rows by the integer of their key. letters: events that were set aside, in order. failed: keys whose fold
+    changed: rows by the number of their key. letters: events that were set aside, in order. failed: keys whose fold
     raised. cut_at: the position of the first event that was not folded for lack of time; None if all were.
     """
 
-    changed: dict[int, FoldedRow[M]] = field(default_factory=dict)
-    letters: list[DeadLetter] = field(default_factory=list)
-    failed: set[UUID] = field(default_factory=set)
+    changed: dict[Any, FoldedRow[M]] = field(default_factory=dict)
+    letters: list[DeadLetter[RowKey]] = field(default_factory=list)
+    failed: set[RowKey] = field(default_factory=set)
     cut_at: int | None = None
 
     def includes(self, position: int) -> bool:
@@ -124,10 +124,11 @@ class Projector(Generic[M]):
         self._clock = clock
         self.before_commit = before_commit
         self._folder = RowFolder(ports.log, view)
+        self._number = self._folder.key.number
         self._cache = RowCache(self._folder, settings.cache)
-        self._unreadable: dict[int, Exception] = {}
-        """The errors of stored rows that the last load could not read, by the integer of the key."""
-        self._parked: set[UUID] = set()
+        self._unreadable: dict[Any, Exception] = {}
+        """The errors of stored rows that the last load could not read, by the number of the key."""
+        self._parked: set[RowKey] = set()
         self._look_at = 0.0
         """The time of the event loop at which parked keys are looked at again."""
         self._failures = FailureLog(view.name)
@@ -166,7 +167,7 @@ class Projector(Generic[M]):
             await rewind(connection, self._log, self._folder, generation, position, head)
             position = head
         self._statements = _Statements(self._view, generation.table)
-        self._letters = DeadLetters(self._view.name, generation.number)
+        self._letters = DeadLetters(self._view.name, generation.number, self._view.key.text, self._view.key.read)
         self._set_parked(await self._letters.parked(connection))
         self.progress.position = position
         self.positions.correct(self._view.name, self.positions.known(self._view.name), position)
@@ -182,7 +183,7 @@ class Projector(Generic[M]):
         self._cache.rows.clear()
         self._set_parked(set())
 
-    def _set_parked(self, keys: set[UUID]) -> None:
+    def _set_parked(self, keys: set[RowKey]) -> None:
         self._parked = keys
         self._look_at = 0.0
         self.progress.parked_keys = len(keys)
@@ -226,7 +227,7 @@ class Projector(Generic[M]):
             await self._write_rows(batch)
             if self._view.history:
                 folded = [(key, event.position) for key, event in routed if batch.includes(event.position)]
-                await row_events.add(self._connection, self._generation.table, folded)
+                await row_events.add(self._connection, self._generation.table, self._folder.columns, folded)
             if batch.letters:
                 await self._letters.park(self._connection, batch.letters)
 
@@ -250,11 +251,11 @@ class Projector(Generic[M]):
             return
         waiting = await self._letters.pending(self._connection, keys, self._settings.batch)
         tried = [letter for letter in waiting if not letter.discarded]
-        keys_of: dict[int, list[UUID]] = {}
+        keys_of: dict[int, list[RowKey]] = {}
         for letter in tried:
             keys_of.setdefault(letter.position, []).append(letter.key)
         events = await self._log.at(list(keys_of))
-        more: set[UUID] = set()
+        more: set[RowKey] = set()
 
         async def write(batch: _Batch[M]) -> None:
             if not await self._connection.fetch(_SQL["repair"], *self._unit, int(bool(batch.changed))):
@@ -308,9 +309,9 @@ class Projector(Generic[M]):
     async def _fold(
         self,
         routed: Routed,
-        parked: Set[UUID],
-        attempts: Mapping[tuple[UUID, int], int] | None,
-        rejected: Mapping[tuple[UUID, int], Exception],
+        parked: Set[RowKey],
+        attempts: Mapping[tuple[RowKey, int], int] | None,
+        rejected: Mapping[tuple[RowKey, int], Exception],
     ) -> _Batch[M]:
         """Fold a batch in memory.
 
@@ -320,7 +321,7 @@ class Projector(Generic[M]):
         keys = {key for key, _ in routed} - parked
         self._unreadable = await self._cache.load(self._connection, self._statements.load, keys)
         batch: _Batch[M] = _Batch()
-        changed, failed, fold = batch.changed, batch.failed, self._folder.fold
+        changed, failed, fold, number_of = batch.changed, batch.failed, self._folder.fold, self._number
         turn, began = TimeSlice(SLICE_SECONDS, self._clock), self._clock()
         for place, (key, event) in enumerate(routed):
             if turn.is_over() and place:
@@ -332,7 +333,7 @@ class Projector(Generic[M]):
             if (parked and key in parked) or (failed and key in failed):
                 batch.letters.append(DeadLetter(key, event.position))
                 continue
-            number = key.int
+            number = number_of(key)
             row = changed.get(number)
             try:
                 if row is None:
@@ -349,7 +350,7 @@ class Projector(Generic[M]):
         batch.changed = {number: row for number, row in changed.items() if row.changed}
         return batch
 
-    def _copy(self, number: int) -> FoldedRow[M]:
+    def _copy(self, number: Any) -> FoldedRow[M]:
         """Return a copy of a row to fold into. It replaces the row in memory when the batch is committed."""
         row = self._cache.rows.get(number)
         if row is None:
@@ -361,13 +362,15 @@ class Projector(Generic[M]):
         return FoldedRow(row.key, row.model, row.position, row.stored)
 
     def _set_aside(
-        self, key: UUID, event: Recorded[Event], error: Exception, attempts: Mapping[tuple[UUID, int], int] | None
-    ) -> DeadLetter:
+        self, key: RowKey, event: Recorded[Event], error: Exception, attempts: Mapping[tuple[RowKey, int], int] | None
+    ) -> DeadLetter[RowKey]:
         policy = self._folder.policy
         if attempts is None and isinstance(policy.then, Stop):
-            raise FoldFailed(f"{self._view.name}: {fold_failure(event, key, error)}", event.position) from error
+            failure = fold_failure(event, self._view.key.text(key), error)
+            raise FoldFailed(f"{self._view.name}: {failure}", event.position) from error
         self.progress.failures += 1
-        self._failures.log(error, key, f"{fold_of_event(event, key)} failed, and the row is parked")
+        failed = fold_of_event(event, self._view.key.text(key))
+        self._failures.log(error, key, f"{failed} failed, and the row is parked")
         failures = (attempts or {}).get((key, event.position), 0) + 1
         return DeadLetter(key, event.position, failures, *described(error), policy.pause(failures))
 
@@ -378,8 +381,8 @@ class Projector(Generic[M]):
         routed: Routed,
         write: Callable[[_Batch[M]], Awaitable[None]],
         *,
-        parked: Set[UUID] = frozenset(),
-        attempts: Mapping[tuple[UUID, int], int] | None = None,
+        parked: Set[RowKey] = frozenset(),
+        attempts: Mapping[tuple[RowKey, int], int] | None = None,
     ) -> _Batch[M]:
         """Fold, and write in one transaction. An event whose row PostgreSQL rejects counts as a failed fold."""
         batch = await self._fold(routed, parked, attempts, {})
@@ -410,15 +413,17 @@ class Projector(Generic[M]):
         name, generation, _ = self._unit
         upserted = [row for row in batch.changed.values() if row.model is not None]
         removed = [row for row in batch.changed.values() if row.model is None and row.stored]
-        new = [row.key for row in upserted if not row.stored]
+        text = self._view.key.text
+        new = [text(row.key) for row in upserted if not row.stored]
         if upserted:
             await self._connection.execute(self._statements.upsert, *self._folder.codec.arrays(upserted))
         if new:
             await self._connection.execute(_SQL["unbury"], name, generation, new)
         if removed:
             keys = [row.key for row in removed]
-            await self._connection.execute(self._statements.delete, keys)
-            await self._connection.execute(_SQL["bury"], name, generation, keys, [row.position for row in removed])
+            await self._connection.execute(self._statements.delete, *self._folder.columns.arrays(keys))
+            texts, positions = [text(key) for key in keys], [row.position for row in removed]
+            await self._connection.execute(_SQL["bury"], name, generation, texts, positions)
 
     def _settle(self, batch: _Batch[M]) -> None:
         for number, row in batch.changed.items():
@@ -432,12 +437,12 @@ class Projector(Generic[M]):
 
     # -------------------------------------------------------------------------------------------------- rejected rows
 
-    async def _find_rejected(self, routed: Routed, batch: _Batch[M]) -> dict[tuple[UUID, int], Exception]:
+    async def _find_rejected(self, routed: Routed, batch: _Batch[M]) -> dict[tuple[RowKey, int], Exception]:
         """Return, by key and position, the first event of each key that leads to a row which PostgreSQL rejects."""
         rows = [row for row in batch.changed.values() if row.model is not None]
         rejected = {}
         for bad in await find_rejected(self._connection, rows, self._try_rows):
-            row = self._copy(bad.key.int)
+            row = self._copy(self._number(bad.key))
             for event in (event for key, event in routed if key == bad.key):
                 model = self._folder.fold(bad.key, row.model, event)
                 if model is not None and model is not row.model:

@@ -12,9 +12,9 @@ select case when $4::int > 0 then pg_notify('headwater', '') end from repaired
 -- name: bury
 -- Write a tombstone for each removed row.
 insert into headwater.tombstones (projection, generation, key, position)
-select $1, $2, u.key, u.position from unnest($3::uuid[], $4::bigint[]) as u(key, position)
+select $1, $2, u.key, u.position from unnest($3::text[], $4::bigint[]) as u(key, position)
 on conflict (projection, generation, key) do update set position = excluded.position, removed_at = now()
 
 -- name: unbury
 -- Delete the tombstones of keys that have a row again.
-delete from headwater.tombstones where projection = $1 and generation = $2 and key = any($3::uuid[])
+delete from headwater.tombstones where projection = $1 and generation = $2 and key = any($3::text[])

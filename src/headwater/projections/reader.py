@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
-from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg as sa_asyncpg
 
 from headwater.domain.read_model import AnyView
+from headwater.domain.row_key import RowKey
 from headwater.errors import BadUserInput, ProjectionBehind
 from headwater.eventstore.epoch import UNKNOWN, Epoch, Place
 from headwater.eventstore.positions import Positions, generation_of
@@ -85,7 +85,7 @@ class Changes:
     """
 
     rows: Sequence[Row]
-    removed: Sequence[tuple[UUID, int]]
+    removed: Sequence[tuple[RowKey, int]]
     position: int
     cut: bool = False
     edition: int = 0
@@ -198,18 +198,20 @@ class Reader:
             if epochs.current is not epoch:
                 epochs.require(epoch.place(position))
 
-    async def row(self, key: UUID) -> tuple[Row | None, int]:
+    async def row(self, key: RowKey) -> tuple[Row | None, int]:
         """Return the row of a key, or None, and the checkpoint of that moment."""
         found = await self.initial_row(key)
         return (found.rows[0] if found.rows else None), found.position
 
-    async def initial_row(self, key: UUID) -> InitialRows:
+    async def initial_row(self, key: RowKey) -> InitialRows:
         """Return the row of a key, if there is one, with the checkpoint of that moment."""
 
         async def read(live: LiveColumns) -> InitialRows:
-            live.require(self.view.key)
+            live.require_key()
             epoch = self._positions.epochs.current
-            record = await self._pool.fetchrow(_SQL["row"].format(**live.names), self.view.name, key)
+            record = await self._pool.fetchrow(
+                _SQL["row"].format(**live.names), self.view.name, *self.view.key.parts(key)
+            )
             if record is None:
                 return InitialRows((), 0, epoch=epoch)
             self._positions.report(self._generation_name, record["live generation"])
@@ -218,13 +220,13 @@ class Reader:
 
         return await self._reading(read)
 
-    async def rows(self, keys: Sequence[UUID]) -> dict[UUID, Row]:
+    async def rows(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return the rows of some keys, by key. A key without a row is left out."""
 
-        async def read(live: LiveColumns) -> dict[UUID, Row]:
-            live.require(self.view.key)
-            records = await self._pool.fetch(_SQL["rows"].format(**live.names), keys)
-            return {row[self.view.key]: row for row in live.rows(records)}
+        async def read(live: LiveColumns) -> dict[RowKey, Row]:
+            live.require_key()
+            records = await self._pool.fetch(_SQL["rows"].format(**live.names), *live.key.arrays(keys))
+            return {self.view.key.of_row(row): row for row in live.rows(records)}
 
         return await self._reading(read)
 
@@ -258,7 +260,7 @@ class Reader:
         assert limit is not None
         return await self._reading(
             lambda live: self._page(
-                live, where, with_key(order, self.view.key), limit, after, before, backward=backward
+                live, where, with_key(order, self.view.key.names), limit, after, before, backward=backward
             )
         )
 
@@ -291,7 +293,7 @@ class Reader:
 
     def cursor(self, order: Sequence[Order], row: Row) -> str:
         """Return a cursor: text that names the place of a row in an order."""
-        return cursor_of(with_key(order, self.view.key), row)
+        return cursor_of(with_key(order, self.view.key.names), row)
 
     async def initial_rows(self, where: Filter = EVERYTHING, *, after: int = 0, upto: int | None = None) -> InitialRows:
         """Return the first rows that match, in the order of their positions, with the checkpoint of that moment.
@@ -318,12 +320,13 @@ class Reader:
             rows = await _select(connection, statement)
             return InitialRows(live.rows(rows), position, edition, cut=len(rows) == limit, epoch=epoch)
 
-    async def keys(self, where: Filter, limit: int | None = None) -> set[UUID]:
+    async def keys(self, where: Filter, limit: int | None = None) -> set[RowKey]:
         """Return the keys of the rows that match, at most `limit`."""
 
-        async def read(live: LiveColumns) -> set[UUID]:
-            statement = sa.select(live[self.view.key]).where(to_sql(where, live)).limit(limit)
-            return {record[0] for record in await _select(self._pool, statement)}
+        async def read(live: LiveColumns) -> set[RowKey]:
+            columns = [live[name] for name in self.view.key.names]
+            statement = sa.select(*columns).where(to_sql(where, live)).limit(limit)
+            return set(map(self.view.key.of_row, await _select(self._pool, statement)))
 
         return await self._reading(read)
 
@@ -332,7 +335,7 @@ class Reader:
         return await self._reading(lambda live: self._changes(live, after))
 
     async def _changes(self, live: LiveColumns, after: int) -> Changes:
-        live.require(self.view.key)
+        live.require_key()
         limit, epoch = self._limits.changed_rows, self._positions.epochs.current
         records = await self._pool.fetch(changes_sql(live), self.view.name, after, limit)
         if not records:
@@ -342,8 +345,8 @@ class Reader:
         rows = [record for record in records if record["position"] is not None]
         cut = len(rows) == limit
         position = rows[-1]["position"] if cut else max(first["complete to"], after)
-        tombstones = msgspec.json.decode(first["removed keys"], type=list[tuple[UUID, int]])
-        removed = [(key, at) for key, at in tombstones if at <= position]
+        tombstones = msgspec.json.decode(first["removed keys"], type=list[tuple[str, int]])
+        removed = [(self.view.key.read(text), at) for text, at in tombstones if at <= position]
         return Changes(
             live.rows(rows),
             removed,

@@ -23,12 +23,12 @@ select p.position as "complete to", p.generation as "live generation",
  order by changed.position
 
 -- name: row
--- A row and the checkpoint, of one moment. The row's columns are null when there is no row.
+-- A row and the checkpoint, of one moment. The parameters from $2 on are the parts of the key. The row's columns are null when there is no row.
 select p.position as "complete to", p.generation as "live generation", p.edition as "live edition", found.*
   from headwater.projections p
-  left join (select {columns} from {table} where {key} = $2) found on true
+  left join (select {columns} from {table} where {is key}) found on true
  where p.name = $1 and p.state = 'live'
 
 -- name: rows
--- The rows of some keys.
-select {columns} from {table} where {key} = any($1::uuid[])
+-- The rows of some keys, given as one array a column.
+select {columns} from {table} where {among keys}

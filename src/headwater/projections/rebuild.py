@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Generic, NoReturn, TypeVar
-from uuid import UUID
 
 import asyncpg
 
@@ -31,6 +30,7 @@ from headwater.consumers.failure_log import FailureLog
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
+from headwater.domain.row_key import RowKey
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.postgres import queries
@@ -188,18 +188,18 @@ class _Build(Generic[M]):
         self._table = BuildingTable(writing, view, generation, rebuild.folder.codec, rebuild.settings.lease)
         self.lease = self._table.lease
         self._checkpoint = Checkpoint(writing, view.name, generation, state="building")
-        self._letters = DeadLetters(view.name, generation.number)
+        self._letters = DeadLetters(view.name, generation.number, view.key.text, view.key.read)
         self._folder = rebuild.folder
         self._cache = RowCache(self._folder, rebuild.settings.cache)
         self._complete = True
         """True while memory holds every row: then a key that is not there has no row."""
         self._changed: list[FoldedRow[M]] = []
         self._failures = FailureLog(f"building {view.name} {generation.number}")
-        self._parked: set[UUID] = set()
-        self._suspects: set[UUID] = set()
+        self._parked: set[RowKey] = set()
+        self._suspects: set[RowKey] = set()
         """Keys of rows that PostgreSQL has rejected; each of their events is tested by itself."""
-        self._aside: list[DeadLetter] = []
-        self._taken: list[tuple[UUID, int]] = []
+        self._aside: list[DeadLetter[RowKey]] = []
+        self._taken: list[tuple[RowKey, int]] = []
         """Keys and positions of the events since the last write, if the history is kept."""
         self._position = 0
 
@@ -316,11 +316,11 @@ class _Build(Generic[M]):
         if not self._complete:
             await self._load({key for key, _ in batch})
         rows, fold, parked, suspects = self._cache.rows, self._folder.fold, self._parked, self._suspects
-        turn = self._folder.time_slice()
+        number_of, turn = self._folder.key.number, self._folder.time_slice()
         for key, event in batch:
             if turn.is_over():
                 await turn.give_way()
-            number = key.int
+            number = number_of(key)
             row = rows.get(number)
             if row is None:
                 row = rows[number] = FoldedRow(key, None, 0, False)
@@ -343,16 +343,17 @@ class _Build(Generic[M]):
                     row.changed = True
                     self._changed.append(row)
 
-    async def _load(self, keys: set[UUID]) -> None:
+    async def _load(self, keys: set[RowKey]) -> None:
         unreadable = await self._cache.load(self._writing, load_sql(self._view, self._generation.table), keys)
         for error in unreadable.values():
             raise error
 
-    def _set_aside(self, key: UUID, event: Recorded[Event], error: Exception) -> None:
+    def _set_aside(self, key: RowKey, event: Recorded[Event], error: Exception) -> None:
         """Park the key, as the live projection does. It is tried again once this generation is live."""
         if isinstance(self._folder.policy.then, Stop):
-            self._stop(fold_failure(event, key, error), error)
-        self._failures.log(error, key, f"{fold_of_event(event, key)} failed, and the row is parked")
+            self._stop(fold_failure(event, self._view.key.text(key), error), error)
+        failed = fold_of_event(event, self._view.key.text(key))
+        self._failures.log(error, key, f"{failed} failed, and the row is parked")
         self._parked.add(key)
         self._aside.append(DeadLetter(key, event.position, 1, *described(error), self._folder.policy.pause(1)))
 
@@ -403,7 +404,7 @@ class _Build(Generic[M]):
         for row in self._changed:
             row.changed, row.stored = False, row.model is not None
             if row.model is None:
-                del self._cache.rows[row.key.int]
+                del self._cache.rows[self._folder.key.number(row.key)]
         self._changed.clear()
         self._aside.clear()
         self._taken.clear()

@@ -11,5 +11,5 @@ delete from headwater.tombstones where projection = $1 and generation = $2 and p
 -- name: bury
 -- A tombstone for each removed row.
 insert into headwater.tombstones (projection, generation, key, position)
-select $1, $2, u.key, u.position from unnest($3::uuid[], $4::bigint[]) as u(key, position)
+select $1, $2, u.key, u.position from unnest($3::text[], $4::bigint[]) as u(key, position)
 on conflict (projection, generation, key) do update set position = excluded.position, removed_at = now()

@@ -7,11 +7,15 @@ written in the transaction that moves the checkpoint, so it is complete up to th
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from headwater.domain.row_key import RowKey
 from headwater.postgres.database import Connection, make_schema
+
+if TYPE_CHECKING:
+    from headwater.projections.key_columns import KeyColumns  # it imports `tables`, which imports this module
 
 SCHEMA = "routed"
 
@@ -21,10 +25,10 @@ def quoted(table: str) -> str:
     return f'{SCHEMA}."{table}"'
 
 
-async def create(connection: Connection, table: str) -> None:
-    """Create the table, without an index."""
+async def create(connection: Connection, table: str, key: str) -> None:
+    """Create the table, without an index. key: the columns of the key with their types."""
     await make_schema(connection, SCHEMA)
-    await connection.execute(f"create table {quoted(table)} (key uuid not null, position bigint not null)")
+    await connection.execute(f"create table {quoted(table)} ({key}, position bigint not null)")
 
 
 async def drop(connection: Connection, table: str) -> None:
@@ -42,11 +46,11 @@ async def analyze(connection: Connection, table: str) -> None:
     await connection.execute(f"analyze {quoted(table)}")
 
 
-async def add(connection: Connection, table: str, routed: Sequence[tuple[UUID, int]]) -> None:
+async def add(connection: Connection, table: str, key: KeyColumns, routed: Sequence[tuple[RowKey, int]]) -> None:
     """Add a batch of keys with the position of one of their events."""
-    keys, positions = [key for key, _ in routed], [position for _, position in routed]
-    into = f"insert into {quoted(table)} select * from unnest($1::uuid[], $2::bigint[])"  # noqa: S608 - our own name
-    await connection.execute(into, keys, positions)
+    arrays, positions = key.arrays([each for each, _ in routed]), [position for _, position in routed]
+    unnest = f"{key.unnest()[:-1]}, ${key.count + 1}::bigint[])"
+    await connection.execute(f"insert into {quoted(table)} select * from {unnest}", *arrays, positions)  # noqa: S608 - our own name
 
 
 async def forget(connection: Connection, table: str, after: int) -> None:
@@ -54,19 +58,24 @@ async def forget(connection: Connection, table: str, after: int) -> None:
     await connection.execute(f"delete from {quoted(table)} where position > $1", after)  # noqa: S608 - our own name
 
 
-async def copy(connection: Connection, table: str, routed: Sequence[tuple[UUID, int]]) -> None:
+async def copy(connection: Connection, table: str, key: KeyColumns, routed: Sequence[tuple[RowKey, int]]) -> None:
     """Add a large batch by COPY."""
-    await connection.copy_records_to_table(table, schema_name=SCHEMA, columns=["key", "position"], records=routed)
+    columns, records = [*key.names, "position"], key.records(routed)
+    await connection.copy_records_to_table(table, schema_name=SCHEMA, columns=columns, records=records)
 
 
 async def positions_of(
-    pool: asyncpg.Pool, table: str, key: UUID, upto: int, *, page: int
+    pool: asyncpg.Pool, table: str, columns: KeyColumns, key: RowKey, upto: int, *, page: int
 ) -> AsyncGenerator[list[int], None]:
     """Yield the positions of a key's events up to a position, page by page."""
-    select = f"select position from {quoted(table)} where key = $1 and position > $2 and position <= $3"  # noqa: S608 - our own name
-    after = 0
+    after_key = columns.count + 1
+    select = (
+        f"select position from {quoted(table)} where {columns.equal()} and position > ${after_key} "  # noqa: S608 - our own name
+        f"and position <= ${after_key + 1} order by position limit ${after_key + 2}"
+    )
+    after, parts = 0, columns.key.parts(key)
     while True:
-        rows = await pool.fetch(f"{select} order by position limit $4", key, after, upto, page)
+        rows = await pool.fetch(select, *parts, after, upto, page)
         if not rows:
             return
         positions = [row[0] for row in rows]
@@ -74,8 +83,14 @@ async def positions_of(
         after = positions[-1]
 
 
-async def totals(connection: Connection, table: str, those: str, *values: object) -> dict[int, tuple[int, int]]:
-    """Return the number of events and the sum of their positions, by the integer of the key. those: an SQL condition
-    on the key."""
-    select = f"select key, count(*), sum(position) from {quoted(table)} where key {those} group by key"  # noqa: S608 - our own name
-    return {row[0].int: (row[1], int(row[2])) for row in await connection.fetch(select, *values)}
+async def totals(
+    connection: Connection, table: str, columns: KeyColumns, those: str, *values: object
+) -> dict[Any, tuple[int, int]]:
+    """Return the number of events and the sum of their positions, by the number of the key. those: an SQL condition on
+    the columns of the key."""
+    select = (
+        f"select {columns.listed}, count(*), sum(position)::bigint from {quoted(table)} "  # noqa: S608 - our own name
+        f"where {those} group by {columns.listed}"
+    )
+    of_row, number = columns.key.of_row, columns.key.number
+    return {number(of_row(row)): (row[-2], row[-1]) for row in await connection.fetch(select, *values)}

@@ -15,8 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from time import monotonic
-from typing import Generic, TypeAlias, TypeVar
-from uuid import UUID
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import asyncpg
 import msgspec
@@ -25,15 +24,17 @@ from headwater.domain.failure_policy import policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
 from headwater.domain.row_fold import fold_of
+from headwater.domain.row_key import RowKey
 from headwater.domain.row_route import RowRoutes
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.postgres.rejected_rows import rejected_among, rejection_of
+from headwater.projections.key_columns import KeyColumns
 from headwater.projections.row_codec import RowCodec
 
 M = TypeVar("M", bound=ReadModel)
 
-Routed: TypeAlias = Sequence[tuple[UUID, Recorded[Event]]]
+Routed: TypeAlias = Sequence[tuple[RowKey, Recorded[Event]]]
 """Events in the order of the log, each with the key of a row that it changes. An event that changes several rows stands
 once for each of them."""
 
@@ -53,12 +54,12 @@ class RouteFailed(HeadwaterError):
         self.position = event.position
 
 
-def fold_of_event(event: Recorded[Event], key: UUID) -> str:
-    """Name the fold of an event on a row, for a message."""
+def fold_of_event(event: Recorded[Event], key: str) -> str:
+    """Name the fold of an event on a row, for a message. key: the text of the row's key."""
     return f"the fold of {event.data.__declared__.name} at position {event.position} on row {key}"
 
 
-def fold_failure(event: Recorded[Event], key: UUID, error: Exception) -> str:
+def fold_failure(event: Recorded[Event], key: str, error: Exception) -> str:
     """Return a sentence about a fold that raised."""
     return f"{fold_of_event(event, key)} raised {type(error).__name__}: {error}"
 
@@ -93,6 +94,8 @@ class RowFolder(Generic[M]):
         self._routes = RowRoutes(view)
         self.fold = fold_of(view)
         self.codec = RowCodec(view)
+        self.key = view.key
+        self.columns = KeyColumns(view)
         self.policy = policy_of(view.on_failure)
         self._slice_seconds = slice_seconds
 
@@ -100,7 +103,7 @@ class RowFolder(Generic[M]):
         """Start a time slice."""
         return TimeSlice(self._slice_seconds)
 
-    def keys_of(self, event: Recorded[Event]) -> Sequence[UUID]:
+    def keys_of(self, event: Recorded[Event]) -> Sequence[RowKey]:
         """Return the keys of the rows that an event changes. None of them: a stored name can hold events of another
         type, too, and a route may pass an event over.
 
@@ -112,14 +115,14 @@ class RowFolder(Generic[M]):
         except Exception as error:
             raise RouteFailed(event, error) from error
 
-    def route(self, events: Iterable[Recorded[Event]]) -> list[tuple[UUID, Recorded[Event]]]:
+    def route(self, events: Iterable[Recorded[Event]]) -> list[tuple[RowKey, Recorded[Event]]]:
         """Return each event of this read model with the key of its row, once for each row that it changes.
 
         Raises:
             RouteFailed: a route raised, or did not return keys.
         """
         to_one, keys_of = self._routes.to_one, self._routes.keys
-        routed: list[tuple[UUID, Recorded[Event]]] = []
+        routed: list[tuple[RowKey, Recorded[Event]]] = []
         for event in events:
             route = to_one.get(type(event.data))
             try:
@@ -139,7 +142,7 @@ class FoldedRow(msgspec.Struct, Generic[M], gc=False):
     There are many, so they are kept out of the garbage collector's way.
     """
 
-    key: UUID
+    key: RowKey
     model: M | None
     position: int
     stored: bool
@@ -147,41 +150,47 @@ class FoldedRow(msgspec.Struct, Generic[M], gc=False):
 
 
 class RowCache(Generic[M]):
-    """The rows in memory, by the integer of their key: hashing a UUID object is slow.
+    """The rows in memory, by the number of their key: see `KeyFields`.
 
     most: rows that `trim` leaves, the least recently loaded are dropped first.
     """
 
     def __init__(self, folder: RowFolder[M], most: int) -> None:
-        self.rows: dict[int, FoldedRow[M]] = {}
+        self.rows: dict[Any, FoldedRow[M]] = {}
         self.most = most
         self._read = folder.codec.read
-        self._key = folder.view.key
+        self._key_of = folder.key.of_row
+        self._number = folder.key.number
+        self._arrays = folder.columns.arrays
 
     def keep(self, record: asyncpg.Record) -> None:
         """Add a stored row."""
-        key = record[self._key]
-        self.rows[key.int] = FoldedRow(key, self._read(record), record["position"], True)
+        key = self._key_of(record)
+        self.rows[self._number(key)] = FoldedRow(key, self._read(record), record["position"], True)
 
-    async def load(self, connection: asyncpg.Connection, load_sql: str, keys: Collection[UUID]) -> dict[int, Exception]:
+    async def load(
+        self, connection: asyncpg.Connection, load_sql: str, keys: Collection[RowKey]
+    ) -> dict[Any, Exception]:
         """Make the rows of these keys available. Returns the errors of stored rows that this code cannot read."""
-        rows, missing, unreadable = self.rows, [], dict[int, Exception]()
+        rows, number_of, missing, unreadable = self.rows, self._number, list[RowKey](), dict[Any, Exception]()
         for key in keys:
-            row = rows.pop(key.int, None)
+            number = number_of(key)
+            row = rows.pop(number, None)
             if row is None:
                 missing.append(key)
             else:
-                rows[key.int] = row  # the last to be dropped
+                rows[number] = row  # the last to be dropped
         if not missing:
             return unreadable
-        for record in await connection.fetch(load_sql, missing):
+        for record in await connection.fetch(load_sql, *self._arrays(missing)):
             try:
                 self.keep(record)
             except Exception as error:  # noqa: BLE001 - such as an enum without the stored value, or a row changed by hand
-                unreadable[record[self._key].int] = error
+                unreadable[number_of(self._key_of(record))] = error
         for key in missing:
-            if key.int not in rows and key.int not in unreadable:
-                rows[key.int] = FoldedRow(key, None, 0, False)
+            number = number_of(key)
+            if number not in rows and number not in unreadable:
+                rows[number] = FoldedRow(key, None, 0, False)
         return unreadable
 
     def trim(self) -> bool:

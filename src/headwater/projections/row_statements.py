@@ -6,6 +6,7 @@ Many rows are written at once, as one array a column: see `RowCodec.arrays`.
 from __future__ import annotations
 
 from headwater.domain.read_model import AnyView
+from headwater.projections.key_columns import KeyColumns
 from headwater.projections.tables import array_type, columns_of, is_json, quoted, quoted_table
 
 
@@ -17,11 +18,12 @@ def upsert_sql(view: AnyView, table: str) -> str:
     casts = [
         f"u.{name}::jsonb" if is_json(column) else f"u.{name}" for name, column in zip(names, columns, strict=True)
     ]
-    changes = ", ".join(f"{name} = excluded.{name}" for name in names if name != quoted(view.key))
+    key = KeyColumns(view)
+    changes = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key.quoted)
     return (
         f"insert into {quoted_table(table)} ({', '.join(names)}) select {', '.join(casts)} "
         f"from unnest({', '.join(arrays)}) as u({', '.join(names)}) "
-        f"on conflict ({quoted(view.key)}) do update set {changes}"
+        f"on conflict ({key.listed}) do update set {changes}"
     )
 
 
@@ -33,23 +35,22 @@ def update_sql(view: AnyView, table: str) -> str:
     changes = ", ".join(
         f"{name} = u.{name}::jsonb" if is_json(column) else f"{name} = u.{name}"
         for name, column in zip(names, columns, strict=True)
-        if column.name != view.key
+        if column.name not in view.key.names
     )
-    key = quoted(view.key)
     return (
         f"update {quoted_table(table)} as t set {changes} from unnest({', '.join(arrays)}) as u({', '.join(names)}) "
-        f"where t.{key} = u.{key}"
+        f"where {KeyColumns(view).same('t', 'u')}"
     )
 
 
 def delete_sql(view: AnyView, table: str) -> str:
-    """Delete the rows of the keys `$1`."""
-    return f"delete from {quoted_table(table)} where {quoted(view.key)} = any($1::uuid[])"
+    """Delete the rows of the keys of `KeyColumns.arrays`."""
+    return f"delete from {quoted_table(table)} where {KeyColumns(view).among()}"
 
 
 def load_sql(view: AnyView, table: str) -> str:
-    """Select the rows of the keys `$1`."""
-    return f"{select_sql(view, table)} where {quoted(view.key)} = any($1::uuid[])"
+    """Select the rows of the keys of `KeyColumns.arrays`."""
+    return f"{select_sql(view, table)} where {KeyColumns(view).among()}"
 
 
 def select_sql(view: AnyView, table: str) -> str:

@@ -79,7 +79,7 @@ def columns_of(view: AnyView, *, primary_key: bool = True) -> list[sa.Column[obj
             always_quoted(each.name),
             # A list is one JSON value: PostgreSQL cannot unnest lists of lists of different lengths.
             postgresql.JSONB() if each.is_json else value_type(each, with_places=True),
-            primary_key=primary_key and each.name == view.key,
+            primary_key=primary_key and each.name in view.key.names,
             nullable=each.optional,
         )
         for each in view.fields
@@ -107,6 +107,12 @@ def table_of(
     """Return the table of that name, or the SQL view that clients read. without: columns to leave out."""
     columns = [column for column in columns_of(view, primary_key=primary_key) if column.name not in without]
     return sa.Table(always_quoted(name or snake_case(view.name)), sa.MetaData(), *columns, schema=always_quoted(SCHEMA))
+
+
+def declared_key(view: AnyView) -> str:
+    """Return the columns of the key with their types, as in CREATE TABLE."""
+    columns = {str(column.name): column for column in columns_of(view)}
+    return ", ".join(f"{quoted(name)} {column_type(columns[name])} not null" for name in view.key.names)
 
 
 def column_type(column: sa.Column[object]) -> str:
@@ -138,12 +144,12 @@ async def create_table(connection: Connection, view: AnyView, name: str) -> None
     table = table_of(view, name, primary_key=False)
     await connection.execute(str(CreateTable(table).compile(dialect=_DIALECT)))
     if view.history:
-        await row_events.create(connection, name)
+        await row_events.create(connection, name, declared_key(view))
 
 
 async def add_key(connection: Connection, view: AnyView, table: str) -> None:
     """Add the primary key, if it is missing."""
-    await _add_key(connection, quoted_table(table), quoted(view.key))
+    await _add_key(connection, quoted_table(table), ", ".join(map(quoted, view.key.names)))
 
 
 async def _add_key(connection: Connection, table: str, columns: str) -> None:
@@ -154,7 +160,7 @@ async def _add_key(connection: Connection, table: str, columns: str) -> None:
 async def add_indexes(connection: Connection, view: AnyView, name: str) -> None:
     """Add the declared indexes that are missing, and that of the history."""
     if view.history:
-        await _add_key(connection, row_events.quoted(name), "key, position")
+        await _add_key(connection, row_events.quoted(name), ", ".join(map(quoted, (*view.key.names, "position"))))
     table = table_of(view, name)
     for index_name, indexed in index_names(view, name).items():
         index = sa.Index(always_quoted(index_name), *(table.c[column] for column in indexed))
@@ -163,8 +169,8 @@ async def add_indexes(connection: Connection, view: AnyView, name: str) -> None:
 
 def indexed_columns(view: AnyView) -> list[tuple[str, ...]]:
     """Return the columns of each index: the position, the links, and the declared ones."""
-    wanted = [("position",), *((link.by,) for link in view.links.values()), *view.model.__declared__.indexes]
-    return [columns for columns in dict.fromkeys(wanted) if columns != (view.key,)]
+    wanted = [("position",), *(link.fields for link in view.links.values()), *view.model.__declared__.indexes]
+    return [columns for columns in dict.fromkeys(wanted) if columns != view.key.names]
 
 
 def index_names(view: AnyView, table: str) -> dict[str, tuple[str, ...]]:

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -20,13 +21,14 @@ from headwater.consumers.checkpoint import Generation
 from headwater.domain.fields import Field
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import ReadModel, View
+from headwater.domain.row_key import RowKey
 from headwater.errors import HeadwaterError
 from headwater.eventstore.log import Log
 from headwater.postgres import queries
 from headwater.postgres.database import Database, take_times_by_number
 from headwater.projections import row_events
 from headwater.projections.generations import fingerprint, read_generation
-from headwater.projections.key_range import FIRST, LAST, KeyRange, LogRow
+from headwater.projections.key_range import KeyRange, LogRow
 from headwater.projections.row_folder import SLICE_SECONDS, RouteFailed, RowFolder
 from headwater.projections.row_statements import select_sql
 from headwater.projections.tables import SCHEMA
@@ -48,7 +50,8 @@ class NotVerifiable(HeadwaterError):
 class Verifier(Generic[M]):
     """Compares the rows of one read model with the log.
 
-    by_stream: True if a row's key is the id of the stream of its events. rows: see ROWS_AT_ONCE. listed: see LISTED.
+    stream_of: from a row's key to the stream whose fold it is; None if rows gather several streams. rows: see
+    ROWS_AT_ONCE. listed: see LISTED.
     slice_seconds: folds yield to the event loop after this long.
     """
 
@@ -57,14 +60,15 @@ class Verifier(Generic[M]):
         log: Log,
         view: View[M],
         *,
-        by_stream: bool = False,
+        stream_of: Callable[[RowKey], UUID] | None = None,
         rows: int = ROWS_AT_ONCE,
         listed: int = LISTED,
         slice_seconds: float = SLICE_SECONDS,
     ) -> None:
         self._log = log
         self._view = view
-        self._by_stream = by_stream
+        self._key = view.key
+        self._stream_of = stream_of
         self._at_once = rows
         self._listed = listed
         self._folder = RowFolder(log, view, slice_seconds=slice_seconds)
@@ -107,92 +111,102 @@ class Verifier(Generic[M]):
         keys = await self._some_keys(rows, generation, count)
         if keys:
             folded = await self._fold_some(log, generation.position, keys)
-            await self._compare(rows, report, generation, folded, "= any($1::uuid[])", list(keys.values()))
+            condition, arrays = self._folder.columns.among(), self._folder.columns.arrays(keys.values())
+            await self._compare(rows, report, generation, folded, condition, *arrays)
         return report
 
     async def all(self, rows: asyncpg.Connection, log: asyncpg.Connection, generation: Generation) -> VerifyReport:
         """Compare every key, in as many passes over the log as memory requires."""
         report = VerifyReport(self._view.name, generation.number, generation.position, listed=self._listed)
         ranges = await self._ranges(rows, generation)
+        number, key_of = self._key.number, self._key.key_of
         while ranges:
-            low, high = ranges.pop()
-            part = KeyRange(low, high, self._at_once, LogRow)
+            after, upto = (None if end is None else number(end) for end in ranges.pop())
+            part = KeyRange(after, upto, self._at_once, LogRow)
             await self._fold_log(log, generation.position, part.has, part.row)
-            if part.high < high:
-                ranges.append((UUID(int=part.high.int + 1), high))
-            await self._compare(rows, report, generation, part.folded, "between $1 and $2", low, part.high)
+            if part.upto != upto:
+                ranges.append((key_of(part.upto), None if upto is None else key_of(upto)))
+            ends = (None if end is None else key_of(end) for end in (part.after, part.upto))
+            condition, values = self._folder.columns.within(*ends)
+            await self._compare(rows, report, generation, part.folded, condition, *values)
         return report
 
     # ----------------------------------------------------------------------------------------------- stored rows
 
-    async def _ranges(self, connection: asyncpg.Connection, generation: Generation) -> list[tuple[UUID, UUID]]:
-        """Return ranges of keys that hold at most `rows` rows each. Together they cover every possible key."""
-        key, table = f'"{self._view.key}"', f'{SCHEMA}."{generation.table}"'
-        numbered = f"select {key} as key, row_number() over (order by {key}) as place from {table}"  # noqa: S608 - our own names
-        ends = await connection.fetch(
-            f"select key from ({numbered}) n where place % $1 = 0 order by key",  # noqa: S608 - the same
+    async def _ranges(
+        self, connection: asyncpg.Connection, generation: Generation
+    ) -> list[tuple[RowKey | None, RowKey | None]]:
+        """Return ranges of keys, after the one and up to the other, that hold at most `rows` rows each. None: the range
+        has no such end. Together they cover every possible key."""
+        key, table = self._folder.columns.listed, f'{SCHEMA}."{generation.table}"'
+        numbered = f'select {key}, row_number() over (order by {key}) as "the place" from {table}'  # noqa: S608 - our own names
+        last = await connection.fetch(
+            f'select {key} from ({numbered}) n where "the place" % $1 = 0 order by {key}',  # noqa: S608 - the same
             self._at_once,
         )
-        highs = [*(row["key"] for row in ends if row["key"] != LAST), LAST]
-        lows = [FIRST, *(UUID(int=high.int + 1) for high in highs[:-1])]
-        return list(zip(lows, highs, strict=True))
+        ends = [None, *map(self._key.of_row, last), None]
+        return list(pairwise(ends))
 
-    async def _some_keys(self, rows: asyncpg.Connection, generation: Generation, count: int) -> dict[int, UUID]:
-        key, table = f'"{self._view.key}"', f'{SCHEMA}."{generation.table}"'
-        by_chance = f"select {key} from {table} order by random() limit $1"  # noqa: S608 - the same
-        found = await rows.fetch(by_chance, (count + 1) // 2)
-        keys = {row[0].int: row[0] for row in found}
+    async def _some_keys(self, rows: asyncpg.Connection, generation: Generation, count: int) -> dict[Any, RowKey]:
+        listed, table = self._folder.columns.listed, f'{SCHEMA}."{generation.table}"'
+        by_chance = f"select {listed} from {table} order by random() limit $1"  # noqa: S608 - the same
+        number = self._key.number
+        found = map(self._key.of_row, await rows.fetch(by_chance, (count + 1) // 2))
+        keys = {number(key): key for key in found}
         # Twice as many positions as keys that are still wanted: some hold no event of this read model.
         wanted = min(generation.position, 2 * (count - len(keys)))
         events = await self._log.at(random.sample(range(1, generation.position + 1), wanted))
         random.shuffle(events)  # otherwise events late in the log would rarely be chosen
         for event in events:
             for routed in self._keys_of(event)[: count - len(keys)]:
-                keys.setdefault(routed.int, routed)
+                keys.setdefault(number(routed), routed)
         return keys
 
     # ------------------------------------------------------------------------------------------- folded rows
 
-    async def _fold_some(self, log: asyncpg.Connection, upto: int, keys: dict[int, UUID]) -> dict[int, LogRow]:
+    async def _fold_some(self, log: asyncpg.Connection, upto: int, keys: dict[Any, RowKey]) -> dict[Any, LogRow]:
         folded = {number: LogRow() for number in keys}
-        if not self._by_stream:
+        if self._stream_of is None:
             await self._fold_log(log, upto, folded.__contains__, folded.get)
             return folded
         turn = self._folder.time_slice()
         # Closed before the connection is used again: the cursor holds a transaction.
-        async with aclosing(self._log.read_streams(log, list(keys.values()), upto)) as events:
+        key_of = {self._stream_of(key): key for key in keys.values()}
+        async with aclosing(self._log.read_streams(log, list(key_of), upto)) as events:
             async for event in events:
                 if turn.is_over():
                     await turn.give_way()
-                if self._keys_of(event) == (event.stream_id,):
-                    self._take(folded[event.stream_id.int], event.stream_id, event)
+                key = key_of[event.stream_id]
+                if self._keys_of(event) == (key,):
+                    self._take(folded[self._key.number(key)], key, event)
         return folded
 
     async def _fold_log(
         self,
         log: asyncpg.Connection,
         upto: int,
-        wanted: Callable[[int], bool],
-        row_of: Callable[[int], LogRow | None],
+        wanted: Callable[[Any], bool],
+        row_of: Callable[[Any], LogRow | None],
     ) -> None:
-        of = (lambda stream_id: wanted(stream_id.int)) if self._by_stream else None
-        turn = self._folder.time_slice()
+        # A stream's id that is the row's key shows without decoding the event that it is not wanted.
+        of = (lambda stream_id: wanted(stream_id.int)) if self._stream_of and self._key.is_uuid else None
+        number, turn = self._key.number, self._folder.time_slice()
         async for _, events in self._log.stream(log, 0, upto, types=self._folder.types, of=of):
             for event in events:
                 if turn.is_over():
                     await turn.give_way()
                 for key in self._keys_of(event):
-                    row = row_of(key.int)
+                    row = row_of(number(key))
                     if row is not None:
                         self._take(row, key, event)
 
-    def _keys_of(self, event: Recorded[Event]) -> Sequence[UUID]:
+    def _keys_of(self, event: Recorded[Event]) -> Sequence[RowKey]:
         try:
             return self._folder.keys_of(event)
         except RouteFailed as failure:
             raise NotVerifiable(str(failure)) from failure
 
-    def _take(self, row: LogRow, key: UUID, event: Recorded[Event]) -> None:
+    def _take(self, row: LogRow, key: RowKey, event: Recorded[Event]) -> None:
         row.events += 1
         row.places += event.position
         if row.failed is not None:
@@ -212,25 +226,30 @@ class Verifier(Generic[M]):
         rows: asyncpg.Connection,
         report: VerifyReport,
         generation: Generation,
-        folded: dict[int, LogRow],
+        folded: dict[Any, LogRow],
         those: str,
         *values: object,
     ) -> None:
-        """Compare the stored rows of some keys with the folded ones. those: an SQL condition on the key column."""
-        select = f'{select_sql(self._view, generation.table)} where "{self._view.key}" {those}'
-        stored = {record[self._view.key].int: record for record in await rows.fetch(select, *values)}
-        parked = {row["key"].int for row in await rows.fetch(_SQL["parked"], report.name, report.generation)}
+        """Compare the stored rows of some keys with the folded ones. those: an SQL condition on the key's columns."""
+        key = self._key
+        select = f"{select_sql(self._view, generation.table)} where {those}"
+        stored = {key.number(key.of_row(record)): record for record in await rows.fetch(select, *values)}
+        letters = await rows.fetch(_SQL["parked"], report.name, report.generation)
+        parked = {key.number(key.read(row["key"])) for row in letters}
         for number in stored.keys() | folded.keys():
             if number in parked:
                 report.parked += 1
                 continue
             report.checked += 1
-            report.add(self._differences(UUID(int=number), stored.get(number), folded.get(number) or LogRow()))
+            text = key.text(key.key_of(number))
+            report.add(self._differences(text, stored.get(number), folded.get(number) or LogRow()))
         if self._view.history:
-            self._compare_history(report, await row_events.totals(rows, generation.table, those, *values), folded)
+            columns = self._folder.columns
+            kept = await row_events.totals(rows, generation.table, columns, those, *values)
+            self._compare_history(report, kept, folded)
 
     def _compare_history(
-        self, report: VerifyReport, kept: Mapping[int, tuple[int, int]], folded: Mapping[int, LogRow]
+        self, report: VerifyReport, kept: Mapping[Any, tuple[int, int]], folded: Mapping[Any, LogRow]
     ) -> None:
         """Compare the history of each key by the number of its events and the sum of their positions."""
         for number in kept.keys() | folded.keys():
@@ -238,9 +257,9 @@ class Verifier(Generic[M]):
             pair = kept.get(number, (0, 0)), (row.events, row.places)
             if pair[0] != pair[1]:
                 shown = (f"{events} events, positions of {places} in all" for events, places in pair)
-                report.add([Difference(UUID(int=number), "history", *shown)])
+                report.add([Difference(self._key.text(self._key.key_of(number)), "history", *shown)])
 
-    def _differences(self, key: UUID, stored: asyncpg.Record | None, folded: LogRow) -> list[Difference]:
+    def _differences(self, key: str, stored: asyncpg.Record | None, folded: LogRow) -> list[Difference]:
         if folded.failed is not None:
             return [Difference(key, "fold", "a row" if stored is not None else "no row", f"raised {folded.failed}")]
         if stored is None or folded.model is None:

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -21,7 +20,7 @@ from headwater.domain.messages import Event, Recorded
 from headwater.eventstore.log import Log
 from headwater.postgres import queries
 from headwater.postgres.database import Connection, Database, take_times_by_number
-from headwater.projections.key_range import FIRST, LAST, KeyRange
+from headwater.projections.key_range import KeyRange
 from headwater.projections.verify_report import LISTED, FoundViolation, InvariantReport
 
 _SQL = queries.load(__file__)
@@ -38,13 +37,14 @@ class KeyState(msgspec.Struct):
 
 
 class InvariantStates:
-    """The states of one invariant during a pass over the log, for a range of keys. counts: this pass counts events."""
+    """The states of one invariant during a pass over the log, for the keys after the number
+    `after`. counts: this pass counts events."""
 
-    def __init__(self, invariant: AnyInvariant, low: UUID, most: int, report: InvariantReport) -> None:
+    def __init__(self, invariant: AnyInvariant, after: int | None, most: int, report: InvariantReport) -> None:
         self.invariant = invariant
-        self.range = KeyRange(low, LAST, most, KeyState)
+        self.range = KeyRange(after, None, most, KeyState)
         self.report = report
-        self._counts = low == FIRST
+        self._counts = after is None
 
     def take(self, event: Recorded[Event]) -> None:
         """Check one event. An error of the app's code counts as a violation."""
@@ -74,10 +74,9 @@ class InvariantStates:
     def rest(self) -> InvariantStates | None:
         """Report the violations of the pass. Returns the states of the next pass; None if this was the last one."""
         self.report.add([each.found for each in self.range.folded.values() if each.found is not None])
-        high = self.range.high
-        if high == LAST:
+        if self.range.upto is None:
             return None
-        return InvariantStates(self.invariant, UUID(int=high.int + 1), self.range.most, self.report)
+        return InvariantStates(self.invariant, self.range.upto, self.range.most, self.report)
 
 
 async def verify_invariants(
@@ -96,7 +95,7 @@ async def verify_invariants(
         upto = await log.head()
         reports = [InvariantReport(each.name, upto, listed=listed) for each in invariants]
         passing = [
-            InvariantStates(each, FIRST, states, report) for each, report in zip(invariants, reports, strict=True)
+            InvariantStates(each, None, states, report) for each, report in zip(invariants, reports, strict=True)
         ]
         while passing:
             await _pass(connection, log, upto, passing)

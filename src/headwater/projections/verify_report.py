@@ -13,11 +13,11 @@ LISTED = 100
 class Difference:
     """A difference between a stored row and the log.
 
-    column: the column that differs; `row` if only one of the two has the row; `fold` if the fold raised, or returned a
-    value that cannot be stored; `history` if the row's history lists other events.
+    key: its text. column: the column that differs; `row` if only one of the two has the row; `fold` if the fold raised,
+    or returned a value that cannot be stored; `history` if the row's history lists other events.
     """
 
-    key: UUID
+    key: str
     column: str
     stored: object
     folded: object

@@ -343,7 +343,7 @@ async def _append(
 
 
 def _letters_of(row: asyncpg.Record) -> dead_letters.LetterFilter:
-    return dead_letters.LetterFilter(_unit(row["saga"]), row["key"])
+    return dead_letters.LetterFilter(_unit(row["saga"]), str(row["key"]))
 
 
 def _unit(saga: str) -> str:

@@ -13,7 +13,7 @@ select s.stream_id, s.saga, s.key,
     select d.position, d.error, d.next_attempt_at
       from headwater.dead_letters d
      where s.status in ('running', 'undoing', 'parked')
-       and d.projection = 'saga ' || s.saga and d.key = s.key and d.error is not null and not d.discarded
+       and d.projection = 'saga ' || s.saga and d.key = s.key::text and d.error is not null and not d.discarded
      order by d.position
      limit 1
   ) l on true

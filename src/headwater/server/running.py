@@ -22,7 +22,8 @@ from headwater.clock import Clock
 from headwater.commands.dispatcher import Accepted, Origin
 from headwater.config import Settings
 from headwater.domain.messages import Command, Event, InvalidInput, Recorded, Refusal
-from headwater.domain.read_model import ReadModel, View
+from headwater.domain.read_model import Key, ReadModel, View
+from headwater.domain.row_key import RowKey
 from headwater.domain.validation import command_from
 from headwater.errors import BadUserInput, DefinitionError
 from headwater.eventstore.audit_trail import Entry, Wanted
@@ -80,7 +81,7 @@ class Changes(Generic[M]):
     """
 
     upserted: Sequence[M]
-    removed: Sequence[UUID]
+    removed: Sequence[Key]
     position: str | None
     reset: ResetReason | None
 
@@ -153,21 +154,23 @@ class RunningApp:
             origin=Origin(correlation_id, causation_id, actor),
         )
 
-    async def get(self, model: type[M], key: UUID, *, at_least: At | None = None) -> M | None:
+    async def get(self, model: type[M], key: Key, *, at_least: At | None = None) -> M | None:
         """Return the row of a key, or None.
 
             account = await bank.get(AccountView, account_id, at_least=accepted)
 
-        at_least: wait until the read model has reached this place, so that the row shows what was written there.
+        key: of several fields a tuple. at_least: wait until the read model has reached this place, so that the row
+        shows what was written there.
 
         Raises:
+            BadUserInput: it is no key of this read model.
             ProjectionBehind: it did not in HEADWATER_AT_LEAST_SECONDS. Is a process running that works?
             ReadModelRebuilding: the rows of this version of the read model are still being built.
         """
         rows = self._rows(model)
         with self._reading():
             await self._reach(rows.feed, at_least)
-            row, _ = await rows.feed.reader.row(key)
+            row, _ = await rows.feed.reader.row(rows.key(key))
         return None if row is None else rows.read(row)
 
     async def page(
@@ -207,7 +210,7 @@ class RunningApp:
         return Page(list(map(rows.read, found.rows)), cursor, epoch.place(position).spell())
 
     @overload
-    def watch(self, model: type[M], key: UUID) -> AsyncIterator[M | None]: ...
+    def watch(self, model: type[M], key: Key) -> AsyncIterator[M | None]: ...
     @overload
     def watch(
         self, model: type[M], *, filter: GivenFilter | None = None, after: At | None = None
@@ -215,7 +218,7 @@ class RunningApp:
     def watch(
         self,
         model: type[M],
-        key: UUID | None = None,
+        key: Key | None = None,
         *,
         filter: GivenFilter | None = None,  # noqa: A002 - the word of the API
         after: At | None = None,
@@ -229,11 +232,11 @@ class RunningApp:
         the changes after this place; the first `Changes` has a `reset` if that is not possible.
 
         Raises:
-            BadUserInput: the filter names no column.
+            BadUserInput: the filter names no column, or it is no key of this read model.
         """
         rows = self._rows(model)
         if key is not None:
-            return self._while_open(self._watched_row(rows, key))
+            return self._while_open(self._watched_row(rows, rows.key(key)))
         where = filter_from(rows.view, filter)
         limits = SubscriptionLimits(pending=self._serving.limits.outbox)
         place = None if after is None else _place(after)
@@ -302,7 +305,7 @@ class RunningApp:
                     if isinstance(event, tuple(types)) if types else type(event) in self._domain.category_of:
                         yield _recorded(event, entry)
 
-    async def _watched_row(self, rows: _Rows[M], key: UUID) -> AsyncGenerator[M | None, None]:
+    async def _watched_row(self, rows: _Rows[M], key: RowKey) -> AsyncGenerator[M | None, None]:
         watched = watch_row(rows.feed, key)
         async with aclosing(watched):
             async for row, _ in watched:
@@ -348,7 +351,15 @@ class _Rows(Generic[M]):
 
     def changes(self, message: Message) -> Changes[M]:
         position = message.epoch.place(message.position).spell() if message.position else None
-        return Changes(list(map(self.read, message.upserted)), message.removed, position, message.reason)
+        removed = list(map(self.view.key.values, message.removed))
+        return Changes(list(map(self.read, message.upserted)), removed, position, message.reason)
+
+    def key(self, given: Key) -> RowKey:
+        """Return the key that a caller gave. Raises BadUserInput if it is none of this read model."""
+        try:
+            return self.view.key.take(given)
+        except (TypeError, ValueError) as error:
+            raise BadUserInput(f"{self.view.name} has no such key: {error}") from error
 
 
 async def _converted(

@@ -155,7 +155,7 @@ class Worker:
             self._ports.database,
             self._ports.log,
             view,
-            verifier=Verifier(self._ports.log, view, by_stream=self._domain.by_stream(view)),
+            verifier=Verifier(self._ports.log, view, stream_of=self._domain.stream_of(view)),
             settings=BuildSettings(
                 cache=self._settings.projection_cache,
                 pause=self._settings.rebuild_pause_seconds,

@@ -72,7 +72,7 @@ async def require_whole(dsn: str, connection: asyncpg.Connection, history: Histo
         assert rows.keys().isdisjoint({key for (key,) in buried}), view.name
 
     # The routing table holds each event once, also those of keys that are parked or discarded.
-    routed = await connection.fetch(f"select position, key from routed.owner_{live['Owner']} order by position")
+    routed = await connection.fetch(f"select position, owner_id from routed.owner_{live['Owner']} order by position")
     owned = [
         (each.position, owner_of(each.data)) for each in log if isinstance(each.data, UserRegistered | AccountOpened)
     ]
