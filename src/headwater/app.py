@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class App:
     """An app, as `headwater serve --app module:app` runs it: `app = App(features=[users, accounts])`.
 
-    examples: the operations that the explorer shows first.
+    examples: the operations that the explorer shows first; without any, they are made from the schema.
 
     Raises:
         DefinitionError: a declaration of a feature is wrong; the message names the class and the field.

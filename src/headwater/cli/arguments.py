@@ -59,6 +59,11 @@ def _processes(commands: Commands) -> None:
         command(commands, name, f"processes:{name}", text, parents=[_app(), address])
 
 
+def _new(commands: Commands) -> None:
+    each = command(commands, "new", "new:run", "make an app with one feature, its tests, and what runs it")
+    each.add_argument("name", metavar="NAME", help="of the app and of its new folder, such as ticket-shop")
+
+
 def _migrate(commands: Commands) -> None:
     command(commands, "migrate", "migrate:run", "bring the database's schema up to date", parents=[_app()])
 
@@ -198,6 +203,7 @@ def _app() -> argparse.ArgumentParser:
 
 
 GROUPS = [
+    _new,
     _processes,
     _migrate,
     _schema,

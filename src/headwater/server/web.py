@@ -24,6 +24,7 @@ from headwater.config import Settings
 from headwater.errors import SettingsError
 from headwater.graphql.cost import CostLimits, cost_guard
 from headwater.graphql.engine import Engine
+from headwater.graphql.explorer.made_examples import examples_of
 from headwater.graphql.explorer.page import explorer, explorer_routes
 from headwater.graphql.host import LoopbackOnly, is_loopback
 from headwater.graphql.http import GraphQLHTTP
@@ -112,7 +113,7 @@ class Web:
                 Route("/graphql", GraphQLHTTP(engine, scope, explorer=explorer)),
                 WebSocketRoute("/graphql", self._socket),
                 Route("/", _home),
-                *explorer_routes(node.app.examples),
+                *explorer_routes(node.app.examples or examples_of(node.app.domain, node.app.schema._schema)),
                 *health_routes(node),
                 metrics_route(node, self._socket),
             ]
