@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 
 from headwater.cli.arguments import parser
 from headwater.config import Settings
-from headwater.server.web import Server, listen, server_of, url_of
+from headwater.server.http_server import Server, listen, server_of, url_of
 
 
 async def _page(request: Request) -> PlainTextResponse:

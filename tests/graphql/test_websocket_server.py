@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from headwater.graphql.frames import CloseCode
-from headwater.server.web import LARGEST_FRAME, PING_SECONDS
+from headwater.server.http_server import LARGEST_FRAME, PING_SECONDS
 
 # -- over a real server
 

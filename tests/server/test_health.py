@@ -33,8 +33,8 @@ from headwater.config import Settings
 from headwater.consumers.standings import read_standings
 from headwater.errors import Unavailable
 from headwater.eventstore.epoch import Epochs
+from headwater.server.monitoring import health_routes, metrics_route
 from headwater.server.node import Node
-from headwater.server.web import health_routes, metrics_route
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]
 

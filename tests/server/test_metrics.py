@@ -38,8 +38,9 @@ from headwater.graphql.result import Result
 from headwater.graphql.scope import Scope
 from headwater.projections.generations import rebuild
 from headwater.sagas.steps import SagaCounts
+from headwater.server.monitoring import health_routes, metrics_route
 from headwater.server.node import Node
-from headwater.server.web import Web, health_routes, metrics_route
+from headwater.server.web import Web
 from headwater.telemetry import MAX_UNMEASURED, Distribution, Telemetry
 
 Start: TypeAlias = Callable[..., Awaitable[Node]]

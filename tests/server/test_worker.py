@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -10,12 +9,10 @@ from functools import partial
 import asyncpg
 from tests.support import works
 from tests.support.waiting import until
-from tests.support.works import PlaceOrder, fulfilment, orders
+from tests.support.works import PlaceOrder, fulfilment
 
 from headwater import App, Feature, Schedule
-from headwater.cli.node import node_of
 from headwater.clock import VirtualClock
-from headwater.config import Settings
 from headwater.consumers.standings import read_standings
 from headwater.ids import derived_id
 from headwater.server.node import Node
@@ -53,15 +50,3 @@ async def test_a_schedule_starts_a_saga_on_the_worker_that_holds_its_lease(
     assert [row["actor"] for row in actors] == ["schedule hourly order"] * 3
     assert "schedules" not in {each.name for each in (await read_standings(nodes[0].database.pool)).projections}
     assert await nodes[0].troubles() == {}
-
-
-async def test_objects_that_exist_after_the_start_are_frozen_for_the_garbage_collector(dsn: str) -> None:
-    app, before = App([Feature([orders])]), gc.get_freeze_count()
-    try:
-        async with node_of(app, Settings(), dsn, serve=True, work=False):
-            assert gc.get_freeze_count() > before
-            schema = app.schema
-            assert not any(each is schema for each in gc.get_objects())
-    finally:
-        gc.unfreeze()
-    assert any(each is schema for each in gc.get_objects())

@@ -15,7 +15,8 @@ from headwater import App, Feature
 from headwater.config import Settings
 from headwater.graphql.engine import Engine
 from headwater.graphql.request import GraphQLRequest
-from headwater.graphql.scope import Scope, Serving
+from headwater.graphql.scope import Scope
+from headwater.graphql.serving import Serving
 from headwater.server.node import Node
 
 QUICK = replace(Settings(), poll_seconds=0.5, at_least_seconds=5)

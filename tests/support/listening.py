@@ -21,9 +21,9 @@ from tests.support.sockets import PATIENCE, PROTOCOL, Server, soon
 from websockets.frames import Close, Frame, Opcode
 
 from headwater.server.client_faults import ClientFaults
+from headwater.server.http_server import LARGEST_FRAME
 from headwater.server.pacing import Paced
 from headwater.server.slow_reader import DrainedSocket
-from headwater.server.web import LARGEST_FRAME
 
 LARGE = 30_000_000
 """Bytes of a response that no buffer of the kernel takes."""

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from headwater.config import Settings
+from headwater.server.http_server import listen, server_of
 from headwater.server.request_head import HEAD_SECONDS
-from headwater.server.web import listen, server_of
 
 FAR_TOO_MUCH = 16 * 1024 * 1024
 PATIENCE = 10.0

@@ -37,7 +37,7 @@ from headwater.eventstore.epoch import Epoch
 from headwater.eventstore.log import Log
 from headwater.eventstore.positions import Positions
 from headwater.eventstore.snapshots import SnapshotStore
-from headwater.graphql.scope import ClientLimits, Serving
+from headwater.graphql.serving import ClientLimits, Serving
 from headwater.live.feed import Feed
 from headwater.logs import node_name
 from headwater.postgres.database import FAILING, Database
