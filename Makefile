@@ -6,6 +6,7 @@ export PIP_ROOT_USER_ACTION = ignore
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 unexport PYTHONHOME PYTHONPATH  # they would put another project's modules first
+unexport PYTHONDONTWRITEBYTECODE  # each process would compile every module again, which costs the tests a fifth of their time
 
 # The first of these that runs, is new enough and can make an environment. `make PYTHON=...` chooses another.
 PYTHONS = python3.14 python3.13 python3.12 python3.11 python3
