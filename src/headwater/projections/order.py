@@ -132,4 +132,4 @@ def _parse_value(field: Field | None, value: Any) -> object:
         return int(value)
     if field.enum is not None:
         return field.enum(value).value
-    return msgspec.convert(value, field.kind.value, strict=False)
+    return msgspec.convert(value, field.kind.value)
