@@ -7,7 +7,8 @@ Consulted streams are given in the same way: `.when(command, seeing={A: given(ac
 
 The history of a saga is made of events, of the saga's own messages and of the results of its steps.
 
-    given(transfer, [TransferRequested(...)]).when(Refused(command="Send", code="NO_FUNDS")).then([Refuse(...), Done()])
+    refused = Refused(command=SendTransfer(...), refusal=InsufficientFunds(...))
+    given(transfer, [TransferRequested(...)]).when(refused).then([RefuseTransfer(...), Done()])
 
 For read models, `folded(view, [recorded(AccountOpened(...), at=...), ...])` returns the row after the events.
 
@@ -37,7 +38,7 @@ from headwater.domain.read_model import Key, ReadModel, View
 from headwater.domain.refusals import CommandRefused
 from headwater.domain.row_fold import fold_of
 from headwater.domain.row_route import RowRoutes
-from headwater.domain.saga import Do, Reaction, Saga, SagaInput, Undo
+from headwater.domain.saga import Do, Reaction, Saga, SagaInput, Undo, kind_of
 from headwater.domain.serialization import encode
 from headwater.domain.validation import command_from
 from headwater.projections.row_codec import RowCodec
@@ -175,13 +176,19 @@ def _fields_of(value: object) -> dict[str, object]:
 class GivenSaga(Generic[S]):
     """An instance of a saga with a history."""
 
-    saga: Saga[S, Any]
+    saga: Saga[S]
     state: S
+    key: UUID | None
 
     def when(self, given: SagaInput) -> Followed[S]:
-        """Hand an event, a message or the result of a step to the instance."""
-        state = self.saga.evolved(self.state, given)
-        return Followed(state, list(self.saga.reaction(state, given)))
+        """Hand an event, a message or the result of a step to the instance.
+
+        Raises:
+            AssertionError: `react` does not take it.
+        """
+        _require(self.saga.takes(kind_of(given)), f"{self.saga.name} does not take {given!r}")
+        state = self.saga.evolved(self.state, given, self.key)
+        return Followed(state, list(self.saga.reaction(state, given, self.key)))
 
 
 @dataclass(frozen=True)
@@ -213,9 +220,11 @@ class Followed(Generic[S]):
 @overload
 def given(subject: Decider[S], history: Iterable[Event] = ()) -> Given[S]: ...
 @overload
-def given(subject: Saga[S, Any], history: Iterable[SagaInput] = ()) -> GivenSaga[S]: ...
-def given(subject: Decider[S] | Saga[S, Any], history: Iterable[Any] = ()) -> Given[S] | GivenSaga[S]:
-    """Return a stream of a decider, or an instance of a saga, with this history.
+def given(subject: Saga[S], history: Iterable[SagaInput] = (), *, key: UUID | None = None) -> GivenSaga[S]: ...
+def given(
+    subject: Decider[S] | Saga[S], history: Iterable[Any] = (), *, key: UUID | None = None
+) -> Given[S] | GivenSaga[S]:
+    """Return a stream of a decider, or an instance of a saga, with this history. key: of the instance.
 
     Raises:
         AssertionError: two events of the history are of different streams.
@@ -226,16 +235,16 @@ def given(subject: Decider[S] | Saga[S, Any], history: Iterable[Any] = ()) -> Gi
     if isinstance(subject, Saga):
         subject = guarded_saga(subject)
         for each in history:
-            state = subject.evolved(state, each)
-        return GivenSaga(subject, state)
+            state = subject.evolved(state, each, key)
+        return GivenSaga(subject, state, key)
     subject = guarded_decider(subject)
-    key: object = None
+    stream: object = None
     for event in history:
         encode(event)
-        of = getattr(event, subject.key, key)
-        _require(key in (None, of), f"the history is of two streams, {subject.category} {key} and {of}")
-        key, state = of, subject.evolved(state, event)
-    return Given(subject, state, key)
+        of = getattr(event, subject.key, stream)
+        _require(stream in (None, of), f"the history is of two streams, {subject.category} {stream} and {of}")
+        stream, state = of, subject.evolved(state, event)
+    return Given(subject, state, stream)
 
 
 def _require(holds: bool, complaint: str) -> None:

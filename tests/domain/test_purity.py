@@ -138,7 +138,7 @@ def test_a_guarded_app_finds_an_impure_function_and_an_unguarded_one_calls_it_on
     with pytest.raises(ImpureFunction, match="decide_counting returned Filled"):
         decider.decided(command, None, context)
     [saga] = app.domain.sagas
-    assert saga.reaction(None, FILLED.data) == []
+    assert saga.reaction(None, FILLED.data, KEY) == []
 
 
 def test_values_that_compare_by_identity_are_not_compared_and_exceptions_pass() -> None:

@@ -10,7 +10,8 @@ from uuid import RFC_4122, UUID, uuid4
 
 import pytest
 
-from headwater import After, Cancel, Command, Do, Done, Event, Refused, Saga, Undo, replace
+from headwater import After, Cancel, Command, Decider, Do, Done, Event, Feature, Refusal, Refused, Saga, Undo, replace
+from headwater.domain.feature import Domain
 from headwater.domain.messages import Recorded
 from headwater.domain.saga_fold import apply_record, input_of, reaction_to
 from headwater.domain.saga_records import (
@@ -60,13 +61,28 @@ class Ping(Event):
     """A message of the saga's own."""
 
 
+class No(Refusal):
+    """It is refused."""
+
+
+def decide(command: Step, state: None) -> Begun | No | None:
+    return None
+
+
+def evolve_nothing(state: None, event: Begun | GivenUp | Later) -> None:
+    return None
+
+
+steps = Decider("step", key="key", initial=None, decide=decide, evolve=evolve_nothing)
+
+
 def step(name: str, **options: Any) -> Do:
     undo = None if options.get("pivot") else Step(key=KEY, name=f"undo {name}")
     return Do(Step(key=KEY, name=name), undo=undo, **options)
 
 
-def saga_of(*steps: Do) -> Saga[Any, Any]:
-    def react(state: None, event: Begun | GivenUp | Later | Refused) -> list[Do | Undo | Done]:
+def saga_of(*steps: Do) -> Saga[Any]:
+    def react(state: None, event: Begun | GivenUp | Later | Refused[Step]) -> list[Do | Undo | Done]:
         match event:
             case Begun():
                 return [*steps, Done()]
@@ -88,11 +104,11 @@ class Instance:
     """An instance in memory. Its methods record what arrives, as a conductor does, and return the instance itself."""
 
     folded: SagaInstance[Any]
-    codec: Codec
+    domain: Domain
     position: int = 0
 
     def record(self, record: SagaRecord, event: Event | None = None) -> Instance:
-        given = input_of(self.folded, record, event, self.codec)
+        given = input_of(self.folded, record, event, self.domain)
         record = replace(record, then=reaction_to(self.folded, given, f"cause {self.position}", NOW))
         self.position += 1
         version = self.folded.version + 1
@@ -138,9 +154,9 @@ class Instance:
         return first.number
 
 
-def begin(saga: Saga[Any, Any]) -> Instance:
+def begin(saga: Saga[Any]) -> Instance:
     instance = SagaInstance(saga, saga.stream_of(KEY), saga.initial)
-    return Instance(instance, Codec([Begun, GivenUp, Later, Ping])).handle(Begun(key=KEY))
+    return Instance(instance, Domain([Feature(deciders=[steps], sagas=[saga])])).handle(Begun(key=KEY))
 
 
 def begun(*steps: Do) -> Instance:

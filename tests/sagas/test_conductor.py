@@ -15,9 +15,9 @@ import pytest
 from tests.support import works
 from tests.support.orders import change, place, record_types
 from tests.support.waiting import until
-from tests.support.works import OrderPlaced, Work, app, fulfilment
+from tests.support.works import OrderChanged, OrderPlaced, Work, app, fulfilment
 
-from headwater import After, App, Cancel, Do, Done, Feature, Refused, Saga, Undo
+from headwater import After, App, Cancel, Do, Done, Feature, Recorded, Refused, Saga, Undo
 from headwater.clock import VirtualClock
 from headwater.commands.dispatcher import Origin
 from headwater.config import Settings
@@ -244,9 +244,9 @@ async def test_an_error_in_react_parks_the_event_and_those_behind_it(
 
 
 async def test_an_invalid_route_stops_the_saga_before_the_event(start: Any, connection: asyncpg.Connection) -> None:
-    def route(event: works.Input) -> UUID | None:
-        if isinstance(event, OrderPlaced):
-            return {"nobody": None, "text": "a text"}.get(event.plan[0], event.order_id)  # type: ignore[return-value]  # a mistake
+    def route(event: Recorded[OrderPlaced | OrderChanged]) -> UUID | None:
+        if isinstance(event.data, OrderPlaced):
+            return {"nobody": None, "text": "a text"}.get(event.data.plan[0], event.data.order_id)  # type: ignore[return-value]  # a mistake
         return None
 
     node = await start(app_of(replace(fulfilment, route=route)))
@@ -256,7 +256,7 @@ async def test_an_invalid_route_stops_the_saga_before_the_event(start: Any, conn
     await until(lambda: "saga Fulfilment" in node.supervisor.troubles)
     trouble = node.supervisor.troubles["saga Fulfilment"]
     assert trouble.startswith("KeyUnknown: the key of OrderPlaced at position ")
-    assert trouble.endswith("route returned 'a text'; it must return a UUID or None")
+    assert trouble.endswith("route returned 'a text'; it must return a UUID, a list of them or None")
     assert await instance(connection, nobody) is None
 
 
@@ -286,6 +286,14 @@ async def again(connection: asyncpg.Connection, order: UUID) -> None:
     await connection.execute("select pg_notify('headwater', '')")
 
 
+def _react_to_placed(known: works.Known, event: works.OrderPlaced) -> list[Done]:
+    return []
+
+
+def _evolve_placed(known: works.Known, event: works.OrderPlaced) -> works.Known:
+    return works.evolve(known, event)
+
+
 async def test_a_command_that_the_app_no_longer_has_parks_the_instance(
     start: Any, connection: asyncpg.Connection, dsn: str
 ) -> None:
@@ -294,7 +302,8 @@ async def test_a_command_that_the_app_no_longer_has_parks_the_instance(
         await reached(connection, order, "running", "Work (step 1)")
     # The next version of the app has no works. Its events in the log are still read.
     await connection.execute("update headwater.projections set owner = null")
-    await start(App(features=[Feature(deciders=[works.orders], sagas=[works.fulfilment])]))
+    without_outcomes = replace(works.fulfilment, react=_react_to_placed, evolve=_evolve_placed)
+    await start(App(features=[Feature(deciders=[works.orders], sagas=[without_outcomes])]))
     await until(lambda: parked(connection, order))
     error = await connection.fetchval("select error from headwater.dead_letters where key = $1::uuid::text", order)
     assert "No decider of this app takes the command Work" in error
@@ -369,7 +378,7 @@ async def test_a_new_saga_begins_at_the_end_of_the_log_unless_from_start(
     assert (await instance(connection, old) is not None) is from_start
 
 
-def app_of(saga: Saga[Any, Any]) -> App:
+def app_of(saga: Saga[Any]) -> App:
     """Return the app with another version of the saga."""
     return App([Feature([works.orders, works.works], sagas=[saga])])
 

@@ -185,7 +185,7 @@ class Known:
     failures: tuple[str, ...] = ()
 
 
-Input: TypeAlias = OrderPlaced | OrderChanged | Reminder | Refused | TimedOut
+Input: TypeAlias = OrderPlaced | OrderChanged | Reminder | Refused[Work] | TimedOut[Work]
 
 
 def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]:
@@ -225,7 +225,7 @@ def react(known: Known, event: Input) -> list[Do | Undo | After | Cancel | Done]
         case Reminder():
             return [Do(CloseOrder(order_id=event.order_id, how="reminded")), Done()]
         case Refused() | TimedOut():
-            if event.command == "Work" and isinstance(event, Refused) and "optional" in event.facts.get("why", ""):
+            if isinstance(event, Refused) and isinstance(event.refusal, WillNot) and "optional" in event.refusal.why:
                 return []
             return [Do(CloseOrder(order_id=known.order_id, how=event.code)), Done()]
         case _:

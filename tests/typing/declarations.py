@@ -39,6 +39,7 @@ from headwater import (
     Saga,
     Schedule,
     Take,
+    TimedOut,
     Upcaster,
     Value,
     View,
@@ -255,7 +256,7 @@ async def clear(connection: AsyncConnection) -> None:
 projection = Projection("index", events=[Filled], handle=index, reset=clear, key=key_of_filled)
 
 
-def react(state: Decimal, event: Filled | Reminder | Refused) -> list[Do | After | Done]:
+def react(state: Decimal, event: Filled | Reminder) -> list[Do | After | Done]:
     return [Do(Empty(box_id=UUID(int=1))), After(timedelta(days=1), Reminder(text="look")), Done()]
 
 
@@ -263,7 +264,15 @@ def remember(state: Decimal, event: Filled) -> Decimal:
     return event.amount
 
 
-saga = Saga("Filling", route="box_id", initial=Decimal(0), react=react, evolve=remember)
+def not_emptied(state: Decimal, event: Refused[Empty] | TimedOut[Empty]) -> list[Do[Fill] | Done]:
+    assert_type(event.command, Empty)
+    if isinstance(event, Refused) and isinstance(event.refusal, Full):
+        assert_type(event.refusal.size, int)
+    return [Do(Fill(box_id=event.command.box_id, amount=state), within=timedelta(1)), Done()]
+
+
+saga = Saga("Filling", route="box_id", initial=Decimal(0), react=[react, not_emptied], evolve=remember)
+assert_type(saga, Saga[Decimal])
 
 
 def fill(due: datetime) -> Fill:

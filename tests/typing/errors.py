@@ -17,6 +17,8 @@ from headwater import (
     Consult,
     Context,
     Decider,
+    Do,
+    Done,
     Event,
     Invariant,
     Projection,
@@ -24,6 +26,8 @@ from headwater import (
     ReadModel,
     Recorded,
     Refusal,
+    Refused,
+    Saga,
     Upcaster,
     Value,
     View,
@@ -179,6 +183,25 @@ Decider("box", "box_id", 0, decide, evolve_to_text)  # error: evolve returns ano
 Decider("box", "box_id", 0, decide, [evolve, async_evolve])  # error: evolve is async
 Decider("box", "box_id", 0, decide, evolve, consults=consults_pairs)  # error: a pair is no Consult
 Consult(boxes, "1")  # error: the key is a UUID
+
+
+def react(state: int, event: Filled | Refused[Fill]) -> list[Do[Fill] | Done]:
+    if isinstance(event, Refused):
+        return [Do(event.command, undo=event.command.inverse)]  # error: the command does not have that field
+    return [Do(Command())]  # error: the annotation names another command
+
+
+def react_to_text(state: int, event: Filled) -> list[str]:
+    return []
+
+
+def react_to_an_event(state: int, event: Refused[Filled]) -> list[Done]:  # error: an event is no command
+    return []
+
+
+Saga("s", "box_id", 0, react, evolve)
+Saga("s", "box_id", "0", react, evolve)  # error: the initial state is no int
+Saga("s", "box_id", 0, [react_to_text], evolve)  # error: a text is no reaction
 
 
 def fold(row: Box | None, event: Recorded[Filled]) -> Box | None:

@@ -13,7 +13,7 @@ before it is completed, so that a client that sees it completed can close the ac
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TypeAlias, assert_never
+from typing import TypeAlias
 
 from bank.accounts.domain import ReceiveTransfer, ReturnTransfer, SendTransfer, SettleTransfer
 from bank.transfers.domain import CompleteTransfer, NoteWithdrawn, RefundTransfer, RefuseTransfer, TransferRequested
@@ -23,39 +23,47 @@ STEP_TIMEOUT = timedelta(seconds=30)
 """The timeout of the steps that move money. If SendTransfer times out, no money has moved; if ReceiveTransfer does, the
 money goes back."""
 
-Input: TypeAlias = TransferRequested | Refused | TimedOut
+
+def move(
+    request: TransferRequested | None, event: TransferRequested
+) -> list[Do[SendTransfer | NoteWithdrawn | ReceiveTransfer | SettleTransfer | CompleteTransfer] | Done]:
+    transfer, amount, source, target = event.transfer_id, event.amount, event.from_account_id, event.to_account_id
+    return [
+        Do(
+            SendTransfer(account_id=source, transfer_id=transfer, amount=amount),
+            undo=ReturnTransfer(account_id=source, transfer_id=transfer, amount=amount),
+            within=STEP_TIMEOUT,
+        ),
+        Do(NoteWithdrawn(transfer_id=transfer)),
+        Do(
+            ReceiveTransfer(account_id=target, transfer_id=transfer, amount=amount, currency=event.currency),
+            within=STEP_TIMEOUT,
+            pivot=True,
+        ),
+        Do(SettleTransfer(account_id=source, transfer_id=transfer)),
+        Do(CompleteTransfer(transfer_id=transfer)),
+        Done(),
+    ]
 
 
-def react(request: TransferRequested | None, event: Input) -> list[Do | Done]:
-    assert request is not None  # `evolve` has stored the event that began the instance
-    transfer, amount = request.transfer_id, request.amount
-    match event:
-        case TransferRequested(from_account_id=source, to_account_id=target, currency=currency):
-            return [
-                Do(
-                    SendTransfer(account_id=source, transfer_id=transfer, amount=amount),
-                    undo=ReturnTransfer(account_id=source, transfer_id=transfer, amount=amount),
-                    within=STEP_TIMEOUT,
-                ),
-                Do(NoteWithdrawn(transfer_id=transfer)),
-                Do(
-                    ReceiveTransfer(account_id=target, transfer_id=transfer, amount=amount, currency=currency),
-                    within=STEP_TIMEOUT,
-                    pivot=True,
-                ),
-                Do(SettleTransfer(account_id=source, transfer_id=transfer)),
-                Do(CompleteTransfer(transfer_id=transfer)),
-                Done(),
-            ]
-        case Refused(command="SendTransfer") | TimedOut(command="SendTransfer"):
-            return [Do(RefuseTransfer(transfer_id=transfer, reason=event.code)), Done()]
-        case Refused(command="ReceiveTransfer") | TimedOut(command="ReceiveTransfer"):
-            return [Do(RefundTransfer(transfer_id=transfer, reason=event.code)), Done()]
-        case Refused() | TimedOut():
-            # The transfer accepts its own commands in this order. A refusal is a bug, which an operator must look at.
-            raise RuntimeError(f"{event.command} was refused with {event.code}")
-        case _:
-            assert_never(event)
+def not_sent(
+    request: TransferRequested | None, event: Refused[SendTransfer] | TimedOut[SendTransfer]
+) -> list[Do[RefuseTransfer] | Done]:
+    return [Do(RefuseTransfer(transfer_id=event.command.transfer_id, reason=event.code)), Done()]
+
+
+def not_received(
+    request: TransferRequested | None, event: Refused[ReceiveTransfer] | TimedOut[ReceiveTransfer]
+) -> list[Do[RefundTransfer] | Done]:
+    return [Do(RefundTransfer(transfer_id=event.command.transfer_id, reason=event.code)), Done()]
+
+
+Noted: TypeAlias = NoteWithdrawn | SettleTransfer | CompleteTransfer | RefuseTransfer | RefundTransfer
+
+
+def not_noted(request: TransferRequested | None, event: Refused[Noted]) -> list[Done]:
+    """The transfer accepts these commands in their order. A refusal is a bug, which an operator must look at."""
+    raise RuntimeError(f"{type(event.command).__name__} was refused with {event.code}")
 
 
 def evolve(request: TransferRequested | None, event: TransferRequested) -> TransferRequested:
@@ -63,5 +71,10 @@ def evolve(request: TransferRequested | None, event: TransferRequested) -> Trans
 
 
 transfer = Saga(
-    "Transfer", route="transfer_id", initial=None, react=react, evolve=evolve, undo_retry=Retry(times=3, first=0.5)
+    "Transfer",
+    route="transfer_id",
+    initial=None,
+    react=[move, not_sent, not_received, not_noted],
+    evolve=evolve,
+    undo_retry=Retry(times=3, first=0.5),
 )

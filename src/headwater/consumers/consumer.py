@@ -54,12 +54,12 @@ class Retried(NamedTuple):
 
 
 class EventHandler(ABC):
-    """Acts on the events that a consumer reads. `key_of` and `take` are required; the other hooks do nothing."""
+    """Acts on the events that a consumer reads. `keys_of` and `take` are required; the other hooks do nothing."""
 
     @abstractmethod
-    def key_of(self, event: Recorded[Event]) -> UUID | None:
-        """Return the key in whose order the event is taken; None if it is not taken. An exception stops the consumer
-        before the event."""
+    def keys_of(self, event: Recorded[Event]) -> Sequence[UUID]:
+        """Return the keys for each of which the event is taken, in the order of the key's events; none if it is not
+        taken. An exception stops the consumer before the event."""
 
     @abstractmethod
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
@@ -222,14 +222,14 @@ class Consumer:
         by_key: dict[UUID, list[Recorded[Event]]] = {}
         for place, event in enumerate(events):
             try:
-                key = self._key_of(event)
+                keys = self._keys_of(event)
             except KeyUnknown as unknown:
                 if event.position - 1 == position:
                     self._log_halt(unknown, event.position)
                     raise
                 events, reached = events[:place], event.position - 1  # first commit the events before it
                 break
-            if key is not None:
+            for key in keys:
                 by_key.setdefault(key, []).append(event)
         await outlast(lambda: self._handler.expect(by_key))
         failed = await asyncio.gather(*(self._take_all(key, mine) for key, mine in by_key.items()))
@@ -246,9 +246,9 @@ class Consumer:
         self._count(events, reached)
         return reached
 
-    def _key_of(self, event: Recorded[Event]) -> UUID | None:
+    def _keys_of(self, event: Recorded[Event]) -> Sequence[UUID]:
         try:
-            return self._handler.key_of(event)
+            return self._handler.keys_of(event)
         except Exception as error:
             raise KeyUnknown(
                 f"the key of {event.data.__declared__.name} at position {event.position} is not known: "

@@ -10,7 +10,7 @@ If the process ends between a call and the commit, the call is repeated with the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from headwater.consumers.checkpoint import Generation
@@ -35,9 +35,9 @@ class _ReactorHandler(EventHandler):
         self._reactor = reactor
         self._events = frozenset(reactor.events)
 
-    def key_of(self, event: Recorded[Event]) -> UUID | None:
+    def keys_of(self, event: Recorded[Event]) -> Sequence[UUID]:
         """Return the key in whose order the event is taken."""
-        return self._reactor.order_of(event) if type(event.data) in self._events else None
+        return (self._reactor.order_of(event),) if type(event.data) in self._events else ()
 
     async def take(self, key: UUID, event: Recorded[Event]) -> None:
         """React to an event.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
+
+import msgspec
 
 from headwater.domain.class_keywords import is_list
 from headwater.domain.decider import AnyDecider, Decider
 from headwater.domain.fields import Field, fields_of
 from headwater.domain.graphql_names import check_names
 from headwater.domain.invariant import AnyInvariant, Invariant
-from headwater.domain.messages import Command, Event
+from headwater.domain.messages import EVERY_COMMAND_REFUSES, Command, Event, Refusal
 from headwater.domain.money import warn_of_float_money
 from headwater.domain.projection import Projection
 from headwater.domain.reactor import Reactor
@@ -42,7 +44,7 @@ class Feature:
     deciders: Sequence[AnyDecider] = ()
     views: Sequence[AnyView] = ()
     upcasters: Sequence[Upcaster] = ()
-    sagas: Sequence[Saga[Any, Any]] = ()
+    sagas: Sequence[Saga[Any]] = ()
     schedules: Sequence[Schedule] = ()
     reactors: Sequence[Reactor] = ()
     invariants: Sequence[AnyInvariant] = ()
@@ -84,6 +86,7 @@ class Domain:
         self.decider_named = {decider.category: decider for decider in self.deciders}
         self.schedules = tuple(schedule for feature in features for schedule in feature.schedules)
         self.decider_of = self._commands()
+        self.command_named = {command.__declared__.name: command for command in self.decider_of}
         self.category_of = self._events()
         self.view_of = {view.model: view for view in self.views}
         self.sagas = tuple(saga for feature in features for saga in feature.sagas)
@@ -157,7 +160,22 @@ class Domain:
         states = (*(each.state_type for each in self.deciders), *(each.state_type for each in self.sagas))
         yield from (state for state in states if isinstance(state, type))
 
-    def saga_named(self, name: str) -> Saga[Any, Any]:
+    def refusal(self, command: type[Command], code: str, facts: Mapping[str, object]) -> Refusal:
+        """Return a refusal of a command from its stored code and facts.
+
+        Raises:
+            LogError: no refusal of the command has this code and these facts any more.
+        """
+        what = f"A stored refusal of {command.__name__}, {code}, cannot be read"
+        for refusal in (*self.decider_of[command].decide_of[command].own_refusals, *EVERY_COMMAND_REFUSES):
+            if refusal.code == code:
+                try:
+                    return msgspec.convert(facts, refusal)
+                except msgspec.ValidationError as error:
+                    raise LogError(f"{what}: {error}") from error
+        raise LogError(f"{what}: the command has no such refusal")
+
+    def saga_named(self, name: str) -> Saga[Any]:
         """Return the saga of this name. Raises KeyError if there is none."""
         return {saga.name: saga for saga in self.sagas}[name]
 
@@ -209,7 +227,23 @@ class Domain:
                     " its `react`"
                 )
             for event in routed:
-                saga.check_route(event)
+                saga.check_route(event, self.decider_named[self.category_of[event]].key)
+            for outcome, command in saga.outcomes:
+                shown = f"{outcome.__name__}[{command.__name__}]"
+                if command not in self.decider_of:
+                    raise DefinitionError(
+                        f"The saga {saga.name} takes {shown}, but no decider's decide takes the command"
+                    )
+                if saga.steps is not None and command not in saga.steps:
+                    raise DefinitionError(
+                        f"The saga {saga.name} takes {shown}, but none of its steps has the command: no annotation of a"
+                        f" result of its react names Do[{command.__name__}]"
+                    )
+            for command in saga.steps or ():
+                if command not in self.decider_of:
+                    raise DefinitionError(
+                        f"The saga {saga.name} has steps with {command.__name__}, which no decider's decide takes"
+                    )
 
     def _check_reactors(self) -> None:
         for reactor in self.reactors:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from headwater.domain.saga import Saga
 
 S = TypeVar("S")
-G = TypeVar("G")
 M = TypeVar("M", bound="ReadModel")
 
 _ADVICE = "take the time and ids from the command, the event or the context, and return new values instead"
@@ -70,7 +69,7 @@ def guarded_decider(decider: Decider[S]) -> Decider[S]:
     return _guard_decider(copy.copy(decider))
 
 
-def guarded_saga(saga: Saga[S, G]) -> Saga[S, G]:
+def guarded_saga(saga: Saga[S]) -> Saga[S]:
     """Return the saga with its functions guarded."""
     return _guard_saga(copy.copy(saga))
 
@@ -95,8 +94,9 @@ def _guard_decider(decider: Decider[S]) -> Decider[S]:
     return _with(decider, decide_of=decide, evolve_of={event: twice(each) for event, each in decider.evolve_of.items()})
 
 
-def _guard_saga(saga: Saga[S, G]) -> Saga[S, G]:
-    return _with(saga, react=twice(saga.react), evolve=twice(saga.evolve))
+def _guard_saga(saga: Saga[S]) -> Saga[S]:
+    react = {given: twice(each) for given, each in saga.react_of.items()}
+    return _with(saga, react_of=react, evolve_of={given: twice(each) for given, each in saga.evolve_of.items()})
 
 
 def _guard_view(view: View[M]) -> View[M]:

@@ -14,17 +14,20 @@ effect or all that did are compensated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Generic, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, Generic, TypeAlias, get_args, get_origin
 from uuid import UUID
 
 import msgspec
+from typing_extensions import TypeVar
 
+from headwater.domain.class_keywords import is_list
 from headwater.domain.failure_policy import Park, Retry, Stop
-from headwater.domain.fields import carried_fields_of, hints_of, require_sync, union_arms
-from headwater.domain.messages import Command, Event
+from headwater.domain.fields import carried_fields_of, hints_of, name_of, require_sync, union_arms
+from headwater.domain.messages import Command, Event, Recorded, Refusal
 from headwater.domain.mutability import require_immutable
 from headwater.domain.stored_names import require_word
 from headwater.errors import DefinitionError
@@ -37,14 +40,17 @@ LONGEST = timedelta(days=36_525)
 """The longest timeout of a step and delay of a message: a hundred years. A time so far from now can still be stored."""
 
 S = TypeVar("S")
-I = TypeVar("I")  # noqa: E741  # an input: an event, a message of a timer, or the outcome of a step
+C_co = TypeVar("C_co", bound=Command, covariant=True, default=Command)
 
 # ----------------------------------------------------------------------------------------------- what `react` returns
 
 
 @dataclass(frozen=True)
-class Do:
+class Do(Generic[C_co]):
     """A step: issue the command, and go on when it is accepted.
+
+    The annotation of `react` may name the commands: with `list[Do[SendTransfer | SettleTransfer] | Done]`, a step with
+    another command is an error, and so is a `Refused[...]` of another command.
 
         Do(SendTransfer(account_id=source, amount=amount), undo=ReturnTransfer(account_id=source, amount=amount))
 
@@ -57,7 +63,7 @@ class Do:
         DefinitionError: a pivot has an undo, or `within` is not positive or longer than a hundred years.
     """
 
-    command: Command
+    command: C_co
     undo: Command | None = None
     within: timedelta | None = None
     optional: bool = False
@@ -136,74 +142,93 @@ class Done:
     """
 
 
-Reaction: TypeAlias = Do | Undo | After | Cancel | Done
+Reaction: TypeAlias = Do[Any] | Undo | After | Cancel | Done
 
 # ------------------------------------------------------------------------------------------------- outcomes of a step
 
 
-class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
+class Confirmed(msgspec.Struct, Generic[C_co], frozen=True, kw_only=True):
     """The command of a step was accepted.
 
-        def react(state: Order, event: OrderPlaced | Confirmed) -> list[Do | Done]: ...
+        def shipped(order: Order, event: Confirmed[Ship]) -> list[Do[Bill] | Done]: ...
 
-    command: its name. version: of its stream, after it. position: of the last event in the log, after it.
+    version: of the command's stream. position: of the log, after it.
     """
 
-    command: str
+    command: C_co
     version: int
     position: int
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True):
+class Refused(msgspec.Struct, Generic[C_co], frozen=True, kw_only=True):
     """The command of a step was refused.
 
-        case Refused(command="ReserveStock", code="OUT_OF_STOCK"):
-            return [Do(RejectOrder(order_id=state.order_id)), Done()]
+        def not_sent(request: Request, event: Refused[SendTransfer]) -> list[Do[RefuseTransfer] | Done]:
+            return [Do(RefuseTransfer(transfer_id=event.command.transfer_id, reason=event.code)), Done()]
 
-    command: its name. code, message: of the refusal. facts: the fields of the refusal, as JSON values.
+    refusal: as the decision returned it.
     """
 
-    command: str
-    code: str
-    message: str = ""
-    facts: dict[str, Any] = msgspec.field(default_factory=dict)
+    command: C_co
+    refusal: Refusal
+
+    @property
+    def code(self) -> str:
+        """The code of the refusal."""
+        return self.refusal.code
 
 
-class TimedOut(msgspec.Struct, frozen=True, kw_only=True):
-    """The command of a step was not accepted within its `Do.within`, and never will be.
+class TimedOut(msgspec.Struct, Generic[C_co], frozen=True, kw_only=True):
+    """The command of a step was not accepted in time, and never will be.
 
-        case TimedOut(command="Charge"):
-            return [Undo(), Done()]
+        def not_sent(request: Request, event: Refused[SendTransfer] | TimedOut[SendTransfer]) -> list[Done]: ...
 
-    command: its name.
+    command: the one that was issued.
     """
 
-    command: str
-    code: str = "TIMED_OUT"
+    command: C_co
+
+    @property
+    def code(self) -> str:
+        """`TIMED_OUT`."""
+        return "TIMED_OUT"
 
 
-StepOutcome: TypeAlias = Confirmed | Refused | TimedOut
+StepOutcome: TypeAlias = Confirmed[Any] | Refused[Any] | TimedOut[Any]
 
-OUTCOMES: tuple[type[StepOutcome], ...] = get_args(StepOutcome)
+OUTCOMES: tuple[type[StepOutcome], ...] = (Confirmed, Refused, TimedOut)
+
+OutcomeOf: TypeAlias = tuple[type[StepOutcome], type[Command]]
+"""An outcome of a command: `Refused[SendTransfer]` is `(Refused, SendTransfer)`."""
 
 SagaInput: TypeAlias = Event | StepOutcome
 """An argument of `react` and `evolve`. The events are events of deciders and messages of the saga's timers."""
+
+InputOf: TypeAlias = type[Event] | OutcomeOf
+"""An event type, or an outcome of a command."""
+
+React: TypeAlias = Callable[[S, Any], Sequence[Reaction]] | Callable[[S, Any, UUID], Sequence[Reaction]]
+SagaEvolve: TypeAlias = Callable[[S, Any], S] | Callable[[S, Any, UUID], S]
+
+_REACTIONS = (Do, Undo, After, Cancel, Done)
 
 # --------------------------------------------------------------------------------------------------------- declaration
 
 
 @dataclass(frozen=True)
-class Saga(Generic[S, I]):
+class Saga(Generic[S]):
     """Work that spans streams. A saga has one instance for each key.
 
         Saga("MoveMoney", route="transfer_id", initial=None, react=react, evolve=evolve)
 
     name: the name that the log stores and operators read.
-    route: the key of the instance that an event belongs to: the name of a UUID field of the event, or a function that
-    returns a UUID, or None for no instance.
+    route: the key of the instance that an event belongs to: the name of a UUID field of the event or of the key of its
+    stream; or a function of the recorded event that returns a key, a list of the keys of several instances, or None.
     initial: the state before the first event.
-    react, evolve: see the module. They see only their arguments: no clock, no I/O. Their annotations name what they
-    receive: events of deciders, the saga's own messages (which `After` delivers), `Confirmed`, `Refused`, `TimedOut`.
+    react, evolve: see the module; each is a function or a list of functions. They see only their arguments: no clock,
+    no I/O. Their annotations name what they receive: events of deciders, the saga's own messages (which `After`
+    delivers), and outcomes of steps, such as `Refused[SendTransfer]`. A function with a third parameter, a UUID,
+    receives the key of the instance: with a route to several instances, an event alone does not tell which it is.
     starts: the events that begin an instance; None if any event does.
     on_failure: what happens to an instance when `react` or the decider of a step raises.
     undo_retry: how often a refused undo is retried before the instance is parked.
@@ -215,44 +240,58 @@ class Saga(Generic[S, I]):
     """
 
     name: str
-    route: str | Callable[[Any], UUID | None]
+    route: str | Callable[[Recorded[Any]], UUID | Sequence[UUID] | None]
     initial: S
-    react: Callable[[S, I], Sequence[Reaction]]
-    evolve: Callable[[S, I], S]
+    react: React[S] | Sequence[React[S]]
+    evolve: SagaEvolve[S] | Sequence[SagaEvolve[S]]
     starts: Sequence[type[Event]] | None = None
     on_failure: Retry | Park = Retry()  # noqa: RUF009 - Retry is frozen
     undo_retry: Retry = Retry(times=5, first=1.0)  # noqa: RUF009 - Retry is frozen
     stuck_after: timedelta = timedelta(minutes=5)
     from_start: bool = False
     events: tuple[type[Event], ...] = field(init=False)
-    outcomes: tuple[type[StepOutcome], ...] = field(init=False)
-    evolves: frozenset[type[SagaInput]] = field(init=False)
+    outcomes: tuple[OutcomeOf, ...] = field(init=False)
+    steps: tuple[type[Command], ...] | None = field(init=False)
+    react_of: Mapping[InputOf, React[S]] = field(init=False)
+    evolve_of: Mapping[InputOf, SagaEvolve[S]] = field(init=False)
 
     def __post_init__(self) -> None:
         require_word("A saga's name", self.name)
-        require_sync(self.react, self.evolve, None if isinstance(self.route, str) else self.route)
-        inputs = _inputs(self.react, returns_reactions=True)
-        evolves = _inputs(self.evolve, returns_reactions=False)
+        require_sync(None if isinstance(self.route, str) else self.route)
+        react_of, steps = self._read_react()
+        evolve_of = _by_input(self.evolve, f"{self.name}: evolve")
         require_immutable(f"The state of the saga {self.name}", self.state_type)
-        unknown = [each.__name__ for each in evolves if each not in inputs]
+        unknown = [_spelled(each) for each in evolve_of if each not in react_of]
         if unknown:
             raise DefinitionError(
-                f"{_named(self.evolve)} takes {', '.join(unknown)}, which it never receives: add it to the events that "
-                f"{_named(self.react)} takes"
+                f"{self.name}: its evolve takes {', '.join(unknown)}, which it never receives: add it to what its react"
+                " takes"
             )
-        object.__setattr__(self, "events", tuple(each for each in inputs if each not in OUTCOMES))
-        object.__setattr__(self, "outcomes", tuple(each for each in inputs if each in OUTCOMES))
-        object.__setattr__(self, "evolves", frozenset(evolves))
+        object.__setattr__(self, "react_of", react_of)
+        object.__setattr__(self, "evolve_of", evolve_of)
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "events", tuple(each for each in react_of if not isinstance(each, tuple)))
+        object.__setattr__(self, "outcomes", tuple(each for each in react_of if isinstance(each, tuple)))
         if isinstance(self.on_failure, Retry) and isinstance(self.on_failure.then, Stop):
             raise DefinitionError(f"{self.name}: on_failure must end with Park(): Stop() would stop all instances")
         for event in self.starts or ():
             if event not in self.events:
-                raise DefinitionError(f"{self.name}: starts={event.__name__}, which {_named(self.react)} does not take")
+                raise DefinitionError(f"{self.name}: starts={event.__name__}, which its react does not take")
+
+    def _read_react(self) -> tuple[dict[InputOf, React[S]], tuple[type[Command], ...] | None]:
+        """Return the function that takes each input, and the commands of the steps; None if an annotation has `Do`
+        without a command."""
+        react_of = _by_input(self.react, f"{self.name}: react")
+        steps = [_steps_of(function) for function in dict.fromkeys(react_of.values())]
+        if None in steps:
+            return react_of, None
+        return react_of, tuple(dict.fromkeys(command for each in steps for command in each or ()))
 
     @property
     def state_type(self) -> object:
         """The annotation of the state, in `evolve`."""
-        return next(iter(hints_of(self.evolve).values()))
+        evolve: Any = self.evolve
+        return next(iter(hints_of(evolve[0] if is_list(evolve) else evolve).values()))
 
     @property
     def category(self) -> str:
@@ -263,24 +302,34 @@ class Saga(Generic[S, I]):
         """Return the stream id of the instance with this key."""
         return derived_id(key, self.category)
 
-    def key_of(self, event: Event) -> UUID | None:
-        """Return the key of the instance that an event belongs to; None for no instance.
+    def keys_of(self, event: Recorded[Any]) -> Sequence[UUID]:
+        """Return the keys of the instances that an event belongs to, each once.
 
         Raises:
-            TypeError: `route` returned neither a UUID nor None.
+            TypeError: `route` returned neither a UUID, a list of them nor None.
         """
         if isinstance(self.route, str):
-            return getattr(event, self.route)  # type: ignore[no-any-return]  # `check_route` has checked that it is a UUID
-        key = self.route(event)
-        if not (key is None or isinstance(key, UUID)):
-            raise TypeError(f"{_named(self.route)} returned {key!r}; it must return a UUID or None")
-        return key
+            return (getattr(event.data, self.route, event.stream_id),)
+        routed = self.route(event)
+        if routed is None:
+            return ()
+        keys = routed if is_list(routed) else (routed,)
+        for key in keys:
+            if not isinstance(key, UUID):
+                raise TypeError(
+                    f"{name_of(self.route)} returned {routed!r}; it must return a UUID, a list of them or None"
+                )
+        return tuple(dict.fromkeys(keys))
 
-    def check_route(self, event: type[Event]) -> None:
-        """Raise DefinitionError if `route` names a field that events of this type lack."""
-        if isinstance(self.route, str) and not any(
-            each.name == self.route and each.is_key and each.required for each in carried_fields_of(event)
-        ):
+    def check_route(self, event: type[Event], key: str) -> None:
+        """Raise DefinitionError if `route` names neither a field of events of this type nor the key of their streams.
+
+        key: the key of their streams.
+        """
+        if not isinstance(self.route, str):
+            return
+        named = [each for each in carried_fields_of(event) if each.name == self.route]
+        if not (all(each.is_key and each.required for each in named) if named else self.route == key):
             raise DefinitionError(
                 f"Saga {self.name}: {event.__name__} has no required field `{self.route}: UUID`; use a function as the "
                 "route"
@@ -290,43 +339,114 @@ class Saga(Generic[S, I]):
         """Return True if the event begins an instance that does not exist yet."""
         return self.starts is None or isinstance(event, tuple(self.starts))
 
-    def evolved(self, state: S, given: I) -> S:
-        """Return the state after an input. An input that `evolve` does not take leaves the state as it is."""
-        return self.evolve(state, given) if type(given) in self.evolves else state
+    def takes(self, given: InputOf) -> bool:
+        """True if `react` takes events of this type, or this outcome of a command."""
+        return given in self.react_of
 
-    def reaction(self, state: S, given: I) -> Sequence[Reaction]:
-        """Return what follows from an input. state: the state after the input.
+    def evolved(self, state: S, given: SagaInput, key: UUID | None) -> S:
+        """Return the state after an input. An input that `evolve` does not take leaves the state as it is.
+
+        key: of the instance.
+        """
+        evolve: Callable[..., S] | None = self.evolve_of.get(kind_of(given))
+        if evolve is None:
+            return state
+        return evolve(state, given, key) if _takes_key(evolve) else evolve(state, given)
+
+    def reaction(self, state: S, given: SagaInput, key: UUID | None) -> Sequence[Reaction]:
+        """Return what follows from an input that `react` takes. state: the state after the input. key: of the instance.
 
         Raises:
-            TypeError: `react` returned something that is no Reaction.
+            TypeError: `react` returned something that its annotation does not name.
         """
-        reactions = self.react(state, given)
+        react: Callable[..., Sequence[Reaction]] = self.react_of[kind_of(given)]
+        reactions = react(state, given, key) if _takes_key(react) else react(state, given)
         for each in reactions:
-            if not isinstance(each, Reaction):
+            if not isinstance(each, _REACTIONS):
+                raise TypeError(f"{name_of(react)} returned {each!r}; it must return Do, Undo, After, Cancel or Done")
+            if self.steps is not None and isinstance(each, Do) and type(each.command) not in self.steps:
                 raise TypeError(
-                    f"{_named(self.react)} returned {each!r}; it must return Do, Undo, After, Cancel or Done"
+                    f"{name_of(react)} returned a step with {type(each.command).__name__}, which the annotation of its"
+                    " result does not name"
                 )
         return reactions
 
 
-def _inputs(function: Callable[..., Any], *, returns_reactions: bool) -> tuple[type[SagaInput], ...]:
-    """Return the types of the function's second parameter, after checking its annotations."""
-    where = _named(function)
-    try:
-        hints = get_type_hints(function)
-    except Exception as error:
-        raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
-    result = hints.pop("return", None)
-    if len(hints) != 2 or result is None:
+def kind_of(given: SagaInput) -> InputOf:
+    """Return the type of an event, or the outcome and the type of its command."""
+    return type(given) if isinstance(given, Event) else (type(given), type(given.command))
+
+
+def _by_input(given: Any, what: str) -> dict[InputOf, Callable[..., Any]]:
+    """Return the function that takes each input. given: a function or a list of them."""
+    functions = tuple(given) if is_list(given) else (given,)
+    if not functions or not all(map(callable, functions)):
+        raise DefinitionError(f"{what}={given!r} must be a function or a list of functions")
+    taken: dict[InputOf, Callable[..., Any]] = {}
+    for function in functions:
+        for each in _inputs(function):
+            if each in taken:
+                raise DefinitionError(
+                    f"{_spelled(each)} is taken by both {name_of(taken[each])} and {name_of(function)}; remove it from"
+                    " one of them"
+                )
+            taken[each] = function
+    return taken
+
+
+def _inputs(function: Callable[..., Any]) -> list[InputOf]:
+    """Return the inputs that the annotation of a function's second parameter names."""
+    where = name_of(function)
+    require_sync(function)
+    hints = hints_of(function)
+    if "return" not in hints or len(hints) not in (3, 4):
         raise DefinitionError(f"{where} must have two parameters and a result, all annotated")
-    if returns_reactions and not (get_args(result) and issubclass(get_origin(result) or object, Sequence)):
+    if _takes_key(function) and list(hints.values())[2] is not UUID:
+        raise DefinitionError(f"{where}: its third parameter is the key of the instance, and must be annotated UUID")
+    inputs: list[InputOf] = []
+    for arm in union_arms(list(hints.values())[1]):
+        outcome = get_origin(arm) or arm
+        if isinstance(arm, type) and get_origin(arm) is None and issubclass(arm, Event):
+            inputs.append(arm)
+        elif outcome in OUTCOMES:
+            inputs += [(outcome, command) for command in _commands_of(arm, where)]
+        else:
+            raise DefinitionError(
+                f"{where}: {arm} is neither an Event nor an outcome of a step, such as Refused[SendTransfer]"
+            )
+    return inputs
+
+
+@cache
+def _takes_key(function: Callable[..., Any]) -> bool:
+    return len(hints_of(function)) > 3
+
+
+def _commands_of(arm: Any, where: str) -> tuple[type[Command], ...]:
+    """Return the commands in `Refused[A | B]`."""
+    commands = tuple(each for inside in get_args(arm) for each in union_arms(inside))
+    if not commands or not all(isinstance(each, type) and issubclass(each, Command) for each in commands):
+        name = (get_origin(arm) or arm).__name__
+        raise DefinitionError(f"{where}: {name} must name commands, as in {name}[SendTransfer | SettleTransfer]")
+    return commands
+
+
+def _steps_of(function: Callable[..., Any]) -> tuple[type[Command], ...] | None:
+    """Return the commands of the steps that a function's result names: none, or None for `Do` without a command."""
+    result, where = hints_of(function)["return"], name_of(function)
+    origin = get_origin(result)
+    if not (isinstance(origin, type) and issubclass(origin, Sequence)):
         raise DefinitionError(f"{where} must be annotated to return a list of Do, Undo, After, Cancel or Done")
-    arms = union_arms(list(hints.values())[1])
-    for arm in arms:
-        if not (isinstance(arm, type) and (issubclass(arm, Event) or arm in OUTCOMES)):
-            raise DefinitionError(f"{where}: {arm} is neither an Event nor Confirmed, Refused or TimedOut")
-    return arms
+    commands: list[type[Command]] = []
+    for arm in (each for inside in get_args(result) if inside is not ... for each in union_arms(inside)):
+        if (get_origin(arm) or arm) not in _REACTIONS:
+            raise DefinitionError(f"{where}: {arm} must be Do, Undo, After, Cancel or Done")
+        if arm is Do or get_args(arm) in ((Any,), (Command,)):
+            return None
+        if get_origin(arm) is Do:
+            commands += _commands_of(arm, where)
+    return tuple(commands)
 
 
-def _named(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
+def _spelled(given: InputOf) -> str:
+    return f"{given[0].__name__}[{given[1].__name__}]" if isinstance(given, tuple) else given.__name__

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, assert_never
 from uuid import UUID
 
 import msgspec
 
+from headwater.domain.feature import Domain
 from headwater.domain.messages import Command, Event, Recorded
 from headwater.domain.saga import (
     After,
@@ -68,8 +70,8 @@ from headwater.domain.saga_state import (
     Timer,
     UndoStep,
 )
-from headwater.domain.serialization import Codec, stored_form
-from headwater.errors import CodeFailed
+from headwater.domain.serialization import stored_form
+from headwater.errors import CodeFailed, LogError
 from headwater.ids import internal_id
 
 S = TypeVar("S")
@@ -78,13 +80,13 @@ S = TypeVar("S")
 
 
 def fold(
-    saga: Saga[S, Any],
+    saga: Saga[S],
     stream_id: UUID,
     records: Sequence[Recorded[SagaRecord]],
     events: Mapping[int, Event],
-    codec: Codec,
+    domain: Domain,
 ) -> SagaInstance[S]:
-    """Return the instance of a stream. events: the events that its records refer to, by position.
+    """Return the instance of a stream. events: the events that its records refer to, by position. domain: the app's.
 
     Raises:
         CodeFailed: `evolve` raised.
@@ -93,13 +95,11 @@ def fold(
     for recorded in records:
         record = recorded.data
         event = events[record.position] if isinstance(record, SagaHandledEvent) else None
-        apply_record(instance, recorded, input_of(instance, record, event, codec))
+        apply_record(instance, recorded, input_of(instance, record, event, domain))
     return instance
 
 
-def fold_without_state(
-    saga: Saga[Any, Any], stream_id: UUID, records: Sequence[Recorded[SagaRecord]]
-) -> SagaInstance[Any]:
+def fold_without_state(saga: Saga[Any], stream_id: UUID, records: Sequence[Recorded[SagaRecord]]) -> SagaInstance[Any]:
     """Return the instance of a stream with the state None. It calls none of the user's code, which may be broken."""
     instance: SagaInstance[Any] = SagaInstance(saga, stream_id, None)
     for recorded in records:
@@ -110,19 +110,31 @@ def fold_without_state(
 # ----------------------------------------------------------------------------------------------------- making a record
 
 
-def input_of(instance: SagaInstance[Any], record: SagaRecord, event: Event | None, codec: Codec) -> SagaInput | None:
-    """Return what `react` and `evolve` receive for a record that is not yet applied; None if they are not called.
+@dataclass(frozen=True)
+class Untaken:
+    """The outcome of a step that `react` does not take. accepted: the command was accepted."""
 
-    event: the event of the log that a SagaHandledEvent refers to.
+    accepted: bool
+
+
+def input_of(
+    instance: SagaInstance[Any], record: SagaRecord, event: Event | None, domain: Domain
+) -> SagaInput | Untaken | None:
+    """Return what `react` and `evolve` receive for a record that is not yet applied; None if nothing has arrived.
+
+    event: the event of the log that a SagaHandledEvent refers to. domain: the app's.
+
+    Raises:
+        CodeFailed: the app can no longer read the command or the refusal of a step.
     """
     match record:
         case SagaHandledEvent():
             return event
         case SagaTimerFired():
             timer = instance.timers[record.type]
-            return codec.decode(timer.type, timer.version, timer.data)
+            return domain.codec.decode(timer.type, timer.version, timer.data)
         case SagaStepConfirmed() | SagaStepRefused() | SagaStepTimedOut():
-            return _outcome(instance, record)
+            return _outcome(instance, record, domain)
         case SagaRetried() | SagaAbandoned():
             return None
         case _:
@@ -130,25 +142,41 @@ def input_of(instance: SagaInstance[Any], record: SagaRecord, event: Event | Non
 
 
 def _outcome(
-    instance: SagaInstance[Any], record: SagaStepConfirmed | SagaStepRefused | SagaStepTimedOut
-) -> StepOutcome | None:
+    instance: SagaInstance[Any], record: SagaStepConfirmed | SagaStepRefused | SagaStepTimedOut, domain: Domain
+) -> StepOutcome | Untaken | None:
     """Return the outcome of the first step; None if it is an undo or withdrawn, which `react` does not receive."""
     step = _first(instance)
     assert step.number == record.step, "the record is about another step than the first of the queue"
     if isinstance(step, UndoStep) or step.withdrawn:
         return None
-    match record:
-        case SagaStepConfirmed():
-            return Confirmed(command=step.command, version=record.version, position=record.position)
-        case SagaStepRefused():
-            return Refused(command=step.command, code=record.code, message=record.message, facts=record.facts)
-        case SagaStepTimedOut():
-            return TimedOut(command=step.command)
-        case _:
-            assert_never(record)
+    kind, known = _OUTCOMES[type(record)], domain.command_named.get(step.command)
+    if known is None or not instance.saga.takes((kind, known)):
+        return Untaken(accepted=kind is Confirmed)
+    try:
+        command = msgspec.convert(step.fields, known)
+        match record:
+            case SagaStepConfirmed():
+                return Confirmed(command=command, version=record.version, position=record.position)
+            case SagaStepRefused():
+                return Refused(command=command, refusal=domain.refusal(known, record.code, record.facts))
+            case SagaStepTimedOut():
+                return TimedOut(command=command)
+            case _:
+                assert_never(record)
+    except (msgspec.ValidationError, LogError) as error:
+        raise CodeFailed(error) from error
 
 
-def reaction_to(instance: SagaInstance[Any], given: SagaInput | None, cause: str, now: datetime) -> list[Intent]:
+_OUTCOMES: dict[type[Event], type[StepOutcome]] = {
+    SagaStepConfirmed: Confirmed,
+    SagaStepRefused: Refused,
+    SagaStepTimedOut: TimedOut,
+}
+
+
+def reaction_to(
+    instance: SagaInstance[Any], given: SagaInput | Untaken | None, cause: str, now: datetime
+) -> list[Intent]:
     """Return what `react` answers to an input, as it is recorded.
 
     cause: a name of the input that is unique in the instance. The ids of the commands are derived from it.
@@ -159,20 +187,21 @@ def reaction_to(instance: SagaInstance[Any], given: SagaInput | None, cause: str
     saga = instance.saga
     if given is None:
         return []
-    if not isinstance(given, Event) and type(given) not in saga.outcomes:
+    if isinstance(given, Untaken):
         return _default_reaction(instance, given)
     try:
-        reactions = saga.reaction(saga.evolved(instance.state, given), given)
+        state = saga.evolved(instance.state, given, instance.key)
+        reactions = saga.reaction(state, given, instance.key)
     except Exception as error:
         raise CodeFailed(error) from error
     return [_intent(each, internal_id(instance.stream_id, f"{cause} {n}"), now) for n, each in enumerate(reactions)]
 
 
-def _default_reaction(instance: SagaInstance[Any], outcome: StepOutcome) -> list[Intent]:
+def _default_reaction(instance: SagaInstance[Any], outcome: Untaken) -> list[Intent]:
     """Return what follows from an outcome that `react` does not take: the failure of a step ends the instance."""
     step = _first(instance)
     optional = isinstance(step, ForwardStep) and step.optional
-    return [] if isinstance(outcome, Confirmed) or optional else [Finish()]
+    return [] if outcome.accepted or optional else [Finish()]
 
 
 def _intent(reaction: Reaction, command_id: UUID, now: datetime) -> Intent:
@@ -227,7 +256,9 @@ def read_command(commands: Mapping[str, type[Command]], step: Step) -> Command:
 # --------------------------------------------------------------------------------------------------- applying a record
 
 
-def apply_record(instance: SagaInstance[Any], recorded: Recorded[SagaRecord], given: SagaInput | None) -> None:
+def apply_record(
+    instance: SagaInstance[Any], recorded: Recorded[SagaRecord], given: SagaInput | Untaken | None
+) -> None:
     """Fold a record into the instance. given: what `input_of` returned for it.
 
     Raises:
@@ -239,7 +270,7 @@ def apply_record(instance: SagaInstance[Any], recorded: Recorded[SagaRecord], gi
         instance.first_position = recorded.position
     instance.version, instance.position, instance.since = recorded.version, recorded.position, record.at
     _arrive(instance, recorded)
-    if given is not None:
+    if given is not None and not isinstance(given, Untaken):
         _evolve(instance, given)
     _follow(instance, recorded)
     _proceed(instance, record.at)
@@ -270,7 +301,7 @@ def _arrive(instance: SagaInstance[Any], recorded: Recorded[SagaRecord]) -> None
 
 def _evolve(instance: SagaInstance[Any], given: SagaInput) -> None:
     try:
-        instance.state = instance.saga.evolved(instance.state, given)
+        instance.state = instance.saga.evolved(instance.state, given, instance.key)
     except Exception as error:
         raise CodeFailed(error) from error
 

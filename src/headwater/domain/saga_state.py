@@ -130,7 +130,7 @@ class SagaInstance(Generic[S]):
     after all. They are what was queued behind the pivot, and what later events have added.
     """
 
-    saga: Saga[S, Any]
+    saga: Saga[S]
     stream_id: UUID
     state: S
     key: UUID | None = None

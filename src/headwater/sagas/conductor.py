@@ -77,9 +77,9 @@ class SagaHandler(EventHandler):
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors  # the first error; it cancelled the other tasks
 
-    def key_of(self, event: Recorded[Event]) -> UUID | None:
-        """Return the key of the instance that an event is routed to. None for records: `catch_up` reads them."""
-        return self._saga.key_of(event.data) if type(event.data) in self._routed else None
+    def keys_of(self, event: Recorded[Event]) -> Sequence[UUID]:
+        """Return the keys of the instances that an event is routed to. None for records: `catch_up` reads them."""
+        return self._saga.keys_of(event) if type(event.data) in self._routed else ()
 
     async def expect(self, keys: Collection[UUID]) -> None:
         """Find the instances that have no stream yet, in one query. Most are new when their first event arrives."""
@@ -118,6 +118,7 @@ class SagaHandler(EventHandler):
             return
         if not instance.version and not self._saga.begins_with(event.data):
             return
+        instance.key = key  # `react` may take it, before the first record says it
         follows = reaction_to(instance, event.data, f"{event.event_id}", self._clock.now())
         record = SagaHandledEvent(
             saga=self._saga.name,
@@ -201,7 +202,7 @@ class Conductor:
         ports: Ports,
         commands: CommandPath,
         domain: Domain,
-        saga: Saga[Any, Any],
+        saga: Saga[Any],
         settings: LoopSettings = _DEFAULT,
     ) -> None:
         routed = [event for event in saga.events if event in domain.category_of]

@@ -33,7 +33,7 @@ from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.feature import Domain
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.saga import Saga, SagaInput
-from headwater.domain.saga_fold import apply_record, fold, fold_without_state
+from headwater.domain.saga_fold import Untaken, apply_record, fold, fold_without_state
 from headwater.domain.saga_records import SagaHandledEvent, SagaRecord
 from headwater.domain.saga_state import ForwardStep, SagaInstance, Step, StepState
 from headwater.domain.serialization import stored_form
@@ -75,7 +75,7 @@ class Entry:
     """
 
     record: SagaRecord
-    given: SagaInput | None
+    given: SagaInput | Untaken | None
     command_id: UUID
     causation_id: UUID | None
     correlation_id: UUID | None = None
@@ -88,7 +88,7 @@ class Conducted:
     parked: the keys of instances that cannot go on. clock: the time of records, deadlines and timers.
     """
 
-    saga: Saga[Any, Any]
+    saga: Saga[Any]
     domain: Domain
     parked: ParkedKeys
     clock: Clock
@@ -133,7 +133,7 @@ class Instances:
         self._log = ports.log
         self._appender = appender
         self._saga = conducted.saga
-        self._codec = conducted.domain.codec
+        self._domain = conducted.domain
         self._parked = conducted.parked
         self._cache = cache
         self.epoch = appender.epochs.current.number
@@ -263,7 +263,7 @@ class Instances:
             found = {event.position: event for event in await self._log.at(positions)} if positions else {}
             records = [each for each in records if _has_event(each.data, found)]
             events = {position: event.data for position, event in found.items()}
-            return fold(self._saga, stream_id, records, events, self._codec)
+            return fold(self._saga, stream_id, records, events, self._domain)
         except PASSING:
             raise
         except Exception as error:
@@ -355,7 +355,7 @@ def _has_event(record: SagaRecord, found: Mapping[int, Recorded[Event]]) -> bool
     return event is not None and event.event_id == record.event_id
 
 
-def _row(saga: Saga[Any, Any], instance: SagaInstance[Any]) -> tuple[Any, ...]:
+def _row(saga: Saga[Any], instance: SagaInstance[Any]) -> tuple[Any, ...]:
     """Return the columns of an instance's row in `headwater.sagas`."""
     step = instance.current
     return (

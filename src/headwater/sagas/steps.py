@@ -101,7 +101,7 @@ class Steps:
     ) -> None:
         self._database = database
         self._dispatcher = dispatcher
-        self._codec = conducted.domain.codec
+        self._domain = conducted.domain
         self._commands = {command.__declared__.name: command for command in conducted.domain.decider_of}
         self._saga = conducted.saga
         self._parked = conducted.parked
@@ -321,7 +321,7 @@ class Steps:
 
     async def _conclude(self, held: Held, record: SagaRecord, step: Step, command_id: UUID) -> None:
         instance = held.instance
-        given = input_of(instance, record, None, self._codec)
+        given = input_of(instance, record, None, self._domain)
         record = replace(record, then=reaction_to(instance, given, f"step {step.number} {step.command_id}", record.at))
         await self.record(held, Entry(record, given, command_id, causation_id=step.command_id))
 

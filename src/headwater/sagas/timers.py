@@ -42,7 +42,7 @@ class Timers:
     def __init__(self, database: Database, conducted: Conducted, instances: Instances, steps: Steps) -> None:
         self._database = database
         self._saga = conducted.saga
-        self._codec = conducted.domain.codec
+        self._domain = conducted.domain
         self._parked = conducted.parked
         self._clock = conducted.clock
         self._instances = instances
@@ -135,7 +135,7 @@ class Timers:
         if timer is None or timer.due_at > now:
             return
         record = SagaTimerFired(saga=self._saga.name, at=self._clock.now(), type=message, due_at=timer.due_at)
-        given = input_of(instance, record, None, self._codec)
+        given = input_of(instance, record, None, self._domain)
         cause = f"{message} {instance.version}"
         record = replace(record, then=reaction_to(instance, given, cause, record.at))
         command_id = internal_id(instance.stream_id, cause)

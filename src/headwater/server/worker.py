@@ -30,7 +30,7 @@ SCHEDULED = "schedules"
 """The fingerprint of the schedules' unit."""
 
 
-def saga_fingerprint(saga: Saga[Any, Any]) -> str:
+def saga_fingerprint(saga: Saga[Any]) -> str:
     """Return the fingerprint of a saga's unit.
 
     Any code that has the saga and takes the same events can run it, because its records say what follows.
@@ -164,7 +164,7 @@ class Worker:
             ),
         )
 
-    def _conductor(self, saga: Saga[Any, Any], commands: CommandPath) -> Conductor:
+    def _conductor(self, saga: Saga[Any], commands: CommandPath) -> Conductor:
         return Conductor(self._ports, commands, self._domain, saga, self._loop(LoopSettings()))
 
     def _reacting(self, reactor: Reactor) -> ReactorRunner:
