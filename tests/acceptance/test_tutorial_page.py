@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, expect
-from tests.support.tutorial import BLOCKS, write
+from tests.support.tutorial import BLOCKS, begun, write
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The folder of a reader who has come to the end."""
+    folder = begun(tmp_path)
     for language, block in BLOCKS:
         if language in ("python", "html"):
-            write(tmp_path, block)
-    return tmp_path
+            write(folder, block)
+    return folder
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ async def test_the_screen_of_the_tutorial_changes_by_itself(
     headwater: Callable[..., Any], folder: Path, origin: str, browser: Browser, blank_dsn: str
 ) -> None:
     allowed = {"DATABASE_URL": blank_dsn, "HEADWATER_ALLOWED_ORIGINS": origin}
-    dev = await headwater("dev", "--app", "shop.main:app", cwd=folder, **allowed)
+    dev = await headwater("dev", cwd=folder, **allowed)
     page = folder / "web" / "index.html"
     page.write_text(page.read_text().replace("127.0.0.1:8000", dev.url.removeprefix("http://")))
     opened, bought = [block for language, block in BLOCKS if language == "graphql" and block.startswith("mutation")][:2]

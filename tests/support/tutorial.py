@@ -5,11 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from headwater.cli.new import new_app
+
 TEXT = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text(encoding="utf-8")
+NEW = "headwater new shop"
+"""The command that makes the app that the reader begins with."""
+
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 """The language and the text of each block."""
 
 _FILE = re.compile(r"(?:#|<!--) ([\w/]+\.\w+)( \+)?")
+
+
+def begun(within: Path) -> Path:
+    """Make the app that the tutorial begins with. Returns its folder."""
+    assert NEW in TEXT
+    return new_app(NEW.split()[-1], within)
 
 
 def write(folder: Path, block: str) -> None:
