@@ -211,6 +211,7 @@ async def test_an_accepted_mutation_returns_the_row_that_it_wrote(
         "streamId": given.get("accountId") or given.get("userId") or stream,
         "version": version + 1,
         "position": text(api.node, head + 1),
+        "rowState": "CURRENT",
     }
     assert shown.items() >= {name: world.get(value, value) for name, value in row.items()}.items()
     assert (shown["id"].partition(":")[2], shown["position"]) == (stream, text(api.node, head + 1))

@@ -43,7 +43,10 @@ _FILTERED = [
 ]
 _FILTERS = [f"{kind}Filter" for kind in _FILTERED]
 _EVENTS = ["Event", "EventConnection", "EventEdge", "EventFilter"]
-_ALWAYS = ["Accepted", "AsOf", "Mutation", "Node", "PageInfo", "Query", "Refusal", "ResetReason", "Subscription"]
+_ALWAYS = [
+    *("Accepted", "AsOf", "Mutation", "Node", "PageInfo", "Query"),
+    *("Refusal", "ResetReason", "RowState", "Subscription"),
+]
 _SAGAS = ["Saga", "SagaConnection", "SagaEdge", "SagaFilter", "SagaStatus", "SagaStep", "SagaStepState"]
 
 TYPES = frozenset((*_SCALARS, *_FILTERS, *_EVENTS, *_ALWAYS))
@@ -153,6 +156,7 @@ class _Names:
         for own in ("commandId", "streamId", "version", "position"):
             self.take((command, "Accepted"), own, "Headwater", f"{name}Accepted.{own}")
         for view in views:
+            self.take((command, "Accepted"), "rowState", "Headwater", f"{name}Accepted.rowState")
             self.take((command, "Accepted"), camel(view.name), view, f"the read model {_full_name(view.model)}")
 
     def view(self, view: AnyView) -> None:
@@ -164,7 +168,7 @@ class _Names:
         self.take("type", view.name, view, what)
         for part in ("Changes", "Connection", "Edge", "Filter", "Order"):
             self.take("type", f"{view.name}{part}", (view, part), f"the {part.lower()} type of {what}")
-        for own in ("id", "position"):
+        for own in ("id", "position", "rowState"):
             self.take(view.model, own, "Headwater", f"the {own} of every row")
         self._fields(view.model, view.fields)
         for link in view.links:

@@ -227,7 +227,7 @@ class View(Generic[M, E]):
     def _check(self) -> None:
         columns = {each.name: each for each in self.fields}
         where = self.model.__name__
-        for reserved in ("id", "position"):
+        for reserved in ("id", "position", "row_state"):
             if reserved in columns:
                 raise DefinitionError(
                     f"{where}.{reserved}: Headwater gives each row a `{reserved}` of its own; rename it"

@@ -19,8 +19,8 @@ from headwater.domain.validation import command_from
 from headwater.errors import PublicError
 from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Annotation, Generated, Info, Omittable, new_class, resolver
-from headwater.graphql.interfaces import Accepted, AnyRefusal
-from headwater.graphql.rows import RowType, RowTypes
+from headwater.graphql.interfaces import Accepted, AnyRefusal, RowState
+from headwater.graphql.rows import RowType, RowTypes, state_of
 from headwater.graphql.scalars import Position
 from headwater.graphql.values import ValueTypes, given_fields, shown_path
 from headwater.ids import derived_in_time, new_id
@@ -122,12 +122,17 @@ class Mutations:
     def _accepted(self, command: type[Command]) -> Generated:
         """Return `DepositAccepted`: the command's place in the log, and the read models with the stream's key."""
         cls = new_class(f"{command.__declared__.name}Accepted", Accepted)
-        for rows in self._rows.all():
-            if rows.view.key.is_of(self._domain.decider_of[command].key_fields):
-                field = strawberry.field(
-                    resolver=_row_after(rows), description="Read at the command's position: it shows what you wrote."
-                )
-                setattr(cls, rows.name, field)
+        shown = [rows for rows in self._rows.all() if rows.view.key.is_of(self._domain.decider_of[command].key_fields)]
+        for rows in shown:
+            field = strawberry.field(
+                resolver=_row_after(rows), description="Read at the command's position: it shows what you wrote."
+            )
+            setattr(cls, rows.name, field)
+        if shown:
+            cls.row_state = strawberry.field(
+                resolver=_state_after(shown),
+                description="PARKED if a row beside it, which may be null, does not show what you wrote.",
+            )
         return strawberry.type(cls)
 
     def _refusal(self, refused: type[Refusal]) -> Generated:
@@ -180,6 +185,17 @@ def _accept(cls: Generated, done: Appended, key: RowKey) -> object:
     )
     shown.__row_key__ = key  # GraphQL reserves names with two leading underscores, so no field can clash
     return shown
+
+
+def _state_after(shown: Sequence[RowType]) -> Callable[..., object]:
+    async def resolve(root: Any, info: Info) -> RowState | None:
+        states = []
+        for rows in shown:
+            await info.context.after(rows.model, root.__row_key__, root.position.position)
+            states.append(await state_of(info, rows.model, root.__row_key__))
+        return RowState.PARKED if RowState.PARKED in states else RowState.CURRENT
+
+    return resolver(resolve, RowState | None)
 
 
 def _row_after(rows: RowType) -> Callable[..., object]:

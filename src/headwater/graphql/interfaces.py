@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from uuid import UUID
 
 import strawberry
@@ -12,6 +13,15 @@ from headwater.graphql.scalars import Position
 @strawberry.interface(description="A row of a read model. `node(id)` finds it.")
 class Node:
     id: strawberry.ID = strawberry.field(description="Globally unique and opaque: give it back as it came.")
+
+
+@strawberry.enum(
+    description="CURRENT: the row shows every event up to the position of its read model. PARKED: the app failed on an"
+    " event of the row, which waits with the later ones until it is retried; the row is as it was before."
+)
+class RowState(enum.Enum):
+    CURRENT = "current"
+    PARKED = "parked"
 
 
 @strawberry.interface(name="Refusal", description="A command was refused by a business rule: data, not an error.")

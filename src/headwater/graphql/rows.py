@@ -24,7 +24,7 @@ from headwater.graphql.asof import AsOf, position_of
 from headwater.graphql.bounds import has_bounds, within
 from headwater.graphql.building import Annotation, Generated, Info, Omittable, new_class, python_type, resolver
 from headwater.graphql.filters import Filters, filter_of
-from headwater.graphql.interfaces import Node, PageInfo
+from headwater.graphql.interfaces import Node, PageInfo, RowState
 from headwater.graphql.node_ids import node_id
 from headwater.graphql.paging import page_info, page_size
 from headwater.graphql.scalars import Position
@@ -345,7 +345,23 @@ def _fill(view: View[ReadModel], objects: Mapping[type[ReadModel], Generated], v
     for name, link in view.links.items():
         setattr(cls, name, strawberry.field(resolver=_link(link, objects[link.to])))
     cls.__annotations__["position"] = Position
+    cls.row_state = strawberry.field(resolver=_row_state(view), description="Whether events of the row are parked.")
     return strawberry.type(cls, name=view.name, description=sentence_of(view.model))
+
+
+def _row_state(view: View[ReadModel]) -> Callable[..., object]:
+    async def resolve(root: _Showing[_Source], info: Info) -> RowState:
+        row, _, as_of, _ = root.__source__
+        if as_of is not None:
+            return RowState.CURRENT  # folded from the log for this read
+        return await state_of(info, view.model, view.key.of_row(row))
+
+    return resolver(resolve, RowState)
+
+
+async def state_of(info: Info, model: type[ReadModel], key: RowKey) -> RowState:
+    """Return the state of the row of a key, which need not exist."""
+    return RowState.PARKED if await info.context.is_parked(model, key) else RowState.CURRENT
 
 
 def _link(link: Link, target: Generated) -> Callable[..., object]:

@@ -31,6 +31,7 @@ class Scope:
         self.epoch = serving.epochs.current
         self.once = Once()
         self._loaders: dict[tuple[type[ReadModel], int | None], DataLoader[RowKey, Row | None]] = {}
+        self._parked: dict[type[ReadModel], DataLoader[RowKey, bool]] = {}
 
     async def position(self, place: Place) -> int:
         """Return the position that the client names.
@@ -70,6 +71,14 @@ class Scope:
         """Return the number of rows that match."""
         return await self.once.get(("count", model, where), lambda: self.reader(model).count(where))
 
+    async def is_parked(self, model: type[ReadModel], key: RowKey) -> bool:
+        """True if events of a row wait as dead letters. The rows of one level are looked up with one statement."""
+        loader = self._parked.get(model)
+        if loader is None:
+            load = _loading_parked(self.reader(model))
+            loader = self._parked[model] = DataLoader(load_fn=load, cache=False)
+        return await loader.load(key)
+
     async def linked(self, model: type[ReadModel], key: RowKey, at_least: int | None) -> Row | None:
         """Return the row that a link points to. at_least: a position that its read model must have reached.
 
@@ -81,6 +90,14 @@ class Scope:
             load = _loading(self.reader(model), at_least)
             loader = self._loaders[model, at_least] = DataLoader(load_fn=load, cache=False)
         return await loader.load(key)
+
+
+def _loading_parked(reader: Reader) -> Callable[[list[RowKey]], Awaitable[list[bool]]]:
+    async def load(keys: list[RowKey]) -> list[bool]:
+        parked = await reader.parked(list(dict.fromkeys(keys)))
+        return [key in parked for key in keys]
+
+    return load
 
 
 def _loading(reader: Reader, at_least: int | None) -> Callable[[list[RowKey]], Awaitable[list[Row | None]]]:

@@ -230,6 +230,11 @@ class Reader:
 
         return await self._reading(read)
 
+    async def parked(self, keys: Sequence[RowKey]) -> set[RowKey]:
+        """Return those of some keys that are parked: their rows lack events that wait as dead letters."""
+        texts = {self.view.key.text(key): key for key in keys}
+        return {texts[record["key"]] for record in await self._pool.fetch(_SQL["parked"], self.view.name, list(texts))}
+
     async def count(self, where: Filter) -> int:
         """Return the number of rows that match."""
 

@@ -32,3 +32,10 @@ select p.position as "complete to", p.generation as "live generation", p.edition
 -- name: rows
 -- The rows of some keys, given as one array a column.
 select {columns} from {table} where {among keys}
+
+-- name: parked
+-- Those of some keys whose events wait as dead letters: their rows are older than the position of the read model says.
+select distinct d.key
+  from headwater.projections p
+  join headwater.dead_letters d on d.projection = p.name and d.generation = p.generation and d.key = any($2::text[])
+ where p.name = $1 and p.state = 'live'
