@@ -8,9 +8,9 @@ union all
 select s.step || ' of the saga ' || s.saga, 'log', h.position
   from headwater.sagas s, headwater.head h
  where s.status in ('running', 'undoing') and s.step is not null
-   and not exists (select from headwater.dead_letters d where d.projection = 'saga ' || s.saga and d.key = s.key)
+   and not exists (select from headwater.dead_letters d where d.projection = 'saga ' || s.saga and d.key = s.key::text)
 union all
 select 'the timer ' || t.message || ' of the saga ' || t.saga, 'log', h.position
   from headwater.timers t join headwater.sagas s using (stream_id), headwater.head h
  where t.due_at <= $1
-   and not exists (select from headwater.dead_letters d where d.projection = 'saga ' || s.saga and d.key = s.key)
+   and not exists (select from headwater.dead_letters d where d.projection = 'saga ' || s.saga and d.key = s.key::text)
