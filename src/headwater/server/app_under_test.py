@@ -38,7 +38,13 @@ SETTINGS = Settings(pool_size=2, poll_seconds=0.5, at_least_seconds=5, shutdown_
 
 
 class GraphQLFailed(AssertionError):
-    """An operation has errors; the text lists the code and the message of each."""
+    """An operation has errors; the text lists the code and the message of each.
+
+        with pytest.raises(GraphQLFailed, match="BAD_USER_INPUT"):
+            await headwater_app.client.query("{ accounts(first: -1) { nodes { balance } } }")
+
+    errors: as the response has them.
+    """
 
     def __init__(self, errors: Sequence[Mapping[str, Any]]) -> None:
         super().__init__("; ".join(f"{each.get('extensions', {}).get('code')}: {each['message']}" for each in errors))
@@ -107,6 +113,10 @@ def _data(result: Result) -> Any:
 
 class AppUnderTest(RunningApp):
     """A running app with what a test needs besides: `client`, `clock` and `settle`.
+
+        async def test_an_account_is_opened(headwater_app: AppUnderTest) -> None:
+            await headwater_app.execute(OpenAccount(account_id=account, owner_id=owner, currency="EUR"))
+            await headwater_app.settle()
 
     clock: of sagas, timers and schedules. It stands still until the test advances it.
     """
