@@ -25,6 +25,7 @@ from headwater.domain.reactor import Reactor
 from headwater.domain.read_model import Link, ReadModel, View
 from headwater.domain.saga import After, Cancel, Confirmed, Do, Done, Refused, Saga, TimedOut, Undo
 from headwater.domain.schedule import Schedule
+from headwater.domain.seed import Seed
 from headwater.domain.upcasting import Upcaster
 from headwater.domain.value import Value
 from headwater.errors import DefinitionError, FloatForMoney, HeadwaterError, ImpureFunction, PublicError
@@ -80,6 +81,7 @@ __all__ = [
     "RunningApp",
     "Saga",
     "Schedule",
+    "Seed",
     "Seen",
     "Settings",
     "Stop",

@@ -28,8 +28,7 @@ def import_app(name: str) -> App:
     module_name, _, attribute = name.partition(":")
     if not attribute or "/" in module_name or not all(module_name.split(".")):
         raise SettingsError(f"--app {name!r} must be MODULE:NAME, such as bank.main:app")
-    sys.path.insert(0, "")
-    module = _imported(name, module_name)
+    module = imported(module_name, f"--app {name!r}")
     try:
         app = getattr(module, attribute)
     except AttributeError as error:
@@ -44,27 +43,37 @@ def import_app(name: str) -> App:
     return app
 
 
-def _imported(name: str, module_name: str) -> ModuleType:
+def imported(module_name: str, argument: str) -> ModuleType:
+    """Import a module. The current folder is on the path, as with `python -m`.
+
+    argument: the argument of the command line that names the module, as messages begin with it.
+
+    Raises:
+        SettingsError: the name is malformed, or the import fails; the sentence says where the fault is.
+    """
+    if "/" in module_name or not all(module_name.split(".")):
+        raise SettingsError(f"{argument} must name a module, such as bank.main")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         place = _place(error)
         if place is None:  # no module asked for it, so it is the app's own or its package
             raise SettingsError(
-                f"--app {name!r}: there is no module {error.name}; run the command from the folder that holds it, "
+                f"{argument}: there is no module {error.name}; run the command from the folder that holds it, "
                 "or correct the name"
             ) from error
         raise SettingsError(
-            f"--app {name!r}: {place} imports {error.name}, which does not exist here; install it, or correct the "
-            "import"
+            f"{argument}: {place} imports {error.name}, which does not exist here; install it, or correct the import"
         ) from error
     except SyntaxError as error:
         place = _shown(error.filename, error.lineno)
-        raise SettingsError(f"--app {name!r}: {place} cannot be parsed: {error.msg}; correct that line") from error
+        raise SettingsError(f"{argument}: {place} cannot be parsed: {error.msg}; correct that line") from error
     except (Exception, SystemExit) as error:  # an import runs the app's own code, which may raise anything
         logger.debug("the import of %s failed", module_name, exc_info=True)
         raise SettingsError(
-            f"--app {name!r}: importing {module_name} fails at {_place(error) or module_name}: "
+            f"{argument}: importing {module_name} fails at {_place(error) or module_name}: "
             f"{type(error).__name__}: {' '.join(str(error).split())}; correct that line, or see the traceback with "
             "HEADWATER_LOG_LEVEL=debug"
         ) from error

@@ -68,6 +68,14 @@ def _migrate(commands: Commands) -> None:
     command(commands, "migrate", "migrate:run", "bring the database's schema up to date", parents=[_app()])
 
 
+def _seed(commands: Commands) -> None:
+    text = "execute the commands of a seed, on the database of `dev` unless DATABASE_URL is set"
+    each = command(commands, "seed", "seed:run", text, parents=[_app()])
+    each.add_argument(
+        "module", metavar="MODULE", help="the module with the function `seed`, a generator of (command, actor)"
+    )
+
+
 def _schema(commands: Commands) -> None:
     schema = command(commands, "schema", "schema:run", "print the GraphQL schema", parents=[_app()])
     schema.add_argument(
@@ -205,6 +213,7 @@ def _app() -> argparse.ArgumentParser:
 GROUPS = [
     _new,
     _processes,
+    _seed,
     _migrate,
     _schema,
     _check,
