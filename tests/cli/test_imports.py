@@ -46,6 +46,7 @@ def test_help_and_the_errors_of_arguments_need_no_library(arguments: str, code: 
 @pytest.mark.parametrize(
     "arguments, needed",
     [
+        ("psql -- -l", ""),
         ("status", "asyncpg uvloop"),
         ("check", "asyncpg uvloop"),
         ("lost", "asyncpg uvloop"),

@@ -76,6 +76,17 @@ def _seed(commands: Commands) -> None:
     )
 
 
+def _database(commands: Commands) -> None:
+    text = "open psql on DATABASE_URL, or on the database of `dev`"
+    each = command(commands, "psql", "psql:run", text)
+    each.add_argument(
+        "arguments", nargs="*", metavar="ARGUMENT", help="of psql, after --: headwater psql -- -c 'select 1'"
+    )
+    text = "remove the database of `dev`, with all of its events; no process may use it"
+    each = command(commands, "reset", "reset:run", text)
+    each.add_argument("--yes", action="store_true", help="do not ask")
+
+
 def _schema(commands: Commands) -> None:
     schema = command(commands, "schema", "schema:run", "print the GraphQL schema", parents=[_app()])
     schema.add_argument(
@@ -214,6 +225,7 @@ GROUPS = [
     _new,
     _processes,
     _seed,
+    _database,
     _migrate,
     _schema,
     _check,

