@@ -95,7 +95,14 @@ async def test_a_server_and_a_worker_each_report_their_own_numbers(
     assert server.name == worker.name == f"{socket.gethostname()}/{os.getpid()}"
     assert (server.serves, server.units, server.report.paces) == (True, None, {})
     assert server.report.appends is not None
-    assert server.report.appends.verdicts == {"accepted": 55, "done": 1, "conflict": 0, "taken": 0, "behind": 0}
+    assert server.report.appends.verdicts == {
+        "accepted": 55,
+        "done": 1,
+        "conflict": 0,
+        "taken": 0,
+        "moved": 0,
+        "behind": 0,
+    }
     assert 1 < server.report.appends.commands_per_append <= 56
     assert server.report.to_client is not None
     assert 0 < server.report.to_client.median <= server.report.to_client.p99 < 60
@@ -110,7 +117,7 @@ async def test_a_server_and_a_worker_each_report_their_own_numbers(
     text = [line.split() for line in now.as_text().splitlines()]
     (sent,) = [line for line in text if line[:2] == [server.name, "yes"]]
     assert sent[1:3] + sent[6:] == ["yes", "yes", f"{server.report.to_client.median * 1000:,.1f}", "ms", sent[8], "ms"]
-    (appends,) = [line for line in text if line[1:] == [f"{server.report.appends.commands_per_append}", "55", *"1000"]]
+    (appends,) = [line for line in text if line[1:] == [f"{server.report.appends.commands_per_append}", "55", *"10000"]]
     assert appends[0] == server.name
     assert f"{pace.to_row.median * 1000:,.1f} ms" in now.as_text()
     await stream.aclose()
@@ -221,7 +228,9 @@ def test_the_rates_of_a_report_cover_the_time_since_the_previous_report() -> Non
     tally.batches, tally.verdicts[Verdict.ACCEPTED], tally.verdicts[Verdict.TAKEN] = 2, 5, 1
     now, followed.events, followed.batches, followed.retries = 2.0, 100, 9, 1
     report = measures.report()
-    assert report.appends == Appends(3.0, {"accepted": 5, "done": 0, "conflict": 0, "taken": 1, "behind": 0})
+    assert report.appends == Appends(
+        3.0, {"accepted": 5, "done": 0, "conflict": 0, "taken": 1, "moved": 0, "behind": 0}
+    )
     pace = report.paces.pop("Followed")
     assert (report.paces, report.to_client) == ({}, None)
     assert (pace.events_per_second, pace.events_per_batch, pace.retries) == (50.0, 25.0, 1)

@@ -553,6 +553,7 @@ async def test_status_shows_positions_workers_and_failures(
             "parked_keys": 0,
             "differences": None,
             "failure": None,
+            "parked_failure": None,
             "hindrance": None,
         }
         account = {p["name"]: p for p in said["projections"]}["Account"]
@@ -567,6 +568,7 @@ async def test_status_shows_positions_workers_and_failures(
             "parked_keys": 0,
             "differences": None,
             "failure": None,
+            "parked_failure": None,
             "hindrance": None,
         }
         assert await asyncio.to_thread(main, ["status"]) == 0
@@ -606,7 +608,7 @@ async def test_status_shows_positions_workers_and_failures(
     )
     assert await asyncio.to_thread(main, ["status"]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("Tally0 1")] == [
-        "Tally0 1 is not built: its sample \\x1b[2J",
+        "Tally0 1 halts before an event: its sample \\x1b[2J",
         "Tally0 1: 2 rows differ from the log, as the last `headwater verify` found.",
     ]
     await connection.execute("insert into headwater.invariants values ('right', 2, 0), ('balance', 2, 1)")

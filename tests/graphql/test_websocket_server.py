@@ -85,11 +85,12 @@ async def test_a_frame_over_256_kib_is_refused_by_the_server() -> None:
 
 
 def test_the_docs_list_every_close_code() -> None:
-    api = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[2] / "docs"
+    page, api = ((docs / name).read_text(encoding="utf-8") for name in ("errors.md", "api.md"))
     ours = [code for name, code in vars(CloseCode).items() if name.isupper()]
     too_big = 1009  # sent by uvicorn
-    assert list(map(int, re.findall(r"(?m)^\| (\d{4}) \|", api))) == sorted([*ours, too_big])
-    assert f"exceeds {LARGEST_FRAME // 1024} KiB" in api
+    assert list(map(int, re.findall(r"(?m)^\| (\d{4}) \|", page))) == sorted([*ours, too_big])
+    assert f"exceeds {LARGEST_FRAME // 1024} KiB" in page
     assert f"pings each socket every {PING_SECONDS:g} seconds" in api
 
 

@@ -83,7 +83,7 @@ async def letters(connection: asyncpg.Connection, order: UUID) -> list[tuple[int
     rows = await connection.fetch(
         "select position, error is not null and next_attempt_at is null as parked from headwater.dead_letters "
         "where projection = 'saga Fulfilment' and key = $1 order by position",
-        order,
+        str(order),
     )
     return [(row["position"], row["parked"]) for row in rows]
 

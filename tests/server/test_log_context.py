@@ -122,7 +122,7 @@ async def test_a_step_of_a_saga_is_named_by_the_correlation_of_its_instance(
     order = await place(node, "bug b")
     await seen(connection, order, "parked")
     correlation = await connection.fetchval("select correlation_id from headwater.events where stream_id = $1", order)
-    assert set(kept.about("is parked: step 1 failed")) == {("saga Fulfilment", str(correlation))}
+    assert set(kept.about("is parked: RuntimeError")) == {("saga Fulfilment", str(correlation))}
 
 
 async def test_a_schedule_is_named_as_the_actor(start: Start, kept: Kept) -> None:

@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from headwater import (
     Command,
-    Consult,
     Context,
     Decider,
     Do,
@@ -182,7 +181,6 @@ Decider("box", "box_id", 0, async_decide, evolve)  # error: decide is async
 Decider("box", "box_id", 0, decide, evolve_to_text)  # error: evolve returns another state
 Decider("box", "box_id", 0, decide, [evolve, async_evolve])  # error: evolve is async
 Decider("box", "box_id", 0, decide, evolve, consults=consults_pairs)  # error: a pair is no Consult
-Consult(boxes, "1")  # error: the key is a UUID
 
 
 def react(state: int, event: Filled | Refused[Fill]) -> list[Do[Fill] | Done]:

@@ -128,14 +128,14 @@ _names = itertools.count(1)
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 async def test_rows_are_the_fold_of_the_log_after_any_history_of_faults(
-    postgres: EmbeddedPostgres, empty_template: str, steps: Sequence[Step]
+    postgres: EmbeddedPostgres, headwater_template: str, steps: Sequence[Step]
 ) -> None:
     name = f"whole_{next(_names)}"
     POISON.clear()
     async with AsyncExitStack() as stack:
         server = await asyncpg.connect(postgres.dsn())
         stack.push_async_callback(server.close)
-        await server.execute(f"create database {name} template {empty_template}")
+        await server.execute(f"create database {name} template {headwater_template}")
         stack.push_async_callback(partial(server.execute, f"drop database {name} with (force)"))
         dsn = postgres.dsn(name)
         connection = await asyncpg.connect(dsn)
