@@ -208,13 +208,17 @@ async def test_the_listener_reconnects_with_growing_pauses(
 
     node = await start(settings=replace(RUNG, listen_url=proxy.dsn), pause=pause)
     await listening(connection, 1)
+
+    def logged() -> list[str]:
+        said = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+        return [line.partition(":")[0] for line in said]
+
     await proxy.go_away()
-    await until(lambda: len(pauses) >= 5)
+    await until(lambda: len(pauses) >= 5 and logged())  # it is logged when the node has asked PostgreSQL
     await proxy.listen()
     await until(lambda: not node.supervisor.troubles)
     assert all(0.05 * 2**n <= pause <= 0.1 * 2**n for n, pause in enumerate(pauses[:5]))
-    logged = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
-    assert [line.partition(":")[0] for line in logged] == ["listener failed, though PostgreSQL answers"]
+    assert logged() == ["listener failed, though PostgreSQL answers"]
     async with aclosing(Subscriber(node)) as subscriber:
         await opened(node)
         await subscriber.reach(1)
