@@ -15,6 +15,7 @@ import asyncpg
 
 from headwater.clock import Clock, SystemClock
 from headwater.errors import Contended, OutcomeUnknown, Overloaded, Unavailable
+from headwater.postgres import array_types
 from headwater.postgres.hosts import open_connection
 from headwater.postgres.outage import Outage
 
@@ -352,6 +353,7 @@ class Database:
         self._connections.add(connection)  # the pool does not know it yet: `cut_off` ends it by this
         try:
             _notice_silence(connection)
+            array_types.teach(connection)
             async with asyncio.timeout(seconds):
                 await connection.execute(settings)
                 if self._greet is not None:
