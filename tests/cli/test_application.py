@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.support.commands import clean_environ
+from tests.support.commands import run_command
 
 from bank.main import app
 from headwater.cli import main
@@ -156,21 +154,20 @@ IMPORT_FAILURES = {
 
 
 @pytest.mark.parametrize("failure", IMPORT_FAILURES)
-def test_an_app_that_cannot_be_imported_names_the_place_of_the_fault_and_what_to_do(folder: Path, failure: str) -> None:
+async def test_an_app_that_cannot_be_imported_names_the_place_of_the_fault_and_what_to_do(
+    folder: Path, failure: str
+) -> None:
     files, name, expected = IMPORT_FAILURES[failure]
     for file, text in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(text)
-    command = [sys.executable, "-m", "headwater", "schema", "--app", name]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=clean_environ())
-    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
-    assert ended.stderr.startswith(f"headwater: --app '{name}': ")
-    assert expected in ended.stderr
+    code, out, err = await run_command("schema", "--app", name, cwd=folder)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"headwater: --app '{name}': ")
+    assert expected in err
 
 
-def test_the_debug_log_holds_the_traceback_of_a_failed_import(folder: Path) -> None:
+async def test_the_debug_log_holds_the_traceback_of_a_failed_import(folder: Path) -> None:
     (folder / "mine.py").write_text("x = y")
-    command = [sys.executable, "-m", "headwater", "schema", "--app", "mine:app"]
-    environ = clean_environ() | {"HEADWATER_LOG_LEVEL": "debug"}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environ)
-    assert "Traceback" in ended.stderr
+    _, _, err = await run_command("schema", "--app", "mine:app", cwd=folder, HEADWATER_LOG_LEVEL="debug")
+    assert "Traceback" in err

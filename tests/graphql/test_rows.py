@@ -97,14 +97,26 @@ async def test_a_row_of_the_past_has_an_id_of_its_own(api: Api, world: dict[str,
     ]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    ["{}", "", ":", "Account", "Account:", "Other:{}", "account:{}", "Account:{}x", "Account:{}@", "Account:{}@x"],
+WRONG_IDS = (
+    "{}",
+    "",
+    ":",
+    "Account",
+    "Account:",
+    "Other:{}",
+    "account:{}",
+    "Account:{}x",
+    "Account:{}@",
+    "Account:{}@x",
 )
-async def test_an_id_that_no_row_can_have_is_refused(api: Api, wrong: str) -> None:
-    given = wrong.format(uuid4())
-    message = f"{given!r} is not the id of a row; give an `id` back as it came."
-    assert await api.fail("query ($id: ID!) { node(id: $id) { id } }", id=given) == [("BAD_USER_INPUT", message)]
+
+
+async def test_an_id_that_no_row_can_have_is_refused(api: Api) -> None:
+    for wrong in WRONG_IDS:
+        given = wrong.format(uuid4())
+        message = f"{given!r} is not the id of a row; give an `id` back as it came."
+        errors = await api.fail("query ($id: ID!) { node(id: $id) { id } }", id=given)
+        assert errors == [("BAD_USER_INPUT", message)], given
 
 
 async def test_a_read_with_at_least_waits_for_that_position(start: Start, api: Api, world: dict[str, str]) -> None:

@@ -147,9 +147,9 @@ async def test_a_graphql_subscription_keeps_nothing_of_the_messages_that_it_has_
             gc.collect()
             return len(gc.get_objects())
 
-        before = await objects_at(100, deposits=100)
+        before = await objects_at(80, deposits=80)
         # Timers that were cancelled are kept by the event loop for a while.
-        assert await objects_at(400, deposits=300) < before + 2 * 300
+        assert await objects_at(230, deposits=150) < before + 2 * 150
 
 
 async def test_every_read_model_has_both_graphql_subscriptions(start: Start) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.support.browser import NAMES, browser_path, without_browser
 
+pytest_plugins = ["pytester"]
+
 ROOT = Path(__file__).parents[2]
+EXPLORER = ROOT / "tests" / "acceptance" / "test_explorer.py"
 
 
 def executable(path: Path) -> Path:
@@ -36,16 +36,20 @@ def test_a_missing_browser_fails_only_where_one_is_required() -> None:
         without_browser({"REQUIRE_BROWSER": "1"})
 
 
-def test_a_run_without_a_browser_ends_with_a_line_that_says_how_to_get_one(tmp_path: Path) -> None:
-    ours = ("HEADWATER_", "PYTEST_", "REQUIRE_BROWSER")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    environ |= {"PATH": str(tmp_path), "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path)}
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/acceptance/test_explorer.py"]
-    skipped = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT, env=environ)
-    assert skipped.returncode == 0, skipped.stdout
+def test_a_run_without_a_browser_ends_with_a_line_that_says_how_to_get_one(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
+    monkeypatch.delenv("REQUIRE_BROWSER", raising=False)
+    run = ["-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"-c{ROOT / 'pyproject.toml'}", str(EXPLORER)]
+    skipped = pytester.runpytest_inprocess(*run)
+    assert skipped.ret == 0
+    skipped.assert_outcomes(skipped=2)
     line = "NOT TESTED: the explorer in a browser (2 skipped), because no Chromium was found; install one: apt-get"
-    assert line in skipped.stdout
-    required = environ | {"REQUIRE_BROWSER": "1"}
-    failed = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT, env=required)
-    assert failed.returncode == 1
-    assert line not in failed.stdout
+    assert line in skipped.stdout.str()
+    monkeypatch.setenv("REQUIRE_BROWSER", "1")
+    failed = pytester.runpytest_inprocess(*run)
+    assert failed.ret == 1
+    failed.assert_outcomes(errors=2)
+    assert line not in failed.stdout.str()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -59,13 +60,19 @@ def written(mutation: str) -> str:
     )
 
 
+@cache
+def engine_of(app: App) -> Engine:
+    """Return the engine of an app. Tests share it, since it keeps the documents that it has validated."""
+    return Engine(app.schema)
+
+
 class Api:
     """A client of a node."""
 
     def __init__(self, node: Node, serving: Serving | None = None) -> None:
         self.node = node
         self.serving = serving or node.serving
-        self._engine = Engine(node.app.schema)
+        self._engine = engine_of(node.app)
 
     async def ask(self, query: str, **variables: object) -> Any:
         """Return the data of an operation. Raises AssertionError if it has errors."""

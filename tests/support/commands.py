@@ -31,16 +31,18 @@ def clean_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("HEADWATER_", "DATABASE_URL"))}
 
 
-async def run_command(*arguments: str, environ: Mapping[str, str] | None = None, **more: str) -> tuple[int, str, str]:
+async def run_command(
+    *arguments: str, cwd: Path = ROOT, environ: Mapping[str, str] | None = None, **more: str
+) -> tuple[int, str, str]:
     """Run a command. Returns its exit code, standard output and standard error.
 
-    environ: the environment; default: a clean one. more: further variables.
+    cwd: the folder to run it in. environ: the environment; default: a clean one. more: further variables.
     """
     if environ is None:
         environ = clean_environ()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         files = [DupFd(file.fileno()) for file in (out, err)]
-        process = _forked.Process(target=_run, args=(arguments, {**environ, **more}, files), daemon=True)
+        process = _forked.Process(target=_run, args=(arguments, cwd, {**environ, **more}, files), daemon=True)
         process.start()
         await asyncio.to_thread(process.join, PATIENCE)
         if process.exitcode is None:
@@ -49,12 +51,12 @@ async def run_command(*arguments: str, environ: Mapping[str, str] | None = None,
         return process.exitcode, _text(out), _text(err)
 
 
-def _run(arguments: Sequence[str], environ: Mapping[str, str], files: Sequence[object]) -> None:
+def _run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], files: Sequence[object]) -> None:
     for number, file in enumerate(files, 1):
         os.dup2(file.detach(), number)  # type: ignore[attr-defined]  # typeshed does not declare DupFd.detach
     os.environ.clear()
     os.environ.update(environ)
-    os.chdir(ROOT)
+    os.chdir(cwd)
     sys.exit(main(arguments))
 
 
