@@ -51,8 +51,16 @@ def _processes(commands: Commands) -> None:
     address = argparse.ArgumentParser(add_help=False)
     address.add_argument("--host", type=host, help="the address to listen on; default: HEADWATER_HOST")
     address.add_argument("--port", type=int, help="the port to listen on; default: HEADWATER_PORT")
+    text = "run everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set"
+    dev = command(commands, "dev", "processes:dev", text, parents=[_app(), address])
+    dev.add_argument(
+        "--reload",
+        dest="command",
+        action="store_const",
+        const="reload:run",
+        help="start the app again when a Python file below this folder changes; the database stays",
+    )
     for name, text in (
-        ("dev", "run everything in one process, on a PostgreSQL of its own unless DATABASE_URL is set"),
         ("serve", "serve the API: commands, queries, subscriptions"),
         ("work", "run read models, sagas, reactors and schedules; serves only health checks and metrics"),
     ):

@@ -37,18 +37,18 @@ def dev(chosen: argparse.Namespace, settings: Settings) -> None:
         app = load(chosen.app)
         guard(app.domain)
         database = own_database(settings, steps.begin)
-        complete(_process(app, settings, database, serve=True, work=True, report=steps.begin, ready=steps.end))
+        complete(process(app, settings, database, serve=True, work=True, report=steps.begin, ready=steps.end))
 
 
 def serve(chosen: argparse.Namespace, settings: Settings) -> None:
-    complete(_process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=True, work=False))
+    complete(process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=True, work=False))
 
 
 def work(chosen: argparse.Namespace, settings: Settings) -> None:
-    complete(_process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=False, work=True))
+    complete(process(load(chosen.app), settings, nullcontext(dsn_of(settings)), serve=False, work=True))
 
 
-async def _process(
+async def process(
     app: App,
     settings: Settings,
     database: AbstractAsyncContextManager[str],
@@ -57,14 +57,19 @@ async def _process(
     work: bool,
     report: Report = silent,
     ready: Callable[[], None] = lambda: None,
+    listening: socket.socket | None = None,
+    again: Callable[[], None] | None = None,
 ) -> None:
     """Run a process from its start to its end. A stop may come at any time, also during the start.
+
+    listening: the socket to serve on; None opens it. again: called instead of the announcement, where the process
+    replaces an earlier one.
 
     listening -> database reached -> migrated (`dev`) -> node open -> serving -> stopped
     """
     async with stopping() as stop, AsyncExitStack() as stack:
         # The first step, so that a process that cannot listen changes nothing.
-        listening = stack.enter_context(closing(listen(settings)))
+        listening = stack.enter_context(closing(listening or listen(settings)))
         dsn = await stack.enter_async_context(database)
         if serve and work:
             migrating = migrated(app, settings, settings.listen_url or dsn, report)
@@ -78,7 +83,9 @@ async def _process(
         def started() -> None:
             ready()
             url, local = url_of(listening), is_local(listening)
-            if not logs.is_json() or (serve and work):
+            if again is not None:
+                again()
+            elif not logs.is_json() or (serve and work):
                 print(_announcement(settings, url, local=local, serve=serve, work=work), flush=True)
             _log_ready(url, local=local, serve=serve)
 
