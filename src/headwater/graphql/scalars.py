@@ -19,6 +19,7 @@ JSON = NewType("JSON", object)
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
+_DAY = re.compile(r"\d{4}-\d\d-\d\d(?!\d)", re.ASCII)
 _LONGEST_DECIMAL = 60
 
 
@@ -37,7 +38,7 @@ def parse_decimal(value: object) -> Decimal:
 def parse_time(value: object) -> datetime:
     """Parse a time in RFC 3339 with an offset."""
     try:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not _DAY.match(value):  # Python also reads weeks: 2020-W01-1
             raise TypeError(value)
         time = datetime.fromisoformat(value)
     except (ValueError, TypeError) as error:
