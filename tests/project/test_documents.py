@@ -90,7 +90,8 @@ def _all(cls: type[E]) -> list[type[E]]:
 
 
 def _links_exist(document: Path) -> None:
-    for target in re.findall(r"\]\(([^):]+)\)", document.read_text(encoding="utf-8")):
+    prose = re.sub(r"`[^`\n]*`", "", document.read_text(encoding="utf-8"))  # code may look like a link
+    for target in re.findall(r"\]\(([^):]+)\)", prose):
         name, _, heading = target.partition("#")
         linked = document.parent / name if name else document
         assert linked.exists(), target
