@@ -26,14 +26,20 @@ async def test_the_operations_of_a_client_that_leaves_end() -> None:
 
 async def test_a_socket_that_has_ended_is_freed_without_the_garbage_collector() -> None:
     """The collector comes seldom, and the sockets of minutes would wait for it."""
+
+    def live() -> list[Socket | Operation]:
+        return [each for each in gc.get_objects() if isinstance(each, Socket | Operation)]
+
     server = Server()
     gc.collect()
+    of_other_tests = live()
     gc.disable()
     try:
         async with greeted(server) as client:
             client.subscribe("1")
             await soon(server.source.opened)
-        await until(lambda: not [each for each in gc.get_objects() if isinstance(each, Socket | Operation)])
+            assert len(live()) > len(of_other_tests)
+        await until(lambda: len(live()) == len(of_other_tests))
     finally:
         gc.enable()
 

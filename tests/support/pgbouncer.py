@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from tests.support.waiting import until
@@ -47,7 +46,12 @@ async def pooling(dsn: str, cluster: Path, *, sessions: int) -> AsyncIterator[st
     where = parse_qs(urlsplit(dsn).query)
     server, port = where["host"][0], where["port"][0]
     account = account_for(cluster)  # only this user can enter the folder of PostgreSQL's socket
-    user: dict[str, Any] = {"user": account.uid, "group": account.gid, "extra_groups": []} if account.switch else {}
+
+    def switch() -> None:  # PgBouncer refuses to run as root
+        os.setgroups([])
+        os.setgid(account.gid)
+        os.setuid(account.uid)
+
     with tempfile.TemporaryDirectory(prefix="hw-") as name:  # a socket's path has to be short
         folder = Path(name)
         if account.switch:
@@ -57,7 +61,9 @@ async def pooling(dsn: str, cluster: Path, *, sessions: int) -> AsyncIterator[st
         file = folder / "pgbouncer.ini"
         file.write_text(CONFIGURATION.format(**settings, sessions=sessions))
         file.chmod(0o644)
-        process = await asyncio.create_subprocess_exec(PROGRAM, "-q", str(file), cwd="/", **user)
+        process = await asyncio.create_subprocess_exec(
+            *(PROGRAM, "-q", str(file)), cwd="/", preexec_fn=switch if account.switch else None
+        )
         try:
             await until(lambda: (folder / f".s.PGSQL.{port}").exists() or process.returncode is not None)
             assert process.returncode is None, (folder / "log").read_text()
