@@ -12,7 +12,6 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-import uvloop
 from tests.support.browser import skipped_line
 from tests.support.proxy import Proxy
 
@@ -30,11 +29,6 @@ from headwater.server.node import Node
 
 INSTALLED = os.environ.get("TEST_POSTGRES")
 """The folder of the programs of another PostgreSQL than the embedded one, such as /usr/lib/postgresql/15/bin."""
-
-
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run the tests in the event loop of `headwater serve` and `work`."""
-    return {"uvloop": uvloop.new_event_loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
