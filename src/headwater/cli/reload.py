@@ -38,7 +38,7 @@ MARGIN_SECONDS = 2.0
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a process that stands by receives, as a line of JSON on its standard input.
+    """The order to serve. The standby process reads it from its standard input, as a line of JSON.
 
     app: as for `--app`. listening: the file descriptor of the socket. since: when the change was seen, by
     `time.monotonic`; None for the first start.

@@ -1,4 +1,4 @@
-"""What a decision may know besides its command and the state of its stream."""
+"""The context of a decision: the time, the actor, the ids, and the states of other streams that it consults."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Seen:
 
 
 NOTHING_SEEN = Seen({})
-"""What the decisions of a decider without `consults` see."""
+"""The consulted streams of a decider without `consults`: none."""
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -34,7 +34,7 @@ _RECORD_NAMES = frozenset(record.__declared__.name for record in RECORDS)
 
 @dataclass(frozen=True)
 class Feature:
-    """What one folder of a domain declares; an `App` is a list of these.
+    """The declarations of one part of a domain. An `App` is a list of features.
 
         accounts = Feature(deciders=[account_decider], views=[account_view], reactors=[statements])
 

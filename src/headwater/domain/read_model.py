@@ -38,8 +38,8 @@ Fold: TypeAlias = Callable[[M | None, Recorded[E]], M | None] | Callable[[M | No
 
 Key: TypeAlias = KeyValue | tuple[KeyValue, ...]
 Keys: TypeAlias = Key | Sequence[Key] | None
-"""What a route returns: the key of a row, a list of the keys of several, or None for no row. The key of several fields
-is a tuple."""
+"""The result of a route: the key of one row, a list of the keys of several rows, or None for no row. A key that has
+several fields is a tuple."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a seed knows: ids and a time that are the same on every run."""
+"""The ids and the clock of a seed, which are the same on every run."""
 
 from __future__ import annotations
 

@@ -57,7 +57,10 @@ class Trouble(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class _Found:
-    """What a look finds: the reason of each trouble by name. unready, others: as in `Trouble`."""
+    """The troubles that one look has found: the reason of each, by its name.
+
+    unready: those that make the process unready. others: the rest.
+    """
 
     unready: Mapping[str, str]
     others: Mapping[str, str]
@@ -115,7 +118,7 @@ class Health:
 
     @property
     def troubles(self) -> list[Trouble]:
-        """What is wrong now. The process is ready if none of it is `unready`."""
+        """The present troubles. The process is ready if none of them is `unready`."""
         dead = self._supervisor.troubles.get(HEALTH)
         own = [] if dead is None else [Trouble(HEALTH, dead, self._clock.now(), unready=True)]
         return [*self._troubles, *own]
