@@ -15,7 +15,6 @@ transaction is a savepoint in Headwater's: it takes back what a failed call has 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,18 +26,15 @@ from sqlalchemy.exc import DBAPIError
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import DeadLetter, DeadLetters, PendingLetter
-from headwater.consumers.failure_log import Halted
 from headwater.consumers.loop import LoopSettings, Ports
 from headwater.consumers.parked_keys import ParkedKeys
 from headwater.domain.failure_policy import Stop, policy_of
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.projection import Projection
-from headwater.eventstore.epoch import WITNESSES
-from headwater.eventstore.positions import LOG
 from headwater.postgres import queries
 from headwater.postgres.database import PASSING, Connection, write_derived
 from headwater.postgres.tally import said
-from headwater.telemetry import Progress
+from headwater.projections.batch_loop import BatchLoop, HaltedBefore
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -48,34 +44,24 @@ _SQL = queries.load(__file__)
 Batch: TypeAlias = Sequence[Recorded[Event]]
 
 
-class HandleFailed(Halted):
+class HandleFailed(HaltedBefore):
     """A projection's function raised, and the projection halts before that event."""
 
-    def __init__(self, message: str, position: int) -> None:
-        super().__init__(message)
-        self.position = position
 
-
-class ProjectionRunner:
+class ProjectionRunner(BatchLoop[UUID]):
     """Runs one projection of the app, under one lease."""
 
     def __init__(self, ports: Ports, projection: Projection[Any], settings: LoopSettings) -> None:
-        self._database = ports.database
-        self._log = ports.log
-        self._positions = ports.positions
+        policy = policy_of(projection.on_failure)
+        types = ports.log.stored_names(projection.events)
+        super().__init__(ports, settings, policy, name=projection.unit, types=types)
         self._projection = projection
-        self._settings = settings
-        self._policy = policy_of(projection.on_failure)
-        self._parked = ParkedKeys(self._policy, projection.unit)
-        self._types = ports.log.stored_names(projection.events)
+        self._parked = ParkedKeys(policy, projection.unit)
+        self.progress, self._failures = self._parked.progress, self._parked.failures
         self._events = frozenset(projection.events)
-        self._look_at = 0.0
-        """The time of the event loop at which parked keys are looked at again."""
 
-    @property
-    def progress(self) -> Progress:
-        """Progress along the log."""
-        return self._parked.progress
+    def _has_parked(self) -> bool:
+        return bool(self._parked.keys)
 
     async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Follow the log until cancelled, or until the lease is lost. Runs under a supervisor.
@@ -94,7 +80,7 @@ class ProjectionRunner:
                         position = await self._start_over(position)
                     self._parked.replace(await self._letters.parked(raw))
                     self._look_at, self.progress.position = 0.0, position
-                    self._positions.correct(unit, self._positions.known(unit), position)
+                    self.positions.correct(unit, self.positions.known(unit), position)
                     await self._follow(position, well)
                 except CheckpointMoved:
                     self.progress.displaced += 1
@@ -106,39 +92,13 @@ class ProjectionRunner:
         """Empty the tables, and go back to the start of the log, in one transaction."""
         async with self._transaction():
             if (error := await self._attempt(partial(self._projection.reset, self._connection))) is not None:
-                self._parked.failures.log(error, "reset", "its reset failed")
+                self._failures.log(error, "reset", "its reset failed")
                 raise HandleFailed(f"{self._projection.unit}: its reset raised {said(error)}", 0) from error
             await self._letters.forget_after(self._raw, 0)
             await self._checkpoint.go_back(position, 0)
         return 0
 
     # ---------------------------------------------------------------------------------------------------- catching up
-
-    async def _follow(self, position: int, well: Callable[[], None]) -> None:
-        attempts = 0
-        while True:
-            alarms = self._positions.alarms
-            if self._parked.keys and asyncio.get_running_loop().time() >= self._look_at:
-                await self._retry_parked()
-            known, epoch = self._positions.known(LOG), self._positions.epochs.current
-            events, reached = await self._log.read_on(position, types=self._types, limit=self._settings.batch)
-            if reached <= position:
-                self._positions.correct(LOG, known, reached)
-                well()
-                await self._wait(position, alarms)
-                continue
-            try:
-                position = await self._advance(position, events, reached)
-                self._positions.epochs.remember(events[-WITNESSES:], epoch)
-                attempts = 0
-                well()
-            except HandleFailed as failure:
-                if failure.position - 1 > position:  # what comes before the failure is committed
-                    before = [event for event in events if event.position < failure.position]
-                    position = await self._advance(position, before, failure.position - 1)
-                    attempts = 0
-                attempts += 1
-                await self._pause(failure, attempts)
 
     async def _advance(self, position: int, events: Batch, reached: int) -> int:
         """Handle a batch and commit it. Returns the new position.
@@ -156,9 +116,7 @@ class ProjectionRunner:
                     await self._letters.park(self._raw, letters)
                 await self._checkpoint.move(position, reached)
             self._parked.replace(self._parked.keys | {letter.key for letter in letters})
-        self.progress.passed([event.recorded_at for event in events], reached)
-        self._positions.report(self._projection.unit, reached)
-        return reached
+        return self._report(events, reached)
 
     async def _handle(self, events: Batch) -> list[DeadLetter[UUID]]:
         """Handle events within the transaction of the caller: all in one call, else one by one. Returns the letters of
@@ -210,10 +168,7 @@ class ProjectionRunner:
 
     async def _retry_parked(self) -> None:
         """Handle the dead letters of the keys that are due, one by one, and commit."""
-        keys, next_due = await self._letters.due(self._raw)
-        if not keys:
-            pause = self._settings.poll if next_due is None else min(self._settings.poll, next_due)
-            self._look_at = asyncio.get_running_loop().time() + pause
+        if not (keys := await self._due_keys(self._raw)):
             return
         waiting = await self._letters.pending(self._raw, keys, self._settings.batch)
         events = {event.position: event for event in await self._log.at([each.position for each in waiting])}
@@ -239,29 +194,6 @@ class ProjectionRunner:
         if type(event.data) not in self._events:
             return None  # parked by another version of the app, whose projection took this event
         return await self._attempt(partial(self._call, [event]))
-
-    # -------------------------------------------------------------------------------------------------------- waiting
-
-    async def _wait(self, position: int, alarms: int) -> None:
-        """Wait until the log grows, or the poll interval ends. alarms: see `Positions.alarms`."""
-        patience = self._settings.poll
-        if self._parked.keys:
-            patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
-        await self._positions.moved(LOG, position, patience, alarms)
-        if self._positions.known(LOG) <= position:
-            self._look_at = 0.0  # the interval has ended, or an operator rang for a retry
-
-    async def _pause(self, failure: HandleFailed, attempts: int) -> None:
-        """Log and record the failure, and wait before the next attempt, if the policy has one; all keys wait."""
-        self.progress.failures += 1
-        cause = failure.__cause__ or failure
-        self._parked.failures.log(cause, failure.position, f"it halts before the event at position {failure.position}")
-        await self._checkpoint.halt(failure)
-        pause = self._policy.pause(attempts)
-        if pause is None:
-            raise failure
-        self.progress.retries += 1
-        await asyncio.sleep(pause)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[None]:

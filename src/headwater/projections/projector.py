@@ -23,19 +23,18 @@ import asyncpg
 
 from headwater.consumers.checkpoint import Checkpoint, CheckpointMoved, Generation
 from headwater.consumers.dead_letters import DeadLetter, DeadLetters, described
-from headwater.consumers.failure_log import FailureLog, Halted
+from headwater.consumers.failure_log import FailureLog
 from headwater.consumers.loop import LoopSettings, Ports
 from headwater.domain.failure_policy import Stop
 from headwater.domain.messages import Event, Recorded
 from headwater.domain.read_model import AnyView, ReadModel, View
 from headwater.domain.row_key import RowKey
 from headwater.errors import HeadwaterError
-from headwater.eventstore.epoch import WITNESSES
-from headwater.eventstore.positions import LOG
 from headwater.postgres import queries
 from headwater.postgres.database import write_derived
 from headwater.postgres.rejected_rows import is_rejection, rejection_of
 from headwater.projections import row_events
+from headwater.projections.batch_loop import BatchLoop, HaltedBefore
 from headwater.projections.rewind import rewind
 from headwater.projections.row_folder import (
     SLICE_SECONDS,
@@ -64,12 +63,8 @@ LEASE_PART = 0.25
 its progress within the lease."""
 
 
-class FoldFailed(Halted):
-    """A fold or a route of a read model raised, and the projection stops before that event."""
-
-    def __init__(self, message: str, position: int) -> None:
-        super().__init__(message)
-        self.position = position
+class FoldFailed(HaltedBefore):
+    """A fold or a route of a read model raised, and the projection halts before that event."""
 
 
 class RowUnreadable(HeadwaterError):
@@ -98,7 +93,7 @@ class _Batch(Generic[M]):
         return position if self.cut_at is None else self.cut_at - 1
 
 
-class Projector(Generic[M]):
+class Projector(BatchLoop[RowKey], Generic[M]):
     """Maintains the rows of one read model.
 
     sleep: waits between retries where the policy is to stop. clock: seconds, to measure how long folds take.
@@ -115,24 +110,21 @@ class Projector(Generic[M]):
         clock: Callable[[], float] = time.monotonic,
         before_commit: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self._database = ports.database
-        self._log = ports.log
-        self.positions = ports.positions
+        self._folder = RowFolder(ports.log, view)
+        super().__init__(ports, settings, self._folder.policy, name=view.name, types=self._folder.types, sleep=sleep)
         self._view = view
-        self._settings = settings
-        self._sleep = sleep
         self._clock = clock
         self.before_commit = before_commit
-        self._folder = RowFolder(ports.log, view)
         self._number = self._folder.key.number
         self._cache = RowCache(self._folder, settings.cache)
         self._unreadable: dict[Any, Exception] = {}
         """The errors of stored rows that the last load could not read, by the number of the key."""
         self._parked: set[RowKey] = set()
-        self._look_at = 0.0
-        """The time of the event loop at which parked keys are looked at again."""
         self._failures = FailureLog(view.name)
         self.progress = Progress()
+
+    def _has_parked(self) -> bool:
+        return bool(self._parked)
 
     async def run(self, generation: Generation, well: Callable[[], None] = lambda: None) -> None:
         """Follow the log until cancelled, or until the lease is lost. Runs under a supervisor.
@@ -190,32 +182,6 @@ class Projector(Generic[M]):
 
     # ---------------------------------------------------------------------------------------------------- catching up
 
-    async def _follow(self, position: int, well: Callable[[], None]) -> None:
-        attempts = 0
-        while True:
-            alarms = self.positions.alarms
-            if self._parked and asyncio.get_running_loop().time() >= self._look_at:
-                await self._retry_parked()
-            known, epoch = self.positions.known(LOG), self.positions.epochs.current
-            events, reached = await self._log.read_on(position, types=self._folder.types, limit=self._settings.batch)
-            if reached <= position:
-                self.positions.correct(LOG, known, reached)
-                well()
-                await self._wait(position, alarms)
-                continue
-            try:
-                position = await self._advance(position, events, reached)
-                self.positions.epochs.remember(events[-WITNESSES:], epoch)
-                attempts = 0
-                well()  # now: a log that keeps growing may not let the loop catch up for long
-            except FoldFailed as failure:
-                if failure.position - 1 > position:  # what comes before the failure is committed
-                    before = [event for event in events if event.position < failure.position]
-                    position = await self._advance(position, before, failure.position - 1)
-                    attempts = 0
-                attempts += 1
-                await self._pause(failure, attempts)
-
     async def _advance(self, position: int, events: Sequence[Recorded[Event]], reached: int) -> int:
         """Fold a batch, as far as time allows, and commit it. Returns the new position."""
         if not events:
@@ -237,17 +203,9 @@ class Projector(Generic[M]):
             self._set_parked(self._parked | batch.failed)
         return self._report([event for event in events if batch.includes(event.position)], batch.reached(reached))
 
-    def _report(self, events: Sequence[Recorded[Event]], reached: int) -> int:
-        self.progress.passed([event.recorded_at for event in events], reached)
-        self.positions.report(self._view.name, reached)
-        return reached
-
     async def _retry_parked(self) -> None:
         """Fold the dead letters of the keys that are due, in order, and commit their rows."""
-        keys, next_due = await self._letters.due(self._connection)
-        if not keys:
-            pause = self._settings.poll if next_due is None else min(self._settings.poll, next_due)
-            self._look_at = asyncio.get_running_loop().time() + pause
+        if not (keys := await self._due_keys(self._connection)):
             return
         waiting = await self._letters.pending(self._connection, keys, self._settings.batch)
         tried = [letter for letter in waiting if not letter.discarded]
@@ -274,29 +232,6 @@ class Projector(Generic[M]):
         batch = await self._commit(routed, write, attempts=attempts)
         self.progress.retries += sum(batch.includes(position) for _, position in attempts)
         self._set_parked(self._parked - (set(keys) - batch.failed - more))
-
-    # -------------------------------------------------------------------------------------------------------- waiting
-
-    async def _wait(self, position: int, alarms: int) -> None:
-        """Wait until the log grows, or the poll interval ends. alarms: see `Positions.alarms`."""
-        patience = self._settings.poll
-        if self._parked:
-            patience = max(0.0, min(patience, self._look_at - asyncio.get_running_loop().time()))
-        await self.positions.moved(LOG, position, patience, alarms)
-        if self.positions.known(LOG) <= position:
-            self._look_at = 0.0  # the interval has ended, or an operator rang for a retry
-
-    async def _pause(self, failure: FoldFailed, attempts: int) -> None:
-        """Log and record the failure, and wait before the next attempt, if the policy has one; all keys wait."""
-        self.progress.failures += 1
-        cause = failure.__cause__ or failure
-        self._failures.log(cause, failure.position, f"it halts before the event at position {failure.position}")
-        await self._checkpoint.halt(failure)
-        pause = self._folder.policy.pause(attempts)
-        if pause is None:
-            raise failure
-        self.progress.retries += 1
-        await self._sleep(pause)
 
     # -------------------------------------------------------------------------------------------------------- folding
 
