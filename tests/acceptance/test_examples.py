@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from tests.support.commands import clean_environ
+from tests.support.commands import output_of, start_program
 
 from bank.accounts.domain import Deposit, OpenAccount
 from bank.accounts.views import AccountView
@@ -40,24 +40,12 @@ async def account(bank: RunningApp) -> UUID:
 
 
 async def started(dsn: str, *arguments: str, **more: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, *arguments),
-        cwd=EXAMPLES,
-        env=clean_environ() | {"DATABASE_URL": dsn, **more},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-
-
-async def output(process: asyncio.subprocess.Process) -> str:
-    async with asyncio.timeout(60):
-        printed, _ = await process.communicate()
-    return printed.decode()
+    return await start_program(sys.executable, *arguments, cwd=EXAMPLES, DATABASE_URL=dsn, **more)
 
 
 async def test_the_script_prints_what_it_did(dsn: str) -> None:
     script = await started(dsn, "script.py")
-    assert (await output(script)).splitlines() == [
+    assert (await output_of(script)).splitlines() == [
         "balance 12.50 EUR",
         "there are only 12.50",
         "1 AccountOpened None",
@@ -75,7 +63,7 @@ async def test_the_worker_prints_each_deposit_until_it_is_stopped(dsn: str, bank
         await bank.execute(Deposit(account_id=account, amount=Decimal(2)))
         assert f" 2 into {account}" in (await worker.stdout.readline()).decode()
     worker.send_signal(signal.SIGTERM)
-    assert await output(worker) == "stopped\n"
+    assert await output_of(worker) == "stopped\n"
     assert worker.returncode == 0
 
 
@@ -83,13 +71,13 @@ async def test_the_django_command_deposits_and_reports_a_refusal(dsn: str, bank:
     command = ("-m", "django", "deposit", "--settings=settings")
     site = str(EXAMPLES / "django_site")
     done = await started(dsn, *command, str(account), "12.50", PYTHONPATH=site)
-    assert await output(done) == "deposited at position 2\n"
+    assert await output_of(done) == "deposited at position 2\n"
     row = await bank.get(AccountView, account, at_least=2)
     assert row is not None
     assert row.balance == Decimal("12.50")
 
     refused = await started(dsn, *command, str(uuid4()), "12.50", PYTHONPATH=site)
-    assert await output(refused) == "CommandError: There is no such account.\n"
+    assert await output_of(refused) == "CommandError: There is no such account.\n"
     assert refused.returncode == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.commands import clean_environ
+from tests.support.commands import run_program
 
 from headwater.cli.new import new_app
 from headwater.errors import SettingsError
@@ -18,22 +17,9 @@ from headwater.errors import SettingsError
 PYTHON = f"PYTHON={sys.executable}"
 
 
-async def ran(folder: Path, *command: str) -> tuple[int | None, str]:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env=clean_environ(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    async with asyncio.timeout(100):
-        printed, _ = await process.communicate()
-    return process.returncode, printed.decode()
-
-
 async def test_a_new_app_passes_its_tests_and_the_checks_of_style_types_and_its_compose_file(tmp_path: Path) -> None:
     folder = new_app("ticket-shop", tmp_path)
-    code, printed = await ran(folder, "make", "test", PYTHON)
+    code, printed = await run_program("make", "test", PYTHON, cwd=folder)
     assert (code, printed.splitlines()[-1].partition(" in ")[0]) == (0, "4 passed"), printed
     style = ("--isolated", "--line-length=120")
     for tool in (
@@ -42,7 +28,7 @@ async def test_a_new_app_passes_its_tests_and_the_checks_of_style_types_and_its_
         ("mypy", "--strict", "."),
         ("check_jsonschema", "--quiet", "--builtin-schema=vendor.compose-spec", "compose.yaml"),
     ):
-        code, printed = await ran(folder, sys.executable, "-m", *tool)
+        code, printed = await run_program(sys.executable, "-m", *tool, cwd=folder)
         assert code == 0, printed
 
 

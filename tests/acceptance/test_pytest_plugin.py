@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
 import pytest
-from tests.support.commands import clean_environ
+from tests.support.commands import run_program
 
 PROJECT = """
 [tool.headwater]
@@ -40,16 +39,7 @@ async def test_a_database_is_a_tests_own(headwater_app, amount):
 
 
 async def run_pytest(project: Path, *arguments: str) -> tuple[int | None, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments),
-        cwd=project,
-        env=clean_environ(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    async with asyncio.timeout(90):
-        printed, _ = await process.communicate()
-    return process.returncode, printed.decode()
+    return await run_program(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, cwd=project)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from headwater.cli import main
 ROOT = Path(__file__).parents[2]
 CLI = ROOT / "src" / "headwater" / "cli"
 PATIENCE = 60
+PROGRAM_PATIENCE = 100
 
 _forked = multiprocessing.get_context("forkserver")
 _forked.set_forkserver_preload(["bank.main", *(f"headwater.cli.{file.stem}" for file in CLI.glob("[a-z]*.py"))])
@@ -49,6 +50,31 @@ async def run_command(
             process.kill()
             raise TimeoutError(f"headwater {' '.join(arguments)}: {_text(out)} {_text(err)}")
         return process.exitcode, _text(out), _text(err)
+
+
+async def start_program(*command: str, cwd: Path, **more: str) -> asyncio.subprocess.Process:
+    """Start a program in a folder, with a clean environment and further variables. Its errors go to its output."""
+    return await asyncio.create_subprocess_exec(
+        *command,
+        cwd=cwd,
+        env=clean_environ() | more,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+
+
+async def output_of(process: asyncio.subprocess.Process) -> str:
+    """Wait until a program has ended. Returns what it printed."""
+    async with asyncio.timeout(PROGRAM_PATIENCE):
+        printed, _ = await process.communicate()
+    return printed.decode()
+
+
+async def run_program(*command: str, cwd: Path) -> tuple[int | None, str]:
+    """Run a program in a folder to its end. Returns its exit code and what it printed."""
+    process = await start_program(*command, cwd=cwd)
+    printed = await output_of(process)
+    return process.returncode, printed
 
 
 def _run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], files: Sequence[object]) -> None:
