@@ -47,7 +47,7 @@ WATCH = "subscription($account: UUID!) { account(accountId: $account) { balance 
 async def test_a_subscription_shows_a_deposit_at_once(
     headwater: Callable[..., Any], sockets: Callable[..., Any]
 ) -> None:
-    dev = await headwater("dev")
+    dev = await headwater("dev", python=sys.executable)
     user = (await dev.graphql(REGISTER, email="ada@example.org"))["registerUser"]
     assert user["user"] == {"email": "ada@example.org"}
     account = (await dev.graphql(OPEN, owner=user["streamId"]))["openAccount"]["streamId"]

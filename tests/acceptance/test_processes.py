@@ -71,17 +71,24 @@ async def run(*arguments: str, **environ: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def environ(clean_environ: dict[str, str], blank_dsn: str) -> dict[str, str]:
+def environ(clean_environ: dict[str, str], dsn: str) -> dict[str, str]:
+    """The environment of a deployment on a migrated database."""
+    return clean_environ | {"DATABASE_URL": dsn}
+
+
+@pytest.fixture
+def blank_environ(clean_environ: dict[str, str], blank_dsn: str) -> dict[str, str]:
     """The environment of a deployment on an empty database."""
     return clean_environ | {"DATABASE_URL": blank_dsn}
 
 
 async def test_a_command_returns_the_row_that_a_worker_in_another_process_has_written(
-    headwater: Callable[..., Any], environ: dict[str, str]
+    headwater: Callable[..., Any], blank_environ: dict[str, str]
 ) -> None:
-    assert await run("migrate", **environ) == (0, "The database is up to date.\n")
-    serve = await headwater("serve", DATABASE_URL=environ["DATABASE_URL"])
-    work = await headwater("work", DATABASE_URL=environ["DATABASE_URL"])
+    assert await run("migrate", **blank_environ) == (0, "The database is up to date.\n")
+    url, python = blank_environ["DATABASE_URL"], sys.executable
+    serve = await headwater("serve", python=python, DATABASE_URL=url)
+    work = await headwater("work", python=python, DATABASE_URL=url)
     assert (await work.get("/health/ready")).json() == {"status": "ready", "readable": True, "writable": True}
 
     # The worker writes the row; the server reads it at the position of the command.
@@ -96,11 +103,10 @@ async def test_a_command_returns_the_row_that_a_worker_in_another_process_has_wr
 
 @pytest.mark.kills
 async def test_a_subscription_resumes_at_another_server_after_one_was_killed(
-    headwater: Callable[..., Any], sockets: Callable[..., Any], environ: dict[str, str], blank_dsn: str
+    headwater: Callable[..., Any], sockets: Callable[..., Any], environ: dict[str, str], dsn: str
 ) -> None:
-    assert (await run("migrate", **environ))[0] == 0
     first, second, _ = await asyncio.gather(
-        *(headwater(command, DATABASE_URL=blank_dsn) for command in ("serve", "serve", "work"))
+        *(headwater(command, DATABASE_URL=dsn) for command in ("serve", "serve", "work"))
     )
 
     async def do(mutation: str, **variables: str) -> tuple[str, str]:
@@ -147,8 +153,8 @@ async def test_a_subscription_resumes_at_another_server_after_one_was_killed(
     }
 
 
-async def test_serve_refuses_a_database_that_is_not_migrated(environ: dict[str, str]) -> None:
-    code, printed = await run("serve", "--port", "0", **environ)
+async def test_serve_refuses_a_database_that_is_not_migrated(blank_environ: dict[str, str]) -> None:
+    code, printed = await run("serve", "--port", "0", **blank_environ)
     assert code == 1
     assert "run `headwater migrate`" in printed
     assert "Traceback" not in printed
@@ -199,7 +205,6 @@ async def test_a_setting_that_cannot_be_parsed_stops_the_start(clean_environ: di
 async def test_a_port_in_use_is_reported_with_the_options_to_change_it(
     headwater: Callable[..., Any], environ: dict[str, str]
 ) -> None:
-    assert (await run("migrate", **environ))[0] == 0
     first = await headwater("serve", DATABASE_URL=environ["DATABASE_URL"])
     code, printed = await run("serve", "--port", first.url.rpartition(":")[2], **environ)
     assert code == 1
@@ -210,7 +215,6 @@ async def test_a_port_in_use_is_reported_with_the_options_to_change_it(
 async def test_readiness_fails_while_the_database_is_unreachable_and_recovers(
     headwater: Callable[..., Any], environ: dict[str, str]
 ) -> None:
-    assert (await run("migrate", **environ))[0] == 0
     serve = await headwater("serve", DATABASE_URL=environ["DATABASE_URL"])
     name = environ["DATABASE_URL"].partition("?")[0].rpartition("/")[2]
     admin = await asyncpg.connect(environ["DATABASE_URL"].replace(f"/{name}?", "/postgres?"))
@@ -278,10 +282,9 @@ async def waits(connection: asyncpg.Connection) -> bool:
     "command, with_signal", [("serve", signal.SIGTERM), ("work", signal.SIGINT), ("dev", signal.SIGINT)]
 )
 async def test_a_signal_during_the_start_ends_the_process_cleanly(
-    launch: Callable[..., Any], environ: dict[str, str], blank_dsn: str, command: str, with_signal: signal.Signals
+    launch: Callable[..., Any], environ: dict[str, str], dsn: str, command: str, with_signal: signal.Signals
 ) -> None:
-    assert (await run("migrate", **environ))[0] == 0
-    connection = await asyncpg.connect(blank_dsn)
+    connection = await asyncpg.connect(dsn)
     async with connection.transaction():
         await connection.execute("select from headwater.counted for update")
         process = await launch(command, "--port", "0")
@@ -295,10 +298,9 @@ async def test_a_signal_during_the_start_ends_the_process_cleanly(
 
 @pytest.mark.parametrize("command", ["events tail --after 0", f"events trace {UUID(int=1)}", "check"])
 async def test_ctrl_c_ends_a_command_that_waits_for_the_database(
-    launch: Callable[..., Any], environ: dict[str, str], blank_dsn: str, command: str
+    launch: Callable[..., Any], environ: dict[str, str], dsn: str, command: str
 ) -> None:
-    assert (await run("migrate", **environ))[0] == 0
-    connection = await asyncpg.connect(blank_dsn)
+    connection = await asyncpg.connect(dsn)
     async with connection.transaction():
         tables = "headwater.head, headwater.events, headwater.counted"
         await connection.execute(f"lock table {tables} in access exclusive mode")
@@ -309,12 +311,11 @@ async def test_ctrl_c_ends_a_command_that_waits_for_the_database(
 
 
 async def test_a_mutation_that_cannot_be_written_before_the_shutdown_gets_outcome_unknown(
-    headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
+    headwater: Callable[..., Any], environ: dict[str, str], dsn: str
 ) -> None:
     """The process ends in time, and the client learns that its command may have been written."""
-    assert (await run("migrate", **environ))[0] == 0
-    serve = await headwater("serve", DATABASE_URL=blank_dsn)
-    connection = await asyncpg.connect(blank_dsn)
+    serve = await headwater("serve", DATABASE_URL=dsn)
+    connection = await asyncpg.connect(dsn)
     async with httpx.AsyncClient(base_url=serve.url, timeout=20) as client, connection.transaction():
         await connection.execute("select from headwater.head for update")
         body = {"query": REGISTER_ONLY, "variables": {"email": "ada@example.org"}}
@@ -328,10 +329,10 @@ async def test_a_mutation_that_cannot_be_written_before_the_shutdown_gets_outcom
 
 
 async def test_a_dev_that_cannot_listen_does_not_migrate_the_database(
-    headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
+    headwater: Callable[..., Any], blank_environ: dict[str, str], blank_dsn: str
 ) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
-    code, printed = await run("dev", "--port", str(taken.getsockname()[1]), **environ)
+    code, printed = await run("dev", "--port", str(taken.getsockname()[1]), **blank_environ)
     taken.close()
     assert (code, "cannot listen" in printed) == (1, True)
     connection = await asyncpg.connect(blank_dsn)
@@ -340,7 +341,6 @@ async def test_a_dev_that_cannot_listen_does_not_migrate_the_database(
 
 
 async def test_a_closed_pipe_ends_a_command_quietly(launch: Callable[..., Any], environ: dict[str, str]) -> None:
-    assert (await run("migrate", **environ))[0] == 0
     for command in (["status"], ["schema"], ["events", "tail"]):
         read, write = os.pipe()
         os.close(read)
@@ -350,10 +350,9 @@ async def test_a_closed_pipe_ends_a_command_quietly(launch: Callable[..., Any], 
 
 
 async def test_a_shutdown_answers_every_request_in_progress(
-    headwater: Callable[..., Any], environ: dict[str, str], blank_dsn: str
+    headwater: Callable[..., Any], environ: dict[str, str], dsn: str
 ) -> None:
-    assert (await run("migrate", **environ))[0] == 0
-    serve = await headwater("serve", DATABASE_URL=blank_dsn)
+    serve = await headwater("serve", DATABASE_URL=dsn)
     async with httpx.AsyncClient(base_url=serve.url, limits=httpx.Limits(max_connections=20)) as client:
         answered: list[str] = []
         refused = asyncio.Event()
@@ -376,7 +375,7 @@ async def test_a_shutdown_answers_every_request_in_progress(
             await asyncio.wait(clients, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
         assert await serve.stop(signal.SIGTERM) == 0
         await asyncio.gather(*clients)
-    connection = await asyncpg.connect(blank_dsn)
+    connection = await asyncpg.connect(dsn)
     written = await connection.fetch("select stream_id from headwater.events")
     await connection.close()
     assert {str(row[0]) for row in written} == set(answered)

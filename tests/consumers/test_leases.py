@@ -9,7 +9,6 @@ import json
 import os
 import random
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
-from tests.support.commands import clean_environ
+from tests.support.commands import Forked, clean_environ
 from tests.support.waiting import until
 
 from headwater import App, Command, Decider, Event, Feature, ReadModel, Recorded, View
@@ -116,26 +115,19 @@ def test_a_unit_is_assigned_only_to_a_worker_whose_code_can_run_it() -> None:
 
 
 @asynccontextmanager
-async def working(dsn: str, name: str = "app", lease: float | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+async def working(dsn: str, name: str = "app", lease: float | None = None) -> AsyncIterator[Forked]:
     """A `headwater work` process. It is killed at the end, unless it has ended."""
     environ = clean_environ() | {
         "DATABASE_URL": dsn,
-        "PYTHONPATH": os.pathsep.join(sys.path),
         "HEADWATER_POLL_SECONDS": "0.2",
         "HEADWATER_PROJECTION_BATCH": "50",
         **({} if lease is None else {"HEADWATER_LEASE_SECONDS": str(lease)}),
     }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headwater", "work", "--app", f"test_leases:{name}", "--port", "0"),
-        cwd=HERE,
-        env=environ,
-    )
+    process = Forked(("work", "--app", f"test_leases:{name}", "--port", "0"), HERE, environ)
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        await process.close()
 
 
 async def write(connection: asyncpg.Connection, *keys: UUID) -> int:
@@ -290,9 +282,7 @@ async def test_a_worker_that_was_paused_until_its_lease_expired_commits_nothing(
 
 
 @asynccontextmanager
-async def asleep(
-    dsn: str, connection: asyncpg.Connection, process: asyncio.subprocess.Process, midway: bool
-) -> AsyncIterator[None]:
+async def asleep(dsn: str, connection: asyncpg.Connection, process: Forked, midway: bool) -> AsyncIterator[None]:
     """Pause a worker: while it waits for events, or between the move of its checkpoint and the commit."""
     if not midway:
         process.send_signal(signal.SIGSTOP)
@@ -307,7 +297,7 @@ async def asleep(
     yield
 
 
-async def tries_in_vain(dsn: str, connection: asyncpg.Connection, process: asyncio.subprocess.Process) -> None:
+async def tries_in_vain(dsn: str, connection: asyncpg.Connection, process: Forked) -> None:
     """Resume a worker, and return when it has tried to commit.
 
     Its heartbeat is blocked meanwhile: otherwise it mostly finds out that its lease has expired before it writes.

@@ -142,7 +142,7 @@ async def test_a_real_server_on_loopback_checks_the_host_of_requests_and_websock
     url = url_of(listening)
     task = asyncio.create_task(real.serve(sockets=[listening]))
     try:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=False) as client:
             assert (await client.get(url)).text == "in"
             refused = await client.get(url, headers={"host": "evil.example"})
         assert refused.status_code == 421

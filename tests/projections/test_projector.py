@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -16,6 +14,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from msgspec.structs import replace
+from tests.support.commands import ROOT, Forked, clean_environ
 from tests.support.executing import accepted
 from tests.support.folding import fold_of_log, stored
 from tests.support.loading import Load
@@ -160,34 +159,24 @@ async def test_a_row_created_and_removed_in_one_batch_leaves_no_tombstone(
 
 # Exactly once ------------------------------------------------------------------------------------------------------
 
-WORKER = """
-import asyncio, sys
-from msgspec.structs import replace
-from tests.support.waiting import reached, until
-from bank.main import app
-from headwater.config import Settings
-from headwater.server.node import Node
-
-async def work():
-    settings = replace(Settings(), projection_batch=20, projection_cache=10, poll_seconds=0.2, lease_seconds=0.6)
-    async with Node(app, settings, sys.argv[1], serve=False, work=True):
-        await asyncio.Event().wait()
-
-asyncio.run(work())
-"""
+WORKER = {
+    "HEADWATER_PROJECTION_BATCH": "20",
+    "HEADWATER_PROJECTION_CACHE": "10",
+    "HEADWATER_POLL_SECONDS": "0.2",
+    "HEADWATER_LEASE_SECONDS": "0.6",
+}
 
 
 @asynccontextmanager
-async def worker(dsn: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that maintains the bank's read models until it is killed."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER, dsn, env=environment)
+async def worker(dsn: str) -> AsyncIterator[None]:
+    """Run a process that maintains the bank's read models, and kill it at the end."""
+    environ = clean_environ() | WORKER | {"DATABASE_URL": dsn}
+    process = Forked(("work", "--app", "bank.main:app", "--port", "0"), ROOT, environ)
     try:
-        yield process
+        yield
     finally:
-        if process.returncode is None:
-            process.kill()
-        assert await process.wait() == -signal.SIGKILL, "the worker ended by itself"
+        await process.close()
+        assert process.returncode == -signal.SIGKILL, "the worker ended by itself"
 
 
 @pytest.mark.kills

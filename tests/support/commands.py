@@ -1,4 +1,4 @@
-"""Runs `headwater ...` to its end as an operator does, each command in a process of its own.
+"""Runs `headwater ...` as an operator does, each command in a process of its own.
 
 The processes are forked from one that has loaded the modules, since loading takes longer than most commands. The start
 of a new interpreter is tested in `tests/acceptance`.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +26,9 @@ PATIENCE = 60
 PROGRAM_PATIENCE = 100
 
 _forked = multiprocessing.get_context("forkserver")
-_forked.set_forkserver_preload(["bank.main", *(f"headwater.cli.{file.stem}" for file in CLI.glob("[a-z]*.py"))])
+_forked.set_forkserver_preload(
+    ["bank.main", "headwater.server.web", *(f"headwater.cli.{file.stem}" for file in CLI.glob("[a-z]*.py"))]
+)
 
 
 def clean_environ() -> dict[str, str]:
@@ -42,14 +46,13 @@ async def run_command(
     if environ is None:
         environ = clean_environ()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        files = [DupFd(file.fileno()) for file in (out, err)]
-        process = _forked.Process(target=_run, args=(arguments, cwd, {**environ, **more}, files), daemon=True)
-        process.start()
-        await asyncio.to_thread(process.join, PATIENCE)
-        if process.exitcode is None:
+        process = Forked(arguments, cwd, {**environ, **more}, out.fileno(), err.fileno())
+        try:
+            code = await asyncio.wait_for(process.wait(), PATIENCE)
+        except TimeoutError:
             process.kill()
-            raise TimeoutError(f"headwater {' '.join(arguments)}: {_text(out)} {_text(err)}")
-        return process.exitcode, _text(out), _text(err)
+            raise TimeoutError(f"headwater {' '.join(arguments)}: {_text(out)} {_text(err)}") from None
+        return code, _text(out), _text(err)
 
 
 async def start_program(*command: str, cwd: Path, **more: str) -> asyncio.subprocess.Process:
@@ -77,9 +80,82 @@ async def run_program(*command: str, cwd: Path) -> tuple[int | None, str]:
     return process.returncode, printed
 
 
-def _run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], files: Sequence[object]) -> None:
-    for number, file in enumerate(files, 1):
-        os.dup2(file.detach(), number)  # type: ignore[attr-defined]  # typeshed does not declare DupFd.detach
+class Forked:
+    """A command that runs. The methods are those of asyncio's `Process`.
+
+    out, err: file descriptors for what it prints; they are duplicated. None: those of the tests.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        environ: Mapping[str, str],
+        out: int | None = None,
+        err: int | None = None,
+    ) -> None:
+        files = {1: None if out is None else DupFd(out), 2: None if err is None else DupFd(err)}
+        self.stdout: asyncio.StreamReader | None = None
+        self._pipe: asyncio.ReadTransport | None = None
+        self._process: BaseProcess = _forked.Process(target=_run, args=(arguments, cwd, environ, files), daemon=True)
+        self._process.start()
+
+    @classmethod
+    async def piped(cls, arguments: Sequence[str], cwd: Path, environ: Mapping[str, str]) -> Forked:
+        """Start a command. What it prints, also on standard error, is read from `stdout` until `close`."""
+        ours, theirs = os.pipe()
+        process = cls(arguments, cwd, environ, theirs, theirs)
+        os.close(theirs)
+        process.stdout = stdout = asyncio.StreamReader()
+        process._pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(ours, "rb")
+        )
+        return process
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, sent: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, sent)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._process.sentinel, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        assert self.returncode is not None
+        return self.returncode
+
+    async def close(self) -> None:
+        """Kill the process if it runs, and close the pipe."""
+        self.kill()
+        await self.wait()
+        if self._pipe is not None:
+            self._pipe.close()
+
+
+def _run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], files: Mapping[int, object | None]) -> None:
+    for number, file in files.items():
+        if file is not None:
+            os.dup2(file.detach(), number)  # type: ignore[attr-defined]  # typeshed does not declare DupFd.detach
+    # New ones, as a new interpreter makes them: those of the fork belong to the files of the tests.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from tests.support.commands import Forked
 from websockets.asyncio.client import ClientConnection
 
 STOPS_WITHIN = 5.0
@@ -19,26 +20,30 @@ STOPS_WITHIN = 5.0
 class Running:
     """A `headwater` process that is ready. url: where it listens. printed: its output until then, line by line."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | Forked
     url: str
     printed: list[str] = field(default_factory=list)
 
     async def graphql(self, query: str, **variables: Any) -> Any:
         """POST an operation and return its `data`; fail the test on errors."""
-        async with httpx.AsyncClient() as client:
+        async with _client() as client:
             response = await client.post(f"{self.url}/graphql", json={"query": query, "variables": variables})
         body = response.json()
         assert "errors" not in body, body
         return body["data"]
 
     async def get(self, path: str, **headers: str) -> httpx.Response:
-        async with httpx.AsyncClient() as client:
+        async with _client() as client:
             return await client.get(f"{self.url}{path}", headers=headers)
 
     async def stop(self, with_signal: int = signal.SIGINT) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(with_signal)
         return await asyncio.wait_for(self.process.wait(), STOPS_WITHIN)
+
+
+def _client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(verify=False)  # there is no TLS, and loading certificates takes longer than a request
 
 
 class Socket:
@@ -68,7 +73,7 @@ class Socket:
         return message["payload"]["data"]
 
 
-async def ready(process: asyncio.subprocess.Process) -> Running:
+async def ready(process: asyncio.subprocess.Process | Forked) -> Running:
     """Read the output of a process until it names its address."""
     assert process.stdout is not None
     printed = []

@@ -9,6 +9,7 @@ over the saga and its read model with the next fencing token, as after the expir
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -113,6 +114,7 @@ async def taken(database: Database, name: str) -> Generation:
 
 def main(dsn: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers
+    gc.freeze()  # a worker would copy what it shares with this process, only to look at it
     print("ready", flush=True)  # noqa: T201 - its parent reads this
     for line in sys.stdin:
         _, where, at = [*line.split(), "nowhere", "0"][:3]

@@ -13,6 +13,7 @@ from headwater.eventstore.positions import Positions
 T = TypeVar("T")
 
 LOOK_AGAIN_SECONDS = 0.01
+LONGEST_PAUSE = 0.05
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
@@ -21,7 +22,7 @@ async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
     Raises:
         AssertionError: the condition did not hold within so many seconds; the message shows its source.
     """
-    limit = asyncio.timeout(seconds)
+    limit, pause = asyncio.timeout(seconds), LOOK_AGAIN_SECONDS
     try:
         async with limit:
             while True:
@@ -31,7 +32,8 @@ async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
                 if found:
                     return found
                 # Rows of a database, another process and counters of this one send no signal.
-                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                await asyncio.sleep(pause)
+                pause = min(1.2 * pause, LONGEST_PAUSE)
     except TimeoutError:
         if not limit.expired():
             raise  # the condition itself raised it

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 from msgspec.structs import replace
-from tests.support.commands import clean_environ
+from tests.support.commands import Forked, clean_environ
 from tests.support.waiting import until
 from tests.support.whole.app import app
 
@@ -58,7 +56,6 @@ class Apart:
         self._connection = connection
         self._environ = clean_environ() | {
             "DATABASE_URL": dsn,
-            "PYTHONPATH": os.pathsep.join(sys.path),
             "HEADWATER_POLL_SECONDS": str(QUICK.poll_seconds),
             "HEADWATER_LEASE_SECONDS": str(QUICK.lease_seconds),
             "HEADWATER_PROJECTION_BATCH": str(QUICK.projection_batch),
@@ -67,8 +64,7 @@ class Apart:
 
     async def start(self) -> None:
         """Start the process and wait until it is registered as a worker, so that a later kill interrupts its work."""
-        arguments = ("-m", "headwater", "work", "--app", "app:app", "--port", "0")
-        self._process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=HERE, env=self._environ)
+        self._process = Forked(("work", "--app", "app:app", "--port", "0"), HERE, self._environ)
         await until(self._is_there)
 
     async def _is_there(self) -> bool:
@@ -81,6 +77,4 @@ class Apart:
         await self._process.wait()
 
     async def kill(self) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
+        await self._process.close()
